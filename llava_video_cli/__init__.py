@@ -1,0 +1,43 @@
+"""Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.
+
+The names below are imported on first use, so that `import llava_video_cli` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .conversation import Answer, Chunk, Generation, Request, Segment, Turn, Usage, join
+    from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
+    from .image import Picture, read_image
+    from .models import Loading, Model, open_model
+    from .preset import Preset, load_preset
+    from .sampling import Sampling
+    from .sheet import contact_sheet
+    from .video import Frames, VideoInfo, probe, read_frames
+
+_HOMES = {
+    "conversation": ("Answer", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
+    "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
+    "image": ("Picture", "read_image"),
+    "models": ("Loading", "Model", "open_model"),
+    "preset": ("Preset", "load_preset"),
+    "sampling": ("Sampling",),
+    "sheet": ("contact_sheet",),
+    "video": ("Frames", "VideoInfo", "probe", "read_frames"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Answer", "Chunk", "ContextError", "Frames", "Generation", "LlvidError", "Loading", "MediaError", "Model",
+    "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage", "UsageError", "VideoInfo",
+    "contact_sheet", "join", "load_preset", "open_model", "probe", "read_frames", "read_image",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,51 @@
+"""What can go wrong, as classes that exist to be caught.
+
+LlvidError                exit code 1
+├── UsageError            exit code 2: an option, a question or a preset that makes no sense
+├── MediaError            a video or picture that can't be read
+└── ModelError            a checkpoint that can't be loaded or can't run here
+    └── ContextError      a prompt that doesn't fit the checkpoint's context
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LlvidError(Exception):
+    """A failure with one line to read and, where there is one, a next step.
+
+    `str(error)` is the line, without a full stop; `hint` is the next step or None; `exit_code` is the
+    process's exit code when nothing catches the error.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(LlvidError):
+    """The request itself makes no sense."""
+
+    exit_code = 2
+
+
+class MediaError(LlvidError):
+    """A video or picture can't be read."""
+
+
+class ModelError(LlvidError):
+    """A checkpoint can't be loaded, or can't run on this machine."""
+
+
+class ContextError(ModelError):
+    """The prompt doesn't fit the context that the checkpoint was trained for."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return a hint that names the known word nearest to a mistyped one, or None if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else None
