@@ -1,0 +1,89 @@
+"""Opening a video file and finding its video stream, without FFmpeg reaching for any other file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import av.error
+from av.stream import Disposition
+
+from .errors import MediaError
+from .mediafile import check_file
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+# Containers that hold their pictures themselves. Playlists (hls, dash, concat), patterns of files (image2) and
+# devices are left out, so that a file from elsewhere can't make us read another file or the network.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,gif,apng,webp,jpegxl_anim,asf,ogg,nut,mxf"
+    ",gxf,ivf,obu,av1,h261,h263,h264,hevc,vvc,m4v,mpegvideo,vc1,dirac,mjpeg,mpjpeg,dv,rm,wtv,swf,yuv4mpegpipe,avs,"
+    "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
+)
+MAX_PIXELS = 16384 * 16384
+MAX_READ_ERRORS = 100
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video file for the `with` block; give the container and the stream that is meant to be watched.
+
+    The best video stream is taken; cover art is none. Raises MediaError for what is no readable video file.
+    FFmpeg's own errors inside the block pass through.
+    """
+    check_file(path, "video")
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    try:
+        # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
+        container = av.open(f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore")
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{path}: not a video, or its header is broken or missing", hint=_hint(error)) from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: can't be opened: {error}") from error
+    with container:
+        yield container, _video_stream(path, container)
+
+
+def read_packets(container: InputContainer, stream: VideoStream, broken: list[str]) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets to the last, then the empty one that flushes the decoder.
+
+    An error of the container is appended to `broken`, and reading goes on behind it; after `MAX_READ_ERRORS` the
+    file counts as ended.
+    """
+    packets = container.demux(stream)
+    while len(broken) < MAX_READ_ERRORS:
+        try:
+            yield from packets
+            return
+        except av.error.FFmpegError as error:
+            broken.append(reason(error))
+            packets = container.demux(stream)
+
+
+def reason(error: av.error.FFmpegError) -> str:
+    """Return FFmpeg's bare words for an error."""
+    return str(error.strerror or error)
+
+
+def _hint(error: av.error.FFmpegError) -> str | None:
+    return None if isinstance(error, av.error.ArgumentError) else f"FFmpeg says: {reason(error)}"
+
+
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
+    best = container.streams.best("video")
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise MediaError(f"{path}: no video stream" + (" (only cover art)" if best else ""))
+    stream = next((film for film in films if best and film.index == best.index), films[0])
+    context = stream.codec_context
+    if context is None:
+        raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
+    if context.width * context.height > MAX_PIXELS:
+        raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
+    return stream

@@ -1,0 +1,32 @@
+"""The file behind a video or a picture, checked before any decoder sees it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from .errors import MediaError
+
+
+def check_file(path: str, wanted: Literal["video", "picture"]) -> None:
+    """Raise MediaError unless `path` is a regular file with something in it that may be read.
+
+    Pipes and devices are refused: reading one could wait for ever.
+    """
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        raise MediaError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise MediaError(f"{path}: can't be opened: {words}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{path}: a folder, not a {wanted}")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise MediaError(f"{path}: the file is empty")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"{path}: can't be opened: Permission denied")

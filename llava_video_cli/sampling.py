@@ -1,0 +1,234 @@
+"""Which moments of a video to look at: arithmetic on presentation stamps, without a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal, get_args
+
+from .errors import MediaError, UsageError
+
+Mode = Literal["uniform", "endpoints", "keyframes"]
+
+# More frames than any model's context holds (a frame is 144 tokens); an `fps` that asks for more is a slip.
+MAX_FRAMES = 4096
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many frames to take from a video, from which part of it, and by which rule.
+
+    The part is `[start_seconds, end_seconds)`, counted from the first picture on screen; `end_seconds=None`,
+    or a time past the end, means the end of the video. With `n` frames:
+
+    - `uniform`: frame i is the one on screen at `start + i * (end - start) / n`; on a clip of constant rate
+      with `total` frames that is frame `i * total // n`, as transformers takes it.
+    - `endpoints`: frame `i * (total - 1) // (n - 1)`, so first and last are in (LLaVA-NeXT's own demo).
+    - `keyframes`: the times of `uniform`, each moved to the keyframe at or before it; each keyframe once.
+
+    `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
+    them. Neither count may exceed `MAX_FRAMES`; whether the prompt fits the model's context is checked
+    elsewhere. A part with no more than `n` frames gives each of its frames once.
+
+    Raises UsageError for values that make no sense.
+    """
+
+    frames: int = 32
+    fps: float | None = None
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    mode: Mode = "uniform"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.frames, bool) or not isinstance(self.frames, int):
+            raise UsageError(f"the number of frames must be a whole number, got {self.frames!r}")
+        if not 1 <= self.frames <= MAX_FRAMES:
+            raise UsageError(f"the number of frames must be from 1 to {MAX_FRAMES}, got {self.frames}")
+        if self.fps is not None and (not _is_number(self.fps) or self.fps <= 0):
+            raise UsageError(f"frames per second must be a number above 0, got {self.fps!r}")
+        if not _is_number(self.start_seconds) or self.start_seconds < 0:
+            raise UsageError(f"the start must be a time of 0 seconds or later, got {self.start_seconds!r}")
+        if self.end_seconds is not None:
+            if not _is_number(self.end_seconds):
+                raise UsageError(f"the end must be a time in seconds, got {self.end_seconds!r}")
+            if self.end_seconds <= self.start_seconds:
+                raise UsageError(
+                    f"the end ({self.end_seconds:g} s) must come after the start ({self.start_seconds:g} s)"
+                )
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"sampling must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)
+_SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds that `90`, `90.5`, `1:30` or `00:01:30.5` stand for.
+
+    Raises UsageError for anything else, minutes (below an hour part) or seconds above 59 included.
+    """
+    text = text.strip()
+    if _SECONDS.fullmatch(text):
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return seconds
+    elif clock := _CLOCK.fullmatch(text):
+        hours, minutes, rest = clock[1], int(clock[2]), Fraction(clock[3].rstrip("."))
+        if rest < 60 and (hours is None or minutes < 60):
+            return float((int(hours or 0) * 60 + minutes) * 60 + rest)
+    raise UsageError(f"not a time: {text!r}", hint="write seconds (90 or 90.5) or [HH:]MM:SS (1:30, 00:01:30.5)")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each picture of a stream comes on screen, in ticks of the stream's own time base.
+
+    `stamps` holds at least one, strictly ascending; a picture stays until the next one's stamp, the last one
+    until `end`. `time_base` is the seconds of one tick. `keyframes` are the stamps that decoding can start
+    at, ascending.
+    """
+
+    stamps: Sequence[int]
+    end: int
+    time_base: Fraction
+    keyframes: Sequence[int] = ()
+
+    @property
+    def duration_seconds(self) -> float:
+        """From the first picture's appearance to the last one's disappearance."""
+        return float((self.end - self.stamps[0]) * self.time_base)
+
+    def seconds(self, stamp: int) -> float:
+        """Return the time of a stamp, counted from the first picture on screen."""
+        return float((stamp - self.stamps[0]) * self.time_base)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The stamps of the frames to take, in order of time, and what a user should know about them.
+
+    A stamp stands twice where a picture stays on screen for two of the moments.
+    """
+
+    stamps: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose(timeline: Timeline, sampling: Sampling) -> Choice:
+    """Return the stamps of the frames that `sampling` means.
+
+    Raises MediaError when the start lies behind the last picture, or when `fps` asks for too many frames.
+    """
+    first, tick = timeline.stamps[0], timeline.time_base
+    start = first + _exact(sampling.start_seconds) / tick
+    end = Fraction(timeline.end)
+    if sampling.end_seconds is not None:
+        end = min(end, first + _exact(sampling.end_seconds) / tick)
+    if start >= timeline.end:
+        raise MediaError(
+            f"the start ({sampling.start_seconds:g} s) lies past the end of the video"
+            f" ({timeline.duration_seconds:.3f} s)"
+        )
+    constant = is_constant(timeline.stamps)
+    # Matroska rounds to milliseconds: 2 / 30 s lies just before its own frame's stamp, 67, hence half a tick
+    slack = Fraction(1, 2) if constant and not _is_even(timeline.stamps) else Fraction(0)
+    count = sampling.frames
+    step = (end - start) / count
+    if sampling.fps is not None:
+        step = 1 / (_exact(sampling.fps) * tick)
+        count = max(1, math.ceil((end - start - slack) / step))
+        if count > MAX_FRAMES:
+            raise MediaError(
+                f"{sampling.fps:g} frames per second of {float((end - start) * tick):.1f} seconds are {count}"
+                f" frames, more than {MAX_FRAMES}",
+                hint="lower the frames per second, or take a shorter part",
+            )
+    here = range(_on_screen(timeline.stamps, start), max(1, bisect_left(timeline.stamps, end)))
+    if sampling.mode == "endpoints":
+        chosen = _endpoints(here, count)
+    elif len(here) <= count and sampling.mode == "uniform":
+        chosen = list(here)
+    elif constant and sampling.fps is None:
+        chosen = _divide_frames(timeline, start, end, count)
+    else:
+        chosen = [_on_screen(timeline.stamps, start + i * step + slack) for i in range(count)]
+    stamps = [timeline.stamps[index] for index in chosen]
+    if sampling.mode == "keyframes":
+        return _at_keyframes(timeline, stamps)
+    return Choice(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
+
+
+def is_constant(stamps: Sequence[int]) -> bool:
+    """Return whether the stamps lie on one line but for rounding, to one tick and a quarter of a step."""
+    last = len(stamps) - 1
+    if last < 1:
+        return True
+    span = stamps[-1] - stamps[0]  # all in units of 1 / last ticks, to stay in integers
+    return all(
+        abs(off) < last and 4 * abs(off) <= span
+        for off in ((stamp - stamps[0]) * last - index * span for index, stamp in enumerate(stamps))
+    )
+
+
+def _is_even(stamps: Sequence[int]) -> bool:
+    return len({after - before for before, after in pairwise(stamps)}) <= 1
+
+
+def _exact(value: float) -> Fraction:
+    return Fraction(str(value))  # 0.3 is meant as 3/10, not as the double just below it
+
+
+def _on_screen(stamps: Sequence[int], moment: Fraction | int) -> int:
+    return max(0, bisect_right(stamps, moment) - 1)
+
+
+def _endpoints(here: range, count: int) -> list[int]:
+    count = min(count, len(here))
+    return [here[i * (len(here) - 1) // max(1, count - 1)] for i in range(count)]
+
+
+def _divide_frames(timeline: Timeline, start: Fraction, end: Fraction, count: int) -> list[int]:
+    """Divide frames instead of ticks: on a constant rate the same moments, free of the stamps' rounding."""
+    begin, stop = _position(timeline, start), _position(timeline, end)
+    return [math.floor(begin + i * (stop - begin) / count) for i in range(count)]
+
+
+def _position(timeline: Timeline, moment: Fraction) -> Fraction:
+    """Return a moment in frames: 2.5 is half-way through the third one's time on screen."""
+    stamps, index = timeline.stamps, _on_screen(timeline.stamps, moment)
+    after = stamps[index + 1] if index + 1 < len(stamps) else timeline.end
+    return index + (moment - stamps[index]) / (after - stamps[index])
+
+
+def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Choice:
+    keys = sorted({timeline.stamps[0], *timeline.keyframes})  # the first's own keyframe may be hidden
+    snapped = dict.fromkeys(keys[_on_screen(keys, stamp)] for stamp in stamps)
+    notes = ["frames taken at keyframes, which may lie before the moments asked for"]
+    if len(snapped) < len(stamps):
+        notes.append(f"only {_plural(len(snapped), 'keyframe')} for {len(stamps)} moments: each used once")
+    return Choice(tuple(snapped), tuple(notes))
+
+
+def _notes(sampling: Sampling, here: range, chosen: list[int], count: int) -> list[str]:
+    notes = []
+    if len(here) < count:
+        where = "the video" if sampling.start_seconds == 0 and sampling.end_seconds is None else "this part"
+        notes.append(f"{where} has only {_plural(len(here), 'frame')}, not {count}: each used once")
+    still = len(chosen) - len(set(chosen))
+    if still:
+        notes.append(f"the picture stands still: {_plural(still, 'frame')} of {count} repeat the one before")
+    return notes
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

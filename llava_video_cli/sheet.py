@@ -1,0 +1,93 @@
+"""Contact sheets: the frames of a sampling at a glance, each with its time."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .video import Frames
+
+_BACKGROUND, _CAPTION = (24, 24, 24), (235, 235, 235)
+_ASPECT = 16 / 9  # of the sheet that `columns=None` aims at, width to height
+_GAP = 6  # pixels, between pictures and around them
+_MIN_CELL = 48  # pixels; narrower pictures have no room for their times
+
+
+def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int = 1280) -> Image:
+    """Return the frames as a grid, in reading order, with the time of each printed below it.
+
+    The sheet is `width_pixels` wide, and as high as it has to be. `columns=None` takes
+    the number that makes the sheet about as wide as a screen. Raises UsageError for fewer than one column, or a
+    sheet too narrow for its columns.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    count, height, width, _ = frames.images.shape
+    if columns is None:
+        columns = _columns(count, width / height)
+    elif columns < 1:
+        raise UsageError(f"a contact sheet needs at least 1 column, got {columns}")
+    columns = min(columns, count)
+    cell_width = (width_pixels - _GAP) // columns - _GAP
+    if cell_width < _MIN_CELL:
+        raise UsageError(
+            f"{columns} columns don't fit in {width_pixels} pixels", hint=f"each needs {_MIN_CELL + _GAP} pixels"
+        )
+    cell_height = max(1, round(cell_width * height / width))
+    labels = time_labels(frames.times_seconds)
+    font_size = _font_size(labels, cell_width)
+    font = ImageFont.load_default(size=font_size)
+    caption_height = round(1.5 * font_size)
+    row_height = cell_height + caption_height + _GAP
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (width_pixels, _GAP + rows * row_height), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    left_margin = (width_pixels - columns * (cell_width + _GAP) + _GAP) // 2
+    for number, (pixels, label) in enumerate(zip(frames.images, labels, strict=True)):
+        left = left_margin + number % columns * (cell_width + _GAP)
+        top = _GAP + number // columns * row_height
+        picture = Image.fromarray(pixels).resize((cell_width, cell_height), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (left, top))
+        middle = (left + cell_width / 2, top + cell_height + caption_height / 2)
+        draw.text(middle, label, fill=_CAPTION, font=font, anchor="mm")
+    return sheet
+
+
+def time_labels(times_seconds: tuple[float, ...]) -> list[str]:
+    """Return `M:SS.ss` (`H:MM:SS.ss` from an hour on) for each time, with no more digits than tell them apart."""
+    for digits in (1, 2, 3):
+        labels = [_clock(seconds, digits, long=max(times_seconds) >= 3600) for seconds in times_seconds]
+        if len(set(labels)) == len(set(times_seconds)):
+            break
+    return labels
+
+
+def _clock(seconds: float, digits: int, *, long: bool) -> str:
+    units = round(seconds * 10**digits)
+    whole, fraction = divmod(units, 10**digits)
+    minutes, rest = divmod(whole, 60)
+    clock = f"{minutes // 60}:{minutes % 60:02d}" if long else f"{minutes}"
+    return f"{clock}:{rest:02d}.{fraction:0{digits}d}"
+
+
+def _columns(count: int, aspect: float) -> int:
+    """Return the number of columns whose sheet comes nearest to the wanted shape, with few empty places."""
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        empty = rows * columns - count
+        return abs(math.log(columns * aspect / rows / _ASPECT)) + empty / count
+
+    return min(range(1, min(count, 10) + 1), key=cost)
+
+
+def _font_size(labels: list[str], cell_width: int) -> int:
+    from PIL import ImageFont
+
+    widest = max(ImageFont.load_default(size=100).getlength(label) for label in labels)
+    return max(8, min(22, int(0.95 * cell_width * 100 / widest), round(cell_width / 9)))

@@ -1,0 +1,188 @@
+"""Sample videos, small clips made with PyAV, and the oracle: a full sequential decode, written apart from video.py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llava_video_cli import video
+from llava_video_cli.video import Frames
+
+SAMPLES = Path(
+    os.environ.get("LLVID_SAMPLE_VIDEOS") or Path(__file__).resolve().parents[1].parent / "shared" / "videos"
+)
+Pixels = NDArray[np.uint8]
+
+
+def sample(name: str) -> Path:
+    """Return a file of the sample videos, or skip the test with the reason."""
+    path = SAMPLES / name
+    if not path.exists():
+        pytest.skip(f"no sample video {path} (set LLVID_SAMPLE_VIDEOS)")
+    return path
+
+
+def digest(pixels: Pixels) -> str:
+    """Return a fingerprint of a picture, its shape included."""
+    return f"{pixels.shape}:{hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()}"
+
+
+def decode_all(path: Path, keep: Container[int] | None = None) -> list[tuple[int | None, str]]:
+    """Decode a file from start to end, going on after errors: each frame's stamp and fingerprint.
+
+    With `keep`, only the frames of these numbers get a fingerprint.
+    """
+    with av.open(str(path), metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1  # with more, FFmpeg shows leftovers of its memory behind an error
+        found: list[tuple[int | None, str]] = []
+        for frame in _frames(container, stream):
+            wanted = keep is None or len(found) in keep
+            found.append((frame.pts, digest(shown(frame)) if wanted else ""))
+        return found
+
+
+def shown(frame: av.VideoFrame) -> Pixels:
+    """Return a frame's pixels as a player shows them, moving each pixel to where the display matrix puts it."""
+    pixels: Pixels = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    numbers = struct.unpack("=9i", matrix)
+    a, b, c, d = (round(numbers[i] / 65536) for i in (0, 1, 3, 4))
+    sources = _sources(*pixels.shape[:2], a, b, c, d)
+    turned: Pixels = pixels.reshape(-1, 3)[sources]
+    return turned
+
+
+@cache
+def _sources(height: int, width: int, a: int, b: int, c: int, d: int) -> NDArray[np.intp]:
+    """For each pixel as shown, the number of the stored one: the matrix moves (x, y) to (a x + c y, b x + d y)."""
+    y, x = np.indices((height, width))
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    sources = np.empty((int(to_y.max()) + 1, int(to_x.max()) + 1), np.intp)
+    sources[to_y, to_x] = np.arange(height * width).reshape(height, width)
+    return sources
+
+
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    packets = container.demux(stream)
+    while True:
+        with suppress(av.error.FFmpegError):  # what comes behind an error is decoded too
+            packet = next(packets, None)
+            if packet is None:
+                return
+            yield from packet.decode()
+
+
+def picture(number: int, width: int = 96, height: int = 64) -> Pixels:
+    """Return a picture that differs from those of other numbers: a texture on the move over a changing colour."""
+    rows, columns = np.indices((height, width))
+    texture = (np.sin((columns + 3 * number) / 7.0) * np.cos((rows - 2 * number) / 5.0) * 60).astype(int)
+    colour = np.array([40 + 11 * number % 170, 60 + 7 * number % 150, 200 - 13 * number % 160])
+    pixels: Pixels = np.clip(texture[..., None] + colour, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def make_clip(
+    path: Path,
+    stamps: Sequence[int] = range(24),
+    time_base: Fraction = Fraction(1, 24),
+    codec: str = "libx264",
+    size: tuple[int, int] = (96, 64),
+    **options: str,
+) -> Path:
+    """Write a video with a picture at each stamp (in `time_base`); `options` are the encoder's own."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = stamp, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def make_sound(path: Path) -> Path:
+    """Write a sound file without a video stream."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44100, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write a display matrix into an mp4's track header (ISO 14496-12, tkhd version 0)."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    one = 65536
+    content[matrix : matrix + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def break_packets(path: Path, numbers: Sequence[int]) -> Path:
+    """Overwrite the packets of these numbers (in decoding order) with 0xff."""
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in (packets[number] for number in numbers):
+        assert position is not None
+        content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+    return path
+
+
+def oracle_numbers(stamps: list[int], end: int, n: int) -> list[int]:
+    """The frame on screen at i * (end - first) / n, by looking through all of them."""
+    if n >= len(stamps):
+        return list(range(len(stamps)))
+    moments = [stamps[0] + Fraction(i * (end - stamps[0]), n) for i in range(n)]
+    return [max(k for k, stamp in enumerate(stamps) if stamp <= moment) for moment in moments]
+
+
+def assert_same(frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int]) -> None:
+    got = [digest(pixels) for pixels in frames.images]
+    known = [fingerprint for _, fingerprint in oracle]
+    where = [known.index(fingerprint) if fingerprint in known else None for fingerprint in got]
+    assert got == [known[number] for number in numbers], f"got {where}, expected {numbers}"
+
+
+def assert_times(frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int], tick: Fraction) -> None:
+    first = min(stamp for stamp, _ in oracle if stamp is not None)
+    expected = [
+        float((stamp - first) * tick) for stamp in (oracle[number][0] for number in numbers) if stamp is not None
+    ]
+    assert frames.times_seconds == pytest.approx(expected, abs=1e-9)
+
+
+def refuse_full_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the reader fail where it would fall back to decoding a whole file."""
+
+    def refuse(path: str) -> None:
+        raise AssertionError(f"{path} would be decoded in full")
+
+    monkeypatch.setattr(video, "_review", refuse)

@@ -1,0 +1,145 @@
+"""The frame reader on real files with quirks; the counts are those of ../shared/videos/README.md."""
+
+from __future__ import annotations
+
+import math
+import time
+from fractions import Fraction
+from functools import cache
+
+import pytest
+from clips import assert_same, assert_times, decode_all, oracle_numbers, refuse_full_decodes, sample
+
+from llava_video_cli.errors import MediaError
+from llava_video_cli.sampling import Sampling
+from llava_video_cli.video import probe, read_frames
+
+TOTALS = {
+    "nasa_13013.mp4": 390, "av1.mkv": 125, "bt709_full_range.mp4": 30, "hevc_10bit.mp4": 30,
+    "flipping_a_pancake.mkv": 310, "corrupted.mp4": 49, "rotated_90.mov": 3, "no_duration.webm": 74,
+    "transparent.webm": 150, "pigs_in_a_polka.gif": 30, "bikes.mp4": 250, "asl_learn.mkv": 61,
+    "car_detection.mp4": 377, "delayed_start.mp4": 24, "rotated_phone.mp4": 240, "counter.mp4": 30,
+    "edit_list.mp4": 77, "edit_list_positive_shift.mp4": 270, "edit_list_reordered.mp4": 12, "h264.ts": 30,
+    "fragmented.mp4": 30, "sample.avi": 96, "sample.flv": 30, "h263.3gp": 15, "rotate_and_reflect.mp4": 30,
+    "empty_track.mp4": 30, "all_keyframes.mp4": 30, "odd_dimensions.webm": 30, "one_white_frame.mp4": 1,
+    "b_pyramid.mp4": 120, "long_1080p_lowbitrate.mp4": 10883, "long_180p_av1.mp4": 21766,
+}  # fmt: skip
+UNEVEN = {"no_duration.webm", "sample.avi"}
+LONG = {name for name, total in TOTALS.items() if total > 1000}
+COUNTS = (1, 2, 8, 32)
+
+
+def expected_numbers(name: str, stamps: list[int], mode: str, n: int) -> list[int]:
+    total = TOTALS[name]
+    count = min(n, total)
+    if mode == "endpoints":
+        return [i * (total - 1) // max(1, count - 1) for i in range(count)]
+    if name in UNEVEN:
+        return oracle_numbers(stamps, stamps[-1] + {"no_duration.webm": 66, "sample.avi": 1}[name], n)
+    return [i * total // count for i in range(count)]
+
+
+@cache
+def timed_decode(name: str) -> tuple[list[tuple[int | None, str]], float]:
+    keep = None
+    if name in LONG:
+        keep = {k for n in COUNTS for mode in ("uniform", "endpoints") for k in expected_numbers(name, [], mode, n)}
+    began = time.process_time()
+    return decode_all(sample(name), keep), time.process_time() - began
+
+
+def full_decode(name: str) -> list[tuple[int | None, str]]:
+    return timed_decode(name)[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(TOTALS) - {"corrupted.mp4"}))
+def test_sample_videos_equal_a_full_decode(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_full_decodes(monkeypatch)
+    clip = sample(name)
+    oracle = full_decode(name)
+    assert len(oracle) == TOTALS[name]
+    stamps = [stamp for stamp, _ in oracle if stamp is not None]
+    tick = Fraction(1)
+    for mode in ("endpoints", "uniform"):
+        for n in COUNTS:
+            frames = read_frames(clip, Sampling(frames=n, mode=mode))
+            numbers = expected_numbers(name, stamps, mode, n)
+            assert_same(frames, oracle, numbers)
+            if len(numbers) > 1:
+                tick = Fraction(frames.times_seconds[-1]) / (stamps[numbers[-1]] - stamps[0])
+            assert_times(frames, oracle, numbers, tick)
+            assert bool(frames.notes) == (n > TOTALS[name])
+    info = probe(clip)
+    assert frames.info == info
+    assert frames.images.shape == (min(32, TOTALS[name]), info.height, info.width, 3)
+
+
+@pytest.mark.parametrize("name", sorted(set(TOTALS) - {"corrupted.mp4"} - LONG - UNEVEN))
+def test_a_part_and_a_rate_of_sample_videos(name: str) -> None:
+    clip, total = sample(name), TOTALS[name]
+    info, oracle = probe(clip), full_decode(name)
+    rate = total / info.duration_seconds
+    start, end = round(info.duration_seconds * 0.37, 2), round(info.duration_seconds * 0.81 + 0.01, 2)
+    for sampling in (Sampling(frames=4, start_seconds=start, end_seconds=end), Sampling(fps=2)):
+        frames = read_frames(clip, sampling)
+        numbers = [round(seconds * rate) for seconds in frames.times_seconds]
+        assert_same(frames, oracle, numbers)
+        if sampling.fps:
+            assert len(numbers) == min(total, math.ceil(round(info.duration_seconds * 2, 6)))
+            moments = [i * rate / 2 for i in range(len(numbers))]
+        else:
+            first, stop = math.floor(start * rate), math.ceil(end * rate)
+            assert numbers[0] == first
+            assert numbers[-1] < stop
+            moments = [(start + i * (end - start) / 4) * rate for i in range(4)]
+        if len(numbers) == len(moments) < total:  # just on an edge, floats don't tell which side is meant
+            assert all(
+                number in (math.floor(m - 0.05), math.floor(m + 0.05))
+                for number, m in zip(numbers, moments, strict=True)
+            )
+
+
+def test_a_damaged_sample_video() -> None:
+    """Frame 30 of 50 can't be decoded; all the others are there, where one goes on behind the error."""
+    clip = sample("corrupted.mp4")
+    oracle = full_decode("corrupted.mp4")
+    good = [stamp // 1024 for stamp, _ in oracle if stamp is not None]
+    assert sorted(set(range(50)) - set(good)) == [30]
+    for n in (1, 2, 8, 32, 100):
+        count = min(n, 50)
+        frames = read_frames(clip, Sampling(frames=n))
+        wanted = [i * 50 // count for i in range(count)]
+        assert_same(frames, oracle, [good.index(k) for k in wanted if k != 30])
+        assert bool(frames.notes) == (n > 2)  # two frames don't come near the damage
+    assert len(frames.images) == 49
+    assert "1 broken packet skipped; nearest good frames used" in frames.notes
+    window = read_frames(clip, Sampling(frames=1, start_seconds=3, end_seconds=3.05))
+    assert_same(window, oracle, [29])
+
+
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_a_long_video_is_not_decoded_in_full(name: str) -> None:
+    _, full_seconds = timed_decode(name)
+    began = time.process_time()
+    read_frames(sample(name), Sampling(frames=8))
+    assert time.process_time() - began < full_seconds / 2
+
+
+def test_colours_of_full_range_bt709() -> None:
+    import av
+    import numpy as np
+
+    clip = sample("bt709_full_range.mp4")
+    with av.open(str(clip)) as container:
+        planes = next(container.decode(video=0)).planes
+        y, u, v = (np.array(memoryview(p)).reshape(p.height, p.line_size)[:, : p.width] + 0.0 for p in planes)
+    u, v = (plane.repeat(2, 0).repeat(2, 1) - 128 for plane in (u, v))
+    red, blue = y + 1.5748 * v, y + 1.8556 * u  # ITU-R BT.709, full range
+    shown = read_frames(clip, Sampling(frames=1)).images[0]
+    assert np.abs(shown[..., 0] - red.clip(0, 255)).mean() < 1.5
+    assert np.abs(shown[..., 2] - blue.clip(0, 255)).mean() < 1.5
+
+
+def test_the_sample_without_pictures() -> None:
+    with pytest.raises(MediaError, match="no video stream"):
+        probe(sample("audio_only.mp3"))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from clips import picture
+
+from llava_video_cli.errors import UsageError
+from llava_video_cli.sampling import Sampling
+from llava_video_cli.sheet import contact_sheet, time_labels
+from llava_video_cli.video import Frames, VideoInfo
+
+
+def made_frames(count: int, width: int = 64, height: int = 36, step: float = 0.5) -> Frames:
+    images = np.stack([np.full((height, width, 3), (100 + number, 180, 60), np.uint8) for number in range(count)])
+    info = VideoInfo("a.mp4", count * step, width, height, 1 / step, "h264", 0)
+    return Frames(images, tuple(number * step for number in range(count)), info, Sampling(frames=count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 32, 64, 100])
+@pytest.mark.parametrize("size", [(64, 36), (36, 64), (50, 50), (200, 20)])
+def test_every_frame_is_there_once_with_a_readable_shape(count: int, size: tuple[int, int]) -> None:
+    sheet = contact_sheet(made_frames(count, *size))
+    assert sheet.width == 1280
+    assert sheet.mode == "RGB"
+    assert 150 < sheet.height < 4000
+    red, green, _ = np.moveaxis(np.asarray(sheet), -1, 0)
+    seen = np.unique(red[green == 180])
+    assert set(range(100, 100 + count)) <= set(seen.tolist())
+
+
+def test_frames_stand_in_reading_order() -> None:
+    sheet = np.asarray(contact_sheet(made_frames(6), columns=3)).astype(int)
+    middles = [np.argwhere((sheet[..., 0] == 100 + n) & (sheet[..., 1] == 180)).mean(axis=0) for n in range(6)]
+    rows, columns = zip(*middles, strict=True)
+    assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4] == rows[5]
+    assert columns[0] < columns[1] < columns[2]
+    assert columns[0] == columns[3]
+    assert abs(columns[1] - 640) < 3
+
+
+def test_a_time_is_printed_below_each_frame() -> None:
+    frames = made_frames(4)
+    sheet = np.asarray(contact_sheet(frames, columns=2)).astype(int)
+    is_picture = (sheet[..., 1] == 180) & (sheet[..., 2] == 60)
+    bottom = np.argwhere(is_picture[: sheet.shape[0] // 2].any(axis=1)).max()
+    below = sheet[bottom + 2 : bottom + 30]
+    for half in (below[:, :640], below[:, 640:]):
+        assert (half.min(axis=2) > 200).sum() > 20
+    moved = Frames(frames.images, (0.0, 1.0, 2.0, 3.0), frames.info, frames.sampling)
+    assert not np.array_equal(sheet, np.asarray(contact_sheet(moved, columns=2)))
+
+
+@pytest.mark.parametrize(
+    ("times", "labels"),
+    [
+        ((0.0, 1.25, 61.0), ["0:00.0", "0:01.2", "1:01.0"]),
+        ((0.0, 0.04, 0.08), ["0:00.00", "0:00.04", "0:00.08"]),
+        ((0.0, 0.001), ["0:00.000", "0:00.001"]),
+        ((59.96,), ["1:00.0"]),
+        ((0.0, 3600.0, 7325.5), ["0:00:00.0", "1:00:00.0", "2:02:05.5"]),
+        ((2.0, 2.0, 3.0), ["0:02.0", "0:02.0", "0:03.0"]),
+    ],
+)
+def test_time_labels(times: tuple[float, ...], labels: list[str]) -> None:
+    assert time_labels(times) == labels
+
+
+def test_the_picture_itself_is_shown() -> None:
+    frames = made_frames(1, 400, 300)
+    frames.images[0] = picture(5, 400, 300)
+    sheet = contact_sheet(frames, width_pixels=412)  # 6 pixels of gap on both sides
+    assert np.array_equal(np.asarray(sheet)[6:306, 6:406], picture(5, 400, 300))
+
+
+def test_columns_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="at least 1 column, got 0"):
+        contact_sheet(made_frames(3), columns=0)
+    with pytest.raises(UsageError, match="100 columns don't fit in 1280 pixels"):
+        contact_sheet(made_frames(100), columns=100)
+    assert contact_sheet(made_frames(3), columns=50).width == 1280
