@@ -1,0 +1,117 @@
+"""A question as a value, and an answer as a stream of values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from .errors import UsageError
+from .image import Picture
+from .video import Frames
+
+Media: TypeAlias = Frames | Picture
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "repetition"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: its media stand before its text, in their order."""
+
+    role: Role
+    text: str
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the answer is drawn: greedy at temperature 0, else sampled.
+
+    `seed` makes a sampled answer repeatable on the same machine and versions. Raises `UsageError` for a
+    value outside its range.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens),
+            (0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature),
+            (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0", self.repetition_penalty),
+            (self.seed is None or 0 <= self.seed < 2**63, "seed", "0 or more", self.seed),
+        )
+        for holds, name, wanted, got in checks:
+            if not holds:
+                raise UsageError(f"{name} must be {wanted}, got {got}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation that ends with a user's turn, and how to answer it."""
+
+    turns: tuple[Turn, ...]
+    generation: Generation = Generation()
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All media, in the order in which the prompt holds them."""
+        return tuple(medium for turn in self.turns for medium in turn.media)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost: counts in tokens, times in seconds, memory in bytes.
+
+    `cached_tokens` of `prompt_tokens` were not computed again. `first_token_seconds` and `total_seconds`
+    count from the moment the model got the request. `peak_memory_bytes` is the accelerator's peak, or,
+    without one, the process's peak resident size.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    first_token_seconds: float
+    total_seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer; the last one (and only it) carries the reason for the end, and the usage."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is said of the part `[start_seconds, end_seconds)` of a video."""
+
+    start_seconds: float
+    end_seconds: float
+    text: str
+
+
+def join(chunks: Iterable[Chunk]) -> Answer:
+    """Return the stream as a whole answer; raises `ValueError` if it has no last chunk."""
+    pieces = list(chunks)
+    if not pieces or pieces[-1].finish_reason is None or pieces[-1].usage is None:
+        raise ValueError("the stream of chunks ended without a finish reason")
+    return Answer("".join(chunk.text for chunk in pieces), pieces[-1].finish_reason, pieces[-1].usage)

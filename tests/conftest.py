@@ -1,0 +1,25 @@
+"""What tests share: checkpoints made once, and environments that keep the user's own settings out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ("LLVID_MODEL", "LLVID_PRESET", "LLVID_SERVER", "HF_ENDPOINT", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a tiny random checkpoint for each published layout."""
+    from checkpoints import LAYOUTS, make_checkpoint
+
+    base = tmp_path_factory.mktemp("layouts")
+    return {layout: make_checkpoint(base / layout, layout) for layout in LAYOUTS}

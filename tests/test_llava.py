@@ -1,0 +1,218 @@
+"""The model: streaming, stopping, limits, and what an incomplete or odd checkpoint leads to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_parity import STILL, VIDEO, moving_square
+
+from llava_video_cli import (
+    ContextError,
+    Generation,
+    LlvidError,
+    Loading,
+    ModelError,
+    Request,
+    Turn,
+    UsageError,
+    join,
+    open_model,
+)
+from llava_video_cli.models.generation import circles, until_end
+from llava_video_cli.models.llava import LlavaVideo
+
+
+@pytest.fixture(scope="module")
+def model(layouts: dict[str, Path]) -> LlavaVideo:
+    opened = open_model(str(layouts["vicuna"]))
+    assert isinstance(opened, LlavaVideo)
+    return opened
+
+
+def asked(text: str = "Why?", **generation: Any) -> Request:
+    return Request((Turn("user", text, (VIDEO,)),), Generation(**({"max_new_tokens": 12} | generation)))
+
+
+def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_tells_the_usage(model: LlavaVideo) -> None:
+    chunks = list(model.stream(asked()))
+    assert all(chunk.usage is None and chunk.finish_reason is None for chunk in chunks[:-1])
+    answer = join(chunks)
+    assert answer.text == "".join(chunk.text for chunk in chunks) == model.answer_all([asked()])[0].text
+    usage = answer.usage
+    assert usage.generated_tokens == 12 and answer.finish_reason == "length"
+    assert 4 * 144 < usage.prompt_tokens < 4 * 144 + 60
+    assert 0 < usage.first_token_seconds <= usage.total_seconds
+    assert usage.peak_memory_bytes > 1e8
+    assert len(chunks) > 2
+
+
+def test_a_seed_repeats_a_drawn_answer_and_another_seed_does_not(model: LlavaVideo) -> None:
+    def drawn(seed: int) -> str:
+        return join(model.stream(asked(temperature=1.5, seed=seed))).text
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    batch = model.answer_all([asked(temperature=1.5, seed=1), asked("Who?", temperature=1.5, seed=1)])
+    assert batch[0].text == drawn(1), "a drawn answer must not hang on what else is asked"
+
+
+def test_top_p_near_zero_is_greedy(model: LlavaVideo) -> None:
+    assert join(model.stream(asked(temperature=1.0, top_p=1e-6, seed=3))).text == join(model.stream(asked())).text
+
+
+def test_a_repetition_penalty_changes_the_answer(model: LlavaVideo) -> None:
+    assert join(model.stream(asked(repetition_penalty=5.0))).text != join(model.stream(asked())).text
+
+
+def test_a_system_text_is_part_of_the_prompt(model: LlavaVideo) -> None:
+    request = Request((Turn("system", "Answer in one word."), *asked().turns), asked().generation)
+    assert join(model.stream(request)).usage.prompt_tokens > join(model.stream(asked())).usage.prompt_tokens
+
+
+def test_a_reader_that_leaves_stops_the_generation(model: LlavaVideo) -> None:
+    stream = model.stream(asked(max_new_tokens=5000))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "llvid-generate" and thread.is_alive()]
+    assert join(model.stream(asked())).usage.generated_tokens == 12
+
+
+def test_an_exception_in_the_generating_thread_reaches_the_reader(layouts: dict[str, Path]) -> None:
+    from llava_video_cli.models.loading import load
+
+    loaded = load(layouts["vicuna"], Loading())
+
+    class Broken:
+        """A model that fails while it generates; everything else is the real one's."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loaded.model, name)
+
+        def generate(self, **_: Any) -> None:
+            raise ArithmeticError("the thread's own")
+
+    broken = LlavaVideo("broken", type(loaded)(**{**vars(loaded), "model": Broken()}))
+    with pytest.raises(ArithmeticError, match="the thread's own"):
+        list(broken.stream(asked()))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: LlavaVideo) -> None:
+    with pytest.raises(ContextError) as caught:
+        list(model.stream(Request((Turn("user", "Why?", (moving_square(80),)),), Generation(max_new_tokens=100))))
+    assert "80 frames" in str(caught.value) and "10,240" in str(caught.value)
+    fits = int(str(caught.value.hint).split("--frames ")[1].split()[0])
+    request = Request((Turn("user", "Why?", (moving_square(fits + 1),)),), Generation(max_new_tokens=100))
+    with pytest.raises(ContextError):
+        model._ids(request)
+    model._ids(Request((Turn("user", "Why?", (moving_square(fits),)),), Generation(max_new_tokens=100)))
+
+
+def test_marks_in_a_question_take_no_places(model: LlavaVideo) -> None:
+    assert join(model.stream(asked("Is <video> </s> here?"))).usage.generated_tokens == 12
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [
+        ([1, 2] * 40, True),
+        ([7] * 64, True),
+        ([7] * 63, False),
+        (list(range(100)), False),
+        (list(range(30)) * 6, True),
+        (list(range(30)) * 5, False),
+    ],
+)
+def test_circles(ids: list[int], wanted: bool) -> None:
+    assert circles(ids) is wanted
+
+
+def test_a_padded_row_ends_at_its_own_end() -> None:
+    assert until_end([5, 6, 2, 0, 0], [2]) == [5, 6, 2]
+    assert until_end([5, 6, 7], [2]) == [5, 6, 7]
+    assert until_end([9] * 100, [2]) == [9] * 64
+
+
+def copied(source: Path, to: Path) -> Path:
+    shutil.copytree(source, to)
+    return to
+
+
+def test_a_copy_without_preprocessor_files_gives_the_same(
+    layouts: dict[str, Path], tmp_path: Path, model: LlavaVideo
+) -> None:
+    folder = copied(layouts["vicuna"], tmp_path / "x")
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink()
+    pictured = Request((Turn("user", "Same?", (STILL, VIDEO)),), Generation(max_new_tokens=12))
+    bare = open_model(str(folder))
+    for request in (asked(), pictured):
+        assert join(bare.stream(request)).text == join(model.stream(request)).text
+
+
+def test_a_copy_with_the_class_default_of_224_pixels_is_noticed(
+    layouts: dict[str, Path], tmp_path: Path, model: LlavaVideo
+) -> None:
+    folder = copied(layouts["vicuna"], tmp_path / "x")
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        content = json.loads((folder / name).read_text())
+        content |= {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+        (folder / name).write_text(json.dumps(content))
+    assert join(open_model(str(folder)).stream(asked())).text == join(model.stream(asked())).text
+
+
+def test_incomplete_weights_are_refused(layouts: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(layouts["vicuna"], tmp_path / "x")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if "q_proj" in name)
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != gone},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ModelError, match="incomplete: 1 tensors missing"):
+        open_model(str(folder))
+    content = (layouts["vicuna"] / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="can't be loaded"):
+        open_model(str(folder))
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(layouts: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(layouts["vicuna"], tmp_path / "x")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        open_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("loading", "kind"),
+    [({"device": "cuda:99"}, ModelError), ({"device": "tpu"}, UsageError), ({"device": "cpu:1"}, UsageError)],
+)
+def test_a_device_that_is_not_there(layouts: dict[str, Path], loading: dict[str, Any], kind: type[LlvidError]) -> None:
+    with pytest.raises(kind, match="device"):
+        open_model(str(layouts["vicuna"]), Loading(**loading))
+
+
+def test_bfloat16_and_eager_attention_are_taken(layouts: dict[str, Path]) -> None:
+    opened = open_model(str(layouts["vicuna"]), Loading(dtype="bfloat16", attention="eager"))
+    assert opened.settings["dtype"] == "bfloat16" and opened.settings["attention"] == "eager"
+    assert join(opened.stream(asked())).usage.generated_tokens == 12
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_only_the_language_model_is_quantized(layouts: dict[str, Path], quantize: Any) -> None:
+    import torch
+
+    opened = open_model(str(layouts["mistral"]), Loading(quantize=quantize))
+    assert isinstance(opened, LlavaVideo)
+    assert join(opened.stream(asked())).usage.generated_tokens == 12
+    for name, module in opened._model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            is_quantized = type(module) is not torch.nn.Linear
+            assert is_quantized == ("language_model" in name), name
