@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_video_cli.errors import UsageError
+from llava_video_cli.preset import load_preset, preset_files, read_preset
+
+
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "llvid" / "presets" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_presets_are_all_understood() -> None:
+    names = {"default", "low-memory", "dpo", "long", "34b", "caption-short", "caption-detailed", "demo"}
+    assert names <= set(preset_files())
+    for name in names:
+        preset = load_preset(name)
+        assert preset.name == name and preset.about and preset.prompt
+
+
+def test_shipped_presets_fit_their_context() -> None:
+    """144 tokens a frame; the contexts are those of the published configs."""
+    contexts = {"7B-32K": 32768, "34B": 4096, "7B-DPO": 10240, "7B-hf": 10240}
+    for name in preset_files():
+        preset = load_preset(name)
+        if preset.model != "demo":
+            context = next(size for part, size in contexts.items() if part in preset.model)
+            assert preset.sampling.frames * 144 + preset.generation.max_new_tokens + 200 <= context, name
+
+
+def test_the_users_own_preset_hides_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own(tmp_path, monkeypatch, "default", "about: mine\nsampling:\n  frames: 5\n")
+    assert load_preset("default").path == path
+    assert load_preset("default").sampling.frames == 5
+    assert load_preset("default").generation.max_new_tokens == 512
+
+
+def test_a_file_in_the_current_folder_is_never_meant_by_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default.yaml").write_text("about: a trap\nmodel: evil/model\n")
+    (tmp_path / "mine.yaml").write_text("about: mine\n")
+    assert load_preset("default").model.startswith("llava-hf/")
+    with pytest.raises(UsageError) as caught:
+        load_preset("mine.yaml")
+    assert caught.value.hint == "a file in this folder is reached as ./mine.yaml"
+    assert load_preset("./mine.yaml").about == "mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("defualt", "default"), ("lowmemory", "low-memory"), ("caption-shrt", "caption-short")]
+)
+def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_preset(typed)
+    assert caught.value.hint == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "hint"),
+    [
+        ("about: x\nmodle: y\n", "no key 'modle'", "did you mean 'model'?"),
+        ("about: x\nsampling:\n  frame: 3\n", "sampling has no key 'frame'", "did you mean 'frames'?"),
+        (
+            "about: x\ngeneration:\n  temprature: 3\n",
+            "generation has no key 'temprature'",
+            "did you mean 'temperature'?",
+        ),
+        ("about: x\nsampling:\n  frames: many\n", "sampling: frames must be a whole number, got 'many'", None),
+        ("about: x\nsampling:\n  frames: true\n", "frames must be a whole number, got True", None),
+        ("about: x\nsampling:\n  frames: 0\n", "from 1 to", None),
+        ("about: x\nsampling:\n  mode: unifrom\n", "must be one of uniform", "did you mean 'uniform'?"),
+        ("about: x\nquantize: 4bits\n", "quantize must be one of none, 8bit, 4bit", "did you mean '4bit'?"),
+        ("about: x\nsampling: 8\n", "sampling must hold keys and values, got int", None),
+        ("model: y\n", "'about' is missing", "one line that says what it is for"),
+        ("- a\n", "must hold keys and values, got list", None),
+        ("", "must hold keys and values, got NoneType", None),
+        ("about: [\n", "is not YAML", None),
+        ("about: !!python/object/apply:os.system ['touch pwned']\n", "is not YAML", None),
+        ("about: x\ngeneration:\n  top_p: 2\n", "top_p must be above 0 and at most 1, got 2", None),
+        ("about: x\nname: y\n", "no key 'name'", None),
+    ],
+)
+def test_a_faulty_preset_is_refused_with_the_reason(tmp_path: Path, text: str, words: str, hint: str | None) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_preset(path)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+    assert hint is None or caught.value.hint == hint
+    assert not Path("pwned").exists()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no preset file"):
+        read_preset(tmp_path / "nothing.yaml")
+    with pytest.raises(UsageError, match="can't be read"):
+        read_preset(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError):
+        read_preset(tmp_path / "b.yaml")
