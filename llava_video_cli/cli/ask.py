@@ -1,0 +1,142 @@
+"""`llvid ask`: questions about a video or picture, each answer streamed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from typing import Annotated
+
+import typer
+
+from ..conversation import Answer, Chunk, Media, Request, Turn
+from ..errors import UsageError
+from ..models import Model
+from . import console
+from .background import Background
+from .media import check, notes, read
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, settle, takes
+from .record import ask_record
+
+_UNFINISHED = {
+    "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
+    "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
+}
+_EXAMPLES = """
+Examples:
+
+    llvid ask video.mp4 "What happens in this video?"
+
+    llvid ask video.mp4 "Who is in it?" "Where are they?" --frames 16 --json
+
+    llvid ask video.mp4 "Is this person in the video?" --with photo.jpg
+
+    echo "What is on the table?" | llvid ask photo.jpg -
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("ask", help=f"Ask one or more questions about a video or a picture.\n{_EXAMPLES}")(ask)
+
+
+@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+def ask(
+    media: Annotated[str, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)],
+    questions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="QUESTION...", help="Asked one by one, each anew; `-` reads one from stdin.", show_default=False
+        ),
+    ],
+    *,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="PATH",
+            help="A further video or picture for the same prompt, in order; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> None:
+    """Ask the questions and write the answers to stdout."""
+    settings = settle(preset, model, frames, text)
+    asked = _questions(questions)
+    paths = [media, *(with_ or ())]
+    check(paths)
+    answer_all(paths, asked, settings, output, show_questions=len(asked) > 1 and console.stderr.is_terminal)
+
+
+def answer_all(
+    paths: Sequence[str],
+    questions: Sequence[str],
+    settings: Settings,
+    output: OutputFlags,
+    show_questions: bool = False,
+) -> None:
+    """Read the media while the model loads, then ask and show one question after the other."""
+    with console.progress(output.quiet) as progress:
+        progress.say("reading frames, loading the model")
+        opening = Background("llvid-load", _open, settings)
+        contents = read(paths, settings.preset.sampling)
+        if not output.quiet:
+            for line in notes(contents):
+                console.note(line)
+        progress.say(f"loading {settings.model}")
+        model = opening.result()
+        for question in questions:
+            if show_questions and not output.quiet and not output.json:
+                progress.stop()
+                console.note(f"> {question}")
+            progress.say("thinking")
+            request = _request(question, contents, settings)
+            answer = _collect(model.stream(request), progress, silent=output.json)
+            if output.json:
+                console.write_json(ask_record(paths, contents, question, answer, model, settings))
+            if answer.finish_reason != "stop" and not output.quiet:
+                console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
+
+
+def _open(settings: Settings) -> Model:
+    from ..models import open_model
+
+    return open_model(settings.model, settings.loading, settings.revision)
+
+
+def _request(question: str, contents: Sequence[Media], settings: Settings) -> Request:
+    system = (Turn("system", settings.preset.system),) if settings.preset.system else ()
+    return Request((*system, Turn("user", question, tuple(contents))), settings.preset.generation)
+
+
+def _collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:
+    """Write a stream as it comes, unless silent; return the whole."""
+    pieces: list[str] = []
+    last: Chunk | None = None
+    try:
+        for last in chunks:
+            pieces.append(last.text)
+            if last.text and not silent:
+                progress.stop()
+                console.write(last.text)
+    finally:
+        if isinstance(chunks, Generator):
+            chunks.close()  # stops the generation when the user leaves
+        if any(pieces) and not silent:
+            console.write("\n")
+    assert last is not None and last.finish_reason is not None and last.usage is not None
+    return Answer("".join(pieces), last.finish_reason, last.usage)
+
+
+def _questions(questions: Sequence[str]) -> list[str]:
+    """Return the questions, with the one that is `-` read from stdin."""
+    if questions.count("-") > 1:
+        raise UsageError("only one question can come from stdin")
+    texts = [sys.stdin.read().strip() if question == "-" else question.strip() for question in questions]
+    if not all(texts):
+        raise UsageError("a question is empty")
+    return texts

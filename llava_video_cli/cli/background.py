@@ -1,0 +1,33 @@
+"""A call in a thread of its own, whose result or exception is fetched later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Background(Generic[Result]):
+    """Starts at once; the thread is a daemon, so a user who leaves does not wait for it."""
+
+    def __init__(self, name: str, call: Callable[..., Result], *arguments: object) -> None:
+        self._call, self._arguments = call, arguments
+        self._outcome: list[Result] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def result(self) -> Result:
+        """Wait, then return what the call returned or raise what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._outcome[0]
+
+    def _work(self) -> None:
+        try:
+            self._outcome.append(self._call(*self._arguments))
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+            self._error = error

@@ -1,0 +1,104 @@
+"""The terminal: answers on stdout, everything else on stderr, and nothing in either that the terminal obeys."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ..errors import LlvidError
+
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
+
+# C0 controls have pictures (U+2400 and on); the rest are written as escapes.
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+_KEPT = {ord("\n"), ord("\t")}
+
+
+def shown(text: str, one_line: bool = False) -> str:
+    """Return text in which control and formatting characters are shown instead of obeyed.
+
+    Line breaks and tabs stay, unless it has to be one line. Covers C0, C1, the direction marks that reorder a
+    line, and lone surrogates (the odd bytes of a file's name).
+    """
+    return "".join(_shown(character, one_line) for character in text)
+
+
+def _shown(character: str, one_line: bool) -> str:
+    code = ord(character)
+    if code in _PICTURES:
+        return character if code in _KEPT and not one_line else chr(_PICTURES[code])
+    if (
+        code > 0x7F
+        and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and code not in (0x200C, 0x200D)
+    ):
+        return f"\\u{code:04x}"
+    return character
+
+
+def write(text: str) -> None:
+    """Write a piece of an answer to stdout at once."""
+    sys.stdout.write(shown(text))
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Write a line of JSON to stdout; odd characters are escaped, so the line is safe to look at."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("".join(_json_safe(character) for character in line) + "\n")
+    sys.stdout.flush()
+
+
+def _json_safe(character: str) -> str:
+    code = ord(character)
+    if code < 0x7F or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return json.dumps(character)[1:-1]  # ASCII: surrogate pairs where JSON needs them
+
+
+def note(text: str) -> None:
+    """Write a line beside the answer."""
+    stderr.print(Text(shown(text, one_line=True), style="dim"))
+
+
+def error(failure: LlvidError | str, hint: str | None = None) -> None:
+    """Write the one line of an error, and its next step."""
+    hint = failure.hint if isinstance(failure, LlvidError) else hint
+    stderr.print(Text.assemble(("error: ", "bold red"), shown(str(failure), one_line=True)))
+    if hint:
+        stderr.print(Text.assemble(("hint: ", "bold"), shown(hint, one_line=True)))
+
+
+class Progress:
+    """What is going on, as a spinner on a terminal; nothing elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._status = None if quiet or not stderr.is_terminal else stderr.status("", spinner="dots")
+
+    def say(self, text: str) -> None:
+        """Show what is going on now."""
+        if self._status is not None:
+            self._status.update(Text(shown(text, one_line=True), style="dim"))
+            self._status.start()
+
+    def stop(self) -> None:
+        """Take the spinner away; `say` brings it back."""
+        if self._status is not None:
+            self._status.stop()
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Give a spinner that is gone at the end, whatever happens."""
+    spinner = Progress(quiet)
+    try:
+        yield spinner
+    finally:
+        spinner.stop()

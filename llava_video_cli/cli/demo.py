@@ -1,0 +1,106 @@
+"""`llvid demo`: a short clip, the embedded checkpoint's answers about it, and how to go on with a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import LlvidError
+from ..preset import Preset
+from . import console
+from .ask import answer_all
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .whole import whole_file
+
+if TYPE_CHECKING:
+    from ..demo.world import Scene
+
+_QUESTIONS = (
+    "What happens in this video?",
+    "What shape is it?",
+    "What color is it at the start?",
+    "Which way does it move?",
+    "Does the color change?",
+)
+_NEXT = """
+These answers came from the demo checkpoint that is part of llvid. It knows coloured shapes that move, and nothing else.
+Ask it about the clip:      llvid ask {clip} "What color is it at the end?" -m demo
+See what the model sees:    llvid frames {clip} -p demo -o sheet.png
+Ask a real checkpoint:      llvid ask your-video.mp4 "What happens in this video?"
+                            (downloads {model}, 14 GB; `llvid presets` lists others)
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    help_text = (
+        "Write a short clip and ask the embedded demo checkpoint about it: no download, no GPU.\n\n"
+        "The checkpoint knows only this world: one coloured shape on a dark ground that moves, stays, or changes "
+        "colour.\n\n"
+        "Example:\n\n    llvid demo\n"
+    )
+    app.command("demo", help=help_text)(demo)
+
+
+@takes(output=OutputFlags)
+def demo(
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Where the clip goes [default: llvid-demo.mp4 here].",
+            show_default=False,
+        ),
+    ] = None,
+    output: OutputFlags,
+) -> None:
+    """Make the clip, ask, and say how to go on."""
+    from ..demo.world import CODECS, write_clip
+
+    clip = Path(to or "llvid-demo.mp4")
+    if clip.suffix not in CODECS:
+        raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
+    if to is not None and clip.exists():
+        raise LlvidError(f"{clip} is there already", "name another file with -o")
+    with console.progress(output.quiet) as progress, whole_file(clip) as beside:
+        progress.say("drawing a clip")
+        write_clip(beside, scene())
+    if not output.quiet:
+        console.note(f"wrote {clip}")
+    settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
+    answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)
+    if not output.quiet:
+        console.stderr.print(_NEXT.format(clip=clip, model=Preset.model).rstrip("\n"))
+
+
+def scene() -> Scene:
+    """A yellow triangle that moves right and turns blue; always the same clip."""
+    from ..demo.world import Scene
+
+    return Scene(
+        width=640,
+        height=480,
+        frames_per_second=25,
+        duration_seconds=4.0,
+        shape="triangle",
+        color_start="yellow",
+        color_end="blue",
+        direction="right",
+        shade_start=(228, 204, 48),
+        shade_end=(45, 80, 220),
+        background=(24, 26, 34),
+        x=0.28,
+        y=0.55,
+        radius=0.17,
+        travel=0.44,
+        change_at=0.5,
+        blur=0.004,
+        noise=3.0,
+        compression=0.3,
+        seed=1,
+    )

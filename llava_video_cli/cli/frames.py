@@ -1,0 +1,118 @@
+"""`llvid frames`: the frames that a model would see, as a contact sheet or as files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import LlvidError, MediaError, UsageError
+from . import console
+from .media import check
+from .options import FrameFlags, OutputFlags, PresetFlag, settle_preset, settle_sampling, takes
+from .record import media_record
+from .whole import whole_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..video import Frames
+
+_EXAMPLES = """
+Examples:
+
+    llvid frames video.mp4 -o sheet.png
+
+    llvid frames video.mp4 -n 16 --start 1:00 --end 2:30 -o folder/
+"""
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("frames", help=f"Show the frames that the model would see.\n{_EXAMPLES}")(frames)
+
+
+@takes(flags=FrameFlags, preset=PresetFlag, output=OutputFlags)
+def frames(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video.", show_default=False)],
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", show_default=False,
+            help="A picture for a contact sheet, or a folder (ending in /) for a PNG of each "
+            "frame [default: VIDEO-frames.png here].",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that exist.")] = False,
+    flags: FrameFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> None:  # fmt: skip
+    """Read the frames, write them, and print where they are."""
+    sampling = settle_sampling(settle_preset(preset), flags)
+    check([video])
+    from ..image import is_picture
+    from ..video import read_frames
+
+    if is_picture(video):
+        raise MediaError(f"{video} is a picture, not a video")
+    # Not a hidden file for ".mp4", and never inside a folder that the video's name makes up.
+    target = to if to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
+    into_folder = target.endswith(("/", os.sep)) or Path(target).is_dir()
+    if not into_folder:
+        _check_file(Path(target), overwrite)
+    with console.progress(output.quiet) as progress:
+        progress.say("reading frames")
+        read = read_frames(video, sampling)
+    if not output.quiet:
+        for line in read.notes:
+            console.note(line)
+    written = _write_files(read, Path(target), overwrite) if into_folder else _write_sheet(read, Path(target))
+    if output.json:
+        console.write_json({"video": video, **media_record(video, read), "files": [str(path) for path in written]})
+    else:
+        console.write(f"{target if into_folder else written[0]}\n")
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"{path} must end in {', '.join(_SUFFIXES)}, or in / for a folder")
+    if path.exists() and not overwrite:
+        raise LlvidError(f"{path} is there already", "--overwrite writes over it")
+
+
+def _write_sheet(read: Frames, path: Path) -> list[Path]:
+    from ..sheet import contact_sheet
+
+    _save(contact_sheet(read), path)
+    return [path]
+
+
+def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
+    """Write `0001_12.480s.png` and so on: number, and time of the frame in seconds."""
+    from PIL import Image as Pillow
+
+    paths = [folder / f"{number:04d}_{seconds:.3f}s.png" for number, seconds in enumerate(read.times_seconds, start=1)]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise LlvidError(f"{path} is there already", "--overwrite writes over it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlvidError(f"can't make the folder {folder}: {error.strerror}") from None
+    for path, image in zip(paths, read.images, strict=True):
+        _save(Pillow.fromarray(image), path)
+    return paths
+
+
+def _save(picture: Image, path: Path) -> None:
+    with whole_file(path) as beside, beside.open("wb") as file:
+        picture.save(file, format=_format(path))
+
+
+def _format(path: Path) -> str:
+    return {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower().removeprefix("."))

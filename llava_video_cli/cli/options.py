@@ -1,0 +1,223 @@
+"""The options that commands share, declared once, and what they settle to with a preset."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from ..conversation import Generation
+from ..models.loading import Attention, DType, Loading, Quantize
+from ..preset import Preset, load_preset
+from ..sampling import Mode, Sampling, parse_time
+
+Result = TypeVar("Result")
+
+_MODEL, _FRAMES, _TEXT, _ALL = "Model", "Frames", "Text", "General"
+
+
+def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which checkpoint, and how it is brought into memory; None where the user said nothing."""
+
+    model: Annotated[
+        str | None,
+        _option("--model", "-m", panel=_MODEL, envvar="LLVID_MODEL", metavar="NAME", help="Hub id, folder, or `demo`."),
+    ] = None
+    revision: Annotated[
+        str | None, _option("--revision", panel=_MODEL, metavar="REV", help="Branch, tag or commit on the hub.")
+    ] = None
+    quantize: Annotated[
+        Quantize | None,
+        _option("--quantize", panel=_MODEL, help="Language model in 8 or 4 bits (bitsandbytes) [default: none]."),
+    ] = None
+    dtype: Annotated[
+        DType | None, _option("--dtype", panel=_MODEL, help="Precision of the weights [default: auto].")
+    ] = None
+    device: Annotated[
+        str | None,
+        _option("--device", panel=_MODEL, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps [default: auto]."),
+    ] = None
+    attention: Annotated[
+        Attention | None, _option("--attention", panel=_MODEL, help="Attention kernel [default: auto].")
+    ] = None
+
+
+@dataclass(frozen=True)
+class FrameFlags:
+    """Which frames of a video; None where the user said nothing."""
+
+    frames: Annotated[
+        int | None, _option("--frames", "-n", panel=_FRAMES, metavar="N", help="How many frames [default: 32].")
+    ] = None
+    fps: Annotated[
+        float | None,
+        _option("--fps", panel=_FRAMES, metavar="F", help="Frames a second of video, instead of --frames."),
+    ] = None
+    start: Annotated[
+        str | None, _option("--start", panel=_FRAMES, metavar="TIME", help="Where to begin: seconds or [HH:]MM:SS.")
+    ] = None
+    end: Annotated[
+        str | None, _option("--end", panel=_FRAMES, metavar="TIME", help="Where to stop: seconds or [HH:]MM:SS.")
+    ] = None
+    sampling: Annotated[
+        Mode | None,
+        _option(
+            "--sampling",
+            panel=_FRAMES,
+            help="uniform; endpoints (first and last too); keyframes (fast) [default: uniform].",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TextFlags:
+    """What the model is told, and how it answers; None where the user said nothing."""
+
+    system: Annotated[
+        str | None, _option("--system", panel=_TEXT, metavar="TEXT", help="System text before the conversation.")
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        _option("--max-new-tokens", panel=_TEXT, metavar="N", help="Longest answer, in tokens [default: 512]."),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _option("--temperature", panel=_TEXT, metavar="T", help="0 is greedy; higher is freer [default: 0]."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        _option("--top-p", panel=_TEXT, metavar="P", help="Draw from the likeliest tokens of this total [default: 1]."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _option(
+            "--repetition-penalty", panel=_TEXT, metavar="R", help="Above 1 makes repeating unlikely [default: 1]."
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, _option("--seed", panel=_TEXT, metavar="N", help="Makes a drawn answer repeatable.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class PresetFlag:
+    """Which preset; None where the user said nothing."""
+
+    preset: Annotated[
+        str | None,
+        _option(
+            "--preset",
+            "-p",
+            panel=_ALL,
+            envvar="LLVID_PRESET",
+            metavar="NAME",
+            help="A preset's name or path; see `llvid presets`.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """How a command talks."""
+
+    json: Annotated[bool, _option("--json", panel=_ALL, help="A line of JSON for each answer.")] = False
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
+
+
+def takes(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Give a command the options of flag dataclasses; it gets each group as one value under its keyword."""
+
+    def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name not in groups
+        ]
+        for group in groups.values():
+            kinds = get_type_hints(group, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+                )
+                for field in fields(group)
+            ]
+
+        @wraps(command)
+        def run(**values: Any) -> Result:
+            for keyword, group in groups.items():
+                values[keyword] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            return command(**values)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What flags and preset settle to: flags beat the preset, the preset beats the defaults."""
+
+    preset: Preset
+    loading: Loading
+    revision: str | None
+
+    @property
+    def model(self) -> str:
+        """The checkpoint's name."""
+        return self.preset.model
+
+
+def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
+    """Return the preset asked for; without one, the demo's for the demo checkpoint, else the default."""
+    return load_preset(flag.preset or ("demo" if model == "demo" else "default"))
+
+
+def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
+    """Return the preset's sampling with the user's flags over it."""
+    times = {"start_seconds": flags.start, "end_seconds": flags.end}
+    given: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
+    given |= _given(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
+    if flags.frames is not None and flags.fps is None:
+        given["fps"] = None
+    return replace(preset.sampling, **given)
+
+
+def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text: TextFlags) -> Settings:
+    """Return all that a run needs; raises `UsageError` for values that make no sense."""
+    preset = settle_preset(preset_flag, model.model)
+    generation = replace(
+        preset.generation,
+        **_given(
+            **{field.name: getattr(text, field.name) for field in fields(Generation)},
+        ),
+    )
+    if generation.temperature > 0 and generation.seed is None:
+        import secrets
+
+        generation = replace(generation, seed=secrets.randbits(32))  # drawn here, so that the record can name it
+    preset = replace(
+        preset,
+        sampling=settle_sampling(preset, frames),
+        generation=generation,
+        **_given(model=model.model, quantize=model.quantize, system=text.system),
+    )
+    loading = Loading(
+        **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention)
+    )
+    return Settings(preset, loading, model.revision)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,63 @@
+"""`llvid presets`: lists the presets, or shows one and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ..preset import Preset, load_preset, preset_files, preset_folders, read_preset
+from . import console
+from .options import OutputFlags, takes
+
+_EXAMPLES = """
+Examples:
+
+    llvid presets
+
+    llvid presets low-memory
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("presets", help=f"List the presets, or show one.\n{_EXAMPLES}")(presets)
+
+
+@takes(output=OutputFlags)
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A preset's name or path.", show_default=False)
+    ] = None,
+    *,
+    output: OutputFlags,
+) -> None:
+    """Print the list, or a preset's own text."""
+    if name is not None:
+        _show(load_preset(name), output)
+        return
+    found = [read_preset(path) for path in preset_files().values()]
+    if output.json:
+        for preset in found:
+            console.write_json(_record(preset))
+        return
+    width = max(len(preset.name) for preset in found)
+    for preset in found:
+        console.write(f"{preset.name:<{width}}  {preset.about}\n")
+    if not output.quiet:
+        console.note(f"your own go to {preset_folders()[0]}; `llvid presets NAME` shows one")
+
+
+def _show(preset: Preset, output: OutputFlags) -> None:
+    assert preset.path is not None
+    if output.json:
+        console.write_json(_record(preset))
+        return
+    if not output.quiet:
+        console.note(str(preset.path))
+    console.write(preset.path.read_text(encoding="utf-8").rstrip("\n") + "\n")
+
+
+def _record(preset: Preset) -> dict[str, object]:
+    return asdict(preset) | {"path": str(preset.path)}
