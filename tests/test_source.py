@@ -1,0 +1,89 @@
+"""Checkpoints by their hub ids, from a stand-in for the hub on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import COMMIT, hub
+
+LOCATE = """
+import sys
+from llava_video_cli.errors import LlvidError
+from llava_video_cli.models.source import locate
+try:
+    print(locate(*sys.argv[1:]))
+except LlvidError as error:
+    print(f"{type(error).__name__}: {error}\\n{error.hint}")
+"""
+
+
+def located(address: str, home: Path, *arguments: str, offline: bool = False) -> tuple[str, str]:
+    """Call `locate` in a process of its own, since huggingface_hub reads its settings at import."""
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    command = [sys.executable, "-c", LOCATE, *arguments]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    return result.stdout.strip(), result.stderr.strip()
+
+
+def test_a_hub_id_is_fetched_once_pinned_to_its_commit_and_found_offline(
+    layouts: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in layouts["vicuna"].iterdir():
+        (source / path.name).symlink_to(path)
+    (source / "pytorch_model.bin").write_bytes(b"a pickle")
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    with hub({"org/vicuna": source}) as (address, asked):
+        out, err = located(address, tmp_path / "home", "org/vicuna")
+        assert Path(out).name == COMMIT and err == ""
+        names = {path.name for path in Path(out).iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.json"} <= names
+        assert not {"pytorch_model.bin", "modeling_evil.py"} & names, "neither pickles nor code are fetched"
+        asked.clear()
+        again, err = located(address, tmp_path / "home", "org/vicuna")
+        assert again == out and err == "" and not any("safetensors" in path for path in asked)
+    offline, err = located("http://127.0.0.1:9", tmp_path / "home", "org/vicuna", offline=True)
+    assert offline == out and err == ""
+
+
+def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}')
+    (source / "model.safetensors").write_bytes(b"0" * 1000)
+    with hub({"org/other": source}) as (address, asked):
+        out, _ = located(address, tmp_path / "home", "org/other")
+        assert "another architecture: LlavaForConditionalGeneration" in out
+        assert not any("safetensors" in path for path in asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("org/nothing",), None, "the hub has no model org/nothing"),
+        (("org/known", "no-such-branch"), None, "has no revision 'no-such-branch'"),
+        (("org/known",), 401, "asks for a login or a licence"),
+        (("org/empty",), None, "is no checkpoint: it has no config.json"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_line(
+    arguments: tuple[str, ...], status: int | None, words: str, tmp_path: Path
+) -> None:
+    for name in ("known", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "known" / "config.json").write_text('{"model_type": "llava_next_video"}')
+    with hub({"org/known": tmp_path / "known", "org/empty": tmp_path / "empty"}, status) as (address, _):
+        out, err = located(address, tmp_path / "home", *arguments)
+    assert out.startswith("ModelError: ") and words in out and err == ""
+    assert len(out.splitlines()) == 2
+
+
+def test_a_model_that_is_not_cached_while_offline(tmp_path: Path) -> None:
+    out, err = located("http://127.0.0.1:9", tmp_path / "home", "org/model", offline=True)
+    assert out.startswith("ModelError: org/model isn't in the local cache and the hub can't be reached") and err == ""
+    assert "hf download org/model" in out and "--model demo" in out
