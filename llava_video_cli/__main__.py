@@ -1,5 +1,19 @@
-"""`python -m llava_video_cli` is `llvid`."""
+"""The program: `llvid`, or `python -m llava_video_cli`."""
 
-from .cli.app import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it at once from the first moment on."""
+    # A KeyboardInterrupt in the middle of an import would be a traceback, and nothing is there yet to be kept.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from .cli.app import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
         container = av.open(f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        raise MediaError(f"{path}: not a video, or its header is broken or missing", hint=_hint(error)) from error
+        raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
@@ -71,8 +71,8 @@ def reason(error: av.error.FFmpegError) -> str:
     return str(error.strerror or error)
 
 
-def _hint(error: av.error.FFmpegError) -> str | None:
-    return None if isinstance(error, av.error.ArgumentError) else f"FFmpeg says: {reason(error)}"
+def _words(error: av.error.FFmpegError) -> str:
+    return "" if isinstance(error, av.error.ArgumentError) else f" ({reason(error)})"
 
 
 def _video_stream(path: str, container: InputContainer) -> VideoStream:

@@ -73,7 +73,7 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
     except UnidentifiedImageError:
         raise MediaError(f"{name}: not a picture") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise MediaError(f"{name}: the picture is broken or cut off", hint=f"PIL says: {error}") from error
+        raise MediaError(f"{name}: the picture is broken or cut off ({error})") from error
     return Picture(pixels, name)
 
 

@@ -28,7 +28,8 @@ _TEXTS = (
 )
 TEMPLATES = {
     "vicuna": "{% for message in messages %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}" + _MEDIA + _TEXTS.replace("END", "' '") + "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    + _MEDIA + _TEXTS.replace("END", "' '") + "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
     "mistral": "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}"
     "{% elif message['role'] == 'user' %}{{ '[INST] ' }}" + _MEDIA + _TEXTS.replace("END", "' [/INST]'")

@@ -100,8 +100,8 @@ def test_a_drawn_answer_names_the_seed_that_repeats_it(clip: Path, capsys: pytes
     _, out, _ = asked(capsys, str(clip), "Describe the video.", "--json", "--temperature", "3")
     first = json.loads(out)
     seed = first["settings"]["generation"]["seed"]
-    _, out, _ = asked(capsys, str(clip), "Describe the video.", "--temperature", "3", "--seed", str(seed))
-    assert out.strip() == first["answer"]
+    _, out, _ = asked(capsys, str(clip), "Describe the video.", "--json", "--temperature", "3", "--seed", str(seed))
+    assert json.loads(out)["answer"] == first["answer"]
 
 
 def test_a_picture_and_a_picture_beside_a_video(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,9 +258,10 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
 
 
 def test_no_color_and_pipes_get_plain_text(clip: Path, tmp_path: Path) -> None:
-    for extra in ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, {}):
-        result = llvid("ask", str(tmp_path / "none.mp4"), "q", "-m", "demo", env=extra)
-        assert "\x1b" not in result.stderr
+    missing = ("ask", str(tmp_path / "none.mp4"), "q", "-m", "demo")
+    assert "\x1b[1;31m" in llvid(*missing, env={"FORCE_COLOR": "1"}).stderr
+    assert "31m" not in llvid(*missing, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stderr
+    assert "\x1b" not in llvid(*missing).stderr
     result = llvid("ask", str(clip), QUESTION, "-m", "demo")
     assert "\x1b" not in result.stdout + result.stderr
 
@@ -279,7 +280,7 @@ def test_a_full_disk_is_one_line(clip: Path) -> None:
     assert result.returncode == 1 and result.stderr == "error: can't write the answer: No space left on device\n"
 
 
-@pytest.mark.parametrize("after_seconds", [0.7, 2.5])
+@pytest.mark.parametrize("after_seconds", [0.3, 0.9, 4.0])
 def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], after_seconds: float) -> None:
     command = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), QUESTION, "-m", str(layouts["vicuna"])]
     process = subprocess.Popen(
@@ -290,7 +291,7 @@ def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], afte
     started = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 5
 
 
 def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 from llava_video_cli import Answer, Frames, Generation, Model, Picture, Request, Sampling, Turn, VideoInfo, open_model
 from llava_video_cli.demo import CHECKPOINT
 
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 GREEDY = Generation(max_new_tokens=NEW_TOKENS)
 
 
@@ -33,7 +33,7 @@ def still(seed: int = 5, height: int = 120, width: int = 200) -> Picture:
     return Picture(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8), "still.png")
 
 
-VIDEO, OTHER, STILL = moving_square(4), moving_square(4, seed=3), still()
+VIDEO, OTHER, STILL = moving_square(3), moving_square(3, seed=3), still()
 CONVERSATIONS: dict[str, tuple[Turn, ...]] = {
     "video": (Turn("user", "What happens in this video?", (VIDEO,)),),
     "picture": (Turn("user", "What shape is it?", (STILL,)),),
@@ -64,7 +64,8 @@ def pair(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> tuple[Mode
     return open_model(str(folder)), theirs, processor
 
 
-def documented_ids(theirs: Any, processor: Any, turns: Sequence[Turn]) -> tuple[int, list[int]]:
+@cache
+def documented_ids(theirs: Any, processor: Any, turns: tuple[Turn, ...]) -> tuple[int, list[int]]:
     """The documented way: chat template, processor, generate. Returns prompt length and new ids."""
     conversation = [
         {
@@ -110,11 +111,11 @@ def test_batched_answers_equal_the_documented_way(pair: tuple[Model, Any, Any]) 
 def test_answers_hang_on_what_is_seen(pair: tuple[Model, Any, Any]) -> None:
     """Parity would mean little if a checkpoint said the same to everything."""
     _, theirs, processor = pair
-    question = "What happens in this video?"
-    seen = [
-        documented_ids(theirs, processor, (Turn("user", question, (moving_square(4, seed),)),))[1] for seed in range(8)
-    ]
-    assert len({tuple(ids) for ids in seen}) > 1
+    seen = {
+        tuple(documented_ids(theirs, processor, (Turn("user", "What is it?", (moving_square(1, seed),)),))[1])
+        for seed in range(8)
+    }
+    assert len(seen) > 1
 
 
 def test_videos_of_different_lengths_share_a_prompt(pair: tuple[Model, Any, Any]) -> None:
@@ -123,4 +124,4 @@ def test_videos_of_different_lengths_share_a_prompt(pair: tuple[Model, Any, Any]
     both = model.answer_all([Request((Turn("user", "Which is longer?", (VIDEO, moving_square(7))),), GREEDY)])[0]
     alone = model.answer_all([Request((Turn("user", "Which is longer?", (VIDEO,)),), GREEDY)])[0]
     frame = (both.usage.prompt_tokens - alone.usage.prompt_tokens) / 7
-    assert frame == pytest.approx(144 if alone.usage.prompt_tokens > 500 else 9, abs=1)
+    assert frame == pytest.approx(144 if alone.usage.prompt_tokens > 300 else 9, abs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from ..errors import LlvidError
 from . import ask, console, demo, frames, presets
+from .background import LOADING
 
 # What the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does.
 _EXIT_PIPE = 141
@@ -83,8 +85,23 @@ def _usage_error(failure: typer.TyperException) -> int:
     return failure.exit_code
 
 
+def _interrupt(*_: object) -> None:
+    """Leave at once while a model loads; else raise `KeyboardInterrupt`, so that what was begun is put in order.
+
+    An exception in the middle of an import can be lost, or leave the import lock taken, and then the loading
+    thread waits for ever (seen in CPython 3.11); nothing has been written yet that would have to be kept.
+    """
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        if sys.stderr.isatty():
+            os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
+        os.write(2, b"interrupted\n")
+        os._exit(_EXIT_INTERRUPTED)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run as the program `llvid`."""
+    signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run(sys.argv[1:])

@@ -12,7 +12,7 @@ from ..conversation import Answer, Chunk, Media, Request, Turn
 from ..errors import UsageError
 from ..models import Model
 from . import console
-from .background import Background
+from .background import LOADING, Background
 from .media import check, notes, read
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, settle, takes
 from .record import ask_record
@@ -68,7 +68,6 @@ def ask(
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
-    check(paths)
     answer_all(paths, asked, settings, output, show_questions=len(asked) > 1 and console.stderr.is_terminal)
 
 
@@ -80,10 +79,13 @@ def answer_all(
     show_questions: bool = False,
 ) -> None:
     """Read the media while the model loads, then ask and show one question after the other."""
+    pictures = check(paths)
     with console.progress(output.quiet) as progress:
         progress.say("reading frames, loading the model")
-        opening = Background("llvid-load", _open, settings)
-        contents = read(paths, settings.preset.sampling)
+        opening = Background(LOADING, _open, settings)
+        contents = [
+            read(path, picture, settings.preset.sampling) for path, picture in zip(paths, pictures, strict=True)
+        ]
         if not output.quiet:
             for line in notes(contents):
                 console.note(line)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
+LOADING = "llvid-load"  # the name of the thread that loads a model
 
 
 class Background(Generic[Result]):

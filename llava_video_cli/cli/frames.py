@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError, MediaError, UsageError
+from ..video import Frames, read_frames
 from . import console
 from .media import check
 from .options import FrameFlags, OutputFlags, PresetFlag, settle_preset, settle_sampling, takes
@@ -17,8 +18,6 @@ from .whole import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from ..video import Frames
 
 _EXAMPLES = """
 Examples:
@@ -54,11 +53,7 @@ def frames(
 ) -> None:  # fmt: skip
     """Read the frames, write them, and print where they are."""
     sampling = settle_sampling(settle_preset(preset), flags)
-    check([video])
-    from ..image import is_picture
-    from ..video import read_frames
-
-    if is_picture(video):
+    if check([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     # Not a hidden file for ".mp4", and never inside a folder that the video's name makes up.
     target = to if to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"

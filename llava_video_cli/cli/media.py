@@ -10,16 +10,22 @@ from ..sampling import Sampling
 from ..video import probe, read_frames
 
 
-def check(paths: Iterable[str]) -> None:
-    """Raise `MediaError` for the first file that is neither a picture nor a video; cheap."""
+def check(paths: Iterable[str]) -> list[Picture | None]:
+    """Return the pictures among the files, read, and None for each video.
+
+    Cheap. Raises `MediaError` for the first file that is neither, or is broken.
+    """
+    found: list[Picture | None] = []
     for path in paths:
-        if not is_picture(path):
+        found.append(read_image(path) if is_picture(path) else None)
+        if found[-1] is None:
             probe(path)
+    return found
 
 
-def read(paths: Iterable[str], sampling: Sampling) -> list[Media]:
-    """Return the media of all files, in order."""
-    return [read_image(path) if is_picture(path) else read_frames(path, sampling) for path in paths]
+def read(path: str, picture: Picture | None, sampling: Sampling) -> Media:
+    """Return a file's content."""
+    return picture or read_frames(path, sampling)
 
 
 def notes(contents: Sequence[Media]) -> list[str]:
