@@ -50,7 +50,7 @@ def written(readme: str) -> str:
 
 
 def _argument(param: Any) -> str:
-    name = str(param.metavar or param.name.upper()).strip("[]")
+    name = str(param.metavar or param.name.upper()).strip("[].")
     name = f"{name}..." if param.nargs == -1 else name
     return name if param.required else f"[{name}]"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clips import SAMPLES
+from clips import SAMPLES, sample
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import Scene, write_picture
@@ -344,3 +344,30 @@ def test_frames_as_a_sheet_and_as_files(clip: Path, tmp_path: Path, capsys: pyte
 def test_completion_is_there() -> None:
     result = llvid("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
     assert result.returncode == 0 and "llvid" in result.stdout
+
+
+REAL = (
+    "nasa_13013.mp4", "av1.mkv", "hevc_10bit.mp4", "flipping_a_pancake.mkv", "corrupted.mp4", "rotated_90.mov",
+    "no_duration.webm", "transparent.webm", "pigs_in_a_polka.gif", "bikes.mp4", "delayed_start.mp4", "edit_list.mp4",
+    "h264.ts", "fragmented.mp4", "sample.avi", "sample.flv", "h263.3gp", "one_white_frame.mp4", "long_180p_av1.mp4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_get_an_answer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = asked(capsys, str(sample(name)), "What happens in this video?", "-n", "4", "--json")
+    record = json.loads(out)
+    assert (
+        code == 0
+        and record["answer"]
+        and record["frames"]["count"] == min(4, {"rotated_90.mov": 3, "one_white_frame.mp4": 1}.get(name, 4))
+    )
+
+
+@pytest.mark.parametrize("layout", ["vicuna", "mistral", "yi"])
+def test_every_layout_answers(
+    layout: str, clip: Path, layouts: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["ask", str(clip), QUESTION, "-m", str(layouts[layout]), "-n", "2", "--max-new-tokens", "4"])
+    out, err = capsys.readouterr()
+    assert code == 0 and out.strip() and "--max-new-tokens" in err

@@ -45,7 +45,7 @@ def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_tells_the_usage
     assert answer.text == "".join(chunk.text for chunk in chunks) == model.answer_all([asked()])[0].text
     usage = answer.usage
     assert usage.generated_tokens == 12 and answer.finish_reason == "length"
-    assert 4 * 144 < usage.prompt_tokens < 4 * 144 + 60
+    assert 3 * 144 < usage.prompt_tokens < 3 * 144 + 60
     assert 0 < usage.first_token_seconds <= usage.total_seconds
     assert usage.peak_memory_bytes > 1e8
     assert len(chunks) > 2
