@@ -1,0 +1,179 @@
+"""Conversations about the world as the language model reads them: one prefix with the media, many questions after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from .layout import SYSTEMS, media_id
+from .questions import right_answer, worded
+from .world import Scene
+
+# How often each kind is asked about a video. Directions take longest; start and end have to be told apart.
+SHARES = {
+    "direction": 0.20,
+    "describe": 0.16,
+    "happens": 0.08,
+    "shape": 0.08,
+    "color_start": 0.13,
+    "color_end": 0.14,
+    "change": 0.09,
+    "moves": 0.06,
+    "color": 0.06,
+}
+PICTURE_SHARES = {"picture_shape": 0.4, "picture_color": 0.3, "picture_describe": 0.3}
+
+
+@dataclass(frozen=True)
+class Thread:
+    """One conversation after the prefix: token ids, which of them are answers, and the kind of its first question."""
+
+    kind: str
+    ids: list[int]
+    answers: list[bool]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several samples, each a prefix and its threads side by side.
+
+    ids and positions: int64 (samples, length). mask: bool (samples, 1, length, length), true where a token may look.
+    targets: int64 (samples, length), -100 where nothing is learned. thread: int64 (samples, length), 0 for the
+    prefix, -1 for padding. kinds: of each sample's threads.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    targets: Tensor
+    thread: Tensor
+    kinds: list[list[str]]
+
+
+def opening(
+    tokenizer: PreTrainedTokenizerFast, media: Sequence[str], lengths: Sequence[int], rng: np.random.Generator
+) -> list[int]:
+    """The ids up to the first question: a system text (often none), and each medium's placeholders on its line."""
+    system = f"{SYSTEMS[rng.integers(len(SYSTEMS))]} " if rng.random() < 0.3 else ""
+    lines = "".join(f"<{kind}>\n" for kind in media)
+    ids: list[int] = []
+    left = list(lengths)
+    media_ids = {media_id(tokenizer, token) for token in ("<video>", "<image>")}
+    for token in tokenizer(f"{system}USER: {lines}")["input_ids"]:
+        ids += [token] * (left.pop(0) if token in media_ids else 1)
+    return ids
+
+
+def thread(
+    tokenizer: PreTrainedTokenizerFast,
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+    scene: Scene,
+    picture: Scene | None = None,
+    note: str = "",
+) -> Thread:
+    """Questions of those kinds one after the other, with their right answers; the note stands before the first."""
+    ids: list[int] = []
+    answers: list[bool] = []
+    for turn, kind in enumerate(kinds):
+        text = worded(kind, rng, plain=0.35)
+        question = f"{'USER: ' if turn else note}{text} ASSISTANT:"
+        answer = f" {right_answer(kind, scene, text, picture)}</s>"
+        for part, learned in ((question, False), (answer, True)):
+            new = tokenizer(part, add_special_tokens=False)["input_ids"]
+            ids += new
+            answers += [learned] * len(new)
+    return Thread(kinds[0], ids, answers)
+
+
+def video_threads(
+    tokenizer: PreTrainedTokenizerFast,
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    frames: int,
+    shares: dict[str, float],
+) -> list[Thread]:
+    """Threads about a video: mostly one question, sometimes two to four, seldom with the frames' times before."""
+    names, weights = list(shares), np.array(list(shares.values()))
+    threads = []
+    for _ in range(count):
+        turns = 1 if rng.random() < 0.8 else int(rng.integers(2, 5))
+        kinds = [str(kind) for kind in rng.choice(names, turns, p=weights / weights.sum())]
+        note = _times(rng, frames) if rng.random() < 0.04 else ""
+        threads.append(thread(tokenizer, kinds, rng, scene, note=note))
+    return threads
+
+
+def picture_threads(
+    tokenizer: PreTrainedTokenizerFast, scene: Scene, rng: np.random.Generator, count: int
+) -> list[Thread]:
+    """Threads about a picture."""
+    threads = []
+    for _ in range(count):
+        turns = 1 if rng.random() < 0.8 else int(rng.integers(2, 4))
+        kinds = [str(kind) for kind in rng.choice(list(PICTURE_SHARES), turns, p=list(PICTURE_SHARES.values()))]
+        threads.append(thread(tokenizer, kinds, rng, scene))
+    return threads
+
+
+def pair_threads(
+    tokenizer: PreTrainedTokenizerFast, scene: Scene, picture: Scene, rng: np.random.Generator, count: int
+) -> list[Thread]:
+    """Threads that compare a picture with a video; colours only where the video keeps its own."""
+    known = ["same_shape"] if scene.changes else ["same_shape", "same_color"]
+    threads = []
+    for index in range(count):
+        kinds = [known[index % len(known)]]
+        if len(known) > 1 and rng.random() < 0.2:
+            kinds.append(known[(index + 1) % len(known)])
+        threads.append(thread(tokenizer, kinds, rng, scene, picture))
+    return threads
+
+
+def join_threads(prefixes: list[list[int]], threads: list[list[Thread]], pad: int) -> Batch:
+    """Lay the samples out, padded at the right.
+
+    Threads of one sample do not see each other, and all begin at the position after the prefix.
+    """
+    lengths = [len(prefix) + sum(len(one.ids) for one in mine) for prefix, mine in zip(prefixes, threads, strict=True)]
+    shape = (len(prefixes), max(lengths))
+    ids, positions = np.full(shape, pad), np.zeros(shape, np.int64)
+    targets, owner = np.full(shape, -100), np.full(shape, -1)
+    for row, (prefix, mine) in enumerate(zip(prefixes, threads, strict=True)):
+        at = len(prefix)
+        ids[row, :at], positions[row, :at], owner[row, :at] = prefix, np.arange(at), 0
+        for number, one in enumerate(mine, start=1):
+            end = at + len(one.ids)
+            ids[row, at:end], owner[row, at:end] = one.ids, number
+            positions[row, at:end] = len(prefix) + np.arange(len(one.ids))
+            learned = np.array(one.answers[1:])
+            targets[row, at : end - 1] = np.where(learned, one.ids[1:], -100)
+            at = end
+    thread_of = torch.as_tensor(owner)
+    before = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
+    reachable = (thread_of[:, None, :] == thread_of[:, :, None]) | (thread_of[:, None, :] == 0)
+    mask = (before & reachable)[:, None]
+    kinds = [[one.kind for one in mine] for mine in threads]
+    return Batch(torch.as_tensor(ids), torch.as_tensor(positions), mask, torch.as_tensor(targets), thread_of, kinds)
+
+
+def _times(rng: np.random.Generator, frames: int) -> str:
+    """A sentence on when the frames are from, as a user or LLaVA-NeXT's own training would put it before a question."""
+    seconds = rng.uniform(1, 10)
+    digits = int(rng.integers(1, 3))
+    times = [f"{index * seconds / frames:.{digits}f}" for index in range(frames)]
+    marked = [f"{time}s" for time in times]
+    styles = (
+        f"The video lasts for {seconds:.2f} seconds, and {frames} frames are uniformly sampled from it. These frames "
+        f"are located at {','.join(marked)}.Please answer the following questions related to this video. ",
+        f"The frames are from {', '.join(times)} seconds. ",
+        f"The frames are at {', '.join(f'{time} s' for time in times)}.\n",
+        f"Frame times: {', '.join(marked)}.\n",
+    )
+    return styles[rng.integers(len(styles))]

@@ -1,0 +1,271 @@
+"""Second stage of the training: the language model learns to answer, from the frozen tower and projector's features."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlavaNextVideoForConditionalGeneration, PreTrainedTokenizerFast
+
+from .dialogue import (
+    SHARES,
+    Batch,
+    join_threads,
+    opening,
+    pair_threads,
+    picture_threads,
+    thread,
+    video_threads,
+)
+from .footage import Clip, Still
+from .sight import pixels, tower_tokens
+from .world import Scene
+
+FRAME_COUNTS = {4: 0.27, 8: 0.25, 16: 0.22, 3: 0.02, 5: 0.04, 6: 0.04, 10: 0.04, 12: 0.04, 20: 0.02, 24: 0.03, 32: 0.03}
+NF4 = torch.tensor(
+    (
+        *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0),
+    )
+)  # the sixteen values of 4-bit NormalFloat, https://arxiv.org/abs/2305.14314, appendix E
+NF4_EDGES = (NF4[1:] + NF4[:-1]) / 2
+NF4_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A scene as the language model gets it: float16, a clip (frames, 9, width) or a packed picture (tokens, width)."""
+
+    scene: Scene
+    features: Tensor
+
+
+@torch.no_grad()
+def see_clips(model: LlavaNextVideoForConditionalGeneration, clips: list[Clip]) -> list[Seen]:
+    """Run the tower, the pooling and the projector over every frame."""
+    seen = []
+    for clip in clips:
+        tokens = model.model.vision_resampler(tower_tokens(model, pixels(clip.images)))
+        seen.append(Seen(clip.scene, model.model.multi_modal_projector(tokens).half()))
+    return seen
+
+
+@torch.no_grad()
+def see_stills(model: LlavaNextVideoForConditionalGeneration, stills: list[Still]) -> list[Seen]:
+    """Run the tower and the projector over every picture's tiles, and pack them as the model does."""
+    seen = []
+    for still in stills:
+        size = torch.tensor([[still.height, still.width]])
+        packed = model.model.get_image_features(pixels(still.images)[None], size, return_dict=True).pooler_output
+        seen.append(Seen(still.scene, packed[0].half()))
+    return seen
+
+
+class Lessons:
+    """Batches of questions about what was seen."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, videos: list[Seen], pictures: list[Seen]) -> None:
+        self.tokenizer, self.videos, self.pictures = tokenizer, videos, pictures
+        self.by_look: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+        for seen in pictures:
+            self.by_look[seen.scene.shape, seen.scene.color_start].append(seen)
+
+    def video(
+        self, rng: np.random.Generator, size: int, count: int, shares: dict[str, float]
+    ) -> tuple[Batch, list[Tensor]]:
+        """`size` videos with `count` threads each, in which each kind of question has its share."""
+        frames = _frame_count(rng)
+        chosen = [self._video(rng, frames) for _ in range(size)]
+        prefixes = [opening(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
+        threads = [video_threads(self.tokenizer, seen.scene, rng, count, frames, shares) for seen in chosen]
+        return self._join(prefixes, threads), [seen.features for seen in chosen]
+
+    def picture(self, rng: np.random.Generator, size: int, count: int) -> tuple[Batch, list[Tensor]]:
+        """`size` pictures with `count` threads each."""
+        chosen = [self.pictures[rng.integers(len(self.pictures))] for _ in range(size)]
+        prefixes = [opening(self.tokenizer, ["image"], [len(seen.features)], rng) for seen in chosen]
+        threads = [picture_threads(self.tokenizer, seen.scene, rng, count) for seen in chosen]
+        return self._join(prefixes, threads), [seen.features for seen in chosen]
+
+    def pair(
+        self, rng: np.random.Generator, size: int, count: int, frames: int | None = None
+    ) -> tuple[Batch, list[Tensor]]:
+        """`size` pairs of a picture and a video, in either order; half of them alike in shape, half in colour."""
+        frames = frames or _frame_count(rng)
+        prefixes, threads, features = [], [], []
+        for _ in range(size):
+            video = self._video(rng, frames)
+            picture = self._partner(rng, video.scene)
+            media, both = ["image", "video"], [picture.features, video.features]
+            if rng.random() < 0.5:
+                media, both = media[::-1], both[::-1]
+            prefixes.append(opening(self.tokenizer, media, [len(one.flatten(0, -2)) for one in both], rng))
+            threads.append(pair_threads(self.tokenizer, video.scene, picture.scene, rng, count))
+            features += both
+        return self._join(prefixes, threads), features
+
+    def exam(self, rng: np.random.Generator, size: int, frames: int) -> tuple[Batch, list[Tensor]]:
+        """Each kind of question about a video once, for `size` videos in their order."""
+        chosen = [_sampled(seen, frames) for seen in self.videos[:size]]
+        prefixes = [opening(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
+        threads = [[thread(self.tokenizer, [kind], rng, seen.scene) for kind in SHARES] for seen in chosen]
+        return self._join(prefixes, threads), [seen.features for seen in chosen]
+
+    def _join(self, prefixes: list[list[int]], threads: list[list]) -> Batch:  # type: ignore[type-arg]
+        return join_threads(prefixes, threads, self.tokenizer.pad_token_id)
+
+    def _video(self, rng: np.random.Generator, frames: int) -> Seen:
+        while True:
+            seen = self.videos[rng.integers(len(self.videos))]
+            if len(seen.features) >= min(frames, 20):
+                return _sampled(seen, frames)
+
+    def _partner(self, rng: np.random.Generator, scene: Scene) -> Seen:
+        same_shape, same_color = rng.random(2) < 0.5
+        looks = [
+            look
+            for look in self.by_look
+            if (look[0] == scene.shape) == same_shape and (look[1] == scene.color_start) == same_color
+        ]
+        group = self.by_look[looks[rng.integers(len(looks))]]
+        return group[rng.integers(len(group))]
+
+
+@dataclass(frozen=True)
+class Course:
+    """A part of the training: batches, the highest learning rate, the shares of the questions about videos.
+
+    From `rounded_from` of the steps on, the share `rounded` of them is made with weights rounded as nf4 would.
+    One step in `picture_every` takes a batch about pictures, the others take one that compares pictures with videos.
+    """
+
+    steps: int
+    rate: float
+    shares: dict[str, float]
+    rounded_from: float
+    rounded: float
+    picture_every: int
+
+
+COURSES = (
+    Course(1150, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
+    Course(260, 1.5e-3, SHARES, rounded_from=0.0, rounded=0.5, picture_every=8),  # comparisons come last
+    Course(210, 1e-3, SHARES | {"describe": 0.2, "happens": 0.1}, rounded_from=0.0, rounded=0.5, picture_every=10),
+)
+
+
+def train_speech(
+    model: LlavaNextVideoForConditionalGeneration,
+    lessons: Lessons,
+    held_out: Lessons,
+    course: Course,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Train the language model in place."""
+    rng = np.random.default_rng(seed)
+    steps, rate = course.steps, course.rate
+    weights = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    start = time.monotonic()
+    losses: dict[str, list[float]] = defaultdict(list)
+    for step in range(steps):
+        kinds = ["video", "picture" if step % course.picture_every == 0 else "pair"]
+        optimizer.zero_grad()
+        with (
+            _rounded(model) if step > course.rounded_from * steps and rng.random() < course.rounded else _as_they_are()
+        ):
+            for kind in kinds:
+                batch, features = {
+                    "video": lambda: lessons.video(rng, 16, 6, course.shares),
+                    "picture": lambda: lessons.picture(rng, 8, 4),
+                    "pair": lambda: lessons.pair(rng, 12, 3),
+                }[kind]()
+                logits, targets, _ = _logits(model, batch, features)
+                loss: Any = nn.functional.cross_entropy(logits, targets)
+                loss.backward()
+                losses[kind].append(loss.item())
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            recent = ", ".join(f"{kind} {np.mean(values[-30:]):.3f}" for kind, values in losses.items())
+            say(f"speech {step + 1}/{steps}: loss {recent}, {time.monotonic() - start:.0f} s")
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            say(f"speech {step + 1}/{steps}: {report(model, held_out)}")
+            with _rounded(model):
+                say(f"  rounded to nf4: {report(model, held_out)}")
+
+
+@torch.no_grad()
+def report(model: LlavaNextVideoForConditionalGeneration, lessons: Lessons) -> str:
+    """The share of threads answered word for word, by kind, in percent; videos at 4, 8 and 16 frames."""
+    rng = np.random.default_rng(0)
+    right: dict[str, list[bool]] = defaultdict(list)
+    exams = [(str(frames), lessons.exam(rng, 64, frames)) for frames in (4, 8, 16)]
+    exams += [("", lessons.picture(rng, 32, 6)), ("", lessons.pair(rng, 32, 4, 8))]
+    for name, (batch, features) in exams:
+        logits, targets, threads = _logits(model, batch, features)
+        hits = logits.argmax(-1) == targets
+        for row, kinds in enumerate(batch.kinds):
+            for number, kind in enumerate(kinds, start=1):
+                mine = (threads[0] == row) & (threads[1] == number)
+                right[f"{kind} {name}".strip()].append(bool(hits[mine].all()))
+    return ", ".join(f"{kind} {100 * np.mean(values):.0f}" for kind, values in sorted(right.items()))
+
+
+def _logits(
+    model: LlavaNextVideoForConditionalGeneration, batch: Batch, features: list[Tensor]
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Logits (learned tokens, vocabulary), their targets, and each one's sample and thread."""
+    text, config = model.model.language_model, model.config
+    embedded = text.get_input_embeddings()(batch.ids)
+    is_media = (batch.ids == config.video_token_id) | (batch.ids == config.image_token_id)
+    media = torch.cat([one.flatten(0, -2) for one in features]).float()
+    embedded = embedded.masked_scatter(is_media[..., None], media)
+    mask = torch.zeros(batch.mask.shape).masked_fill(~batch.mask, torch.finfo(torch.float32).min)
+    hidden = text(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    learned = batch.targets != -100
+    rows = torch.arange(len(batch.ids))[:, None].expand_as(batch.ids)
+    return model.lm_head(hidden[learned]), batch.targets[learned], (rows[learned], batch.thread[learned])
+
+
+def _frame_count(rng: np.random.Generator) -> int:
+    shares = np.array(list(FRAME_COUNTS.values()))
+    return int(rng.choice(list(FRAME_COUNTS), p=shares / shares.sum()))
+
+
+def _sampled(seen: Seen, frames: int) -> Seen:
+    total = len(seen.features)
+    return Seen(seen.scene, seen.features[[index * total // frames for index in range(frames)]])
+
+
+@contextmanager
+def _rounded(model: LlavaNextVideoForConditionalGeneration) -> Iterator[None]:
+    """Within the block the language model's linear weights are rounded to nf4; gradients go to the full ones."""
+    linears = [module for module in model.model.language_model.modules() if isinstance(module, nn.Linear)]
+    kept = [linear.weight.data for linear in linears]
+    for linear in linears:
+        blocks = linear.weight.data.view(-1, NF4_BLOCK)
+        scale = blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
+        linear.weight.data = (NF4[torch.bucketize(blocks / scale, NF4_EDGES)] * scale).view_as(linear.weight)
+    try:
+        yield
+    finally:
+        for linear, weight in zip(linears, kept, strict=True):
+            linear.weight.data = weight
+
+
+@contextmanager
+def _as_they_are() -> Iterator[None]:
+    yield

@@ -1,0 +1,128 @@
+"""Make the demo checkpoint from nothing: `python -m llava_video_cli.demo.train [--out FOLDER] [--seed N]`.
+
+Draws and encodes the clips, trains the vision tower and the projector (`sight.py`), then the language model
+(`speech.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
+the seconds and the accuracy by question are stored beside it in `report.json`. One seed on one machine gives one
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+
+from ..models import open_model
+from . import CHECKPOINT
+from .evaluate import evaluate, table
+from .footage import make_clips, make_stills
+from .layout import build_model, build_processor, build_tokenizer
+from .sight import train_sight
+from .speech import COURSES, Lessons, see_clips, see_stills, train_speech
+
+HELD_OUT_CLIPS = 200
+HELD_OUT_STILLS = 100
+THREADS = 2  # fixed, so that sums are added up in the same order on every machine
+LIMIT_BYTES = 4_000_000
+VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "av", "numpy")
+
+
+def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, sight_steps: int = 1600) -> dict[str, Any]:
+    """Train, store in `out`, and return what goes into the report: the recipe and the seconds of each stage."""
+    torch.set_num_threads(THREADS)
+    seconds: dict[str, float] = {}
+    start = time.monotonic()
+
+    def lap(name: str) -> None:
+        seconds[name] = round(time.monotonic() - start - sum(seconds.values()), 1)
+        say(f"{name}: {seconds[name]:.0f} s")
+
+    pictures = list(make_stills(stills, seed * 2 + 2))
+    films = list(make_clips(clips, seed * 2 + 1))
+    lap("footage")
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(seed)
+    model = build_model(tokenizer)
+    train_sight(model, films[:-HELD_OUT_CLIPS], pictures[:-HELD_OUT_STILLS], sight_steps, seed + 3, say)
+    lap("sight")
+    videos, images = see_clips(model, films), see_stills(model, pictures)
+    lap("features")
+    lessons = Lessons(tokenizer, videos[:-HELD_OUT_CLIPS], images[:-HELD_OUT_STILLS])
+    held_out = Lessons(tokenizer, videos[-HELD_OUT_CLIPS:], images[-HELD_OUT_STILLS:])
+    for number, course in enumerate(COURSES):
+        train_speech(model, lessons, held_out, course, seed + 4 + number, say)
+    lap("speech")
+    store(out, model, build_processor(tokenizer))
+    return {
+        "seed": seed,
+        "recipe": {
+            "clips": clips,
+            "stills": stills,
+            "sight_steps": sight_steps,
+            "speech_steps": [course.steps for course in COURSES],
+        },
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "seconds": seconds,
+    }
+
+
+def store(out: Path, model: LlavaNextVideoForConditionalGeneration, processor: LlavaNextVideoProcessor) -> None:
+    """Write the checkpoint: weights as float16, to be loaded as float32, which the config says."""
+    out.mkdir(parents=True, exist_ok=True)
+    halved: Any = model
+    halved.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = "float32"
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in out.iterdir():
+        path.chmod(0o644)
+    stored = sum(path.stat().st_size for path in out.iterdir())
+    if stored > LIMIT_BYTES:
+        raise SystemExit(f"the checkpoint has {stored} bytes, expected at most {LIMIT_BYTES}")
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, metavar="FOLDER")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=5000)
+    parser.add_argument("--stills", type=int, default=1500)
+    parser.add_argument("--sight-steps", type=int, default=1600)
+    parser.add_argument(
+        "--questions", type=int, default=500, help="of each kind, for each number of frames, in the report"
+    )
+    options = parser.parse_args()
+    start = time.monotonic()
+    report = train(options.out, options.seed, options.clips, options.stills, options.sight_steps)
+    score = evaluate(open_model(str(options.out)), options.questions, seed=options.seed + 1000, say=say)
+    say(table(score))
+    report |= {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads",
+        "questions": options.questions,
+        "accuracy": score.shares("kind"),
+        "by_turn": score.shares("turn"),
+        "total_seconds": round(time.monotonic() - start, 1),
+    }
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
