@@ -105,7 +105,10 @@ class LlavaVideo:
         started = time.perf_counter()
         with self._busy, self._run_errors():
             self._reset_peak()
-            prompts = [self._prepare(request) for request in requests]
+            # Requests of one batch often share a video: each medium goes through the vision tower once.
+            features: dict[int, torch.Tensor] = {}
+            prompts = [self._prepare(request, features) for request in requests]
+            features.clear()
             ids, embeddings, mask = self._pad_left(prompts)
             run = self._run(ids, embeddings, generation, mask)
             rows = [until_end(row, self._stop_ids) for row in run.whole()]
@@ -137,12 +140,19 @@ class LlavaVideo:
         return ids, embeddings, mask
 
     @torch.inference_mode()
-    def _prepare(self, request: Request) -> _Prompt:
-        """Return the request's prompt, with the features of its media in their places."""
+    def _prepare(self, request: Request, encoded: dict[int, torch.Tensor] | None = None) -> _Prompt:
+        """Return the request's prompt, with the features of its media in their places.
+
+        `encoded` holds, by identity, the features of media that were met before, and takes the new ones.
+        """
         ids = self._ids(request)
         embeddings = self._model.get_input_embeddings()(ids)
         if request.media:
-            features = torch.cat([self._vision.encode(medium) for medium in request.media])
+            known = {} if encoded is None else encoded
+            for medium in request.media:
+                if id(medium) not in known:
+                    known[id(medium)] = self._vision.encode(medium)
+            features = torch.cat([known[id(medium)] for medium in request.media])
             places = (ids == self._loaded.checkpoint.image_token_id) | (ids == self._loaded.checkpoint.video_token_id)
             if int(places.sum()) != len(features):
                 raise ModelError(f"the prompt holds {int(places.sum())} places for {len(features)} features")
