@@ -23,3 +23,15 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     base = tmp_path_factory.mktemp("layouts")
     return {layout: make_checkpoint(base / layout, layout) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A red circle that moves right."""
+    from terminal import scene
+
+    from llava_video_cli.demo.world import write_clip
+
+    path = tmp_path_factory.mktemp("clips") / "circle.mp4"
+    write_clip(path, scene())
+    return path

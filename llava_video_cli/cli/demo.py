@@ -60,22 +60,32 @@ def demo(
     output: OutputFlags,
 ) -> None:
     """Make the clip, ask, and say how to go on."""
-    from ..demo.world import CODECS, write_clip
+    from ..demo.world import CODECS
 
     clip = Path(to or "llvid-demo.mp4")
     if clip.suffix not in CODECS:
         raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
     if to is not None and clip.exists():
         raise LlvidError(f"{clip} is there already", "name another file with -o")
-    with console.progress(output.quiet) as progress, whole_file(clip) as beside:
+    with console.progress(output.quiet) as progress:
         progress.say("drawing a clip")
-        write_clip(beside, scene())
+        _draw(clip)
     if not output.quiet:
         console.note(f"wrote {clip}")
     settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
     answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)
     if not output.quiet:
         console.stderr.print(_NEXT.format(clip=clip, model=Preset.model).rstrip("\n"))
+
+
+def _draw(clip: Path) -> None:
+    """Write the clip; a file of that name that holds anything else stays as it is."""
+    from ..demo.world import write_clip
+
+    with whole_file(clip) as beside:
+        write_clip(beside, scene())
+        if clip.exists() and clip.read_bytes() != beside.read_bytes():
+            raise LlvidError(f"{clip} is there already, and is another clip", "name another file with -o")
 
 
 def scene() -> Scene:

@@ -1,0 +1,151 @@
+"""What goes wrong on the command line: one clear line, an exit code, nothing obeyed that a stranger wrote."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clips import SAMPLES
+from terminal import QUESTION, asked, failed, llvid, scene
+
+from llava_video_cli.demo.world import write_clip as write_scene
+from llava_video_cli.demo.world import write_picture
+
+HOSTILE = [
+    "[/].mp4",
+    "[red]x[/red].mp4",
+    "-rf.mp4",
+    "a\nb.mp4",
+    "\x1b]0;owned\x07\x1b[31m.mp4",
+    "\u202egpj.mp4",
+    "% $(touch x) `y`.mp4",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_shown_and_not_obeyed(
+    name: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name  # "[/].mp4" is a file in a folder "["
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(clip.read_bytes())
+    code, out, err = asked(capsys, "--json", "--", str(path), QUESTION)
+    assert code == 0 and json.loads(out)["video"] == str(path)
+    path.write_bytes(b"no video")
+    code, _, err2 = asked(capsys, "--", str(path), QUESTION)
+    assert code == 1 and err2.startswith("error: ") and err2.count("\n") == 1
+    for text in (out, err, err2):
+        assert not any(character in text for character in "\x1b\x07\u202e")
+    if "\n" not in name and "\x1b" not in name and "\u202e" not in name:
+        assert name in err2
+
+
+def test_model_text_cannot_reach_the_terminal_as_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    from llava_video_cli.cli import console
+
+    console.write("a\x1b[2Jb\x9b31mc\rd\n[bold]e[/]\u202ef")
+    assert capsys.readouterr().out == "a␛[2Jb\\u009b31mc␍d\n[bold]e[/]\\u202ef"
+    console.write_json({"x": "\x1b\x9b\u202e\udcff ✓"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"x": "\x1b\x9b\u202e\udcff ✓"} and out.isprintable() is False and "✓" in out
+    assert not any(character in out for character in "\x1b\x9b\u202e\udcff")
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    whole = folder / "whole.mp4"
+    write_scene(whole, scene())
+    files = {
+        "missing": folder / "missing.mp4",
+        "folder": folder,
+        "empty": folder / "empty.mp4",
+        "text": folder / "text.mp4",
+        "truncated": folder / "truncated.mp4",
+        "cut picture": folder / "cut.png",
+    }
+    files["empty"].write_bytes(b"")
+    files["text"].write_text("not a video\n" * 50)
+    files["truncated"].write_bytes(whole.read_bytes()[:300])
+    write_picture(folder / "whole.png", scene())
+    files["cut picture"].write_bytes((folder / "whole.png").read_bytes()[:300])
+    if SAMPLES.is_dir():
+        files["audio"] = SAMPLES / "audio_only.mp3"
+    return files
+
+
+def test_a_bad_file_gives_one_line_before_any_model_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys; from llava_video_cli.cli.app import run; code = run(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'torchvision'} & set(sys.modules), 'a model was imported'; sys.exit(code)"
+    )
+    for name, path in bad_files(tmp_path).items():
+        command = [sys.executable, "-c", program, "ask", str(path), QUESTION, "-m", "demo"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert str(path) in failed(result, 1), name
+
+
+WRONG = [
+    (["ask"], "Missing argument"),
+    (["ask", "x.mp4"], "Missing argument"),
+    (["ask", "x.mp4", "q", "--frames", "many"], "--frames"),
+    (["ask", "x.mp4", "q", "--frames", "0"], "from 1 to"),
+    (["ask", "x.mp4", "q", "--start", "1:99"], "not a time"),
+    (["ask", "x.mp4", "q", "--start", "9", "--end", "3"], "must come after"),
+    (["ask", "x.mp4", "q", "--temperature", "-1"], "temperature must be 0 or more"),
+    (["ask", "x.mp4", "q", "--top-p", "0"], "top_p"),
+    (["ask", "x.mp4", "q", "--quantize", "3bit"], "3bit"),
+    (["ask", "x.mp4", "q", "--frame", "3"], "--frames"),
+    (["ask", "x.mp4", "", "-m", "demo"], "a question is empty"),
+    (["ask", "x.mp4", "-", "-"], "only one question"),
+    (["ask", "x.mp4", "q", "-p", "lowmemory"], "no preset 'lowmemory'"),
+    (["askk"], "askk"),
+    (["presets", "demoo"], "no preset"),
+    (["frames", "x.mp4", "-o", "sheet.txt"], "no such file"),
+]
+HEAVY = ("torch", "transformers", "torchvision", "av", "numpy", "PIL")
+
+
+def test_usage_errors_and_help_import_nothing_heavy() -> None:
+    """All in one process, since what one of them imports stays imported."""
+    program = f"""
+import contextlib, io, json, sys
+from llava_video_cli.cli.app import run
+results = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: code = run(arguments)
+        except SystemExit as leave: code = leave.code
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
+"""
+    lines = [arguments for arguments, _ in WRONG[:-1]] + [["--help"], ["ask", "--help"], ["presets"], ["--version"], []]
+    result = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(lines)], capture_output=True, text=True, timeout=60, check=True
+    )
+    results, heavy = json.loads(result.stdout)
+    assert heavy == []
+    for (arguments, words), (code, out, err) in zip(WRONG[:-1], results, strict=False):
+        assert code == 2 and out == "", arguments
+        assert err.startswith("error: ") and words in err and "Traceback" not in err, (arguments, err)
+        assert len(err.splitlines()) <= 2, err
+    for code, out, _ in results[len(WRONG) - 1 : -1]:
+        assert code == 0 and out
+    assert results[-1][0] == 2 and "ask" in results[-1][2]
+
+
+def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    for model, words in (
+        ("nobody/nothing", "isn't in the local cache and the hub can't be reached"),
+        ("./nothing", "the model folder ./nothing doesn't exist"),
+        (str(clip), "is a file, not a checkpoint folder"),
+        (str(clip.parent), "has no config.json"),
+        (str(tmp_path), "another architecture: qwen2_vl"),
+        ("not a name", "neither a folder nor a hub id"),
+    ):
+        result = llvid("ask", str(clip), "q", "-q", "-m", model)
+        assert words in failed(result, 1)
+        assert "demo" in result.stderr or "LLaVA-NeXT-Video" in result.stderr

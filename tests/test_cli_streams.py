@@ -1,0 +1,108 @@
+"""The command line and what stands around it: pipes, a full disk, Ctrl-C, colours, and the small commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from terminal import QUESTION, llvid
+
+from llava_video_cli.cli.app import run
+
+
+def test_no_color_and_pipes_get_plain_text(clip: Path, tmp_path: Path) -> None:
+    missing = ("ask", str(tmp_path / "none.mp4"), "q", "-m", "demo")
+    assert "\x1b[1;31m" in llvid(*missing, env={"FORCE_COLOR": "1"}).stderr
+    assert "31m" not in llvid(*missing, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stderr
+    assert "\x1b" not in llvid(*missing).stderr
+    result = llvid("ask", str(clip), QUESTION, "-m", "demo")
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(clip: Path) -> None:
+    command = f'"{sys.executable}" -m llava_video_cli ask "{clip}" "Describe the video." "Again?" -m demo | head -c 5'
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert (len(result.stdout), result.stderr, result.returncode) == (5, "", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_line(clip: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), QUESTION, "-m", "demo"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert result.returncode == 1 and result.stderr == "error: can't write the answer: No space left on device\n"
+
+
+@pytest.mark.parametrize("after_seconds", [0.3, 0.9, 4.0])
+def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], after_seconds: float) -> None:
+    command = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), QUESTION, "-m", str(layouts["vicuna"])]
+    process = subprocess.Popen(
+        [*command, "--max-new-tokens", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(after_seconds)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert time.monotonic() - started < 5
+
+
+def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets"]) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[0] for line in out.splitlines()} >= {"default", "low-memory", "demo"} and "presets" in err
+    assert run(["presets", "low-memory"]) == 0
+    out, err = capsys.readouterr()
+    assert "quantize: 4bit" in out and err.strip().endswith("low-memory.yaml")
+    assert run(["presets", "--json"]) == 0
+    assert all(json.loads(line)["about"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_frames_as_a_sheet_and_as_files(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    sheet = tmp_path / "sheet.png"
+    assert run(["frames", str(clip), "-n", "4", "-o", str(sheet)]) == 0
+    assert capsys.readouterr().out == f"{sheet}\n"
+    assert Image.open(sheet).width > 300
+    assert run(["frames", str(clip), "-n", "4", "-o", str(sheet)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert run(["frames", str(clip), "-n", "4", "-o", str(sheet), "--overwrite"]) == 0
+    folder = f"{tmp_path}/files/"
+    assert run(["frames", str(clip), "-n", "4", "-o", folder, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = [Path(path).name for path in record["files"]]
+    assert names == ["0001_0.000s.png", "0002_0.500s.png", "0003_1.000s.png", "0004_1.500s.png"]
+    assert Image.open(record["files"][0]).size == (160, 120)
+    assert run(["frames", str(clip), "-o", str(tmp_path / "x.txt")]) == 2
+    assert run(["frames", str(clip), "-o", "/dev/null/x.png"]) == 1
+    assert "can't write" in capsys.readouterr().err
+
+
+def test_completion_is_there() -> None:
+    result = llvid("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    assert result.returncode == 0 and "llvid" in result.stdout
+
+
+def test_the_demo_answers_rightly_and_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second time the same clip is there already
+        assert run(["demo"]) == 0
+        out, err = capsys.readouterr()
+        for word in ("yellow", "triangle", "right", "blue", "Yes"):
+            assert word in out
+        assert "wrote llvid-demo.mp4" in err and "llvid ask llvid-demo.mp4" in err
+    mine = tmp_path / "llvid-demo.mp4"
+    mine.write_bytes(b"something of mine")
+    assert run(["demo"]) == 1
+    assert "is there already, and is another clip" in capsys.readouterr().err
+    assert run(["demo", "-o", str(mine)]) == 1
+    assert mine.read_bytes() == b"something of mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["llvid-demo.mp4"]
