@@ -252,14 +252,13 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
     if kind == "picture_describe":
         return f"A {start} {shape}."
     assert picture is not None, f"{kind} needs a picture"
+    # Both are named before the verdict: a small model that has to begin with yes or no hardly learns to compare.
     if kind == "same_shape":
-        if picture.shape == shape:
-            return f"Yes, both are {shape}s."
-        return f"No, the picture shows a {picture.shape} and the video a {shape}."
+        verdict = "yes" if picture.shape == shape else "no"
+        return f"The picture shows a {picture.shape} and the video shows a {shape}: {verdict}."
     assert kind == "same_color", kind
-    if picture.color_start == start:
-        return f"Yes, both are {start}."
-    return f"No, the picture is {picture.color_start} and the video {start}."
+    verdict = "yes" if picture.color_start == start else "no"
+    return f"The picture is {picture.color_start} and the video is {start}: {verdict}."
 
 
 def is_right(kind: str, scene: Scene, answer: str, text: str = "", picture: Scene | None = None) -> bool:

@@ -28,7 +28,7 @@ from .footage import Clip, Still
 from .sight import pixels, tower_tokens
 from .world import Scene
 
-FRAME_COUNTS = {4: 0.27, 8: 0.25, 16: 0.22, 3: 0.02, 5: 0.04, 6: 0.04, 10: 0.04, 12: 0.04, 20: 0.02, 24: 0.03, 32: 0.03}
+FRAME_COUNTS = {4: 0.31, 8: 0.24, 16: 0.22, 3: 0.02, 5: 0.04, 6: 0.04, 10: 0.04, 12: 0.04, 20: 0.02, 24: 0.03, 32: 0.03}
 NF4 = torch.tensor(
     (
         *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0),
@@ -78,10 +78,9 @@ class Lessons:
             self.by_look[seen.scene.shape, seen.scene.color_start].append(seen)
 
     def video(
-        self, rng: np.random.Generator, size: int, count: int, shares: dict[str, float]
+        self, rng: np.random.Generator, size: int, count: int, shares: dict[str, float], frames: int
     ) -> tuple[Batch, list[Tensor]]:
         """`size` videos with `count` threads each, in which each kind of question has its share."""
-        frames = _frame_count(rng)
         chosen = [self._video(rng, frames) for _ in range(size)]
         prefixes = [opening(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
         threads = [video_threads(self.tokenizer, seen.scene, rng, count, frames, shares) for seen in chosen]
@@ -94,11 +93,8 @@ class Lessons:
         threads = [picture_threads(self.tokenizer, seen.scene, rng, count) for seen in chosen]
         return self._join(prefixes, threads), [seen.features for seen in chosen]
 
-    def pair(
-        self, rng: np.random.Generator, size: int, count: int, frames: int | None = None
-    ) -> tuple[Batch, list[Tensor]]:
+    def pair(self, rng: np.random.Generator, size: int, count: int, frames: int) -> tuple[Batch, list[Tensor]]:
         """`size` pairs of a picture and a video, in either order; half of them alike in shape, half in colour."""
-        frames = frames or _frame_count(rng)
         prefixes, threads, features = [], [], []
         for _ in range(size):
             video = self._video(rng, frames)
@@ -144,6 +140,7 @@ class Course:
 
     From `rounded_from` of the steps on, the share `rounded` of them is made with weights rounded as nf4 would.
     One step in `picture_every` takes a batch about pictures, the others take one that compares pictures with videos.
+    The share `few` of the batches has four frames of each video, on top of what `FRAME_COUNTS` gives.
     """
 
     steps: int
@@ -152,12 +149,16 @@ class Course:
     rounded_from: float
     rounded: float
     picture_every: int
+    few: float = 0.0
 
 
+# Comparisons, and what happens in four frames of a clip that changes colour, come last and need the most steps.
+_STORIES = SHARES | {"describe": 0.2, "happens": 0.1}
 COURSES = (
-    Course(1150, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
-    Course(260, 1.5e-3, SHARES, rounded_from=0.0, rounded=0.5, picture_every=8),  # comparisons come last
-    Course(210, 1e-3, SHARES | {"describe": 0.2, "happens": 0.1}, rounded_from=0.0, rounded=0.5, picture_every=10),
+    Course(1100, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
+    Course(300, 1.5e-3, SHARES, rounded_from=0.0, rounded=0.5, picture_every=5),
+    Course(400, 1e-3, _STORIES, rounded_from=0.0, rounded=0.5, picture_every=5),
+    Course(400, 8e-4, _STORIES | {"color_end": 0.2}, rounded_from=0.0, rounded=0.5, picture_every=4, few=0.35),
 )
 
 
@@ -185,9 +186,9 @@ def train_speech(
         ):
             for kind in kinds:
                 batch, features = {
-                    "video": lambda: lessons.video(rng, 16, 6, course.shares),
+                    "video": lambda: lessons.video(rng, 16, 6, course.shares, _frame_count(rng, course.few)),
                     "picture": lambda: lessons.picture(rng, 8, 4),
-                    "pair": lambda: lessons.pair(rng, 12, 3),
+                    "pair": lambda: lessons.pair(rng, 12, 3, _frame_count(rng, course.few)),
                 }[kind]()
                 logits, targets, _ = _logits(model, batch, features)
                 loss: Any = nn.functional.cross_entropy(logits, targets)
@@ -240,7 +241,9 @@ def _logits(
     return model.lm_head(hidden[learned]), batch.targets[learned], (rows[learned], batch.thread[learned])
 
 
-def _frame_count(rng: np.random.Generator) -> int:
+def _frame_count(rng: np.random.Generator, few: float) -> int:
+    if few and rng.random() < few:
+        return 4
     shares = np.array(list(FRAME_COUNTS.values()))
     return int(rng.choice(list(FRAME_COUNTS), p=shares / shares.sum()))
 
