@@ -2,8 +2,8 @@
 
 Draws and encodes the clips, trains the vision tower and the projector (`sight.py`), then the language model
 (`speech.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
-the seconds and the accuracy by question are stored beside it in `report.json`. One seed on one machine gives one
-checkpoint.
+the seconds and the accuracy by question are stored beside it in `report.json`. The seed settles clips, lessons and first
+weights; how threads add up sums does not repeat to the last bit, so two runs differ by some tenths of a percent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .speech import COURSES, Lessons, see_clips, see_stills, train_speech
 
 HELD_OUT_CLIPS = 200
 HELD_OUT_STILLS = 100
-THREADS = 2  # fixed, so that sums are added up in the same order on every machine
+THREADS = 2  # fixed, so that sums are added up in nearly the same order on every machine
 LIMIT_BYTES = 4_000_000
 VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "av", "numpy")
 
