@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it at once from the first moment on."""
     # A KeyboardInterrupt in the middle of an import would be a traceback, and nothing is there yet to be kept.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if sys.stderr is None:  # closed by the caller: what goes there is not wanted, the answer is
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     from .cli.app import main as run
 
     run()

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from .errors import MediaError
+from .errors import MediaError, nearest
 
 
 def check_file(path: str, wanted: Literal["video", "picture"]) -> None:
@@ -18,15 +18,30 @@ def check_file(path: str, wanted: Literal["video", "picture"]) -> None:
     try:
         status = Path(path).stat()
     except FileNotFoundError:
-        raise MediaError(f"{path}: no such file") from None
+        raise MediaError(f"{path}: no such file", _meant(path)) from None
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else error
         raise MediaError(f"{path}: can't be opened: {words}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise MediaError(f"{path}: a folder, not a {wanted}")
+        raise MediaError(f"{path}: a folder, not a {wanted}", "name a file in it")
     if not stat.S_ISREG(status.st_mode):
         raise MediaError(f"{path}: not a regular file")
     if status.st_size == 0:
         raise MediaError(f"{path}: the file is empty")
     if not os.access(path, os.R_OK):
         raise MediaError(f"{path}: can't be opened: Permission denied")
+
+
+def _meant(path: str) -> str | None:
+    """Return what a name that is none of a file was probably meant to be."""
+    if "://" in path:
+        return "only files are read: download it first"
+    if path == "-":
+        return "a video can't come from stdin: name a file"
+    if path.endswith("?"):
+        return "the video comes first, then the questions"
+    folder = Path(path).parent
+    try:
+        return nearest(Path(path).name, (entry.name for entry in folder.iterdir()))
+    except OSError:
+        return None

@@ -99,6 +99,9 @@ WRONG = [
     (["ask", "x.mp4", "q", "--frame", "3"], "--frames"),
     (["ask", "x.mp4", "", "-m", "demo"], "a question is empty"),
     (["ask", "x.mp4", "-", "-"], "only one question"),
+    (["ask", "x.mp4", __file__], "is a file, not a question"),
+    (["ask", "x.mp4", "caf\udce9"], "a question is not text in UTF-8"),
+    (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system text is not text in UTF-8"),
     (["ask", "x.mp4", "q", "-p", "lowmemory"], "no preset 'lowmemory'"),
     (["askk"], "askk"),
     (["presets", "demoo"], "no preset"),
@@ -149,3 +152,32 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
         result = llvid("ask", str(clip), "q", "-q", "-m", model)
         assert words in failed(result, 1)
         assert "demo" in result.stderr or "LLaVA-NeXT-Video" in result.stderr
+
+
+def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for media, hint in (
+        (str(clip.with_name("crcle.mp4")), "did you mean 'circle.mp4'?"),
+        ("https://example.invalid/a.mp4", "only files are read"),
+        ("-", "can't come from stdin"),
+        ("What is it?", "the video comes first"),
+        (str(tmp_path), "name a file in it"),
+    ):
+        code, _, err = asked(capsys, media, QUESTION)
+        assert code == 1 and hint in err.splitlines()[1]
+    result = llvid("ask", str(clip), QUESTION, "-q", "-m", "dmeo")
+    assert "did you mean 'demo'?" in result.stderr and failed(result, 1)
+    result = llvid("ask", str(clip), QUESTION, "-q", "-m", "demo", "--attention", "flash_attention_2")
+    assert "flash_attention_2 can't be used" in failed(result, 1)
+
+
+def test_closed_streams_are_no_tracebacks(clip: Path) -> None:
+    ask = f'"{sys.executable}" -m llava_video_cli ask "{clip}" -m demo'
+    for command, code, words in (
+        (f"{ask} - <&-", 2, "stdin, but it is closed"),
+        (f'{ask} "{QUESTION}" >&-', 1, "stdout is closed"),
+        (f'{ask} "{QUESTION}" 2>&-', 0, ""),
+        (f"printf '\\xff\\xfe' | {ask} -", 2, "not text in UTF-8"),
+    ):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, command
+        assert bool(done.stdout) == (code == 0)

@@ -25,9 +25,15 @@ def test_no_color_and_pipes_get_plain_text(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(clip: Path) -> None:
-    command = f'"{sys.executable}" -m llava_video_cli ask "{clip}" "Describe the video." "Again?" -m demo | head -c 5'
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
-    assert (len(result.stdout), result.stderr, result.returncode) == (5, "", 0)
+    program = f'"{sys.executable}" -m llava_video_cli'
+    for arguments in (f'ask "{clip}" "Describe the video." "Again?" -m demo', "presets", "--help"):
+        command = f"{program} {arguments} | head -c 5; echo; echo ${{PIPESTATUS[0]}}"
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        first, code, _ = result.stdout.rsplit("\n", 2)
+        assert (len(first), result.stderr) == (5, "") and code in ("0", "141"), arguments  # 0 if it was quicker
+    closed = f"{program} presets | true; echo ${{PIPESTATUS[0]}}"
+    done = [subprocess.run(["bash", "-c", closed], capture_output=True, text=True, check=False) for _ in range(3)]
+    assert {result.stdout for result in done} <= {"141\n", "0\n"} and not any(result.stderr for result in done)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -61,6 +67,18 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert "quantize: 4bit" in out and err.strip().endswith("low-memory.yaml")
     assert run(["presets", "--json"]) == 0
     assert all(json.loads(line)["about"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_broken_preset_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "llvid" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("about: mine\nmodle: demo\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run(["presets"]) == 0
+    out, err = capsys.readouterr()
+    assert "low-memory" in out and "has no key 'modle'" in err
 
 
 def test_frames_as_a_sheet_and_as_files(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,5 +122,6 @@ def test_the_demo_answers_rightly_and_overwrites_nothing(
     assert run(["demo"]) == 1
     assert "is there already, and is another clip" in capsys.readouterr().err
     assert run(["demo", "-o", str(mine)]) == 1
+    assert "another clip" in capsys.readouterr().err
     assert mine.read_bytes() == b"something of mine"
     assert [path.name for path in tmp_path.iterdir()] == ["llvid-demo.mp4"]

@@ -59,15 +59,17 @@ def run(arguments: list[str]) -> int:
     except LlvidError as failure:
         console.error(failure)
         return failure.exit_code
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
+        console.stderr.print("interrupted")
         return _EXIT_INTERRUPTED
     except typer.TyperException as failure:
         return _usage_error(failure)
-    except KeyboardInterrupt:
-        console.stderr.print("interrupted")
-        return _EXIT_INTERRUPTED
     except BrokenPipeError:
         return _EXIT_PIPE
+    except SystemExit as leave:  # how Typer answers a reader that went away
+        if isinstance(leave.__context__, BrokenPipeError):
+            return _EXIT_PIPE
+        raise
     except OSError as failure:
         if failure.filename is None and failure.errno is not None:  # the answer could not be written
             console.error(f"can't write the answer: {failure.strerror}")
@@ -102,6 +104,9 @@ def _interrupt(*_: object) -> None:
 def main() -> None:
     """Run as the program `llvid`."""
     signal.signal(signal.SIGINT, _interrupt)
+    if sys.stdout is None:
+        console.error("can't write the answer: stdout is closed")
+        sys.exit(1)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run(sys.argv[1:])

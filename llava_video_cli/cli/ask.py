@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from ..models import Model
 from . import console
 from .background import LOADING, Background
 from .media import check, notes, read
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, settle, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, check_text, settle, takes
 from .record import ask_record
 
 _UNFINISHED = {
@@ -138,7 +139,22 @@ def _questions(questions: Sequence[str]) -> list[str]:
     """Return the questions, with the one that is `-` read from stdin."""
     if questions.count("-") > 1:
         raise UsageError("only one question can come from stdin")
-    texts = [sys.stdin.read().strip() if question == "-" else question.strip() for question in questions]
-    if not all(texts):
-        raise UsageError("a question is empty")
+    texts = [_stdin() if question == "-" else question.strip() for question in questions]
+    for text in texts:
+        if not text:
+            raise UsageError("a question is empty")
+        check_text(text, "a question")
+        if len(text) < 256 and "\0" not in text and Path(text).is_file():
+            raise UsageError(f"{text} is a file, not a question", f"`--with {text}` adds it to the prompt")
     return texts
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("a question was to come from stdin, but it is closed")
+    if sys.stdin.isatty():
+        console.note("type the question, then Ctrl-D")
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError:
+        raise UsageError("the question from stdin is not text in UTF-8") from None

@@ -65,8 +65,6 @@ def demo(
     clip = Path(to or "llvid-demo.mp4")
     if clip.suffix not in CODECS:
         raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
-    if to is not None and clip.exists():
-        raise LlvidError(f"{clip} is there already", "name another file with -o")
     with console.progress(output.quiet) as progress:
         progress.say("drawing a clip")
         _draw(clip)

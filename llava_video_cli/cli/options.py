@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ..conversation import Generation
+from ..errors import UsageError
 from ..models.loading import Attention, DType, Loading, Quantize
 from ..preset import Preset, load_preset
 from ..sampling import Mode, Sampling, parse_time
@@ -56,7 +57,8 @@ class FrameFlags:
     """Which frames of a video; None where the user said nothing."""
 
     frames: Annotated[
-        int | None, _option("--frames", "-n", panel=_FRAMES, metavar="N", help="How many frames [default: 32].")
+        int | None,
+        _option("--frames", "-n", panel=_FRAMES, metavar="N", help="How many frames [default: the preset's]."),
     ] = None
     fps: Annotated[
         float | None,
@@ -129,7 +131,7 @@ class PresetFlag:
 class OutputFlags:
     """How a command talks."""
 
-    json: Annotated[bool, _option("--json", panel=_ALL, help="A line of JSON for each answer.")] = False
+    json: Annotated[bool, _option("--json", panel=_ALL, help="Lines of JSON instead of text.")] = False
     quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
 
 
@@ -213,6 +215,7 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
         generation=generation,
         **_given(model=model.model, quantize=model.quantize, system=text.system),
     )
+    check_text(preset.system or "", "the system text")
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention)
     )
@@ -221,3 +224,11 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise `UsageError` for text that came in as something else than UTF-8, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not text in UTF-8") from None

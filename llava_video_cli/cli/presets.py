@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from ..preset import Preset, load_preset, preset_files, preset_folders, read_preset
 from . import console
 from .options import OutputFlags, takes
@@ -37,7 +38,12 @@ def presets(
     if name is not None:
         _show(load_preset(name), output)
         return
-    found = [read_preset(path) for path in preset_files().values()]
+    found = []
+    for path in preset_files().values():
+        try:
+            found.append(read_preset(path))
+        except UsageError as failure:  # a broken one of the user's must not hide the others
+            console.error(failure)
     if output.json:
         for preset in found:
             console.write_json(_record(preset))

@@ -2,8 +2,8 @@
 
 Draws and encodes the clips, trains the vision tower and the projector (`sight.py`), then the language model
 (`speech.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
-the seconds and the accuracy by question are stored beside it in `report.json`. The seed settles clips, lessons and first
-weights; how threads add up sums does not repeat to the last bit, so two runs differ by some tenths of a percent.
+the seconds and the accuracy by question are stored beside it in `report.json`. The seed settles clips, lessons and
+first weights; the sums of threads do not repeat to the last bit, so two runs differ by some tenths of a percent.
 """
 
 from __future__ import annotations

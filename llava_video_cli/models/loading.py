@@ -74,6 +74,11 @@ def load(folder: Path, loading: Loading) -> Loaded:
             f"the weights of {folder.name} don't fit the memory of {device}", "`--quantize 4bit` needs a quarter"
         ) from None
     except (SafetensorError, OSError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, ImportError) and loading.attention == "flash_attention_2":
+            why = "the package flash-attn isn't installed, or doesn't run here"
+            raise ModelError(
+                f"flash_attention_2 can't be used: {why}", "`--attention auto` takes what is there"
+            ) from None
         raise ModelError(f"the weights in {folder} can't be loaded: {_first_line(error)}") from error
     absent = [*info["missing_keys"], *info["mismatched_keys"]]
     if absent:

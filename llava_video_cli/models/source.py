@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import ModelError
+from ..errors import ModelError, nearest
 from .checkpoint import check_architecture, check_name, check_weights, looks_like_folder, read_config
 
 # The demo checkpoint is part of the package.
@@ -95,6 +95,8 @@ def _explain(model: str, revision: str | None, error: Exception) -> NoReturn:
         raise ModelError(f"the hub's {model} has no revision {revision!r}") from None
     if isinstance(error, RepositoryNotFoundError):
         raise ModelError(f"the hub has no model {model} (or it is private)", f"check the name; {_DEMO_HINT}") from None
+    if "/" not in model and (demo := nearest(model, ["demo"])):
+        raise ModelError(f"there is no model {model!r}", demo) from None
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
         raise ModelError(f"{model} isn't in the local cache and the hub can't be reached", download) from None
     if isinstance(error, EntryNotFoundError):
