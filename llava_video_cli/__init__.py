@@ -12,28 +12,31 @@ if TYPE_CHECKING:
     from .conversation import Answer, Chunk, Generation, Request, Segment, Turn, Usage, join
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
     from .image import Picture, read_image
+    from .limits import Limits
     from .models import Loading, Model, open_model
     from .preset import Preset, load_preset
     from .sampling import Sampling
     from .sheet import contact_sheet
-    from .video import Frames, VideoInfo, probe, read_frames
+    from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
 
 _HOMES = {
     "conversation": ("Answer", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
     "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
     "image": ("Picture", "read_image"),
+    "limits": ("Limits",),
     "models": ("Loading", "Model", "open_model"),
     "preset": ("Preset", "load_preset"),
     "sampling": ("Sampling",),
     "sheet": ("contact_sheet",),
-    "video": ("Frames", "VideoInfo", "probe", "read_frames"),
+    "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Answer", "Chunk", "ContextError", "Frames", "Generation", "LlvidError", "Loading", "MediaError", "Model",
-    "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage", "UsageError", "VideoInfo",
-    "contact_sheet", "join", "load_preset", "open_model", "probe", "read_frames", "read_image",
+    "Answer", "Chunk", "ContextError", "Frame", "Frames", "Generation", "Limits", "LlvidError", "Loading", "MediaError",
+    "Model", "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage", "UsageError",
+    "VideoInfo", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "probe", "read_frames",
+    "read_image",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import av.error
 from av.stream import Disposition
 
 from .errors import MediaError
+from .limits import Deadline
 from .mediafile import check_file
 
 if TYPE_CHECKING:
@@ -26,44 +28,77 @@ FORMATS = (
     ",gxf,ivf,obu,av1,h261,h263,h264,hevc,vvc,m4v,mpegvideo,vc1,dirac,mjpeg,mpjpeg,dv,rm,wtv,swf,yuv4mpegpipe,avs,"
     "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
 )
-MAX_PIXELS = 16384 * 16384
 MAX_READ_ERRORS = 100
 
 
-@contextmanager
-def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a video file for the `with` block; give the container and the stream that is meant to be watched.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An open video file, and the stream of it that is meant to be watched."""
 
-    The best video stream is taken; cover art is none. Raises MediaError for what is no readable video file.
-    FFmpeg's own errors inside the block pass through.
+    path: str
+    container: InputContainer
+    stream: VideoStream
+    deadline: Deadline
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's size."""
+        return max(1, self.container.size)
+
+
+@contextmanager
+def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
+    """Open a video file for the `with` block.
+
+    The best video stream is taken; cover art is none. Raises MediaError for what is no readable video file, also
+    where FFmpeg finds that out inside the block.
     """
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
-        container = av.open(f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore")
+        container = av.open(
+            f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
+        )
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
-        yield container, _video_stream(path, container)
+        stream = _video_stream(path, container)
+        context, most = stream.codec_context, deadline.limits.pixels
+        if context.width * context.height > most:
+            raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
+        # Also for a size that changes on the way; FFmpeg counts the margins of its buffers.
+        context.options = {"max_pixels": str(most + most // 4 + 2**16)}
+        try:
+            yield Source(path, container, stream, deadline)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"{path}: can't be read: {reason(error)}") from error
 
 
-def read_packets(container: InputContainer, stream: VideoStream, broken: list[str]) -> Iterator[Packet[VideoStream]]:
+def read_packets(source: Source, broken: list[str]) -> Iterator[Packet[VideoStream]]:
     """Yield the stream's packets to the last, then the empty one that flushes the decoder.
 
     An error of the container is appended to `broken`, and reading goes on behind it; after `MAX_READ_ERRORS` the
     file counts as ended.
     """
-    packets = container.demux(stream)
     while len(broken) < MAX_READ_ERRORS:
         try:
-            yield from packets
+            yield from demux(source)
             return
         except av.error.FFmpegError as error:
             broken.append(reason(error))
-            packets = container.demux(stream)
+
+
+def demux(source: Source) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets from where the container stands, then the empty one, within the deadline."""
+    try:
+        for packet in source.container.demux(source.stream):
+            source.deadline.left()
+            yield packet
+    except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: nothing comes behind it
+        return
 
 
 def reason(error: av.error.FFmpegError) -> str:
@@ -81,9 +116,6 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     if not films:
         raise MediaError(f"{path}: no video stream" + (" (only cover art)" if best else ""))
     stream = next((film for film in films if best and film.index == best.index), films[0])
-    context = stream.codec_context
-    if context is None:
+    if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
-    if context.width * context.height > MAX_PIXELS:
-        raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
     return stream

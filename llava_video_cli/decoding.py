@@ -1,121 +1,151 @@
-"""Decoding the pictures at given stamps, and no more of the file than they need."""
+"""Packets to pictures: a run of them from a keyframe on, or a whole file from its start."""
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import av.error
 import numpy as np
 
-from .container import open_video, read_packets, reason
-from .sampling import Timeline
-from .survey import Orientation, Packets, Survey, timeline_of
+from .container import Source, demux, read_packets, reason
+from .sampling import Stamps
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
+    from av.packet import Packet
+    from av.sidedata.sidedata import SideData
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
+
+    from .survey import Packets
 
 
 class OffTrackError(Exception):
     """Decoding gave something else than the packets had announced: take a safer way."""
 
 
-@dataclass
-class Canvas:
-    """Pictures as they are found: `images` uint8 (targets, height, width, 3), row i for the i-th target.
+@dataclass(frozen=True)
+class Run:
+    """Packets that are decoded in one go: from the keyframe `entry` to `stop`, for the sake of the targets."""
 
-    `shown[target]` is the stamp of the picture that stands in the target's row.
-    """
-
-    rows: dict[int, int]
-    images: NDArray[np.uint8]
-    survey: Survey
-    shown: dict[int, int] = field(default_factory=dict)
-    resized: bool = False
-
-    @classmethod
-    def blank(cls, survey: Survey, targets: Iterable[int]) -> Canvas:
-        """Return a canvas with an empty row for each target."""
-        rows = {target: row for row, target in enumerate(targets)}
-        height, width = survey.height, survey.width
-        if survey.orientation.transpose:
-            height, width = width, height
-        return cls(rows, np.empty((len(rows), height, width, 3), np.uint8), survey)
+    entry: int
+    stop: int
+    targets: tuple[int, ...]
 
     @property
-    def left(self) -> list[int]:
-        """The targets that have no picture yet, ascending."""
-        return sorted(target for target in self.rows if target not in self.shown)
-
-    def put(self, target: int, frame: VideoFrame, stamp: int) -> None:
-        """Convert a frame into its target's row."""
-        width, height = self.survey.width, self.survey.height
-        self.resized = self.resized or (frame.width, frame.height) != (width, height)
-        pixels = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-        self.images[self.rows[target]] = upright(pixels, self.survey.orientation)
-        self.shown[target] = stamp
+    def length(self) -> int:
+        """The number of its packets."""
+        return self.stop - self.entry + 1
 
 
-def upright(pixels: NDArray[np.generic], orientation: Orientation) -> NDArray[np.generic]:
-    """Return a view of a decoded picture, (height, width, 3), turned as it is to be shown."""
-    if orientation.transpose:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation.flip_rows:
-        pixels = pixels[::-1]
-    return pixels[:, ::-1] if orientation.flip_columns else pixels
+@dataclass(frozen=True)
+class Orientation:
+    """How a decoded picture is turned and mirrored to be shown: transposed first, flipped after."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @property
+    def clockwise_degrees(self) -> int:
+        """The turn, of 0, 90, 180 or 270 degrees; a mirror image along the vertical axis comes on top of it."""
+        if self.transpose:
+            return 270 if self.flip_rows else 90
+        return 180 if self.flip_rows else 0
 
 
-def decode_runs(path: str, packets: Packets, canvas: Canvas, *, strict: bool) -> None:
-    """Fill the canvas by seeking, with one run for all the targets behind a keyframe, as far as all goes well.
+@dataclass(frozen=True)
+class Look:
+    """How all the pictures of a video are handed on: the stored size in pixels, and how they are turned."""
 
-    Every picture up to a target is checked against the timeline, and an error ends a run: its targets are left.
-    `strict` uses frame threads, which hide errors in their own way, and so makes an error of whatever the decoder
-    frowns at, such as references that a seek has left behind. Without it one thread decodes, as in `decode_through`.
+    width: int
+    height: int
+    orientation: Orientation
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> Look:
+        """Return the look that a picture has by itself."""
+        return cls(frame.width, frame.height, _orientation(frame))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the pixels as shown: (height, width, 3)."""
+        turned = self.orientation.transpose
+        return (self.width, self.height, 3) if turned else (self.height, self.width, 3)
+
+    def fits(self, frame: VideoFrame) -> bool:
+        """Whether a picture has this size already."""
+        return (frame.width, frame.height) == (self.width, self.height)
+
+    def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer."""
+        rgb = reformatter.reformat(frame, width=self.width, height=self.height, format="rgb24", threads=1)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(self.height, plane.line_size)
+        pixels = rows[:, : self.width * 3].reshape(self.height, self.width, 3)
+        if self.orientation.transpose:
+            pixels = pixels.transpose(1, 0, 2)
+        if self.orientation.flip_rows:
+            pixels = pixels[::-1]
+        return pixels[:, ::-1] if self.orientation.flip_columns else pixels
+
+
+def use_threads(stream: VideoStream, count: int) -> None:
+    """Decode with that many threads; to be called before the first picture.
+
+    With one, damaged pictures come out the same each time: FFmpeg's h264 decoder hides errors with frame threads in one
+    way, without threads in another, and with slice threads not at all: it then leaves what happens to stand in memory.
     """
-    position = {stamp: i for i, stamp in enumerate(packets.stamps)}
-    targets = [(packets.entry(target, position[target]), target) for target in canvas.left]
-    if not targets:
-        return
-    with open_video(path) as (container, stream):
-        if strict:
-            stream.thread_type = "AUTO"
-            stream.codec_context.options = {"err_detect": "explode"}
-        else:
-            _use_one_thread(stream)
-        for entry, run in groupby(targets, key=lambda pair: pair[0]):
-            wanted = [target for _, target in run]
-            try:
-                frames = _frames_from(container, stream, packets, position, entry)
-                for frame, stamp in _checked(frames, packets.timeline, packets.stamps[entry]):
-                    if stamp == wanted[0]:
-                        canvas.put(wanted.pop(0), frame, stamp)
-                        if not wanted:
-                            break
-            except (OffTrackError, av.error.FFmpegError):
-                continue
+    stream.thread_type = "NONE" if count == 1 else "AUTO"
+    stream.codec_context.thread_count = count
 
 
-def decode_through(path: str, stamps: Sequence[int], canvas: Canvas) -> None:
-    """Fill what is left of the canvas by decoding from the start and counting: picture k has `stamps[k]`.
+def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield each target of the run with its picture, decoding no packet behind `stop` and none that can be left out.
 
-    A target that has no picture of its own gets the nearest one.
+    Raises OffTrackError or an FFmpegError at the first thing that is not as announced; whatever the decoder frowns at,
+    such as references that a seek has left behind, should be an error (`err_detect` `explode`).
     """
-    numbers: dict[int, list[int]] = {}
-    for target in canvas.left:
-        numbers.setdefault(nearest(stamps, target), []).append(target)
-    with open_video(path) as (container, stream):
-        _use_one_thread(stream)
-        for number, frame in enumerate(_good_frames(container, stream, [])):
-            for target in numbers.pop(number, ()):
-                canvas.put(target, frame, stamps[number])
-            if not numbers:
+    due = list(run.targets)
+    window = set(packets.stamps[run.entry : run.stop + 1].tolist())
+    begin = int(packets.stamps[run.entry])
+    last = begin - 1
+    for frame in _needed(source, _between(source, packets, run), set(due), begin):
+        stamp = frame.pts
+        if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
+            break
+        last = stamp
+        if stamp == due[0]:
+            yield due.pop(0), frame
+            if not due:
                 return
+    raise OffTrackError
+
+
+def decode_run_carefully(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield each target of the run with its picture, checking that each picture on the way is the next one due."""
+    due, shown = list(run.targets), packets.timeline.stamps
+    upcoming = bisect_left(shown, int(packets.stamps[run.entry]))
+    if upcoming == len(shown):
+        raise OffTrackError
+    begin = int(shown[upcoming])
+    for packet in _between(source, packets, Run(run.entry, len(packets.stamps), run.targets)):
+        for frame in packet.decode():
+            if frame.pts is not None and frame.pts < begin:
+                continue
+            if upcoming == len(shown) or frame.pts != shown[upcoming] or frame.is_corrupt:
+                raise OffTrackError
+            upcoming += 1
+            if frame.pts == due[0]:
+                yield due.pop(0), frame
+                if not due:
+                    return
+    raise OffTrackError
 
 
 @dataclass(frozen=True)
@@ -127,107 +157,104 @@ class Review:
     last_duration: int
     broken: list[str]
 
-    def timeline(self, survey: Survey) -> Timeline:
-        """Return the pictures' own stamps if there is one for each, in order; else count at the header's rate."""
-        known = [stamp for stamp in self.stamps if stamp is not None]
-        if not survey.reordered and len(known) == len(self.stamps) and known == sorted(set(known)):
-            keyframes = [known[key] for key in self.keys]
-            return timeline_of(known, self.last_duration, survey.time_base, keyframes)
-        tick = 1 / survey.rate if survey.rate else survey.time_base
-        return Timeline(range(len(self.stamps)), len(self.stamps), tick, self.keys)
 
-
-def review(path: str) -> Review:
+def review(source: Source, progress: Callable[[float], None]) -> Review:
     """Decode a whole video, keeping only a number or two of each picture."""
     broken: list[str] = []
     stamps: list[int | None] = []
     keys: list[int] = []
     last_duration = 0
-    with open_video(path) as (container, stream):
-        _use_one_thread(stream)
-        for frame in _good_frames(container, stream, broken):
-            if frame.key_frame:
-                keys.append(len(stamps))
-            stamps.append(frame.pts)
-            last_duration = frame.duration or 0
+    use_threads(source.stream, 1)
+    for frame in _good_frames(source, broken, progress):
+        if frame.key_frame:
+            keys.append(len(stamps))
+        stamps.append(frame.pts)
+        last_duration = frame.duration or 0
     return Review(stamps, keys, last_duration, broken)
 
 
-def nearest(stamps: Sequence[int], target: int) -> int:
+def decode_through(
+    source: Source, stamps: Stamps, targets: Iterable[int], progress: Callable[[float], None]
+) -> Iterator[tuple[int, int, VideoFrame]]:
+    """Decode from the start and count: picture k has `stamps[k]`. Yield each target with a stamp and its picture.
+
+    A target that has no picture of its own gets the nearest one.
+    """
+    numbers: dict[int, list[int]] = {}
+    for target in targets:
+        numbers.setdefault(nearest(stamps, target), []).append(target)
+    use_threads(source.stream, 1)
+    for number, frame in enumerate(_good_frames(source, [], progress)):
+        for target in numbers.pop(number, ()):
+            yield target, stamps[number], frame
+        if not numbers:
+            return
+
+
+def nearest(stamps: Stamps, target: int) -> int:
     """Return the index of the stamp nearest to the target, of two the earlier; `stamps` ascend."""
     after = bisect_left(stamps, target)
     return min((i for i in (after - 1, after) if 0 <= i < len(stamps)), key=lambda i: abs(stamps[i] - target))
 
 
-def _use_one_thread(stream: VideoStream) -> None:
-    """Make damaged pictures come out the same each time.
-
-    FFmpeg's h264 decoder hides errors with frame threads in one way, without threads in another, and with slice
-    threads not at all: it then leaves what happens to stand in memory.
-    """
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
+def first_picture(source: Source) -> VideoFrame | None:
+    """Return the first picture that can be decoded."""
+    return next(_good_frames(source, [], lambda _: None), None)
 
 
-def _good_frames(container: InputContainer, stream: VideoStream, broken: list[str]) -> Iterator[VideoFrame]:
-    for packet in read_packets(container, stream, broken):
+def _good_frames(source: Source, broken: list[str], progress: Callable[[float], None]) -> Iterator[VideoFrame]:
+    for packet in read_packets(source, broken):
         try:
             yield from packet.decode()
         except av.error.FFmpegError as error:
             broken.append(reason(error))
+        if packet.pos is not None:
+            progress(min(1.0, packet.pos / source.size_bytes))
 
 
-def _frames_from(
-    container: InputContainer, stream: VideoStream, packets: Packets, position: dict[int, int], entry: int
+def _needed(
+    source: Source, packets: Iterable[Packet[VideoStream]], targets: set[int], begin: int
 ) -> Iterator[VideoFrame]:
-    """Yield the frames of the packets from `entry` on, wherever the container's seek really lands."""
-    earlier = bisect_left(packets.keys, entry) - 1
+    """Decode packets, leaving out pictures that no other one refers to, unless they are targets.
+
+    The leading pictures of an open GOP, shown before `begin`, lack what they refer to: they are left out too.
+    """
+    context = source.stream.codec_context
+    for packet in packets:
+        if packet.size and (packet.pts is None or packet.pts >= begin):
+            context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
+            yield from packet.decode()
+    yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
+
+
+def _between(source: Source, packets: Packets, run: Run) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets of the run, wherever the container's seek really lands."""
+    earlier = int(np.searchsorted(packets.keys, run.entry)) - 1
     before = [packets.keys[i] for i in (earlier, earlier - 1, 0) if 0 <= i <= earlier]
     # the container may seek by decoding time, which is the smaller one
-    for landing in (
-        packets.stamps[entry],
-        packets.decoding_stamps[entry],
-        *(packets.stamps[i] for i in before),
-    ):
-        container.seek(landing, stream=stream, backward=True)
+    stamps = (packets.stamps[run.entry], packets.decoding[run.entry], *(packets.stamps[key] for key in before))
+    for landing in stamps:
+        source.container.seek(int(landing), stream=source.stream, backward=True)
         begun = False
-        for packet in container.demux(stream):
-            here = position.get(packet.pts) if packet.pts is not None else None
-            if not begun and here is not None and here > entry:
-                break  # landed late
-            begun = begun or here == entry
+        for packet in demux(source):
+            here = packets.position(packet.pts) if packet.size and packet.pts is not None else None
+            if here is not None:
+                if here > (run.stop if begun else run.entry):
+                    break  # done, or landed late
+                begun = begun or here == run.entry
             if begun:
-                yield from packet.decode()
+                yield packet
         if begun:
             return
     raise OffTrackError
 
 
-def _checked(frames: Iterable[VideoFrame], timeline: Timeline, entry_stamp: int) -> Iterator[tuple[VideoFrame, int]]:
-    """Yield frames with their stamps as long as they are just those of the timeline, from the entry on."""
-    begin = bisect_left(timeline.stamps, entry_stamp)
-    upcoming = iter(range(begin, len(timeline.stamps)))
-    for frame in frames:
-        stamp = frame.pts
-        if stamp is not None and stamp < timeline.stamps[begin]:
-            continue  # leading pictures of an open GOP, which nobody asked for
-        index = next(upcoming, None)
-        if stamp is None or index is None or stamp != timeline.stamps[index] or frame.is_corrupt:
-            break
-        yield frame, stamp
-    raise OffTrackError  # a target is still missing
-
-
-def assemble(canvas: Canvas, chosen: Sequence[int]) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the images for the chosen stamps and the stamps that they really have, in order of time.
-
-    A picture that stands in for a lost one is given once only; one that was chosen twice, twice.
-    """
-    kept: list[int] = []
-    for target in chosen:
-        if kept and target != kept[-1] and canvas.shown[target] == canvas.shown[kept[-1]]:
-            continue
-        kept.append(target)
-    rows = [canvas.rows[target] for target in kept]
-    images = canvas.images if rows == list(range(len(canvas.rows))) else canvas.images[rows]
-    return images, [canvas.shown[target] for target in kept]
+def _orientation(frame: VideoFrame) -> Orientation:
+    """Read the display matrix, (a b u, c d v, x y w): a point (p, q) is shown at (a p + c q, b p + d q)."""
+    matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+    return Orientation(flip_rows=d < 0, flip_columns=a < 0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from .errors import MediaError, UsageError
 
@@ -89,6 +88,16 @@ def parse_time(text: str) -> float:
     raise UsageError(f"not a time: {text!r}", hint="write seconds (90 or 90.5) or [HH:]MM:SS (1:30, 00:01:30.5)")
 
 
+class Stamps(Protocol):
+    """Ascending ticks: a list, or numpy's int64 for the 170,000 pictures of two hours."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
 @dataclass(frozen=True)
 class Timeline:
     """When each picture of a stream comes on screen, in ticks of the stream's own time base.
@@ -98,19 +107,19 @@ class Timeline:
     at, ascending.
     """
 
-    stamps: Sequence[int]
+    stamps: Stamps
     end: int
     time_base: Fraction
-    keyframes: Sequence[int] = ()
+    keyframes: Stamps = ()
 
     @property
     def duration_seconds(self) -> float:
         """From the first picture's appearance to the last one's disappearance."""
-        return float((self.end - self.stamps[0]) * self.time_base)
+        return float((self.end - int(self.stamps[0])) * self.time_base)
 
     def seconds(self, stamp: int) -> float:
         """Return the time of a stamp, counted from the first picture on screen."""
-        return float((stamp - self.stamps[0]) * self.time_base)
+        return float((int(stamp) - int(self.stamps[0])) * self.time_base)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def choose(timeline: Timeline, sampling: Sampling) -> Choice:
 
     Raises MediaError when the start lies behind the last picture, or when `fps` asks for too many frames.
     """
-    first, tick = timeline.stamps[0], timeline.time_base
+    first, tick = int(timeline.stamps[0]), timeline.time_base
     start = first + _exact(sampling.start_seconds) / tick
     end = Fraction(timeline.end)
     if sampling.end_seconds is not None:
@@ -162,33 +171,36 @@ def choose(timeline: Timeline, sampling: Sampling) -> Choice:
         chosen = _divide_frames(timeline, start, end, count)
     else:
         chosen = [_on_screen(timeline.stamps, start + i * step + slack) for i in range(count)]
-    stamps = [timeline.stamps[index] for index in chosen]
+    stamps = [int(timeline.stamps[index]) for index in chosen]
     if sampling.mode == "keyframes":
         return _at_keyframes(timeline, stamps)
     return Choice(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
 
 
-def is_constant(stamps: Sequence[int]) -> bool:
+def is_constant(stamps: Stamps) -> bool:
     """Return whether the stamps lie on one line but for rounding, to one tick and a quarter of a step."""
+    import numpy as np
+
     last = len(stamps) - 1
     if last < 1:
         return True
-    span = stamps[-1] - stamps[0]  # all in units of 1 / last ticks, to stay in integers
-    return all(
-        abs(off) < last and 4 * abs(off) <= span
-        for off in ((stamp - stamps[0]) * last - index * span for index, stamp in enumerate(stamps))
-    )
+    span = int(stamps[-1]) - int(stamps[0])  # all in units of 1 / last ticks, to stay in integers
+    exact = np.int64 if span * last < 2**62 else object
+    off = abs((np.asarray(stamps, exact) - stamps[0]) * last - np.arange(last + 1).astype(exact) * span)
+    return bool((off < last).all() and (4 * off <= span).all())
 
 
-def _is_even(stamps: Sequence[int]) -> bool:
-    return len({after - before for before, after in pairwise(stamps)}) <= 1
+def _is_even(stamps: Stamps) -> bool:
+    import numpy as np
+
+    return len(np.unique(np.diff(np.asarray(stamps, np.int64)))) <= 1
 
 
 def _exact(value: float) -> Fraction:
     return Fraction(str(value))  # 0.3 is meant as 3/10, not as the double just below it
 
 
-def _on_screen(stamps: Sequence[int], moment: Fraction | int) -> int:
+def _on_screen(stamps: Stamps, moment: Fraction | int) -> int:
     return max(0, bisect_right(stamps, moment) - 1)
 
 
@@ -207,11 +219,13 @@ def _position(timeline: Timeline, moment: Fraction) -> Fraction:
     """Return a moment in frames: 2.5 is half-way through the third one's time on screen."""
     stamps, index = timeline.stamps, _on_screen(timeline.stamps, moment)
     after = stamps[index + 1] if index + 1 < len(stamps) else timeline.end
-    return index + (moment - stamps[index]) / (after - stamps[index])
+    return index + (moment - int(stamps[index])) / (int(after) - int(stamps[index]))
 
 
 def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Choice:
-    keys = sorted({timeline.stamps[0], *timeline.keyframes})  # the first's own keyframe may be hidden
+    keys = sorted(
+        {int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)}
+    )  # the first's own keyframe may be hidden
     snapped = dict.fromkeys(keys[_on_screen(keys, stamp)] for stamp in stamps)
     notes = ["frames taken at keyframes, which may lie before the moments asked for"]
     if len(snapped) < len(stamps):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import MediaError
-from .sampling import Sampling, choose
+from .limits import Limits
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .decoding import Canvas, Review
-    from .sampling import Choice, Timeline
-    from .survey import Survey
-
-MAX_BYTES = 16 * 2**30  # of decoded frames: 2,700 of 1080p
+    from .reading import Reading
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,14 @@ class VideoInfo:
 
 
 @dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame of a video: `image` uint8 (height, width, 3), RGB, upright; its time from the first picture on."""
+
+    image: NDArray[np.uint8]
+    time_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
 class Frames:
     """Frames of one video, in order of time. Compared by identity.
 
@@ -55,110 +60,104 @@ class Frames:
     notes: tuple[str, ...] = ()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Return what a video is, from one pass over its packets and one decoded picture.
+def _silent(_: float) -> None:
+    """No progress is shown."""
+
+
+def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
+    """Return what a video is, from its table of packets and one decoded picture.
 
     A file whose packets carry no usable stamps (AVI with B-frames, raw streams) is decoded once from start to end.
     Raises MediaError for what can't be shown: no file, a folder, an empty file, no video, no video stream, no
-    picture that can be decoded.
+    picture that can be decoded, more than the limits allow.
     """
-    from .survey import survey
+    from .reading import open_reading
+
+    with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
+        return _info(os.fspath(path), reading)
+
+
+def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
+    """Raise MediaError for what `probe` refuses. Costs one decoded picture, however long the video is."""
+    from .container import open_video
+    from .limits import Deadline
+    from .reading import first_look
 
     name = os.fspath(path)
-    found = survey(name)
-    timeline = found.packets.timeline if found.packets else _review(name).timeline(found)
-    return _info(name, found, timeline)
+    with open_video(name, Deadline(name, limits or Limits())) as source:
+        first_look(source)
 
 
-def read_frames(path: str | os.PathLike[str], sampling: Sampling | None = None) -> Frames:
+def iter_frames(
+    path: str | os.PathLike[str],
+    sampling: Sampling | None = None,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[float], None] = _silent,
+) -> Generator[Frame, None, None]:
+    """Yield the frames that `read_frames` returns, one at a time, so that they needn't lie in memory together.
+
+    Raises what `read_frames` raises, where it happens.
+    """
+    import numpy as np
+
+    from .reading import open_reading
+
+    with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
+        for shot in reading.shots(sampling or Sampling(), hold_all=False):
+            yield Frame(np.ascontiguousarray(shot.image), reading.timeline.seconds(shot.stamp))
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    sampling: Sampling | None = None,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[float], None] = _silent,
+) -> Frames:
     """Return the frames that `sampling` (by default `Sampling()`) takes from a video.
 
     Each is bit for bit the picture that decoding the whole file would give. Broken packets are skipped, and the
     nearest good frame takes the place of one that is lost; a note says so. (Damage that the decoder doesn't
-    complain about can't be seen here either, and may look different from one run to the next.)
+    complain about can't be seen here either, and may look different from one run to the next.) Where a video
+    changes its size, all frames are scaled to that of the first one taken.
 
-    Raises MediaError for what `probe` refuses, and when the video has nothing at `start_seconds`, or the frames
-    would need more than `MAX_BYTES` of memory.
+    `progress` is called with the share that is done, 0 to 1, from time to time. Raises MediaError for what `probe`
+    refuses, and when the video has nothing at `start_seconds`, or the frames would need more than the limits allow.
     """
-    from .decoding import assemble, decode_runs, decode_through
-    from .survey import survey
+    import numpy as np
 
-    name = os.fspath(path)
-    sampling = Sampling() if sampling is None else sampling
-    found = survey(name)
-    broken: list[str] = []
-    if packets := found.packets:
-        timeline = packets.timeline
-        choice, canvas = _prepare(name, found, timeline, sampling)
-        decode_runs(name, packets, canvas, strict=True)
-        decode_runs(name, packets, canvas, strict=False)  # what is left
-    if not packets or canvas.left:
-        seen = _review(name)
-        broken, decoded = seen.broken, seen.timeline(found)
-        lost = set(timeline.stamps) - set(decoded.stamps) if packets else set()
-        if not packets or len(lost) + len(decoded.stamps) > len(timeline.stamps) or (lost and not broken):
-            timeline = decoded  # the packets don't tell what is shown when
-            choice, canvas = _prepare(name, found, timeline, sampling)
-        decode_through(name, decoded.stamps, canvas)
-    images, stamps = assemble(canvas, choice.stamps)
-    return Frames(
-        images=images,
-        times_seconds=tuple(timeline.seconds(stamp) for stamp in stamps),
-        info=_info(name, found, timeline),
-        sampling=sampling,
-        notes=choice.notes + _notes(canvas, broken, len(choice.stamps) - len(stamps)),
-    )
+    from .reading import open_reading
 
-
-def _review(path: str) -> Review:
-    from .decoding import review
-
-    seen = review(path)
-    if not seen.stamps:
-        raise MediaError(f"{path}: no picture can be decoded")
-    return seen
-
-
-def _prepare(path: str, found: Survey, timeline: Timeline, sampling: Sampling) -> tuple[Choice, Canvas]:
-    from .decoding import Canvas
-
-    try:
-        choice = choose(timeline, sampling)
-    except MediaError as error:
-        raise MediaError(f"{path}: {error}", error.hint) from None
-    size_bytes = len(choice.stamps) * found.width * found.height * 3
-    if size_bytes > MAX_BYTES:
-        raise MediaError(
-            f"{path}: {len(choice.stamps)} frames of {found.width}x{found.height} need"
-            f" {size_bytes / 2**30:.0f} GiB of memory, more than {MAX_BYTES / 2**30:.0f}",
-            hint="ask for fewer frames",
+    sampling = sampling or Sampling()
+    with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
+        images: NDArray[np.uint8] | None = None
+        stamps: list[int] = []
+        for shot in reading.shots(sampling, hold_all=True):
+            if images is None or reading.began_anew:
+                images, stamps, reading.began_anew = np.empty((reading.count, *shot.image.shape), np.uint8), [], False
+            images[len(stamps)] = shot.image
+            stamps.append(shot.stamp)
+        assert images is not None, "a sampling takes at least one frame"
+        return Frames(
+            images=images[: len(stamps)],
+            times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in stamps),
+            info=_info(os.fspath(path), reading),
+            sampling=sampling,
+            notes=tuple(reading.notes()),
         )
-    return choice, Canvas.blank(found, dict.fromkeys(choice.stamps))
 
 
-def _info(path: str, found: Survey, timeline: Timeline) -> VideoInfo:
-    width, height, count = found.width, found.height, len(timeline.stamps)
-    if found.orientation.transpose:
-        width, height = height, width
+def _info(path: str, reading: Reading) -> VideoInfo:
+    timeline, look = reading.timeline, reading.look
+    height, width, _ = look.shape
+    count = len(timeline.stamps)
     return VideoInfo(
         path=path,
         duration_seconds=timeline.duration_seconds,
         width=width,
         height=height,
         average_fps=(count - 1) / timeline.seconds(timeline.stamps[-1]) if count > 1 else None,
-        codec=found.codec,
-        rotation_degrees=found.orientation.clockwise_degrees,
+        codec=reading.codec,
+        rotation_degrees=look.orientation.clockwise_degrees,
     )
-
-
-def _notes(canvas: Canvas, broken: list[str], lost: int) -> tuple[str, ...]:
-    notes = []
-    if broken:
-        packets = "1 broken packet" if len(broken) == 1 else f"{len(broken)} broken packets"
-        replaced = any(target != stamp for target, stamp in canvas.shown.items())
-        notes.append(f"{packets} skipped" + ("; nearest good frames used" if replaced else ""))
-    if lost:
-        notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
-    if canvas.resized:
-        notes.append("the picture changes its size; all frames are scaled to that of the first")
-    return tuple(notes)

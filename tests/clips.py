@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_video_cli import video
+from llava_video_cli import reading
+from llava_video_cli.container import Source
 from llava_video_cli.video import Frames
 
 SAMPLES = Path(
@@ -185,7 +186,7 @@ def assert_times(frames: Frames, oracle: list[tuple[int | None, str]], numbers: 
 def refuse_full_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the reader fail where it would fall back to decoding a whole file."""
 
-    def refuse(path: str) -> None:
-        raise AssertionError(f"{path} would be decoded in full")
+    def refuse(source: Source, _: object) -> None:
+        raise AssertionError(f"{source.path} would be decoded in full")
 
-    monkeypatch.setattr(video, "_review", refuse)
+    monkeypatch.setattr(reading, "review", refuse)

@@ -24,7 +24,7 @@ def rounded(total: int, rate: Fraction, first: int = 0) -> Timeline:
 
 
 def indices(timeline: Timeline, sampling: Sampling) -> list[int]:
-    return [timeline.stamps.index(stamp) for stamp in choose(timeline, sampling).stamps]
+    return [list(timeline.stamps).index(stamp) for stamp in choose(timeline, sampling).stamps]
 
 
 @pytest.mark.parametrize("first", [0, 13760, -900])

@@ -24,6 +24,7 @@ from clips import (
 )
 
 from llava_video_cli.errors import MediaError
+from llava_video_cli.limits import Limits
 from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import probe, read_frames
 
@@ -282,7 +283,6 @@ def test_nothing_is_written_to_stdout_or_stderr(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_absurd_amounts_of_frames_are_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_video_cli.video.MAX_BYTES", 100_000)
+def test_absurd_amounts_of_frames_are_refused(made: Path) -> None:
     with pytest.raises(MediaError, match="24 frames of 96x64 need"):
-        read_frames(made / "plain.mp4")
+        read_frames(made / "plain.mp4", limits=Limits(bytes=100_000))

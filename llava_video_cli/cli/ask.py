@@ -82,10 +82,10 @@ def answer_all(
     """Read the media while the model loads, then ask and show one question after the other."""
     pictures = check(paths)
     with console.progress(output.quiet) as progress:
-        progress.say("reading frames, loading the model")
+        show = progress.watch("reading frames, loading the model")
         opening = Background(LOADING, _open, settings)
         contents = [
-            read(path, picture, settings.preset.sampling) for path, picture in zip(paths, pictures, strict=True)
+            read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
         ]
         if not output.quiet:
             for line in notes(contents):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emo
 # C0 controls have pictures (U+2400 and on); the rest are written as escapes.
 _PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
 _KEPT = {ord("\n"), ord("\t")}
+_SLOW_SECONDS, _REFRESH_SECONDS = 0.5, 0.1
 
 
 def shown(text: str, one_line: bool = False) -> str:
@@ -87,6 +89,19 @@ class Progress:
         if self._status is not None:
             self._status.update(Text(shown(text, one_line=True), style="dim"))
             self._status.start()
+
+    def watch(self, text: str) -> Callable[[float], None]:
+        """Say what is going on; return what shows the share of it that is done, once it takes half a second."""
+        self.say(text)
+        due = time.monotonic() + _SLOW_SECONDS
+
+        def show(share: float) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _REFRESH_SECONDS
+                self.say(f"{text}: {share:.0%}")
+
+        return show
 
     def stop(self) -> None:
         """Take the spinner away; `say` brings it back."""

@@ -61,8 +61,7 @@ def frames(
     if not into_folder:
         _check_file(Path(target), overwrite)
     with console.progress(output.quiet) as progress:
-        progress.say("reading frames")
-        read = read_frames(video, sampling)
+        read = read_frames(video, sampling, progress=progress.watch("reading frames"))
     if not output.quiet:
         for line in read.notes:
             console.note(line)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..conversation import Media
 from ..image import Picture, is_picture, read_image
 from ..sampling import Sampling
-from ..video import probe, read_frames
+from ..video import check_video, read_frames
 
 
 def check(paths: Iterable[str]) -> list[Picture | None]:
@@ -19,13 +19,13 @@ def check(paths: Iterable[str]) -> list[Picture | None]:
     for path in paths:
         found.append(read_image(path) if is_picture(path) else None)
         if found[-1] is None:
-            probe(path)
+            check_video(path)
     return found
 
 
-def read(path: str, picture: Picture | None, sampling: Sampling) -> Media:
-    """Return a file's content."""
-    return picture or read_frames(path, sampling)
+def read(path: str, picture: Picture | None, sampling: Sampling, progress: Callable[[float], None]) -> Media:
+    """Return a file's content; `progress` is told the share that is read."""
+    return picture or read_frames(path, sampling, progress=progress)
 
 
 def notes(contents: Sequence[Media]) -> list[str]:

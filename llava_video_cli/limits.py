@@ -1,0 +1,50 @@
+"""How far a reader goes with a file that may have been made to waste its time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+from .errors import MediaError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one video may cost. None sets no limit.
+
+    `pixels` is of one picture (twice that of 8K), `bytes` of all the frames that lie in memory at a time, `seconds` of
+    reading and decoding. `cores` is for decoding: 1 is best where several videos are read at the same time.
+    """
+
+    seconds: float | None = 900.0
+    pixels: int = 2 * 7680 * 4320
+    bytes: int = 16 * 2**30
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment at which a reader gives a file up."""
+
+    path: str
+    limits: Limits
+    started: float = field(default_factory=time.monotonic)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, None for any number. Raises MediaError when there are none."""
+        if self.stopped.is_set():
+            raise MediaError(f"{self.path}: reading was stopped")
+        if self.limits.seconds is None:
+            return None
+        left = self.started + self.limits.seconds - time.monotonic()
+        if left <= 0:
+            raise MediaError(
+                f"{self.path}: not read within {self.limits.seconds:g} seconds", "take a shorter part of it"
+            )
+        return left
+
+    def helper(self) -> Deadline:
+        """Return the same moment for a thread that may be stopped by itself, with `stopped.set()`."""
+        return replace(self, stopped=threading.Event())

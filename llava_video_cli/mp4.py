@@ -1,0 +1,123 @@
+"""The sample tables of an mp4 or mov file: when each picture is shown, without reading a single picture.
+
+ISO/IEC 14496-12, sections 8.6 (times) and 8.16 (fragments). FFmpeg keeps the decoding stamps in its index, but not how
+far each picture's time on screen lies behind.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_SAMPLES = 10_000_000  # 46 hours at 60 frames per second; a header that claims more is not believed
+_Span = tuple[int, int]  # where a box's content begins and ends in the file
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """The samples of a track in decoding order, int64 in ticks of the track: an edit list may shift all of them.
+
+    `keys` are the numbers of those that decoding can start at.
+    """
+
+    decoding: NDArray[np.int64]
+    presentation: NDArray[np.int64]
+    durations: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+def sample_table(path: str, track_id: int) -> SampleTable | None:
+    """Read a track's table; None where there is none, or one that does not tell all.
+
+    The latter are fragmented files, edit lists that cut, and samples without a length.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _read(file, track_id)
+    except (OSError, ValueError, KeyError, struct.error):
+        return None
+
+
+def _read(file: BinaryIO, track_id: int) -> SampleTable | None:
+    movie = _boxes(file, _boxes(file, (0, file.seek(0, 2)))["moov"][0])
+    tracks = [_boxes(file, span) for span in movie["trak"]]
+    track = next((each for each in tracks if _number(file, each["tkhd"][0], 12, 20) == track_id), None)
+    if track is None or "mvex" in movie:
+        return None
+    media = _boxes(file, track["mdia"][0])
+    tables = _boxes(file, _boxes(file, media["minf"][0])["stbl"][0])
+    durations = _repeated(file, tables["stts"][0])
+    delays = _repeated(file, tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
+    if not 0 < len(durations) == len(delays):
+        return None
+    keys = _entries(file, tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
+    decoding = np.concatenate(([0], np.cumsum(durations[:-1])))
+    table = SampleTable(decoding, decoding + delays, durations, keys)
+    ticks = Fraction(_number(file, media["mdhd"][0], 12, 20), _number(file, movie["mvhd"][0], 12, 20))
+    edits = _boxes(file, track["edts"][0]).get("elst", []) if "edts" in track else []
+    whole = all(_shows_all(file, edit, table, ticks) for edit in edits)
+    return table if whole and durations.min() > 0 else None
+
+
+def _boxes(file: BinaryIO, span: _Span) -> dict[str, list[_Span]]:
+    """The boxes that stand side by side in a span, by their type."""
+    found: dict[str, list[_Span]] = {}
+    at, end = span
+    while at + 8 <= end:
+        file.seek(at)
+        size, kind, header = *struct.unpack(">I4s", file.read(8)), 8
+        if size == 1:
+            size, header = *struct.unpack(">Q", file.read(8)), 16
+        stop = at + size if size else end
+        if (size and size < header) or stop > end:
+            raise ValueError(f"a box of {size} bytes at {at}")
+        found.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
+        at = stop
+    return found
+
+
+def _number(file: BinaryIO, span: _Span, short: int, long: int) -> int:
+    """A field of 32 bits of a full box: at `short` in version 0, at `long` in version 1."""
+    file.seek(span[0])
+    content = file.read(long + 4)
+    return int(struct.unpack_from(">I", content, long if content[0] else short)[0])
+
+
+def _entries(file: BinaryIO, span: _Span, columns: int) -> NDArray[np.int64]:
+    """A full box that holds a count and then rows of 32-bit numbers, as int64 (rows, columns)."""
+    file.seek(span[0] + 4)
+    (count,) = struct.unpack(">I", file.read(4))
+    if count > MAX_SAMPLES or span[0] + 8 + count * 4 * columns > span[1]:
+        raise ValueError(f"{count} entries")
+    return np.frombuffer(file.read(count * 4 * columns), ">i4").reshape(count, columns).astype(np.int64)
+
+
+def _repeated(file: BinaryIO, span: _Span) -> NDArray[np.int64]:
+    """The values of a run-length coded table (stts, ctts), one for each sample."""
+    counts, values = _entries(file, span, 2).T
+    if (counts < 0).any() or counts.sum() > MAX_SAMPLES:
+        raise ValueError(f"{counts.sum()} samples")
+    return np.repeat(values, counts)
+
+
+def _shows_all(file: BinaryIO, span: _Span, table: SampleTable, ticks: Fraction) -> bool:
+    """Whether an edit list shifts the whole track and does nothing else: one edit, after an empty one or alone."""
+    file.seek(span[0])
+    version, count = struct.unpack(">B3xI", file.read(8))
+    row = struct.Struct(">QqI" if version else ">IiI")
+    edits = [row.unpack(file.read(row.size)) for _ in range(min(count, 3))]
+    if len(edits) == 2 and edits[0][1] == -1:
+        edits = edits[1:]
+    if len(edits) != 1:
+        return not edits
+    duration, start, rate = edits[0]
+    first, last = int(table.presentation.min()), int(table.presentation.max())
+    return bool(rate == 0x10000 and 0 <= start <= first and start + duration * ticks > last)

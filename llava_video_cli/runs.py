@@ -1,0 +1,244 @@
+"""The pictures at given stamps, decoding no more than they need, on all cores where that helps."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import av.error
+from av.video.reformatter import VideoReformatter
+
+from .container import Source, open_video
+from .decoding import Look, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+    from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+    from .limits import Limits
+    from .survey import Packets
+
+_SEEK_COSTS = 4  # packets: what emptying the decoder and filling its threads again is worth
+_THREAD_GAIN = 0.8  # of a core that frame threads keep busy; independent decoders keep all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A picture for a target: `stamp` is its own, another than the target's where that one is lost.
+
+    `image` is a view of FFmpeg's buffer, uint8 (height, width, 3), RGB, upright.
+    """
+
+    target: int
+    stamp: int
+    image: NDArray[np.uint8]
+
+
+def plan(packets: Packets, targets: Sequence[int]) -> list[Run]:
+    """Return the runs, in order of time, that give the targets, which ascend."""
+    runs: list[Run] = []
+    for target in targets:
+        position = packets.position(target)
+        assert position is not None, "targets are stamps of packets"
+        entry = packets.entry(target, position)
+        if runs and entry <= runs[-1].stop + _SEEK_COSTS:
+            run = runs.pop()
+            runs.append(Run(min(run.entry, entry), max(run.stop, position), (*run.targets, target)))
+        else:
+            runs.append(Run(entry, position, (target,)))
+    return runs
+
+
+def crew(runs: Sequence[Run], cores: int) -> tuple[int, int]:
+    """Return how many decoders share the runs, and how many threads each has: what should be done first."""
+    lengths = sorted((run.length + _SEEK_COSTS for run in runs), reverse=True)
+
+    def time(workers: int) -> float:
+        threads = max(1, cores // workers)
+        loads = [0.0] * workers
+        for length in lengths:
+            loads[loads.index(min(loads))] += length
+        return max(loads) / (1 + _THREAD_GAIN * (threads - 1))
+
+    workers = min(range(1, min(cores, len(runs)) + 1), key=time)
+    return workers, max(1, cores // workers)
+
+
+def cores(limits: Limits) -> int:
+    """Return the number of cores to decode on: those that this process may use, within the limits."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, limits.cores or usable))
+
+
+class Developer:
+    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one."""
+
+    def __init__(self) -> None:
+        self.resized = False
+        self._look: Look | None = None
+        self._known = threading.Event()
+        self._own = threading.local()
+
+    @property
+    def look(self) -> Look:
+        """The look of the first picture. Raises OffTrackError as long as there was none."""
+        if self._look is None:
+            raise OffTrackError
+        return self._look
+
+    def shot(self, target: int, stamp: int, frame: VideoFrame, leads: bool = True) -> Shot:
+        """Return a picture's pixels. One that does not lead waits for one that does."""
+        if leads and self._look is None:
+            self._look = Look.of(frame)
+            self._known.set()
+        self._known.wait()
+        self.resized = self.resized or not self.look.fits(frame)
+        if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
+            self._own.reformatter = VideoReformatter()
+        return Shot(target, stamp, self.look.pixels(frame, self._own.reformatter))
+
+    def release(self) -> None:
+        """Let go whoever waits for a picture that won't come."""
+        self._known.set()
+
+
+def shots(
+    source: Source, packets: Packets, targets: Sequence[int], developer: Developer, *, hold_all: bool
+) -> Generator[Shot, None, None]:
+    """Yield the targets' pictures in order of time.
+
+    With `hold_all` any number of them may wait to be fetched, which lets the longest runs begin first; without, one or
+    two for each run. Raises OffTrackError where the packets turn out to announce something else than is there.
+    """
+    runs = plan(packets, targets)
+    workers, threads = crew(runs, cores(source.deadline.limits))
+    team = _Team(source, packets, runs, developer, hold_all)
+    try:
+        team.start(workers, threads)
+        for number, run in enumerate(runs):
+            left = list(run.targets)
+            try:
+                for shot in team.results(number):
+                    left.remove(shot.target)
+                    yield shot
+            except (OffTrackError, av.error.FFmpegError):
+                yield from _retry(source, packets, run, left, developer)
+                if left:
+                    left += [target for later in runs[number + 1 :] for target in later.targets]
+                    yield from _from_start(source, packets, left, developer)
+                    return
+    finally:
+        team.close()
+
+
+def _retry(
+    source: Source, packets: Packets, run: Run, left: list[int], developer: Developer
+) -> Generator[Shot, None, None]:
+    """Yield those of a run's pictures that are left, and take them off the list.
+
+    Tried are the run without threads, which hide errors in their own way, and the same from the keyframe before.
+    """
+    before = packets.keys[packets.keys < run.entry]
+    for entry in (run.entry, *before[-1:].tolist()):
+        with open_video(source.path, source.deadline) as again, suppress(OffTrackError, av.error.FFmpegError):
+            use_threads(again.stream, 1)
+            for target, frame in decode_run_carefully(again, packets, Run(entry, run.stop, tuple(left))):
+                left.remove(target)
+                yield developer.shot(target, target, frame)
+            return
+
+
+def _from_start(
+    source: Source, packets: Packets, targets: Sequence[int], developer: Developer
+) -> Generator[Shot, None, None]:
+    """Yield the pictures by one run over the whole file: not every keyframe is one that decoding can start at.
+
+    In streams that are refreshed little by little only the first is.
+    """
+    with open_video(source.path, source.deadline) as again:
+        _use_all(again, cores(source.deadline.limits))
+        try:
+            for target, frame in decode_run(again, packets, Run(0, len(packets.stamps) - 1, tuple(targets))):
+                yield developer.shot(target, target, frame)
+        except av.error.FFmpegError as error:
+            raise OffTrackError from error
+
+
+def _use_all(source: Source, threads: int) -> None:
+    """Decode with threads, and make an error of whatever the decoder frowns at: threads hide errors otherwise."""
+    use_threads(source.stream, threads)
+    source.stream.codec_context.options |= {"err_detect": "explode"}
+
+
+class _Team:
+    """Threads that each hold a decoder and take one run after the other."""
+
+    def __init__(
+        self, source: Source, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
+    ) -> None:
+        self._packets, self._runs, self._developer = packets, runs, developer
+        self._source = replace(source, deadline=source.deadline.helper())
+        self._results: list[queue.Queue[Shot | Exception | None]] = [queue.Queue(0 if hold_all else 2) for _ in runs]
+        self._jobs = deque(range(len(runs)))
+        if hold_all:  # the first run stays the first: it tells how the pictures look
+            rest = sorted(range(1, len(runs)), key=lambda number: -runs[number].length)
+            self._jobs = deque([0, *rest] if runs else [])
+        self._threads: list[threading.Thread] = []
+
+    def start(self, workers: int, threads: int) -> None:
+        """Begin to decode."""
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker, threads), name=f"llvid-decode-{worker}", daemon=True)
+            for worker in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def results(self, number: int) -> Iterator[Shot]:
+        """Yield a run's pictures as they come; raise what stopped it."""
+        while (item := self._results[number].get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop the threads and wait for them."""
+        self._source.deadline.stopped.set()
+        self._developer.release()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, worker: int, threads: int) -> None:
+        with ExitStack() as stack:
+            source: Source | None = None
+            while self._jobs:
+                try:
+                    number = self._jobs.popleft()
+                except IndexError:
+                    return
+                try:
+                    if source is None:
+                        source = self._source
+                        if worker > 0:
+                            source = stack.enter_context(open_video(source.path, source.deadline))
+                        _use_all(source, threads)
+                    for target, frame in decode_run(source, self._packets, self._runs[number]):
+                        self._put(number, self._developer.shot(target, target, frame, leads=number == 0))
+                    self._put(number, None)
+                except Exception as error:  # noqa: BLE001 - whoever waits for the run gets it
+                    self._put(number, error)
+
+    def _put(self, number: int, item: Shot | Exception | None) -> None:
+        while True:
+            try:
+                return self._results[number].put(item, timeout=0.05)
+            except queue.Full:
+                if self._source.deadline.stopped.is_set():
+                    return None

@@ -1,0 +1,159 @@
+"""How much is decoded, by whom, and within which limits: the same frames, whatever the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import digest, make_clip, sample
+
+from llava_video_cli.decoding import Run
+from llava_video_cli.errors import MediaError
+from llava_video_cli.limits import Limits
+from llava_video_cli.mp4 import sample_table
+from llava_video_cli.runs import crew
+from llava_video_cli.sampling import Sampling
+from llava_video_cli.video import Frames, iter_frames, probe, read_frames
+
+X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip with 15 keyframes."""
+    return make_clip(tmp_path_factory.mktemp("long") / "long.mp4", range(120), **X264)
+
+
+def digests(frames: Frames) -> list[str]:
+    return [digest(image) for image in frames.images]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+
+
+def test_one_at_a_time_gives_the_same_frames(long: Path) -> None:
+    for sampling in (Sampling(frames=8), Sampling(frames=200), Sampling(fps=3, start_seconds=1), Sampling(frames=1)):
+        whole = read_frames(long, sampling)
+        single = list(iter_frames(long, sampling))
+        assert [digest(frame.image) for frame in single] == digests(whole)
+        assert tuple(frame.time_seconds for frame in single) == whole.times_seconds
+
+
+def test_leaving_early_closes_the_file(long: Path) -> None:
+    before = open_files()
+    for _ in range(5):
+        frames = iter_frames(long, Sampling(frames=8))
+        next(frames)
+        frames.close()
+    assert open_files() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("llvid-decode")]
+
+
+def test_threads_don_t_disturb_each_other(long: Path) -> None:
+    expected = digests(read_frames(long, Sampling(frames=16)))
+    found: list[list[str]] = []
+    readers = [
+        threading.Thread(target=lambda: found.append(digests(read_frames(long, Sampling(frames=16))))) for _ in range(6)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert found == [expected] * 6
+
+
+def test_progress_goes_from_start_to_end(long: Path, tmp_path: Path) -> None:
+    sequential = make_clip(tmp_path / "b_frames.avi", range(60), codec="mpeg4", bf="2", g="8")
+    for clip in (long, sequential):
+        shares: list[float] = []
+        read_frames(clip, Sampling(frames=8), progress=shares.append)
+        assert len(shares) >= 8 and shares == sorted(shares) and shares[0] >= 0 and shares[-1] == 1
+
+
+def test_limits_are_kept(long: Path) -> None:
+    for limits, words in (
+        (Limits(seconds=1e-9), "not read within 1e-09 seconds"),
+        (Limits(pixels=96 * 64 - 1), "pictures of 96x64 are too large"),
+        (Limits(bytes=8 * 96 * 64 * 3 - 1), "8 frames of 96x64 need"),
+    ):
+        with pytest.raises(MediaError, match=words):
+            read_frames(long, Sampling(frames=8), limits=limits)
+    assert read_frames(long, Sampling(frames=8), limits=Limits(pixels=96 * 64, bytes=8 * 96 * 64 * 3)).images.any()
+    assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 96 * 64 * 3)))) == 8
+
+
+def test_a_size_that_grows_on_the_way_keeps_the_limit(tmp_path: Path) -> None:
+    small, large = make_clip(tmp_path / "a.ts", **X264), make_clip(tmp_path / "b.ts", range(24, 48), size=(960, 640))
+    both = tmp_path / "both.ts"
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    assert read_frames(both, Sampling(frames=8)).images.shape == (8, 64, 96, 3)
+    frames = read_frames(both, Sampling(frames=48), limits=Limits(pixels=96 * 64))
+    assert frames.images.shape[1:] == (64, 96, 3)
+    assert max(frames.times_seconds) < 1.1
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "apart.mov", "variable.mp4", "fast_start.mp4"])
+def test_the_table_in_the_header_tells_what_the_packets_tell(tmp_path: Path, name: str) -> None:
+    stamps = [0, 40, 90, 200, 240, 700, 720] if name == "variable.mp4" else range(40)
+    base = Fraction(1, 1000) if name == "variable.mp4" else Fraction(1, 24)
+    clip = make_clip(tmp_path / name, stamps, base, **X264)
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        table = sample_table(str(clip), stream.id)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+    assert table is not None
+    times = np.array([(packet.pts, packet.dts) for packet in packets])
+    assert (times[:, 0] - times[0, 0] == table.presentation - table.presentation[0]).all()
+    assert (times[:, 1] - times[0, 1] == table.decoding).all()
+    assert [k for k, packet in enumerate(packets) if packet.is_keyframe] == table.keys.tolist()
+
+
+def test_no_table_is_made_up(tmp_path: Path, long: Path) -> None:
+    assert sample_table(str(long), 99) is None
+    assert sample_table(str(tmp_path / "none.mp4"), 1) is None
+    assert sample_table(str(make_clip(tmp_path / "other.mkv", **X264)), 1) is None
+    for name in ("edit_list.mp4", "fragmented.mp4"):
+        assert sample_table(str(sample(name)), 1) is None
+    content = long.read_bytes()
+    for at in range(content.index(b"moov"), len(content), 37):
+        broken = tmp_path / "broken.mp4"
+        broken.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])
+        sample_table(str(broken), 1)  # whatever it says, it says so
+
+
+def test_work_is_shared_where_that_is_faster() -> None:
+    even = [Run(k * 100, k * 100 + 90, (k,)) for k in range(8)]
+    assert crew(even, 1) == (1, 1)
+    assert crew(even, 2) == (2, 1)
+    assert crew(even, 4) == (4, 1)
+    assert crew(even, 16) == (8, 2)
+    assert crew(even[:1], 8) == (1, 8)
+    assert crew([Run(0, 250, (0,)), Run(251, 260, (9,))], 2) == (1, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
+def test_damaged_files_cost_an_error_at_most() -> None:
+    command = [sys.executable, str(Path(__file__).parent / "mutate.py"), "--files", "200", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["outcomes"]["frames"] > 20 and result["outcomes"]["refused"] > 20
+    assert len(result["handles"]) == 1 and result["threads"] == ["MainThread"]
+    assert result["slowest_seconds"] < 15 and result["peak_memory_mib"] < 1500
+
+
+def test_keyframes_only(long: Path) -> None:
+    frames = read_frames(long, Sampling(frames=4, mode="keyframes"))
+    every = read_frames(long, Sampling(frames=120))
+    assert digests(frames) == [digests(every)[k] for k in (0, 24, 56, 88)]
+    assert probe(long).average_fps == pytest.approx(24)
