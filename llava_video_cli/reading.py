@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import groupby
 
@@ -19,7 +19,11 @@ from .survey import Packets, is_unstamped, packets_of, time_base_of, timeline_of
 def open_reading(path: str, limits: Limits, progress: Callable[[float], None]) -> Iterator[Reading]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as source:
-        yield Reading(source, packets_of(source), progress)
+        reading = Reading(source, packets_of(source), progress)
+        try:
+            yield reading
+        finally:
+            reading.close()  # before the file: the threads of a reader that left early are still at work on it
 
 
 class Reading:
@@ -34,6 +38,7 @@ class Reading:
         self._timeline = packets.timeline if packets else None
         self._developer, self._choice = Developer(), Choice(())
         self._seen: Review | None = None
+        self._shots: Generator[Shot, None, None] | None = None
         self._taken: list[tuple[int, int]] = []  # each shot's target and stamp
         self._replaced, self.began_anew = False, False
 
@@ -63,8 +68,17 @@ class Reading:
         """The codec's usual name."""
         return self._source.stream.codec_context.codec.canonical_name
 
-    def shots(self, sampling: Sampling, *, hold_all: bool) -> Iterator[Shot]:
-        """Yield the pictures that the sampling takes; with `hold_all` they may all lie in memory together."""
+    def shots(self, sampling: Sampling, *, hold_all: bool) -> Generator[Shot, None, None]:
+        """Return the pictures that the sampling takes; with `hold_all` they may all lie in memory together."""
+        self._shots = self._taken_by(sampling, hold_all)
+        return self._shots
+
+    def close(self) -> None:
+        """End what `shots` has begun."""
+        if self._shots is not None:
+            self._shots.close()
+
+    def _taken_by(self, sampling: Sampling, hold_all: bool) -> Generator[Shot, None, None]:
         self._choose(sampling)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._choice.stamps))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .survey import Packets
 
 _SEEK_COSTS = 4  # packets: what emptying the decoder and filling its threads again is worth
+_DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are handed on one at a time
+_DECODER_BYTES_A_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
 _THREAD_GAIN = 0.8  # of a core that frame threads keep busy; independent decoders keep all of it
 
 
@@ -56,8 +58,11 @@ def plan(packets: Packets, targets: Sequence[int]) -> list[Run]:
     return runs
 
 
-def crew(runs: Sequence[Run], cores: int) -> tuple[int, int]:
-    """Return how many decoders share the runs, and how many threads each has: what should be done first."""
+def crew(runs: Sequence[Run], cores: int, most: int | None = None) -> tuple[int, int]:
+    """Return how many decoders, at most `most`, share the runs, and how many threads each has.
+
+    Taken is what should be done first.
+    """
     lengths = sorted((run.length + _SEEK_COSTS for run in runs), reverse=True)
 
     def time(workers: int) -> float:
@@ -67,7 +72,7 @@ def crew(runs: Sequence[Run], cores: int) -> tuple[int, int]:
             loads[loads.index(min(loads))] += length
         return max(loads) / (1 + _THREAD_GAIN * (threads - 1))
 
-    workers = min(range(1, min(cores, len(runs)) + 1), key=time)
+    workers = min(range(1, min(cores, len(runs), most or cores) + 1), key=time)
     return workers, max(1, cores // workers)
 
 
@@ -114,11 +119,14 @@ def shots(
 ) -> Generator[Shot, None, None]:
     """Yield the targets' pictures in order of time.
 
-    With `hold_all` any number of them may wait to be fetched, which lets the longest runs begin first; without, one or
-    two for each run. Raises OffTrackError where the packets turn out to announce something else than is there.
+    With `hold_all` any number of them may wait to be fetched, which lets the longest runs begin first; without, one
+    for each run, and large pictures have fewer decoders. Raises OffTrackError where the packets turn out to announce
+    something else than is there.
     """
     runs = plan(packets, targets)
-    workers, threads = crew(runs, cores(source.deadline.limits))
+    pixels = source.stream.codec_context.width * source.stream.codec_context.height
+    most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_A_PIXEL * max(1, pixels)))
+    workers, threads = crew(runs, cores(source.deadline.limits), most)
     team = _Team(source, packets, runs, developer, hold_all)
     try:
         team.start(workers, threads)
@@ -183,9 +191,9 @@ class _Team:
     def __init__(
         self, source: Source, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
     ) -> None:
-        self._packets, self._runs, self._developer = packets, runs, developer
+        self._packets, self._runs, self._developer, self._hold_all = packets, runs, developer, hold_all
         self._source = replace(source, deadline=source.deadline.helper())
-        self._results: list[queue.Queue[Shot | Exception | None]] = [queue.Queue(0 if hold_all else 2) for _ in runs]
+        self._results: list[queue.Queue[Shot | Exception | None]] = [queue.Queue(0 if hold_all else 1) for _ in runs]
         self._jobs = deque(range(len(runs)))
         if hold_all:  # the first run stays the first: it tells how the pictures look
             rest = sorted(range(1, len(runs)), key=lambda number: -runs[number].length)
@@ -193,7 +201,10 @@ class _Team:
         self._threads: list[threading.Thread] = []
 
     def start(self, workers: int, threads: int) -> None:
-        """Begin to decode."""
+        """Begin to decode; a single decoder that holds nothing back works in the thread that asks for its results."""
+        if workers == 1 and not self._hold_all:
+            _use_all(self._source, threads)
+            return
         self._threads = [
             threading.Thread(target=self._work, args=(worker, threads), name=f"llvid-decode-{worker}", daemon=True)
             for worker in range(workers)
@@ -203,6 +214,9 @@ class _Team:
 
     def results(self, number: int) -> Iterator[Shot]:
         """Yield a run's pictures as they come; raise what stopped it."""
+        if not self._threads:
+            yield from self._decode(self._source, number)
+            return
         while (item := self._results[number].get()) is not None:
             if isinstance(item, Exception):
                 raise item
@@ -218,22 +232,27 @@ class _Team:
     def _work(self, worker: int, threads: int) -> None:
         with ExitStack() as stack:
             source: Source | None = None
-            while self._jobs:
+            while self._jobs and not self._source.deadline.stopped.is_set():
                 try:
                     number = self._jobs.popleft()
                 except IndexError:
                     return
                 try:
                     if source is None:
-                        source = self._source
+                        mine = self._source  # the first worker's alone: a container bears one thread at a time
                         if worker > 0:
-                            source = stack.enter_context(open_video(source.path, source.deadline))
-                        _use_all(source, threads)
-                    for target, frame in decode_run(source, self._packets, self._runs[number]):
-                        self._put(number, self._developer.shot(target, target, frame, leads=number == 0))
+                            mine = stack.enter_context(open_video(mine.path, mine.deadline))
+                        _use_all(mine, threads)
+                        source = mine
+                    for shot in self._decode(source, number):
+                        self._put(number, shot)
                     self._put(number, None)
                 except Exception as error:  # noqa: BLE001 - whoever waits for the run gets it
                     self._put(number, error)
+
+    def _decode(self, source: Source, number: int) -> Iterator[Shot]:
+        for target, frame in decode_run(source, self._packets, self._runs[number]):
+            yield self._developer.shot(target, target, frame, leads=number == 0)
 
     def _put(self, number: int, item: Shot | Exception | None) -> None:
         while True:
