@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +24,9 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mutate import peak_memory
 
 from llava_video_cli.container import open_video
 from llava_video_cli.decoding import decode_run, use_threads
@@ -83,14 +86,13 @@ def small(image: np.ndarray) -> Image.Image:
 def _peak(path: str, how: str, answer: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     sampling = Sampling(frames=FRAMES)
     small(np.zeros((64, 64, 3), np.uint8))
-    read_frames(path, Sampling(frames=1, end_seconds=0.01)) if how == "warm" else None
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    idle = peak_memory()
     if how == "handed on":
         kept = [small(frame.image) for frame in iter_frames(path, sampling)]
         assert len(kept) == FRAMES
     elif how == "held":
         assert len(read_frames(path, sampling).images) == FRAMES
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024)
+    answer.put((peak_memory() - idle) / 2**20)
 
 
 def memory(path: str) -> dict[str, float]:
