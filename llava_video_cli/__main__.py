@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 def main() -> None:
@@ -13,6 +12,8 @@ def main() -> None:
     # A KeyboardInterrupt in the middle of an import would be a traceback, and nothing is there yet to be kept.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if sys.stderr is None:  # closed by the caller: what goes there is not wanted, the answer is
+        from pathlib import Path
+
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     from .cli.app import main as run
 

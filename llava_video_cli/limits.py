@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from .errors import MediaError
@@ -23,13 +25,37 @@ class Limits:
     cores: int | None = None
 
 
+class Clock:
+    """The seconds since a reader began, but for those that its caller took between two frames."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._paused_at: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What has passed."""
+        paused_at = self._paused_at  # read once: other threads ask too
+        return (time.monotonic() if paused_at is None else paused_at) - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Don't count the time of the block."""
+        self._paused_at = began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - began
+            self._paused_at = None
+
+
 @dataclass(frozen=True)
 class Deadline:
     """The moment at which a reader gives a file up."""
 
     path: str
     limits: Limits
-    started: float = field(default_factory=time.monotonic)
+    clock: Clock = field(default_factory=Clock)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def left(self) -> float | None:
@@ -38,7 +64,7 @@ class Deadline:
             raise MediaError(f"{self.path}: reading was stopped")
         if self.limits.seconds is None:
             return None
-        left = self.started + self.limits.seconds - time.monotonic()
+        left = self.limits.seconds - self.clock.seconds
         if left <= 0:
             raise MediaError(
                 f"{self.path}: not read within {self.limits.seconds:g} seconds", "take a shorter part of it"

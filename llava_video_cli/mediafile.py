@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from .errors import MediaError, nearest
+
+_LOOKED_AT = 1000  # names in a folder, for a hint
 
 
 def check_file(path: str, wanted: Literal["video", "picture"]) -> None:
@@ -42,6 +45,6 @@ def _meant(path: str) -> str | None:
         return "the video comes first, then the questions"
     folder = Path(path).parent
     try:
-        return nearest(Path(path).name, (entry.name for entry in folder.iterdir()))
+        return nearest(Path(path).name, (entry.name for entry in islice(folder.iterdir(), _LOOKED_AT)))
     except OSError:
         return None

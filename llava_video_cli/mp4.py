@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MAX_BOXES = 10_000  # side by side; a file of nothing but headers would keep the reader busy
 MAX_SAMPLES = 10_000_000  # 46 hours at 60 frames per second; a header that claims more is not believed
 _Span = tuple[int, int]  # where a box's content begins and ends in the file
 
@@ -42,7 +43,7 @@ def sample_table(path: str, track_id: int) -> SampleTable | None:
     try:
         with Path(path).open("rb") as file:
             return _read(file, track_id)
-    except (OSError, ValueError, KeyError, struct.error):
+    except (OSError, ValueError, LookupError, ArithmeticError, struct.error):
         return None
 
 
@@ -59,6 +60,8 @@ def _read(file: BinaryIO, track_id: int) -> SampleTable | None:
     if not 0 < len(durations) == len(delays):
         return None
     keys = _entries(file, tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
+    if len(keys) and not (keys[0] >= 0 and keys[-1] < len(durations) and (np.diff(keys) > 0).all()):
+        return None
     decoding = np.concatenate(([0], np.cumsum(durations[:-1])))
     table = SampleTable(decoding, decoding + delays, durations, keys)
     ticks = Fraction(_number(file, media["mdhd"][0], 12, 20), _number(file, movie["mvhd"][0], 12, 20))
@@ -71,7 +74,9 @@ def _boxes(file: BinaryIO, span: _Span) -> dict[str, list[_Span]]:
     """The boxes that stand side by side in a span, by their type."""
     found: dict[str, list[_Span]] = {}
     at, end = span
-    while at + 8 <= end:
+    for _ in range(MAX_BOXES):
+        if at + 8 > end:
+            return found
         file.seek(at)
         size, kind, header = *struct.unpack(">I4s", file.read(8)), 8
         if size == 1:
@@ -81,7 +86,7 @@ def _boxes(file: BinaryIO, span: _Span) -> dict[str, list[_Span]]:
             raise ValueError(f"a box of {size} bytes at {at}")
         found.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
         at = stop
-    return found
+    raise ValueError(f"more than {MAX_BOXES} boxes")
 
 
 def _number(file: BinaryIO, span: _Span, short: int, long: int) -> int:

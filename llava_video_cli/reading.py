@@ -9,7 +9,7 @@ from itertools import groupby
 from .container import Source, open_video
 from .decoding import Look, OffTrackError, Review, decode_through, first_picture, review
 from .errors import MediaError
-from .limits import Deadline, Limits
+from .limits import Clock, Deadline, Limits
 from .runs import Developer, Shot, shots
 from .sampling import Choice, Sampling, Timeline, choose
 from .survey import Packets, is_unstamped, packets_of, time_base_of, timeline_of
@@ -62,6 +62,11 @@ class Reading:
         except OffTrackError:
             with self._again() as source:
                 return first_look(source)
+
+    @property
+    def clock(self) -> Clock:
+        """What the limit of time goes by."""
+        return self._source.deadline.clock
 
     @property
     def codec(self) -> str:

@@ -105,7 +105,9 @@ def iter_frames(
 
     with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
         for shot in reading.shots(sampling or Sampling(), hold_all=False):
-            yield Frame(np.ascontiguousarray(shot.image), reading.timeline.seconds(shot.stamp))
+            frame = Frame(np.ascontiguousarray(shot.image), reading.timeline.seconds(shot.stamp))
+            with reading.clock.paused():
+                yield frame
 
 
 def read_frames(

@@ -181,3 +181,13 @@ def test_closed_streams_are_no_tracebacks(clip: Path) -> None:
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, command
         assert bool(done.stdout) == (code == 0)
+
+
+def test_what_only_looks_like_a_file_is_a_question(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Caption").touch()
+    for question in ("Caption", "这个视频里发生了什么事情" * 12 + "。a", "x" * 1000):
+        code, out, err = asked(capsys, str(clip), question, "--max-new-tokens", "2", "-q")
+        assert (code, err) == (0, "") and out

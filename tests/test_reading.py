@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def test_limits_are_kept(long: Path) -> None:
     assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 96 * 64 * 3)))) == 8
 
 
+def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
+    seen = 0
+    for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
+        time.sleep(0.4)
+        seen += 1
+    assert seen == 8
+
+
 def test_a_size_that_grows_on_the_way_keeps_the_limit(tmp_path: Path) -> None:
     small, large = make_clip(tmp_path / "a.ts", **X264), make_clip(tmp_path / "b.ts", range(24, 48), size=(960, 640))
     both = tmp_path / "both.ts"
@@ -125,6 +134,12 @@ def test_no_table_is_made_up(tmp_path: Path, long: Path) -> None:
     for name in ("edit_list.mp4", "fragmented.mp4"):
         assert sample_table(str(sample(name)), 1) is None
     content = long.read_bytes()
+    scale, keys = content.index(b"mvhd") + 16, content.index(b"stss") + 12
+    for at, number in ((scale, b"\0\0\0\0"), (keys, b"\0\0\0\0"), (keys + 4, b"\x7f\xff\xff\xff")):
+        broken = tmp_path / "absurd.mp4"
+        broken.write_bytes(content[:at] + number + content[at + 4 :])
+        read_frames(broken, Sampling(frames=2))  # FFmpeg makes something of it, and so do we
+        assert at == scale or sample_table(str(broken), 1) is None
     for at in range(content.index(b"moov"), len(content), 37):
         broken = tmp_path / "broken.mp4"
         broken.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])

@@ -144,9 +144,17 @@ def _questions(questions: Sequence[str]) -> list[str]:
         if not text:
             raise UsageError("a question is empty")
         check_text(text, "a question")
-        if len(text) < 256 and "\0" not in text and Path(text).is_file():
+        if _is_file(text):
             raise UsageError(f"{text} is a file, not a question", f"`--with {text}` adds it to the prompt")
     return texts
+
+
+def _is_file(text: str) -> bool:
+    """Whether a question is the name of a file: the end of `--with a.jpg b.jpg`, or the media in the wrong place."""
+    try:
+        return bool(Path(text).suffix) and Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, as questions are
+        return False
 
 
 def _stdin() -> str:

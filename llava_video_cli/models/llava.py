@@ -76,7 +76,7 @@ class LlavaVideo:
         started = time.perf_counter()
         with self._busy, self._run_errors():
             self._reset_peak()
-            ready = self._prepare(request)
+            ready = self._prepare(request, {})
             pieces, ids = TextPieces(self._decode), list[int]()
             with self._run(ready.ids, ready.embeddings, request.generation) as run:
                 for token in run:
@@ -140,7 +140,7 @@ class LlavaVideo:
         return ids, embeddings, mask
 
     @torch.inference_mode()
-    def _prepare(self, request: Request, encoded: dict[int, torch.Tensor] | None = None) -> _Prompt:
+    def _prepare(self, request: Request, encoded: dict[int, torch.Tensor]) -> _Prompt:
         """Return the request's prompt, with the features of its media in their places.
 
         `encoded` holds, by identity, the features of media that were met before, and takes the new ones.
@@ -148,11 +148,10 @@ class LlavaVideo:
         ids = self._ids(request)
         embeddings = self._model.get_input_embeddings()(ids)
         if request.media:
-            known = {} if encoded is None else encoded
             for medium in request.media:
-                if id(medium) not in known:
-                    known[id(medium)] = self._vision.encode(medium)
-            features = torch.cat([known[id(medium)] for medium in request.media])
+                if id(medium) not in encoded:
+                    encoded[id(medium)] = self._vision.encode(medium)
+            features = torch.cat([encoded[id(medium)] for medium in request.media])
             places = (ids == self._loaded.checkpoint.image_token_id) | (ids == self._loaded.checkpoint.video_token_id)
             if int(places.sum()) != len(features):
                 raise ModelError(f"the prompt holds {int(places.sum())} places for {len(features)} features")
