@@ -19,7 +19,7 @@ from clips import digest, make_clip, sample
 
 from llava_video_cli.decoding import Run
 from llava_video_cli.errors import MediaError
-from llava_video_cli.limits import Limits
+from llava_video_cli.limits import Clock, Limits
 from llava_video_cli.mp4 import sample_table
 from llava_video_cli.runs import crew
 from llava_video_cli.sampling import Sampling
@@ -94,6 +94,11 @@ def test_limits_are_kept(long: Path) -> None:
 
 
 def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
+    clock = Clock()
+    with clock.paused():
+        time.sleep(0.3)
+        assert clock.seconds < 0.2
+    assert clock.seconds < 0.2
     seen = 0
     for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
         time.sleep(0.4)
