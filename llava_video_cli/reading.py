@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 
 from .container import Source, open_video
@@ -15,11 +16,21 @@ from .sampling import Choice, Sampling, Timeline, choose
 from .survey import Packets, is_unstamped, packets_of, time_base_of, timeline_of
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded."""
+
+    packets: Packets | None
+    seen: Review | None = None
+
+
 @contextmanager
-def open_reading(path: str, limits: Limits, progress: Callable[[float], None]) -> Iterator[Reading]:
+def open_reading(
+    path: str, limits: Limits, progress: Callable[[float], None], survey: Survey | None = None
+) -> Iterator[Reading]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as source:
-        reading = Reading(source, packets_of(source), progress)
+        reading = Reading(source, survey or Survey(packets_of(source)), progress)
         try:
             yield reading
         finally:
@@ -33,11 +44,11 @@ class Reading:
     start, or goes beyond the limits.
     """
 
-    def __init__(self, source: Source, packets: Packets | None, progress: Callable[[float], None]) -> None:
-        self._source, self._packets, self._progress = source, packets, progress
-        self._timeline = packets.timeline if packets else None
+    def __init__(self, source: Source, survey: Survey, progress: Callable[[float], None]) -> None:
+        self._source, self._packets, self._progress = source, survey.packets, progress
+        self._timeline = survey.packets.timeline if survey.packets else None
         self._developer, self._choice = Developer(), Choice(())
-        self._seen: Review | None = None
+        self._seen = survey.seen
         self._shots: Generator[Shot, None, None] | None = None
         self._taken: list[tuple[int, int]] = []  # each shot's target and stamp
         self._replaced, self.began_anew = False, False
@@ -48,6 +59,11 @@ class Reading:
         if self._timeline is None:
             self._timeline = _decoded_timeline(self._review(), self._source)
         return self._timeline
+
+    @property
+    def survey(self) -> Survey:
+        """What is known of the file by now."""
+        return Survey(self._packets, self._seen)
 
     @property
     def count(self) -> int:

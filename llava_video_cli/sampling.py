@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, Protocol, get_args
 
@@ -16,6 +16,8 @@ Mode = Literal["uniform", "endpoints", "keyframes"]
 
 # More frames than any model's context holds (a frame is 144 tokens); an `fps` that asks for more is a slip.
 MAX_FRAMES = 4096
+MAX_WINDOWS = 100_000  # of one video: a window a second of a day is fewer
+_REST = 0.1  # of a window, at the end of a video, that is not worth one of its own
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,23 @@ def choose(timeline: Timeline, sampling: Sampling) -> Choice:
     if sampling.mode == "keyframes":
         return _at_keyframes(timeline, stamps)
     return Choice(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
+
+
+def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -> list[Sampling]:
+    """Return the sampling of each window of `every_seconds` that a video's part `[start, end)` is cut into.
+
+    A rest shorter than a tenth of a window belongs to the last one. Raises UsageError for windows that make no sense.
+    """
+    if not _is_number(every_seconds) or every_seconds <= 0:
+        raise UsageError(f"a window must be a number of seconds above 0, got {every_seconds!r}")
+    start = sampling.start_seconds
+    end = duration_seconds if sampling.end_seconds is None else min(duration_seconds, sampling.end_seconds)
+    count = max(1, math.ceil((end - start) / every_seconds - _REST))
+    if count > MAX_WINDOWS:
+        raise UsageError(f"{count} windows of {every_seconds:g} seconds are too many", "cut it into longer ones")
+    starts = [start + number * every_seconds for number in range(count)]
+    ends = [*starts[1:], max(end, math.nextafter(start, math.inf))]
+    return [replace(sampling, start_seconds=a, end_seconds=b) for a, b in zip(starts, ends, strict=True)]
 
 
 def is_constant(stamps: Stamps) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .limits import Limits
-from .sampling import Sampling
+from .sampling import Sampling, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +60,17 @@ class Frames:
     notes: tuple[str, ...] = ()
 
 
+# Makes another picture of one, uint8 (height, width, 3) both.
+Resize: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]"
+
+
 def _silent(_: float) -> None:
     """No progress is shown."""
+
+
+def _unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Leave a picture as it is."""
+    return image
 
 
 def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
@@ -116,38 +125,67 @@ def read_frames(
     *,
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
+    resize: Resize = _unchanged,
 ) -> Frames:
     """Return the frames that `sampling` (by default `Sampling()`) takes from a video.
 
-    Each is bit for bit the picture that decoding the whole file would give. Broken packets are skipped, and the
-    nearest good frame takes the place of one that is lost; a note says so. (Damage that the decoder doesn't
-    complain about can't be seen here either, and may look different from one run to the next.) Where a video
-    changes its size, all frames are scaled to that of the first one taken.
+    Each is bit for bit the picture that decoding the whole file would give, or what `resize` makes of it, which then
+    is all that is kept. Broken packets are skipped, and the nearest good frame takes the place of one that is lost; a
+    note says so. (Damage that the decoder doesn't complain about can't be seen here either, and may look different
+    from one run to the next.) Where a video changes its size, all frames are scaled to that of the first one taken.
 
     `progress` is called with the share that is done, 0 to 1, from time to time. Raises MediaError for what `probe`
     refuses, and when the video has nothing at `start_seconds`, or the frames would need more than the limits allow.
     """
-    import numpy as np
-
     from .reading import open_reading
 
-    sampling = sampling or Sampling()
     with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
-        images: NDArray[np.uint8] | None = None
-        stamps: list[int] = []
-        for shot in reading.shots(sampling, hold_all=True):
-            if images is None or reading.began_anew:
-                images, stamps, reading.began_anew = np.empty((reading.count, *shot.image.shape), np.uint8), [], False
-            images[len(stamps)] = shot.image
-            stamps.append(shot.stamp)
-        assert images is not None, "a sampling takes at least one frame"
-        return Frames(
-            images=images[: len(stamps)],
-            times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in stamps),
-            info=_info(os.fspath(path), reading),
-            sampling=sampling,
-            notes=tuple(reading.notes()),
-        )
+        return _taken(os.fspath(path), reading, sampling or Sampling(), resize)
+
+
+def read_windows(
+    path: str | os.PathLike[str],
+    every_seconds: float,
+    sampling: Sampling | None = None,
+    *,
+    limits: Limits | None = None,
+    resize: Resize = _unchanged,
+) -> Iterator[tuple[float, float, Frames]]:
+    """Yield `[start_seconds, end_seconds)` and the frames of each window that `windows` cuts a video into.
+
+    The file is surveyed once; the limits count for each window. Raises what `read_frames` raises.
+    """
+    from .reading import open_reading
+
+    name, sampling, limits = os.fspath(path), sampling or Sampling(), limits or Limits()
+    with open_reading(name, limits, _silent) as reading:
+        parts, survey = windows(reading.timeline.duration_seconds, every_seconds, sampling), reading.survey
+    for part in parts:
+        with open_reading(name, limits, _silent, survey) as reading:
+            frames = _taken(name, reading, part, resize)
+        assert part.end_seconds is not None, "windows have an end"
+        yield part.start_seconds, part.end_seconds, frames
+
+
+def _taken(path: str, reading: Reading, sampling: Sampling, resize: Resize) -> Frames:
+    import numpy as np
+
+    images: NDArray[np.uint8] | None = None
+    stamps: list[int] = []
+    for shot in reading.shots(sampling, hold_all=resize is _unchanged):
+        image = resize(shot.image)
+        if images is None or reading.began_anew:
+            images, stamps, reading.began_anew = np.empty((reading.count, *image.shape), np.uint8), [], False
+        images[len(stamps)] = image
+        stamps.append(shot.stamp)
+    assert images is not None, "a sampling takes at least one frame"
+    return Frames(
+        images=images[: len(stamps)],
+        times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in stamps),
+        info=_info(path, reading),
+        sampling=sampling,
+        notes=tuple(reading.notes()),
+    )
 
 
 def _info(path: str, reading: Reading) -> VideoInfo:
