@@ -4,7 +4,8 @@ LlvidError                exit code 1
 ├── UsageError            exit code 2: an option, a question or a preset that makes no sense
 ├── MediaError            a video or picture that can't be read
 └── ModelError            a checkpoint that can't be loaded or can't run here
-    └── ContextError      a prompt that doesn't fit the checkpoint's context
+    ├── ContextError      a prompt that doesn't fit the checkpoint's context
+    └── OutOfMemoryError  an answer that needs more memory than is free: fewer at a time may fit
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class ModelError(LlvidError):
 
 class ContextError(ModelError):
     """The prompt doesn't fit the context that the checkpoint was trained for."""
+
+
+class OutOfMemoryError(ModelError):
+    """What was asked for at a time needs more memory than is free; nothing is lost but the attempt."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

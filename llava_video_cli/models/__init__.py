@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..conversation import Answer, Chunk, Request
 from .loading import Attention, DType, Loading, Quantize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Attention", "DType", "Loading", "Model", "Quantize", "open_model"]
 
@@ -26,7 +30,16 @@ class Model(Protocol):
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return the answers to many requests, generated together where that is possible."""
+        """Return the answers to many requests, generated together where that is possible.
+
+        Raises `OutOfMemoryError` if fewer of them may be answered.
+        """
+
+    def fits(self, request: Request) -> int:
+        """Return how many requests like this one may be answered together in the memory that is free; at least 1."""
+
+    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what the model sees of a frame, at its input size: the answers are the same. Safe in threads."""
 
 
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:

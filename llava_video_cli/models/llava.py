@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..conversation import Answer, Chunk, Generation, Request, Usage, join
-from ..errors import ContextError, ModelError
+from ..errors import ContextError, ModelError, OutOfMemoryError
 from ..image import Picture
+from . import memory
 from .generation import Run, finish_reason, generation_config, stop_ids, until_end
 from .loading import Loaded, Loading, load
 from .pieces import TextPieces
 from .prompt import IMAGE, VIDEO, render
 from .source import revision_of
 from .vision import Vision
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+_MOST_TOGETHER = 256  # requests of a batch: memory is not what bounds it any more
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ class LlavaVideo:
         """
         started = time.perf_counter()
         with self._busy, self._run_errors():
-            self._reset_peak()
-            ready = self._prepare(request, {})
+            memory.reset_peak(self._device)
+            (ready,) = self._prepare([request])
             pieces, ids = TextPieces(self._decode), list[int]()
             with self._run(ready.ids, ready.embeddings, request.generation) as run:
                 for token in run:
@@ -101,14 +108,21 @@ class LlavaVideo:
                 answers |= dict(zip(indices, batch, strict=True))
         return [answers[index] for index in range(len(requests))]
 
+    def fits(self, request: Request) -> int:
+        """Return how many such requests fit the memory together, by the config's arithmetic."""
+        tokens = self._ids(request).shape[1] + request.generation.max_new_tokens
+        free = memory.free_bytes(self._device)
+        return max(1, int(min(free / memory.answer_bytes(self._model, tokens), _MOST_TOGETHER)))
+
+    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
+        return self._vision.shrink(image)
+
     def _answer_batch(self, requests: Sequence[Request], generation: Generation) -> list[Answer]:
         started = time.perf_counter()
         with self._busy, self._run_errors():
-            self._reset_peak()
-            # Requests of one batch often share a video: each medium goes through the vision tower once.
-            features: dict[int, torch.Tensor] = {}
-            prompts = [self._prepare(request, features) for request in requests]
-            features.clear()
+            memory.reset_peak(self._device)
+            prompts = self._prepare(requests)
             ids, embeddings, mask = self._pad_left(prompts)
             run = self._run(ids, embeddings, generation, mask)
             rows = [until_end(row, self._stop_ids) for row in run.whole()]
@@ -140,22 +154,23 @@ class LlavaVideo:
         return ids, embeddings, mask
 
     @torch.inference_mode()
-    def _prepare(self, request: Request, encoded: dict[int, torch.Tensor]) -> _Prompt:
-        """Return the request's prompt, with the features of its media in their places.
+    def _prepare(self, requests: Sequence[Request]) -> list[_Prompt]:
+        """Return the requests' prompts, with the features of their media in their places; all ids are checked first."""
+        ids = [self._ids(request) for request in requests]
+        features = iter(self._vision.encode(medium for request in requests for medium in request.media))
+        return [
+            self._with_features(row, [next(features) for _ in request.media])
+            for row, request in zip(ids, requests, strict=True)
+        ]
 
-        `encoded` holds, by identity, the features of media that were met before, and takes the new ones.
-        """
-        ids = self._ids(request)
+    def _with_features(self, ids: torch.Tensor, features: list[torch.Tensor]) -> _Prompt:
         embeddings = self._model.get_input_embeddings()(ids)
-        if request.media:
-            for medium in request.media:
-                if id(medium) not in encoded:
-                    encoded[id(medium)] = self._vision.encode(medium)
-            features = torch.cat([encoded[id(medium)] for medium in request.media])
+        if features:
+            together = torch.cat(features)
             places = (ids == self._loaded.checkpoint.image_token_id) | (ids == self._loaded.checkpoint.video_token_id)
-            if int(places.sum()) != len(features):
-                raise ModelError(f"the prompt holds {int(places.sum())} places for {len(features)} features")
-            embeddings[places] = features.to(embeddings)
+            if int(places.sum()) != len(together):
+                raise ModelError(f"the prompt holds {int(places.sum())} places for {len(together)} features")
+            embeddings[places] = together.to(embeddings)
         return _Prompt(ids, embeddings)
 
     def _ids(self, request: Request) -> torch.Tensor:
@@ -202,29 +217,21 @@ class LlavaVideo:
             generated_tokens=len(ids),
             first_token_seconds=first_token_at - started,
             total_seconds=time.perf_counter() - started,
-            peak_memory_bytes=self._peak_memory_bytes(),
+            peak_memory_bytes=memory.peak_bytes(self._device),
         )
-
-    def _reset_peak(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def _peak_memory_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
-        if sys.platform == "win32":  # the standard library can't tell there
-            return 0
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
-        """Turn running out of memory into a `ModelError`."""
+        """Turn running out of memory into an `OutOfMemoryError`, with the device's memory given back."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise ModelError(
-                f"out of memory on {self._device}", "fewer --frames, a smaller --max-new-tokens, or --quantize 4bit"
-            ) from None
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        else:
+            return
+        # Outside the handler: the error holds the frames, and so the tensors, of what failed.
+        memory.give_back(self._device)
+        raise OutOfMemoryError(
+            f"out of memory on {self._device}", "fewer --frames, a smaller --max-new-tokens, or --quantize 4bit"
+        )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..conversation import Media
 from ..errors import ModelError
@@ -19,6 +23,8 @@ class Vision:
 
     def __init__(self, loaded: Loaded) -> None:
         self._model, self._processor, self._checkpoint = loaded.model, loaded.processor, loaded.checkpoint
+        # Features live as long as their media: a second question on a video does not encode it again.
+        self._known: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
 
     def token_count(self, medium: Media) -> int:
         """Return how many tokens of the prompt a medium takes, without encoding it."""
@@ -28,35 +34,53 @@ class Vision:
         counts = self._processor._get_num_multimodal_tokens(image_sizes=[(height, width)])  # noqa: SLF001 - has no public twin
         return int(counts["num_image_tokens"][0])
 
-    def encode(self, medium: Media) -> torch.Tensor:
-        """Return a medium's features, (tokens, hidden).
+    def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
+        """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.
 
         Raises `ModelError` if they are not as many as the prompt has places for them.
         """
-        features = self._picture(medium.pixels) if isinstance(medium, Picture) else self._frames(medium.images)
-        places = self.token_count(medium)
-        if len(features) != places:
-            raise ModelError(
-                f"the checkpoint gives {len(features)} features for a medium with {places} places in the prompt",
-                "its processor's sizes or pooling don't fit its config",
-            )
-        return features
+        media = list(media)
+        new = [medium for medium in dict.fromkeys(media) if medium not in self._known]
+        videos = [medium for medium in new if not isinstance(medium, Picture)]
+        for video, features in zip(videos, self._videos([video.images for video in videos]), strict=True):
+            self._known[video] = features
+        for medium in new:
+            if isinstance(medium, Picture):
+                self._known[medium] = self._picture(medium)
+        return [self._known[medium] for medium in media]
 
-    def _frames(self, images: np.ndarray) -> torch.Tensor:
-        """Encode uint8 (frames, height, width, 3); video frames are cropped to a square and pooled."""
-        parts = []
-        for first in range(0, len(images), _FRAMES_AT_ONCE):
-            batch = images[first : first + _FRAMES_AT_ONCE]
-            pixels = self._processor.video_processor(videos=[batch], return_tensors="pt", do_sample_frames=False)
-            parts.append(self._features("video", pixel_values=pixels["pixel_values_videos"]))
-        return torch.cat(parts)
+    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return uint8 (height, width, 3) resized and cropped by the processor, which then finds nothing left to do."""
+        stacked = np.ascontiguousarray(image)[None]
+        still_bytes = {"do_rescale": False, "do_normalize": False, "do_sample_frames": False, "return_tensors": "pt"}
+        pixels = self._processor.video_processor(videos=[stacked], **still_bytes)["pixel_values_videos"]
+        small: NDArray[np.uint8] = pixels[0, 0].permute(1, 2, 0).contiguous().numpy()
+        return small
 
-    def _picture(self, pixels: np.ndarray) -> torch.Tensor:
-        """Encode uint8 (height, width, 3) as AnyRes does: the whole, then tiles of the best fitting grid."""
+    def _videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
+        """Encode videos, uint8 (frames, height, width, 3) each; frames are cropped to a square and pooled."""
+        parts: list[list[torch.Tensor]] = [[] for _ in videos]
+        for chunk in chunks([len(video) for video in videos], _FRAMES_AT_ONCE):
+            pixels = torch.cat([self._pixels(videos[number][frames]) for number, frames in chunk])
+            counts = [(frames.stop - frames.start) * self._checkpoint.frame_tokens for _, frames in chunk]
+            features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
+            for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
+                parts[number].append(part)
+        return [torch.cat(part) for part in parts]
+
+    def _pixels(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""
+        values = self._processor.video_processor(videos=[images], return_tensors="pt", do_sample_frames=False)
+        pixels: torch.Tensor = values["pixel_values_videos"][0]
+        return pixels
+
+    def _picture(self, picture: Picture) -> torch.Tensor:
+        """Encode a picture as AnyRes does: the whole, then tiles of the best fitting grid."""
         inputs = self._processor.image_processor(
-            images=[pixels], return_tensors="pt", input_data_format="channels_last"
+            images=[picture.pixels], return_tensors="pt", input_data_format="channels_last"
         )
-        return self._features("image", pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"])
+        features = self._features("image", pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"])
+        return _checked(features, self.token_count(picture))
 
     def _features(self, kind: str, pixel_values: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
         model, config = self._model, self._model.config
@@ -71,3 +95,30 @@ class Vision:
         )
         pooled = getattr(output, "pooler_output", output)  # newer transformers wraps the features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
+
+
+def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:
+    """Cut sequences, laid end to end, into pieces of `most`; yield each as the parts of the sequences in it."""
+    chunk: list[tuple[int, slice]] = []
+    room = most
+    for number, length in enumerate(lengths):
+        begin = 0
+        while begin < length:
+            end = min(length, begin + room)
+            chunk.append((number, slice(begin, end)))
+            room -= end - begin
+            begin = end
+            if not room:
+                yield chunk
+                chunk, room = [], most
+    if chunk:
+        yield chunk
+
+
+def _checked(features: torch.Tensor, places: int) -> torch.Tensor:
+    if len(features) != places:
+        raise ModelError(
+            f"the checkpoint gives {len(features)} features for media with {places} places in the prompt",
+            "its processor's sizes or pooling don't fit its config",
+        )
+    return features
