@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from .errors import UsageError
@@ -50,6 +50,10 @@ class Generation:
         for holds, name, wanted, got in checks:
             if not holds:
                 raise UsageError(f"{name} must be {wanted}, got {got}")
+
+    def asked(self, drawn_seed: int | None) -> Generation:
+        """Return the same without a seed that was drawn because nobody asked for one."""
+        return replace(self, seed=None) if drawn_seed is not None and self.seed == drawn_seed else self
 
 
 @dataclass(frozen=True)

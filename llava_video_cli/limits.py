@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ class Limits:
     pixels: int = 2 * 7680 * 4320
     bytes: int = 16 * 2**30
     cores: int | None = None
+
+
+def cores(limits: Limits) -> int:
+    """Return the number of cores to decode on: those that this process may use, within the limits."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, limits.cores or usable))
 
 
 class Clock:

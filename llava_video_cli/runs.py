@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
@@ -16,13 +15,13 @@ from av.video.reformatter import VideoReformatter
 
 from .container import Source, open_video
 from .decoding import Look, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .limits import cores
 
 if TYPE_CHECKING:
     import numpy as np
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
-    from .limits import Limits
     from .survey import Packets
 
 _SEEK_COSTS = 4  # packets: what emptying the decoder and filling its threads again is worth
@@ -74,12 +73,6 @@ def crew(runs: Sequence[Run], cores: int, most: int | None = None) -> tuple[int,
 
     workers = min(range(1, min(cores, len(runs), most or cores) + 1), key=time)
     return workers, max(1, cores // workers)
-
-
-def cores(limits: Limits) -> int:
-    """Return the number of cores to decode on: those that this process may use, within the limits."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, limits.cores or usable))
 
 
 class Developer:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import LlvidError
+from .errors import LlvidError
 
 
 @contextmanager
@@ -15,7 +17,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A full disk or a Ctrl-C so leaves no half file. Raises `LlvidError` if it can't be written.
     """
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    # A short name: the wanted one may be as long as names get.
+    beside = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
     try:
         yield beside
         beside.replace(path)

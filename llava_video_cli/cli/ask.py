@@ -12,11 +12,11 @@ import typer
 from ..conversation import Answer, Chunk, Media, Request, Turn
 from ..errors import UsageError
 from ..models import Model
+from ..record import ask_values, media_values, settings_values
 from . import console
 from .background import LOADING, Background
 from .media import check, notes, read
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, check_text, settle, takes
-from .record import ask_record
 
 _UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
@@ -98,9 +98,10 @@ def answer_all(
                 console.note(f"> {question}")
             progress.say("thinking")
             request = _request(question, contents, settings)
-            answer = _collect(model.stream(request), progress, silent=output.json)
+            answer = collect(model.stream(request), progress, silent=output.json)
             if output.json:
-                console.write_json(ask_record(paths, contents, question, answer, model, settings))
+                media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
+                console.write_json(ask_values(media, question, answer, settings_values(model, settings.preset)))
             if answer.finish_reason != "stop" and not output.quiet:
                 console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
 
@@ -116,7 +117,7 @@ def _request(question: str, contents: Sequence[Media], settings: Settings) -> Re
     return Request((*system, Turn("user", question, tuple(contents))), settings.preset.generation)
 
 
-def _collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:
+def collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:
     """Write a stream as it comes, unless silent; return the whole."""
     pieces: list[str] = []
     last: Chunk | None = None

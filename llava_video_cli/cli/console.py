@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import unicodedata
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import LlvidError
+from ..output import json_line
 
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
@@ -53,16 +53,8 @@ def write(text: str) -> None:
 
 def write_json(value: Any) -> None:
     """Write a line of JSON to stdout; odd characters are escaped, so the line is safe to look at."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("".join(_json_safe(character) for character in line) + "\n")
+    sys.stdout.write(json_line(value) + "\n")
     sys.stdout.flush()
-
-
-def _json_safe(character: str) -> str:
-    code = ord(character)
-    if code < 0x7F or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    return json.dumps(character)[1:-1]  # ASCII: surrogate pairs where JSON needs them
 
 
 def note(text: str) -> None:

@@ -9,10 +9,10 @@ import typer
 
 from ..errors import LlvidError
 from ..preset import Preset
+from ..wholefile import whole_file
 from . import console
 from .ask import answer_all
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
-from .whole import whole_file
 
 if TYPE_CHECKING:
     from ..demo.world import Scene

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError, MediaError, UsageError
+from ..record import media_values
 from ..video import Frames, read_frames
+from ..wholefile import whole_file
 from . import console
 from .media import check
 from .options import FrameFlags, OutputFlags, PresetFlag, settle_preset, settle_sampling, takes
-from .record import media_record
-from .whole import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +67,7 @@ def frames(
             console.note(line)
     written = _write_files(read, Path(target), overwrite) if into_folder else _write_sheet(read, Path(target))
     if output.json:
-        console.write_json({"video": video, **media_record(video, read), "files": [str(path) for path in written]})
+        console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})
     else:
         console.write(f"{target if into_folder else written[0]}\n")
 

@@ -18,7 +18,7 @@ from ..sampling import Mode, Sampling, parse_time
 
 Result = TypeVar("Result")
 
-_MODEL, _FRAMES, _TEXT, _ALL = "Model", "Frames", "Text", "General"
+_MODEL, _FRAMES, _TEXT, _RUN, _ALL = "Model", "Frames", "Text", "Long runs", "General"
 
 
 def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
@@ -128,6 +128,29 @@ class PresetFlag:
 
 
 @dataclass(frozen=True)
+class RunFlags:
+    """How a long run is paced, and what it does with what is there already."""
+
+    batch_size: Annotated[
+        int | None,
+        _option(
+            "--batch-size", panel=_RUN, min=1, metavar="N",
+            help="Answers generated together [default: found out on the way].",
+        ),
+    ] = None  # fmt: skip
+    timeout: Annotated[
+        float,
+        _option(
+            "--timeout", panel=_RUN, min=0.1, metavar="SECONDS",
+            help="Give up a video that takes longer to read [default: 900].",
+        ),
+    ] = 900.0  # fmt: skip
+    overwrite: Annotated[
+        bool, _option("--overwrite", panel=_RUN, help="Start anew instead of going on; asks first on a terminal.")
+    ] = False
+
+
+@dataclass(frozen=True)
 class OutputFlags:
     """How a command talks."""
 
@@ -169,11 +192,15 @@ def takes(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Res
 
 @dataclass(frozen=True)
 class Settings:
-    """What flags and preset settle to: flags beat the preset, the preset beats the defaults."""
+    """What flags and preset settle to: flags beat the preset, the preset beats the defaults.
+
+    `drawn_seed` is the seed that nobody asked for.
+    """
 
     preset: Preset
     loading: Loading
     revision: str | None
+    drawn_seed: int | None = None
 
     @property
     def model(self) -> str:
@@ -205,10 +232,12 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
             **{field.name: getattr(text, field.name) for field in fields(Generation)},
         ),
     )
+    drawn_seed = None
     if generation.temperature > 0 and generation.seed is None:
         import secrets
 
-        generation = replace(generation, seed=secrets.randbits(32))  # drawn here, so that the record can name it
+        drawn_seed = secrets.randbits(32)
+        generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
     preset = replace(
         preset,
         sampling=settle_sampling(preset, frames),
@@ -219,7 +248,7 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention)
     )
-    return Settings(preset, loading, model.revision)
+    return Settings(preset, loading, model.revision, drawn_seed)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""Many videos, one model: read ahead, answered together, each outcome handed on as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Event
+from typing import TypeAlias
+
+from .conversation import Generation
+from .errors import LlvidError, ModelError, OutOfMemoryError
+from .image import Picture
+from .limits import Limits, cores
+from .models import Model
+from .readahead import Ended, Job, Question, ReadAhead, Ready, Result
+from .record import Failure, Record
+
+_PATIENCE_SECONDS = 3.0  # how long a batch waits to become whole
+_BETTER = 1.05  # times as fast: what makes a batch of twice the size worth it
+_MISSES = 2  # sizes in a row that were not better
+_LONGEST_SECONDS = 120.0  # of a batch: what it holds is lost if the run is killed
+_LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
+_READ_AHEAD_BYTES = 2**30
+_Kind: TypeAlias = tuple[Generation, tuple[int, ...]]
+
+
+@dataclass
+class BatchSize:
+    """How many requests are generated together: doubled as long as that pays, halved when memory runs out.
+
+    `fixed` sets the number, and only running out of memory lowers it. `tried` is the size of the last batch.
+    """
+
+    fixed: int | None = None
+    tried: int = 0
+    _size: int = 1
+    _most: int | None = None
+    _settled: bool = False
+    _misses: int = 0
+    _rates: dict[int, float] = field(default_factory=dict)  # requests a second, the best seen of each size
+
+    def wanted(self, fits: int) -> int:
+        """Return how many to take where the memory that is free has room for `fits`."""
+        size = self.fixed or min(self._size, fits)
+        return max(1, min(size, self._most or size))
+
+    def learn(self, count: int, seconds: float) -> None:
+        """Take note of a batch that went well; one smaller than wanted teaches nothing.
+
+        Times vary where decoding takes the same cores, so one slow batch does not end the search, but two do.
+        """
+        self.tried = count
+        if self._settled or count < self._size:
+            return
+        rate = count / max(seconds, 1e-9)
+        best = max(self._rates.values(), default=0.0)
+        self._rates[count] = max(rate, self._rates.get(count, 0.0))
+        self._misses = 0 if rate > _BETTER * best else self._misses + 1
+        if self._misses >= _MISSES or seconds > _LONGEST_SECONDS:
+            self._settled = True
+            self._size = max(self._rates, key=lambda size: self._rates[size])
+        else:
+            self._size = 2 * self._size
+
+    def too_many(self, count: int) -> None:
+        """Take note of a batch that ran out of memory."""
+        self._most = max(1, count // 2)
+
+
+@dataclass
+class Pace:
+    """Where the time of a run goes, for its progress: waiting for frames, or generating."""
+
+    size: BatchSize = field(default_factory=BatchSize)
+    waiting_seconds: float = 0.0
+    generating_seconds: float = 0.0
+
+
+def run(
+    jobs: Iterable[Job],
+    model: Model,
+    *,
+    limits: Limits | None = None,
+    stop: Event | None = None,
+    pace: Pace | None = None,
+    workers: int | None = None,
+) -> Iterator[Record | Failure]:
+    """Yield what comes of each job, in the order in which they are done.
+
+    Questions of the same kind (as many frames, the same generation) are answered together, the oldest first. A request
+    that fails in a batch is tried in smaller ones, and alone at last, so that it takes no other down. With `stop` set,
+    what the model is at is finished and nothing else. `limits` are those of each video; its cores are shared out.
+    """
+    limits = limits or Limits()
+    workers = workers or cores(limits)
+    stop, pace = stop or Event(), pace or Pace()
+    each = replace(limits, cores=max(1, cores(limits) // workers))
+    ahead = ReadAhead(jobs, model.shrink, each, workers, _READ_AHEAD_BYTES)
+    try:
+        yield from _Run(ahead, model, stop, pace).outcomes()
+    finally:
+        ahead.stop()
+
+
+class _Run:
+    """The questions that wait, and the jobs that are not done."""
+
+    def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> None:
+        self._ahead, self._model, self._stop, self._pace = ahead, model, stop, pace
+        self._waiting: list[Ready] = []
+        self._results: dict[int, list[tuple[Question, Result]]] = {}
+        self._ended: dict[int, Ended] = {}
+        self._fits: tuple[Ready | None, int] = (None, 1)
+
+    def outcomes(self) -> Iterator[Record | Failure]:
+        """Answer until nothing is left."""
+        while not self._stop.is_set():
+            batch = self._next_batch()
+            if batch:
+                self._answer(batch)
+            yield from self._finished()
+            if not batch and self._ahead.drained and not self._waiting:
+                return
+        self._await_ends()
+        yield from self._finished()
+
+    def _next_batch(self) -> list[Ready]:
+        """Return the oldest question and others of its kind: as many as wanted, fewer when no more come soon.
+
+        Returns none when a job has ended without a question, so that its outcome is told at once.
+        """
+        began = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                batch = self._of_one_kind()
+                patient = time.monotonic() - began < _PATIENCE_SECONDS
+                if batch and (len(batch) >= self._wanted(batch) or not patient or self._ahead.full):
+                    return batch[: self._wanted(batch)]
+                event = self._ahead.next(0.2)
+                if isinstance(event, Ready):
+                    self._waiting.append(event)
+                elif isinstance(event, Ended):
+                    self._ended[event.number] = event
+                    if self._is_done(event):
+                        return []
+                elif self._ahead.drained:
+                    return batch[: self._wanted(batch)] if batch else []
+            return []
+        finally:
+            self._pace.waiting_seconds += time.monotonic() - began
+
+    def _of_one_kind(self) -> list[Ready]:
+        if not self._waiting:
+            return []
+        kind = _kind(self._waiting[0].question)
+        return [ready for ready in self._waiting if _kind(ready.question) == kind]
+
+    def _wanted(self, batch: Sequence[Ready]) -> int:
+        first = batch[0]
+        if self._fits[0] is not first:
+            try:
+                self._fits = first, self._model.fits(first.question.request)
+            except LlvidError:
+                self._fits = first, 1  # answering will say what is wrong with it
+        return self._pace.size.wanted(self._fits[1])
+
+    def _answer(self, batch: list[Ready]) -> None:
+        began = time.monotonic()
+        results = self._try([ready.question for ready in batch])
+        self._pace.generating_seconds += (seconds := time.monotonic() - began)
+        if not any(isinstance(result, LlvidError) for result in results):
+            self._pace.size.learn(len(batch), seconds)
+        taken = set(map(id, batch))
+        self._waiting = [ready for ready in self._waiting if id(ready) not in taken]
+        for ready, result in zip(batch, results, strict=True):
+            self._ahead.release(ready.question)
+            without_media = replace(ready.question, request=replace(ready.question.request, turns=()))
+            self._results.setdefault(ready.number, []).append((without_media, result))
+
+    def _try(self, questions: list[Question]) -> list[Result]:
+        """Answer together, and in halves where that fails; a single one's error is its result."""
+        try:
+            return list(self._model.answer_all([question.request for question in questions]))
+        except ModelError as error:
+            if isinstance(error, OutOfMemoryError):
+                self._pace.size.too_many(len(questions))
+            if len(questions) == 1:
+                return [error]
+        half = len(questions) // 2
+        return self._try(questions[:half]) + self._try(questions[half:])
+
+    def _finished(self) -> Iterator[Record | Failure]:
+        for number in [number for number, ended in self._ended.items() if self._is_done(ended)]:
+            ended = self._ended.pop(number)
+            yield from ended.job.outcomes(self._results.pop(number, []), ended.error)
+
+    def _await_ends(self) -> None:
+        """Learn which of the jobs that are answered so far have no further questions: readers tell a moment later."""
+        self._ahead.begin_no_more()
+        until = time.monotonic() + _LAST_WORDS_SECONDS
+        unanswered = {ready.number for ready in self._waiting}
+        while self._results.keys() - unanswered - self._ended.keys() and time.monotonic() < until:
+            event = self._ahead.next(0.1)
+            if isinstance(event, Ended):
+                self._ended[event.number] = event
+            elif isinstance(event, Ready):
+                unanswered.add(event.number)
+
+    def _is_done(self, ended: Ended) -> bool:
+        return len(self._results.get(ended.number, ())) == ended.count
+
+
+def _kind(question: Question) -> _Kind:
+    media = question.request.media
+    return question.request.generation, tuple(0 if isinstance(m, Picture) else len(m.images) for m in media)

@@ -1,0 +1,170 @@
+"""Captions: one prompt for every video, for the whole of it or for a window every so many seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .conversation import Answer, FinishReason, Media, Request, Segment, Turn, Usage
+from .errors import LlvidError, MediaError
+from .image import Picture, is_picture, read_image
+from .limits import Limits
+from .preset import Preset
+from .readahead import Question, Result
+from .record import Failure, Record, media_values, path_to_text
+from .video import Resize, read_frames, read_windows
+
+_REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked about every video of a run; `preset` holds the prompt and all settings.
+
+    `every_seconds` cuts a video into windows; None takes the whole of it. `asked` is what else makes another caption
+    of the same prompt: how the weights were asked for. A `drawn_seed`, which nobody asked for, does not.
+    """
+
+    preset: Preset
+    every_seconds: float | None = None
+    asked: tuple[tuple[str, Any], ...] = ()
+    drawn_seed: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Names all that decides what is said of a video: the model, the prompt, the settings."""
+        preset = self.preset
+        decides = {
+            "model": os.path.abspath(preset.model) if Path(preset.model).is_dir() else preset.model,  # noqa: PTH100 - keeps links
+            "prompt": preset.prompt,
+            "system": preset.system,
+            "sampling": asdict(preset.sampling),
+            "generation": asdict(preset.generation.asked(self.drawn_seed)),
+            "every_seconds": self.every_seconds,
+            "asked": self.asked,
+        }
+        return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).digest()
+
+    def key(self, place: str, status: os.stat_result) -> str:
+        """Return the key of a video's record; `place` is its path as seen from the output file."""
+        name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
+        return hashlib.blake2b(name, key=self.fingerprint, digest_size=16).hexdigest()
+
+    def request(self, media: Media) -> Request:
+        """Return the request for a video's caption."""
+        system = (Turn("system", self.preset.system),) if self.preset.system else ()
+        return Request((*system, Turn("user", self.preset.prompt, (media,))), self.preset.generation)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is kept of a window's media: its times, and what `media_values` says of it."""
+
+    start_seconds: float
+    end_seconds: float
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """One video of a run. `settings` are those of `settings_values`."""
+
+    name: str
+    key: str
+    task: Task
+    settings: Mapping[str, Any]
+
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+        """Yield the question about the whole, or one about each window."""
+        sampling, every = self.task.preset.sampling, self.task.every_seconds
+        if is_picture(self.name):
+            yield self._question(read_image(self.name))
+        elif every is None:
+            yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
+        else:
+            for start, end, frames in read_windows(self.name, every, sampling, limits=limits, resize=shrink):
+                yield self._question(frames, start, end)
+
+    def outcomes(
+        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+    ) -> Iterable[Record | Failure]:
+        """Return the record, or why there is none: half of a video's windows are no caption of it."""
+        answers: list[tuple[_Part, Answer]] = []
+        for question, result in results:
+            if isinstance(result, LlvidError):
+                error = error or result
+            else:
+                answers.append((question.about, result))
+        answers.sort(key=lambda pair: pair[0].start_seconds)
+        if error is None and not answers:
+            error = MediaError(f"{self.name}: nothing in it to caption")
+        if error is not None:
+            return [Failure({"video_path": path_to_text(self.name)}, error)]
+        return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
+
+    def _question(self, media: Media, start: float | None = None, end: float | None = None) -> Question:
+        if isinstance(media, Picture):
+            start = end = 0.0
+        else:
+            begin, stop = media.sampling.start_seconds, media.sampling.end_seconds
+            whole = media.info.duration_seconds
+            start = begin if start is None else start
+            end = (whole if stop is None else min(stop, whole)) if end is None else end
+        return Question(self.task.request(media), _Part(start, end, media_values(self.name, media)))
+
+
+def caption_values(
+    path: str,
+    key: str,
+    prompt: str,
+    answers: Sequence[tuple[_Part, Answer]],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the JSON values of a caption's record.
+
+    Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with the
+    same types, `notes` is one text, and there is always a segment.
+    """
+    parts = [part for part, _ in answers]
+    segments = [Segment(part.start_seconds, part.end_seconds, answer.text) for part, answer in answers]
+    notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
+    return {
+        "video_path": path_to_text(path),
+        "caption": " ".join(answer.text for _, answer in answers),
+        "segments": [asdict(segment) for segment in segments],
+        "prompt": prompt,
+        "model": settings["model"],
+        "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
+        "frames": _frames([part.values["frames"] for part in parts]),
+        "notes": "; ".join(notes),
+        "usage": asdict(_total([answer.usage for _, answer in answers])),
+        "settings": dict(settings),
+        "key": key,
+    }
+
+
+def _frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Join what is said of the frames of each window."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    times = [time for part in known for time in part["times_seconds"]]
+    return {**known[0], "count": len(times), "times_seconds": times}
+
+
+def _total(usages: Sequence[Usage]) -> Usage:
+    """Add up what the windows cost; the first token is the first window's."""
+    return replace(
+        usages[0],
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        generated_tokens=sum(usage.generated_tokens for usage in usages),
+        total_seconds=sum(usage.total_seconds for usage in usages),
+        peak_memory_bytes=max(usage.peak_memory_bytes for usage in usages),
+    )

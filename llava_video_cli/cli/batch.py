@@ -1,0 +1,98 @@
+"""`llvid batch`: a file of requests, each with its own media, question and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import LlvidError, MediaError, UsageError
+from ..ledger import Errors, Ledger
+from ..models import Model
+from ..record import Failure, path_to_text, settings_values
+from ..requestfile import Asked, RequestJob, read_requests
+from .longrun import Pacing, Plan, carry_out, confirm_overwrite
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, RunFlags, Settings, TextFlags, settle, takes
+
+_EXAMPLES = """
+Examples:
+
+    llvid batch requests.jsonl -o answers.jsonl
+
+A line of requests.jsonl, relative to its folder:
+
+    {"id": "a1", "video": "a.mp4", "question": "Who is in it?", "frames": 16}
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("batch", help=f"Answer a file of requests, a JSON line each.\n{_EXAMPLES}")(batch)
+
+
+@takes(run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+def batch(
+    requests: Annotated[
+        str,
+        typer.Argument(
+            metavar="REQUESTS.jsonl", show_default=False,
+            help="Lines of JSON: `id`, `video` or `media`, `question` or `messages`, settings named as the options.",
+        ),
+    ],
+    *,
+    to: Annotated[
+        str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where the answers go.", show_default=False)
+    ],
+    run: RunFlags,
+    model: ModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> None:  # fmt: skip
+    """Answer what is not answered yet, and say what came of it."""
+    settings = settle(preset, model, frames, text)
+    table = Path(to)
+    if table.suffix.lower() != ".jsonl":
+        raise UsageError(f"{to} must end in .jsonl")
+    asked = list(read_requests(Path(requests), settings.preset))
+    if table.exists() and table.samefile(requests):
+        raise UsageError(f"{to} holds the requests", "name another file with -o")
+    if run.overwrite:
+        confirm_overwrite(table, output)
+    with Ledger(table, overwrite=run.overwrite) as ledger:
+        plan = _plan(asked, settings, model, ledger.done)
+        errors = Errors(table, overwrite=run.overwrite)
+        code = carry_out(plan, settings, output, Pacing(run.batch_size, run.timeout), ledger, errors)
+    if code:
+        raise typer.Exit(code)
+
+
+def _plan(asked: list[Asked], settings: Settings, flags: ModelFlags, done: set[str]) -> Plan:
+    """Sort out what is done; the requests on the same frames become one job."""
+    weights = repr((settings.model, flags.revision, flags.dtype, settings.preset.quantize))
+    groups: dict[Any, list[tuple[Asked, str]]] = {}
+    failures = []
+    for each in asked:
+        try:
+            key = each.key(weights, settings.drawn_seed)
+        except MediaError as error:
+            failures.append(Failure({"id": each.id, "video": path_to_text(each.paths[0])}, error))
+            continue
+        if key not in done:
+            groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key))
+    total = sum(map(len, groups.values()))
+
+    def jobs(model: Model) -> Iterator[RequestJob]:
+        values = settings_values(model, settings.preset)
+        return (RequestJob(tuple(group), values) for group in groups.values())
+
+    def is_fatal(error: LlvidError) -> bool:
+        del error  # one request says nothing about the next
+        return False
+
+    skipped = len(asked) - total - len(failures)
+    return Plan(total, skipped, failures, jobs, lambda _: None, is_fatal, noun="requests", verb="answered")

@@ -1,0 +1,197 @@
+"""What is written of a record: a row of a table (jsonl, csv), or a file of its own (txt, srt, vtt)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, Protocol
+
+from .conversation import Segment
+from .errors import LlvidError
+from .record import Record
+
+Sidecar = Literal["txt", "srt", "vtt"]
+_BEGINNINGS = (b'{"video_path": ', b'{"id": ')
+_KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
+
+
+class Rows(Protocol):
+    """A table's format. Rows are bytes with their line end."""
+
+    header: bytes
+
+    def encode(self, values: Mapping[str, Any]) -> bytes:
+        """Return a record's row."""
+
+    def decode(self, row: bytes) -> dict[str, Any]:
+        """Return a row's values. Raises ValueError for what is no row of ours."""
+
+    def key(self, row: bytes) -> str:
+        """Return a row's key, fast. Raises ValueError for what is no row of ours."""
+
+    def split(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the rows; the last one has no line end if it is torn."""
+
+    def may_begin_with(self, row: bytes) -> bool:
+        """Whether a torn first row can be ours."""
+
+
+class JsonLines:
+    """A JSON object a line, with what would confuse a terminal or a reader of lines escaped."""
+
+    header = b""
+
+    def encode(self, values: Mapping[str, Any]) -> bytes:
+        """Return a line."""
+        return (json_line(values) + "\n").encode()
+
+    def decode(self, row: bytes) -> dict[str, Any]:
+        """Return a line's object."""
+        values = json.loads(row)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        return values
+
+    def key(self, row: bytes) -> str:
+        """Return the key without reading the rest, where it stands at the end as we write it."""
+        begin = row.rfind(_KEY)
+        if begin >= 0 and row.rstrip().endswith(b'"}'):
+            begin += len(_KEY)
+            return row[begin : row.index(b'"', begin)].decode("ascii")
+        key = self.decode(row).get("key")
+        if not isinstance(key, str):
+            raise ValueError("it has no key")
+        return key
+
+    def split(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the lines."""
+        yield from file
+
+    def may_begin_with(self, row: bytes) -> bool:
+        """Whether it begins as our records do."""
+        return any(row[: len(begin)] == begin[: len(row)] for begin in _BEGINNINGS)
+
+
+class Csv:
+    """Comma-separated values (RFC 4180, with line feeds), all of them quoted; nested values are JSON."""
+
+    columns = (
+        "video_path", "caption", "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
+        "settings", "key",
+    )  # fmt: skip
+    _nested = ("segments", "frames", "usage", "settings")
+
+    def __init__(self) -> None:
+        self.header = self._row(self.columns)
+
+    def encode(self, values: Mapping[str, Any]) -> bytes:
+        """Return a row. Control characters of a caption are left out: csv readers stop at some."""
+        values = {**values, "caption": printable(values["caption"])}
+        return self._row([json_line(values[name]) if name in self._nested else values[name] for name in self.columns])
+
+    def decode(self, row: bytes) -> dict[str, Any]:
+        """Return a row's values."""
+        cells = self._cells(row)
+        return {
+            name: json.loads(cell) if name in self._nested else cell
+            for name, cell in zip(self.columns, cells, strict=True)
+        }
+
+    def key(self, row: bytes) -> str:
+        """Return the last cell."""
+        return self._cells(row)[-1]
+
+    def split(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the rows: a line end between quotes belongs to a cell."""
+        row = b""
+        for line in file:
+            row += line
+            if row.count(b'"') % 2 == 0:
+                yield row
+                row = b""
+        if row:
+            yield row.rstrip(b"\n")
+
+    def may_begin_with(self, row: bytes) -> bool:
+        """Whether it is a piece of the header."""
+        return self.header.startswith(row)
+
+    def _cells(self, row: bytes) -> list[str]:
+        try:
+            (cells,) = csv.reader(io.StringIO(row.decode(), newline=""), strict=True)
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{len(cells)} cells, not {len(self.columns)}")
+        return cells
+
+    def _row(self, cells: Sequence[str]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)  # lone carriage returns too
+        return text.getvalue().encode()
+
+
+def json_line(values: Any) -> str:
+    """Return JSON without a line end, in which characters that steer a terminal or can't be encoded are escaped."""
+    line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return line if line.isascii() and line.isprintable() else "".join(map(_json_safe, line))
+
+
+def _json_safe(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return json.dumps(character)[1:-1]  # ASCII: surrogate pairs where JSON needs them
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, line breaks and tabs aside."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def txt(record: Record) -> str:
+    """Return the caption, and a line end."""
+    return printable(record.text).strip() + "\n"
+
+
+def srt(record: Record) -> str:
+    """Return SubRip subtitles, a cue for each segment."""
+    return "".join(
+        f"{number}\n{_clock(cue.start_seconds, ',')} --> {_clock(cue.end_seconds, ',')}\n{_cue(cue)}\n\n"
+        for number, cue in enumerate(record.segments, start=1)
+    )
+
+
+def vtt(record: Record) -> str:
+    """Return WebVTT subtitles, a cue for each segment."""
+    escaped = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "WEBVTT\n\n" + "".join(
+        f"{_clock(cue.start_seconds, '.')} --> {_clock(cue.end_seconds, '.')}\n"
+        f"{''.join(escaped.get(c, c) for c in _cue(cue))}\n\n"
+        for cue in record.segments
+    )
+
+
+SIDECARS: dict[Sidecar, Callable[[Record], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
+
+
+def rows_of(suffix: str) -> Rows:
+    """Return the format of a file's ending. Raises LlvidError for another one."""
+    formats: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
+    if suffix.lower() not in formats:
+        raise LlvidError(f"no table ends in {suffix!r}")
+    return formats[suffix.lower()]()
+
+
+def _cue(segment: Segment) -> str:
+    """Return a segment's text on one line: an empty line would end the cue, and an arrow would begin another."""
+    return re.sub("-+>", "→", " ".join(printable(segment.text).split())) or "-"
+
+
+def _clock(seconds: float, point: str) -> str:
+    thousandths = round(seconds * 1000)
+    minutes, rest = divmod(thousandths, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

@@ -1,0 +1,217 @@
+"""Media read ahead of the model: a pool of decoding threads, bounded by bytes, that gives up on what hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from .conversation import Answer, Request
+from .errors import LlvidError, MediaError
+from .image import Picture
+from .limits import Limits
+from .record import Failure, Record
+from .video import Resize
+
+_MOST_GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
+_LOOK_SECONDS = 0.5  # how often hanging readers are looked for
+_MOST_QUESTIONS = 512  # two of the largest batches: what lies further ahead is lost work when the run is stopped
+Result: TypeAlias = Answer | LlvidError
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A request ready for the model, and what the record will say of its media once they are gone."""
+
+    request: Request
+    about: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """What its media hold in memory."""
+        pixels = (m.pixels if isinstance(m, Picture) else m.images for m in self.request.media)
+        return sum(image.nbytes for image in pixels)
+
+
+class Job(Protocol):
+    """One entry of a long run: media that are read together, and what is asked about them."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+        """Read the media and yield what is to be asked; runs in a thread of the pool. Raises MediaError."""
+
+    def outcomes(
+        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+    ) -> Iterable[Record | Failure]:
+        """Return what came of it: the questions without their media, and the error that ended the reading, if any."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A question of job `number`."""
+
+    number: int
+    question: Question
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """Job `number` has no more questions than the `count` that came before; `error` is what ended its reading."""
+
+    number: int
+    job: Job
+    count: int
+    error: LlvidError | None
+
+
+@dataclass
+class _Task:
+    """A job that a thread is reading."""
+
+    number: int
+    job: Job
+    count: int = 0
+    given_up: bool = False
+    touched: float = field(default_factory=time.monotonic)  # when it last showed life
+
+
+class ReadAhead:
+    """The pool. `next` gives what is ready; `release` says that a question's media are gone from memory.
+
+    Bounded are the bytes of all questions that were not released (one larger than `most_bytes` waits until it is
+    alone), and their number. A job that shows no life for its limit of seconds, and some grace, has ended with an
+    error; its thread, which nothing can stop, is left to itself and another one takes its place.
+    """
+
+    def __init__(self, jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int, most_bytes: int) -> None:
+        self._jobs, self._shrink, self._limits, self._most_bytes = iter(jobs), shrink, limits, most_bytes
+        self._changed = threading.Condition()
+        self._events: deque[Ready | Ended] = deque()
+        self._tasks: dict[int, _Task] = {}
+        self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
+        self._exhausted, self._stopped = False, False
+        for _ in range(workers):
+            self._start_worker()
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing more will come."""
+        with self._changed:
+            return not self._events and not self._tasks and (self._exhausted or self._stopped)
+
+    @property
+    def full(self) -> bool:
+        """Whether readers wait for memory."""
+        with self._changed:
+            return self._waiting_readers > 0
+
+    def next(self, timeout_seconds: float) -> Ready | Ended | None:
+        """Return what is ready, or None after a time, or at once when nothing more will come."""
+        until = time.monotonic() + timeout_seconds
+        with self._changed:
+            while not self._events:
+                self._give_up_hanging()
+                left = until - time.monotonic()
+                ended = not self._tasks and (self._exhausted or self._stopped)
+                if self._events or ended or left <= 0:
+                    break
+                self._changed.wait(min(left, _LOOK_SECONDS))
+            return self._events.popleft() if self._events else None
+
+    def release(self, question: Question) -> None:
+        """Make room for others."""
+        with self._changed:
+            self._held -= question.bytes
+            self._count -= 1
+            self._changed.notify_all()
+
+    def begin_no_more(self) -> None:
+        """Begin nothing more; what is being read goes on."""
+        with self._changed:
+            self._stopped = True
+
+    def stop(self) -> None:
+        """Begin nothing more, and drop what is being read."""
+        with self._changed:
+            self._stopped = True
+            self._tasks.clear()
+            self._changed.notify_all()
+
+    def _start_worker(self) -> None:
+        threading.Thread(target=self._work, name="llvid-read", daemon=True).start()
+
+    def _work(self) -> None:
+        while (task := self._begin()) is not None:
+            error: LlvidError | None = None
+            try:
+                for question in task.job.questions(self._shrink, self._limits):
+                    if not self._hand_over(task, question):
+                        break
+            except LlvidError as failure:
+                error = failure
+            except Exception as failure:  # noqa: BLE001 - one odd file must not end the run
+                words = str(failure).strip().splitlines() or [""]
+                error = MediaError(f"{task.job.name}: can't be read: {type(failure).__name__} {words[0]}".rstrip())
+            if task.given_up:
+                return  # another thread has taken this one's place
+            self._end(task, error)
+
+    def _begin(self) -> _Task | None:
+        with self._changed:
+            job = None if self._stopped else next(self._jobs, None)
+            if job is None:
+                self._exhausted = True
+                self._changed.notify_all()
+                return None
+            task = self._tasks[self._begun] = _Task(self._begun, job)
+            self._begun += 1
+            return task
+
+    def _hand_over(self, task: _Task, question: Question) -> bool:
+        """Queue a question once there is room for it; return whether the task is still wanted."""
+        with self._changed:
+            self._waiting_readers += 1
+            while self._wanted(task) and not self._has_room(question):
+                task.touched = time.monotonic()  # it is not its fault
+                self._changed.wait(_LOOK_SECONDS)
+            self._waiting_readers -= 1
+            if not self._wanted(task):
+                return False
+            task.touched = time.monotonic()
+            task.count += 1
+            self._held += question.bytes
+            self._count += 1
+            self._events.append(Ready(task.number, question))
+            self._changed.notify_all()
+            return True
+
+    def _end(self, task: _Task, error: LlvidError | None) -> None:
+        with self._changed:
+            if self._wanted(task):
+                del self._tasks[task.number]
+                self._events.append(Ended(task.number, task.job, task.count, error))
+                self._changed.notify_all()
+
+    def _has_room(self, question: Question) -> bool:
+        return not self._count or (self._held + question.bytes <= self._most_bytes and self._count < _MOST_QUESTIONS)
+
+    def _wanted(self, task: _Task) -> bool:
+        return task.number in self._tasks
+
+    def _give_up_hanging(self) -> None:
+        seconds = self._limits.seconds
+        if seconds is None:
+            return
+        late = time.monotonic() - seconds - min(seconds, _MOST_GRACE_SECONDS)
+        for task in [task for task in self._tasks.values() if task.touched < late]:
+            task.given_up = True
+            del self._tasks[task.number]
+            error = MediaError(f"{task.job.name}: given up after {seconds:g} seconds: its decoder hangs")
+            self._events.append(Ended(task.number, task.job, task.count, error))
+            self._start_worker()

@@ -1,0 +1,137 @@
+"""Records: what is said of a video, with all that is needed to trust it and to get it again; and failures."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from .conversation import Answer, Media, Segment
+from .errors import LlvidError
+from .image import Picture
+from .models import Model
+from .preset import Preset
+
+_LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
+_SCHEME = "file:"  # of a path that is no text
+
+
+@dataclass(frozen=True)
+class Record:
+    """A success: the JSON values of its line.
+
+    `values` holds `key`, which names the video as it was, the model and all that was asked: a record with the same
+    key needn't be made again.
+    """
+
+    values: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The key, 32 hexadecimal digits."""
+        return str(self.values["key"])
+
+    @property
+    def path(self) -> str:
+        """The video's path, as the system knows it."""
+        return text_to_path(str(self.values.get("video_path") or self.values.get("video") or ""))
+
+    @property
+    def text(self) -> str:
+        """The caption or the answer."""
+        return str(self.values.get("caption", self.values.get("answer", "")))
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What is said of each part of the video."""
+        return tuple(Segment(**segment) for segment in self.values.get("segments", ()))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video or request that came to nothing, and why; `names` says which, as the record would have."""
+
+    names: Mapping[str, Any]
+    cause: LlvidError
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The JSON values of its line in the file of errors."""
+        return {**self.names, "error": str(self.cause), "hint": self.cause.hint}
+
+
+def path_to_text(path: str) -> str:
+    """Return a path as text that every format can hold.
+
+    That is the path itself. One whose bytes are not UTF-8 becomes `file:` and its bytes, percent-encoded, and so does
+    one that begins with `file:` itself.
+    """
+    raw = os.fsencode(path)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return _SCHEME + quote(raw)
+    return _SCHEME + quote(raw) if text.startswith(_SCHEME) else text
+
+
+def text_to_path(text: str) -> str:
+    """Return the path that `path_to_text` made the text of."""
+    if not text.startswith(_SCHEME):
+        return text
+    return os.fsdecode(unquote_to_bytes(text.removeprefix(_SCHEME)))
+
+
+def ask_values(
+    media: Sequence[Mapping[str, Any]], question: str, answer: Answer, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON values of an answered question, from those of its media and of the settings."""
+    first, *others = media
+    return {
+        "video": first["path"],
+        "question": question,
+        "answer": answer.text,
+        "model": settings["model"],
+        "finish_reason": answer.finish_reason,
+        "frames": first["frames"],
+        **({"with": others} if others else {}),
+        "notes": [line for medium in media for line in medium["notes"]],
+        "usage": asdict(answer.usage),
+        "settings": dict(settings),
+    }
+
+
+def media_values(path: str, medium: Media) -> dict[str, Any]:
+    """Return a medium's path, its frames (None for a picture) and its notes."""
+    text = path_to_text(path)
+    if isinstance(medium, Picture):
+        return {"path": text, "frames": None, "notes": []}
+    frames = {
+        "count": len(medium.images),
+        "times_seconds": list(medium.times_seconds),
+        "sampling": medium.sampling.mode,
+        "duration_seconds": medium.info.duration_seconds,
+    }
+    return {"path": text, "frames": frames, "notes": list(medium.notes)}
+
+
+def settings_values(model: Model, preset: Preset) -> dict[str, Any]:
+    """Return everything needed to repeat a run, library versions included."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return {
+        "preset": preset.name,
+        "system": preset.system,
+        "sampling": asdict(preset.sampling),
+        "generation": asdict(preset.generation),
+        **model.settings,
+        "versions": versions,
+    }

@@ -1,0 +1,257 @@
+"""A file of requests, a JSON object a line: read strictly, and grouped so that media are read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from .conversation import Answer, Generation, Media, Request, Role, Turn
+from .errors import LlvidError, MediaError, UsageError, nearest
+from .image import is_picture, read_image
+from .limits import Limits
+from .preset import Preset
+from .readahead import Question, Result
+from .record import Failure, Record, ask_values, media_values, path_to_text
+from .sampling import Sampling, parse_time
+from .video import Resize, read_frames
+
+_MEDIA_KINDS = ("video", "image")
+_SAMPLING = {"frames": "frames", "fps": "fps", "start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
+_GENERATION = tuple(field.name for field in fields(Generation))
+_KEYS = ("id", "video", "media", "question", "messages", "system", *_SAMPLING, *_GENERATION)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A turn whose media are still paths."""
+
+    role: Role
+    text: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line of the file. `id` is its own, or the line's number."""
+
+    id: str | int
+    drafts: tuple[Draft, ...]
+    sampling: Sampling
+    generation: Generation
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The media, in the order of the prompt."""
+        return tuple(path for draft in self.drafts for path in draft.paths)
+
+    @property
+    def question(self) -> str:
+        """What the answer answers."""
+        return self.drafts[-1].text
+
+    @property
+    def system(self) -> str | None:
+        """The system text."""
+        return next((draft.text for draft in self.drafts if draft.role == "system"), None)
+
+    def key(self, model: str, drawn_seed: int | None) -> str:
+        """Return the key of its record, for which a drawn seed does not count.
+
+        Raises MediaError for a file that is not there.
+        """
+        stats = []
+        for path in self.paths:
+            try:
+                status = Path(path).stat()
+            except (OSError, ValueError) as error:
+                words = getattr(error, "strerror", None) or error
+                raise MediaError(f"{path}: can't be opened: {words}") from None
+            stats.append((status.st_size, status.st_mtime_ns))
+        drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
+        whole = [model, self.id, drafts, stats, asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
+        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
+
+    def request(self, media: Iterable[Media]) -> Request:
+        """Return the request, with its media in their places."""
+        rest = iter(media)
+        turns = (Turn(d.role, d.text, tuple(next(rest) for _ in d.paths)) for d in self.drafts)
+        return Request(tuple(turns), self.generation)
+
+
+def read_requests(path: Path, preset: Preset) -> Iterator[Asked]:
+    """Yield the requests of a file; media are relative to its folder.
+
+    Raises UsageError for the first line that is not understood to the last key, with its number.
+    """
+    ids: set[str | int] = set()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    asked = _parsed(line, number, path.parent, preset)
+                    if asked.id in ids:
+                        raise UsageError(f"the id {asked.id!r} was there before")
+                except UsageError as error:
+                    raise UsageError(f"{path}, line {number}: {error}", error.hint) from None
+                ids.add(asked.id)
+                yield asked
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class RequestJob:
+    """The requests on the same frames of the same media, with the keys of their records."""
+
+    asked: tuple[tuple[Asked, str], ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The first of its media."""
+        return self.asked[0][0].paths[0]
+
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+        """Read the media once and yield each request."""
+        first = self.asked[0][0]
+        media: list[Media] = [
+            read_image(path) if is_picture(path) else read_frames(path, first.sampling, limits=limits, resize=shrink)
+            for path in first.paths
+        ]
+        values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
+        for asked, key in self.asked:
+            yield Question(asked.request(media), (key, values))
+
+    def outcomes(
+        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+    ) -> Iterable[Record | Failure]:
+        """Return a record or a failure for each request."""
+        found = {question.about[0]: (question.about[1], result) for question, result in results}
+        for asked, key in self.asked:
+            media, result = found.get(key, ((), error or MediaError(f"{self.name}: was not read")))
+            if isinstance(result, LlvidError):
+                yield Failure({"id": asked.id, "video": path_to_text(asked.paths[0])}, result)
+            else:
+                yield Record(self._values(asked, media, result, key))
+
+    def _values(self, asked: Asked, media: Sequence[Mapping[str, Any]], answer: Answer, key: str) -> dict[str, Any]:
+        own = {"system": asked.system, "sampling": asdict(asked.sampling), "generation": asdict(asked.generation)}
+        values = ask_values(media, asked.question, answer, {**self.settings, **own})
+        return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
+
+
+def _parsed(line: bytes, number: int, folder: Path, preset: Preset) -> Asked:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError("must hold a JSON object")
+    for key in values:
+        if key not in _KEYS:
+            raise UsageError(f"there is no key {key!r}", nearest(key, _KEYS) or f"keys: {', '.join(_KEYS)}")
+    identity = values.get("id", number)
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
+        raise UsageError(f"'id' must be text or a whole number, got {identity!r}")
+    drafts = _drafts(values, folder)
+    system = _text(values, "system") if "system" in values else preset.system
+    if system and not any(draft.role == "system" for draft in drafts):
+        drafts = (Draft("system", system), *drafts)
+    return Asked(identity, drafts, _sampling(values, preset), _generation(values, preset))
+
+
+def _drafts(values: Mapping[str, Any], folder: Path) -> tuple[Draft, ...]:
+    """Return the turns of `messages`, or of `question`, with the media of `video` or `media` in the first question."""
+    if ("question" in values) == ("messages" in values):
+        raise UsageError("either 'question' or 'messages' is needed")
+    given = _paths(values, folder)
+    if "question" in values:
+        drafts = [Draft("user", _text(values, "question"))]
+    else:
+        drafts = [_draft(message, folder) for message in _list(values["messages"], "messages")]
+    if given:
+        if any(draft.paths for draft in drafts):
+            raise UsageError("the media stand in 'messages' already")
+        first = next((n for n, draft in enumerate(drafts) if draft.role == "user"), 0)
+        drafts[first] = replace(drafts[first], paths=given)
+    if not any(draft.paths for draft in drafts):
+        raise UsageError("'video' or 'media' is needed")
+    if drafts[-1].role != "user":
+        raise UsageError("the last message must be the user's")
+    return tuple(drafts)
+
+
+def _draft(message: object, folder: Path) -> Draft:
+    """Return a message of the chat format of transformers."""
+    if not isinstance(message, dict) or not {"role", "content"} >= set(message) or len(message) != 2:
+        raise UsageError(f"a message holds 'role' and 'content', got {message!r}")
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant"):
+        raise UsageError(f"the role must be system, user or assistant, got {role!r}")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    texts, paths = [], []
+    for part in _list(content, "content"):
+        kind = part.get("type") if isinstance(part, dict) else None
+        place = part.get("path", part.get(kind)) if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in _MEDIA_KINDS and isinstance(place, str) and place and role == "user":
+            paths.append(_place(folder, place))
+        else:
+            raise UsageError(f"a part of a message is a text, or a user's video or image with a path, got {part!r}")
+    return Draft(cast("Role", role), "\n".join(texts), tuple(paths))
+
+
+def _paths(values: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    if "video" in values and "media" in values:
+        raise UsageError("'video' and 'media' exclude each other")
+    given = [values["video"]] if "video" in values else _list(values["media"], "media") if "media" in values else []
+    for path in given:
+        if not isinstance(path, str) or not path:
+            raise UsageError(f"a path must be text, got {path!r}")
+    return tuple(_place(folder, path) for path in given)
+
+
+def _place(folder: Path, path: str) -> str:
+    return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
+
+
+def _list(value: object, name: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{name!r} must be a list with something in it, got {value!r}")
+    return value
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values[key]
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{key!r} must be text, got {value!r}")
+    return value
+
+
+def _sampling(values: Mapping[str, Any], preset: Preset) -> Sampling:
+    given = {field: values[key] for key, field in _SAMPLING.items() if key in values}
+    for field in ("start_seconds", "end_seconds"):
+        if isinstance(given.get(field), str):
+            given[field] = parse_time(given[field])
+    if "frames" in given and "fps" not in given:
+        given["fps"] = None
+    return replace(preset.sampling, **given)
+
+
+def _generation(values: Mapping[str, Any], preset: Preset) -> Generation:
+    given = {name: values[name] for name in _GENERATION if name in values}
+    for name, value in given.items():
+        whole = name in ("max_new_tokens", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UsageError(f"{name!r} must be a {'whole ' if whole else ''}number, got {value!r}")
+    return replace(preset.generation, **given)

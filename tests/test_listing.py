@@ -1,0 +1,135 @@
+"""Which files a run goes through, and what it has to do with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llava_video_cli.caption import Task
+from llava_video_cli.errors import MediaError
+from llava_video_cli.ledger import Ledger
+from llava_video_cli.listing import Found, find
+from llava_video_cli.output import JsonLines
+from llava_video_cli.preset import Preset
+from llava_video_cli.sampling import Sampling
+from llava_video_cli.sidecar import Sidecars
+from llava_video_cli.todo import sort_out
+
+TASK = Task(Preset("test", "", model="demo"))
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def paths(*named: Path | str, recursive: bool = False) -> list[str]:
+    found = list(find(map(str, named), recursive=recursive))
+    assert all(isinstance(each, Found) for each in found), found
+    return [each.path for each in found if isinstance(each, Found)]
+
+
+def test_a_folder_gives_its_videos_in_order_each_once(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "b.mp4",
+        "a.MKV",
+        "c.webm",
+        "notes.txt",
+        "x.jsonl",
+        ".hidden.mp4",
+        "sub/d.ts",
+        "sub/deep/e.gif",
+        "s.mp3",
+    )
+    (tmp_path / "empty").mkdir()
+    assert paths(tmp_path) == [str(tmp_path / name) for name in ("a.MKV", "b.mp4", "c.webm", "s.mp3")]
+    found = paths(tmp_path, tmp_path / "b.mp4", tmp_path / "sub" / ".." / "b.mp4", recursive=True)
+    assert [os.path.relpath(path, tmp_path) for path in found] == [
+        "a.MKV", "b.mp4", "c.webm", "s.mp3", "sub/d.ts", "sub/deep/e.gif",
+    ]  # fmt: skip
+    assert paths(tmp_path / "notes.txt") == [str(tmp_path / "notes.txt")], "what is named is taken"
+
+
+def test_links_and_odd_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "folder.mp4/b.mp4")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "fifo.mp4")
+    found = list(find([str(tmp_path), str(tmp_path / "no\nsuch"), "a\0b"], recursive=True))
+    names = [Path(each.path).name for each in found if isinstance(each, Found)]
+    assert names == ["a.mp4", "b.mp4", "link.mp4"]
+    words = [str(each).rsplit("/", 1)[-1] for each in found if isinstance(each, MediaError)]
+    assert words == [
+        "gone.mp4: can't be opened: No such file or directory", "no\nsuch: no such file or folder",
+        "a\0b: can't be opened: embedded null byte",
+    ]  # fmt: skip
+
+
+def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, **options: bool) -> list[object]:
+    todo = sort_out(find([str(folder)]), TASK, done, sidecars, folder, **({"overwrite": False} | options))
+    names = [Path(found.path).name for found, _ in todo.videos]
+    return [names, todo.done, len(todo.failures), [path.name for path in todo.kept], len(todo.lost)]
+
+
+def test_what_is_done_and_what_is_not(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    keys = dict(zip("abc", (key for _, key in todo.videos), strict=True))
+    done = {keys["a"], keys["b"]}
+    assert sorted_out(tmp_path, done, Sidecars()) == [["c.mp4"], 2, 0, [], 0]
+    os.utime(tmp_path / "a.mp4", ns=(0, 1))
+    assert sorted_out(tmp_path, done, Sidecars()) == [["a.mp4", "c.mp4"], 1, 0, [], 0], "another file by now"
+    here = Path.cwd()
+    os.chdir(tmp_path.parent)
+    try:
+        relative = sort_out(find([tmp_path.name]), TASK, done, Sidecars(), Path(tmp_path.name), overwrite=False)
+    finally:
+        os.chdir(here)
+    assert relative.done == 1, "however it is named"
+
+
+def test_another_prompt_or_setting_is_another_caption(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    status = (tmp_path / "a.mp4").stat()
+    tasks = [TASK, Task(Preset("other name", "other words", model="demo"))]
+    assert len({task.key("a.mp4", status) for task in tasks}) == 1, "a preset's name says nothing"
+    tasks += [
+        Task(Preset("test", "", model="demo", prompt="Why?")),
+        Task(Preset("test", "", model="demo", system="Be brief")),
+        Task(Preset("test", "", model="other")), Task(Preset("test", "", model="demo", sampling=Sampling(frames=4))),
+        Task(TASK.preset, 10.0), Task(TASK.preset, None, (("quantize", "4bit"),)),
+    ]  # fmt: skip
+    assert len({task.key("a.mp4", status) for task in tasks}) == 7
+    assert TASK.key("b.mp4", status) != TASK.key("a.mp4", status)
+
+
+def test_sidecars_decide_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "b.mkv", "c.mp4", "c.txt")
+    text = Sidecars(("txt",))
+    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    done = {key for found, key in todo.videos if found.path.endswith("a.mp4")}
+    assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 1]
+    assert sorted_out(tmp_path, set(), text, overwrite=True) == [["a.mp4", "b.mkv", "c.mp4"], 0, 1, [], 0]
+    touch(tmp_path, "a.txt")
+    assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 0]
+
+
+def test_a_hundred_thousand_finished_entries(tmp_path: Path) -> None:
+    """A tenth of them here, so that a slow machine stays quick: the benchmark has all."""
+    for number in range(10_000):
+        (tmp_path / f"{number:06d}.mp4").touch()
+    output = tmp_path / "out.jsonl"
+    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    rows = JsonLines()
+    output.write_bytes(
+        b"".join(
+            rows.encode({"video_path": found.path, "caption": "x" * 200, "key": key}) for found, key in todo.videos
+        )
+    )
+    with Ledger(output) as ledger:
+        again = sort_out(find([str(tmp_path)]), TASK, ledger.done, Sidecars(), tmp_path, overwrite=False)
+    assert (len(again.videos), again.done) == (0, 10_000)

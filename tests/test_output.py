@@ -1,0 +1,158 @@
+"""Records as each format's own parser reads them, whatever their names and captions hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_video_cli.errors import LlvidError
+from llava_video_cli.output import Csv, JsonLines, json_line, rows_of, srt, txt, vtt
+from llava_video_cli.record import Record, path_to_text, text_to_path
+
+NAMES = [
+    "plain.mp4", "two\nlines.mp4", 'quo"te.mp4', "com,ma.mp4", "semi;colon\tand tab.mp4", "return\r.mp4",
+    "🎬 emoji é日本.mp4", "n" * 246 + ".mp4", "-leading.mp4", "--dash", " space ", "'apos'.mp4", "=1+1.mp4", "[/].mp4",
+    "\x1b[31m.mp4", "a\\nb.mp4", "file:plain.mp4", "%41.mp4", "\u2028\u202e.mp4", os.fsdecode(b"\xff\xfe.mp4"),
+    os.fsdecode(b"caf\xe9\n.mp4"), "{x}.mp4", "a\x85b.mp4",
+]  # fmt: skip
+CAPTIONS = [
+    "A red circle moves right.", "Two\nlines.", "\n\n2\n00:00:00,000 --> later\nfake\n\n",
+    'He said "no", twice.', "<b>bold</b> & <v Bob>voices</v>", "", "   ", "NOTE this", "WEBVTT", "日本語、🎬",
+    "a\x00b\x1b[2J", "-->", "\ufeffbom", "{\\an8}up",
+]  # fmt: skip
+
+
+def record(name: str = "clips/a.mp4", caption: str = "A circle.", number: int = 0) -> Record:
+    segments = [
+        {"start_seconds": 0.0, "end_seconds": 1.5, "text": caption},
+        {"start_seconds": 1.5, "end_seconds": 3661.0405, "text": "Then nothing."},
+    ]
+    values: dict[str, Any] = {
+        "video_path": path_to_text(name), "caption": caption, "segments": segments, "prompt": "Describe.",
+        "model": "demo", "finish_reason": "stop",
+        "frames": {"count": 2, "times_seconds": [0.0, 0.5], "sampling": "uniform", "duration_seconds": 3661.04},
+        "notes": "", "usage": {"prompt_tokens": 3, "total_seconds": 0.5}, "settings": {"system": None},
+        "key": f"{number:032x}",
+    }  # fmt: skip
+    return Record(values)
+
+
+ALL = [record(name, CAPTIONS[n % len(CAPTIONS)], n) for n, name in enumerate(NAMES)]
+ALL += [record("x.mp4", caption, 100 + n) for n, caption in enumerate(CAPTIONS)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_and_its_text(name: str) -> None:
+    text = path_to_text(name)
+    text.encode()
+    assert text_to_path(text) == name
+    assert (text == name) == (not name.startswith("file:") and all(not 0xDC80 <= ord(c) <= 0xDCFF for c in name))
+
+
+def test_json_lines_are_what_json_reads_and_steer_no_terminal() -> None:
+    rows = JsonLines()
+    content = b"".join(rows.encode(each.values) for each in ALL)
+    lines = content.split(b"\n")[:-1]
+    assert [json.loads(line) for line in lines] == [each.values for each in ALL]
+    assert not any(line.translate(None, bytes(range(0x20))) != line or b"\x7f" in line for line in lines)
+    assert len(content.decode().splitlines()) == len(ALL), "also for readers that know further line ends"
+    assert [rows.decode(row) for row in rows.split(io.BytesIO(content))] == [each.values for each in ALL]
+    assert [rows.key(row) for row in rows.split(io.BytesIO(content))] == [each.key for each in ALL]
+
+
+def test_a_key_is_found_wherever_it_stands() -> None:
+    rows = JsonLines()
+    assert rows.key(b'{"key": "abc", "caption": "x"}') == "abc"
+    assert rows.key(b'{"caption": "\\"key\\": \\"no\\"", "key": "abc"}\n') == "abc"
+    for line in (b'{"caption": "x"}', b'{"caption": "\\"key\\": \\"no\\""}', b"[1]", b"{", b""):
+        with pytest.raises(ValueError):
+            rows.key(line)
+
+
+def test_csv_is_what_csv_reads() -> None:
+    rows = Csv()
+    content = rows.header + b"".join(rows.encode(each.values) for each in ALL)
+    read = list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
+    assert [row["video_path"] for row in read] == [each.values["video_path"] for each in ALL]
+    plain = [each.text.replace("\x00", "").replace("\x1b", "") for each in ALL]
+    assert [row["caption"] for row in read] == plain
+    assert [json.loads(row["segments"]) for row in read] == [each.values["segments"] for each in ALL]
+    found = list(rows.split(io.BytesIO(content)))
+    assert found[0] == rows.header and [rows.key(row) for row in found[1:]] == [each.key for each in ALL]
+    assert [rows.decode(row) for row in found[1:]] == [
+        {**each.values, "caption": text} for each, text in zip(ALL, plain, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_subtitles_are_what_a_subtitle_library_reads(caption: str) -> None:
+    pysubs2 = pytest.importorskip("pysubs2")
+    wanted = " ".join(caption.replace("\x00", "").replace("\x1b", "").split()).replace("-->", "→") or "-"
+    for write, form in ((srt, "srt"), (vtt, "vtt")):
+        text = write(record(caption=caption))
+        cues = pysubs2.SSAFile.from_string(text, format_=form, keep_html_tags=True, keep_unknown_html_tags=True)
+        assert [(cue.start, cue.end) for cue in cues] == [(0, 1500), (1500, 3661040)]
+        assert len(cues) == 2 and cues[1].text == "Then nothing."
+        unescaped = (
+            cues[0].text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+            if form == "vtt"
+            else cues[0].text
+        )
+        if not set(caption) & set("{}<>"):  # which the library reads as styles
+            assert unescaped == wanted
+
+
+def test_exact_bytes_of_subtitles_and_text() -> None:
+    assert srt(record()) == (
+        "1\n00:00:00,000 --> 00:00:01,500\nA circle.\n\n2\n00:00:01,500 --> 01:01:01,040\nThen nothing.\n\n"
+    )
+    assert vtt(record(caption="<i> & b")) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n&lt;i&gt; &amp; b\n\n00:00:01.500 --> 01:01:01.040\nThen nothing.\n\n"
+    )
+    assert txt(record(caption=" A\nb\x1b[2J ")) == "A\nb[2J\n"
+
+
+def test_what_datasets_loads_is_what_was_written(tmp_path: Path) -> None:
+    """More than one of its blocks: it guesses the types from the first one."""
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "captions.jsonl"
+    rows = JsonLines()
+    first = [record(f"clips/{n}.mp4", "x" * 2000, n) for n in range(6000)]
+    noted = Record({**record("b.mp4").values, "notes": "one broken packet skipped"})
+    everything = [*first, *ALL, noted]
+    path.write_bytes(b"".join(rows.encode(each.values) for each in everything))
+    assert path.stat().st_size > 11 << 20
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["video_path"][:] == [each.values["video_path"] for each in everything]
+    assert loaded["caption"][:] == [each.text for each in everything]
+    assert loaded[-1]["segments"] == noted.values["segments"] and loaded[-1]["notes"] == noted.values["notes"]
+
+
+def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from llava_video_cli.parquet import write_parquet
+
+    path = tmp_path / "captions.parquet"
+    assert write_parquet(iter(ALL * 300), path) == 300 * len(ALL)
+    table = parquet.read_table(path)
+    assert table.column_names[:2] == ["file", "caption"]
+    assert table["file"].to_pylist() == [each.values["video_path"] for each in ALL] * 300
+    assert table["caption"].to_pylist() == [each.text for each in ALL] * 300
+    assert table["segments"].to_pylist()[3] == ALL[3].values["segments"]
+    assert json.loads(table["settings"].to_pylist()[0]) == {"system": None}
+    assert write_parquet(iter(()), path) == 0 and parquet.read_table(path).num_rows == 0
+
+
+def test_other_endings_are_refused() -> None:
+    with pytest.raises(LlvidError, match="no table ends in"):
+        rows_of(".xls")
+
+
+def test_json_is_escaped_only_where_it_must_be() -> None:
+    assert json_line({"é日🎬": "a\u2028\x85\ud800"}) == '{"é日🎬": "a\\u2028\\u0085\\ud800"}'
