@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _SHELL = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
 _SHOWN_FRAMES = 8
 _SHEET_PIXELS, _CELL_PIXELS = 640, 320  # the widest sheet, and its widest cell
+_PICTURE_PIXELS = 480  # of a still picture, on its longer side
 _SHEET_AREA = 640 * 400  # pixels of frames on one sheet; upright videos would take twice that
 _SHEET_BYTES = 20_000  # what a sheet should take at most
 _QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
@@ -226,7 +227,7 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
 
     if sampling is None and is_picture(path):
         image = Pillow.fromarray(read_image(path).pixels)
-        image.thumbnail((_SHEET_PIXELS, _SHEET_PIXELS))
+        image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
     frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS)
     count, height, width, _ = frames.images.shape

@@ -3,7 +3,8 @@
 function choices(id, all, options) {
   const select = byId(id);
   const chosen = select.value;
-  select.replaceChildren(new Option(all, ""), ...options.map(([value, label, count]) => new Option(`${label} (${count.toLocaleString("en")})`, value)));
+  const offered = options.map(([value, label, count]) => new Option(`${label} (${count.toLocaleString("en")})`, value));
+  select.replaceChildren(new Option(all, ""), ...offered);
   select.value = options.some(([value]) => value === chosen) ? chosen : "";
   select.hidden = !options.length || (options.length === 1 && options[0][2] === rows.length);
 }
@@ -22,23 +23,31 @@ function foldersAbove(folder) {
 
 function offerChoices() {
   const folders = [...counted(rows.flatMap((row) => foldersAbove(row.folder)))].filter(([, count]) => count < rows.length);
-  choices("folder", "Folders", folders.sort().map(([folder, count]) => [folder, folder === "." ? "this folder" : folder, count]));
-  const states = counted(rows.map(stateOf)), gone = rows.filter(isGone).length, labels = { ...ENDS, failed: "failed", unknown: "end not recorded" };
-  choices("state", "Results", [...[...states].map(([state, count]) => [state, Object.hasOwn(labels, state) ? labels[state] : state, count]),
-    ...(gone ? [["gone", "video can't be read any more", gone]] : [])]);
+  const named = (folder) => (folder === "." ? "this folder" : folder);
+  choices("folder", "Folders", folders.sort().map(([folder, count]) => [folder, named(folder), count]));
+  const labels = new Map(Object.entries({ ...ENDS, failed: "failed", unknown: "end not recorded" }));
+  const states = [...counted(rows.map(stateOf))].map(([state, count]) => [state, labels.get(state) ?? state, count]);
+  const gone = rows.filter(isGone).length;
+  if (gone) states.push(["gone", "video can't be read any more", gone]);
+  choices("state", "Results", states);
   const withNotes = rows.filter((row) => row.notes).length;
-  choices("notes", "Notes", withNotes ? [["with", "with notes", withNotes], ["without", "without notes", rows.length - withNotes]] : []);
+  const without = rows.length - withNotes;
+  choices("notes", "Notes", withNotes ? [["with", "with notes", withNotes], ["without", "without notes", without]] : []);
 }
 
 function summarize() {
-  const failed = rows.filter((row) => row.error).length, videos = new Set(rows.filter((row) => !row.error).map((row) => row.name)).size;
-  const results = rows.length - failed, seconds = [...new Map(rows.map((row) => [row.name, row.duration ?? 0])).values()].reduce((a, b) => a + b, 0);
-  const models = [...new Set(rows.filter((row) => row.settings.model).map((row) => visible(String(row.settings.model))))];
-  const asked = results === videos ? "" : `${plural(results, "result")} on `;
+  const results = rows.filter((row) => !row.error), failed = rows.length - results.length;
+  const videos = new Map(results.map((row) => [row.name, row.duration ?? 0]));
+  const seconds = [...videos.values()].reduce((sum, duration) => sum + duration, 0);
+  const models = [...new Set(results.map((row) => visible(String(row.settings.model ?? ""))))].filter(Boolean);
+  const asked = results.length === videos.size ? "" : `${plural(results.length, "result")} on `;
   document.title = `${visible(head.name)} · llvid`;
   byId("title").textContent = visible(head.name);
-  byId("summary").textContent = [asked + plural(videos, "video"), seconds && `${clock(seconds)} of video`,
-    failed && `${failed.toLocaleString("en")} failed`, models.length <= 3 ? models.join(", ") : plural(models.length, "model")].filter(Boolean).join(" · ");
+  byId("summary").textContent = [
+    asked + plural(videos.size, "video"), seconds && `${clock(seconds)} long`,
+    failed && `${failed.toLocaleString("en")} failed`,
+    models.length <= 3 ? models.join(", ") : plural(models.length, "model"),
+  ].filter(Boolean).join(" · ");
   byId("remarks").append(...head.notes.map((line) => make("li", "", visible(line))));
   byId("made").textContent = `Made by llvid ${head.version}, ${head.made}`;
 }

@@ -20,9 +20,10 @@ const visible = (name) => name.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (ch
 
 function clock(seconds, digits = 0) {
   const units = Math.round(seconds * 10 ** digits), whole = Math.floor(units / 10 ** digits);
-  const rest = String(whole % 60).padStart(2, "0") + (digits ? "." + String(units % 10 ** digits).padStart(digits, "0") : "");
-  const minutes = Math.floor(whole / 60);
-  return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
+  const padded = (number, length) => String(number).padStart(length, "0");
+  const rest = padded(whole % 60, 2) + (digits ? "." + padded(units % 10 ** digits, digits) : "");
+  const minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
+  return hours ? `${hours}:${padded(minutes % 60, 2)}:${rest}` : `${minutes}:${rest}`;
 }
 
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
@@ -50,7 +51,8 @@ const hasSheets = rows.some((row) => row.sheet !== undefined);
 const rowOf = (article) => rows[article.id.slice(4)];
 
 function fill(row) {
-  const heading = make("h2", "", make("bdi", "folder", row.name.slice(0, row.name.length - row.file.length)), make("bdi", "", row.file));
+  const above = row.name.slice(0, row.name.length - row.file.length);
+  const heading = make("h2", "", make("bdi", "folder", above), make("bdi", "", row.file));
   const words = make("div", "words", heading, facts(row));
   if (row.question) words.append(directed("p", "question", row.question));
   if (row.text) words.append(...caption(row.text));
@@ -71,8 +73,10 @@ function directed(kind, name, text) {
 }
 
 function facts(row) {
-  const frames = row.frames && plural(row.frames, "frame") + (row.sampling && row.sampling !== "uniform" ? `, ${row.sampling}` : "");
-  const parts = [row.id, row.duration !== undefined && clock(row.duration, row.duration < 60 ? 1 : 0), frames, row.settings.model];
+  const how = row.sampling && row.sampling !== "uniform" ? `, ${row.sampling}` : "";
+  const frames = row.frames && plural(row.frames, "frame") + how;
+  const long = row.duration && clock(row.duration, row.duration < 60 ? 1 : 0);
+  const parts = [row.id, long, frames, row.settings.model];
   const line = make("p", "facts", parts.filter(Boolean).map((part) => visible(String(part))).join(" · "));
   const end = row.error ? "failed" : row.finish !== "stop" && row.finish && (ENDS[row.finish] ?? row.finish);
   if (end) line.append(line.textContent && " · ", make("b", "", end));
@@ -116,7 +120,9 @@ function picture(row) {
     if (!source?.nextSibling && document.readyState === "loading") return; // not there yet, or only its beginning
     delete row.showPicture;
     if (!source) return figure.replaceChildren(make("p", "", "The page ends before this picture"));
-    if ("gone" in source.dataset) return figure.replaceChildren(make("p", "", `No picture: ${JSON.parse(source.textContent)}`));
+    if ("gone" in source.dataset) {
+      return figure.replaceChildren(make("p", "", `No picture: ${visible(JSON.parse(source.textContent))}`));
+    }
     const image = make("img");
     image.alt = `Frames of ${row.file}`;
     image.decoding = "async";
@@ -138,8 +144,10 @@ const near = new IntersectionObserver((entries) => {
 // ---- time line: one slider, however many segments
 
 function timeLine(row) {
-  const first = Math.min(0, ...row.segments.map((s) => s[0])), last = Math.max(row.duration ?? 0, ...row.segments.map((s) => s[1]));
-  const span = last - first || 1, digits = span < 60 ? 1 : 0, place = (seconds) => `${(100 * (seconds - first)) / span}%`;
+  const first = Math.min(0, ...row.segments.map((segment) => segment[0]));
+  const last = Math.max(row.duration ?? 0, ...row.segments.map((segment) => segment[1]));
+  const span = last - first || 1, digits = span < 60 ? 1 : 0;
+  const place = (seconds) => `${(100 * (seconds - first)) / span}%`;
   const track = make("div", "track"), said = make("p", "said");
   const bars = row.segments.map(([start, end]) => {
     const bar = make("i");
@@ -173,8 +181,9 @@ function timeLine(row) {
     const away = row.segments.map(([start, end]) => Math.max(start - seconds, seconds - end, 0));
     choose(away.indexOf(Math.min(...away)));
   };
-  const keys = { ArrowRight: () => chosen + 1, ArrowUp: () => chosen + 1, ArrowLeft: () => chosen - 1, ArrowDown: () => chosen - 1,
-    Home: () => 0, End: () => bars.length - 1 };
+  const next = () => chosen + 1, before = () => chosen - 1;
+  const keys = { ArrowRight: next, ArrowUp: next, ArrowLeft: before, ArrowDown: before };
+  Object.assign(keys, { Home: () => 0, End: () => bars.length - 1 });
   track.addEventListener("pointermove", atPointer);
   track.addEventListener("pointerdown", atPointer);
   track.addEventListener("keydown", (event) => {
@@ -183,9 +192,8 @@ function timeLine(row) {
     choose(keys[event.key]());
   });
   track.tabIndex = 0;
-  for (const [name, value] of [["role", "slider"], ["aria-label", "Segments"], ["aria-valuemin", 1], ["aria-valuemax", bars.length]]) {
-    track.setAttribute(name, value);
-  }
+  const about = { role: "slider", "aria-label": "Segments", "aria-valuemin": 1, "aria-valuemax": bars.length };
+  for (const [name, value] of Object.entries(about)) track.setAttribute(name, value);
   track.append(...bars, ...ticks);
   choose(0);
   row.showFound(terms);

@@ -22,7 +22,8 @@ function apply() {
     if (row.article.hidden !== hidden) row.article.hidden = hidden;
     if (!hidden) row.showFound?.(terms);
   }
-  byId("count").textContent = shown === rows.length ? plural(shown, "row") : `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  const [some, all] = [shown, rows.length].map((count) => count.toLocaleString("en"));
+  byId("count").textContent = shown === rows.length ? plural(shown, "row") : `${some} of ${all}`;
   byId("nothing").hidden = shown > 0;
   highlight();
 }
@@ -34,12 +35,14 @@ function highlight() {
     marking = 0;
     CSS.highlights.delete("found");
     if (!terms.length) return;
-    const wanted = new RegExp(terms.map((term) => term.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|"), "giu"), ranges = [];
+    const literal = (term) => term.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+    const wanted = new RegExp(terms.map(literal).join("|"), "giu"), ranges = [];
     for (const article of document.querySelectorAll("article:not(:empty):not([hidden])")) {
       const texts = document.createTreeWalker(article.querySelector(".words"), NodeFilter.SHOW_TEXT);
       while (texts.nextNode() && ranges.length < 5000) {
         for (const { index, 0: word } of texts.currentNode.data.matchAll(wanted)) {
-          ranges.push(new StaticRange({ startContainer: texts.currentNode, startOffset: index, endContainer: texts.currentNode, endOffset: index + word.length }));
+          const node = texts.currentNode, startOffset = index, endOffset = index + word.length;
+          ranges.push(new StaticRange({ startContainer: node, startOffset, endContainer: node, endOffset }));
         }
       }
     }
