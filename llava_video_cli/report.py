@@ -29,10 +29,12 @@ from .image import is_picture, read_image
 from .limits import Limits
 from .results import Result, Results, file_path, number, shown_name
 from .sampling import Sampling
-from .sheet import contact_sheet
-from .video import read_frames
+from .sheet import sheet_of
+from .video import iter_frames
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 _SHELL = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
@@ -229,14 +231,32 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
         image = Pillow.fromarray(read_image(path).pixels)
         image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
-    frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS)
-    count, height, width, _ = frames.images.shape
-    cut = max(0, height - _STEEPEST * width) // 2
+    images, times_seconds = _small_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES))
+    count, height, width, _ = images.shape
     rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
     columns = -(-count // rows)
-    shape = (height - 2 * cut) / width * rows / columns  # height to width, of the sheet
-    wide = min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
-    return contact_sheet(replace(frames, images=frames.images[:, cut : height - cut]), columns, wide)
+    shape = height / width * rows / columns  # height to width, of the sheet
+    return sheet_of(
+        images, times_seconds, columns, min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
+    )
+
+
+def _small_frames(path: str, sampling: Sampling) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """Return the frames, no wider than a cell, and their times; one of full size lies in memory at a time."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    images, times_seconds = list[Any](), list[float]()
+    for frame in iter_frames(path, sampling, limits=_LIMITS):
+        height, width, _ = frame.image.shape
+        cut = max(0, height - _STEEPEST * width) // 2
+        whole = Pillow.fromarray(frame.image[cut : height - cut])
+        if not images:
+            wide = min(width, _CELL_PIXELS)
+            size = (wide, max(1, round(whole.height * wide / width)))
+        images.append(np.asarray(whole.resize(size, Pillow.Resampling.BOX)))
+        times_seconds.append(frame.time_seconds)
+    return np.stack(images), tuple(times_seconds)
 
 
 def _jpeg(image: Image) -> bytes:

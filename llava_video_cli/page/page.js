@@ -44,7 +44,7 @@ function summarize() {
   document.title = `${visible(head.name)} · llvid`;
   byId("title").textContent = visible(head.name);
   byId("summary").textContent = [
-    asked + plural(videos.size, "video"), seconds && `${clock(seconds)} long`,
+    asked + plural(videos.size, "video"), seconds && `${clock(seconds)} in all`,
     failed && `${failed.toLocaleString("en")} failed`,
     models.length <= 3 ? models.join(", ") : plural(models.length, "model"),
   ].filter(Boolean).join(" · ");
