@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from .video import Frames
@@ -25,9 +27,16 @@ def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int 
     the number that makes the sheet about as wide as a screen. Raises UsageError for fewer than one column, or a
     sheet too narrow for its columns.
     """
+    return sheet_of(frames.images, frames.times_seconds, columns, width_pixels)
+
+
+def sheet_of(
+    images: NDArray[np.uint8], times_seconds: tuple[float, ...], columns: int | None = None, width_pixels: int = 1280
+) -> Image:
+    """Return the sheet of `images`, uint8 (frames, height, width, 3); the rest is as with `contact_sheet`."""
     from PIL import Image, ImageDraw, ImageFont
 
-    count, height, width, _ = frames.images.shape
+    count, height, width, _ = images.shape
     if columns is None:
         columns = _columns(count, width / height)
     elif columns < 1:
@@ -39,7 +48,7 @@ def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int 
             f"{columns} columns don't fit in {width_pixels} pixels", hint=f"each needs {_MIN_CELL + _GAP} pixels"
         )
     cell_height = max(1, round(cell_width * height / width))
-    labels = time_labels(frames.times_seconds)
+    labels = time_labels(times_seconds)
     font_size = _font_size(labels, cell_width)
     font = ImageFont.load_default(size=font_size)
     caption_height = round(1.5 * font_size)
@@ -48,7 +57,7 @@ def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int 
     sheet = Image.new("RGB", (width_pixels, _GAP + rows * row_height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     left_margin = (width_pixels - columns * (cell_width + _GAP) + _GAP) // 2
-    for number, (pixels, label) in enumerate(zip(frames.images, labels, strict=True)):
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         left = left_margin + number % columns * (cell_width + _GAP)
         top = _GAP + number // columns * row_height
         picture = Image.fromarray(pixels).resize((cell_width, cell_height), Image.Resampling.LANCZOS)

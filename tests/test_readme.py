@@ -35,10 +35,12 @@ def test_ci_runs_the_command_that_the_readme_gives() -> None:
     assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_wheel_holds_presets_and_the_demo_checkpoint() -> None:
+def test_the_wheel_holds_presets_the_demo_checkpoint_and_the_page() -> None:
     """What hatch would pack, read from the build's own settings."""
     build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
     names = {Path(file.distribution_path).as_posix() for file in build.WheelBuilder(str(ROOT)).recurse_included_files()}
     forced = {str(value) for value in build.WheelBuilder(str(ROOT)).config.force_include.values()}
     assert "llava_video_cli/demo/checkpoint/model.safetensors" in names
     assert "llava_video_cli/presets" in forced
+    page = {f"llava_video_cli/page/{path.name}" for path in (ROOT / "llava_video_cli" / "page").iterdir()}
+    assert len(page) >= 5 and page <= names

@@ -1,0 +1,91 @@
+"""`llvid report`: one HTML page to look through the results of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import LlvidError, UsageError
+from ..wholefile import whole_file
+from . import console
+from .options import OutputFlags, takes
+
+_EXAMPLES = """
+Examples:
+
+    llvid report captions.jsonl
+
+    llvid report captions.jsonl -o report.html --overwrite
+"""
+_ABOUT = (
+    "Make one HTML page to look through results: contact sheets, captions, times, with search and filters. "
+    "Reads what `llvid caption` and `llvid batch` wrote, and the failures in NAME.errors.jsonl beside it. "
+    "The page holds everything itself, and opens in any browser without a network."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("report", help=f"{_ABOUT}\n{_EXAMPLES}")(report)
+
+
+@takes(output=OutputFlags)
+def report(
+    results: Annotated[
+        str, typer.Argument(metavar="OUT.jsonl", help="A file of results, a JSON object a line.", show_default=False)
+    ],
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", show_default=False,
+            help="Where the page goes; must end in .html [default: OUT-report.html here].",
+        ),
+    ] = None,
+    no_sheets: Annotated[
+        bool, typer.Option("--no-sheets", help="Leave the contact sheets out: no video is read again.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
+    output: OutputFlags,
+) -> None:  # fmt: skip
+    """Check every line, write the page, and print where it is."""
+    from ..report import write_report
+    from ..results import open_results
+
+    # Not a hidden file for ".jsonl", and never inside a folder that the name makes up.
+    target = Path(to if to is not None else f"{Path(results).stem.lstrip('.') or 'results'}-report.html")
+    _check(target, overwrite)
+    found = open_results(Path(results))
+    with (
+        console.progress(output.quiet) as progress,
+        whole_file(target) as beside,
+        beside.open("w", encoding="utf-8", newline="\n") as page,
+    ):
+        progress.say("writing the page")
+        gone = write_report(
+            page,
+            found,
+            sheets=not no_sheets,
+            progress=lambda done: progress.say(f"reading frames: {done} of {found.count} results"),
+        )
+    if not output.quiet:
+        for line in found.notes:
+            console.note(line)
+        if gone:
+            console.note(f"{gone} video{'' if gone == 1 else 's'} can't be read any more")
+    if output.json:
+        counts = {"results": found.count, "failures": len(found.failures), "unreadable": gone}
+        console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": found.notes})
+    else:
+        console.write(f"{target}\n")
+
+
+def _check(path: Path, overwrite: bool) -> None:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path} must end in .html")
+    if path.is_dir():
+        raise LlvidError(f"{path} is a folder", "name a file with -o")
+    if path.exists() and not overwrite:
+        raise LlvidError(f"{path} is there already", "--overwrite writes over it")

@@ -1,0 +1,275 @@
+"""One self-contained HTML page to look through results: contact sheets, captions, times.
+
+The page is a shell (`page/`) around blocks of JSON and base64: what a stranger wrote - names, captions, errors - stands
+in no markup, and the shell's script sets it as text. Rows come first and pictures last, so that a browser shows a
+page of 100 MB as soon as it has read the rows.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from importlib.metadata import version
+from importlib.resources import files
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .errors import LlvidError, UsageError
+from .image import is_picture, read_image
+from .limits import Limits
+from .record import text_to_path
+from .results import Result, Results, number, shown_name
+from .sampling import Sampling
+from .sheet import sheet_of
+from .video import iter_frames
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+_SHELL = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
+_SHOWN_FRAMES = 8
+_SHEET_PIXELS, _CELL_PIXELS = 640, 320  # the widest sheet, and its widest cell
+_PICTURE_PIXELS = 480  # of a still picture, on its longer side
+_SHEET_AREA = 640 * 400  # pixels of frames on one sheet; upright videos would take twice that
+_SHEET_BYTES = 20_000  # what a sheet should take at most
+_QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
+_STEEPEST = 3  # height to width; more of a frame's height is cut off, or a sliver would fill the page
+_AT_A_TIME, _AHEAD = 2, 4  # videos
+_MOST_TIMES = 256  # frames marked on a time line
+_LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a row shows of its video: a JPEG, or why there is none."""
+
+    jpeg: bytes = b""
+    gone: str = ""
+
+
+def write_report(
+    file: TextIO, results: Results, *, sheets: bool = True, progress: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write the page, and return how many videos could not be read any more.
+
+    Memory doesn't grow with the number of results. With `sheets`, each video is opened once more, for up to 30 seconds;
+    `progress` is called with the number of results whose videos are read.
+    """
+    shell = _shell()
+    file.write(shell[0])
+    file.write(_block("head", _json(_head(results))))
+    file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, sheets)) + "\n]"))
+    file.write(shell[1])
+    gone = done = 0
+    if sheets:
+        with closing(_sheets(results)) as read:
+            for index, (sheet, rows) in enumerate(read):
+                file.write(_sheet_block(index, sheet))
+                gone, done = gone + bool(sheet.gone), done + rows
+                progress(done)
+    file.write(shell[2])
+    return gone
+
+
+def _shell() -> list[str]:
+    """Return the page in three parts: before the rows, between rows and pictures, after the pictures."""
+    folder = files(__package__) / "page"
+    html, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in _SHELL)
+    script = "".join(scripts)
+    for mark, text in (("style", style), ("script", script)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        html = html.replace(f"{{{{{mark}-hash}}}}", f"'sha256-{digest}'").replace(f"{{{{{mark}}}}}", text)
+    before, _, rest = html.partition("{{rows}}")
+    return [before, *rest.split("{{sheets}}")]
+
+
+def _block(name: str, text: str) -> str:
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _json(value: Any) -> str:
+    """Return JSON that no HTML parser sees an end or a comment in: ASCII, without `<`, `>` and `&`."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _head(results: Results) -> dict[str, Any]:
+    return {
+        "name": shown_name(str(results.path)),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "version": version("llava-video-cli"),
+        "notes": results.notes,
+    }
+
+
+def _rows(results: Results, sheets: bool) -> Iterator[dict[str, Any]]:
+    """Yield what the page's script needs for each row; what is empty is left out."""
+    settings: dict[str, Any] | None = None
+    for index, (_, group) in enumerate(groupby(results, _view)):
+        for result in group:
+            row = _row(result)
+            if sheets:
+                row["sheet"] = index
+            if result.settings != settings:  # a row without settings has those of the row before
+                row["settings"] = settings = result.settings
+            yield row
+    for failure in results.failures:
+        error = failure.error.removeprefix(f"{failure.video}: ")
+        row = {"name": shown_name(failure.video), "id": failure.id, "error": error, "hint": failure.hint}
+        yield {name: value for name, value in row.items() if value}
+
+
+def _row(result: Result) -> dict[str, Any]:
+    times = result.frames.get("times_seconds")
+    row = {
+        "name": shown_name(result.video),
+        "id": result.id,
+        "question": result.question,
+        "text": result.text,
+        "segments": [[round(s.start_seconds, 3), round(s.end_seconds, 3), s.text] for s in result.segments],
+        "finish": result.finish_reason,
+        "notes": result.notes,
+        "duration": number(result.frames.get("duration_seconds")),
+        "frames": number(result.frames.get("count")),
+        "sampling": result.frames.get("sampling"),
+        "times": times if isinstance(times, list) and len(times) <= _MOST_TIMES else None,
+        "usage": result.usage,
+    }
+    return {name: value for name, value in row.items() if value}
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a sheet is made from: `sampling` is None for what may be a picture."""
+
+    video: str
+    sampling: Sampling | None
+
+
+def _view(result: Result) -> _View:
+    if not result.frames:
+        return _View(result.video, None)
+    return _View(result.video, _few(_sampling(result), result))
+
+
+def _sampling(result: Result) -> Sampling:
+    given = result.settings.get("sampling")
+    if not isinstance(given, dict):
+        return Sampling(frames=_SHOWN_FRAMES)
+    names = {field.name for field in fields(Sampling)}
+    try:
+        return Sampling(**{name: value for name, value in given.items() if name in names})
+    except UsageError:
+        return Sampling(frames=_SHOWN_FRAMES)
+
+
+def _few(sampling: Sampling, result: Result) -> Sampling:
+    """Return the sampling for a sheet: at most eight frames, where possible among those that the model saw.
+
+    An eighth (a seventh, ...) of a uniform sampling is uniform too, if it comes out even. Where a video was captioned
+    in windows, the sampling is of one window, and the sheet shows the whole.
+    """
+    if len(result.segments) > 1:
+        return replace(sampling, frames=_SHOWN_FRAMES, fps=None)
+    count = int(number(result.frames.get("count")) or sampling.frames)
+    if count <= _SHOWN_FRAMES:
+        return sampling
+    if sampling.fps is not None:
+        return replace(sampling, fps=sampling.fps / -(-count // _SHOWN_FRAMES))
+    even = (few for few in range(_SHOWN_FRAMES, _SHOWN_FRAMES // 2 - 1, -1) if count % few == 0)
+    return replace(sampling, frames=next(even, _SHOWN_FRAMES))
+
+
+def _sheets(results: Results) -> Generator[tuple[Sheet, int]]:
+    """Yield the sheet of each video in order, with the number of results in a row that it is for."""
+    pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="llvid-sheet")
+    waiting: deque[tuple[Future[Sheet], int]] = deque()
+    try:
+        for view, group in groupby(results, _view):
+            waiting.append((pool.submit(_sheet, view, results.path.parent), sum(1 for _ in group)))
+            if len(waiting) > _AHEAD:
+                first, rows = waiting.popleft()
+                yield first.result(), rows
+        for future, rows in waiting:
+            yield future.result(), rows
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _sheet(view: _View, folder: Path) -> Sheet:
+    path = _found(text_to_path(view.video), folder)
+    try:
+        return Sheet(_jpeg(_picture(path, view.sampling)))
+    except LlvidError as failure:
+        return Sheet(gone=str(failure).removeprefix(f"{path}: "))
+
+
+def _found(path: str, folder: Path) -> str:
+    """Return a path from here, or else from the folder of the results."""
+    try:
+        beside = folder / path
+        return os.fspath(beside) if not Path(path).exists() and beside.exists() else path
+    except (OSError, ValueError):  # a name that no file can have: the reader says so
+        return path
+
+
+def _picture(path: str, sampling: Sampling | None) -> Image:
+    from PIL import Image as Pillow
+
+    if sampling is None and is_picture(path):
+        image = Pillow.fromarray(read_image(path).pixels)
+        image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
+        return image
+    images, times_seconds = _small_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES))
+    count, height, width, _ = images.shape
+    rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
+    columns = -(-count // rows)
+    shape = height / width * rows / columns  # height to width, of the sheet
+    return sheet_of(
+        images, times_seconds, columns, min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
+    )
+
+
+def _small_frames(path: str, sampling: Sampling) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """Return the frames, no wider than a cell, and their times; one of full size lies in memory at a time."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    images, times_seconds = list[Any](), list[float]()
+    for frame in iter_frames(path, sampling, limits=_LIMITS):
+        height, width, _ = frame.image.shape
+        cut = max(0, height - _STEEPEST * width) // 2
+        whole = Pillow.fromarray(frame.image[cut : height - cut])
+        if not images:
+            wide = min(width, _CELL_PIXELS)
+            size = (wide, max(1, round(whole.height * wide / width)))
+        images.append(np.asarray(whole.resize(size, Pillow.Resampling.BOX)))
+        times_seconds.append(frame.time_seconds)
+    return np.stack(images), tuple(times_seconds)
+
+
+def _jpeg(image: Image) -> bytes:
+    for quality in _QUALITIES:
+        file = BytesIO()
+        image.save(file, format="jpeg", quality=quality, optimize=True)
+        if file.tell() <= _SHEET_BYTES:
+            break
+    return file.getvalue()
+
+
+def _sheet_block(index: int, sheet: Sheet) -> str:
+    if sheet.gone:
+        return f'<script type="application/json" id="sheet-{index}" data-gone>{_json(sheet.gone)}</script>\n'
+    return f'<script type="text/plain" id="sheet-{index}">{base64.b64encode(sheet.jpeg).decode()}</script>\n'

@@ -1,0 +1,88 @@
+"""A headless Chromium, driven over WebDriver with nothing but the standard library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = {"left": "\ue012", "right": "\ue014", "home": "\ue011", "end": "\ue010", "escape": "\ue00c", "tab": "\ue004"}
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+class Browser:
+    """One window."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(self._address + path, method=method)
+        data = None if method != "POST" else json.dumps(body or {}).encode()
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, page: Path) -> None:
+        self.call("POST", "/url", {"url": page.resolve().as_uri()})
+
+    def run(self, script: str) -> Any:
+        """Return the value of a JavaScript expression (as JSON: chromedriver takes no lone surrogates)."""
+        text = self.call("POST", "/execute/sync", {"script": f"return JSON.stringify({script}) ?? 'null'", "args": []})
+        return json.loads(text)
+
+    def wait(self, script: str) -> Any:
+        """Return the value of an expression once it is true."""
+        until = time.monotonic() + 10
+        while not (value := self.run(script)):
+            assert time.monotonic() < until, f"never true: {script}"
+            time.sleep(0.05)
+        return value
+
+    def type(self, text: str) -> None:
+        """Press and release keys, one by one, where the focus is."""
+        keys = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
+        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": keys}]})
+
+    def save(self, picture: Path) -> None:
+        picture.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+
+    def logged(self) -> list[str]:
+        """What the page wrote to the console by now, errors and refusals of its policy included."""
+        return [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
+
+
+@contextmanager
+def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) -> Iterator[Browser]:
+    """Give a window of that size; skip the test where there is no Chromium to drive."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver here")
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if "successfully on port" in line), "")
+        root = Browser(f"http://127.0.0.1:{line.rsplit(maxsplit=1)[-1].rstrip('.')}/session")
+        size = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1, "mobile": False, "touch": False}}
+        options = {"args": [*_FLAGS, f"--user-data-dir={profile}", *flags], "mobileEmulation": size}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = root.call("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        window = Browser(f"{root._address}/{session}")
+        try:
+            yield window
+        finally:
+            window.call("DELETE", "")
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,247 @@
+"""`llvid report` as a user types it: one page, whatever the results hold; one clear line where there can be none."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from results import HOSTILE, line, reported, write
+from terminal import scene
+
+from llava_video_cli.cli.app import run
+from llava_video_cli.demo.world import write_picture
+
+
+def test_stdout_holds_the_path_and_stderr_what_to_know(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "captions.jsonl", line(str(clip)), line("gone.mp4"))
+    assert run(["report", "run/captions.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("captions-report.html\n", "1 video can't be read any more\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "captions-report.html"}
+    assert run(["report", "run/captions.jsonl", "--json", "-q", "--overwrite", "-o", "page.html"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and json.loads(out) == {
+        "report": "page.html",
+        "results": 2,
+        "failures": 0,
+        "unreadable": 1,
+        "bytes": (tmp_path / "page.html").stat().st_size,
+        "notes": [],
+    }
+
+
+def test_a_row_holds_what_the_line_says(tmp_path: Path) -> None:
+    segments = [{"start_seconds": k, "end_seconds": k + 1, "text": f"part {k}"} for k in range(2)]
+    results = write(
+        tmp_path / "c.jsonl",
+        line("a/b.mp4", segments=segments, notes="one\n\ntwo", finish_reason="length"),
+        line("a/c.mp4", notes=["three"]),
+        line("a/d.png", frames=None, segments=[]),
+        line("a/e.mp4", model="other"),
+    )
+    write(tmp_path / "c.errors.jsonl", {"video_path": "a/f.mp4", "error": "a/f.mp4: no video stream", "hint": "try"})
+    first, second, third, fourth, fifth = reported(results, "--no-sheets").rows
+    assert first["segments"] == [[0, 1, "part 0"], [1, 2, "part 1"]] and first["finish"] == "length"
+    assert first["notes"] == ["one", "two"] and second["notes"] == ["three"]
+    assert first["settings"]["prompt"] == "What happens?" and first["settings"]["sampling"]["frames"] == 4
+    assert "settings" not in second and "settings" not in third, "those of the row before"
+    assert fourth["settings"]["model"] == "other"
+    assert first["duration"] == 2 and first["times"] == [0, 0.5, 1, 1.5] and first["usage"] == {"generated_tokens": 9}
+    assert fifth == {"name": "a/f.mp4", "error": "no video stream", "hint": "try"}
+
+
+def test_lines_of_batch_and_lines_with_little_in_them(tmp_path: Path) -> None:
+    results = write(
+        tmp_path / "out.jsonl",
+        {"id": "q1", "video": "a.mp4", "question": "What is it?", "answer": "A circle."},
+        {"id": 2, "media": ["b.mp4", "c.png"], "answer": ""},
+        {"video_path": "d.mp4", "caption": "x", "segments": None, "frames": "?", "notes": 3, "settings": []},
+        {
+            "video_path": "e.mp4",
+            "caption": "y",
+            "segments": [7, {}, {"text": "all"}, {"end_seconds": 1e400, "text": "z"}],
+        },
+    )
+    write(tmp_path / "out.errors.jsonl", {"id": "q9", "video": "z.mp4", "error": "broken"})
+    first, second, third, fourth, last = reported(results, "--no-sheets").rows
+    assert first == {"name": "a.mp4", "id": "q1", "question": "What is it?", "text": "A circle.", "settings": {}}
+    assert second == {"name": "b.mp4", "id": "2"} and third == {"name": "d.mp4", "text": "x"}
+    assert fourth["segments"] == [[0, 0, "all"], [0, 0, "z"]]
+    assert last == {"name": "z.mp4", "id": "q9", "error": "broken"}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_stranger_wrote_is_no_markup(text: str, tmp_path: Path) -> None:
+    lines = [line(f"clips/{text}", text, prompt=text, notes=text, finish_reason=text, settings={text: {text: text}})]
+    results = write(tmp_path / "h.jsonl", *lines)
+    write(tmp_path / "h.errors.jsonl", {"video_path": text, "error": text, "hint": text})
+    page = reported(results)
+    row, failure = page.rows
+    assert row["name"] == f"clips/{text}" and row["text"] == text and failure["error"] == text
+    assert row["settings"][text] == {text: text} and row["segments"][0][2] == text
+
+    plain = reported(write(tmp_path / "plain.jsonl", line("clips/a.mp4")), "--no-sheets")
+    assert tags(page.text) == [*tags(plain.text), "script"], "the sheet's block is all that is added"
+
+
+def tags(text: str) -> list[str]:
+    found = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.append(tag)
+            assert not any(name.startswith("on") for name, _ in attrs)
+
+    Tags().feed(text)
+    return found
+
+
+def test_the_policy_lets_nothing_in_but_the_pages_own_script_and_style(tmp_path: Path) -> None:
+    text = reported(write(tmp_path / "p.jsonl", line()), "--no-sheets").text
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    for kind, element in (("script", "<script>"), ("style", "<style>")):
+        body = text.split(element)[1].split(f"</{kind}>")[0]
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy[1]
+    assert policy[1].startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy[1]
+    assert not re.search(r"(?:src|href)=\"(?!data:)|https?:|@import|url\(|innerHTML|insertAdjacent|\beval\b", text)
+
+
+def test_a_sheet_shows_the_frames_that_the_model_saw(clip: Path, tmp_path: Path) -> None:
+    sampling = line()["settings"]["sampling"]
+    results = write(
+        tmp_path / "s.jsonl",
+        line(str(clip)),
+        line(str(clip), "Again."),
+        line(str(clip), settings={"sampling": sampling | {"frames": 2}}),
+        line(str(clip), settings={"sampling": sampling | {"frames": 16}}, frames={"count": 16}),
+        line(str(clip), settings={"sampling": {"frames": -1, "odd": 1}}),
+    )
+    page = reported(results)
+    assert [row["sheet"] for row in page.rows] == [0, 0, 1, 2, 2], "rows of one video in a row share its sheet"
+    red = [(np.asarray(page.sheet(index)).astype(int) @ [1, -1, 0] > 90).any(axis=0) for index in range(3)]
+    runs = [int(np.diff(np.flatnonzero(columns)).__gt__(8).sum()) + 1 for columns in red]
+    assert runs == [4, 2, 4], "four in a row, two in a row, two rows of four"
+
+
+def test_pictures_upright_videos_and_slivers_keep_a_sheet_small(tmp_path: Path) -> None:
+    write_picture(tmp_path / "p.png", scene(width=1600, height=1200))
+    Image.new("RGB", (1, 3000)).save(tmp_path / "sliver.png")
+    noise = np.random.default_rng(1).integers(0, 256, (1080, 1920, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    names = ("p.png", "sliver.png", "noise.png")
+    page = reported(write(tmp_path / "p.jsonl", *(line(str(tmp_path / name), frames=None) for name in names)))
+    for index in range(3):
+        sheet = page.sheet(index)
+        assert isinstance(sheet, Image.Image) and max(sheet.size) <= 640
+    assert len(page.text) < 300_000
+
+
+def test_paths_from_here_or_from_the_results_and_odd_bytes(clip: Path, tmp_path: Path) -> None:
+    shutil.copy(clip, tmp_path / "beside.mp4")
+    shutil.copy(clip, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    names = ("beside.mp4", "file:caf%E9.mp4", "file:no%00thing", "x" * 300, "nul\0", "\ud800.mp4", ".", "gone.mp4")
+    page = reported(write(tmp_path / "r.jsonl", *(line(name) for name in names)))
+    sheets = [page.sheet(index) for index in range(len(names))]
+    assert all(isinstance(sheet, Image.Image) for sheet in sheets[:2])
+    assert page.rows[1]["name"] == "caf\\xe9.mp4"
+    assert all(isinstance(sheet, str) and sheet for sheet in sheets[2:]) and sheets[-1] == "no such file"
+
+
+def test_a_torn_last_line_is_noted_and_a_growing_file_is_no_trouble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = write(tmp_path / "t.jsonl", line(), line())
+    whole = results.read_bytes()
+    results.write_bytes(whole[:-20])
+    page = tmp_path / "t.html"
+    assert run(["report", str(results), "-o", str(page), "--no-sheets"]) == 0
+    assert capsys.readouterr().err == f"{results}, line 2 was left out: it is cut off in the middle\n"
+    results.write_bytes(whole.rstrip(b"\n"))
+    assert len(reported(results, "--no-sheets").rows) == 2, "only the line's end is missing"
+    results.write_bytes(b"\n" + whole.replace(b"\n", b"\r\n\r\n"))
+    assert len(reported(results, "--no-sheets").rows) == 2
+    results.write_bytes(b"")
+    write(tmp_path / "t.errors.jsonl", {"video_path": "a.mp4", "error": "broken"})
+    assert len(reported(results).rows) == 1, "all failed"
+
+
+def test_what_is_no_file_of_results_gets_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = json.dumps(line())
+    files = {
+        "empty.jsonl": "",
+        "blank.jsonl": "\n \n",
+        "text.jsonl": "hello",
+        "broken.jsonl": good + "\n{\n" + good + "\n",
+        "list.jsonl": good + "\n[1]\n",
+        "other.jsonl": good + "\n" + good + '\n{"video_path": "a.mp4"}\n',
+        "deep.jsonl": "[" * 100_000 + "\n",
+        "mine.errors.jsonl": '{"video_path": "a.mp4", "error": "x"}\n',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.jsonl").write_bytes(good.encode() + b'\n{"video_path": "caf\xe9"}\n')
+    (tmp_path / "there.html").touch()
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "good.jsonl").write_text(good + "\n")
+    for arguments, code, words in (
+        (["empty.jsonl"], 1, "has no results in it"),
+        (["blank.jsonl"], 1, "has no results in it"),
+        (["text.jsonl"], 1, "text.jsonl, line 1: not JSON"),
+        (["broken.jsonl"], 1, "broken.jsonl, line 2: not JSON"),
+        (["list.jsonl"], 1, "list.jsonl, line 2: not a JSON object"),
+        (["other.jsonl"], 1, "other.jsonl, line 3: no video with a caption or an answer"),
+        (["deep.jsonl"], 1, "deep.jsonl, line 1: not JSON"),
+        (["latin.jsonl"], 1, "latin.jsonl, line 2: not JSON"),
+        (["mine.errors.jsonl"], 1, "line 1: no video with a caption"),
+        (["gooood.jsonl"], 1, "gooood.jsonl: no such file"),
+        (["."], 1, ".: a folder, not a file of results"),
+        (["a\0b"], 1, "can't be opened"),
+        (["good.jsonl", "-o", "there.html"], 1, "there.html is there already"),
+        (["good.jsonl", "-o", "folder.html", "--overwrite"], 1, "folder.html is a folder"),
+        (["good.jsonl", "-o", "page.txt"], 2, "must end in .html"),
+        (["good.jsonl", "-o", "no/page.html"], 1, "can't write no/page.html"),
+    ):
+        assert run(["report", *arguments]) == code, arguments
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and words in err.splitlines()[0], err
+        assert len(err.splitlines()) <= 2
+    assert "did you mean 'good.jsonl'?" in (run(["report", "gooood.jsonl"]), capsys.readouterr().err)[1]
+    assert not list(tmp_path.glob(".*")) and (tmp_path / "there.html").read_text() == ""
+
+
+def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from llava_video_cli.cli.app import run; run(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for count in (10, 5000):
+        results = tmp_path / f"{count}.jsonl"
+        with results.open("w") as file:
+            for number in range(count):
+                file.write(json.dumps(line(f"clips/{number}.mp4", "A red circle moves. " * 50)) + "\n")
+        command = [sys.executable, "-c", program, "report", str(results), "-q", "-o", str(results.with_suffix(".html"))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+        assert results.with_suffix(".html").stat().st_size > 1000 * count
+    assert peaks[1] < 1.2 * peaks[0], peaks
