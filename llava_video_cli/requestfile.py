@@ -203,7 +203,7 @@ def _draft(message: object, folder: Path) -> Draft:
         kind = part.get("type") if isinstance(part, dict) else None
         place = part.get("path", part.get(kind)) if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            texts.append(_encodable(part["text"]))
         elif kind in _MEDIA_KINDS and isinstance(place, str) and place and role == "user":
             paths.append(_place(folder, place))
         else:
@@ -222,6 +222,10 @@ def _paths(values: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
 
 
 def _place(folder: Path, path: str) -> str:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"no path can be {path!r}") from None
     return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
 
 
@@ -235,7 +239,16 @@ def _text(values: Mapping[str, Any], key: str) -> str:
     value = values[key]
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{key!r} must be text, got {value!r}")
-    return value
+    return _encodable(value)
+
+
+def _encodable(text: str) -> str:
+    """Return the text; JSON can hold halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{text[error.start]!r} is half a character") from None
+    return text
 
 
 def _sampling(values: Mapping[str, Any], preset: Preset) -> Sampling:

@@ -1,0 +1,165 @@
+"""`llvid batch`: files of requests, read strictly; each request gets its own answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminal import scene
+
+from llava_video_cli import Limits, UsageError, load_preset, open_model
+from llava_video_cli.cli.app import run
+from llava_video_cli.demo.world import write_clip as write_scene
+from llava_video_cli.demo.world import write_picture
+from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.requestfile import RequestJob, read_requests
+
+PRESET = load_preset("demo")
+VIDEO_PART = {"type": "video", "path": "blue.mp4"}
+
+
+def write(path: Path, *lines: dict[str, Any] | str) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def answers(path: Path) -> dict[Any, dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {row["id"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, clip: Path) -> Path:
+    (tmp_path / "red.mp4").hardlink_to(clip)
+    blue = scene(
+        shape="square", color_start="blue", color_end="blue", shade_start=(45, 80, 220), shade_end=(45, 80, 220)
+    )
+    write_scene(tmp_path / "blue.mp4", blue)
+    write_picture(tmp_path / "red.png", scene(shape="triangle", x=0.5))
+    return tmp_path
+
+
+def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[dict[str, Any]] = [
+        {"id": "shape", "video": "red.mp4", "question": "What shape is it?"},
+        {"id": "color", "video": "red.mp4", "question": "What color is it at the start?", "max_new_tokens": 2},
+        {"id": "few", "video": "red.mp4", "question": "Where does it move?", "frames": 4, "start": "0:01", "end": 2},
+        {"id": 7, "media": ["red.png", "blue.mp4"], "question": "Is it the same shape?"},
+        {
+            "id": "turns",
+            "messages": [
+                {"role": "user", "content": [VIDEO_PART, {"type": "text", "text": "What shape is it?"}]},
+                {"role": "assistant", "content": "It is a square."},
+                {"role": "user", "content": "What color is it at the start?"},
+            ],
+        },
+        {"video": "gone.mp4", "question": "Why?"},
+    ]  # fmt: skip
+    requests, out = write(folder / "requests.jsonl", *lines, ""), folder / "answers.jsonl"
+    command = ["batch", str(requests), "-o", str(out), "-m", "demo"]
+    assert run(command) == 3
+    assert capsys.readouterr().err == f"5 answered, 1 failed (see {folder / 'answers.errors.jsonl'})\n"
+    found = answers(out)
+    assert found["shape"]["answer"] == "It is a circle." and found["shape"]["video"] == str(folder / "red.mp4")
+    assert found["color"]["finish_reason"] == "length" and found["color"]["usage"]["generated_tokens"] == 2
+    assert "right" in found["few"]["answer"] and found["few"]["frames"]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
+    assert "no" in found[7]["answer"] and found[7]["with"][0]["path"] == str(folder / "blue.mp4")
+    assert "blue" in found["turns"]["answer"] and found["turns"]["question"] == "What color is it at the start?"
+    assert found["few"]["settings"]["sampling"]["frames"] == 4 and found["shape"]["settings"]["sampling"]["frames"] == 8
+    failed = json.loads((folder / "answers.errors.jsonl").read_text())
+    assert failed["id"] == 6 and "No such file" in failed["error"]
+    (folder / "gone.mp4").hardlink_to(folder / "red.mp4")
+    lines[0]["question"] = "Does the color change?"
+    write(requests, *lines)
+    assert run(command) == 0, "the changed one and the one that failed"
+    assert capsys.readouterr().err == "2 answered, 4 done before\n"
+    assert not (folder / "answers.errors.jsonl").exists()
+
+
+def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava_video_cli import batch
+
+    questions = ["What shape is it?", "Which way does it move?", "Does the color change?"] * 5
+    lines = [{"id": n, "video": "red.mp4", "question": text} for n, text in enumerate(questions)]
+    asked = list(read_requests(write(folder / "r.jsonl", *lines), PRESET))
+    model = open_model("demo")
+    assert isinstance(model, LlavaVideo)
+    job = RequestJob(tuple((each, str(each.id)) for each in asked), model.settings)
+    media = [question.request.media for question in job.questions(model.shrink, Limits())]
+    assert len({id(medium) for each in media for medium in each}) == 1
+    encoded = 0
+    features = model._vision._features
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        nonlocal encoded
+        encoded += 1
+        return features(*arguments, **more)
+
+    monkeypatch.setattr(model._vision, "_features", counted)
+    outcomes = list(batch.run([job], model, pace=batch.Pace(batch.BatchSize(4))))
+    assert len(outcomes) == 15 and encoded == 1, "in four batches"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must hold a JSON object"),
+        ({"video": "a", "qestion": "x"}, "no key 'qestion'"),
+        ({"video": "a"}, "either 'question' or 'messages'"),
+        ({"question": "x"}, "'video' or 'media' is needed"),
+        ({"video": "a", "media": ["b"], "question": "x"}, "exclude each other"),
+        ({"video": 3, "question": "x"}, "a path must be text"),
+        ({"video": "a", "question": ""}, "'question' must be text"),
+        ({"video": "a", "question": "x", "frames": 0}, "from 1 to"),
+        ({"video": "a", "question": "x", "fps": "fast"}, "frames per second"),
+        ({"video": "a", "question": "x", "frames": 2.5}, "whole number"),
+        ({"video": "a", "question": "x", "temperature": "hot"}, "must be a number"),
+        ({"video": "a", "question": "x", "max_new_tokens": 2.5}, "must be a whole number"),
+        ({"video": "a", "question": "x", "id": [1]}, "'id' must be"),
+        ({"video": "a", "question": "x", "start": "x"}, "not a time"),
+        ({"video": "a", "question": "x", "start": {}}, "start"),
+        ({"video": "a", "question": "x", "sampling": "all"}, "sampling"),
+        ({"media": [], "question": "x"}, "'media' must be a list"),
+        ({"video": "a", "messages": [{"role": "user"}]}, "'role' and"),
+        ({"video": "a", "messages": [{"role": "cat", "content": "x"}]}, "the role must be"),
+        (
+            {"video": "a", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "last message",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of a message"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "video", "path": "a"}]}]}, "a part of a message"),
+        ({"video": "a", "question": "x", "system": 5}, "'system' must be text"),
+        ({"video": "a", "question": "\ud800"}, "half a character"),
+        ({"video": "\ud800", "question": "x"}, "no path"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
+    path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x"}, line)
+    with pytest.raises(UsageError, match="line 2: ") as caught:
+        list(read_requests(path, PRESET))
+    assert words in str(caught.value)
+
+
+def test_an_id_stands_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", *[{"id": "a", "video": "a", "question": "x"}] * 2)
+    with pytest.raises(UsageError, match="line 2: the id 'a' was there before"):
+        list(read_requests(path, PRESET))
+
+
+def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x", "qestion": "y"})
+    for requests, out, words in (
+        (path, "o.jsonl", "line 1: there is no key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
+        (path, "o.csv", "must end in .jsonl"), (tmp_path, "o.jsonl", "Is a directory"),
+    ):  # fmt: skip
+        assert run(["batch", str(requests), "-o", str(tmp_path / out)]) == 2
+        out_text, err = capsys.readouterr()
+        assert out_text == "" and err.startswith("error: ") and words in err
+    good = write(tmp_path / "g.jsonl", {"video": "a", "question": "x"})
+    assert run(["batch", str(good), "-o", str(good)]) == 2
+    assert "holds the requests" in capsys.readouterr().err and good.read_text()
