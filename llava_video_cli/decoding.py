@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .survey import Packets
 
 
+# Decoders that take `skip_frame` once, when they open: what is skipped then can't be had later.
+_SKIP_AS_OPENED = {"libdav1d"}
+
+
 class OffTrackError(Exception):
     """Decoding gave something else than the packets had announced: take a safer way."""
 
@@ -220,9 +224,10 @@ def _needed(
     The leading pictures of an open GOP, shown before `begin`, lack what they refer to: they are left out too.
     """
     context = source.stream.codec_context
+    skips = context.codec.name not in _SKIP_AS_OPENED
     for packet in packets:
         if packet.size and (packet.pts is None or packet.pts >= begin):
-            context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
+            context.skip_frame = "NONREF" if skips and packet.pts not in targets else "DEFAULT"
             yield from packet.decode()
     yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
 

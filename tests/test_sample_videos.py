@@ -10,6 +10,7 @@ import pytest
 from clips import assert_same, assert_times, decode_all, oracle_numbers, refuse_full_decodes, sample
 
 from llava_video_cli.errors import MediaError
+from llava_video_cli.limits import Limits
 from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import probe, read_frames
 
@@ -91,6 +92,15 @@ def test_a_part_and_a_rate_of_sample_videos(name: str) -> None:
                 number in (math.floor(m - 0.05), math.floor(m + 0.05))
                 for number, m in zip(numbers, moments, strict=True)
             )
+
+
+def test_av1_pictures_that_no_other_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that begins with pictures that are left out gives those that are asked for later, too."""
+    refuse_full_decodes(monkeypatch)
+    frames = read_frames(
+        sample("long_180p_av1.mp4"), Sampling(frames=9, start_seconds=100.5, end_seconds=101), limits=Limits(cores=1)
+    )
+    assert len(frames.images) == 9
 
 
 def test_a_damaged_sample_video() -> None:
