@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversation import Answer, Chunk, Generation, Request, Segment, Turn, Usage, join
+    from .conversation import Answer, Budget, Chunk, Generation, Request, Segment, Turn, Usage, join
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
     from .image import Picture, read_image
     from .limits import Limits
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
 
 _HOMES = {
-    "conversation": ("Answer", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
+    "conversation": ("Answer", "Budget", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
     "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
     "image": ("Picture", "read_image"),
     "limits": ("Limits",),
@@ -33,10 +33,10 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Answer", "Chunk", "ContextError", "Frame", "Frames", "Generation", "Limits", "LlvidError", "Loading", "MediaError",
-    "Model", "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage", "UsageError",
-    "VideoInfo", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "probe", "read_frames",
-    "read_image",
+    "Answer", "Budget", "Chunk", "ContextError", "Frame", "Frames", "Generation", "Limits", "LlvidError", "Loading",
+    "MediaError", "Model", "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage",
+    "UsageError", "VideoInfo", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "probe",
+    "read_frames", "read_image",
 ]  # fmt: skip
 
 

@@ -70,6 +70,25 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a request takes of a model's context, all in tokens.
+
+    `answer_tokens` is the longest answer that is allowed; `media_tokens` has the part of the prompt that each medium
+    takes, in their order.
+    """
+
+    prompt_tokens: int
+    answer_tokens: int
+    context_tokens: int
+    media_tokens: tuple[int, ...] = ()
+
+    @property
+    def left(self) -> int:
+        """What is left; below zero the request does not fit."""
+        return self.context_tokens - self.prompt_tokens - self.answer_tokens
+
+
+@dataclass(frozen=True)
 class Usage:
     """What an answer cost: counts in tokens, times in seconds, memory in bytes.
 

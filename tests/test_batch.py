@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_video_cli import Answer, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
+from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
 from llava_video_cli.batch import BatchSize, Pace, run
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
 from llava_video_cli.limits import Limits
@@ -45,6 +45,9 @@ class Echo:
         self.check(texts)
         self.batches.append(texts)
         return [Answer(text, "stop", USAGE) for text in texts]
+
+    def budget(self, request: Request) -> Budget:
+        return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, 4096)
 
     def fits(self, request: Request) -> int:
         assert request.turns

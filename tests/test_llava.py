@@ -51,6 +51,14 @@ def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_tells_the_usage
     assert len(chunks) > 2
 
 
+def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: LlavaVideo) -> None:
+    budget = model.budget(asked())
+    assert budget.prompt_tokens == join(model.stream(asked())).usage.prompt_tokens
+    assert budget.media_tokens == (3 * 144,)
+    assert budget.left == budget.context_tokens - budget.prompt_tokens - 12 > 0
+    assert model.budget(asked("why " * 20_000)).left < 0
+
+
 def test_a_seed_repeats_a_drawn_answer_and_another_seed_does_not(model: LlavaVideo) -> None:
     def drawn(seed: int) -> str:
         return join(model.stream(asked(temperature=1.5, seed=seed))).text

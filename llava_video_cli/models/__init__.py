@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..conversation import Answer, Chunk, Request
+from ..conversation import Answer, Budget, Chunk, Request
 from .loading import Attention, DType, Loading, Quantize
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class Model(Protocol):
 
         Raises `OutOfMemoryError` if fewer of them may be answered.
         """
+
+    def budget(self, request: Request) -> Budget:
+        """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
 
     def fits(self, request: Request) -> int:
         """Return how many requests like this one may be answered together in the memory that is free; at least 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..conversation import Answer, Chunk, Generation, Request, Usage, join
+from ..conversation import Answer, Budget, Chunk, Generation, Request, Usage, join
 from ..errors import ContextError, ModelError, OutOfMemoryError
 from ..image import Picture
 from . import memory
@@ -108,6 +108,12 @@ class LlavaVideo:
                 answers |= dict(zip(indices, batch, strict=True))
         return [answers[index] for index in range(len(requests))]
 
+    def budget(self, request: Request) -> Budget:
+        """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
+        media = tuple(self._vision.token_count(medium) for medium in request.media)
+        tokens = len(self._tokenized(request, media))
+        return Budget(tokens, request.generation.max_new_tokens, self._loaded.checkpoint.context_tokens, media)
+
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = self._ids(request).shape[1] + request.generation.max_new_tokens
@@ -175,15 +181,20 @@ class LlavaVideo:
 
     def _ids(self, request: Request) -> torch.Tensor:
         """Return the prompt's ids, int64 (1, tokens), checked against the context before anything is encoded."""
+        ids = self._tokenized(request, [self._vision.token_count(medium) for medium in request.media])
+        self._check_context(len(ids), request)
+        return torch.tensor([ids], device=self._device)
+
+    def _tokenized(self, request: Request, media_tokens: Iterable[int]) -> list[int]:
+        """Return the prompt's ids, with as many places for each medium as it has tokens."""
         tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
         text = render(request.turns, self._chat_template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
-        counts = iter([self._vision.token_count(medium) for medium in request.media])
+        counts = iter(media_tokens)
         text = re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text)
         # A template may write the opening token itself; the tokenizer must not write it again.
         opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids: torch.Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=not opened)["input_ids"]
-        self._check_context(ids.shape[1], request)
-        return ids.to(self._device)
+        ids: list[int] = tokenizer(text, add_special_tokens=not opened)["input_ids"]
+        return ids
 
     def _check_context(self, prompt_tokens: int, request: Request) -> None:
         context, answer = self._loaded.checkpoint.context_tokens, request.generation.max_new_tokens
