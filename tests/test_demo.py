@@ -27,8 +27,10 @@ from llava_video_cli import (
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.questions import is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.models.generation import Rows
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.loading import load
+from llava_video_cli.models.prefix import Prompt
 
 KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 CLIPS, COUNTS, SEED = 24, (4, 8, 16), 20261122
@@ -123,13 +125,14 @@ def test_broken_frames_give_wrong_answers(name: str, demo: Model, fresh: list[As
 
 def test_padding_on_the_wrong_side_gives_wrong_answers(fresh: list[Asked]) -> None:
     class RightPadded(LlavaVideo):
-        def _pad_left(self, prompts: Sequence[object]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            ids, embeddings, mask = super()._pad_left(prompts)  # type: ignore[arg-type]
-            for row in range(len(ids)):
-                padding = int((mask[row] == 0).sum())
-                for rows in (ids, embeddings, mask):
-                    rows[row] = rows[row].roll(-padding, 0)
-            return ids, embeddings, mask
+        def _rows(self, prompts: Sequence[Prompt], cache: object, cached: int = 0) -> Rows:
+            rows = super()._rows(prompts, cache, cached)
+            padding = (rows.mask == 0).sum(1).tolist()
+
+            def right(values: torch.Tensor) -> torch.Tensor:
+                return torch.stack([row.roll(-count, 0) for row, count in zip(values, padding, strict=True)])
+
+            return Rows(right(rows.ids), right(rows.mask), right(rows.embeddings), rows.cache)
 
     assert share(RightPadded("padded", load(CHECKPOINT, Loading())), fresh) < 0.85
 

@@ -115,8 +115,8 @@ def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: LlavaVideo)
     fits = int(str(caught.value.hint).split("--frames ")[1].split()[0])
     request = Request((Turn("user", "Why?", (moving_square(fits + 1),)),), Generation(max_new_tokens=100))
     with pytest.raises(ContextError):
-        model._ids(request)
-    model._ids(Request((Turn("user", "Why?", (moving_square(fits),)),), Generation(max_new_tokens=100)))
+        model._prompt(request)
+    model._prompt(Request((Turn("user", "Why?", (moving_square(fits),)),), Generation(max_new_tokens=100)))
 
 
 def test_marks_in_a_question_take_no_places(model: LlavaVideo) -> None:

@@ -50,6 +50,9 @@ class ModelFlags:
     attention: Annotated[
         Attention | None, _option("--attention", panel=_MODEL, help="Attention kernel [default: auto].")
     ] = None
+    no_prefix_reuse: Annotated[
+        bool, _option("--no-prefix-reuse", panel=_MODEL, help="Compute what a prompt shares with the last one again.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,8 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
     )
     check_text(preset.system or "", "the system text")
     loading = Loading(
-        **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention)
+        **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
+        prefix_reuse=not model.no_prefix_reuse,
     )
     return Settings(preset, loading, model.revision, drawn_seed)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -79,24 +81,55 @@ def until_end(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
     return list(ids)
 
 
-class Run:
-    """One call of `generate`, on ids int64 (batch, tokens) and embeddings (batch, tokens, hidden).
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """Return a KV cache under the name that this version of transformers has for it."""
+    known = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in known else "past_key_values": cache}
 
-    Iterated, it yields the new ids of a single row as they come, from a thread that hands its exception over
-    and stops when the reader leaves. `whole()` returns all rows at the end.
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Prompts of the same length, padded on the left, and a KV cache of the first `cached` tokens of each.
+
+    `ids` and `mask` are int64 (batch, tokens), `embeddings` (batch, tokens - cached, hidden): of those to be computed.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        ids: torch.Tensor,
-        embeddings: torch.Tensor,
-        config: Any,
-        seed: int | None = None,
-        mask: torch.Tensor | None = None,
-    ) -> None:
-        self._model, self._ids, self._embeddings, self._config, self._seed = model, ids, embeddings, config, seed
-        self._mask = torch.ones_like(ids) if mask is None else mask
+    ids: torch.Tensor
+    mask: torch.Tensor
+    embeddings: torch.Tensor
+    cache: Any
+
+    @property
+    def tokens(self) -> int:
+        """The length of the rows, padding included."""
+        return self.ids.shape[1]
+
+
+@torch.inference_mode()
+def prefill(model: Any, rows: Rows) -> None:
+    """Fill the cache of the rows with all their tokens."""
+    positions = (rows.mask.cumsum(-1) - 1).clamp(min=0)
+    model(
+        inputs_embeds=rows.embeddings,
+        attention_mask=rows.mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+        **cache_argument(model, rows.cache),
+    )
+
+
+class Run:
+    """One call of `generate`.
+
+    Iterated, it yields the new ids of a single row as they come, from a thread that hands its exception over
+    and stops when the reader leaves. `whole()` returns all rows at the end. `new_ids` are those of a single row so far.
+    """
+
+    def __init__(self, model: Any, rows: Rows, config: Any, seed: int | None = None) -> None:
+        self._model, self._rows, self._config, self._seed = model, rows, config, seed
+        self.new_ids: list[int] = []
+        self._error: BaseException | None = None
         self._queue: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._work, name="llvid-generate", daemon=True)
@@ -118,6 +151,11 @@ class Run:
                 raise item
             yield item
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended without an error, so that its cache holds the prompt and the new ids."""
+        return self._error is None and not self._thread.is_alive()
+
     def whole(self) -> list[list[int]]:
         """Return the new ids of every row."""
         rows: list[list[int]] = self._generate(_Feed(self)).tolist()
@@ -128,6 +166,7 @@ class Run:
             self._generate(_Feed(self, self._queue))
             self._queue.put(None)
         except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
+            self._error = error
             self._queue.put(error)
 
     @torch.inference_mode()
@@ -135,15 +174,20 @@ class Run:
         """Return the new ids, int64 (batch, new tokens)."""
         if self._seed is not None:
             torch.manual_seed(self._seed)
+        rows = self._rows
+        known = rows.tokens - rows.embeddings.shape[1]
+        # generate wants the embeddings of all tokens, and leaves out those that the cache holds
+        blank = rows.embeddings.new_zeros(()).expand(len(rows.ids), known, rows.embeddings.shape[-1])
         output = self._model.generate(
-            input_ids=self._ids,
-            inputs_embeds=self._embeddings,
-            attention_mask=self._mask,
+            input_ids=rows.ids,
+            inputs_embeds=torch.cat([blank, rows.embeddings], dim=1) if known else rows.embeddings,
+            attention_mask=rows.mask,
             generation_config=self._config,
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_Leaves(self._left), _Circles(self._ids.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([_Leaves(self._left), _Circles(rows.tokens)]),
+            **cache_argument(self._model, rows.cache),
         )
-        new: torch.Tensor = output[:, self._ids.shape[1] :]
+        new: torch.Tensor = output[:, rows.tokens :]
         return new
 
 
@@ -160,6 +204,7 @@ class _Feed:
         self._run.first_token_at = self._run.first_token_at or time.perf_counter()
         if self._queue is not None:
             for token in value.reshape(-1).tolist():
+                self._run.new_ids.append(token)
                 self._queue.put(token)
 
     def end(self) -> None:

@@ -7,19 +7,20 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 from ..conversation import Answer, Budget, Chunk, Generation, Request, Usage, join
 from ..errors import ContextError, ModelError, OutOfMemoryError
 from ..image import Picture
 from . import memory
-from .generation import Run, finish_reason, generation_config, stop_ids, until_end
+from .generation import Rows, Run, finish_reason, generation_config, prefill, stop_ids, until_end
 from .loading import Loaded, Loading, load
 from .pieces import TextPieces
+from .prefix import Prefix, Prompt, Span, heads
 from .prompt import IMAGE, VIDEO, render
 from .source import revision_of
 from .vision import Vision
@@ -32,22 +33,10 @@ if TYPE_CHECKING:
 _MOST_TOGETHER = 256  # requests of a batch: memory is not what bounds it any more
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt ready to run: ids int64 (1, tokens), embeddings (1, tokens, hidden)."""
-
-    ids: torch.Tensor
-    embeddings: torch.Tensor
-
-    @property
-    def tokens(self) -> int:
-        return self.ids.shape[1]
-
-
 class LlavaVideo:
     """A loaded checkpoint that answers requests, one at a time or as a batch."""
 
-    def __init__(self, name: str, loaded: Loaded, revision: str | None = None) -> None:
+    def __init__(self, name: str, loaded: Loaded, revision: str | None = None, prefix_reuse: bool = True) -> None:
         self.name = name
         self._loaded, self._revision = loaded, revision
         self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
@@ -55,11 +44,12 @@ class LlavaVideo:
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
         self._busy = threading.Lock()
+        self._prefix, self._prefix_reuse = Prefix(), prefix_reuse
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
         """Load a checkpoint's folder; raises `ModelError` or `UsageError`."""
-        return cls(name, load(folder, loading), revision_of(folder))
+        return cls(name, load(folder, loading), revision_of(folder), loading.prefix_reuse)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,14 +73,21 @@ class LlavaVideo:
         started = time.perf_counter()
         with self._busy, self._run_errors():
             memory.reset_peak(self._device)
-            (ready,) = self._prepare([request])
-            pieces, ids = TextPieces(self._decode), list[int]()
-            with self._run(ready.ids, ready.embeddings, request.generation) as run:
-                for token in run:
-                    ids.append(token)
-                    if text := pieces.push([token]):
-                        yield Chunk(text)
-            usage = self._usage(ready, ids, started, run.first_token_at)
+            prompt = self._prompt(request)
+            cache, cached = self._prefix.take(prompt, self._model.config)
+            rows = self._rows([prompt], cache, cached)
+            pieces = TextPieces(self._decode)
+            run = self._run(rows, request.generation)
+            try:
+                with run:
+                    for token in run:
+                        if text := pieces.push([token]):
+                            yield Chunk(text)
+            finally:
+                if run.is_over and self._prefix_reuse:
+                    self._prefix.keep(prompt, run.new_ids, cache)
+            ids = run.new_ids
+            usage = self._usage(prompt, cached, ids, started, run.first_token_at)
             last = Chunk(pieces.finish(), finish_reason(ids, self._stop_ids), usage)
         yield last  # behind the lock: a reader that stops here must not keep others out
 
@@ -116,7 +113,7 @@ class LlavaVideo:
 
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
-        tokens = self._ids(request).shape[1] + request.generation.max_new_tokens
+        tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
         free = memory.free_bytes(self._device)
         return max(1, int(min(free / memory.answer_bytes(self._model, tokens), _MOST_TOGETHER)))
 
@@ -128,62 +125,80 @@ class LlavaVideo:
         started = time.perf_counter()
         with self._busy, self._run_errors():
             memory.reset_peak(self._device)
-            prompts = self._prepare(requests)
-            ids, embeddings, mask = self._pad_left(prompts)
-            run = self._run(ids, embeddings, generation, mask)
-            rows = [until_end(row, self._stop_ids) for row in run.whole()]
+            self._prefix.drop()
+            prompts = [self._prompt(request) for request in requests]
+            rows, cached = self._batch(prompts)
+            run = self._run(rows, generation)
+            answers = [until_end(row, self._stop_ids) for row in run.whole()]
             return [
                 Answer(
-                    self._decode(row).strip(),
-                    finish_reason(row, self._stop_ids),
-                    self._usage(ready, row, started, run.first_token_at),
+                    self._decode(ids).strip(),
+                    finish_reason(ids, self._stop_ids),
+                    self._usage(prompt, count, ids, started, run.first_token_at),
                 )
-                for ready, row in zip(prompts, rows, strict=True)
+                for prompt, count, ids in zip(prompts, cached, answers, strict=True)
             ]
 
-    def _run(
-        self, ids: torch.Tensor, embeddings: torch.Tensor, generation: Generation, mask: torch.Tensor | None = None
-    ) -> Run:
+    def _run(self, rows: Rows, generation: Generation) -> Run:
         config = generation_config(self._model, generation, self._stop_ids, self._tokenizer.pad_token_id)
-        return Run(self._model, ids, embeddings, config, generation.seed, mask)
+        return Run(self._model, rows, config, generation.seed)
 
-    def _pad_left(self, prompts: Sequence[_Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids (batch, longest), embeddings (batch, longest, hidden) and mask (batch, longest)."""
-        longest = max(ready.tokens for ready in prompts)
-        first = prompts[0]
-        ids = first.ids.new_full((len(prompts), longest), self._tokenizer.pad_token_id)
-        embeddings = first.embeddings.new_zeros((len(prompts), longest, first.embeddings.shape[-1]))
-        mask = torch.zeros_like(ids)
-        for row, ready in enumerate(prompts):
-            here = slice(longest - ready.tokens, None)
-            ids[row, here], embeddings[row, here], mask[row, here] = ready.ids[0], ready.embeddings[0], 1
-        return ids, embeddings, mask
+    def _batch(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[int]]:
+        """Return the rows of a batch, and how many tokens of each prompt are computed for another one.
+
+        What several prompts begin with, up to their last medium, is computed once.
+        """
+        first = heads(prompts)
+        shared = sorted(set(first))
+        if not self._prefix_reuse or len(shared) == len(prompts) or not all(prompt.media_end for prompt in prompts):
+            return self._rows(prompts, DynamicCache(config=self._model.config)), [0] * len(prompts)
+        beginnings = [Prompt(prompts[n].ids[: prompts[n].media_end], prompts[n].spans) for n in shared]
+        beginning = self._rows(beginnings, DynamicCache(config=self._model.config))
+        prefill(self._model, beginning)
+        places = torch.tensor([shared.index(n) for n in first], device=self._device)
+        beginning.cache.batch_select_indices(places)
+        ends = self._rows([Prompt(prompt.ids[prompt.media_end :]) for prompt in prompts], beginning.cache)
+        ids = torch.cat([beginning.ids[places], ends.ids], dim=1)
+        mask = torch.cat([beginning.mask[places], ends.mask], dim=1)
+        cached = [0 if n == number else prompts[n].media_end for number, n in enumerate(first)]
+        return Rows(ids, mask, ends.embeddings, beginning.cache), cached
 
     @torch.inference_mode()
-    def _prepare(self, requests: Sequence[Request]) -> list[_Prompt]:
-        """Return the requests' prompts, with the features of their media in their places; all ids are checked first."""
-        ids = [self._ids(request) for request in requests]
-        features = iter(self._vision.encode(medium for request in requests for medium in request.media))
-        return [
-            self._with_features(row, [next(features) for _ in request.media])
-            for row, request in zip(ids, requests, strict=True)
-        ]
+    def _rows(self, prompts: Sequence[Prompt], cache: Any, cached: int = 0) -> Rows:
+        """Return prompts padded on the left, with the features of their media in their places.
 
-    def _with_features(self, ids: torch.Tensor, features: list[torch.Tensor]) -> _Prompt:
-        embeddings = self._model.get_input_embeddings()(ids)
-        if features:
-            together = torch.cat(features)
-            places = (ids == self._loaded.checkpoint.image_token_id) | (ids == self._loaded.checkpoint.video_token_id)
-            if int(places.sum()) != len(together):
-                raise ModelError(f"the prompt holds {int(places.sum())} places for {len(together)} features")
-            embeddings[places] = together.to(embeddings)
-        return _Prompt(ids, embeddings)
+        The cache holds the first `cached` tokens of each prompt: nothing of them is encoded.
+        """
+        spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
+        features = iter(self._vision.encode(span.medium for row in spans for span in row))
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self._tokenizer.pad_token_id, device=self._device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            here = slice(longest - len(prompt.ids), None)
+            ids[row, here], mask[row, here] = torch.tensor(prompt.ids, device=self._device), 1
+        embeddings = self._model.get_input_embeddings()(ids[:, cached:])
+        for row, prompt in enumerate(prompts):
+            shift = longest - len(prompt.ids) - cached
+            for span in spans[row]:
+                begin = max(span.start, cached)
+                embeddings[row, begin + shift : span.stop + shift] = next(features)[begin - span.start :].to(embeddings)
+        return Rows(ids, mask, embeddings, cache)
 
-    def _ids(self, request: Request) -> torch.Tensor:
-        """Return the prompt's ids, int64 (1, tokens), checked against the context before anything is encoded."""
-        ids = self._tokenized(request, [self._vision.token_count(medium) for medium in request.media])
+    def _prompt(self, request: Request) -> Prompt:
+        """Return a request's prompt, checked against the context before anything is encoded."""
+        counts = [self._vision.token_count(medium) for medium in request.media]
+        ids = self._tokenized(request, counts)
         self._check_context(len(ids), request)
-        return torch.tensor([ids], device=self._device)
+        marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
+        places = [at for at, token in enumerate(ids) if token in marks]
+        if len(places) != sum(counts):
+            raise ModelError(f"the prompt holds {len(places)} places for {sum(counts)} features")
+        spans, begin = [], 0
+        for medium, count in zip(request.media, counts, strict=True):
+            spans.append(Span(places[begin], places[begin + count - 1] + 1, medium))
+            begin += count
+        return Prompt(ids, tuple(spans))
 
     def _tokenized(self, request: Request, media_tokens: Iterable[int]) -> list[int]:
         """Return the prompt's ids, with as many places for each medium as it has tokens."""
@@ -221,10 +236,10 @@ class LlavaVideo:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def _usage(self, ready: _Prompt, ids: Sequence[int], started: float, first_token_at: float) -> Usage:
+    def _usage(self, prompt: Prompt, cached: int, ids: Sequence[int], started: float, first_token_at: float) -> Usage:
         return Usage(
-            prompt_tokens=ready.tokens,
-            cached_tokens=0,
+            prompt_tokens=len(prompt.ids),
+            cached_tokens=cached,
             generated_tokens=len(ids),
             first_token_seconds=first_token_at - started,
             total_seconds=time.perf_counter() - started,

@@ -23,12 +23,16 @@ _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"] 
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are brought into memory; `auto` is decided by what is there."""
+    """How weights are brought into memory; `auto` is decided by what is there.
+
+    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way.
+    """
 
     quantize: Quantize = "none"
     dtype: DType = "auto"
     device: str = "auto"
     attention: Attention = "auto"
+    prefix_reuse: bool = True
 
 
 @dataclass(frozen=True)

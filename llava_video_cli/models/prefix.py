@@ -1,0 +1,108 @@
+"""The KV cache of the last prompt, for the next one that begins the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import DynamicCache
+
+from ..conversation import Media
+from ..image import Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A medium of a prompt, and where its tokens stand: `[start, stop)`."""
+
+    start: int
+    stop: int
+    medium: Media
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The ids of a prompt, and what its places for media stand for."""
+
+    ids: Sequence[int]
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def media_end(self) -> int:
+        """The number of tokens up to the end of the last medium."""
+        return self.spans[-1].stop if self.spans else 0
+
+
+class Prefix:
+    """Holds the cache of one prompt and its answer. Not for several threads at a time.
+
+    The cache holds as much memory as the prompt took to be answered. `take` hands it over or lets it go, so that two
+    never stand side by side; `drop` gives it back for something else.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[Prompt, Any] | None = None
+
+    def take(self, prompt: Prompt, config: Any) -> tuple[Any, int]:
+        """Return a cache to go on with, and how many of the prompt's tokens it holds: never all of them."""
+        if self._held is not None:
+            (held, cache), self._held = self._held, None
+            count = min(common(held, prompt), len(prompt.ids) - 1)
+            if count > 0:
+                cache.crop(count - cache.get_seq_length())
+                return cache, count
+        return DynamicCache(config=config), 0
+
+    def keep(self, prompt: Prompt, answer: Sequence[int], cache: Any) -> None:
+        """Hold the cache of a prompt and its answer, whose last token need not be in it.
+
+        One that forgets what is far back (sliding windows) can't be shortened, and is not held.
+        """
+        if not any(cache.is_sliding):
+            ids = [*prompt.ids, *answer][: cache.get_seq_length()]
+            self._held = Prompt(ids, prompt.spans), cache
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._held = None
+
+
+def heads(prompts: Sequence[Prompt]) -> list[int]:
+    """Return, for each prompt, the first one that has the same tokens and media up to the end of its last medium."""
+    known: dict[object, int] = {}
+    keys = [(tuple(one.ids[: one.media_end]), tuple(id(span.medium) for span in one.spans)) for one in prompts]
+    return [known.setdefault(key, number) for number, key in enumerate(keys)]
+
+
+def common(one: Prompt, other: Prompt) -> int:
+    """Return how many tokens two prompts begin with in common; media count as far as their content is the same."""
+    pairs = enumerate(zip(one.ids, other.ids, strict=False))
+    count = next((at for at, (a, b) in pairs if a != b), min(len(one.ids), len(other.ids)))
+    for mine, theirs in zip(one.spans, other.spans, strict=False):
+        if min(mine.start, theirs.start) >= count:
+            break
+        if mine.start != theirs.start:
+            return min(mine.start, theirs.start)
+        same = mine.start + _common_tokens(mine, theirs)
+        if same < max(mine.stop, theirs.stop):
+            return min(count, same)
+    return count
+
+
+def _common_tokens(mine: Span, theirs: Span) -> int:
+    """Return how many tokens two media begin with in common: whole frames of a video, all or nothing of a picture."""
+    tokens = mine.stop - mine.start
+    one, other = mine.medium, theirs.medium
+    if one is other:
+        return tokens
+    if isinstance(one, Picture) or isinstance(other, Picture):
+        same = isinstance(one, Picture) and isinstance(other, Picture) and np.array_equal(one.pixels, other.pixels)
+        return tokens if same else 0
+    frames = 0
+    for mine_frame, their_frame in zip(one.images, other.images, strict=False):
+        if not np.array_equal(mine_frame, their_frame):
+            break
+        frames += 1
+    return frames * (tokens // len(one.images))

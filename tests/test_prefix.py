@@ -1,0 +1,137 @@
+"""What a new prompt takes over from the last one: never another answer, and never more memory than one cache."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from edits import differences
+from test_parity import CONVERSATIONS, STILL, VIDEO, checkpoint
+
+from llava_video_cli import (
+    Frames,
+    Generation,
+    Loading,
+    Model,
+    Picture,
+    Request,
+    Turn,
+    join,
+    open_model,
+)
+from llava_video_cli.errors import OutOfMemoryError
+from llava_video_cli.models.generation import Run
+from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.prefix import Prompt, Span, common
+
+GREEDY = Generation(max_new_tokens=8)
+
+
+def opened(layouts: dict[str, Path], name: str = "vicuna", reuse: bool = True) -> LlavaVideo:
+    model = open_model(str(checkpoint(name, layouts)), Loading(prefix_reuse=reuse))
+    assert isinstance(model, LlavaVideo)
+    return model
+
+
+def ask(model: Model, text: str, *media: Frames | Picture, system: str | None = None) -> tuple[str, int, int]:
+    """The answer, and how many of the prompt's tokens were reused."""
+    opening = (Turn("system", system),) if system else ()
+    answer = join(model.stream(Request((*opening, Turn("user", text, media)), GREEDY)))
+    return answer.text, answer.usage.cached_tokens, answer.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])
+def test_any_edits_leave_the_answers_as_they_are(name: str, layouts: dict[str, Path]) -> None:
+    reusing, plain = opened(layouts, name), opened(layouts, name, reuse=False)
+    wrong, tokens, reused = differences(reusing, plain, 60, random.Random(name))
+    assert not wrong
+    assert reused > 0.4 * tokens
+
+
+def test_a_second_question_costs_its_own_tokens(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    first, cached, tokens = ask(model, "What moves?", VIDEO)
+    assert cached == 0
+    other, cached, _ = ask(model, "Why?", VIDEO)
+    assert 3 * 144 <= cached < tokens
+    again, cached, tokens = ask(model, "What moves?", replace(VIDEO, images=VIDEO.images.copy()))
+    assert again == first, "other frames of the same content"
+    assert other == ask(opened(layouts, reuse=False), "Why?", VIDEO)[0]
+    assert cached == tokens - 1, "of the same prompt, too, the last token is computed"
+    assert ask(model, "What moves?", VIDEO, system="Be kind.")[1] < 10
+
+
+def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    before = ask(model, "What moves?", VIDEO)
+    changed = VIDEO.images.copy()
+    changed[2] = 255 - changed[2]
+    _, cached, _ = ask(model, "What moves?", replace(VIDEO, images=changed))
+    assert 2 * 144 <= cached < 3 * 144
+    assert ask(model, "What moves?", VIDEO)[0] == before[0]
+
+
+def test_the_switch_turns_it_off(layouts: dict[str, Path]) -> None:
+    model = opened(layouts, reuse=False)
+    assert [ask(model, "Why?", VIDEO)[1] for _ in range(2)] == [0, 0]
+    assert model._prefix._held is None
+
+
+def test_a_reader_that_leaves_leaves_a_cache_that_fits_its_tokens(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    stream = model.stream(Request((Turn("user", "What moves?", (VIDEO,)),), Generation(max_new_tokens=500)))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    answer, cached, _ = ask(model, "What moves?", VIDEO)
+    assert cached > 3 * 144
+    assert answer == ask(opened(layouts, reuse=False), "What moves?", VIDEO)[0]
+
+
+def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened(layouts)
+    ask(model, "What moves?", VIDEO)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_generate", fail)
+        with pytest.raises(OutOfMemoryError):
+            ask(model, "Why?", VIDEO)
+    assert model._prefix._held is None
+    assert ask(model, "Why?", VIDEO)[1] == 0
+
+
+def test_a_batch_gets_the_memory_back(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    ask(model, "What moves?", VIDEO)
+    assert model._prefix._held is not None
+    model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
+    assert model._prefix._held is None
+
+
+@pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])
+def test_a_batch_on_few_videos_computes_each_once(name: str, layouts: dict[str, Path]) -> None:
+    model, plain = opened(layouts, name), opened(layouts, name, reuse=False)
+    asked = [
+        Request((Turn("user", text, media),), GREEDY)
+        for media in ((VIDEO,), (STILL, VIDEO), (STILL,))
+        for text in ("What shape is it?", "Which way does it move in the end?", "Why?")
+    ] + [Request(turns, GREEDY) for turns in CONVERSATIONS.values()]
+    answers = model.answer_all(asked)
+    assert [answer.text for answer in answers] == [join(plain.stream(one)).text for one in asked]
+    cached = [answer.usage.cached_tokens for answer in answers]
+    assert [count > 0 for count in cached[:9]] == [False, True, True] * 3
+    assert not any(answer.usage.cached_tokens for answer in plain.answer_all(asked))
+
+
+def test_media_side_by_side_are_told_apart_by_where_they_begin() -> None:
+    half = replace(VIDEO, images=VIDEO.images[:1])
+    one = Prompt([1] * 9, (Span(0, 3, half), Span(3, 6, half)))
+    assert common(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 6, half)))) == 9
+    assert common(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 9, VIDEO)))) == 6
+    assert common(one, Prompt([1] * 9, (Span(0, 9, VIDEO),))) == 3
+    assert common(one, Prompt([1] * 9, (Span(1, 4, half),))) == 0
+    assert common(one, Prompt([1, 1, 2], (Span(0, 3, half),))) == 2
