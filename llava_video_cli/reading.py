@@ -154,8 +154,9 @@ class Reading:
                 yield shot
 
     def _choose(self, sampling: Sampling) -> None:
+        timeline = self.timeline  # whose own errors name the file already
         try:
-            self._choice = choose(self.timeline, sampling)
+            self._choice = choose(timeline, sampling)
         except MediaError as error:
             raise MediaError(f"{self._source.path}: {error}", error.hint) from None
 
