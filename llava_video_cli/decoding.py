@@ -126,6 +126,7 @@ def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int
         last = stamp
         if stamp == due[0]:
             yield due.pop(0), frame
+            del frame
             if not due:
                 return
     raise OffTrackError
