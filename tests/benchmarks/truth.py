@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,9 +51,9 @@ class Truth:
         distances = {
             k: float(np.abs(frame.astype(np.int16) - self.pictures[k]).mean())
             for k in range(number - NEIGHBOURS, number + NEIGHBOURS + 1)
-            if k in self.pictures
+            if k in self.pictures and self.pictures[k].shape == frame.shape
         }
-        return distances[number] <= min(FAR, min(distances.values()) + 1e-3)
+        return distances.get(number, math.inf) <= min(FAR, min(distances.values(), default=0.0) + 1e-3)
 
 
 def _frames(path: str) -> Iterator[av.VideoFrame]:
