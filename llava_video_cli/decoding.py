@@ -126,6 +126,7 @@ def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int
         last = stamp
         if stamp == due[0]:
             yield due.pop(0), frame
+            del frame
             if not due:
                 return
     raise OffTrackError
@@ -227,7 +228,8 @@ def _needed(
     skips = context.codec.name not in _SKIP_AS_OPENED
     for packet in packets:
         if packet.size and (packet.pts is None or packet.pts >= begin):
-            context.skip_frame = "NONREF" if skips and packet.pts not in targets else "DEFAULT"
+            if skips:
+                context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
             yield from packet.decode()
     yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
 
@@ -238,15 +240,18 @@ def _between(source: Source, packets: Packets, run: Run) -> Iterator[Packet[Vide
     before = [packets.keys[i] for i in (earlier, earlier - 1, 0) if 0 <= i <= earlier]
     # the container may seek by decoding time, which is the smaller one
     stamps = (packets.stamps[run.entry], packets.decoding[run.entry], *(packets.stamps[key] for key in before))
+    behind = int(packets.stamps[run.stop + 1]) if run.stop + 1 < len(packets.stamps) else None
     for landing in stamps:
         source.container.seek(int(landing), stream=source.stream, backward=True)
         begun = False
         for packet in demux(source):
-            here = packets.position(packet.pts) if packet.size and packet.pts is not None else None
-            if here is not None:
-                if here > (run.stop if begun else run.entry):
-                    break  # done, or landed late
-                begun = begun or here == run.entry
+            if packet.size and packet.pts is not None:
+                if begun and packet.pts == behind:
+                    break
+                if not begun and (here := packets.position(packet.pts)) is not None:
+                    if here > run.entry:
+                        break  # landed late
+                    begun = here == run.entry
             if begun:
                 yield packet
         if begun:

@@ -108,6 +108,7 @@ class Reading:
                     for shot in self._in_order(found, hold_all):
                         self._progress(len(self._taken) / self.count)
                         yield shot
+                        del shot
                     return
                 except OffTrackError:
                     pass
@@ -152,10 +153,12 @@ class Reading:
             for _ in times:
                 self._taken.append((target, shot.stamp))
                 yield shot
+            del shot
 
     def _choose(self, sampling: Sampling) -> None:
+        timeline = self.timeline  # whose own errors name the file already
         try:
-            self._choice = choose(self.timeline, sampling)
+            self._choice = choose(timeline, sampling)
         except MediaError as error:
             raise MediaError(f"{self._source.path}: {error}", error.hint) from None
 

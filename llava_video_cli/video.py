@@ -103,9 +103,11 @@ def iter_frames(
     *,
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
+    resize: Resize = _unchanged,
 ) -> Generator[Frame, None, None]:
     """Yield the frames that `read_frames` returns, one at a time, so that they needn't lie in memory together.
 
+    What `resize` makes of a frame is handed on in its place, and the frame is let go before the next one is decoded.
     Raises what `read_frames` raises, where it happens.
     """
     import numpy as np
@@ -114,9 +116,11 @@ def iter_frames(
 
     with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
         for shot in reading.shots(sampling or Sampling(), hold_all=False):
-            frame = Frame(np.ascontiguousarray(shot.image), reading.timeline.seconds(shot.stamp))
+            frame = Frame(np.ascontiguousarray(resize(shot.image)), reading.timeline.seconds(shot.stamp))
+            del shot
             with reading.clock.paused():
                 yield frame
+            del frame
 
 
 def read_frames(
@@ -178,6 +182,7 @@ def _taken(path: str, reading: Reading, sampling: Sampling, resize: Resize) -> F
             images, stamps, reading.began_anew = np.empty((reading.count, *image.shape), np.uint8), [], False
         images[len(stamps)] = image
         stamps.append(shot.stamp)
+        del shot, image
     assert images is not None, "a sampling takes at least one frame"
     return Frames(
         images=images[: len(stamps)],

@@ -1,7 +1,8 @@
 """Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N]`.
 
 Bits are flipped, pieces cut out, doubled or swapped, boxes swapped, and numbers in headers made absurd. Every file has
-to give frames or a MediaError, in time, with all its handles closed. The last line is one JSON document.
+to give frames or a MediaError that names it once, in time, with all its handles closed. The last line is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def _read(path: str, draw: random.Random) -> str:
             return "left early"
         return "frames" if len(read_frames(path, sampling, limits=LIMITS).images) else "none"
     except MediaError as error:
+        assert str(error).startswith(f"{path}: ") and str(error).count(path) == 1, error
         return "in time" if "not read within" in str(error) else "refused"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def test_one_at_a_time_gives_the_same_frames(long: Path) -> None:
         single = list(iter_frames(long, sampling))
         assert [digest(frame.image) for frame in single] == digests(whole)
         assert tuple(frame.time_seconds for frame in single) == whole.times_seconds
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_resized_frame_is_let_go_before_the_next_one_comes(long: Path, cores: int) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    def halve(image: Any) -> Any:
+        assert not any(full() is not None for full in seen), "a frame of full size is still held"
+        seen.append(weakref.ref(image))
+        return image[::2, ::2].copy()
+
+    sampling, limits = Sampling(frames=8), Limits(cores=cores)
+    small = read_frames(long, sampling, limits=limits, resize=halve)
+    single = [frame.image for frame in iter_frames(long, sampling, limits=limits, resize=halve)]
+    assert len(seen) == 16 and [digest(image) for image in single] == digests(small)
+    assert small.images.shape == (8, 32, 48, 3)
 
 
 def test_leaving_early_closes_the_file(long: Path) -> None:

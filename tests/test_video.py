@@ -189,6 +189,22 @@ def test_a_broken_keyframe(tmp_path: Path) -> None:
     assert "2 broken packets skipped" in " ".join(frames.notes) or "broken packet" in " ".join(frames.notes)
 
 
+def test_an_error_names_the_file_once(tmp_path: Path) -> None:
+    names = ("nothing_left.avi", "nothing_left.mp4", "nothing_left.mkv")
+    clips = [make_clip(tmp_path / name, codec="mpeg4", bf="2", g="8") for name in names]
+    for clip in clips:
+        break_packets(clip, range(24))
+    late, slow = Sampling(start_seconds=5), Limits(seconds=1e-9)
+    whole = [make_clip(tmp_path / name, codec="mpeg4", bf="2", g="8") for name in ("whole.avi", "whole.mp4")]
+    cases = [(clip, Sampling(), Limits(), "no picture can be decoded") for clip in clips]
+    cases += [(clip, late, Limits(), "the start (5 s) lies past the end of the video (1.000 s)") for clip in whole]
+    cases += [(clip, Sampling(), slow, "not read within 1e-09 seconds") for clip in whole]
+    for clip, sampling, limits, words in cases:
+        with pytest.raises(MediaError) as raised:
+            read_frames(clip, sampling, limits=limits)
+        assert str(raised.value) == f"{clip}: {words}"
+
+
 def test_a_break_elsewhere_costs_nothing(tmp_path: Path) -> None:
     clip = break_packets(make_clip(tmp_path / "broken.mp4", **GOP8), [18])
     assert read_frames(clip, Sampling(frames=2)).notes == ()

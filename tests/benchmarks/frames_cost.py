@@ -3,10 +3,14 @@
     python tests/benchmarks/frames_cost.py stages /tmp/videos/*.mp4
     python tests/benchmarks/frames_cost.py memory /tmp/videos/h264_2160p_60s.mp4
     python tests/benchmarks/frames_cost.py together /tmp/videos/h264_1080p_60s_gop60.mp4
+    python tests/benchmarks/frames_cost.py floor /tmp/videos/h264_480p_2h.mp4
+    python tests/benchmarks/frames_cost.py survey /tmp/videos/*.mkv
 
-`stages`: seconds of each step on one core, for 32 frames. `memory`: the peak above the idle process, of 32 frames that
-are resized as they come, and of 32 that are held. `together`: frames a second of two readers over those of one, each on
-one core. The last line is one JSON document.
+`stages`: seconds of each step on one core, for 32 frames. `memory`: MB of the peak above the idle process, of 32 frames
+that are resized as they come, by the reader or by its caller, and of 32 that are held. `together`: frames a second of
+two readers over those of one, each on one core. `floor`: 8 frames, exact and at keyframes, against the least that PyAV
+needs for 8 keyframes: to open the file, to seek to eight moments, to decode a picture at each. `survey`: what it costs
+to know all stamps, from the table in the header or by reading all packets. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -83,13 +88,21 @@ def small(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
 
 
+def resized(image: np.ndarray) -> np.ndarray:
+    """The same as an array."""
+    return np.asarray(small(image))
+
+
 def _peak(path: str, how: str, answer: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     sampling = Sampling(frames=FRAMES)
     small(np.zeros((64, 64, 3), np.uint8))
     idle = peak_memory()
-    if how == "handed on":
-        kept = [small(frame.image) for frame in iter_frames(path, sampling)]
-        assert len(kept) == FRAMES
+    if how == "handed_on_resized":
+        assert len([frame.image for frame in iter_frames(path, sampling, resize=resized)]) == FRAMES
+    elif how == "read_resized":
+        assert len(read_frames(path, sampling, resize=resized).images) == FRAMES
+    elif how == "resized_by_caller":
+        assert len([resized(frame.image) for frame in iter_frames(path, sampling)]) == FRAMES
     elif how == "held":
         assert len(read_frames(path, sampling).images) == FRAMES
     answer.put((peak_memory() - idle) / 2**20)
@@ -99,7 +112,7 @@ def memory(path: str) -> dict[str, float]:
     """MB above the idle process, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     found = {}
-    for how in ("handed on", "held"):
+    for how in ("handed_on_resized", "read_resized", "resized_by_caller", "held"):
         answer = context.Queue()
         process = context.Process(target=_peak, args=(path, how, answer))
         process.start()
@@ -125,15 +138,61 @@ def together(path: str) -> dict[str, float]:
         read()
         read()
 
-    taken: dict[str, list[float]] = {"one": [], "two": []}
-    for _ in range(RUNS):
-        for name, call in (("one", one_after_the_other), ("two", two)):
-            taken[name].append(timed(call))
-    one, both = (statistics.median(taken[name]) for name in ("one", "two"))
+    found = _medians({"one": one_after_the_other, "two": two})
+    one, both = found["one"], found["two"]
     return {"one_after_the_other": round(one, 3), "two_at_a_time": round(both, 3), "ratio": round(one / both, 2)}
 
 
-def timed(call: Callable[[], None]) -> float:
+def floor(path: str) -> dict[str, float]:
+    """Seconds of the exact way, of the keyframes' way, and of the least that PyAV needs for as many keyframes."""
+
+    def opened() -> None:
+        with av.open(path):
+            pass
+
+    def keyframes() -> None:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            for number in range(8):
+                container.seek(number * (stream.duration or 0) // 8, stream=stream)
+                next(container.decode(stream)).to_ndarray(format="rgb24")
+
+    calls: dict[str, Callable[[], object]] = {
+        "exact": lambda: read_frames(path, Sampling(frames=8)),
+        "keyframes": lambda: read_frames(path, Sampling(frames=8, mode="keyframes")),
+        "pyav_open": opened,
+        "pyav_keyframes": keyframes,
+    }
+    return _medians(calls)
+
+
+def survey(path: str) -> dict[str, float]:
+    """Seconds to open a file and to know all its stamps, its packets and its GB (1e9 bytes)."""
+
+    def known() -> None:
+        with open_video(path, Deadline(path, Limits())) as source:
+            packets = packets_of(source)
+            assert packets is not None, "a file with usable stamps"
+            counts.append(len(packets.stamps))
+
+    def opened() -> None:
+        with open_video(path, Deadline(path, Limits())):
+            pass
+
+    counts: list[int] = []
+    found = _medians({"open": opened, "open_and_survey": known})
+    return found | {"packets": counts[0], "gb": round(Path(path).stat().st_size / 1e9, 3)}
+
+
+def _medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(RUNS):
+        for name, call in calls.items():
+            taken[name].append(timed(call))
+    return {name: round(statistics.median(seconds), 4) for name, seconds in taken.items()}
+
+
+def timed(call: Callable[[], object]) -> float:
     """Seconds of a call."""
     start = time.perf_counter()
     call()
@@ -143,10 +202,13 @@ def timed(call: Callable[[], None]) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["stages", "memory", "together"])
+    parser.add_argument("what", choices=["stages", "memory", "together", "floor", "survey"])
     parser.add_argument("files", nargs="+", type=Path)
     options = parser.parse_args()
-    measure = {"stages": stages, "memory": memory, "together": together}[options.what]
+    modes: dict[str, Callable[[str], dict[str, Any]]] = {
+        "stages": stages, "memory": memory, "together": together, "floor": floor, "survey": survey
+    }  # fmt: skip
+    measure = modes[options.what]
     results = {path.name: measure(str(path)) for path in options.files}
     for name, result in results.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))

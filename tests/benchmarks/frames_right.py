@@ -33,7 +33,8 @@ def samplings(seconds: float) -> list[Sampling]:
     start, end = round(seconds * 0.31, 3), round(seconds * 0.77 + 0.02, 3)
     found = [Sampling(frames=n, mode=mode) for n in (1, 2, 8, 32, 100) for mode in ("uniform", "endpoints")]
     found += [Sampling(frames=5, start_seconds=start, end_seconds=end), Sampling(frames=8, mode="keyframes")]
-    found.append(Sampling(fps=1.5, start_seconds=start, end_seconds=end))
+    rate = 1.5 if seconds < 1200 else 0.05  # more than MAX_FRAMES otherwise
+    found.append(Sampling(fps=rate, start_seconds=start, end_seconds=end))
     return found if seconds > 600 else [*found, Sampling(fps=2)]
 
 

@@ -3,8 +3,8 @@
     ../shared/tools/make_videos.sh /tmp/videos small
     python tests/benchmarks/frames_table.py /tmp/videos ../shared/videos
 
-Right are the frames number i * total // 8 of a sequential decode (`truth.py`), for those readers that count frames, and
-for llvid, which goes by time, wherever the rate is constant.
+Right are the frames number i * total // 8 of a sequential decode (`truth.py`), or, where the rate is not constant,
+those on screen at i / 8 of the duration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     print("|---|" + "---|" * len(names))
     for file, row in verdicts.items():
         print(f"| {file} |", " | ".join(row[name] for name in names), "|")
-    totals = {name: Counter(row[name].split(":")[0] for row in verdicts.values()) for name in names}
+    totals = {name: Counter(row[name].split(":")[0].split(" ")[0] for row in verdicts.values()) for name in names}
     print("| **same / other / error** |", " | ".join(
         f"{totals[name]['same']} / {totals[name]['other']} / {totals[name]['error']}" for name in names
     ), "|")  # fmt: skip
