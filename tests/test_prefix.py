@@ -56,10 +56,11 @@ def test_a_second_question_costs_its_own_tokens(layouts: dict[str, Path]) -> Non
     assert cached == 0
     other, cached, _ = ask(model, "Why?", VIDEO)
     assert 3 * 144 <= cached < tokens
+    assert other == ask(opened(layouts, reuse=False), "Why?", VIDEO)[0]
     again, cached, tokens = ask(model, "What moves?", replace(VIDEO, images=VIDEO.images.copy()))
     assert again == first, "other frames of the same content"
-    assert other == ask(opened(layouts, reuse=False), "Why?", VIDEO)[0]
-    assert cached == tokens - 1, "of the same prompt, too, the last token is computed"
+    assert 3 * 144 <= cached < tokens
+    assert ask(model, "What moves?", VIDEO) == (first, tokens - 1, tokens), "the last token is computed in any case"
     assert ask(model, "What moves?", VIDEO, system="Be kind.")[1] < 10
 
 
