@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .conversation import Answer, FinishReason, Media, Request, Segment, Turn, Usage
+from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from .errors import LlvidError, MediaError
 from .image import Picture, is_picture, read_image
 from .limits import Limits
@@ -48,6 +48,7 @@ class Task:
             "generation": asdict(preset.generation.asked(self.drawn_seed)),
             "every_seconds": self.every_seconds,
             "asked": self.asked,
+            **({"timestamps": True} if preset.timestamps else {}),
         }
         return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).digest()
 
@@ -58,8 +59,7 @@ class Task:
 
     def request(self, media: Media) -> Request:
         """Return the request for a video's caption."""
-        system = (Turn("system", self.preset.system),) if self.preset.system else ()
-        return Request((*system, Turn("user", self.preset.prompt, (media,))), self.preset.generation)
+        return self.preset.request(self.preset.prompt, (media,))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .conversation import Generation
+from .conversation import Generation, Media, Request, Turn
 from .errors import UsageError, nearest
 from .models.loading import Quantize
 from .sampling import Sampling
+from .timestamps import with_times
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()
@@ -27,9 +28,16 @@ class Preset:
     quantize: Quantize = "none"
     prompt: str = "Describe the video."
     system: str | None = None
+    timestamps: bool = False
     sampling: Sampling = _SAMPLING
     generation: Generation = _GENERATION
     path: Path | None = None
+
+    def request(self, question: str, media: Sequence[Media]) -> Request:
+        """Return a question about media, told as the preset says."""
+        system = (Turn("system", self.system),) if self.system else ()
+        turns = (*system, Turn("user", question, tuple(media)))
+        return Request(with_times(turns) if self.timestamps else turns, self.generation)
 
 
 def preset_folders() -> tuple[Path, ...]:
@@ -126,7 +134,7 @@ def _fitting(value: object, wanted: Any, where: str) -> Any:
         return float(value)
     if type(value) in allowed or (value is None and NoneType in allowed):
         return value
-    names = " or ".join(
-        {NoneType: "null", str: "text", int: "a whole number", float: "a number"}.get(t, str(t)) for t in allowed
-    )
-    raise UsageError(f"{where} must be {names}, got {value!r}")
+    names = {
+        NoneType: "null", str: "text", int: "a whole number", float: "a number", bool: "true or false",
+    }  # fmt: skip
+    raise UsageError(f"{where} must be {' or '.join(names.get(t, str(t)) for t in allowed)}, got {value!r}")

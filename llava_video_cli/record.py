@@ -130,6 +130,7 @@ def settings_values(model: Model, preset: Preset) -> dict[str, Any]:
     return {
         "preset": preset.name,
         "system": preset.system,
+        "timestamps": preset.timestamps,
         "sampling": asdict(preset.sampling),
         "generation": asdict(preset.generation),
         **model.settings,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..conversation import Answer, Chunk, Media, Request, Turn
+from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
@@ -97,7 +97,7 @@ def answer_all(
                 progress.stop()
                 console.note(f"> {question}")
             progress.say("thinking")
-            request = _request(question, contents, settings)
+            request = settings.preset.request(question, contents)
             answer = collect(model.stream(request), progress, silent=output.json)
             if output.json:
                 media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
@@ -110,11 +110,6 @@ def _open(settings: Settings) -> Model:
     from ..models import open_model
 
     return open_model(settings.model, settings.loading, settings.revision)
-
-
-def _request(question: str, contents: Sequence[Media], settings: Settings) -> Request:
-    system = (Turn("system", settings.preset.system),) if settings.preset.system else ()
-    return Request((*system, Turn("user", question, tuple(contents))), settings.preset.generation)
 
 
 def collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:

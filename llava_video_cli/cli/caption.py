@@ -18,6 +18,7 @@ from ..listing import Found, find
 from ..models import Model
 from ..output import SIDECARS, Sidecar
 from ..record import Failure, Record, path_to_text, settings_values
+from ..sampling import clock
 from ..sidecar import Sidecars
 from ..todo import Todo, sort_out
 from ..video import read_windows
@@ -26,7 +27,6 @@ from . import console
 from .ask import answer_all, collect
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
 from .media import check
-from .meter import clock
 from .options import (
     FrameFlags,
     ModelFlags,

@@ -87,6 +87,14 @@ class TextFlags:
     system: Annotated[
         str | None, _option("--system", panel=_TEXT, metavar="TEXT", help="System text before the conversation.")
     ] = None
+    timestamps: Annotated[
+        bool | None,
+        _option(
+            "--timestamps/--no-timestamps",
+            panel=_TEXT,
+            help="Tell the model a video's length and its frames' times [default: off].",
+        ),
+    ] = None
     max_new_tokens: Annotated[
         int | None,
         _option("--max-new-tokens", panel=_TEXT, metavar="N", help="Longest answer, in tokens [default: 512]."),
@@ -242,7 +250,7 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
         preset,
         sampling=settle_sampling(preset, frames),
         generation=generation,
-        **_given(model=model.model, quantize=model.quantize, system=text.system),
+        **_given(model=model.model, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
     check_text(preset.system or "", "the system text")
     loading = Loading(
