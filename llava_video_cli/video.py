@@ -59,6 +59,12 @@ class Frames:
     sampling: Sampling
     notes: tuple[str, ...] = ()
 
+    @property
+    def part_seconds(self) -> tuple[float, float]:
+        """The part `[start, end)` of the video that they were taken from."""
+        whole, end = self.info.duration_seconds, self.sampling.end_seconds
+        return self.sampling.start_seconds, whole if end is None else min(end, whole)
+
 
 # Makes another picture of one, uint8 (height, width, 3) both.
 Resize: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]"

@@ -120,4 +120,4 @@ def test_it_makes_another_caption_and_a_preset_may_say_it(tmp_path: Path) -> Non
     assert read_preset(path).timestamps and not load_preset("default").timestamps
     plain, told = Task(Preset("a", "")), Task(Preset("a", "", timestamps=True))
     assert plain.fingerprint != told.fingerprint
-    assert told.request(video(0)).turns[-1].text.startswith("The video is")
+    assert told.preset.request("Why?", (video(0),)).turns[-1].text.startswith("The video is")

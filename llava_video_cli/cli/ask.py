@@ -13,10 +13,22 @@ from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
+from ..subtitles import Subtitles, notes_of
 from . import console
 from .background import LOADING, Background
-from .media import check, notes, read
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, check_text, settle, takes
+from .media import check, notes, read, read_speech
+from .options import (
+    FrameFlags,
+    ModelFlags,
+    OutputFlags,
+    PresetFlag,
+    Settings,
+    SpeechFlag,
+    TextFlags,
+    check_text,
+    settle,
+    takes,
+)
 
 _UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
@@ -40,7 +52,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ask", help=f"Ask one or more questions about a video or a picture.\n{_EXAMPLES}")(ask)
 
 
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
 def ask(
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)],
     questions: Annotated[
@@ -62,6 +74,7 @@ def ask(
     model: ModelFlags,
     frames: FrameFlags,
     text: TextFlags,
+    speech: SpeechFlag,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:
@@ -69,7 +82,9 @@ def ask(
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
-    answer_all(paths, asked, settings, output, show_questions=len(asked) > 1 and console.stderr.is_terminal)
+    subtitles = read_speech(speech, paths)
+    show_questions = len(asked) > 1 and console.stderr.is_terminal
+    answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
 
 
 def answer_all(
@@ -77,6 +92,8 @@ def answer_all(
     questions: Sequence[str],
     settings: Settings,
     output: OutputFlags,
+    subtitles: Subtitles | None = None,
+    *,
     show_questions: bool = False,
 ) -> None:
     """Read the media while the model loads, then ask and show one question after the other."""
@@ -92,16 +109,21 @@ def answer_all(
                 console.note(line)
         progress.say(f"loading {settings.model}")
         model = opening.result()
-        for question in questions:
+        requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)
+        speech = notes_of([heard])
+        for line in speech if not output.quiet else ():
+            console.note(line)
+        for question, request in zip(questions, requests, strict=True):
             if show_questions and not output.quiet and not output.json:
                 progress.stop()
                 console.note(f"> {question}")
             progress.say("thinking")
-            request = settings.preset.request(question, contents)
             answer = collect(model.stream(request), progress, silent=output.json)
             if output.json:
                 media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
-                console.write_json(ask_values(media, question, answer, settings_values(model, settings.preset)))
+                media[0]["notes"] += speech
+                values = settings_values(model, settings.preset, subtitles)
+                console.write_json(ask_values(media, question, answer, values))
             if answer.finish_reason != "stop" and not output.quiet:
                 console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
 

@@ -119,6 +119,19 @@ class TextFlags:
 
 
 @dataclass(frozen=True)
+class SpeechFlag:
+    """What is spoken in a video; None where the user said nothing."""
+
+    subtitles: Annotated[
+        str | None,
+        _option(
+            "--subtitles", panel=_TEXT, metavar="FILE",
+            help="Tell the model the lines of a .srt, .vtt or .ass; `auto` takes the one beside the video.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
 class PresetFlag:
     """Which preset; None where the user said nothing."""
 
