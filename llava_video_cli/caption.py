@@ -144,15 +144,15 @@ def caption_values(
         "prompt": prompt,
         "model": settings["model"],
         "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-        "frames": _frames([part.values["frames"] for part in parts]),
+        "frames": join_frames([part.values["frames"] for part in parts]),
         "notes": "; ".join(notes),
-        "usage": asdict(_total([answer.usage for _, answer in answers])),
+        "usage": asdict(total_usage([answer.usage for _, answer in answers])),
         "settings": dict(settings),
         "key": key,
     }
 
 
-def _frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Join what is said of the frames of each window."""
     known = [part for part in parts if part is not None]
     if not known:
@@ -161,7 +161,7 @@ def _frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return {**known[0], "count": len(times), "times_seconds": times}
 
 
-def _total(usages: Sequence[Usage]) -> Usage:
+def total_usage(usages: Sequence[Usage]) -> Usage:
     """Add up what the windows cost; the first token is the first window's."""
     return replace(
         usages[0],

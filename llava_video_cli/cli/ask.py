@@ -30,7 +30,7 @@ from .options import (
     takes,
 )
 
-_UNFINISHED = {
+UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
     "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
 }
@@ -42,6 +42,8 @@ Examples:
     llvid ask video.mp4 "Who is in it?" "Where are they?" --frames 16 --json
 
     llvid ask video.mp4 "Is this person in the video?" --with photo.jpg
+
+    llvid ask film.mkv "When do they leave the house?" --windows 60 --subtitles auto
 
     echo "What is on the table?" | llvid ask photo.jpg -
 """
@@ -71,6 +73,16 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    windows: Annotated[
+        float | None,
+        typer.Option(
+            "--windows",
+            min=0.01,
+            metavar="SECONDS",
+            help="For hours of video: ask each window of that length, then answer from what was seen.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelFlags,
     frames: FrameFlags,
     text: TextFlags,
@@ -84,6 +96,11 @@ def ask(
     paths = [media, *(with_ or ())]
     subtitles = read_speech(speech, paths)
     show_questions = len(asked) > 1 and console.stderr.is_terminal
+    if windows is not None:
+        from .longvideo import ask_windows
+
+        ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
+        return
     answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
 
 
@@ -125,7 +142,7 @@ def answer_all(
                 values = settings_values(model, settings.preset, subtitles)
                 console.write_json(ask_values(media, question, answer, values))
             if answer.finish_reason != "stop" and not output.quiet:
-                console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
+                console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
 
 
 def _open(settings: Settings) -> Model:
