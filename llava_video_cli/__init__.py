@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .preset import Preset, load_preset
     from .sampling import Sampling
     from .sheet import contact_sheet
+    from .timestamps import with_times
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "preset": ("Preset", "load_preset"),
     "sampling": ("Sampling",),
     "sheet": ("contact_sheet",),
+    "timestamps": ("with_times",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -36,7 +38,7 @@ __all__ = [
     "Answer", "Budget", "Chunk", "ContextError", "Frame", "Frames", "Generation", "Limits", "LlvidError", "Loading",
     "MediaError", "Model", "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage",
     "UsageError", "VideoInfo", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "probe",
-    "read_frames", "read_image",
+    "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 

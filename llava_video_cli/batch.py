@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TypeAlias
@@ -85,7 +85,7 @@ def run(
     stop: Event | None = None,
     pace: Pace | None = None,
     workers: int | None = None,
-) -> Iterator[Record | Failure]:
+) -> Generator[Record | Failure, None, None]:
     """Yield what comes of each job, in the order in which they are done.
 
     Questions of the same kind (as many frames, the same generation) are answered together, the oldest first. A request

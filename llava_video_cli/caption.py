@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .conversation import Answer, FinishReason, Media, Request, Segment, Turn, Usage
+from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from .errors import LlvidError, MediaError
 from .image import Picture, is_picture, read_image
 from .limits import Limits
 from .preset import Preset
 from .readahead import Question, Result
 from .record import Failure, Record, media_values, path_to_text
+from .subtitles import Count, Heard, Subtitles, notes_of
 from .video import Resize, read_frames, read_windows
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
@@ -28,13 +29,15 @@ class Task:
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
     `every_seconds` cuts a video into windows; None takes the whole of it. `asked` is what else makes another caption
-    of the same prompt: how the weights were asked for. A `drawn_seed`, which nobody asked for, does not.
+    of the same prompt: how the weights were asked for. A `drawn_seed`, which nobody asked for, does not. `subtitles`
+    are for a run on one video.
     """
 
     preset: Preset
     every_seconds: float | None = None
     asked: tuple[tuple[str, Any], ...] = ()
     drawn_seed: int | None = None
+    subtitles: Subtitles | None = None
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -48,6 +51,8 @@ class Task:
             "generation": asdict(preset.generation.asked(self.drawn_seed)),
             "every_seconds": self.every_seconds,
             "asked": self.asked,
+            **({"timestamps": True} if preset.timestamps else {}),
+            **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
         }
         return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).digest()
 
@@ -56,10 +61,10 @@ class Task:
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return hashlib.blake2b(name, key=self.fingerprint, digest_size=16).hexdigest()
 
-    def request(self, media: Media) -> Request:
-        """Return the request for a video's caption."""
-        system = (Turn("system", self.preset.system),) if self.preset.system else ()
-        return Request((*system, Turn("user", self.preset.prompt, (media,))), self.preset.generation)
+    def request(self, media: Media, count: Count) -> tuple[Request, Heard | None]:
+        """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""
+        (request,), heard = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
+        return request, heard
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,18 @@ class _Part:
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
+    heard: Heard | None = None
 
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """One video of a run. `settings` are those of `settings_values`."""
+    """One video of a run. `settings` are those of `settings_values`, `count` is `Model.budget`."""
 
     name: str
     key: str
     task: Task
     settings: Mapping[str, Any]
+    count: Count
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
         """Yield the question about the whole, or one about each window."""
@@ -88,8 +95,8 @@ class CaptionJob:
         elif every is None:
             yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
         else:
-            for start, end, frames in read_windows(self.name, every, sampling, limits=limits, resize=shrink):
-                yield self._question(frames, start, end)
+            for _, _, frames in read_windows(self.name, every, sampling, limits=limits, resize=shrink):
+                yield self._question(frames)
 
     def outcomes(
         self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
@@ -108,15 +115,10 @@ class CaptionJob:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
 
-    def _question(self, media: Media, start: float | None = None, end: float | None = None) -> Question:
-        if isinstance(media, Picture):
-            start = end = 0.0
-        else:
-            begin, stop = media.sampling.start_seconds, media.sampling.end_seconds
-            whole = media.info.duration_seconds
-            start = begin if start is None else start
-            end = (whole if stop is None else min(stop, whole)) if end is None else end
-        return Question(self.task.request(media), _Part(start, end, media_values(self.name, media)))
+    def _question(self, media: Media) -> Question:
+        part = (0.0, 0.0) if isinstance(media, Picture) else media.part_seconds
+        request, heard = self.task.request(media, self.count)
+        return Question(request, _Part(*part, media_values(self.name, media), heard))
 
 
 def caption_values(
@@ -134,6 +136,7 @@ def caption_values(
     parts = [part for part, _ in answers]
     segments = [Segment(part.start_seconds, part.end_seconds, answer.text) for part, answer in answers]
     notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
+    notes |= dict.fromkeys(notes_of(part.heard for part in parts))
     return {
         "video_path": path_to_text(path),
         "caption": " ".join(answer.text for _, answer in answers),
@@ -141,15 +144,15 @@ def caption_values(
         "prompt": prompt,
         "model": settings["model"],
         "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-        "frames": _frames([part.values["frames"] for part in parts]),
+        "frames": join_frames([part.values["frames"] for part in parts]),
         "notes": "; ".join(notes),
-        "usage": asdict(_total([answer.usage for _, answer in answers])),
+        "usage": asdict(total_usage([answer.usage for _, answer in answers])),
         "settings": dict(settings),
         "key": key,
     }
 
 
-def _frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Join what is said of the frames of each window."""
     known = [part for part in parts if part is not None]
     if not known:
@@ -158,7 +161,7 @@ def _frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return {**known[0], "count": len(times), "times_seconds": times}
 
 
-def _total(usages: Sequence[Usage]) -> Usage:
+def total_usage(usages: Sequence[Usage]) -> Usage:
     """Add up what the windows cost; the first token is the first window's."""
     return replace(
         usages[0],

@@ -125,7 +125,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is said of the part `[start_seconds, end_seconds)` of a video."""
+    """What is said of the part `[start_seconds, end_seconds)` of a video, or spoken in it."""
 
     start_seconds: float
     end_seconds: float

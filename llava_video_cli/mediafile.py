@@ -13,7 +13,7 @@ from .errors import MediaError, nearest
 _LOOKED_AT = 1000  # names in a folder, for a hint
 
 
-def check_file(path: str, wanted: Literal["video", "picture"]) -> None:
+def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles"]) -> None:
     """Raise MediaError unless `path` is a regular file with something in it that may be read.
 
     Pipes and devices are refused: reading one could wait for ever.

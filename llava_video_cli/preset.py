@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .conversation import Generation
+from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .models.loading import Quantize
 from .sampling import Sampling
+from .subtitles import Count, Heard, Subtitles, with_lines
+from .timestamps import with_times
+from .video import Frames
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()
@@ -27,9 +30,27 @@ class Preset:
     quantize: Quantize = "none"
     prompt: str = "Describe the video."
     system: str | None = None
+    timestamps: bool = False
     sampling: Sampling = _SAMPLING
     generation: Generation = _GENERATION
     path: Path | None = None
+
+    def request(self, question: str, media: Sequence[Media], lines: Sequence[Segment] = ()) -> Request:
+        """Return a question about media, told as the preset says; `lines` are of the video's subtitles."""
+        system = (Turn("system", self.system),) if self.system else ()
+        turns = (*system, Turn("user", with_lines(question, lines), tuple(media)))
+        return Request(with_times(turns) if self.timestamps else turns, self.generation)
+
+    def requests(
+        self, questions: Sequence[str], media: Sequence[Media], subtitles: Subtitles | None, count: Count
+    ) -> tuple[Sequence[Request], Heard | None]:
+        """Return questions about the same media, with as many lines of a video's subtitles as fit all of them.
+
+        `count` is `Model.budget`.
+        """
+        if subtitles is None or not isinstance(media[0], Frames):
+            return [self.request(question, media) for question in questions], None
+        return subtitles.told(media[0], lambda lines: [self.request(q, media, lines) for q in questions], count)
 
 
 def preset_folders() -> tuple[Path, ...]:
@@ -126,7 +147,7 @@ def _fitting(value: object, wanted: Any, where: str) -> Any:
         return float(value)
     if type(value) in allowed or (value is None and NoneType in allowed):
         return value
-    names = " or ".join(
-        {NoneType: "null", str: "text", int: "a whole number", float: "a number"}.get(t, str(t)) for t in allowed
-    )
-    raise UsageError(f"{where} must be {names}, got {value!r}")
+    names = {
+        NoneType: "null", str: "text", int: "a whole number", float: "a number", bool: "true or false",
+    }  # fmt: skip
+    raise UsageError(f"{where} must be {' or '.join(names.get(t, str(t)) for t in allowed)}, got {value!r}")

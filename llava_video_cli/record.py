@@ -14,6 +14,7 @@ from .errors import LlvidError
 from .image import Picture
 from .models import Model
 from .preset import Preset
+from .subtitles import Subtitles
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
 _SCHEME = "file:"  # of a path that is no text
@@ -117,7 +118,7 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
     return {"path": text, "frames": frames, "notes": list(medium.notes)}
 
 
-def settings_values(model: Model, preset: Preset) -> dict[str, Any]:
+def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = None) -> dict[str, Any]:
     """Return everything needed to repeat a run, library versions included."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -130,6 +131,8 @@ def settings_values(model: Model, preset: Preset) -> dict[str, Any]:
     return {
         "preset": preset.name,
         "system": preset.system,
+        "timestamps": preset.timestamps,
+        **({"subtitles": path_to_text(subtitles.path)} if subtitles else {}),
         "sampling": asdict(preset.sampling),
         "generation": asdict(preset.generation),
         **model.settings,

@@ -19,12 +19,13 @@ from .preset import Preset
 from .readahead import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
 from .sampling import Sampling, parse_time
+from .timestamps import with_times
 from .video import Resize, read_frames
 
 _MEDIA_KINDS = ("video", "image")
 _SAMPLING = {"frames": "frames", "fps": "fps", "start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _GENERATION = tuple(field.name for field in fields(Generation))
-_KEYS = ("id", "video", "media", "question", "messages", "system", *_SAMPLING, *_GENERATION)
+_KEYS = ("id", "video", "media", "question", "messages", "system", "timestamps", *_SAMPLING, *_GENERATION)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Asked:
     drafts: tuple[Draft, ...]
     sampling: Sampling
     generation: Generation
+    timestamps: bool = False
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -75,13 +77,14 @@ class Asked:
             stats.append((status.st_size, status.st_mtime_ns))
         drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
         whole = [model, self.id, drafts, stats, asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
+        whole += ["timestamps"] if self.timestamps else []
         return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
 
     def request(self, media: Iterable[Media]) -> Request:
         """Return the request, with its media in their places."""
         rest = iter(media)
-        turns = (Turn(d.role, d.text, tuple(next(rest) for _ in d.paths)) for d in self.drafts)
-        return Request(tuple(turns), self.generation)
+        turns = tuple(Turn(d.role, d.text, tuple(next(rest) for _ in d.paths)) for d in self.drafts)
+        return Request(with_times(turns) if self.timestamps else turns, self.generation)
 
 
 def read_requests(path: Path, preset: Preset) -> Iterator[Asked]:
@@ -143,7 +146,12 @@ class RequestJob:
                 yield Record(self._values(asked, media, result, key))
 
     def _values(self, asked: Asked, media: Sequence[Mapping[str, Any]], answer: Answer, key: str) -> dict[str, Any]:
-        own = {"system": asked.system, "sampling": asdict(asked.sampling), "generation": asdict(asked.generation)}
+        own = {
+            "system": asked.system,
+            "timestamps": asked.timestamps,
+            "sampling": asdict(asked.sampling),
+            "generation": asdict(asked.generation),
+        }
         values = ask_values(media, asked.question, answer, {**self.settings, **own})
         return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
 
@@ -165,7 +173,10 @@ def _parsed(line: bytes, number: int, folder: Path, preset: Preset) -> Asked:
     system = _text(values, "system") if "system" in values else preset.system
     if system and not any(draft.role == "system" for draft in drafts):
         drafts = (Draft("system", system), *drafts)
-    return Asked(identity, drafts, _sampling(values, preset), _generation(values, preset))
+    timestamps = values.get("timestamps", preset.timestamps)
+    if not isinstance(timestamps, bool):
+        raise UsageError(f"'timestamps' must be true or false, got {timestamps!r}")
+    return Asked(identity, drafts, _sampling(values, preset), _generation(values, preset), timestamps)
 
 
 def _drafts(values: Mapping[str, Any], folder: Path) -> tuple[Draft, ...]:

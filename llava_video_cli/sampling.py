@@ -90,6 +90,12 @@ def parse_time(text: str) -> float:
     raise UsageError(f"not a time: {text!r}", hint="write seconds (90 or 90.5) or [HH:]MM:SS (1:30, 00:01:30.5)")
 
 
+def clock(seconds: float) -> str:
+    """Return `M:SS` or `H:MM:SS`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
 class Stamps(Protocol):
     """Ascending ticks: a list, or numpy's int64 for the 170,000 pictures of two hours."""
 

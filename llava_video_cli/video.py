@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .reading import Reading
+    from .reading import Reading, Survey
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Frames:
     info: VideoInfo
     sampling: Sampling
     notes: tuple[str, ...] = ()
+
+    @property
+    def part_seconds(self) -> tuple[float, float]:
+        """The part `[start, end)` of the video that they were taken from."""
+        whole, end = self.info.duration_seconds, self.sampling.end_seconds
+        return self.sampling.start_seconds, whole if end is None else min(end, whole)
 
 
 # Makes another picture of one, uint8 (height, width, 3) both.
@@ -147,6 +153,42 @@ def read_frames(
         return _taken(os.fspath(path), reading, sampling or Sampling(), resize)
 
 
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A video that was surveyed once and cut into windows, each with a sampling of its own."""
+
+    path: str
+    parts: tuple[Sampling, ...]
+    survey: Survey
+
+    def read(self, part: Sampling, *, limits: Limits | None = None, resize: Resize = _unchanged) -> Frames:
+        """Return the frames of a window; the limits count for it alone. Safe in threads.
+
+        Raises what `read_frames` raises.
+        """
+        from .reading import open_reading
+
+        with open_reading(self.path, limits or Limits(), _silent, self.survey) as reading:
+            return _taken(self.path, reading, part, resize)
+
+
+def cut(
+    path: str | os.PathLike[str],
+    every_seconds: float,
+    sampling: Sampling | None = None,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[float], None] = _silent,
+) -> Windows:
+    """Return the windows that `sampling.windows` cuts a video into. Raises what `probe` and `windows` raise."""
+    from .reading import open_reading
+
+    name = os.fspath(path)
+    with open_reading(name, limits or Limits(), progress) as reading:
+        parts = windows(reading.timeline.duration_seconds, every_seconds, sampling or Sampling())
+        return Windows(name, tuple(parts), reading.survey)
+
+
 def read_windows(
     path: str | os.PathLike[str],
     every_seconds: float,
@@ -155,20 +197,14 @@ def read_windows(
     limits: Limits | None = None,
     resize: Resize = _unchanged,
 ) -> Iterator[tuple[float, float, Frames]]:
-    """Yield `[start_seconds, end_seconds)` and the frames of each window that `windows` cuts a video into.
+    """Yield `[start_seconds, end_seconds)` and the frames of each window that `cut` makes.
 
     The file is surveyed once; the limits count for each window. Raises what `read_frames` raises.
     """
-    from .reading import open_reading
-
-    name, sampling, limits = os.fspath(path), sampling or Sampling(), limits or Limits()
-    with open_reading(name, limits, _silent) as reading:
-        parts, survey = windows(reading.timeline.duration_seconds, every_seconds, sampling), reading.survey
-    for part in parts:
-        with open_reading(name, limits, _silent, survey) as reading:
-            frames = _taken(name, reading, part, resize)
+    whole = cut(path, every_seconds, sampling, limits=limits)
+    for part in whole.parts:
         assert part.end_seconds is not None, "windows have an end"
-        yield part.start_seconds, part.end_seconds, frames
+        yield part.start_seconds, part.end_seconds, whole.read(part, limits=limits, resize=resize)
 
 
 def _taken(path: str, reading: Reading, sampling: Sampling, resize: Resize) -> Frames:

@@ -201,7 +201,7 @@ def test_stopping_finishes_what_the_model_is_at_and_nothing_else() -> None:
 def test_leaving_the_iterator_ends_the_readers() -> None:
     outcomes = run(entries(10_000), Echo())
     next(iter(outcomes))
-    outcomes.close()  # type: ignore[attr-defined]
+    outcomes.close()
     time.sleep(1.2)
     assert not [thread for thread in threading.enumerate() if thread.name == "llvid-read"]
 

@@ -9,16 +9,28 @@ from typing import Annotated
 
 import typer
 
-from ..conversation import Answer, Chunk, Media, Request, Turn
+from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
+from ..subtitles import Subtitles, notes_of
 from . import console
 from .background import LOADING, Background
-from .media import check, notes, read
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, check_text, settle, takes
+from .media import check, notes, read, read_speech
+from .options import (
+    FrameFlags,
+    ModelFlags,
+    OutputFlags,
+    PresetFlag,
+    Settings,
+    SpeechFlag,
+    TextFlags,
+    check_text,
+    settle,
+    takes,
+)
 
-_UNFINISHED = {
+UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
     "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
 }
@@ -31,6 +43,8 @@ Examples:
 
     llvid ask video.mp4 "Is this person in the video?" --with photo.jpg
 
+    llvid ask film.mkv "When do they leave the house?" --windows 60 --subtitles auto
+
     echo "What is on the table?" | llvid ask photo.jpg -
 """
 
@@ -40,7 +54,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ask", help=f"Ask one or more questions about a video or a picture.\n{_EXAMPLES}")(ask)
 
 
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
 def ask(
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)],
     questions: Annotated[
@@ -59,9 +73,20 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    windows: Annotated[
+        float | None,
+        typer.Option(
+            "--windows",
+            min=0.01,
+            metavar="SECONDS",
+            help="For hours of video: ask each window of that length, then answer from what was seen.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelFlags,
     frames: FrameFlags,
     text: TextFlags,
+    speech: SpeechFlag,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:
@@ -69,7 +94,14 @@ def ask(
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
-    answer_all(paths, asked, settings, output, show_questions=len(asked) > 1 and console.stderr.is_terminal)
+    subtitles = read_speech(speech, paths)
+    show_questions = len(asked) > 1 and console.stderr.is_terminal
+    if windows is not None:
+        from .longvideo import ask_windows
+
+        ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
+        return
+    answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
 
 
 def answer_all(
@@ -77,6 +109,8 @@ def answer_all(
     questions: Sequence[str],
     settings: Settings,
     output: OutputFlags,
+    subtitles: Subtitles | None = None,
+    *,
     show_questions: bool = False,
 ) -> None:
     """Read the media while the model loads, then ask and show one question after the other."""
@@ -92,29 +126,29 @@ def answer_all(
                 console.note(line)
         progress.say(f"loading {settings.model}")
         model = opening.result()
-        for question in questions:
+        requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)
+        speech = notes_of([heard])
+        for line in speech if not output.quiet else ():
+            console.note(line)
+        for question, request in zip(questions, requests, strict=True):
             if show_questions and not output.quiet and not output.json:
                 progress.stop()
                 console.note(f"> {question}")
             progress.say("thinking")
-            request = _request(question, contents, settings)
             answer = collect(model.stream(request), progress, silent=output.json)
             if output.json:
                 media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
-                console.write_json(ask_values(media, question, answer, settings_values(model, settings.preset)))
+                media[0]["notes"] += speech
+                values = settings_values(model, settings.preset, subtitles)
+                console.write_json(ask_values(media, question, answer, values))
             if answer.finish_reason != "stop" and not output.quiet:
-                console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
+                console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
 
 
 def _open(settings: Settings) -> Model:
     from ..models import open_model
 
     return open_model(settings.model, settings.loading, settings.revision)
-
-
-def _request(question: str, contents: Sequence[Media], settings: Settings) -> Request:
-    system = (Turn("system", settings.preset.system),) if settings.preset.system else ()
-    return Request((*system, Turn("user", question, tuple(contents))), settings.preset.generation)
 
 
 def collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:

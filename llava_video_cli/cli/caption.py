@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +16,16 @@ from ..listing import Found, find
 from ..models import Model
 from ..output import SIDECARS, Sidecar
 from ..record import Failure, Record, path_to_text, settings_values
+from ..sampling import clock
 from ..sidecar import Sidecars
+from ..subtitles import notes_of
 from ..todo import Todo, sort_out
 from ..video import read_windows
 from ..wholefile import whole_file
 from . import console
 from .ask import answer_all, collect
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
-from .media import check
-from .meter import clock
+from .media import check, listed, read_speech
 from .options import (
     FrameFlags,
     ModelFlags,
@@ -34,6 +33,7 @@ from .options import (
     PresetFlag,
     RunFlags,
     Settings,
+    SpeechFlag,
     TextFlags,
     check_text,
     settle,
@@ -63,7 +63,10 @@ def add_to(app: typer.Typer) -> None:
     app.command("caption", help=f"Caption videos: one, or a folder of thousands.\n{_EXAMPLES}")(caption)
 
 
-@takes(run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(
+    run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag,
+    output=OutputFlags,
+)  # fmt: skip
 def caption(
     paths: Annotated[
         list[str],
@@ -108,6 +111,7 @@ def caption(
     model: ModelFlags,
     frames: FrameFlags,
     text: TextFlags,
+    speech: SpeechFlag,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:  # fmt: skip
@@ -118,13 +122,15 @@ def caption(
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
     asked = {name: getattr(model, name) for name in ("revision", "dtype") if getattr(model, name) is not None}
     asked |= {"quantize": settings.preset.quantize} if settings.preset.quantize != "none" else {}
-    task = Task(settings.preset, every, tuple(sorted(asked.items())), settings.drawn_seed)
+    is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
+    subtitles = read_speech(speech, paths if is_file else ())
+    task = Task(settings.preset, every, tuple(sorted(asked.items())), settings.drawn_seed, subtitles)
     sidecars = Sidecars(_kinds(sidecar or ()), Path(output_dir) if output_dir else None)
     if output_dir and not sidecar:
         raise UsageError("--output-dir is for sidecars", "say which with --sidecar txt, srt or vtt")
     pacing = Pacing(run.batch_size, run.timeout)
     suffix = Path(to).suffix.lower() if to is not None else ""
-    is_one = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir() and not sidecar
+    is_one = is_file and not sidecar
     if is_one and suffix in (f".{kind}" for kind in SIDECARS):
         code = _one_file(paths[0], Path(to or ""), task, settings, output, pacing, run.overwrite)
     elif is_one and to is None and not output.json:
@@ -134,7 +140,7 @@ def caption(
         if to is not None and suffix not in _TABLES:
             wanted = ", ".join(_TABLES)
             raise UsageError(f"{to} must end in {wanted}, or, for a single video, in .txt, .srt or .vtt")
-        code = _folder(_listed(paths), to, sidecars, task, settings, output, pacing, recursive, run.overwrite)
+        code = _folder(listed(paths), to, sidecars, task, settings, output, pacing, recursive, run.overwrite)
     if code:
         raise typer.Exit(code)
 
@@ -196,8 +202,8 @@ def _plan(todo: Todo, task: Task, settings: Settings, sidecars: Sidecars) -> Pla
     roots = {key: found.root for found, key in todo.videos} if sidecars.kinds else {}
 
     def jobs(model: Model) -> Iterator[CaptionJob]:
-        values = settings_values(model, settings.preset)
-        return (CaptionJob(found.path, key, task, values) for found, key in todo.videos)
+        values = settings_values(model, settings.preset, task.subtitles)
+        return (CaptionJob(found.path, key, task, values, model.budget) for found, key in todo.videos)
 
     def wrote(record: Record) -> None:
         if sidecars.kinds:
@@ -269,29 +275,16 @@ def _one_file(
 def _stream(path: str, task: Task, settings: Settings, output: OutputFlags) -> None:
     """Write the caption of one video to stdout as it comes; of windows, a line each with its times."""
     if task.every_seconds is None:
-        answer_all([path], [task.preset.prompt], settings, output)
+        answer_all([path], [task.preset.prompt], settings, output, task.subtitles)
         return
     if check([path]) != [None]:
         raise MediaError(f"{path} is a picture: it has no windows")
-    model = load(settings, output)
+    model, heard = load(settings, output), []
     for start, end, frames in read_windows(path, task.every_seconds, settings.preset.sampling, resize=model.shrink):
         console.write(f"{clock(start)}-{clock(end)}  ")
         with console.progress(output.quiet) as progress:
-            collect(model.stream(task.request(frames)), progress, silent=False)
-
-
-def _listed(paths: Sequence[str]) -> list[str]:
-    """Return the paths, with those that stdin lists in the place of `-`."""
-    if paths.count("-") > 1:
-        raise UsageError("stdin can be read only once")
-    found: list[str] = []
-    for path in paths:
-        found += _stdin_paths() if path == "-" else [path]
-    return found
-
-
-def _stdin_paths() -> list[str]:
-    if sys.stdin is None:
-        raise UsageError("the paths were to come from stdin, but it is closed")
-    content = sys.stdin.buffer.read()
-    return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
+            request, part = task.request(frames, model.budget)
+            collect(model.stream(request), progress, silent=False)
+        heard.append(part)
+    for line in notes_of(heard) if not output.quiet else ():
+        console.note(line)

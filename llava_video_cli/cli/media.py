@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from ..conversation import Media
+from ..errors import MediaError, UsageError
 from ..image import Picture, is_picture, read_image
 from ..sampling import Sampling
+from ..subtitles import Subtitles, find_subtitles, read_subtitles
 from ..video import check_video, read_frames
+from .options import SpeechFlag
+
+
+def listed(paths: Sequence[str]) -> list[str]:
+    """Return the paths, with those that stdin lists in the place of `-`."""
+    if paths.count("-") > 1:
+        raise UsageError("stdin can be read only once")
+    found: list[str] = []
+    for path in paths:
+        found += _stdin_paths() if path == "-" else [path]
+    return found
+
+
+def _stdin_paths() -> list[str]:
+    if sys.stdin is None:
+        raise UsageError("the paths were to come from stdin, but it is closed")
+    content = sys.stdin.buffer.read()
+    return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
 
 
 def check(paths: Iterable[str]) -> list[Picture | None]:
@@ -26,6 +48,17 @@ def check(paths: Iterable[str]) -> list[Picture | None]:
 def read(path: str, picture: Picture | None, sampling: Sampling, progress: Callable[[float], None]) -> Media:
     """Return a file's content; `progress` is told the share that is read."""
     return picture or read_frames(path, sampling, progress=progress)
+
+
+def read_speech(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None:
+    """Return the subtitles that a user wants. Raises `UsageError` if they are not for one video, or `MediaError`."""
+    if flag.subtitles is None:
+        return None
+    if len(paths) != 1:
+        raise UsageError("--subtitles is for one video")
+    if check(paths) != [None]:
+        raise MediaError(f"{paths[0]} is a picture: nothing is spoken in it")
+    return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
 
 
 def notes(contents: Sequence[Media]) -> list[str]:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..batch import Pace
+from ..sampling import clock
 from . import console
 
 if TYPE_CHECKING:
@@ -86,9 +87,3 @@ class Meter:
                 self._stage = "decoding" if share > _CLEAR else "generating" if share < 1 - _CLEAR else ""
             self._stage_since = (time.monotonic(), self._pace.waiting_seconds, self._pace.generating_seconds)
         return self._stage
-
-
-def clock(seconds: float) -> str:
-    """Return `M:SS` or `H:MM:SS`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

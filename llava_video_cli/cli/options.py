@@ -90,6 +90,14 @@ class TextFlags:
     system: Annotated[
         str | None, _option("--system", panel=_TEXT, metavar="TEXT", help="System text before the conversation.")
     ] = None
+    timestamps: Annotated[
+        bool | None,
+        _option(
+            "--timestamps/--no-timestamps",
+            panel=_TEXT,
+            help="Tell the model a video's length and its frames' times [default: off].",
+        ),
+    ] = None
     max_new_tokens: Annotated[
         int | None,
         _option("--max-new-tokens", panel=_TEXT, metavar="N", help="Longest answer, in tokens [default: 512]."),
@@ -111,6 +119,19 @@ class TextFlags:
     seed: Annotated[
         int | None, _option("--seed", panel=_TEXT, metavar="N", help="Makes a drawn answer repeatable.")
     ] = None
+
+
+@dataclass(frozen=True)
+class SpeechFlag:
+    """What is spoken in a video; None where the user said nothing."""
+
+    subtitles: Annotated[
+        str | None,
+        _option(
+            "--subtitles", panel=_TEXT, metavar="FILE",
+            help="Tell the model the lines of a .srt, .vtt or .ass; `auto` takes the one beside the video.",
+        ),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -245,7 +266,7 @@ def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text:
         preset,
         sampling=settle_sampling(preset, frames),
         generation=generation,
-        **_given(model=model.model, quantize=model.quantize, system=text.system),
+        **_given(model=model.model, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
     check_text(preset.system or "", "the system text")
     loading = Loading(

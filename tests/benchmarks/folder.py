@@ -130,7 +130,7 @@ def _write_loop(loop: Loop, paths: list[Path]) -> dict[str, str]:
 
 def _write_llvid(model: LlavaVideo, preset: Any, paths: list[Path], pace: Pace) -> dict[str, str]:
     task, settings, found = Task(preset), settings_values(model, preset), {}
-    jobs = [CaptionJob(str(path), task.key(path.name, path.stat()), task, settings) for path in paths]
+    jobs = [CaptionJob(str(path), task.key(path.name, path.stat()), task, settings, model.budget) for path in paths]
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "out.jsonl") as ledger:
         for outcome in run(jobs, model, pace=pace):
             assert isinstance(outcome, Record)

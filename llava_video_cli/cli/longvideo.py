@@ -1,0 +1,68 @@
+"""`llvid ask --windows`: questions about a video of hours, from what is seen in each of its windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ..batch import Pace
+from ..errors import MediaError, UsageError
+from ..longvideo import conclude, long_values, look, look_notes, note_of, telling
+from ..record import settings_values
+from ..subtitles import Subtitles
+from ..video import cut
+from . import console
+from .ask import UNFINISHED, collect
+from .longrun import load
+from .media import check
+from .meter import Meter
+from .options import OutputFlags, Settings
+
+
+def ask_windows(
+    paths: Sequence[str],
+    questions: Sequence[str],
+    every_seconds: float,
+    settings: Settings,
+    output: OutputFlags,
+    subtitles: Subtitles | None = None,
+    *,
+    show_questions: bool = False,
+) -> None:
+    """Look at each window once for all questions, then answer one question after the other."""
+    if len(paths) != 1:
+        raise UsageError("--windows is for one video")
+    if check(paths) != [None]:
+        raise MediaError(f"{paths[0]} is a picture: it has no windows")
+    preset = settings.preset
+    with console.progress(output.quiet) as progress:
+        show = progress.watch("looking through the video")
+        windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
+    model = load(settings, output)
+    began, pace, looks = time.perf_counter(), Pace(), []
+    with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
+        for each in look(windows, questions, preset, model, subtitles, pace=pace):
+            looks.append(each)
+            meter.count(failed=False)
+    seconds = time.perf_counter() - began
+    looks.sort(key=lambda each: each.start_seconds)
+    values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}
+    for line in look_notes(looks) if not output.quiet else ():
+        console.note(line)
+    with console.progress(output.quiet) as progress:
+        for number, question in enumerate(questions):
+            if show_questions and not output.quiet and not output.json:
+                progress.stop()
+                console.note(f"> {question}")
+            progress.say("putting the windows together")
+            segments = [each.segment(number) for each in looks]
+            used = telling(segments)
+            answer = collect(conclude(question, used, preset, model), progress, silent=output.json)
+            if output.json:
+                console.write_json(long_values(looks, number, question, answer, seconds, values))
+            if output.quiet:
+                continue
+            progress.stop()
+            console.note(note_of(used, len(segments)))
+            if answer.finish_reason != "stop":
+                console.note(UNFINISHED[answer.finish_reason].format(preset.generation.max_new_tokens))

@@ -1,0 +1,268 @@
+"""Videos of hours: each window is asked on its own, then the question is answered from what was seen in all of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .batch import Pace, run
+from .caption import join_frames, total_usage
+from .conversation import Answer, Chunk, Request, Segment, Usage
+from .errors import ContextError, LlvidError, MediaError, UsageError
+from .limits import Limits
+from .models import Model
+from .preset import Preset
+from .readahead import Job, Question, Result
+from .record import Failure, Record, ask_values, media_values, path_to_text
+from .sampling import Sampling, clock
+from .subtitles import Count, Heard, Subtitles, largest, notes_of
+from .video import Resize, Windows
+
+MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
+_BRIEF_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context
+_MOST_SPANS = 20  # in a note
+_NOTHING = re.compile(r"\W*nothing\W*", re.IGNORECASE)
+_LOOK = (
+    "This is one part of a longer video, about which somebody asks: {question}\n"
+    "Say in one or two sentences what this part shows that helps to answer. "
+    "If it shows nothing of the kind, say only: nothing"
+)
+_NOTES = "Somebody watched a video in parts and wrote down what is seen in each, with its times:\n{notes}"
+_SHORTEN = _NOTES + "Sum up in a few sentences, with the times, what of this helps to answer: {question}"
+_ANSWER = _NOTES + "Answer from these notes alone: {question}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in the window `[start_seconds, end_seconds)`: an answer to each question, in their order.
+
+    `values` is what a record says of its frames.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    values: Mapping[str, Any]
+    heard: Heard | None = None
+    answers: tuple[Answer, ...] = ()
+
+    def segment(self, number: int) -> Segment:
+        """Return what was said to a question."""
+        return Segment(self.start_seconds, self.end_seconds, " ".join(self.answers[number].text.split()))
+
+
+def look(
+    windows: Windows,
+    questions: Sequence[str],
+    preset: Preset,
+    model: Model,
+    subtitles: Subtitles | None = None,
+    *,
+    pace: Pace | None = None,
+) -> Generator[Look, None, None]:
+    """Yield what was seen in each window, as they are done; each is read once, ahead of the model, for all questions.
+
+    Raises `UsageError` for too many windows, `ContextError` where a question can't be answered at all, before anything
+    is read; and what makes a window impossible.
+    """
+    if len(windows.parts) > MOST_WINDOWS:
+        raise UsageError(
+            f"{len(windows.parts):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
+        )
+    for question in questions:
+        _check_room(question, preset, model)
+    brief = _brief(preset)
+    jobs = (_Window(windows, part, tuple(questions), brief, subtitles, model.budget) for part in windows.parts)
+    for record in _done(jobs, model, pace):
+        yield record.values["look"]
+
+
+def conclude(question: str, seen: Sequence[Segment], preset: Preset, model: Model) -> Generator[Chunk, None, None]:
+    """Yield the answer that the notes on the windows give, as it is generated; the usage counts all that led to it.
+
+    Notes that don't fit the context are summed up in groups of neighbours first, as often as it takes. Raises
+    `ContextError` where not even that fits.
+    """
+    began, usages = time.perf_counter(), list[Usage]()
+    while len(seen) > 1 and not _fits(_ANSWER, question, seen, preset, model):
+        groups = _groups(question, seen, _brief(preset), model)
+        if len(groups) == len(seen):
+            break
+        jobs = (_Group(number, _request(_SHORTEN, question, group, _brief(preset)), group)
+                for number, group in enumerate(groups) if len(group) > 1)  # fmt: skip
+        merged = {number: group[0] for number, group in enumerate(groups) if len(group) == 1}
+        for record in _done(jobs, model, None):
+            merged[record.values["number"]] = record.values["segment"]
+            usages.append(record.values["usage"])
+        seen = [merged[number] for number in range(len(groups))]
+    before = time.perf_counter() - began
+    for chunk in model.stream(_request(_ANSWER, question, seen, preset)):
+        yield chunk if chunk.usage is None else replace(chunk, usage=_summed([*usages, chunk.usage], before))
+
+
+def telling(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the windows that an answer is drawn from: those in which something was seen, or all if there are none."""
+    return [segment for segment in segments if not _NOTHING.fullmatch(segment.text)] or list(segments)
+
+
+def note_of(used: Sequence[Segment], windows: int) -> str:
+    """Return a line with the times of the windows that the answer was drawn from."""
+    spans: list[tuple[float, float]] = []
+    for segment in used:
+        if spans and spans[-1][1] == segment.start_seconds:
+            spans[-1] = spans[-1][0], segment.end_seconds
+        else:
+            spans.append((segment.start_seconds, segment.end_seconds))
+    times = [f"{clock(start)}-{clock(end)}" for start, end in spans[:_MOST_SPANS]]
+    more = [f"{len(spans) - _MOST_SPANS} more"] if len(spans) > _MOST_SPANS else []
+    return f"answered from {len(used)} of {windows} windows: {', '.join(times + more)}"
+
+
+def long_values(
+    looks: Sequence[Look], number: int, question: str, answer: Answer, seconds: float, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON values of an answer: those of `ask`, and what was seen in each window as `segments`.
+
+    `seconds` went by while the windows were looked at.
+    """
+    segments = [each.segment(number) for each in looks]
+    notes = [*look_notes(looks), note_of(telling(segments), len(segments))]
+    medium = {**looks[0].values, "frames": join_frames([each.values["frames"] for each in looks]), "notes": notes}
+    usage = _summed([*(each.answers[number].usage for each in looks), answer.usage], seconds)
+    return {
+        **ask_values([medium], question, replace(answer, usage=usage), settings),
+        "segments": [asdict(segment) for segment in segments],
+    }
+
+
+def look_notes(looks: Iterable[Look]) -> list[str]:
+    """Return what a user should know about the windows as they were read."""
+    looks = list(looks)
+    lines = dict.fromkeys(line for each in looks for line in each.values["notes"])
+    return [*lines, *notes_of(each.heard for each in looks)]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window as a job: its frames, and a question about them for each that was asked of the whole."""
+
+    windows: Windows
+    part: Sampling
+    asked: tuple[str, ...]
+    preset: Preset
+    subtitles: Subtitles | None
+    count: Count
+
+    @property
+    def name(self) -> str:
+        return self.windows.path
+
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+        frames = self.windows.read(self.part, limits=limits, resize=shrink)
+        prompts = [_LOOK.format(question=question) for question in self.asked]
+        requests, heard = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
+        seen = Look(*frames.part_seconds, media_values(self.name, frames), heard)
+        for number, request in enumerate(requests):
+            yield Question(request, (number, seen))
+
+    def outcomes(
+        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+    ) -> Iterable[Record | Failure]:
+        answers: dict[int, Answer] = {}
+        seen: Look | None = None
+        for question, result in results:
+            number, seen = question.about
+            if isinstance(result, LlvidError):
+                error = error or result
+            else:
+                answers[number] = result
+        if error is not None or seen is None:
+            cause = error or MediaError(f"{self.name}: was not read")
+            return [Failure({"video_path": path_to_text(self.name)}, cause)]
+        return [Record({"look": replace(seen, answers=tuple(answers[number] for number in sorted(answers)))})]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring notes, as a job that sums them up."""
+
+    number: int
+    request: Request
+    notes: Sequence[Segment]
+
+    @property
+    def name(self) -> str:
+        return "the notes on the windows"
+
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+        del shrink, limits
+        yield Question(self.request)
+
+    def outcomes(
+        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+    ) -> Iterable[Record | Failure]:
+        for _, result in results:
+            if isinstance(result, LlvidError):
+                return [Failure({}, result)]
+            text = " ".join(result.text.split())
+            segment = Segment(self.notes[0].start_seconds, self.notes[-1].end_seconds, text)
+            return [Record({"number": self.number, "segment": segment, "usage": result.usage})]
+        return [Failure({}, error or MediaError(f"{self.name} were not read"))]
+
+
+def _done(jobs: Iterable[Job], model: Model, pace: Pace | None) -> Iterator[Record]:
+    """Yield what comes of jobs; the first failure is raised: an answer from half of a video would be none."""
+    with closing(run(jobs, model, pace=pace)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                raise outcome.cause
+            yield outcome
+
+
+def _request(form: str, question: str, seen: Sequence[Segment], preset: Preset) -> Request:
+    notes = "".join(f"[{clock(note.start_seconds)}-{clock(note.end_seconds)}] {note.text}\n" for note in seen)
+    return preset.request(form.format(notes=notes, question=question), ())
+
+
+def _fits(form: str, question: str, seen: Sequence[Segment], preset: Preset, model: Model) -> bool:
+    return model.budget(_request(form, question, seen, preset)).left >= 0
+
+
+def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model) -> list[Sequence[Segment]]:
+    """Cut notes into as few groups as fit the context, in their order."""
+    groups: list[Sequence[Segment]] = []
+    rest = seen
+    while rest:
+        count = largest(lambda number, rest=rest: _fits(_SHORTEN, question, rest[:number], preset, model), len(rest))  # type: ignore[misc]
+        groups.append(rest[: max(1, count)])
+        rest = rest[max(1, count) :]
+    return groups
+
+
+def _brief(preset: Preset) -> Preset:
+    generation = preset.generation
+    return replace(preset, generation=replace(generation, max_new_tokens=min(_BRIEF_TOKENS, generation.max_new_tokens)))
+
+
+def _check_room(question: str, preset: Preset, model: Model) -> None:
+    """Refuse what would come out only at the end, hours later."""
+    budget = model.budget(_request(_ANSWER, question, (), preset))
+    if budget.left < 0:
+        raise ContextError(
+            f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "
+            f"but the context of {model.name} is {budget.context_tokens:,}",
+            "ask a shorter question, or allow a shorter answer with --max-new-tokens",
+        )
+
+
+def _summed(usages: Sequence[Usage], seconds: float) -> Usage:
+    """Return what all cost; the last one's time began after those seconds, whatever went on at once before."""
+    last = usages[-1]
+    return replace(
+        total_usage(usages),
+        first_token_seconds=seconds + last.first_token_seconds,
+        total_seconds=seconds + last.total_seconds,
+    )

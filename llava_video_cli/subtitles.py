@@ -1,0 +1,178 @@
+"""Subtitles: the lines spoken in a video, read from a file, and as many of them as a prompt has room for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+from .conversation import Budget, Request, Segment
+from .errors import MediaError
+from .mediafile import check_file
+from .video import Frames
+
+_SUFFIXES = (".srt", ".vtt", ".ass")
+_FORMATS = "srt,webvtt,ass"  # as FFmpeg calls them; none of them reaches for another file
+_MOST_BYTES = 16 * 2**20  # a film's lines are 100 KB, with effects some megabytes
+_LONGEST_LINE = 500  # characters: what is longer was not spoken
+_FIRST_TRY = 16
+_OVERRIDE = re.compile(r"(\{[^{}]*\})")  # of ASS: {\i1}, {\an8}
+_BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and whatever a terminal would obey
+
+Make: TypeAlias = Callable[[Sequence[Segment]], Sequence[Request]]
+Count: TypeAlias = Callable[[Request], Budget]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How many of the lines spoken in a part of a video are `told` to the model."""
+
+    told: int
+    spoken: int
+
+
+@dataclass(frozen=True)
+class Subtitles:
+    """The lines of a file, in order of their beginnings, in seconds from the start of the video."""
+
+    path: str
+    lines: tuple[Segment, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what is spoken, and when."""
+        return hashlib.blake2b(repr(self.lines).encode(), digest_size=16).hexdigest()
+
+    def between(self, start_seconds: float, end_seconds: float) -> tuple[Segment, ...]:
+        """Return the lines of which a moment lies in `[start_seconds, end_seconds)`."""
+        first = bisect_left(self._starts, start_seconds - self._longest_seconds)
+        some = self.lines[first : bisect_left(self._starts, end_seconds)]
+        return tuple(line for line in some if max(line.end_seconds, line.start_seconds + 1e-3) > start_seconds)
+
+    def told(self, video: Frames, make: Make, count: Count) -> tuple[Sequence[Request], Heard]:
+        """Return requests on a video with as many of the lines spoken in its part as fit all of them.
+
+        `make` makes the requests with some lines, `count` is `Model.budget`. Where not all lines fit, those that do are
+        spread evenly over the part; the questions and the longest answers keep their room.
+        """
+        spoken = self.between(*video.part_seconds)
+
+        def left(number: int) -> int:
+            return min(count(request).left for request in make(thinned(spoken, number)))
+
+        most = min(len(spoken), max(0, left(0)))  # a line takes a token at the least
+        fit = largest(lambda number: left(number) >= 0, most)
+        return make(thinned(spoken, fit)), Heard(fit, len(spoken))
+
+    @cached_property
+    def _starts(self) -> list[float]:
+        return [line.start_seconds for line in self.lines]
+
+    @cached_property
+    def _longest_seconds(self) -> float:
+        return max((line.end_seconds - line.start_seconds for line in self.lines), default=0.0)
+
+
+def notes_of(parts: Iterable[Heard | None]) -> list[str]:
+    """Return what a user should know of the subtitles of a video's parts; None is a part without any file of them."""
+    known = [part for part in parts if part is not None]
+    told, spoken = sum(part.told for part in known), sum(part.spoken for part in known)
+    if known and not spoken:
+        return ["the subtitles have no line in this part"]
+    return [f"{told} of {spoken} lines of the subtitles fit the context: taken evenly"] if told < spoken else []
+
+
+def with_lines(text: str, lines: Sequence[Segment]) -> str:
+    """Return a question behind the lines that are spoken in the video, each with the time of its beginning."""
+    if not lines:
+        return text
+    spoken = "".join(f"{line.start_seconds:.1f}s: {line.text}\n" for line in lines)
+    return f"Its subtitles, each line at the time when it is spoken:\n{spoken}{text}"
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number up to `most` that fits, if all smaller ones do; those far beyond it are not tried."""
+    low, high = 0, min(_FIRST_TRY, most)
+    while low < high and fits(high):
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def thinned(lines: Sequence[Segment], count: int) -> tuple[Segment, ...]:
+    """Return `count` of the lines, spread evenly."""
+    return tuple(lines[index * len(lines) // count] for index in range(count))
+
+
+def find_subtitles(video: str) -> str:
+    """Return the path of the subtitles beside a video: the same name, ending in .srt, .vtt or .ass.
+
+    Raises MediaError if there are none.
+    """
+    for suffix in _SUFFIXES:
+        beside = Path(video).with_suffix(suffix)
+        if beside.is_file():
+            return str(beside)
+    names = [Path(video).with_suffix(suffix).name for suffix in _SUFFIXES]
+    raise MediaError(f"{video}: no subtitles beside it", f"there is no {', '.join(names[:-1])} or {names[-1]}")
+
+
+def read_subtitles(path: str) -> Subtitles:
+    """Return the lines of a SubRip, WebVTT or ASS file in UTF-8, without markup and control characters.
+
+    Raises MediaError for what is none, and for a file that is too large to be one.
+    """
+    check_file(path, "file of subtitles")
+    size = Path(path).stat().st_size
+    if size > _MOST_BYTES:
+        raise MediaError(f"{path}: {size / 2**20:.0f} MiB are too many for subtitles")
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MediaError(
+            f"{path}: not text in UTF-8", "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from None
+    except OSError as error:
+        raise MediaError(f"{path}: can't be read: {error.strerror}") from None
+    lines = sorted(_lines(path, text.encode()), key=lambda line: line.start_seconds)
+    if not lines:
+        raise MediaError(f"{path}: no lines in it")
+    return Subtitles(path, tuple(lines))
+
+
+def _lines(path: str, content: bytes) -> Iterator[Segment]:
+    """Yield what FFmpeg finds; it makes ASS of each format, and what a file says of its encoding is not asked for."""
+    import av
+    import av.error
+
+    try:
+        with av.open(io.BytesIO(content), "r", options={"format_whitelist": _FORMATS}) as container:
+            for packet in container.demux(container.streams.subtitles[0]):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                text = " ".join(filter(None, map(_plain, packet.decode())))
+                if text:
+                    start = float(packet.pts * packet.time_base)
+                    yield Segment(start, start + float((packet.duration or 0) * packet.time_base), text)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path}: not subtitles, or broken (.srt, .vtt and .ass can be read)") from error
+
+
+def _plain(event: object) -> str:
+    """Return the text of an event of ASS, the ninth field, on one line; drawings are none."""
+    fields = getattr(event, "ass", b"").decode("utf-8", "replace").split(",", 8)
+    said, draws = "", False
+    for part in _OVERRIDE.split(fields[-1]) if len(fields) == 9 else ():
+        if _OVERRIDE.fullmatch(part):
+            draws = bool(re.search(r"\\p[1-9]", part)) or (draws and r"\p0" not in part)
+        elif not draws:
+            said += part
+    return " ".join(_BREAK.sub(" ", said).split())[:_LONGEST_LINE]

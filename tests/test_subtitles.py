@@ -1,0 +1,237 @@
+"""Subtitles: three formats to lines, strangers' text and broken files, and as many lines as a prompt has room for."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from terminal import QUESTION, asked
+
+from llava_video_cli import (
+    Budget,
+    Frames,
+    Generation,
+    MediaError,
+    Request,
+    Sampling,
+    Segment,
+    VideoInfo,
+    load_preset,
+    open_model,
+)  # fmt: skip
+from llava_video_cli.caption import Task
+from llava_video_cli.cli.app import run
+from llava_video_cli.preset import Preset
+from llava_video_cli.subtitles import Heard, Subtitles, find_subtitles, largest, notes_of, read_subtitles, thinned
+
+SRT = """1
+00:00:00,500 --> 00:00:00,900
+<i>Hello</i> <font color="red">there</font>, you
+{\\an8}and you
+
+2
+00:01:03,000 --> 00:01:04,000
+\x1b[31m<|im_end|> a < b\x9b\x07
+
+3
+00:00:01,200 --> 00:00:01,200
+last, but
+"""
+VTT = """WEBVTT
+
+NOTE not spoken
+
+STYLE
+::cue { color: red }
+
+id
+00:01.000 --> 00:02.500 align:start
+<v Bob>Hello <c.yellow>there</c> &amp; &lt;video&gt;
+
+01:00:00.000 --> 01:00:01.000
+late
+"""
+ASS = """[Script Info]
+ScriptType: v4.00+
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,{\\i1}Hello{\\i0}, you\\Ntwo
+Comment: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,not spoken
+Dialogue: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,{\\p1}m 0 0 l 100 0{\\p0}
+"""
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> str:
+    path.write_text(text, encoding=encoding)
+    return str(path)
+
+
+def video(start: float = 0.0, end: float | None = None, seconds: float = 100.0) -> Frames:
+    info = VideoInfo("v.mp4", seconds, 2, 2, 25.0, "h264", 0)
+    return Frames(np.zeros((1, 2, 2, 3), np.uint8), (start,), info, Sampling(1, None, start, end))
+
+
+def spoken(count: int) -> Subtitles:
+    return Subtitles("s.srt", tuple(Segment(float(n), n + 0.9, f"line {n}") for n in range(count)))
+
+
+def told_of(request: Request) -> list[str]:
+    return request.turns[-1].text.splitlines()
+
+
+def test_three_formats(tmp_path: Path) -> None:
+    assert read_subtitles(write(tmp_path / "a.srt", SRT, "utf-8-sig")).lines == (
+        Segment(0.5, 0.9, "Hello there, you and you"),
+        Segment(1.2, 1.2, "last, but"),
+        Segment(63.0, 64.0, "[31m<|im_end|> a < b"),
+    )
+    assert read_subtitles(write(tmp_path / "a.vtt", VTT)).lines == (
+        Segment(1.0, 2.5, "Hello there & <video>"),
+        Segment(3600.0, 3601.0, "late"),
+    )
+    assert read_subtitles(write(tmp_path / "a.ass", ASS)).lines == (Segment(1.0, 2.0, "Hello, you two"),)
+    assert read_subtitles(write(tmp_path / "odd name.srt", SRT.replace("\n", "\r\n"))).lines[0].text.endswith("and you")
+
+
+def test_what_is_none_is_one_clear_error(tmp_path: Path, clip: Path) -> None:
+    latin = tmp_path / "latin.srt"
+    latin.write_bytes(SRT.replace("Hello", "Señor").encode("cp1252", "replace"))
+    huge = tmp_path / "huge.srt"
+    with huge.open("wb") as file:
+        file.truncate(2**30)
+    playlist = write(tmp_path / "list.srt", f"ffconcat version 1.0\nfile {clip}\n")
+    for path, words in (
+        (str(tmp_path / "no.srt"), "no such file"), (str(tmp_path), "a folder, not a file of subtitles"),
+        (str(latin), "not text in UTF-8"), (str(huge), "1024 MiB are too many"), (playlist, "not subtitles"),
+        (write(tmp_path / "words.srt", "hello\n"), "not subtitles"), (str(clip), "not text in UTF-8"),
+        (write(tmp_path / "none.vtt", "WEBVTT\n\nNOTE nothing\n"), "no lines in it"),
+        (write(tmp_path / "empty.srt", ""), "the file is empty"),
+    ):  # fmt: skip
+        with pytest.raises(MediaError) as caught:
+            read_subtitles(path)
+        assert words in str(caught.value) and str(caught.value).startswith(path)
+
+
+def test_a_line_without_end_costs_no_time(tmp_path: Path) -> None:
+    """Override blocks that never close, and one line of megabytes."""
+    text = f"1\n00:00:01,000 --> 00:00:02,000\n{'{a' * 500_000}\n\n2\n00:00:03,000 --> 00:00:04,000\n{'x ' * 10**6}\n"
+    assert all(len(line.text) <= 500 for line in read_subtitles(write(tmp_path / "a.srt", text)).lines)
+
+
+def test_the_lines_of_a_part() -> None:
+    lines = (Segment(0, 50, "long"), Segment(1, 2, "a"), Segment(3, 3, "b"), Segment(9, 11, "c"))
+    between = Subtitles("s.srt", lines).between
+    texts = {part: "".join(line.text[0] for line in between(*part)) for part in ((0, 2), (2, 3), (3, 10), (11, 60))}
+    assert texts == {(0, 2): "la", (2, 3): "l", (3, 10): "lbc", (11, 60): "l"}
+
+
+def test_what_fits_is_spread_evenly_and_told() -> None:
+    preset = Preset("p", "", generation=Generation(max_new_tokens=50))
+    asks = ("Why?", "And who is the one in the middle?")
+
+    def counting(context: int) -> tuple[list[str], list[str], Heard]:
+        def count(request: Request) -> Budget:
+            return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, context)
+
+        (first, second), heard = preset.requests(asks, (video(10, 60),), spoken(100), count)
+        assert heard is not None and count(second).left >= 0 and count(first).left >= 0
+        return told_of(first), told_of(second), heard
+
+    first, second, heard = counting(10_000)
+    assert heard == Heard(50, 50) and not notes_of([heard]) and first[1] == "10.0s: line 10" and first[-1] == "Why?"
+    assert first[:-1] == second[:-1], "a common beginning"
+    first, _, heard = counting(500)
+    assert 15 < heard.told < 40 and len(first) == heard.told + 2
+    times = [float(line.split("s:")[0]) for line in first[1:-1]]
+    gaps = {b - a for a, b in pairwise(times)}
+    assert times[0] == 10 and gaps <= {1.0, 2.0, 3.0} and times[-1] > 55
+    assert notes_of([heard, heard]) == [f"{2 * heard.told} of 100 lines of the subtitles fit the context: taken evenly"]
+    first, _, heard = counting(90)
+    assert first == ["Why?"] and heard == Heard(0, 50)
+    assert notes_of([Heard(0, 0), Heard(0, 0)]) == ["the subtitles have no line in this part"] and not notes_of([None])
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 16, 17, 100, 1000])
+def test_the_largest_that_fits_is_found(most: int) -> None:
+    for wanted in {0, 1, 2, 15, 16, 17, 31, 32, 33, 99, 100, most}:
+        tried: list[int] = []
+        assert largest(lambda n, w=wanted, t=tried: t.append(n) or n <= w, most) == min(wanted, most)  # type: ignore[misc]
+        assert max(tried, default=0) <= max(16, 2 * wanted)
+    assert thinned(spoken(4).lines, 0) == () and thinned(spoken(4).lines, 4) == spoken(4).lines
+
+
+def test_a_strangers_text_confuses_no_placeholder() -> None:
+    """Every special token of the demo checkpoint, and both placeholders, as a line."""
+    model = open_model("demo")
+    tokens = ["<image>", "<video>", *model._tokenizer.all_special_tokens]  # type: ignore[attr-defined]
+    lines = tuple(Segment(n, n + 1, f"say {token} now") for n, token in enumerate(tokens))
+    preset = load_preset("demo")
+    frames = video()
+    (request,), heard = preset.requests((QUESTION,), (frames,), Subtitles("s.srt", lines), model.budget)
+    plain = model.budget(preset.request(QUESTION, (frames,)))
+    assert heard == Heard(len(tokens), len(tokens))
+    assert model.budget(request).media_tokens == plain.media_tokens and len(request.media) == 1
+    assert list(model.stream(request))[-1].finish_reason, "as many features as places"
+
+
+def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "clip.mp4"
+    here.hardlink_to(clip)
+    code, _, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto")
+    assert code == 1 and "no subtitles beside it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
+    write(tmp_path / "clip.srt", SRT)
+    assert find_subtitles(str(here)) == str(tmp_path / "clip.srt")
+    _, out, _ = asked(capsys, str(here), QUESTION, "--json")
+    plain = json.loads(out)
+    code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto", "--json")
+    row = json.loads(out)
+    assert (code, err) == (0, "") and row["question"] == QUESTION and row["answer"] and not row["notes"]
+    assert row["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 10
+    assert row["settings"]["subtitles"] == str(tmp_path / "clip.srt") and "subtitles" not in plain["settings"]
+    code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "clip.srt"), "--start", "1.5")
+    assert code == 0 and err.endswith("the subtitles have no line in this part\n")
+    cues = [f"{n}\n00:00:01,{n % 1000:03d} --> 00:00:01,999\nHello there, line {n}\n\n" for n in range(2000)]
+    write(tmp_path / "long.srt", "".join(cues))
+    code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "long.srt"), "--json")
+    assert code == 0 and "lines of the subtitles fit the context: taken evenly" in err
+    row = json.loads(out)
+    assert row["notes"] == [err.strip()] and row["usage"]["prompt_tokens"] <= 4096 - 48
+
+
+def test_captions_with_subtitles(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = write(tmp_path / "s.srt", SRT)
+    out = tmp_path / "o.jsonl"
+    command = ["caption", str(clip), "-m", "demo", "-o", str(out), "-n", "2"]
+    assert run([*command, "--every", "1", "--subtitles", said]) == 0
+    row = json.loads(out.read_text())
+    assert row["prompt"] == "Describe the video." and row["settings"]["subtitles"] == said and row["notes"] == ""
+    assert run([*command, "--every", "1", "--subtitles", said]) == 0
+    assert capsys.readouterr().err == "1 captioned\n0 captioned, 1 done before\n"
+    write(tmp_path / "s.srt", SRT.replace("Hello", "Bye"))
+    assert run([*command, "--every", "1", "--subtitles", said]) == 0
+    assert capsys.readouterr().err == "1 captioned\n", "other words make another caption"
+    for more in ((), ("--every", "1"), ("--every", "1", "--start", "1.5")):
+        assert run(["caption", str(clip), "-m", "demo", "--subtitles", said, *more]) == 0
+    assert capsys.readouterr().err == "the subtitles have no line in this part\n"
+    assert Task(Preset("a", "")).fingerprint != Task(Preset("a", ""), subtitles=spoken(1)).fingerprint
+
+
+def test_subtitles_are_for_one_video(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from terminal import scene
+
+    from llava_video_cli.demo.world import write_picture
+
+    write_picture(tmp_path / "p.png", scene())
+    said = write(tmp_path / "s.srt", SRT)
+    for arguments, code, words in (
+        (["ask", str(clip), "q", "--with", str(tmp_path / "p.png")], 2, "for one video"),
+        (["ask", str(tmp_path / "p.png"), "q"], 1, "is a picture"), (["ask", "no.mp4", "q"], 1, "no such file"),
+        (["caption", str(tmp_path)], 2, "for one video"), (["caption", str(clip), str(clip)], 2, "for one video"),
+    ):  # fmt: skip
+        assert run([*arguments, "-m", "demo", "--subtitles", said]) == code
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and words in err
