@@ -19,6 +19,7 @@ from .record import Failure, Record
 _PATIENCE_SECONDS = 3.0  # how long a batch waits to become whole
 _BETTER = 1.05  # times as fast: what makes a batch of twice the size worth it
 _MISSES = 2  # sizes in a row that were not better
+_SHORTEST_SECONDS = 1.0  # of a batch that teaches something: what else goes on hides what shorter ones take
 _LONGEST_SECONDS = 120.0  # of a batch: what it holds is lost if the run is killed
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
 _READ_AHEAD_BYTES = 2**30
@@ -53,7 +54,10 @@ class BatchSize:
         self.tried = count
         if self._settled or count < self._size:
             return
-        rate = count / max(seconds, 1e-9)
+        if seconds < _SHORTEST_SECONDS:
+            self._size = 2 * self._size
+            return
+        rate = count / seconds
         best = max(self._rates.values(), default=0.0)
         self._rates[count] = max(rate, self._rates.get(count, 0.0))
         self._misses = 0 if rate > _BETTER * best else self._misses + 1

@@ -40,10 +40,18 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, layout: str, seed: int = 0) -> Path:
-    """Write a checkpoint in a published layout: config, tokenizer, processor files, safetensors."""
+def make_checkpoint(
+    folder: Path, layout: str, seed: int = 0, text: dict[str, int] | None = None, vision: dict[str, int] | None = None
+) -> Path:
+    """Write a checkpoint in a published layout: config, tokenizer, processor files, safetensors.
+
+    `text` and `vision` go over the values of the language model's and the vision tower's config.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(layout)
+    config["text_config"] |= text or {}
+    config["vision_config"] |= vision or {}
+    preprocessor = _preprocessor(config["vision_config"]["image_size"])
     torch.manual_seed(seed)
     model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig(**config))
     with torch.no_grad():
@@ -55,10 +63,10 @@ def make_checkpoint(folder: Path, layout: str, seed: int = 0) -> Path:
     _tokenizer(layout).save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     _write(folder / "chat_template.json", {"chat_template": TEMPLATES[layout]})
-    _write(folder / "preprocessor_config.json", _preprocessor())
+    _write(folder / "preprocessor_config.json", preprocessor)
     _write(
         folder / "video_preprocessor_config.json",
-        _preprocessor() | {"video_processor_type": "LlavaNextVideoVideoProcessor"},
+        preprocessor | {"video_processor_type": "LlavaNextVideoVideoProcessor"},
     )
     _write(
         folder / "processor_config.json", {"processor_class": "LlavaNextVideoProcessor"}
@@ -122,12 +130,12 @@ def _config(layout: str) -> dict[str, Any]:
     }
 
 
-def _preprocessor() -> dict[str, Any]:
+def _preprocessor(side: int) -> dict[str, Any]:
     return {
         "image_processor_type": "LlavaNextImageProcessor",
         "processor_class": "LlavaNextVideoProcessor",
-        "size": {"shortest_edge": 336},
-        "crop_size": {"height": 336, "width": 336},
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "do_convert_rgb": True,
         "do_normalize": True,
