@@ -11,6 +11,7 @@ import typer
 
 from ..conversation import Answer, Chunk, Media, Request, Turn
 from ..errors import UsageError
+from ..messages import read_conversation
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
 from . import console
@@ -18,7 +19,7 @@ from .background import LOADING, Background
 from .media import check, notes, read
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, Settings, TextFlags, check_text, settle, takes
 
-_UNFINISHED = {
+UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
     "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
 }
@@ -32,6 +33,8 @@ Examples:
     llvid ask video.mp4 "Is this person in the video?" --with photo.jpg
 
     echo "What is on the table?" | llvid ask photo.jpg -
+
+    llvid ask --messages conversation.yaml
 """
 
 
@@ -42,14 +45,25 @@ def add_to(app: typer.Typer) -> None:
 
 @takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
 def ask(
-    media: Annotated[str, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)],
+    media: Annotated[
+        str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)
+    ] = None,
     questions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="QUESTION...", help="Asked one by one, each anew; `-` reads one from stdin.", show_default=False
         ),
-    ],
+    ] = None,
     *,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            help="Answer the last question of a conversation in YAML or JSON, instead of MEDIA and QUESTION.",
+            show_default=False,
+        ),
+    ] = None,
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,6 +80,18 @@ def ask(
     output: OutputFlags,
 ) -> None:
     """Ask the questions and write the answers to stdout."""
+    if messages is not None:
+        from .scripted import answer
+
+        if media is not None or with_:
+            raise UsageError("--messages and media or questions exclude each other", "write them into its file")
+        written = read_conversation(messages)
+        answer(written, settle(preset, model, frames, text, written), output)
+        return
+    if media is None or not questions:
+        raise UsageError(
+            f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how it is used"
+        )
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
@@ -103,7 +129,7 @@ def answer_all(
                 media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
                 console.write_json(ask_values(media, question, answer, settings_values(model, settings.preset)))
             if answer.finish_reason != "stop" and not output.quiet:
-                console.note(_UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
+                console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
 
 
 def _open(settings: Settings) -> Model:
@@ -117,9 +143,11 @@ def _request(question: str, contents: Sequence[Media], settings: Settings) -> Re
     return Request((*system, Turn("user", question, tuple(contents))), settings.preset.generation)
 
 
-def collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:
-    """Write a stream as it comes, unless silent; return the whole."""
-    pieces: list[str] = []
+def collect(
+    chunks: Iterator[Chunk], progress: console.Progress, silent: bool, pieces: list[str] | None = None
+) -> Answer:
+    """Write a stream as it comes, unless silent; return the whole. What came stands in `pieces`, whatever happens."""
+    pieces = [] if pieces is None else pieces
     last: Chunk | None = None
     try:
         for last in chunks:
