@@ -122,6 +122,11 @@ def _code(failed: bool, lines: Lines) -> int:
 
 
 def _welcome(session: Session) -> str:
+    parts = []
+    if session.exchanges:
+        parts.append(f"answered so far: {len(session.exchanges)}")
     if session.question is not None:
-        return "the last question has no answer yet: /retry asks it; /help lists the commands, Ctrl-D leaves"
-    return "/help lists the commands, Ctrl-D leaves"
+        parts.append("the last question has no answer yet, /retry asks it")
+    elif session.waiting:
+        parts.append(f"{', '.join(session.waiting)} before the next question")
+    return "; ".join([*parts, "/help lists the commands, Ctrl-D leaves"])
