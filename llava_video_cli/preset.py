@@ -102,17 +102,17 @@ def read_preset(path: Path) -> Preset:
         where = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"the preset {path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
     try:
-        values = _checked(content, Preset, path.stem)
+        values = checked(content, Preset, path.stem)
         for part in ("sampling", "generation"):
             if part in values:
                 kind = {"sampling": Sampling, "generation": Generation}[part]
-                values[part] = kind(**_checked(values[part], kind, part))
+                values[part] = kind(**checked(values[part], kind, part))
         return Preset(name=path.stem, path=path, **values)
     except UsageError as error:
         raise UsageError(f"preset {path}: {error}", error.hint) from None
 
 
-def _checked(content: object, kind: type, where: str) -> dict[str, Any]:
+def checked(content: object, kind: type, where: str) -> dict[str, Any]:
     """Return a mapping's values if its keys and types are those of a dataclass."""
     if not isinstance(content, Mapping):
         raise UsageError(f"{where} must hold keys and values, got {type(content).__name__}")

@@ -88,8 +88,8 @@ def text_to_path(text: str) -> str:
 def ask_values(
     media: Sequence[Mapping[str, Any]], question: str, answer: Answer, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the JSON values of an answered question, from those of its media and of the settings."""
-    first, *others = media
+    """Return the JSON values of an answered question, from those of its media (if any) and of the settings."""
+    first, *others = media or ({"path": None, "frames": None, "notes": ()},)
     return {
         "video": first["path"],
         "question": question,

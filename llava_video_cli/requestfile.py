@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from .conversation import Answer, Generation, Media, Request, Role, Turn
+from .conversation import Answer, Generation, Media, Request
 from .errors import LlvidError, MediaError, UsageError, nearest
 from .image import is_picture, read_image
 from .limits import Limits
+from .messages import Draft, below, encodable, items, read_draft, turns_of
 from .preset import Preset
 from .readahead import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
@@ -22,19 +22,9 @@ from .sampling import Sampling, parse_time
 from .timestamps import with_times
 from .video import Resize, read_frames
 
-_MEDIA_KINDS = ("video", "image")
 _SAMPLING = {"frames": "frames", "fps": "fps", "start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _GENERATION = tuple(field.name for field in fields(Generation))
 _KEYS = ("id", "video", "media", "question", "messages", "system", "timestamps", *_SAMPLING, *_GENERATION)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A turn whose media are still paths."""
-
-    role: Role
-    text: str
-    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +72,7 @@ class Asked:
 
     def request(self, media: Iterable[Media]) -> Request:
         """Return the request, with its media in their places."""
-        rest = iter(media)
-        turns = tuple(Turn(d.role, d.text, tuple(next(rest) for _ in d.paths)) for d in self.drafts)
+        turns = turns_of(self.drafts, media)
         return Request(with_times(turns) if self.timestamps else turns, self.generation)
 
 
@@ -187,7 +176,7 @@ def _drafts(values: Mapping[str, Any], folder: Path) -> tuple[Draft, ...]:
     if "question" in values:
         drafts = [Draft("user", _text(values, "question"))]
     else:
-        drafts = [_draft(message, folder) for message in _list(values["messages"], "messages")]
+        drafts = [read_draft(message, partial(below, folder)) for message in items(values["messages"], "messages")]
     if given:
         if any(draft.paths for draft in drafts):
             raise UsageError("the media stand in 'messages' already")
@@ -200,66 +189,21 @@ def _drafts(values: Mapping[str, Any], folder: Path) -> tuple[Draft, ...]:
     return tuple(drafts)
 
 
-def _draft(message: object, folder: Path) -> Draft:
-    """Return a message of the chat format of transformers."""
-    if not isinstance(message, dict) or not {"role", "content"} >= set(message) or len(message) != 2:
-        raise UsageError(f"a message holds 'role' and 'content', got {message!r}")
-    role, content = message["role"], message["content"]
-    if role not in ("system", "user", "assistant"):
-        raise UsageError(f"the role must be system, user or assistant, got {role!r}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    texts, paths = [], []
-    for part in _list(content, "content"):
-        kind = part.get("type") if isinstance(part, dict) else None
-        place = part.get("path", part.get(kind)) if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(_encodable(part["text"]))
-        elif kind in _MEDIA_KINDS and isinstance(place, str) and place and role == "user":
-            paths.append(_place(folder, place))
-        else:
-            raise UsageError(f"a part of a message is a text, or a user's video or image with a path, got {part!r}")
-    return Draft(cast("Role", role), "\n".join(texts), tuple(paths))
-
-
 def _paths(values: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     if "video" in values and "media" in values:
         raise UsageError("'video' and 'media' exclude each other")
-    given = [values["video"]] if "video" in values else _list(values["media"], "media") if "media" in values else []
+    given = [values["video"]] if "video" in values else items(values["media"], "media") if "media" in values else []
     for path in given:
         if not isinstance(path, str) or not path:
             raise UsageError(f"a path must be text, got {path!r}")
-    return tuple(_place(folder, path) for path in given)
-
-
-def _place(folder: Path, path: str) -> str:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        raise UsageError(f"no path can be {path!r}") from None
-    return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
-
-
-def _list(value: object, name: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"{name!r} must be a list with something in it, got {value!r}")
-    return value
+    return tuple(below(folder, path) for path in given)
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values[key]
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{key!r} must be text, got {value!r}")
-    return _encodable(value)
-
-
-def _encodable(text: str) -> str:
-    """Return the text; JSON can hold halves of characters, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{text[error.start]!r} is half a character") from None
-    return text
+    return encodable(value)
 
 
 def _sampling(values: Mapping[str, Any], preset: Preset) -> Sampling:

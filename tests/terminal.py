@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +34,70 @@ def llvid(*arguments: str, env: dict[str, str] | None = None, **options: Any) ->
     return subprocess.run(
         command, env=os.environ | (env or {}), capture_output=True, text=True, timeout=120, check=False, **options
     )
+
+
+class Typed:
+    """The program on a terminal of its own, with somebody who types; everything it shows is in `shown`."""
+
+    def __init__(
+        self, *arguments: str, cwd: Path, stdout: int | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        import pty
+
+        self._master, terminal = pty.openpty()
+        self.terminal = os.ttyname(terminal)
+        command = [sys.executable, "-m", "llava_video_cli", *arguments]
+        quiet = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
+        environment = os.environ | quiet | {"PYTHONPATH": str(Path(__file__).parents[1])} | (env or {})
+        for name in {"TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL"} - set(env or {}):
+            environment.pop(name, None)
+        self.process = subprocess.Popen(
+            command, stdin=terminal, stdout=stdout or terminal, stderr=terminal, cwd=cwd, env=environment,
+            start_new_session=True, preexec_fn=_controlling_terminal,
+        )  # fmt: skip
+        self._slave = terminal  # kept, so that its modes can be looked at after the end
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def until(self, text: str, seconds: float = 60) -> str:
+        """Wait for a text; return what was shown since the last call up to its end."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < deadline, f"{text!r} was not shown in {self.shown!r}"
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.shown += os.read(self._master, 65536).decode(errors="replace")
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+    def end(self, seconds: float = 20) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait(seconds)
+        while select.select([self._master], [], [], 0.1)[0]:
+            self.shown += os.read(self._master, 65536).decode(errors="replace")
+        return code
+
+    def echoes(self) -> bool:
+        """Whether the terminal is as a shell has it: it shows what is typed, and takes lines."""
+        import termios
+
+        modes = termios.tcgetattr(self._slave)[3]
+        return bool(modes & termios.ECHO and modes & termios.ICANON)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+def _controlling_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def failed(result: subprocess.CompletedProcess[str], code: int) -> str:

@@ -89,6 +89,9 @@ def test_a_bad_file_gives_one_line_before_any_model_is_imported(tmp_path: Path) 
 WRONG = [
     (["ask"], "Missing argument"),
     (["ask", "x.mp4"], "Missing argument"),
+    (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "exclude each other"),
+    (["ask", "--messages", "none.yaml"], "none.yaml can't be read"),
+    (["chat", "--load", "none.yaml"], "none.yaml can't be read"),
     (["ask", "x.mp4", "q", "--frames", "many"], "--frames"),
     (["ask", "x.mp4", "q", "--frames", "0"], "from 1 to"),
     (["ask", "x.mp4", "q", "--start", "1:99"], "not a time"),

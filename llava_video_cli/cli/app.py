@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LlvidError
-from . import ask, batch, caption, console, demo, frames, presets, report
+from . import ask, batch, caption, chat, console, demo, frames, presets, report
 from .background import LOADING
 
 # What the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does.
@@ -46,7 +46,7 @@ def _root(
     pass
 
 
-for module in (ask, caption, batch, frames, report, presets, demo):
+for module in (ask, chat, caption, batch, frames, report, presets, demo):
     module.add_to(app)
 
 

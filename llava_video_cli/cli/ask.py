@@ -11,6 +11,7 @@ import typer
 
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
+from ..messages import read_conversation
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
@@ -46,6 +47,8 @@ Examples:
     llvid ask film.mkv "When do they leave the house?" --windows 60 --subtitles auto
 
     echo "What is on the table?" | llvid ask photo.jpg -
+
+    llvid ask --messages conversation.yaml
 """
 
 
@@ -56,14 +59,25 @@ def add_to(app: typer.Typer) -> None:
 
 @takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
 def ask(
-    media: Annotated[str, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)],
+    media: Annotated[
+        str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)
+    ] = None,
     questions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="QUESTION...", help="Asked one by one, each anew; `-` reads one from stdin.", show_default=False
         ),
-    ],
+    ] = None,
     *,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            help="Answer the last question of a conversation in YAML or JSON, instead of MEDIA and QUESTION.",
+            show_default=False,
+        ),
+    ] = None,
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +105,18 @@ def ask(
     output: OutputFlags,
 ) -> None:
     """Ask the questions and write the answers to stdout."""
+    if messages is not None:
+        from .scripted import answer
+
+        if media is not None or with_:
+            raise UsageError("--messages and media or questions exclude each other", "write them into its file")
+        written = read_conversation(messages)
+        answer(written, settle(preset, model, frames, text, written), output)
+        return
+    if media is None or not questions:
+        raise UsageError(
+            f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how it is used"
+        )
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
@@ -151,9 +177,11 @@ def _open(settings: Settings) -> Model:
     return open_model(settings.model, settings.loading, settings.revision)
 
 
-def collect(chunks: Iterator[Chunk], progress: console.Progress, silent: bool) -> Answer:
-    """Write a stream as it comes, unless silent; return the whole."""
-    pieces: list[str] = []
+def collect(
+    chunks: Iterator[Chunk], progress: console.Progress, silent: bool, pieces: list[str] | None = None
+) -> Answer:
+    """Write a stream as it comes, unless silent; return the whole. What came stands in `pieces`, whatever happens."""
+    pieces = [] if pieces is None else pieces
     last: Chunk | None = None
     try:
         for last in chunks:

@@ -27,6 +27,12 @@ class Background(Generic[Result]):
             raise self._error
         return self._outcome[0]
 
+    def check(self, wait_seconds: float = 0.0) -> None:
+        """Raise what the call raised, if it has within that time."""
+        self._thread.join(wait_seconds)
+        if self._error is not None:
+            raise self._error
+
     def _work(self) -> None:
         try:
             self._outcome.append(self._call(*self._arguments))

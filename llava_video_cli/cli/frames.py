@@ -82,7 +82,7 @@ def _check_file(path: Path, overwrite: bool) -> None:
 def _write_sheet(read: Frames, path: Path) -> list[Path]:
     from ..sheet import contact_sheet
 
-    _save(contact_sheet(read), path)
+    save(contact_sheet(read), path)
     return [path]
 
 
@@ -99,11 +99,12 @@ def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
     except OSError as error:
         raise LlvidError(f"can't make the folder {folder}: {error.strerror}") from None
     for path, image in zip(paths, read.images, strict=True):
-        _save(Pillow.fromarray(image), path)
+        save(Pillow.fromarray(image), path)
     return paths
 
 
-def _save(picture: Image, path: Path) -> None:
+def save(picture: Image, path: Path) -> None:
+    """Write a picture, whole or not at all, in the format of the path's ending."""
     with whole_file(path) as beside, beside.open("wb") as file:
         picture.save(file, format=_format(path))
 

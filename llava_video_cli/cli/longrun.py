@@ -103,13 +103,7 @@ def load(settings: Settings, output: OutputFlags) -> Model:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with console.progress(output.quiet) as progress:
         progress.say(f"loading {settings.model}")
-        return Background(LOADING, _open, settings).result()
-
-
-def _open(settings: Settings) -> Model:
-    from ..models import open_model
-
-    return open_model(settings.model, settings.loading, settings.revision)
+        return Background(LOADING, settings.open).result()
 
 
 def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace: Pace) -> Iterator[Record | Failure]:

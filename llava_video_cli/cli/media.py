@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ..conversation import Media
 from ..errors import MediaError, UsageError
@@ -30,6 +30,9 @@ def _stdin_paths() -> list[str]:
         raise UsageError("the paths were to come from stdin, but it is closed")
     content = sys.stdin.buffer.read()
     return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
+
+
+MIXED = "the published checkpoints were not trained on several videos or pictures in one prompt: they may mix them up"
 
 
 def check(paths: Iterable[str]) -> list[Picture | None]:
@@ -65,4 +68,38 @@ def notes(contents: Sequence[Media]) -> list[str]:
     """Return what a user should know about the media as they were read."""
     videos = [medium for medium in contents if not isinstance(medium, Picture)]
     several = len(contents) > 1
-    return [f"{video.info.path}: {line}" if several else line for video in videos for line in video.notes]
+    lines = [f"{video.info.path}: {line}" if several else line for video in videos for line in video.notes]
+    return [*lines, MIXED] if several else lines
+
+
+class Shelf:
+    """The media of a conversation: each path is read once for a sampling, as long as the conversation holds it."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[str, Picture | None] = {}
+        self._contents: dict[tuple[str, Sampling], Media] = {}
+
+    def check(self, path: str) -> None:
+        """Raise `MediaError` for a file that is no video or picture."""
+        if path not in self._pictures:
+            (self._pictures[path],) = check([path])
+
+    def holds(self, path: str, sampling: Sampling) -> bool:
+        """Whether a file has been read."""
+        return (path, sampling) in self._contents
+
+    def read(self, path: str, sampling: Sampling, progress: Callable[[float], None]) -> Media:
+        """Return a file's content; `progress` is told the share that is read."""
+        self.check(path)
+        if not self.holds(path, sampling):
+            self._contents[path, sampling] = read(path, self._pictures[path], sampling, progress)
+        return self._contents[path, sampling]
+
+    def keep(self, paths: Collection[str], sampling: Sampling) -> None:
+        """Forget what else was read."""
+        self._pictures = {path: picture for path, picture in self._pictures.items() if path in paths}
+        self._contents = {
+            (path, as_read): medium
+            for (path, as_read), medium in self._contents.items()
+            if path in paths and as_read == sampling
+        }

@@ -12,7 +12,8 @@ import typer
 
 from ..conversation import Generation
 from ..errors import UsageError
-from ..models.loading import Attention, DType, Loading, Quantize
+from ..messages import Conversation
+from ..models import Attention, DType, Loading, Model, Quantize, open_model
 from ..preset import Preset, load_preset
 from ..sampling import Mode, Sampling, parse_time
 
@@ -231,6 +232,10 @@ class Settings:
         """The checkpoint's name."""
         return self.preset.model
 
+    def open(self) -> Model:
+        """Return the checkpoint, loaded; takes its time."""
+        return open_model(self.model, self.loading, self.revision)
+
 
 def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
     """Return the preset asked for; without one, the demo's for the demo checkpoint, else the default."""
@@ -247,9 +252,23 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     return replace(preset.sampling, **given)
 
 
-def settle(preset_flag: PresetFlag, model: ModelFlags, frames: FrameFlags, text: TextFlags) -> Settings:
-    """Return all that a run needs; raises `UsageError` for values that make no sense."""
-    preset = settle_preset(preset_flag, model.model)
+def settle(
+    preset_flag: PresetFlag,
+    model: ModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    written: Conversation | None = None,
+) -> Settings:
+    """Return all that a run needs; raises `UsageError` for values that make no sense.
+
+    The settings of a conversation that was written down count as its preset, so that a preset asked for beats them.
+    """
+    if written is None or preset_flag.preset:
+        preset = settle_preset(preset_flag, model.model)
+    else:
+        preset = written.over(settle_preset(preset_flag, model.model or written.model))
+    if written is not None and written.system:
+        preset = replace(preset, system=written.system)
     generation = replace(
         preset.generation,
         **_given(

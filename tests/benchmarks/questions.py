@@ -4,8 +4,8 @@
     python tests/benchmarks/questions.py --video /tmp/videos/h264_720p_10s.mp4 [--runs 5]
 
 A checkpoint of about 100 M random parameters (32 frames of 64 tokens), made on the spot; float32, greedy, 16 new tokens
-an answer, which have to be the same in all ways. `alone`: transformers' generate on a cache of the video, filled
-before the clock runs. `llvid`: `stream`, after a first question that paid for the video. `documented`: the processor and
+an answer, which have to be the same in all ways. `alone`: transformers' generate on a cache of the video, filled before
+the clock runs. `llvid`: `stream`, after a first question that paid for the video. `documented`: the processor and
 generate for each question, on frames that were decoded before the clock runs. They take turns within each round. The
 last line is one JSON document.
 """

@@ -1,0 +1,132 @@
+"""`llvid chat`: a conversation about videos and pictures, typed or from a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import LlvidError
+from ..messages import read_conversation
+from ..session import Session
+from . import console
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+
+if TYPE_CHECKING:
+    from .chatting import Chat
+    from .lines import Lines
+
+_EXAMPLES = """
+Examples:
+
+    llvid chat video.mp4
+
+    llvid chat --load talk.yaml
+
+    printf 'Who is in it?\\nWhere are they?\\n' | llvid chat video.mp4
+"""
+_FIRST_LOOK_SECONDS = 0.2  # for a model that is not there: to say so before a question is typed
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    about = (
+        "Talk about videos and pictures: each answer knows what was said before.\n\n"
+        "In it, /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a question "
+        "or a command, and the exit code is 1 if one of them failed.\n"
+    )
+    app.command("chat", help=about + _EXAMPLES)(chat)
+
+
+@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+def chat(
+    media: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MEDIA...", help="Videos and pictures, before the first question.", show_default=False),
+    ] = None,
+    *,
+    load: Annotated[
+        Path | None,
+        typer.Option(
+            "--load", metavar="FILE", help="Go on with a conversation in YAML or JSON, as /save writes it.",
+            show_default=False,
+        ),
+    ] = None,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Keep no history of what is typed.")] = False,
+    model: ModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> int:  # fmt: skip
+    """Take line after line until the end of stdin; return the exit code."""
+    written = read_conversation(load) if load is not None else None
+    settings = settle(preset, model, frames, text, written)
+
+    from .chatting import Chat, begun
+    from .commands import completions
+    from .inline import protocol
+    from .lines import Lines, history_file
+    from .talk import Talk
+
+    drafts = written.drafts if written is not None else ()
+    session = begun(Session.of(drafts, settings.preset.sampling, settings.preset.generation), settings)
+    for path in media or ():
+        session = session.add(path)
+    with console.progress(output.quiet) as progress:
+        talk = Talk(session.paths, settings, output, progress)
+        lines = Lines(None if no_history else history_file(), completions)
+        this = Chat(session, talk, settings, output, stops=lines.interactive)
+        this.file = load
+        if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
+            this.pictures = protocol(os.environ)
+        talk.contents(session)
+        talk.check_model(_FIRST_LOOK_SECONDS)
+        if lines.interactive:
+            this.say(_welcome(session))
+        return _loop(this, lines)
+
+
+def _loop(this: Chat, lines: Lines) -> int:
+    from .commands import take
+
+    failed = False
+    while True:
+        this.talk.check_model()
+        try:
+            line = lines.next()
+            if line is None:
+                break
+            if not take(this, line):
+                return _code(failed, lines)
+        except KeyboardInterrupt:
+            if not lines.interactive:
+                raise
+            this.talk.stop()
+            console.stderr.print()
+        except LlvidError as failure:
+            this.talk.check_model()  # without a model there is nothing to go on with
+            this.talk.stop()
+            console.error(failure)
+            failed = True
+    if lines.interactive:
+        console.stderr.print()  # the shell's prompt begins on a line of its own
+    return _code(failed, lines)
+
+
+def _code(failed: bool, lines: Lines) -> int:
+    return int(failed and not lines.interactive)
+
+
+def _welcome(session: Session) -> str:
+    parts = []
+    if session.exchanges:
+        parts.append(f"answered so far: {len(session.exchanges)}")
+    if session.question is not None:
+        parts.append("the last question has no answer yet, /retry asks it")
+    elif session.waiting:
+        parts.append(f"{', '.join(session.waiting)} before the next question")
+    return "; ".join([*parts, "/help lists the commands, Ctrl-D leaves"])

@@ -1,0 +1,227 @@
+"""The commands of a chat: a line that begins with `/`, and what it does."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from itertools import count, islice
+from pathlib import Path
+
+from ..errors import LlvidError, UsageError, nearest
+from ..image import Picture
+from ..messages import Conversation, brief, write_conversation
+from ..session import SETTINGS
+from .chatting import Chat
+from .frames import save
+
+_LOOKED_AT = 1000  # names in a folder, for completion
+_SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
+_EXIT = ("exit", "quit")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `argument` is what stands behind its name, in brackets where it need not."""
+
+    name: str
+    argument: str
+    about: str
+    run: Callable[[Chat, str], None]
+
+
+def take(chat: Chat, line: str) -> bool:
+    """Do what a line says: a command, or else a question. Return whether the chat goes on.
+
+    Raises LlvidError for what goes wrong; the chat is as it was then.
+    """
+    text = line.strip()
+    if not text:
+        return True
+    if not text.startswith("/") or text.startswith("//"):
+        chat.ask(text.removeprefix("/"))
+        return True
+    name, _, argument = text[1:].partition(" ")
+    if name in _EXIT:
+        return False
+    command = next((each for each in COMMANDS if each.name == name), None)
+    if command is None:
+        names = [f"/{each.name}" for each in COMMANDS]
+        hint = nearest(f"/{name}", names) or "/help lists them; a question that begins with / is typed with //"
+        raise UsageError(f"there is no command /{name}", hint)
+    argument = argument.strip()
+    if argument and not command.argument:
+        raise UsageError(f"/{name} stands alone, got {brief(argument)}")
+    if not argument and command.argument and not command.argument.startswith("["):
+        raise UsageError(f"/{name} needs {command.argument} behind it")
+    command.run(chat, argument)
+    return True
+
+
+def completions(line: str) -> list[str]:
+    """Return the lines that a begun one may become: commands, settings, and paths behind those that take one."""
+    if not line.startswith("/"):
+        return []
+    name, space, begun = line[1:].partition(" ")
+    if not space:
+        known = [f"/{each.name}{' ' if each.argument else ''}" for each in COMMANDS]
+        return [command for command in known if command.startswith(line)]
+    if name == "set":
+        return [f"/set {setting} " for setting in SETTINGS if setting.startswith(begun)]
+    takes_path = any(each.name == name and "PATH" in each.argument for each in COMMANDS)
+    return [f"/{name} {path}" for path in _paths(begun)] if takes_path else []
+
+
+def _paths(begun: str) -> list[str]:
+    folder, _, start = begun.rpartition("/")
+    folder += "/" * ("/" in begun)
+    try:
+        with os.scandir(os.path.expanduser(folder) or ".") as entries:  # noqa: PTH111 - `~/` stays as it is typed
+            found = [
+                f"{folder}{entry.name}{'/' if entry.is_dir() else ''}"
+                for entry in islice(entries, _LOOKED_AT)
+                if entry.name.startswith(start) and (start or not entry.name.startswith("."))
+            ]
+    except (OSError, ValueError):
+        return []
+    return sorted(found)
+
+
+def _path(typed: str) -> str:
+    """Return the path that was typed, or dropped on the terminal, which quotes it."""
+    path = os.path.expanduser(typed)  # noqa: PTH111 - a path stays as it was written
+    if not os.path.lexists(path):
+        try:
+            words = shlex.split(typed)
+        except ValueError:
+            return path
+        if len(words) == 1 and os.path.lexists(words[0]):
+            return words[0]
+    return path
+
+
+def _add(chat: Chat, typed: str) -> None:
+    path = _path(typed)
+    session = chat.session.add(path)
+    kind = "picture" if isinstance(chat.talk.contents(session)[-1], Picture) else "video"
+    chat.session = session
+    chat.say(f"{path}: a {kind}, before the next question")
+
+
+def _frames(chat: Chat, _: str) -> None:
+    from ..sheet import contact_sheet
+
+    contents = dict(zip(chat.session.paths, chat.talk.contents(chat.session), strict=True))
+    videos = {path: medium for path, medium in contents.items() if not isinstance(medium, Picture)}
+    if not videos:
+        raise UsageError("there is no video in the conversation", "/video PATH adds one")
+    for path, frames in videos.items():
+        sheet = contact_sheet(frames)
+        target = _free(f"{Path(path).stem.lstrip('.') or 'video'}-frames", chat.sheets)
+        try:
+            save(sheet, target)
+        except LlvidError as error:
+            raise LlvidError(str(error), "/frames writes into the folder that llvid was started in") from None
+        chat.sheets.add(target)
+        chat.say(f"{target}: {len(frames.times_seconds)} frames of {path}")
+        if chat.pictures is not None:
+            from .inline import drawn
+
+            png = BytesIO()
+            sheet.save(png, format="png")
+            sys.stdout.write(drawn(png.getvalue(), chat.pictures, _SHEET_COLUMNS))
+            sys.stdout.flush()
+
+
+def _free(stem: str, ours: set[Path]) -> Path:
+    """Return a name that is not taken, or was taken by us."""
+    names = (Path(f"{stem}{'' if number == 1 else f'-{number}'}.png") for number in count(1))
+    return next(path for path in names if path in ours or not os.path.lexists(path))
+
+
+def _system(chat: Chat, text: str) -> None:
+    if text:
+        chat.session = replace(chat.session, system=None if text == "none" else text)
+    chat.say(f"system: {chat.session.system or 'none'}")
+
+
+def _set(chat: Chat, argument: str) -> None:
+    name, _, value = argument.replace("=", " ", 1).partition(" ")
+    if value.strip():
+        chat.session = chat.session.set(name, value.strip())
+    elif name:
+        chat.session.set(name, "1")  # a name that is none is an error
+    values = chat.session.settings()
+    for key in (name,) if name in values else values:
+        chat.say(f"{key} {'none' if values[key] is None else values[key]}")
+
+
+def _undo(chat: Chat, _: str) -> None:
+    before, chat.session = chat.session, chat.session.undo()
+    if len(chat.session.exchanges) == len(before.exchanges):
+        chat.say(f"took back {before.waiting[-1]}")
+        return
+    last = before.exchanges[-1]
+    media = f"; {', '.join(last.paths)} waits for the next question" if last.paths else ""
+    chat.say(f"took back {brief(last.question)}{media}")
+
+
+def _save(chat: Chat, typed: str, overwrite: bool = False) -> None:
+    path = Path(_path(typed)) if typed else chat.file
+    if path is None:
+        raise UsageError("/save needs a PATH behind it the first time")
+    if not chat.session.drafts:
+        raise UsageError("there is nothing to save yet")
+    if path.exists() and path != chat.file and not overwrite:
+        raise LlvidError(f"{path} is there already", f"/save! {path} writes over it")
+    write_conversation(path, _written(chat))
+    chat.file = path
+    chat.say(f"saved {path}")
+
+
+def _written(chat: Chat) -> Conversation:
+    session, preset = chat.session, chat.settings.preset
+    model = preset.model
+    if model != "demo" and Path(model).is_dir():
+        model = os.path.abspath(model)  # noqa: PTH100 - links in a path stay
+    sampling, generation = (
+        {key: value for key, value in asdict(values).items() if value is not None}
+        for values in (session.sampling, session.generation)
+    )
+    return Conversation(session.drafts, model, preset.quantize, sampling, generation)
+
+
+def _clear(chat: Chat, _: str) -> None:
+    chat.session = chat.session.clear()
+    chat.say("cleared; /video PATH adds a video")
+
+
+def _help(chat: Chat, _: str) -> None:
+    rows = [(f"/{each.name} {each.argument}".rstrip(), each.about) for each in COMMANDS]
+    width = max(len(usage) for usage, _ in rows)
+    for usage, about in rows:
+        chat.say(f"{usage:<{width}}  {about}")
+    chat.say("Anything else is a question; //... asks one that begins with /. Ctrl-C stops an answer, Ctrl-D leaves.")
+
+
+def _nothing(_: Chat, __: str) -> None:
+    """`take` has ended the chat."""
+
+
+COMMANDS = (
+    Command("video", "PATH", "put a video before the next question", _add),
+    Command("image", "PATH", "put a picture before the next question", _add),
+    Command("frames", "", "write a contact sheet of what the model sees", _frames),
+    Command("system", "[TEXT]", "show the system text, or set it; `none` takes it away", _system),
+    Command("set", "[NAME VALUE]", "show the settings, or change one: /set temperature 0.7", _set),
+    Command("undo", "", "take back the last question, or a video or picture added since", _undo),
+    Command("retry", "", "ask the last question again; a drawn answer is drawn anew", lambda chat, _: chat.retry()),
+    Command("save", "[PATH]", "write the conversation to a .yaml or .json file", _save),
+    Command("save!", "[PATH]", "the same, over a file that is there", lambda chat, path: _save(chat, path, True)),
+    Command("clear", "", "forget the conversation and its media", _clear),
+    Command("help", "", "show this", _help),
+    Command("exit", "", "leave", _nothing),
+)

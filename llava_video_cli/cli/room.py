@@ -1,0 +1,68 @@
+"""What a question takes of the context: said after each answer, and when it is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..conversation import Budget, Media, Usage
+from ..errors import ContextError
+from ..image import Picture
+
+_FEWEST_TOKENS = 16  # an answer of fewer is not worth a hint
+_MOST_NAMED = 4  # media, the largest first
+
+
+def used(usage: Usage, context_tokens: int) -> str:
+    """Return the line behind an answer."""
+    total = usage.prompt_tokens + usage.generated_tokens
+    cached = f", {usage.cached_tokens:,} not computed again" if usage.cached_tokens else ""
+    seconds = f"{usage.first_token_seconds:.1f} s to the first word"
+    return f"{total:,} of {context_tokens:,} tokens{cached} · {seconds}"
+
+
+def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_tokens: int) -> ContextError:
+    """Return the error of a question that doesn't fit: what takes how much, and what would make room.
+
+    `undone_tokens` is what taking the last step back would give.
+    """
+    parts = sorted(zip(budget.media_tokens, paths, media, strict=True), key=lambda part: -part[0])
+    named = [f"{path} {tokens:,}{_frames(medium)}" for tokens, path, medium in parts[:_MOST_NAMED]]
+    rest = sum(tokens for tokens, _, _ in parts[_MOST_NAMED:])
+    named += [f"other media {rest:,}"] * bool(rest)
+    named.append(f"text {budget.prompt_tokens - sum(budget.media_tokens):,}")
+    message = (
+        f"no room: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
+        f"up to {budget.answer_tokens:,}, but the context is {budget.context_tokens:,}"
+    )
+    ways = _ways(budget, media)
+    if undone_tokens > 0:
+        ways.append(f"/undo (gives back {undone_tokens:,} tokens)")
+    if not ways:
+        return ContextError(message, "/clear begins anew; or ask a shorter question")
+    return ContextError(message, f"{' or '.join(ways)}, then /retry asks again")
+
+
+def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:
+    """Return the settings each of which would do alone."""
+    ways = []
+    videos = [(tokens, medium) for tokens, medium in zip(budget.media_tokens, media, strict=True) if _is_video(medium)]
+    frame_tokens = sum(tokens // _count(video) for tokens, video in videos)
+    fit = (sum(tokens for tokens, _ in videos) + budget.left) // frame_tokens if videos else 0
+    if fit >= 1:
+        ways.append(f"/set frames {fit}")
+    answer_tokens = budget.context_tokens - budget.prompt_tokens
+    if answer_tokens >= _FEWEST_TOKENS:
+        ways.append(f"/set max_new_tokens {answer_tokens}")
+    return ways
+
+
+def _is_video(medium: Media) -> bool:
+    return not isinstance(medium, Picture)
+
+
+def _count(medium: Media) -> int:
+    return 1 if isinstance(medium, Picture) else len(medium.images)
+
+
+def _frames(medium: Media) -> str:
+    return "" if isinstance(medium, Picture) else f" for {len(medium.images)} frames"

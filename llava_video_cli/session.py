@@ -1,0 +1,157 @@
+"""A conversation as it goes on: a value, of which every step makes the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from .conversation import Generation
+from .errors import UsageError, nearest
+from .messages import Draft, brief
+from .sampling import Sampling
+
+_WHOLE = ("max_new_tokens", "seed")
+_SAMPLING, _GENERATION = Sampling(), Generation()
+SETTINGS = (*(field.name for field in fields(Generation)), "frames")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question with the media that stand before it, and its answer."""
+
+    question: str
+    answer: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Session:
+    """A conversation of answered questions, and what comes next.
+
+    `waiting` are media that stand before the next question. `question` has been asked and has no answer yet: a long
+    one may not fit, or its answer was stopped. `tries` counts the answers to it that were thrown away. All media are
+    read with the same `sampling`.
+    """
+
+    system: str | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    waiting: tuple[str, ...] = ()
+    question: str | None = None
+    sampling: Sampling = _SAMPLING
+    generation: Generation = _GENERATION
+    tries: int = 0
+
+    @classmethod
+    def of(cls, drafts: Sequence[Draft], sampling: Sampling, generation: Generation) -> Session:
+        """Return a conversation that was written down; a last turn of the user's is the question that is open.
+
+        Raises UsageError unless a system text (if any) comes first, and user and assistant take turns.
+        """
+        system = drafts[0].text if drafts and drafts[0].role == "system" else None
+        turns = drafts[1:] if system is not None else drafts
+        for number, draft in enumerate(turns):
+            wanted = ("user", "assistant")[number % 2]
+            if draft.role != wanted:
+                where = number + 1 + len(drafts) - len(turns)
+                raise UsageError(f"message {where} must be the {wanted}'s, got the {draft.role}'s")
+        pairs = zip(turns[::2], turns[1::2], strict=False)
+        exchanges = tuple(Exchange(asked.text, answer.text, asked.paths) for asked, answer in pairs)
+        last = turns[-1] if len(turns) % 2 else Draft("user", "")
+        return cls(system or None, exchanges, last.paths, last.text or None, sampling, generation)
+
+    @property
+    def drafts(self) -> tuple[Draft, ...]:
+        """All turns, the last one with the media that wait and the question that is open, if there are any."""
+        system = [Draft("system", self.system)] if self.system else []
+        turns = [
+            draft
+            for each in self.exchanges
+            for draft in (Draft("user", each.question, each.paths), Draft("assistant", each.answer))
+        ]
+        last = [Draft("user", self.question or "", self.waiting)] if self.question or self.waiting else []
+        return (*system, *turns, *last)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All media, in the order of the prompt."""
+        return tuple(path for draft in self.drafts for path in draft.paths)
+
+    def add(self, path: str) -> Session:
+        """Put a video or picture before the next question, behind those that wait already."""
+        return replace(self, waiting=(*self.waiting, path))
+
+    def ask(self, question: str) -> Session:
+        """Ask; a question that is open is given up for it."""
+        return replace(self, question=question, tries=0)
+
+    def answered(self, answer: str) -> Session:
+        """Take the answer to the open question."""
+        assert self.question is not None, "nothing was asked"
+        last = Exchange(self.question, answer, self.waiting)
+        return replace(self, exchanges=(*self.exchanges, last), waiting=(), question=None)
+
+    def retry(self) -> Session:
+        """Ask the open question again, or else the last one, whose answer is thrown away.
+
+        Raises UsageError if nothing was asked.
+        """
+        if self.question is not None:
+            return self
+        if not self.exchanges:
+            raise UsageError("there is no question to ask again")
+        back = self._without_last()
+        return replace(back, question=self.exchanges[-1].question, tries=self.tries + 1)
+
+    def undo(self) -> Session:
+        """Take back the last step: the medium that was added last, or else the last question and its answer.
+
+        The media of that question wait for the next one then. Raises UsageError if there is nothing.
+        """
+        if self.waiting:
+            return replace(self, waiting=self.waiting[:-1])
+        if not self.exchanges:
+            raise UsageError("there is nothing to take back")
+        return self._without_last()
+
+    def clear(self) -> Session:
+        """Forget questions, answers and media; the system text and the settings stay."""
+        return Session(system=self.system, sampling=self.sampling, generation=self.generation)
+
+    def set(self, name: str, value: str) -> Session:
+        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives the seed up.
+
+        Raises UsageError for a name that is none of them, and for a value that it can't have.
+        """
+        if name not in SETTINGS:
+            raise UsageError(f"there is no setting {brief(name)}", nearest(name, SETTINGS) or _list(SETTINGS))
+        if name == "seed" and value == "none":
+            return replace(self, generation=replace(self.generation, seed=None))
+        whole = name in _WHOLE or name == "frames"
+        try:
+            number = int(value) if whole else float(value)
+        except ValueError:
+            raise UsageError(f"{name} must be a {'whole ' if whole else ''}number, got {brief(value)}") from None
+        if name == "frames":
+            return replace(self, sampling=replace(self.sampling, frames=int(number), fps=None))
+        # replace() knows the fields' names only
+        return replace(self, generation=replace(self.generation, **{name: number}))  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, float | None]:
+        """Return the settings' values by their names; `fps` stands in place of `frames` where it is in use."""
+        values = {name: getattr(self.generation, name) for name in SETTINGS[:-1]}
+        return values | ({"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames})
+
+    def drawn(self, seed: int) -> Generation:
+        """Return how the answer is drawn now: with `seed` where none is set, and with another one at each try."""
+        given = self.generation.seed
+        if self.generation.temperature == 0:
+            return self.generation
+        return replace(self.generation, seed=seed if given is None else (given + self.tries) % 2**63)
+
+    def _without_last(self) -> Session:
+        *before, last = self.exchanges
+        return replace(self, exchanges=tuple(before), waiting=(*last.paths, *self.waiting))
+
+
+def _list(names: Iterable[str]) -> str:
+    return f"there are {', '.join(names)}"
