@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from .errors import LlvidError, MediaError
+from .fingerprint import fingerprint
 from .image import Picture, is_picture, read_image
 from .limits import Limits
 from .preset import Preset
@@ -54,12 +54,12 @@ class Task:
             **({"timestamps": True} if preset.timestamps else {}),
             **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
         }
-        return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).digest()
+        return bytes.fromhex(fingerprint(json.dumps(decides, sort_keys=True).encode()))
 
     def key(self, place: str, status: os.stat_result) -> str:
         """Return the key of a video's record; `place` is its path as seen from the output file."""
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
-        return hashlib.blake2b(name, key=self.fingerprint, digest_size=16).hexdigest()
+        return fingerprint(name, self.fingerprint)
 
     def request(self, media: Media, count: Count) -> tuple[Request, Heard | None]:
         """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from .conversation import Answer, Generation, Media, Request
 from .errors import LlvidError, MediaError, UsageError, nearest
+from .fingerprint import fingerprint
 from .image import is_picture, read_image
 from .limits import Limits
 from .messages import Draft, below, encodable, items, read_draft, turns_of
@@ -68,7 +68,7 @@ class Asked:
         drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
         whole = [model, self.id, drafts, stats, asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
         whole += ["timestamps"] if self.timestamps else []
-        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
+        return fingerprint(json.dumps(whole).encode())
 
     def request(self, media: Iterable[Media]) -> Request:
         """Return the request, with its media in their places."""

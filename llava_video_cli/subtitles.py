@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from typing import TypeAlias
 
 from .conversation import Budget, Request, Segment
 from .errors import MediaError
+from .fingerprint import fingerprint
 from .mediafile import check_file
 from .video import Frames
 
@@ -47,7 +47,7 @@ class Subtitles:
     @cached_property
     def digest(self) -> str:
         """Names what is spoken, and when."""
-        return hashlib.blake2b(repr(self.lines).encode(), digest_size=16).hexdigest()
+        return fingerprint(repr(self.lines).encode())
 
     def between(self, start_seconds: float, end_seconds: float) -> tuple[Segment, ...]:
         """Return the lines of which a moment lies in `[start_seconds, end_seconds)`."""
