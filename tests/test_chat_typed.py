@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,10 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
 def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start, layouts: dict[str, Path]) -> None:
     chat = start("red.mp4", "-m", str(layouts["vicuna"]), "-n", "2", "--max-new-tokens", "5000")
     chat.until("> ")
-    chat.type("half a quest\x03")  # while the model loads
+    chat.type("half a quest")  # while the model loads
+    chat.until("half a quest")
+    time.sleep(0.3)  # readline looks for a signal only while it waits for a key
+    chat.type("\x03")
     chat.until("> ")
     chat.type("/system Be brief.\r")
     chat.until("system: Be brief.")
