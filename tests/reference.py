@@ -12,13 +12,10 @@ BEGIN, END = "<!-- reference: written by tests/reference.py -->", "<!-- end of r
 
 def reference() -> str:
     """Return the Markdown of all commands; options that commands share stand once, by their panels."""
-    import typer
+    from llava_video_cli.cli.group import commands
 
-    from llava_video_cli.cli.app import app
-
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts, panels = [], dict[str, dict[str, tuple[str, list[str]]]]()
-    for name, command in commands.items():
+    for name, command in commands().items():
         usage = " ".join(
             ["llvid", name, *(_argument(p) for p in command.params if p.param_type_name == "argument"), "[OPTIONS]"]
         )

@@ -10,6 +10,7 @@ from clips import sample
 from terminal import QUESTION, asked, llvid, scene
 
 from llava_video_cli.cli.app import run
+from llava_video_cli.cli.group import ABOUT, commands
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 
@@ -111,3 +112,9 @@ def test_every_layout_answers(
     code = run(["ask", str(clip), QUESTION, "-m", str(layouts[layout]), "-n", "2", "--max-new-tokens", "4"])
     out, err = capsys.readouterr()
     assert code == 0 and out.strip() and "--max-new-tokens" in err
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    for name, command in commands().items():
+        about = " ".join(str(command.help).split())
+        assert about.startswith(ABOUT[name].rstrip(".")), name

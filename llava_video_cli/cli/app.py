@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from ..errors import LlvidError
-from . import ask, batch, caption, chat, console, demo, frames, presets, report
+from . import console
 from .background import LOADING
+from .group import Commands
 
 # What the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does.
 _EXIT_PIPE = 141
@@ -20,6 +21,7 @@ _EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="llvid",
+    cls=Commands,
     help="Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.",
     epilog="`llvid demo` shows it at work without a download; its checkpoint knows only moving coloured shapes.",
     no_args_is_help=True,
@@ -44,10 +46,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-for module in (ask, chat, caption, batch, frames, report, presets, demo):
-    module.add_to(app)
 
 
 def run(arguments: list[str]) -> int:
