@@ -243,11 +243,18 @@ def test_the_size_is_doubled_as_long_as_it_pays(best: int) -> None:
     size = BatchSize()
     for _ in range(20):
         count = size.wanted(1000)
-        size.learn(count, max(count, best) / 100 * (1 + 0.02 * count))
+        size.learn(count, max(count, best) / best * (1 + 0.02 * count))
     assert size.wanted(1000) == best
     assert size.wanted(3) == min(3, best)
     size.too_many(2)
     assert size.wanted(1000) == 1
+
+
+def test_short_batches_are_doubled_whatever_they_took() -> None:
+    size = BatchSize()
+    for seconds in (0.01, 0.9, 0.9, 0.9):
+        size.learn(size.wanted(1000), seconds)
+    assert size.wanted(1000) == 16
 
 
 def test_a_batch_that_takes_too_long_is_not_doubled() -> None:

@@ -70,11 +70,15 @@ class LlavaVideo:
         Raises `ContextError` if the prompt and the longest answer don't fit the context, `ModelError` if the
         memory doesn't suffice.
         """
+        return self._stream(request)
+
+    def _stream(self, request: Request, same_media: bool = False) -> Iterator[Chunk]:
+        """Do so; with `same_media`, the last prompt serves only if all media are the same."""
         started = time.perf_counter()
         with self._busy, self._run_errors():
             memory.reset_peak(self._device)
             prompt = self._prompt(request)
-            cache, cached = self._prefix.take(prompt, self._model.config)
+            cache, cached = self._prefix.take(prompt, self._model.config, prompt.media_end if same_media else 1)
             rows = self._rows([prompt], cache, cached)
             pieces = TextPieces(self._decode)
             run = self._run(rows, request.generation)
@@ -99,7 +103,8 @@ class LlavaVideo:
             groups.setdefault(request.generation, []).append(index)
         for generation, indices in groups.items():
             if generation.temperature > 0 or len(indices) == 1:  # a sampled answer would depend on its batch
-                answers |= {index: join(self.stream(requests[index])) for index in indices}
+                # what it costs should not hang on which video came before, or on how many fit a batch
+                answers |= {index: join(self._stream(requests[index], same_media=True)) for index in indices}
             else:
                 batch = self._answer_batch([requests[index] for index in indices], generation)
                 answers |= dict(zip(indices, batch, strict=True))

@@ -45,12 +45,15 @@ class Prefix:
     def __init__(self) -> None:
         self._held: tuple[Prompt, Any] | None = None
 
-    def take(self, prompt: Prompt, config: Any) -> tuple[Any, int]:
-        """Return a cache to go on with, and how many of the prompt's tokens it holds: never all of them."""
+    def take(self, prompt: Prompt, config: Any, least: int = 1) -> tuple[Any, int]:
+        """Return a cache to go on with, and how many of the prompt's tokens it holds: never all of them.
+
+        It holds none where it would be fewer than `least`.
+        """
         if self._held is not None:
             (held, cache), self._held = self._held, None
             count = min(common(held, prompt), len(prompt.ids) - 1)
-            if count > 0:
+            if count >= max(1, least):
                 cache.crop(count - cache.get_seq_length())
                 return cache, count
         return DynamicCache(config=config), 0

@@ -76,7 +76,7 @@ def main() -> None:
             if draw.random() < 0.8:
                 while process.poll() is None and (killed.stat().st_size if killed.exists() else 0) == began:
                     time.sleep(0.002)
-            time.sleep(draw.random() * whole / (3 * options.kills))
+            time.sleep(draw.random() * whole / options.kills)
             if process.poll() is None:
                 kills += 1
             process.kill()
