@@ -12,7 +12,6 @@ import typer
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..messages import read_conversation
-from ..models import Model
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
 from . import console
@@ -143,7 +142,7 @@ def answer_all(
     pictures = check(paths)
     with console.progress(output.quiet) as progress:
         show = progress.watch("reading frames, loading the model")
-        opening = Background(LOADING, _open, settings)
+        opening = Background(LOADING, settings.open)
         contents = [
             read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
         ]
@@ -169,12 +168,6 @@ def answer_all(
                 console.write_json(ask_values(media, question, answer, values))
             if answer.finish_reason != "stop" and not output.quiet:
                 console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
-
-
-def _open(settings: Settings) -> Model:
-    from ..models import open_model
-
-    return open_model(settings.model, settings.loading, settings.revision)
 
 
 def collect(
