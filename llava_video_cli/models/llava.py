@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_MOST_TOGETHER = 256  # requests of a batch: memory is not what bounds it any more
+# Requests of a batch where memory is not what bounds it: on a CPU more don't pay, and their prefill takes memory.
+_MOST_TOGETHER = {"cpu": 32}
+_MOST_TOGETHER_ELSEWHERE = 256
 
 
 class LlavaVideo:
@@ -120,7 +122,8 @@ class LlavaVideo:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
         free = memory.free_bytes(self._device)
-        return max(1, int(min(free / memory.answer_bytes(self._model, tokens), _MOST_TOGETHER)))
+        most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
+        return max(1, int(min(free / memory.answer_bytes(self._model, tokens), most)))
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
