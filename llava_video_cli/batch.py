@@ -167,7 +167,9 @@ class _Run:
                 self._fits = first, self._model.fits(first.question.request)
             except LlvidError:
                 self._fits = first, 1  # answering will say what is wrong with it
-        return self._pace.size.wanted(self._fits[1])
+        wanted = self._pace.size.wanted(self._fits[1])
+        self._ahead.most_questions = max(self._ahead.most_questions, 2 * wanted)
+        return wanted
 
     def _answer(self, batch: list[Ready]) -> None:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from .video import Resize
 
 _MOST_GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
 _LOOK_SECONDS = 0.5  # how often hanging readers are looked for
-_MOST_QUESTIONS = 512  # two of the largest batches: what lies further ahead is lost work when the run is stopped
+_FEWEST_QUESTIONS = 64  # that may wait, however small the batches are
 Result: TypeAlias = Answer | LlvidError
 
 
@@ -94,6 +94,8 @@ class ReadAhead:
         self._changed = threading.Condition()
         self._events: deque[Ready | Ended] = deque()
         self._tasks: dict[int, _Task] = {}
+        # two batches' worth: what lies further ahead takes memory, and is lost work when the run is stopped
+        self.most_questions = _FEWEST_QUESTIONS
         self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
         self._exhausted, self._stopped = False, False
         for _ in range(workers):
@@ -199,7 +201,9 @@ class ReadAhead:
                 self._changed.notify_all()
 
     def _has_room(self, question: Question) -> bool:
-        return not self._count or (self._held + question.bytes <= self._most_bytes and self._count < _MOST_QUESTIONS)
+        return not self._count or (
+            self._held + question.bytes <= self._most_bytes and self._count < self.most_questions
+        )
 
     def _wanted(self, task: _Task) -> bool:
         return task.number in self._tasks
