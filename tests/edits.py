@@ -18,7 +18,7 @@ import numpy as np
 from checkpoints import LAYOUTS, make_checkpoint
 from test_parity import moving_square, still
 
-from llava_video_cli import Generation, Loading, Model, Picture, Request, Turn, join, open_model
+from llava_video_cli import Answer, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.conversation import Media
 from llava_video_cli.demo import CHECKPOINT
 
@@ -34,8 +34,11 @@ SYSTEMS = (None, "Be brief.", "Be brief and kind.")
 GREEDY = Generation(max_new_tokens=3)
 
 
-def conversations(draw: random.Random, answer: Callable[[Request], str]) -> Iterator[Request]:
-    """Yield a conversation after each of endlessly many edits; `answer` gives what its next turns go on from."""
+def conversations(draw: random.Random, answer: Callable[[Request], str | None]) -> Iterator[Request]:
+    """Yield a conversation after each of endlessly many edits; `answer` gives what its next turns go on from.
+
+    One that does not fit the context, for which there is None, is left out and begun anew.
+    """
     system: str | None = None
     turns: list[Turn] = []
     while True:
@@ -55,9 +58,16 @@ def conversations(draw: random.Random, answer: Callable[[Request], str]) -> Iter
         elif edit == "ask" or not turns:
             media = tuple(draw.sample(MEDIA, k=draw.choice((0, 0, 1, 1, 2)))) if turns else (draw.choice(MEDIA),)
             turns.append(Turn("user", draw.choice(QUESTIONS), media))
-            turns.append(Turn("assistant", answer(conversation(system, turns))))
-        if turns:
-            yield conversation(system, turns[:-1])
+            turns.append(Turn("assistant", ""))
+        if not turns:
+            continue
+        request = conversation(system, turns[:-1])
+        text = answer(request)
+        if text is None:
+            turns = []
+            continue
+        turns[-1] = Turn("assistant", text)
+        yield request
 
 
 def conversation(system: str | None, turns: list[Turn]) -> Request:
@@ -79,9 +89,16 @@ def copied(medium: Media, draw: random.Random) -> Media:
 def differences(reusing: Model, plain: Model, edits: int, draw: random.Random) -> tuple[list[Request], int, int]:
     """The requests that the two models answer in different words, and the tokens that were asked and reused."""
     wrong, tokens, reused = [], 0, 0
-    requests = conversations(draw, lambda request: join(reusing.stream(request)).text)
-    for _, request in zip(range(edits), requests, strict=False):
-        got = join(reusing.stream(request))
+    answers: dict[int, Answer] = {}
+
+    def answer(request: Request) -> str | None:
+        if reusing.budget(request).left < 0:
+            return None
+        answers[id(request)] = join(reusing.stream(request))
+        return answers[id(request)].text
+
+    for _, request in zip(range(edits), conversations(draw, answer), strict=False):
+        got = answers.pop(id(request))
         if got.text != join(plain.stream(request)).text:
             wrong.append(request)
         tokens, reused = tokens + got.usage.prompt_tokens, reused + got.usage.cached_tokens
