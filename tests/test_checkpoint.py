@@ -11,33 +11,108 @@ import pytest
 from llava_video_cli.errors import ModelError
 from llava_video_cli.models.checkpoint import check_weights, describe, read_config
 
-VISION = {"image_size": 336, "patch_size": 14, "model_type": "clip_vision_model"}
-BASE: dict[str, Any] = {"model_type": "llava_next_video", "vision_config": VISION, "spatial_pool_stride": 2}
+# The values of the published configs, as far as they hang together with a fact.
+VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+}  # fmt: skip
+BASE: dict[str, Any] = {
+    "model_type": "llava_next_video", "vision_config": VISION, "spatial_pool_stride": 2, "spatial_pool_mode": "average",
+    "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "video_seq_length": 288,
+    "tie_word_embeddings": False, "video_token_index": 32000, "image_token_index": 32001,
+}  # fmt: skip
 VICUNA = BASE | {
     "text_config": {
         "model_type": "llama",
         "max_position_embeddings": 4096,
         "rope_scaling": {"factor": 2.5, "type": "linear"},
+        "vocab_size": 32064,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-05,
     },
-    "video_token_index": 32000,
-    "image_token_index": 32001,
 }
-MISTRAL = BASE | {"text_config": {"model_type": "mistral", "max_position_embeddings": 32768, "rope_theta": 1e6}}
+MISTRAL = BASE | {
+    "text_config": {
+        "model_type": "mistral", "max_position_embeddings": 32768, "rope_theta": 1e6, "sliding_window": None,
+        "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 32064,
+    },
+}  # fmt: skip
 YI = BASE | {
-    "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rope_theta": 5e6},
+    "text_config": {
+        "model_type": "llama", "max_position_embeddings": 4096, "rope_theta": 5e6, "hidden_size": 7168,
+        "intermediate_size": 20480, "num_hidden_layers": 60, "num_attention_heads": 56, "num_key_value_heads": 8,
+        "vocab_size": 64064, "eos_token_id": 7, "use_cache": False,
+    },
     "video_token_index": 64003,
     "image_token_index": 64004,
-}
+}  # fmt: skip
+PUBLISHED = {"7B": VICUNA, "7B-32K": MISTRAL, "34B": YI}
 
 
 @pytest.mark.parametrize(
-    ("config", "chatml", "family", "context"),
-    [(VICUNA, False, "vicuna", 10240), (MISTRAL, False, "mistral", 32768), (YI, True, "chatml", 4096)],
+    ("name", "family", "context", "frames", "video_id"),
+    [
+        ("7B", "vicuna", 10240, 67, 32000),
+        ("7B-32K", "mistral", 32768, 224, 32000),
+        ("34B", "chatml", 4096, 24, 64003),
+    ],
 )
-def test_published_configs(config: dict[str, Any], chatml: bool, family: str, context: int) -> None:
-    found = describe(config, chatml)
+def test_published_configs(name: str, family: str, context: int, frames: int, video_id: int) -> None:
+    found = describe(PUBLISHED[name])
     assert (found.family, found.context_tokens, found.frame_tokens) == (family, context, 144)
-    assert found.video_token_id == (64003 if chatml else 32000)
+    assert (found.frames_that_fit(), found.video_token_id, found.image_token_id) == (frames, video_id, video_id + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_kib", "billions", "bf16_gb", "nf4_gib"),
+    [("7B", 512, 7.06, 14.1, 4.2), ("7B-32K", 128, 7.57, 15.1, 4.4), ("34B", 240, 34.75, 69.5, 18.5)],
+)
+def test_published_sizes(name: str, kv_kib: int, billions: float, bf16_gb: float, nf4_gib: float) -> None:
+    found = describe(PUBLISHED[name])
+    assert found.kv_bytes() == kv_kib * 1024
+    assert round(found.parameters.total / 1e9, 2) == billions
+    assert round(found.parameters.total_bytes("none") / 1e9, 1) == bf16_gb
+    assert round(found.parameters.total_bytes("4bit") / 2**30, 1) == nf4_gib
+    linear = found.parameters.linear_bytes("none")
+    assert found.parameters.linear_bytes("8bit") / linear == pytest.approx(0.5, abs=0.001)
+    assert found.parameters.linear_bytes("4bit") / linear == pytest.approx(0.258, abs=0.001)
+
+
+TINY = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
+SMALL_EYE = {"model_type": "clip_vision_model", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *PUBLISHED.values(),
+        {"text_config": {"max_position_embeddings": 4096}},
+        {"vision_config": SMALL_EYE, "text_config": TINY | {"tie_word_embeddings": True, "attention_bias": True}},
+        {"text_config": TINY | {"model_type": "mistral", "head_dim": 8, "num_key_value_heads": 2}},
+        {"text_config": TINY | {"mlp_bias": True}, "multimodal_projector_bias": False, "vision_feature_layer": [-2, 0]},
+        {"vision_config": SMALL_EYE, "text_config": TINY, "spatial_pool_mode": "conv", "spatial_pool_stride": 3},
+    ],
+)
+def test_the_numbers_of_parameters_are_those_of_transformers(config: dict[str, Any]) -> None:
+    import bitsandbytes  # noqa: F401 - before torch's meta device is on: it makes tensors as it is imported
+    import torch
+    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig.from_dict(dict(config)))
+    found = describe(config).parameters
+    parts = {"vision": "model.vision_tower.", "language_linear": "_proj.weight"}
+    counted = dict.fromkeys(parts, 0)
+    for name, weight in model.named_parameters():
+        is_vision = name.startswith(parts["vision"])
+        counted["vision"] += is_vision * weight.numel()
+        counted["language_linear"] += (not is_vision and name.endswith("_proj.weight")) * weight.numel()
+    assert sum(weight.numel() for weight in model.parameters()) == found.total
+    assert counted == {"vision": found.vision, "language_linear": found.language_linear}
+    linears = (
+        part for name, part in model.named_modules() if "language_model" in name and isinstance(part, torch.nn.Linear)
+    )
+    assert sum(part.out_features for part in linears) == found.language_linear_rows
 
 
 def test_new_style_rope_parameters_are_read_too() -> None:
@@ -46,12 +121,46 @@ def test_new_style_rope_parameters_are_read_too() -> None:
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "linear", "factor": 2.5},
     }
-    assert describe(BASE | {"text_config": text}, False).context_tokens == 10240
+    assert describe(BASE | {"text_config": text}).context_tokens == 10240
+
+
+def test_scaling_of_another_kind_gives_no_more_context() -> None:
+    text = {"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
+    assert describe(BASE | {"text_config": text}).context_tokens == 4096
+
+
+def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
+    assert describe(MISTRAL, has_chatml_tokens=True).family == "chatml"
+    assert describe(YI, has_chatml_tokens=False).family == "vicuna"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"text_config": {"max_position_embeddings": "many"}},
+            "max_position_embeddings must be a whole number .* 'many'",
+        ),
+        ({"text_config": {"num_hidden_layers": 0}}, "num_hidden_layers must be a whole number above 0, got 0"),
+        (
+            {"text_config": {"rope_scaling": {"type": "linear", "factor": "x"}}},
+            "RoPE factor must be 1 or more, got 'x'",
+        ),
+        ({"text_config": {"rope_scaling": [2.5]}}, "RoPE scaling is no mapping"),
+        ({"text_config": [1]}, "text_config is no mapping"),
+        ({"vision_config": VISION | {"patch_size": 0}}, "patch_size must be"),
+        ({"vision_config": VISION | {"image_size": 8}}, "no tokens of a frame: 8 pixels, patches of 14, pooled by 2"),
+        ({"spatial_pool_stride": 0}, "spatial_pool_stride must be"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_an_error_of_one_line(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        describe(BASE | change)
 
 
 @pytest.mark.parametrize(("stride", "tokens"), [(2, 144), (3, 64), (4, 36), (8, 9)])
 def test_tokens_a_frame(stride: int, tokens: int) -> None:
-    assert describe(VICUNA | {"spatial_pool_stride": stride}, False).frame_tokens == tokens
+    assert describe(VICUNA | {"spatial_pool_stride": stride}).frame_tokens == tokens
 
 
 def folder_with(path: Path, config: object, *files: str) -> Path:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
+from .parameters import TEXT_DEFAULTS, TEXT_SHARED, VISION_ABSENT, VISION_DEFAULTS, Parameters, count
 
 Family = Literal["vicuna", "mistral", "chatml"]
 
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
-# What the config classes of transformers fill in where a published config leaves a value out.
-_TEXT_CONTEXT = {"llama": 2048, "mistral": 131072}
-_VISION_IMAGE_SIZE, _VISION_PATCH_SIZE = 336, 14
+# The vocabulary and the end token of Yi, the only language model of the published ones that speaks ChatML.
+_YI_VOCABULARY, _YI_END = 64000, 7
+# Tokens that stay free for questions and answers where it is told how many frames fit.
+TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The facts of one LLaVA-NeXT-Video checkpoint that prompts and budgets need.
 
-    `context_tokens` is `max_position_embeddings`, times the factor of linear RoPE scaling where the config
-    has one. Sizes are in pixels.
+    `position_count` is `max_position_embeddings`; `rope_factor` that of linear RoPE scaling, or 1. Sizes are in
+    pixels, `head_width` in elements.
     """
 
     family: Family
@@ -32,16 +35,41 @@ class Checkpoint:
     image_size: int
     patch_size: int
     pool_stride: int
-    context_tokens: int
+    pool_mode: str
+    position_count: int
+    rope_type: str
+    rope_factor: float
     feature_strategy: str
+    layers: int
+    kv_heads: int
+    head_width: int
+    parameters: Parameters
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that the checkpoint can tell apart, prompt and answer together."""
+        return int(self.position_count * self.rope_factor)
+
+    @property
+    def frame_side(self) -> int:
+        """Patches along one side of a frame, before they are pooled."""
+        return self.image_size // self.patch_size
 
     @property
     def frame_tokens(self) -> int:
         """Tokens of one frame: the pooled patch grid, `side // stride` squared.
 
-        Source: LlavaNextVideoPooler, whose average pooling has kernel and stride `pool_stride`.
+        Source: LlavaNextVideoPooler, whose pooling has kernel and stride `pool_stride`.
         """
-        return (self.image_size // self.patch_size // self.pool_stride) ** 2
+        return (self.frame_side // self.pool_stride) ** 2
+
+    def frames_that_fit(self, text_tokens: int = TEXT_TOKENS) -> int:
+        """Return how many frames the context takes beside so many tokens of question and answer."""
+        return max(0, self.context_tokens - text_tokens) // self.frame_tokens
+
+    def kv_bytes(self, element_bytes: int = 2) -> int:
+        """Return what a token takes in the KV cache: for each layer, a key and a value of every KV head."""
+        return 2 * self.layers * self.kv_heads * self.head_width * element_bytes
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -94,24 +122,94 @@ def check_weights(folder: Path) -> None:
         raise ModelError(f"{folder} has {found}; weights must be safetensors", _WANTED)
 
 
-def describe(config: Mapping[str, Any], has_chatml_tokens: bool) -> Checkpoint:
-    """Return the facts of a config; `has_chatml_tokens` tells whether the tokenizer knows `<|im_start|>`."""
-    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    text_type = text.get("model_type", "llama")
-    family: Family = "chatml" if has_chatml_tokens else "mistral" if text_type == "mistral" else "vicuna"
-    positions = text.get("max_position_embeddings", _TEXT_CONTEXT.get(text_type, 4096))
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    linear = rope.get("rope_type", rope.get("type")) == "linear"
-    return Checkpoint(
+def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -> Checkpoint:
+    """Return the facts of a config; raises `ModelError` for one that makes no sense.
+
+    `has_chatml_tokens` tells whether the tokenizer knows `<|im_start|>`; where nobody has looked, a vocabulary or an
+    end token like Yi's says so.
+    """
+    text, vision = _text(config), _vision(config)
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}  # in the order of transformers
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"the config's RoPE scaling is no mapping: {rope!r}")
+    rope_type = str(rope.get("rope_type") or rope.get("type") or "default")
+    if has_chatml_tokens is None:
+        is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
+        has_chatml_tokens = is_yi and text["model_type"] == "llama"
+    family: Family = "chatml" if has_chatml_tokens else "mistral" if text["model_type"] == "mistral" else "vicuna"
+    found = Checkpoint(
         family=family,
-        image_token_id=config.get("image_token_index", config.get("image_token_id", 32001)),
-        video_token_id=config.get("video_token_index", config.get("video_token_id", 32000)),
-        image_size=vision.get("image_size", _VISION_IMAGE_SIZE),
-        patch_size=vision.get("patch_size", _VISION_PATCH_SIZE),
-        pool_stride=config.get("spatial_pool_stride", 2),
-        context_tokens=int(positions * (rope.get("factor", 1.0) if linear else 1.0)),
-        feature_strategy=config.get("vision_feature_select_strategy", "default"),
+        image_token_id=_first(config, "image_token_index", "image_token_id", 32001),
+        video_token_id=_first(config, "video_token_index", "video_token_id", 32000),
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        pool_stride=_whole(config.get("spatial_pool_stride", 2), "spatial_pool_stride"),
+        pool_mode=str(config.get("spatial_pool_mode", "average")),
+        position_count=text["max_position_embeddings"],
+        rope_type=rope_type,
+        rope_factor=_factor(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
+        feature_strategy=str(config.get("vision_feature_select_strategy", "default")),
+        layers=text["num_hidden_layers"],
+        kv_heads=text["num_key_value_heads"],
+        head_width=text["head_dim"],
+        parameters=count(text, vision, config),
     )
+    if not found.frame_tokens:
+        raise ModelError(
+            f"the config leaves no tokens of a frame: {found.image_size} pixels, patches of {found.patch_size}, "
+            f"pooled by {found.pool_stride}"
+        )
+    return found
+
+
+def _text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the language model's config with what transformers fills in."""
+    given = _part(config, "text_config")
+    kind = given.get("model_type") or "llama"
+    text = {"model_type": kind, **TEXT_SHARED, **TEXT_DEFAULTS.get(kind, TEXT_DEFAULTS["llama"]), **given}
+    for name in (*TEXT_SHARED, "intermediate_size", "max_position_embeddings"):
+        _whole(text[name], name)
+    heads = text["num_attention_heads"]
+    text["num_key_value_heads"] = _whole(text["num_key_value_heads"] or heads, "num_key_value_heads")
+    text["head_dim"] = _whole(text.get("head_dim") or text["hidden_size"] // heads, "head_dim")
+    return text
+
+
+def _vision(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the vision tower's config with what transformers fills in."""
+    vision = (VISION_ABSENT if config.get("vision_config") is None else VISION_DEFAULTS) | _part(
+        config, "vision_config"
+    )
+    for name in VISION_DEFAULTS:
+        _whole(vision[name], name)
+    return vision
+
+
+def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = config.get(name)
+    if part is not None and not isinstance(part, Mapping):
+        raise ModelError(f"the config's {name} is no mapping")
+    return dict(part or {})
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ModelError(f"the config's {name} must be a whole number above 0, got {value!r}")
+    return value
+
+
+def _factor(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
+        raise ModelError(f"the config's RoPE factor must be 1 or more, got {value!r}")
+    return float(value)
+
+
+def _first(config: Mapping[str, Any], name: str, other: str, default: int) -> int:
+    return _whole(config.get(name, config.get(other, default)), name)
+
+
+def _ids(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def looks_like_folder(model: str) -> bool:
