@@ -1,6 +1,6 @@
 """Tiny random checkpoints in the published layouts: real geometry, ids and file layout, made-up weights.
 
-Run as a program, it makes one: `python tests/checkpoints.py vicuna|mistral|yi FOLDER`.
+Run as a program, it makes one: `python tests/checkpoints.py vicuna|vicuna-dpo|mistral|yi|yi-dpo FOLDER`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration, PreTrainedTokenizerFast
 
-LAYOUTS = ("vicuna", "mistral", "yi")
+LAYOUTS = ("vicuna", "vicuna-dpo", "mistral", "yi", "yi-dpo")  # 7B, 7B-DPO, 7B-32K, 34B, 34B-DPO
 GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 HIDDEN = 64
 
@@ -48,7 +48,9 @@ def make_checkpoint(
     `text` and `vision` go over the values of the language model's and the vision tower's config.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    layout, _, dpo = layout.partition("-")
     config = _config(layout)
+    seed += bool(dpo)  # the same layout with other weights
     config["text_config"] |= text or {}
     config["vision_config"] |= vision or {}
     preprocessor = _preprocessor(config["vision_config"]["image_size"])

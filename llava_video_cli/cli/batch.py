@@ -15,7 +15,18 @@ from ..models import Model
 from ..record import Failure, path_to_text, settings_values
 from ..requestfile import Asked, RequestJob, read_requests
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, RunFlags, Settings, TextFlags, settle, takes
+from .options import (
+    FrameFlags,
+    ModelFlags,
+    OutputFlags,
+    PresetFlag,
+    RunFlags,
+    Settings,
+    TextFlags,
+    settle,
+    takes,
+    weights_asked,
+)
 
 _EXAMPLES = """
 Examples:
@@ -73,7 +84,8 @@ def batch(
 
 def _plan(asked: list[Asked], settings: Settings, flags: ModelFlags, done: set[str]) -> Plan:
     """Sort out what is done; the requests on the same frames become one job."""
-    weights = repr((settings.model, flags.revision, flags.dtype, settings.preset.quantize))
+    more = [item for item in weights_asked(flags).items() if item[0] not in ("revision", "dtype")]
+    weights = repr((settings.model, flags.revision, flags.dtype, settings.preset.quantize, *more))
     groups: dict[Any, list[tuple[Asked, str]]] = {}
     failures = []
     for each in asked:

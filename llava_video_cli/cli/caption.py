@@ -38,6 +38,7 @@ from .options import (
     check_text,
     settle,
     takes,
+    weights_asked,
 )
 
 _TABLES = (".jsonl", ".csv", ".parquet")
@@ -120,7 +121,7 @@ def caption(
     if prompt is not None:
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
-    asked = {name: getattr(model, name) for name in ("revision", "dtype") if getattr(model, name) is not None}
+    asked = weights_asked(model)
     asked |= {"quantize": settings.preset.quantize} if settings.preset.quantize != "none" else {}
     is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
     subtitles = read_speech(speech, paths if is_file else ())

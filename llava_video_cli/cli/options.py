@@ -13,7 +13,7 @@ import typer
 from ..conversation import Generation
 from ..errors import UsageError
 from ..messages import Conversation
-from ..models import Attention, DType, Loading, Model, Quantize, open_model
+from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, open_model
 from ..preset import Preset, load_preset
 from ..sampling import Mode, Sampling, parse_time
 
@@ -50,6 +50,24 @@ class ModelFlags:
     ] = None
     attention: Annotated[
         Attention | None, _option("--attention", panel=_MODEL, help="Attention kernel [default: auto].")
+    ] = None
+    rope_factor: Annotated[
+        str | None,
+        _option(
+            "--rope-factor", panel=_MODEL, metavar="N",
+            help="Stretch the context to N times its trained length in all: more frames, a little less exact "
+            "[default: the checkpoint's].",
+        ),
+    ] = None  # fmt: skip
+    pool_stride: Annotated[
+        int | None,
+        _option(
+            "--pool-stride", panel=_MODEL, metavar="2|3|4|8",
+            help="Pool a frame's patches by so many a side: 144, 64, 36 or 9 tokens [default: the checkpoint's].",
+        ),
+    ] = None  # fmt: skip
+    pool_mode: Annotated[
+        PoolMode | None, _option("--pool-mode", panel=_MODEL, help="How they are pooled [default: the checkpoint's].")
     ] = None
     no_prefix_reuse: Annotated[
         bool, _option("--no-prefix-reuse", panel=_MODEL, help="Compute what a prompt shares with the last one again.")
@@ -219,13 +237,14 @@ def takes(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Res
 class Settings:
     """What flags and preset settle to: flags beat the preset, the preset beats the defaults.
 
-    `drawn_seed` is the seed that nobody asked for.
+    `drawn_seed` is the seed that nobody asked for. With `rope_auto`, the RoPE factor is to be found from what is asked.
     """
 
     preset: Preset
     loading: Loading
     revision: str | None
     drawn_seed: int | None = None
+    rope_auto: bool = False
 
     @property
     def model(self) -> str:
@@ -291,8 +310,25 @@ def settle(
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
         prefix_reuse=not model.no_prefix_reuse,
+        **_given(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
     )
-    return Settings(preset, loading, model.revision, drawn_seed)
+    rope_auto = model.rope_factor == "auto"
+    if model.rope_factor is not None and not rope_auto:
+        loading = replace(loading, rope_factor=_factor(model.rope_factor))
+    return Settings(preset, loading, model.revision, drawn_seed, rope_auto)
+
+
+def weights_asked(flags: ModelFlags) -> dict[str, Any]:
+    """Return what the user said of the weights that makes another answer, but for the model and `--quantize`."""
+    names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")
+    return _given(**{name: getattr(flags, name) for name in names})
+
+
+def _factor(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--rope-factor must be auto or a number, got {text!r}") from None
 
 
 def _given(**values: Any) -> dict[str, Any]:

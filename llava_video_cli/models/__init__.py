@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..conversation import Answer, Budget, Chunk, Request
+from .adaptation import PoolMode, adapted
+from .checkpoint import read_config
 from .loading import Attention, DType, Loading, Quantize
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Attention", "DType", "Loading", "Model", "Quantize", "open_model"]
+__all__ = ["Attention", "DType", "Loading", "Model", "PoolMode", "Quantize", "open_model"]
 
 
 class Model(Protocol):
@@ -48,12 +50,15 @@ class Model(Protocol):
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
     """Return the model of a name: `demo`, a checkpoint's folder, or a hub id.
 
-    Raises `UsageError` or `ModelError`; the checkpoint's kind is checked before anything heavy is imported.
+    Raises `UsageError` or `ModelError`; the checkpoint's kind, and whether its
+    config can be changed as `loading` wants, are checked before anything heavy is imported.
     """
     from .source import locate
 
+    loading = loading or Loading()
     folder = locate(model, revision)
+    adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)  # raises early
 
     from .llava import LlavaVideo
 
-    return LlavaVideo.open(model, folder, loading or Loading())
+    return LlavaVideo.open(model, folder, loading)

@@ -64,6 +64,9 @@ class LlavaVideo:
             "dtype": loaded.dtype,
             "quantize": loaded.quantize,
             "attention": loaded.attention,
+            "rope_factor": loaded.checkpoint.rope_factor,
+            "pool_stride": loaded.checkpoint.pool_stride,
+            "pool_mode": loaded.checkpoint.pool_mode,
         }
 
     def stream(self, request: Request) -> Iterator[Chunk]:

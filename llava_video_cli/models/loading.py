@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError, UsageError
+from .adaptation import PoolMode, adapted
 from .checkpoint import Checkpoint, describe, read_config
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"] 
 class Loading:
     """How weights are brought into memory; `auto` is decided by what is there.
 
-    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way.
+    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way. `rope_factor`,
+    `pool_stride` and `pool_mode` go over the config's own (see `adapted`); None leaves them.
     """
 
     quantize: Quantize = "none"
@@ -33,6 +35,9 @@ class Loading:
     device: str = "auto"
     attention: Attention = "auto"
     prefix_reuse: bool = True
+    rope_factor: float | None = None
+    pool_stride: int | None = None
+    pool_mode: PoolMode | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,17 @@ def load(folder: Path, loading: Loading) -> Loaded:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import LlavaNextVideoForConditionalGeneration
+    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
     _quieten()
-    config = read_config(folder)
+    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     device = choose_device(loading.device)
     dtype = choose_dtype(loading.dtype, device, _weight_bytes(folder))
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    try:
+        options["config"] = LlavaNextVideoConfig.from_dict(config)
+    except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
+        raise ModelError(f"the config in {folder} can't be used: {_last_line(error)}") from None
     if loading.attention != "auto":
         options["attn_implementation"] = loading.attention
     if loading.quantize != "none":
@@ -218,6 +227,10 @@ def _free_memory_bytes() -> float:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):  # not every system tells
         return float("inf")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _first_line(error: Exception) -> str:
