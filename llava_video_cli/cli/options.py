@@ -32,7 +32,14 @@ class ModelFlags:
 
     model: Annotated[
         str | None,
-        _option("--model", "-m", panel=_MODEL, envvar="LLVID_MODEL", metavar="NAME", help="Hub id, folder, or `demo`."),
+        _option(
+            "--model",
+            "-m",
+            panel=_MODEL,
+            envvar="LLVID_MODEL",
+            metavar="NAME",
+            help="Hub id, folder, `demo`, or `random:7B`.",
+        ),
     ] = None
     revision: Annotated[
         str | None, _option("--revision", panel=_MODEL, metavar="REV", help="Branch, tag or commit on the hub.")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError, UsageError
 from .adaptation import PoolMode, adapted
 from .checkpoint import Checkpoint, describe, read_config
+from .random_weights import draw, has_random_weights
+from .source import DEMO
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +82,7 @@ def load(folder: Path, loading: Loading) -> Loaded:
         options["device_map"] = {"": device}
     try:
         model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
-            folder, trust_remote_code=False, output_loading_info=True, **options
+            **_weights(folder, dtype, device), trust_remote_code=False, output_loading_info=True, **options
         )
     except torch.OutOfMemoryError:
         raise ModelError(
@@ -97,7 +99,7 @@ def load(folder: Path, loading: Loading) -> Loaded:
     if absent:
         raise ModelError(f"the weights in {folder} are incomplete: {len(absent)} tensors missing, such as {absent[0]}")
     model.eval()
-    processor = load_processor(folder, model.config)
+    processor = load_processor(DEMO if has_random_weights(folder) else folder, model.config)
     return Loaded(
         model=model,
         processor=processor,
@@ -107,6 +109,16 @@ def load(folder: Path, loading: Loading) -> Loaded:
         attention=model.config._attn_implementation,  # noqa: SLF001 - what was chosen stands nowhere else
         quantize=loading.quantize,
     )
+
+
+def _weights(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return where `from_pretrained` finds the weights: in the folder, or, for random ones, drawn on the device."""
+    if not has_random_weights(folder):
+        return {"pretrained_model_name_or_path": folder}
+    from transformers import LlavaNextVideoConfig
+
+    config = LlavaNextVideoConfig.from_pretrained(folder)
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": draw(config, dtype, device)}
 
 
 def choose_device(device: str) -> torch.device:
@@ -158,7 +170,7 @@ def load_processor(folder: Path, config: Any) -> Any:
         if _side(part) != size:
             part.size, part.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
     processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints
-    processor.patch_size = processor.patch_size or config.vision_config.patch_size
+    processor.patch_size = config.vision_config.patch_size
     processor.vision_feature_select_strategy = (
         processor.vision_feature_select_strategy or config.vision_feature_select_strategy
     )
@@ -219,6 +231,8 @@ def _quieten() -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
+    if has_random_weights(folder):
+        return describe(read_config(folder)).parameters.total_bytes("none")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

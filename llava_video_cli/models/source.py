@@ -1,4 +1,4 @@
-"""From a model's name to a folder with a whole checkpoint: the demo, a folder, or the hub."""
+"""From a model's name to a folder with a whole checkpoint: the demo, random weights, a folder, or the hub."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ..errors import ModelError, nearest
 from .checkpoint import check_architecture, check_name, check_weights, looks_like_folder, read_config
+from .random_weights import random_folder
 
 # The demo checkpoint is part of the package.
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
@@ -19,10 +20,14 @@ _DEMO_HINT = "`--model demo` needs no download"
 def locate(model: str, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint; fetches it from the hub's cache or the hub if it is a hub id.
 
+    Of `random:SIZE` it is one with a config and no weights, which are made while loading.
+
     Only the config is fetched before the architecture is checked. Raises `UsageError` for a name that is
     none, `ModelError` for a checkpoint that isn't there, can't be fetched, or that llvid can't run.
     """
     check_name(model)
+    if (folder := random_folder(model)) is not None:
+        return folder
     if model == "demo":
         folder = DEMO
     elif looks_like_folder(model):
