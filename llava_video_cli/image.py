@@ -48,12 +48,12 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     return not (moves and _is_video(name))
 
 
-def read_image(path: str | os.PathLike[str]) -> Picture:
+def read_image(path: str | os.PathLike[str], most_pixels: int | None = None) -> Picture:
     """Return a picture as it is meant to be seen.
 
     EXIF rotation and mirroring are applied, palettes and CMYK converted, 16 bits reduced to 8, transparent parts put
-    on white. Raises MediaError for what is no picture, is cut off, or has more pixels than PIL's limit for
-    decompression bombs (about 179 million).
+    on white. Raises MediaError for what is no picture, is cut off, or has more pixels than `most_pixels`, or than PIL's
+    limit for decompression bombs (about 179 million).
     """
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -65,6 +65,8 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
             # PIL only warns from half its limit on, and refuses above it
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(name) as image:
+                if image.width * image.height > (most_pixels or _limit()):
+                    raise MediaError(f"{name}: the picture is too large ({image.width}x{image.height})")
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.array(_as_rgb(upright), dtype=np.uint8)

@@ -16,6 +16,7 @@ ABOUT = {
     "batch": "Answer a file of requests, a JSON line each.",
     "frames": "Show the frames that the model would see.",
     "report": "Make one HTML page to look through results.",
+    "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
     "presets": "List the presets, or show one.",
     "demo": "Write a short clip and ask the embedded demo checkpoint about it.",
 }

@@ -1,0 +1,1 @@
+"""The server: an OpenAI-compatible HTTP API in front of a loaded model."""

@@ -1,0 +1,276 @@
+"""The HTTP side: its paths, and the way of a request from its headers to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from .. import conversation
+from ..conversation import Chunk, FinishReason, Media
+from ..errors import LlvidError
+from ..messages import turns_of
+from ..models.stops import Stops
+from ..record import media_values
+from ..timestamps import with_times
+from .desk import Event, Ticket
+from .guard import CLOSE
+from .refusal import RefusedError, refused
+from .service import Seen, Service
+from .wire import Asked, Form, read_asked, read_json
+
+Result = TypeVar("Result")
+_CLIENT_LEFT = 499  # nginx's word for it; nobody gets it, the log and the figures do
+_SEND_SECONDS = 60.0  # a client that takes nothing for that long is gone
+
+
+def app(service: Service) -> Starlette:
+    """Return the ASGI application."""
+    routes = [
+        Route("/v1/chat/completions", Completions(service), methods=["POST"]),
+        Route("/v1/models", partial(_guarded, service, _models), methods=["GET"]),
+        Route("/v1/models/{name:path}", partial(_guarded, service, _one_model), methods=["GET"]),
+        Route("/metrics", partial(_guarded, service, _metrics), methods=["GET"]),
+        Route("/health", partial(_open, service), methods=["GET"]),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: partial(_unknown, service), Exception: _failed}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+async def _guarded(service: Service, answer: Callable[[Service, Request], Response], request: Request) -> Response:
+    began = time.monotonic()
+    try:
+        service.guard.check(request.headers)
+        response = answer(service, request)
+    except LlvidError as error:
+        response = _refusal(refused(error))
+    _note(service, request, response.status_code, began)
+    return response
+
+
+async def _open(service: Service, request: Request) -> Response:
+    _note(service, request, 200, time.monotonic())
+    return JSONResponse({"status": "ok"})
+
+
+def _metrics(service: Service, _: Request) -> Response:
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _models(service: Service, _: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [service.facts]})
+
+
+def _one_model(service: Service, request: Request) -> Response:
+    if request.path_params["name"] != service.model.name:
+        raise RefusedError(404, "no such model", f"this server has {service.model.name}", code="model_not_found")
+    return JSONResponse(service.facts)
+
+
+async def _unknown(service: Service, request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    message = {404: "there is no such path", 405: "this path has no such method"}.get(status, error.detail)
+    _note(service, request, status, time.monotonic())
+    return _refusal(RefusedError(status, message, headers=CLOSE | dict(error.headers or {})))
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _refusal(RefusedError(500, "an error inside the server"))  # starlette raises it further, to the log
+
+
+def _refusal(error: RefusedError) -> Response:
+    return JSONResponse(error.form, error.status, error.headers)
+
+
+def _note(service: Service, request: Request, status: int, began: float) -> None:
+    route = request.scope.get("route")
+    service.metrics.requests.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
+    if service.log is not None:
+        client = request.client.host if request.client else "?"
+        service.log(Seen(client, request.method, request.url.path, status, time.monotonic() - began))
+
+
+class Completions:
+    """`POST /v1/chat/completions`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, streamed or whole, as long as the client is there."""
+        service, request, began = self._service, Request(scope), time.monotonic()
+        reply = _Reply(send)
+        try:
+            service.guard.check(request.headers)
+            with service.desk.place():
+                async with service.guard.body(request.headers, receive) as body:
+                    ready = await _or_gone(self._read(body), receive)
+                    del body
+                await _or_gone(self._answer(*ready, reply, began), receive)
+        except ClientDisconnect:
+            reply.status = _CLIENT_LEFT
+        except LlvidError as error:
+            await reply.refuse(refused(error), scope, receive)
+        finally:
+            _note(service, request, reply.status, began)
+
+    async def _read(self, body: bytes) -> tuple[Asked, conversation.Request, list[Media]]:
+        """Return what is asked, read and decoded; the URLs, which may be long, are left out."""
+        service = self._service
+        asked = await service.shelf.in_thread(lambda: read_asked(read_json(body), service.model.name, service.preset))
+        media = await service.shelf.read(asked.urls, asked.places, asked.sampling)
+        turns = turns_of(asked.drafts, media)
+        generation = asked.generation
+        if generation.temperature > 0 and generation.seed is None:
+            generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can name it
+        request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation)
+        return replace(asked, drafts=()), request, media
+
+    async def _answer(
+        self, asked: Asked, request: conversation.Request, media: list[Media], reply: _Reply, began: float
+    ) -> None:
+        service, loop, events = self._service, asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def deliver(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        form = Form(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
+        told = [media_values("", medium) for medium in media]
+        ours = {
+            "settings": service.model.settings,
+            "generation": asdict(request.generation),
+            "frames": [each["frames"] for each in told],
+            "notes": [line for each in told for line in each["notes"]],
+        }
+        ticket = Ticket(request, deliver)
+        service.desk.ask(ticket)
+        try:
+            pieces = _pieces(events, asked.stop)
+            last = first = await anext(pieces)
+            service.metrics.first_text_seconds.observe(time.monotonic() - began)
+            if asked.stream:
+                await reply.begin_stream()
+                await reply.event(form.first())
+                if first.text:
+                    await reply.event(form.piece(first.text))
+                async for last in pieces:
+                    if last.text:
+                        await reply.event(form.piece(last.text))
+            else:
+                texts = [first.text]
+                async for last in pieces:
+                    texts.append(last.text)
+            assert last.finish_reason is not None and last.usage is not None, "the last piece carries both"
+            self._count(last, began)
+            if asked.stream:
+                await reply.event(form.last(last.finish_reason))
+                if asked.include_usage:
+                    await reply.event(form.costs(last.finish_reason, last.usage, ours))
+                await reply.end_stream()
+            else:
+                await reply.whole(form.whole("".join(texts), last.finish_reason, last.usage, ours))
+        finally:
+            service.desk.leave(ticket)
+
+    def _count(self, last: Chunk, began: float) -> None:
+        metrics, usage = self._service.metrics, last.usage
+        assert usage is not None
+        metrics.answers.labels(last.finish_reason).inc()
+        metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
+        metrics.tokens.labels("cached").inc(usage.cached_tokens)
+        metrics.tokens.labels("generated").inc(usage.generated_tokens)
+        metrics.seconds.observe(time.monotonic() - began)
+
+
+class _Reply:
+    """What is sent back: one JSON document, or a stream of server-sent events."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 200
+        self._streaming = False
+
+    async def whole(self, values: Mapping[str, Any]) -> None:
+        body = _json(values)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self._start(headers)
+        await self._body(body, more=False)
+
+    async def begin_stream(self) -> None:
+        self._streaming = True
+        kind, cache = (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")
+        await self._start([kind, cache, (b"x-accel-buffering", b"no")])
+
+    async def event(self, values: Mapping[str, Any]) -> None:
+        await self._body(b"data: " + _json(values) + b"\n\n", more=True)
+
+    async def end_stream(self) -> None:
+        await self._body(b"data: [DONE]\n\n", more=False)
+
+    async def refuse(self, error: RefusedError, scope: Scope, receive: Receive) -> None:
+        """Say what went wrong; in a stream that has begun, as its last event."""
+        self.status = error.status
+        if not self._streaming:
+            await _refusal(error)(scope, receive, self._send)
+            return
+        with suppress(ClientDisconnect):
+            await self._body(b"data: " + _json(error.form) + b"\n\n", more=False)
+
+    async def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
+        await self._send({"type": "http.response.start", "status": self.status, "headers": headers})
+
+    async def _body(self, content: bytes, more: bool) -> None:
+        message = {"type": "http.response.body", "body": content, "more_body": more}
+        try:
+            await asyncio.wait_for(self._send(message), _SEND_SECONDS)
+        except asyncio.TimeoutError:
+            raise ClientDisconnect from None
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def _or_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """Return what comes of work; raises `ClientDisconnect`, and ends the work, if the client leaves before."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _pieces(events: asyncio.Queue[Event], stop: tuple[str, ...]) -> AsyncIterator[Chunk]:
+    """Yield an answer up to the first of the texts that end it; the last piece carries the reason and the usage."""
+    stops = Stops(stop)
+    while True:
+        event = await events.get()
+        if isinstance(event, LlvidError):
+            raise event
+        text = "" if stops.ended else stops.push(event.text)
+        if event.finish_reason is not None:
+            reason: FinishReason = "stop" if stops.ended else event.finish_reason
+            yield Chunk(text + stops.finish(), reason, event.usage)
+            return
+        if text:
+            yield Chunk(text)

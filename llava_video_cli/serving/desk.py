@@ -1,0 +1,184 @@
+"""The one who answers: requests wait here, and those of a kind are answered together by one thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TypeAlias
+
+from .. import conversation
+from ..conversation import Chunk, Request
+from ..errors import LlvidError, ModelError
+from ..image import Picture
+from ..models import Model
+from .metrics import Metrics
+from .refusal import RefusedError
+
+_log = logging.getLogger(__name__)
+_Kind: TypeAlias = tuple[conversation.Generation, tuple[int, ...]]
+Event: TypeAlias = Chunk | LlvidError
+# After a batch its clients come back at about the same time: what share of its seconds they are waited for.
+_GATHER_SHARE, _LONGEST_GATHER_SECONDS = 0.1, 0.05
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that waits or is being answered. `deliver` is called with what comes of it, from another thread."""
+
+    request: Request
+    deliver: Callable[[Event], None]
+    arrived: float = field(default_factory=time.monotonic)
+    gone: bool = False
+    begun: bool = False
+
+    @property
+    def kind(self) -> _Kind:
+        """What those have in common that may be answered together."""
+        media = self.request.media
+        return self.request.generation, tuple(0 if isinstance(m, Picture) else len(m.images) for m in media)
+
+
+class Desk:
+    """Answers with a model, the oldest request first, and others of its kind with it.
+
+    `most_inside` bounds the requests that are anywhere between their arrival and their end, `most_together` those of a
+    batch. What nobody waits for any more is not answered, and not answered further.
+    """
+
+    def __init__(
+        self, model: Model, metrics: Metrics, most_inside: int = 256, most_together: int | None = None
+    ) -> None:
+        self._model, self._metrics = model, metrics
+        self._most_inside, self._most_together = most_inside, most_together
+        self._changed = threading.Condition()
+        self._waiting: list[Ticket] = []
+        self._inside, self._last_seconds, self._last_count = 0, 0.0, 0
+        self._closed = False
+        threading.Thread(target=self._work, name="llvid-answer", daemon=True).start()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place in the house; raises `RefusedError` where all are taken, or nothing more is begun."""
+        with self._changed:
+            if self._closed:
+                raise RefusedError(503, "the server is shutting down", headers={"retry-after": "5"})
+            if self._inside >= self._most_inside:
+                seconds = str(max(1, ceil(self._last_seconds)))
+                message = f"{self._inside} requests wait already"
+                raise RefusedError(429, message, code="queue_full", headers={"retry-after": seconds})
+            self._inside += 1
+            self._metrics.inside.set(self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._metrics.inside.set(self._inside)
+
+    def ask(self, ticket: Ticket) -> None:
+        """Queue a request."""
+        with self._changed:
+            if self._closed:
+                raise RefusedError(503, "the server is shutting down", headers={"retry-after": "5"})
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a request up."""
+        with self._changed:
+            ticket.gone = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+
+    def close(self) -> None:
+        """Begin nothing more: those that wait are refused, those being answered are not."""
+        with self._changed:
+            self._closed = True
+            waiting, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        for ticket in waiting:
+            ticket.deliver(RefusedError(503, "the server is shutting down", headers={"retry-after": "5"}))
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            began = time.monotonic()
+            for ticket in batch:
+                self._metrics.wait_seconds.observe(began - ticket.arrived)
+            self._metrics.batch_size.observe(len(batch))
+            self._answer(batch)
+            self._last_seconds, self._last_count = time.monotonic() - began, len(batch)
+
+    def _next(self) -> list[Ticket] | None:
+        """Wait for requests; return the oldest and others of its kind, or None once closed."""
+        with self._changed:
+            until = time.monotonic() + min(_GATHER_SHARE * self._last_seconds, _LONGEST_GATHER_SECONDS)
+            while not self._closed and len(self._waiting) < self._last_count and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            kind = self._waiting[0].kind
+            batch = [ticket for ticket in self._waiting if ticket.kind == kind]
+        most = self._fits(batch[0].request) if len(batch) > 1 else 1
+        with self._changed:
+            batch = [ticket for ticket in batch if not ticket.gone][:most]
+            taken = set(map(id, batch))
+            self._waiting = [ticket for ticket in self._waiting if id(ticket) not in taken]
+            return batch
+
+    def _fits(self, request: Request) -> int:
+        try:
+            fits = self._model.fits(request)
+        except LlvidError:  # answering will say what is wrong with it
+            fits = 1
+        return max(1, min(fits, self._most_together or fits))
+
+    def _answer(self, batch: Sequence[Ticket]) -> None:
+        """Answer together, and in halves where that fails; a single one is told what went wrong."""
+        if not batch:
+            return
+        try:
+            self._run(batch)
+        except ModelError as error:
+            if len(batch) > 1:
+                left = [ticket for ticket in batch if not ticket.begun]
+                self._answer(left[: len(left) // 2])
+                self._answer(left[len(left) // 2 :])
+                batch = [ticket for ticket in batch if ticket.begun]
+            _tell(batch, error)
+        except LlvidError as error:
+            _tell(batch, error)
+        except Exception:  # noqa: BLE001 - the thread must not end
+            _log.exception("an answer failed")  # a bug: it keeps its traceback, and the server goes on
+            _tell(batch, LlvidError("an error inside the server"))
+
+    def _run(self, batch: Sequence[Ticket]) -> None:
+        with closing(_chunks(self._model, batch)) as chunks:
+            for index, chunk in chunks:
+                ticket = batch[index]
+                if not ticket.gone:
+                    ticket.begun = True
+                    ticket.deliver(chunk)
+                elif all(each.gone for each in batch):
+                    return
+
+
+def _chunks(model: Model, batch: Sequence[Ticket]) -> Generator[tuple[int, Chunk], None, None]:
+    if len(batch) == 1:
+        for chunk in model.stream(batch[0].request):
+            yield 0, chunk
+        return
+    for index, answer in enumerate(model.answer_all([ticket.request for ticket in batch])):
+        yield index, Chunk(answer.text, answer.finish_reason, answer.usage)
+
+
+def _tell(batch: Sequence[Ticket], error: LlvidError) -> None:
+    for ticket in batch:
+        if not ticket.gone:
+            ticket.deliver(error)

@@ -1,0 +1,41 @@
+"""What Prometheus is told: counters of one server, in a registry of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The figures; `text` writes them in Prometheus's format."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter("llvid_requests", "Requests by path and status.", ["path", "status"], registry=registry)
+        self.answers = Counter("llvid_answers", "Whole answers by their end.", ["finish_reason"], registry=registry)
+        self.tokens = Counter(
+            "llvid_tokens", "Tokens of answered requests: prompt, cached (of the prompt) or generated.", ["kind"],
+            registry=registry,
+        )  # fmt: skip
+        self.inside = Gauge("llvid_requests_inside", "Requests that wait or are being answered.", registry=registry)
+        self.batch_size = Histogram(
+            "llvid_batch_size", "Requests answered together.", buckets=_SIZES, registry=registry
+        )
+        self.wait_seconds = Histogram(
+            "llvid_wait_seconds", "From a request being ready to its turn.", buckets=_SECONDS, registry=registry
+        )
+        self.first_text_seconds = Histogram(
+            "llvid_first_text_seconds", "From a request's arrival to its first text.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "llvid_request_seconds", "From an answered request's arrival to its end.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """Return all figures."""
+        return generate_latest(self._registry)

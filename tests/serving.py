@@ -1,0 +1,99 @@
+"""The server in this process, on a free port: started through its front door, in a thread of its own."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_video_cli.models import Model
+from llava_video_cli.preset import Preset, load_preset
+from llava_video_cli.serving.app import app
+from llava_video_cli.serving.guard import Guard
+from llava_video_cli.serving.places import Places
+from llava_video_cli.serving.run import Server, bind
+from llava_video_cli.serving.service import Service, open_service
+
+QUESTION = "What shape is it?"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs."""
+
+    port: int
+    service: Service
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def send(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send a request; return the status, the headers and the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def post(self, values: Any, **headers: str) -> tuple[int, dict[str, Any]]:
+        """Ask; return the status and the JSON."""
+        kinds = {"Content-Type": "application/json"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        status, _, content = self.send("POST", "/v1/chat/completions", json.dumps(values).encode(), kinds)
+        return status, json.loads(content)
+
+    def answer(self, url: str, question: str = QUESTION, **values: Any) -> str:
+        """Ask about a medium; return the answer."""
+        status, answer = self.post({"messages": [message(question, url)]} | values)
+        assert status == 200, answer
+        text: str = answer["choices"][0]["message"]["content"]
+        return text
+
+
+@contextmanager
+def serving(
+    model: Model, preset: Preset | None = None, guard: Guard | None = None, places: Places | None = None, **options: Any
+) -> Iterator[Served]:
+    """Give a running server, which has ended at the end of the block."""
+    service = open_service(model, preset or load_preset("demo"), guard, places, **options)
+    bound, ready = bind("127.0.0.1", 0), threading.Event()
+    server = Server(app(service), service.desk, bound, ready.set, grace_seconds=10)
+    thread = threading.Thread(target=server.serve_until_stopped)
+    thread.start()
+    assert ready.wait(20)
+    try:
+        yield Served(bound.getsockname()[1], service)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def message(text: str, *urls: str) -> dict[str, Any]:
+    """Return a user's message with media: pictures by their names, else videos."""
+    kinds = ["image_url" if ".png" in url or "image/" in url[:20] else "video_url" for url in urls]
+    parts: list[dict[str, Any]] = [{"type": kind, kind: {"url": url}} for kind, url in zip(kinds, urls, strict=True)]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def data_url(path: Path, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def events(content: bytes) -> Sequence[dict[str, Any]]:
+    """Return the events of a stream but for the last, which says that it is done."""
+    lines = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
+    assert lines[-1] == b"[DONE]"
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,127 @@
+"""The server's answers: OpenAI's client unchanged, and what `llvid ask` says about the same frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import sample
+from serving import QUESTION, Served, data_url, events, message, serving
+from terminal import scene
+
+from llava_video_cli import Sampling, open_model, read_frames
+from llava_video_cli.conversation import Request, Turn, join
+from llava_video_cli.demo.world import write_picture
+from llava_video_cli.image import read_image
+from llava_video_cli.models import Model
+from llava_video_cli.serving.places import Places
+
+pytest.importorskip("uvicorn")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_model("demo")
+
+
+@pytest.fixture(scope="module")
+def served(model: Model, clip: Path) -> Iterator[Served]:
+    with serving(model, places=Places([clip.parent])) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        yield client
+
+
+def asked(model: Model, path: Path, question: str, frames: int = 8) -> str:
+    """The answer that `llvid ask` gives."""
+    medium = read_image(path) if path.suffix == ".png" else read_frames(path, Sampling(frames))
+    return join(model.stream(Request((Turn("user", question, (medium,)),)))).text
+
+
+def test_openais_client_gets_the_answers_of_ask(client: Any, model: Model, clip: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "square.png"
+    write_picture(picture, scene(shape="square", x=0.5))
+    cases = [(clip, "video/mp4"), (picture, "image/png"), (sample("bikes.mp4"), "video/mp4")]
+    for path, kind in cases:
+        for question in (QUESTION, "Describe the video."):
+            messages = [message(question, data_url(path, kind))]
+            whole = client.chat.completions.create(model="demo", messages=messages)
+            stream = client.chat.completions.create(
+                model="demo", messages=messages, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = list(stream)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            expected = asked(model, path, question)
+            assert whole.choices[0].message.content == text == expected
+            assert whole.choices[0].finish_reason == "stop" and chunks[-2].choices[0].finish_reason == "stop"
+            assert whole.usage.prompt_tokens == chunks[-1].usage.prompt_tokens > 9
+            assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens > 3
+            assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 9
+            assert chunks[-1].llvid["usage"]["total_seconds"] > 0
+    assert [each.id for each in client.models.list()] == ["demo"] and client.models.retrieve("demo").id == "demo"
+
+
+def test_the_answer_tells_what_the_model_saw(served: Served, clip: Path) -> None:
+    status, answer = served.post(
+        {
+            "messages": [message(QUESTION, clip.as_uri())],
+            "sampling": {"frames": 4, "start_seconds": 1, "mode": "uniform"},
+        }
+    )
+    ours = answer["llvid"]
+    assert status == 200 and ours["frames"][0]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
+    assert ours["settings"]["model"] == "demo" and ours["finish_reason"] == "stop"
+    _, answer = served.post(
+        {"messages": [message(QUESTION, clip.as_uri())], "media_io_kwargs": {"video": {"num_frames": 2}}}
+    )
+    assert answer["llvid"]["frames"][0]["count"] == 2
+
+
+def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: Model, clip: Path) -> None:
+    frames = read_frames(clip, Sampling(8))
+    turns = (
+        Turn("system", "Be brief."),
+        Turn("user", QUESTION, (frames,)),
+        Turn("assistant", "It is a circle."),
+        Turn("user", "Which way does it move?"),
+    )
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        message(QUESTION, clip.as_uri()),
+        {"role": "assistant", "content": "It is a circle."},
+        {"role": "user", "content": "Which way does it move?"},
+    ]
+    status, answer = served.post({"messages": messages})
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == join(model.stream(Request(turns))).text
+
+
+def test_what_ends_an_answer(served: Served, clip: Path) -> None:
+    whole = served.answer(clip.as_uri(), "Describe the video.")
+    assert served.answer(clip.as_uri(), "Describe the video.", stop=["circle moves", "xyz"]) == "A red "
+    status, answer = served.post({"messages": [message("Describe the video.", clip.as_uri())], "max_tokens": 2})
+    assert status == 200 and answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 2 and whole.startswith(answer["choices"][0]["message"]["content"])
+    body = {"messages": [message("Describe the video.", clip.as_uri())], "stop": " moves", "stream": True}
+    _, headers, content = served.send(
+        "POST", "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    assert headers["content-type"].startswith("text/event-stream")
+    texts = [event["choices"][0]["delta"].get("content", "") for event in events(content)]
+    assert "".join(texts) == "A red circle" and events(content)[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_seed_repeats_a_drawn_answer(served: Served, clip: Path) -> None:
+    drawn = {"messages": [message("Describe the video.", clip.as_uri())], "temperature": 3}
+    _, first = served.post(drawn)
+    seed = first["llvid"]["generation"]["seed"]
+    _, again = served.post(drawn | {"seed": seed})
+    assert again["choices"] == first["choices"]
