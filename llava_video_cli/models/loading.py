@@ -82,7 +82,10 @@ def load(folder: Path, loading: Loading) -> Loaded:
         options["device_map"] = {"": device}
     try:
         model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
-            **_weights(folder, dtype, device), trust_remote_code=False, output_loading_info=True, **options
+            **_weights(folder, options["config"], dtype, device),
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
     except torch.OutOfMemoryError:
         raise ModelError(
@@ -111,14 +114,11 @@ def load(folder: Path, loading: Loading) -> Loaded:
     )
 
 
-def _weights(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _weights(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Return where `from_pretrained` finds the weights: in the folder, or, for random ones, drawn on the device."""
     if not has_random_weights(folder):
         return {"pretrained_model_name_or_path": folder}
-    from transformers import LlavaNextVideoConfig
-
-    config = LlavaNextVideoConfig.from_pretrained(folder)
-    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": draw(config, dtype, device)}
+    return {"pretrained_model_name_or_path": None, "state_dict": draw(config, dtype, device)}
 
 
 def choose_device(device: str) -> torch.device:
