@@ -17,6 +17,7 @@ ABOUT = {
     "frames": "Show the frames that the model would see.",
     "report": "Make one HTML page to look through results.",
     "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
+    "pull": "Download a checkpoint.",
     "presets": "List the presets, or show one.",
     "demo": "Write a short clip and ask the embedded demo checkpoint about it.",
 }
