@@ -23,7 +23,7 @@ _SHORTEST_SECONDS = 1.0  # of a batch that teaches something: what else goes on 
 _LONGEST_SECONDS = 120.0  # of a batch: what it holds is lost if the run is killed
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
 _READ_AHEAD_BYTES = 2**30
-_Kind: TypeAlias = tuple[Generation, tuple[int, ...]]
+Kind: TypeAlias = tuple[Generation, tuple[int, ...]]
 
 
 @dataclass
@@ -157,8 +157,8 @@ class _Run:
     def _of_one_kind(self) -> list[Ready]:
         if not self._waiting:
             return []
-        kind = _kind(self._waiting[0].question)
-        return [ready for ready in self._waiting if _kind(ready.question) == kind]
+        kind = kind_of(self._waiting[0].question)
+        return [ready for ready in self._waiting if kind_of(ready.question) == kind]
 
     def _wanted(self, batch: Sequence[Ready]) -> int:
         first = batch[0]
@@ -173,7 +173,7 @@ class _Run:
 
     def _answer(self, batch: list[Ready]) -> None:
         began = time.monotonic()
-        results = self._try([ready.question for ready in batch])
+        results = answered(self._model, [ready.question for ready in batch], self._pace.size)
         self._pace.generating_seconds += (seconds := time.monotonic() - began)
         if not any(isinstance(result, LlvidError) for result in results):
             self._pace.size.learn(len(batch), seconds)
@@ -183,18 +183,6 @@ class _Run:
             self._ahead.release(ready.question)
             without_media = replace(ready.question, request=replace(ready.question.request, turns=()))
             self._results.setdefault(ready.number, []).append((without_media, result))
-
-    def _try(self, questions: list[Question]) -> list[Result]:
-        """Answer together, and in halves where that fails; a single one's error is its result."""
-        try:
-            return list(self._model.answer_all([question.request for question in questions]))
-        except ModelError as error:
-            if isinstance(error, OutOfMemoryError):
-                self._pace.size.too_many(len(questions))
-            if len(questions) == 1:
-                return [error]
-        half = len(questions) // 2
-        return self._try(questions[:half]) + self._try(questions[half:])
 
     def _finished(self) -> Iterator[Record | Failure]:
         for number in [number for number, ended in self._ended.items() if self._is_done(ended)]:
@@ -217,6 +205,20 @@ class _Run:
         return len(self._results.get(ended.number, ())) == ended.count
 
 
-def _kind(question: Question) -> _Kind:
+def answered(model: Model, questions: Sequence[Question], size: BatchSize) -> list[Result]:
+    """Answer questions of one kind together, and in halves where that fails; a single one's error is its result."""
+    try:
+        return list(model.answer_all([question.request for question in questions]))
+    except ModelError as error:
+        if isinstance(error, OutOfMemoryError):
+            size.too_many(len(questions))
+        if len(questions) == 1:
+            return [error]
+    half = len(questions) // 2
+    return answered(model, questions[:half], size) + answered(model, questions[half:], size)
+
+
+def kind_of(question: Question) -> Kind:
+    """Return what questions have to share to be answered together: the generation, and the frames of each medium."""
     media = question.request.media
     return question.request.generation, tuple(0 if isinstance(m, Picture) else len(m.images) for m in media)

@@ -15,6 +15,7 @@ from .errors import LlvidError, MediaError
 from .fingerprint import fingerprint
 from .image import Picture, is_picture, read_image
 from .limits import Limits
+from .listing import Status
 from .preset import Preset
 from .readahead import Question, Result
 from .record import Failure, Record, media_values, path_to_text
@@ -56,7 +57,7 @@ class Task:
         }
         return bytes.fromhex(fingerprint(json.dumps(decides, sort_keys=True).encode()))
 
-    def key(self, place: str, status: os.stat_result) -> str:
+    def key(self, place: str, status: Status) -> str:
         """Return the key of a video's record; `place` is its path as seen from the output file."""
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return fingerprint(name, self.fingerprint)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 from .errors import MediaError
 
@@ -17,13 +18,25 @@ _MORE = {
 }  # fmt: skip
 
 
+class Status(Protocol):
+    """What tells that a file is as it was; `os.stat_result` has it."""
+
+    @property
+    def st_size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """When it was changed."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A file, and the folder that the user named it by ("" if it was named itself)."""
 
     path: str
     root: str
-    status: os.stat_result
+    status: Status
 
 
 def find(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Found | MediaError]:
@@ -71,7 +84,7 @@ def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaEr
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
                     yield from _inside(entry.path, root, recursive)
-            elif _may_be_video(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
+            elif may_be_video(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
                 status = entry.stat()
                 if entry.is_file():
                     yield Found(entry.path, root, status)
@@ -80,6 +93,7 @@ def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaEr
 
 
 @cache
-def _may_be_video(suffix: str) -> bool:
+def may_be_video(suffix: str) -> bool:
+    """Whether files of that ending, in small letters, are videos or sound."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return suffix in _MORE or kind.startswith(("video/", "audio/"))

@@ -27,6 +27,7 @@ from .ask import answer_all, collect
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
 from .media import check, listed, read_speech
 from .options import (
+    ClusterFlags,
     FrameFlags,
     ModelFlags,
     OutputFlags,
@@ -56,6 +57,8 @@ Examples:
     llvid caption film.mkv --every 10 -o film.srt
 
     find . -name "*.mp4" -print0 | llvid caption - -o captions.csv
+
+    llvid caption videos.parquet -o captions.jsonl --ray auto --gpus 8
 """
 
 
@@ -66,7 +69,7 @@ def add_to(app: typer.Typer) -> None:
 
 @takes(
     run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag,
-    output=OutputFlags,
+    cluster=ClusterFlags, output=OutputFlags,
 )  # fmt: skip
 def caption(
     paths: Annotated[
@@ -114,6 +117,7 @@ def caption(
     text: TextFlags,
     speech: SpeechFlag,
     preset: PresetFlag,
+    cluster: ClusterFlags,
     output: OutputFlags,
 ) -> None:  # fmt: skip
     """Caption what is to be captioned, and say what came of it."""
@@ -131,6 +135,14 @@ def caption(
         raise UsageError("--output-dir is for sidecars", "say which with --sidecar txt, srt or vtt")
     pacing = Pacing(run.batch_size, run.timeout)
     suffix = Path(to).suffix.lower() if to is not None else ""
+    if cluster != ClusterFlags():
+        from .cluster import check_flags, on_cluster
+
+        check_flags(cluster, sidecars=bool(sidecar), subtitles=subtitles is not None)
+        code = on_cluster(listed(paths), to, task, settings, output, pacing, cluster, recursive, run.overwrite)
+        if code:
+            raise typer.Exit(code)
+        return
     is_one = is_file and not sidecar
     if is_one and suffix in (f".{kind}" for kind in SIDECARS):
         code = _one_file(paths[0], Path(to or ""), task, settings, output, pacing, run.overwrite)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXIT_SOME_FAILED = 3
-_EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def carry_out(
         model = load(settings, output) if plan.total else None
         if to is not None:
             to.begin()
-        with meter, _one_more_chance(stop, output):
+        with meter, one_more_chance(stop, output):
             for outcome in _outcomes(plan, model, Limits(seconds=pacing.timeout_seconds), stop, pace):
                 if isinstance(outcome, Failure) and plan.is_fatal(outcome.cause):
                     raise outcome.cause
-                _write(outcome, to, errors, silent=silent)
+                write(outcome, to, errors, silent=silent)
                 if isinstance(outcome, Record):
                     plan.wrote(outcome)
                 meter.count(failed=isinstance(outcome, Failure))
@@ -93,7 +93,7 @@ def carry_out(
     if not output.quiet:
         _sum_up(plan, meter, stop, to, errors)
     if stop.is_set():
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if meter.failed else 0
 
 
@@ -112,7 +112,8 @@ def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace
         yield from run(plan.jobs(model), model, limits=limits, stop=stop, pace=pace)
 
 
-def _write(outcome: Record | Failure, to: Ledger | None, errors: Errors | None, *, silent: bool) -> None:
+def write(outcome: Record | Failure, to: Ledger | None, errors: Errors | None, *, silent: bool) -> None:
+    """Put an outcome where it belongs: `to` and `errors`, or, without them, stdout and stderr."""
     if isinstance(outcome, Record):
         if to is None:
             if not silent:
@@ -140,7 +141,7 @@ def _sum_up(plan: Plan, meter: Meter, stop: Event, to: Ledger | None, errors: Er
 
 
 @contextmanager
-def _one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
+def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -148,7 +149,7 @@ def _one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
         if stop.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid
-            os._exit(_EXIT_INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)
         stop.set()
         if not output.quiet:
             console.note("finishing what is running; Ctrl-C again stops at once")

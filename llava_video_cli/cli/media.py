@@ -16,7 +16,7 @@ from .options import SpeechFlag
 
 
 def listed(paths: Sequence[str]) -> list[str]:
-    """Return the paths, with those that stdin lists in the place of `-`."""
+    """Return the paths, with those that stdin lists in the place of `-`; lists in files stay."""
     if paths.count("-") > 1:
         raise UsageError("stdin can be read only once")
     found: list[str] = []

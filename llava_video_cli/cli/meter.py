@@ -40,6 +40,12 @@ class Meter:
             self._bar = Progress(*columns, console=console.stderr, transient=True, refresh_per_second=4)
             self._task = self._bar.add_task("", total=total, words="")
 
+    def expect(self, total: int) -> None:
+        """Take note of how many there are in all, where that comes out on the way."""
+        self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
+
     def count(self, *, failed: bool) -> None:
         """Take note of one more."""
         self.failed += failed
@@ -55,7 +61,7 @@ class Meter:
             self._line_at = time.monotonic()
             seen = self.done + self.failed
             rate = seen / (self._line_at - self._began)
-            left = f", {clock((self._total - seen) / rate)} left" if rate else ""
+            left = f", {clock(max(0, self._total - seen) / rate)} left" if rate else ""
             console.note(f"{seen} of {self._total}, {self._words(rate)}{left}")
 
     def __enter__(self) -> Meter:
@@ -73,8 +79,12 @@ class Meter:
         parts = [f"{self.failed} failed"] if self.failed else []
         if rate:
             parts.append(f"{rate:.1f} {self._noun}/s" if rate >= 1 else f"{rate * 60:.1f} {self._noun}/min")
+        return ", ".join([*parts, *self._stages()])
+
+    def _stages(self) -> list[str]:
+        """Return what is to be said of the stages."""
         stage = self._slow_stage()
-        return ", ".join([*parts, f"slow: {stage}"] if stage else parts)
+        return [f"slow: {stage}"] if stage else []
 
     def _slow_stage(self) -> str:
         """Return where most of the last seconds went: waiting for frames means that decoding is the slow stage."""

@@ -19,7 +19,7 @@ from ..sampling import Mode, Sampling, parse_time
 
 Result = TypeVar("Result")
 
-_MODEL, _FRAMES, _TEXT, _RUN, _ALL = "Model", "Frames", "Text", "Long runs", "General"
+_MODEL, _FRAMES, _TEXT, _RUN, _CLUSTER, _ALL = "Model", "Frames", "Text", "Long runs", "Cluster", "General"
 
 
 def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
@@ -197,6 +197,37 @@ class RunFlags:
     ] = 900.0  # fmt: skip
     overwrite: Annotated[
         bool, _option("--overwrite", panel=_RUN, help="Start anew instead of going on; asks first on a terminal.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class ClusterFlags:
+    """Where else than in this process a long run takes place; None where the user said nothing."""
+
+    ray: Annotated[
+        str | None,
+        _option(
+            "--ray", panel=_CLUSTER, metavar="auto|local|ray://HOST:PORT",
+            help="Run on Ray: the cluster of this machine, a new one on it, or another one by address.",
+        ),
+    ] = None  # fmt: skip
+    gpus: Annotated[
+        str | None,
+        _option(
+            "--gpus", panel=_CLUSTER, metavar="N|MIN-MAX",
+            help="Workers that hold the model, a GPU each where there are GPUs [default: all GPUs, else 1].",
+        ),
+    ] = None  # fmt: skip
+    readers: Annotated[
+        int | None,
+        _option(
+            "--readers", panel=_CLUSTER, min=1, metavar="N",
+            help="Videos that are read at a time, a core each [default: the cores that are left].",
+        ),
+    ] = None  # fmt: skip
+    dry_run: Annotated[
+        bool,
+        _option("--dry-run", panel=_CLUSTER, help="Say what would be done, and what it costs by a measured sample."),
     ] = False
 
 

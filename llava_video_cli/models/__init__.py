@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..conversation import Answer, Budget, Chunk, Request
+from ..video import Resize
 from .adaptation import PoolMode, adapted
 from .checkpoint import read_config
 from .loading import Attention, DType, Loading, Quantize
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Attention", "DType", "Loading", "Model", "PoolMode", "Quantize", "open_model"]
+__all__ = ["Attention", "DType", "Loading", "Model", "PoolMode", "Quantize", "open_model", "open_resize"]
 
 
 class Model(Protocol):
@@ -62,3 +63,23 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     from .llava import LlavaVideo
 
     return LlavaVideo.open(model, folder, loading)
+
+
+def open_resize(model: str, revision: str | None = None) -> Resize:
+    """Return the `shrink` of a checkpoint without its weights: for a process that only reads frames.
+
+    Raises `UsageError` or `ModelError`.
+    """
+    from .source import locate
+
+    folder = locate(model, revision)
+
+    from functools import partial
+
+    from transformers import LlavaNextVideoConfig
+
+    from .loading import load_processor
+    from .vision import shrunk
+
+    config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
+    return partial(shrunk, processor=load_processor(folder, config))

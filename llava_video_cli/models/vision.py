@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -52,15 +53,7 @@ class Vision:
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return uint8 (height, width, 3) resized and cropped by the processor, which then finds nothing left to do."""
-        part = self._processor.video_processor
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
-        if part.do_resize:
-            pixels = part.resize(pixels, size=_size(part.size), resample=part.resample)
-        if part.do_center_crop:
-            pixels = part.center_crop(pixels, _size(part.crop_size))
-        small: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).contiguous().numpy()
-        return small
+        return shrunk(image, self._processor)
 
     def _videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
         """Encode videos, uint8 (frames, height, width, 3) each; frames are cropped to a square and pooled."""
@@ -100,6 +93,19 @@ class Vision:
         )
         pooled = getattr(output, "pooler_output", output)  # newer transformers wraps the features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
+
+
+def shrunk(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
+    """Return a frame, uint8 (height, width, 3), at the size that a processor gives the model."""
+    part = processor.video_processor
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
+    if part.do_resize:
+        pixels = part.resize(pixels, size=_size(part.size), resample=part.resample)
+    if part.do_center_crop:
+        pixels = part.center_crop(pixels, _size(part.crop_size))
+    small: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).contiguous().numpy()
+    return small
 
 
 def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:

@@ -1,0 +1,205 @@
+"""A long run on a Ray cluster: the same records and the same messages, but the work is done elsewhere."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from ..batch import Pace
+from ..caption import Task
+from ..errors import ContextError, UsageError
+from ..ledger import Errors, Ledger
+from ..limits import Limits
+from ..models import open_model, open_resize
+from ..record import Failure, Record
+from ..scale import Cluster, Joined, Progress, run
+from ..strikes import Stage, Tally
+from . import console
+from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, write
+from .meter import Meter
+from .options import ClusterFlags, OutputFlags, Settings
+
+_TABLES = (".jsonl", ".csv", ".parquet")
+_WINDOW_SECONDS = 10.0  # over which the rates of stages are told
+_VERBS: dict[Stage, str] = {"read": "reading", "answer": "answering"}
+
+
+def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None:
+    """Raise UsageError for flags that don't go together."""
+    if flags.ray is None:
+        given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
+        raise UsageError(f"--{given} is for a run on a cluster", "say which with --ray auto, local or ray://...")
+    if flags.ray not in ("auto", "local") and not flags.ray.startswith("ray://"):
+        raise UsageError(f"--ray must be auto, local or ray://HOST:PORT, got {flags.ray!r}")
+    if sidecars:
+        raise UsageError(
+            "--sidecar does not go with --ray", "the same command with -o and without --ray makes them after"
+        )
+    if subtitles:
+        raise UsageError("--subtitles does not go with --ray: they are for one video")
+
+
+def on_cluster(
+    paths: Sequence[str],
+    to: str | None,
+    task: Task,
+    settings: Settings,
+    output: OutputFlags,
+    pacing: Pacing,
+    flags: ClusterFlags,
+    recursive: bool,
+    overwrite: bool,
+) -> int:
+    """Caption all that is not done yet; return the exit code."""
+    table = Path(to) if to is not None else None
+    if table is not None and table.suffix.lower() not in _TABLES:
+        raise UsageError(f"{to} must end in {', '.join(_TABLES)}")
+    is_parquet = table is not None and table.suffix.lower() == ".parquet"
+    if is_parquet:
+        from ..parquet import check_parquet
+
+        check_parquet()
+    cluster = _cluster(flags)
+    if table is not None and overwrite:
+        confirm_overwrite(table, output)
+    with ExitStack() as open_files:
+        ledger, errors = None, None
+        if table is not None:
+            home = table.with_name(f"{table.name}.jsonl") if is_parquet else table
+            ledger = open_files.enter_context(Ledger(home, overwrite=overwrite))
+            errors = Errors(table, overwrite=overwrite)
+        joined = open_files.enter_context(_joined(cluster, output))
+        folder = os.path.abspath(table.parent if table else ".")  # noqa: PTH100 - links in a path stay
+        captioning = partial(
+            run,
+            paths,
+            task,
+            joined,
+            open_model=partial(open_model, settings.model, settings.loading, settings.revision),
+            open_resize=partial(open_resize, settings.model, settings.revision),
+            home=folder,
+            recursive=recursive,
+            limits=Limits(seconds=pacing.timeout_seconds),
+            batch_size=pacing.batch_size,
+        )
+        try:
+            return _carry_out(captioning, task, output, ledger, errors)
+        finally:
+            if is_parquet and table and ledger:
+                from ..parquet import write_parquet
+
+                write_parquet(ledger.records(), table)
+
+
+def _carry_out(
+    captioning: Callable[..., Iterator[Record | Failure]],
+    task: Task,
+    output: OutputFlags,
+    to: Ledger | None,
+    errors: Errors | None,
+) -> int:
+    stop, progress = Event(), Progress()
+    meter = _Meter(progress, quiet=output.quiet)
+    if to is not None:
+        to.begin()
+    try:
+        with meter, one_more_chance(stop, output):
+            done = to.done if to is not None else set()
+            for outcome in captioning(done=done, stop=stop, progress=progress):
+                if isinstance(outcome, Failure) and _is_fatal(outcome, task):
+                    raise outcome.cause
+                write(outcome, to, errors, silent=False)
+                meter.count(failed=isinstance(outcome, Failure))
+    finally:
+        if errors is not None:
+            errors.close()
+    if not output.quiet:
+        _sum_up(meter, progress.tally, stop, errors)
+    if stop.is_set():
+        return EXIT_INTERRUPTED
+    return EXIT_SOME_FAILED if meter.failed else 0
+
+
+def _is_fatal(failure: Failure, task: Task) -> bool:
+    return isinstance(failure.cause, ContextError) and task.preset.sampling.fps is None
+
+
+def _cluster(flags: ClusterFlags) -> Cluster:
+    fewest, most = 1, None
+    if flags.gpus is not None:
+        low, dash, high = flags.gpus.partition("-")
+        if not (low.isdigit() and (high.isdigit() if dash else not high)) or int(low) < 1:
+            raise UsageError(f"--gpus must be a number or MIN-MAX, got {flags.gpus!r}")
+        fewest, most = int(low), int(high or low)
+        if most < fewest:
+            raise UsageError(f"--gpus must be MIN-MAX, got {flags.gpus!r}")
+    return Cluster(flags.ray or "auto", fewest, most, flags.readers)
+
+
+@contextmanager
+def _joined(cluster: Cluster, output: OutputFlags) -> Iterator[Joined]:
+    with ExitStack() as left:
+        with console.progress(output.quiet) as spinner:
+            spinner.say("joining the Ray cluster" if cluster.address != "local" else "starting Ray")
+            joined = left.enter_context(cluster.joined())
+        if not output.quiet:
+            console.note(_described(joined))
+        yield joined
+
+
+def _described(joined: Joined) -> str:
+    pool = str(joined.most) if joined.fewest == joined.most else f"{joined.fewest} to {joined.most}"
+    kind = "a GPU each" if joined.on_gpus else "on CPUs"
+    where = f"; dashboard: http://{joined.dashboard}" if joined.dashboard else ""
+    return (
+        f"Ray, {_count(joined.nodes, 'node')}: {pool} worker{'s' * (pool != '1')} with a model, {kind};"
+        f" {_count(joined.readers, 'reader')}{where}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+class _Meter(Meter):
+    """Counts as the other one does, and tells the rates of the stages."""
+
+    def __init__(self, progress: Progress, *, quiet: bool) -> None:
+        super().__init__(0, "videos", Pace(), quiet=quiet)
+        self._progress = progress
+        self._at, self._then, self._told = time.monotonic(), Tally(), list[str]()
+
+    def show(self) -> None:
+        """Bring what is shown up to date."""
+        self.expect(self._progress.tally.found)
+        super().show()
+
+    def _stages(self) -> list[str]:
+        tally, passed = self._progress.tally, time.monotonic() - self._at
+        if passed >= _WINDOW_SECONDS or not self._told:
+            self._told = [
+                f"{verb} {(tally.units[stage] - self._then.units[stage]) / passed:.1f}/s by {tally.workers[stage]}"
+                for stage, verb in _VERBS.items()
+                if tally.workers[stage]
+            ]
+            if tally.struck:
+                self._told.append(f"{tally.struck} videos tried again after a worker died")
+            self._at, self._then = time.monotonic(), replace(tally, units=dict(tally.units))
+        return self._told
+
+
+def _sum_up(meter: Meter, tally: Tally, stop: Event, errors: Errors | None) -> None:
+    parts = [f"{meter.done} captioned"]
+    if tally.done_before:
+        parts.append(f"{tally.done_before} done before")
+    if meter.failed:
+        parts.append(f"{meter.failed} failed" + (f" (see {errors.path})" if errors is not None else ""))
+    if stop.is_set():
+        parts.append("stopped: the same command goes on")
+    console.note(", ".join(parts))
