@@ -45,9 +45,12 @@ def videos(address: str, *, recursive: bool) -> Iterator[Found | MediaError]:
         yield _unreadable(address, error)
         return
     for each in sorted(found, key=lambda each: str(each.path)):
-        hidden = each.base_name.startswith(".")
-        if one or (each.type == fs.FileType.File and not hidden and may_be_video(posixpath.splitext(each.path)[1])):
-            name = address if one else f"{address.rstrip('/')}/{posixpath.relpath(each.path, path)}"
+        inside = "" if one else posixpath.relpath(each.path, path)
+        hidden = any(name.startswith(".") for name in inside.split("/"))
+        if one or (
+            each.type == fs.FileType.File and not hidden and may_be_video(posixpath.splitext(inside)[1].lower())
+        ):
+            name = f"{address.rstrip('/')}/{inside}".rstrip("/")
             yield Found(name, "", _Status(each.size or 0, each.mtime_ns or 0))
 
 

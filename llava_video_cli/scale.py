@@ -34,6 +34,14 @@ _FEWEST_TOGETHER, _MOST_TOGETHER = 8, 64  # questions that an actor is handed at
 _HANDED_BYTES = 2**29
 _READER_BYTES = 2**29  # what a reader's process takes; its own figure keeps Ray from joining the two stages
 _FRAME_BYTES = 336 * 336 * 3  # of the published checkpoints
+# Ray reads these as it is imported.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # what it tells of workers that died would go to stdout
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_WAIT_POLICY": "passive",
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,9 @@ class Cluster:
             with _hushed():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
-            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LlvidError(
-                f"no Ray cluster at {self.address}: {words}", "`ray start --head` makes one; `--ray local` needs none"
+                f"no Ray cluster at {self.address}: {_first_line(error)}",
+                "`ray start --head` makes one; `--ray local` needs none",
             ) from None
         try:
             yield self._sized(ray, str(getattr(context, "dashboard_url", "") or ""))
@@ -163,10 +171,14 @@ def run(
             except ray.exceptions.RayError as error:
                 # What Ray Data could not make good by itself: what is left is another run.
                 if isinstance(error, ray.exceptions.RayTaskError):
-                    raise
+                    if isinstance(error.cause, ray.exceptions.RaySystemError):
+                        raise LlvidError(
+                            f"the workers can't take the work: {_last_line(error.cause)}",
+                            "the same llvid has to be installed on every node",
+                        ) from None
+                    raise  # a mistake of ours
                 if not came:
-                    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise LlvidError(f"the cluster can't go on: {words}", "run again to go on") from None
+                    raise LlvidError(f"the cluster can't go on: {_first_line(error)}", "run again to go on") from None
     finally:
         over.set()
         watcher.join()
@@ -285,6 +297,14 @@ def _quieten(ray: Any) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Keep a line of Ray's C++ part, which nothing else turns off, from stderr."""
@@ -304,10 +324,8 @@ def _hushed() -> Iterator[None]:
 
 def _ray() -> Any:
     """Import Ray, which then sends nothing anywhere and keeps its words to itself. Raises LlvidError without it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data

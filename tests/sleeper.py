@@ -1,0 +1,76 @@
+"""A model that takes the time of a GPU and gives its cores away, for tests and figures of runs on a cluster.
+
+It comes in by the front door: `scale.run(..., open_model=partial(Sleeper, ...), open_resize=open_small)`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
+from llava_video_cli.video import Resize
+
+ANSWERS_NO_WIDER, READS_NO_WIDER = 128, 144  # pixels: a worker dies over a video of just that width
+USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
+
+
+@dataclass
+class Sleeper:
+    """Says which part of the video it saw; dies over one of a certain width, as in a crash, and writes that down."""
+
+    seconds: float = 0.0
+    deaths: Path | None = None
+    name: str = "sleeper"
+    settings: dict[str, Any] = field(default_factory=lambda: {"model": "sleeper"})
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        yield Chunk(self.answer_all([request])[0].text, "stop", USAGE)
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        answers = []
+        for request in requests:
+            (medium,) = request.media
+            assert isinstance(medium, Frames)
+            if self.deaths is not None and medium.info.width == ANSWERS_NO_WIDER:
+                _die(self.deaths, f"answering {len(requests)}")
+            answers.append(Answer(f"from {medium.part_seconds[0]} s", "stop", USAGE))
+        time.sleep(self.seconds * len(requests))
+        return answers
+
+    def budget(self, request: Request) -> Budget:
+        return Budget(1, request.generation.max_new_tokens, 4096)
+
+    def fits(self, _: Request) -> int:
+        return 1000
+
+    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return _small(image)
+
+
+def open_small(deaths: Path | None = None) -> Resize:
+    """The Sleeper's `shrink`, without the Sleeper."""
+
+    def small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if deaths is not None and image.shape[1] == READS_NO_WIDER:
+            _die(deaths, "reading")
+        return _small(image)
+
+    return small
+
+
+def _die(deaths: Path, words: str) -> None:
+    with deaths.open("a") as file:
+        file.write(f"{words}\n")
+    os._exit(1)
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(image[::16, ::16])

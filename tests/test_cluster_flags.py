@@ -1,0 +1,40 @@
+"""`llvid caption --ray` before there is a cluster: what is refused, and how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_video_cli.cli.app import run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "2"], "--gpus is for a run on a cluster"),
+        (["--dry-run"], "--dry-run is for a run on a cluster"),
+        (["--ray", "here"], "--ray must be auto, local or ray://HOST:PORT, got 'here'"),
+        (["--ray", "local", "--gpus", "many"], "--gpus must be a number or MIN-MAX, got 'many'"),
+        (["--ray", "local", "--gpus", "4-2"], "--gpus must be MIN-MAX, got '4-2'"),
+        (["--ray", "local", "--gpus", "0"], "--gpus must be a number or MIN-MAX, got '0'"),
+        (["--ray", "local", "--sidecar", "txt"], "--sidecar does not go with --ray"),
+        (["--ray", "local", "-o", "out.srt"], "out.srt must end in .jsonl, .csv, .parquet"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["caption", str(tmp_path), "-m", "demo", *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {words}")
+    assert "ray" not in sys.modules or "--ray" in arguments
+
+
+def test_without_the_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as an import of what is not installed
+    assert run(["caption", str(tmp_path), "-m", "demo", "--ray", "local", "-o", str(tmp_path / "out.jsonl")]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: --ray needs the package ray" and hint == "hint: pip install 'llava-video-cli[ray]'"

@@ -1,0 +1,144 @@
+"""Runs on a Ray cluster on this machine: the same records, and nothing lost with a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from clips import make_clip
+from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
+from terminal import scene
+
+from llava_video_cli import Sampling, load_preset, open_model
+from llava_video_cli.batch import run as run_here
+from llava_video_cli.caption import CaptionJob, Task
+from llava_video_cli.demo.world import write_clip
+from llava_video_cli.entries import found_in, parts
+from llava_video_cli.errors import LlvidError
+from llava_video_cli.listing import Found
+from llava_video_cli.models import Model, open_resize
+from llava_video_cli.preset import Preset
+from llava_video_cli.record import Failure, Record, settings_values
+from llava_video_cli.scale import Cluster, Joined, Progress, run
+
+pytest.importorskip("ray", reason="needs the extra `ray`")
+TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
+DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
+
+
+@pytest.fixture(scope="module")
+def joined() -> Iterator[Joined]:
+    """A cluster on this machine, for two actors and two readers."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).joined() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of the demo's world, and a file that is none."""
+    path = tmp_path_factory.mktemp("scale")
+    for number in range(20):
+        shape = ("circle", "square", "triangle")[number % 3]
+        write_clip(path / f"{number:02d}.mp4", scene(shape=shape, y=0.3 + number / 100))
+    (path / "broken.mp4").write_bytes(b"nothing")
+    return path
+
+
+def on_ray(
+    paths: Iterable[object], task: Task, cluster: Joined, home: Path, model: Any, resize: Any = open_small, **more: Any
+) -> Iterator[Record | Failure]:
+    return run(
+        [str(path) for path in paths], task, cluster, open_model=model, open_resize=resize, home=str(home),
+        **({"done": set()} | more),
+    )  # fmt: skip
+
+
+def split(outcomes: Iterable[Record | Failure]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Records without what a clock says, and failures' words, by path; none twice."""
+    done: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for outcome in outcomes:
+        path = outcome.values["video_path"]
+        assert path not in done and path not in failed, "once each"
+        if isinstance(outcome, Failure):
+            failed[path] = outcome.values["error"]
+        else:
+            usage = {name: value for name, value in outcome.values["usage"].items() if name.endswith("tokens")}
+            done[path] = dict(outcome.values) | {"usage": usage}
+    return done, failed
+
+
+def here(folder: Path, task: Task, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same without Ray."""
+    settings = settings_values(model, task.preset)
+    found = [each for part in parts([str(folder)]) for each in found_in(part)]
+    jobs = [
+        CaptionJob(each.path, task.key(f"./{Path(each.path).name}", each.status), task, settings, model.budget)
+        for each in found
+        if isinstance(each, Found)
+    ]
+    return split(run_here(jobs, model))
+
+
+def test_records_are_the_same_as_without_ray(joined: Joined, folder: Path) -> None:
+    task = Task(load_preset("demo"))
+    one = replace(joined, fewest=1, most=1, readers=1)
+    outcomes = split(on_ray([folder], task, one, folder, *DEMO))
+    assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
+
+
+def test_windows_are_joined_and_what_is_done_is_not_done_again(joined: Joined, folder: Path) -> None:
+    task = replace(TASK, every_seconds=0.5)
+    done, failed = split(on_ray([folder], task, joined, folder, Sleeper, batch_size=3))
+    assert (done, failed) == here(folder, task, Sleeper())
+    assert [len(values["segments"]) for values in done.values()] == [4] * 20 and len(failed) == 1
+    known = {values["key"] for values in done.values()}
+    left = known.pop()
+    progress = Progress()
+    again, failed_again = split(on_ray([folder], task, joined, folder, Sleeper, done=set(known), progress=progress))
+    assert [values["key"] for values in again.values()] == [left] and failed_again == failed
+
+
+def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
+    joined: Joined, folder: Path, tmp_path: Path
+) -> None:
+    poison = [
+        make_clip(tmp_path / f"{width}.mp4", range(8), size=(width, 64)) for width in (ANSWERS_NO_WIDER, READS_NO_WIDER)
+    ]
+    deaths = tmp_path / "deaths"
+    paths = [poison[1], *sorted(folder.glob("*.mp4")), poison[0]]  # read by different tasks
+    models = partial(Sleeper, deaths=deaths), partial(open_small, deaths)
+    done, failed = split(on_ray(paths, TASK, joined, tmp_path, *models))
+    assert len(done) == 20 and set(failed) == {str(folder / "broken.mp4"), *map(str, poison)}
+    for path in poison:
+        assert failed[str(path)] == f"{path}: given up: 2 workers died while they were at it"
+    died = deaths.read_text().splitlines()
+    assert died.count("reading") == 2 and len(died) == 4
+    first, second = (int(line.split()[1]) for line in died if line != "reading")
+    assert first > second == 1, "alone the second time"
+
+
+def test_stopping_finishes_what_is_running_and_nothing_else(joined: Joined, folder: Path, tmp_path: Path) -> None:
+    stop, came = Event(), 0
+    copies = [tmp_path / f"{number:03d}.mp4" for number in range(300)]
+    for copy in copies:
+        os.link(folder / "00.mp4", copy)
+    outcomes = on_ray(copies, TASK, joined, tmp_path, partial(Sleeper, 0.1), batch_size=4, stop=stop)
+    for _ in outcomes:
+        stop.set()
+        came += 1
+    assert 1 <= came < 100
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(
+    joined: Joined, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LlvidError, match="the model folder .* doesn't exist"):
+        list(on_ray([folder], TASK, joined, tmp_path, partial(open_model, str(tmp_path / "none"))))
