@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -94,6 +93,6 @@ def test_what_lies_behind_an_address(tree: Path, clip: Path) -> None:
     assert (status.st_size, status.st_mtime_ns // 10**9) == (clip.stat().st_size, clip.stat().st_mtime_ns // 10**9)
     with fetched(f"local://{clip}") as copy:
         assert Path(copy).read_bytes() == clip.read_bytes()
-    assert not os.path.exists(copy)
+    assert not Path(copy).exists()
     with pytest.raises(LlvidError, match="can't be opened"):
         list(videos("nonsense://a/b", recursive=False))

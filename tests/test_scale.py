@@ -140,5 +140,5 @@ def test_stopping_finishes_what_is_running_and_nothing_else(joined: Joined, fold
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(
     joined: Joined, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(LlvidError, match="the model folder .* doesn't exist"):
+    with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):
         list(on_ray([folder], TASK, joined, tmp_path, partial(open_model, str(tmp_path / "none"))))
