@@ -27,7 +27,6 @@ from llava_video_cli.preset import Preset
 from llava_video_cli.record import Failure, Record, settings_values
 from llava_video_cli.scale import Cluster, Joined, Progress, run
 
-pytest.importorskip("ray", reason="needs the extra `ray`")
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
 DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 
@@ -35,6 +34,7 @@ DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 @pytest.fixture(scope="module")
 def joined() -> Iterator[Joined]:
     """A cluster on this machine, for two actors and two readers."""
+    pytest.importorskip("ray", reason="needs the extra `ray`")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).joined() as cluster:
         yield cluster
