@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ class Sleeper:
             answers.append(Answer(f"from {medium.part_seconds[0]} s", "stop", USAGE))
         time.sleep(self.seconds * len(requests))
         return answers
+
+    def stream_all(
+        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Chunk]]:
+        assert gone is None
+        for number, answer in enumerate(self.answer_all(requests)):
+            yield number, Chunk(answer.text, answer.finish_reason, answer.usage)
 
     def budget(self, request: Request) -> Budget:
         return Budget(1, request.generation.max_new_tokens, 4096)

@@ -46,6 +46,13 @@ class Echo:
         self.batches.append(texts)
         return [Answer(text, "stop", USAGE) for text in texts]
 
+    def stream_all(
+        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Chunk]]:
+        assert gone is None
+        for number, answer in enumerate(self.answer_all(requests)):
+            yield number, Chunk(answer.text, answer.finish_reason, answer.usage)
+
     def budget(self, request: Request) -> Budget:
         return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, 4096)
 

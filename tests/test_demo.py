@@ -27,7 +27,7 @@ from llava_video_cli import (
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.questions import is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
-from llava_video_cli.models.generation import Rows
+from llava_video_cli.models.decoder import Rows
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.loading import load
 from llava_video_cli.models.prefix import Prompt
@@ -132,7 +132,7 @@ def test_padding_on_the_wrong_side_gives_wrong_answers(fresh: list[Asked]) -> No
             def right(values: torch.Tensor) -> torch.Tensor:
                 return torch.stack([row.roll(-count, 0) for row, count in zip(values, padding, strict=True)])
 
-            return Rows(right(rows.ids), right(rows.mask), right(rows.embeddings), rows.cache)
+            return Rows(right(rows.ids), right(rows.mask), right(rows.embeddings), rows.cache, rows.is_padded)
 
     assert share(RightPadded("padded", load(CHECKPOINT, Loading())), fresh) < 0.85
 

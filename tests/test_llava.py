@@ -23,7 +23,7 @@ from llava_video_cli import (
     join,
     open_model,
 )
-from llava_video_cli.models.generation import circles, until_end
+from llava_video_cli.models.generation import circles, finish_reason
 from llava_video_cli.models.llava import LlavaVideo
 
 
@@ -100,7 +100,10 @@ def test_an_exception_in_the_generating_thread_reaches_the_reader(layouts: dict[
         def __getattr__(self, name: str) -> Any:
             return getattr(loaded.model, name)
 
-        def generate(self, **_: Any) -> None:
+        def forward(self) -> None:
+            """Looked at for the names of its arguments."""
+
+        def __call__(self, **_: Any) -> None:
             raise ArithmeticError("the thread's own")
 
     broken = LlavaVideo("broken", type(loaded)(**{**vars(loaded), "model": Broken()}))
@@ -138,10 +141,13 @@ def test_circles(ids: list[int], wanted: bool) -> None:
     assert circles(ids) is wanted
 
 
-def test_a_padded_row_ends_at_its_own_end() -> None:
-    assert until_end([5, 6, 2, 0, 0], [2]) == [5, 6, 2]
-    assert until_end([5, 6, 7], [2]) == [5, 6, 7]
-    assert until_end([9] * 100, [2]) == [9] * 64
+def test_why_an_answer_ends() -> None:
+    assert finish_reason([5, 6, 2], [2], 3) == "stop"
+    assert finish_reason([5, 6], [2], 3) is None
+    assert finish_reason([5, 6, 7], [2], 3) == "length"
+    assert finish_reason([9] * 64, [2], 100) == "repetition"
+    assert finish_reason([9] * 65, [2], 100) is None, "it is looked for every so many tokens"
+    assert finish_reason([9] * 65, [2], 65) == "repetition"
 
 
 def copied(source: Path, to: Path) -> Path:

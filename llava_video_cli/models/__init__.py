@@ -1,8 +1,8 @@
-"""Models: the two-method protocol, and the one place that chooses."""
+"""Models: the protocol that they share, and the one place that chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..conversation import Answer, Budget, Chunk, Request
@@ -36,6 +36,15 @@ class Model(Protocol):
         """Return the answers to many requests, generated together where that is possible.
 
         Raises `OutOfMemoryError` if fewer of them may be answered.
+        """
+
+    def stream_all(
+        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Yield pieces of all answers, each with its request's number, generated together where that is possible.
+
+        Each answer's last chunk comes at its own end. An answer that is `gone` may be given up, without a last chunk;
+        it is asked in another thread. Closing the iterator stops the generation. Raises as `answer_all` does.
         """
 
     def budget(self, request: Request) -> Budget:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
-from ..conversation import Answer, Budget, Chunk, Generation, Request, Usage, join
+from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ContextError, ModelError, OutOfMemoryError
 from ..image import Picture
 from . import memory
-from .generation import Rows, Run, finish_reason, generation_config, prefill, stop_ids, until_end
+from .capture import Capture
+from .choosing import Choice
+from .decoder import Decoder, Rows
+from .generation import Run, stop_ids
 from .loading import Loaded, Loading, load
 from .pieces import TextPieces
 from .prefix import Prefix, Prompt, Span, heads
@@ -38,7 +41,14 @@ _MOST_TOGETHER_ELSEWHERE = 256
 class LlavaVideo:
     """A loaded checkpoint that answers requests, one at a time or as a batch."""
 
-    def __init__(self, name: str, loaded: Loaded, revision: str | None = None, prefix_reuse: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        loaded: Loaded,
+        revision: str | None = None,
+        prefix_reuse: bool = True,
+        capture: Capture | None = None,
+    ) -> None:
         self.name = name
         self._loaded, self._revision = loaded, revision
         self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
@@ -46,7 +56,9 @@ class LlavaVideo:
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
         self._busy = threading.Lock()
+        self._decoder = Decoder(self._model, capture)
         self._prefix, self._prefix_reuse = Prefix(), prefix_reuse
+        self._spare: Any = None
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
@@ -78,42 +90,100 @@ class LlavaVideo:
         return self._stream(request)
 
     def _stream(self, request: Request, same_media: bool = False) -> Iterator[Chunk]:
-        """Do so; with `same_media`, the last prompt serves only if all media are the same."""
-        started = time.perf_counter()
-        with self._busy, self._run_errors():
-            memory.reset_peak(self._device)
-            prompt = self._prompt(request)
-            cache, cached = self._prefix.take(prompt, self._model.config, prompt.media_end if same_media else 1)
-            rows = self._rows([prompt], cache, cached)
-            pieces = TextPieces(self._decode)
-            run = self._run(rows, request.generation)
-            try:
-                with run:
-                    for token in run:
-                        if text := pieces.push([token]):
-                            yield Chunk(text)
-            finally:
-                if run.is_over and self._prefix_reuse:
-                    self._prefix.keep(prompt, run.new_ids, cache)
-            ids = run.new_ids
-            usage = self._usage(prompt, cached, ids, started, run.first_token_at)
-            last = Chunk(pieces.finish(), finish_reason(ids, self._stop_ids), usage)
-        yield last  # behind the lock: a reader that stops here must not keep others out
+        with closing(self._generate([request], same_media=same_media)) as pieces:
+            for _, chunk in pieces:
+                yield chunk
+
+    def stream_all(
+        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Yield pieces of all answers, each with its request's number, as they are generated.
+
+        Greedy requests with the same settings share a batch, but for their `max_new_tokens`. Each answer's last chunk
+        comes at its own end. An answer that is `gone`, looked at before each token in another thread, is given up
+        without a last chunk. Closing the iterator stops the generation. Raises as `stream` does, and
+        `OutOfMemoryError` if fewer requests may be answered.
+        """
+        return self._stream_all(requests, gone, in_pieces=True)
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers in the requests' order; greedy ones with the same settings share a batch."""
-        answers: dict[int, Answer] = {}
-        groups: dict[Generation, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.generation, []).append(index)
-        for generation, indices in groups.items():
-            if generation.temperature > 0 or len(indices) == 1:  # a sampled answer would depend on its batch
-                # what it costs should not hang on which video came before, or on how many fit a batch
-                answers |= {index: join(self._stream(requests[index], same_media=True)) for index in indices}
+        chunks: list[list[Chunk]] = [[] for _ in requests]
+        for number, chunk in self._stream_all(requests, None, in_pieces=False):
+            chunks[number].append(chunk)
+        return [join(one) for one in chunks]
+
+    def _stream_all(
+        self, requests: Sequence[Request], gone: Callable[[int], bool] | None, in_pieces: bool
+    ) -> Iterator[tuple[int, Chunk]]:
+        for numbers in _batches(requests):
+            mine = [requests[number] for number in numbers]
+            is_gone = None if gone is None else _renumbered(gone, numbers)
+            # what an answer costs should not hang on which video came before, or on how many fit a batch
+            with closing(self._generate(mine, same_media=True, gone=is_gone, in_pieces=in_pieces)) as pieces:
+                for row, chunk in pieces:
+                    yield numbers[row], chunk
+
+    def _generate(
+        self,
+        requests: Sequence[Request],
+        same_media: bool = False,
+        gone: Callable[[int], bool] | None = None,
+        in_pieces: bool = True,
+    ) -> Generator[tuple[int, Chunk]]:
+        """Yield the pieces of answers that are generated together, each with its row, or each answer as one piece.
+
+        With `same_media`, the last prompt serves a single request only if all media are the same.
+        """
+        started = time.perf_counter()
+        last: tuple[int, Chunk] | None = None
+        with self._busy, self._run_errors():
+            memory.reset_peak(self._device)
+            prompts = [self._prompt(request) for request in requests]
+            limits = [request.generation.max_new_tokens for request in requests]
+            if len(prompts) == 1:
+                rows, cached = self._alone(prompts[0], limits[0], same_media)
             else:
-                batch = self._answer_batch([requests[index] for index in indices], generation)
-                answers |= dict(zip(indices, batch, strict=True))
-        return [answers[index] for index in range(len(requests))]
+                rows, cached = self._batch(prompts, max(limits))
+            choice = Choice(requests[0].generation, self._model.generation_config, self._stop_ids, rows.ids, rows.mask)
+            run = Run(self._decoder, rows, limits, self._stop_ids, choice, gone)
+            texts = [TextPieces(self._decode) for _ in prompts]
+            first_at, left = 0.0, len(prompts)
+            try:
+                with run:
+                    for token in run:
+                        first_at = first_at or token.at_seconds
+                        if token.finish_reason is None:
+                            if in_pieces and (text := texts[token.row].push([token.id])):
+                                yield token.row, Chunk(text)
+                            continue
+                        left -= 1
+                        text = texts[token.row].push([token.id] if in_pieces else run.new_ids[token.row])
+                        usage = Usage(
+                            prompt_tokens=len(prompts[token.row].ids),
+                            cached_tokens=cached[token.row],
+                            generated_tokens=len(run.new_ids[token.row]),
+                            first_token_seconds=first_at - started,
+                            total_seconds=token.at_seconds - started,
+                            peak_memory_bytes=memory.peak_bytes(self._device),
+                        )
+                        last = token.row, Chunk(text + texts[token.row].finish(), token.finish_reason, usage)
+                        if left:
+                            yield last
+                            last = None
+            finally:
+                self._keep(run, prompts)
+        if last:
+            yield last  # behind the lock: a reader that stops here must not keep others out
+
+    def _keep(self, run: Run, prompts: Sequence[Prompt]) -> None:
+        """Hold a run's cache, if it ended, for a prompt that begins the same way, or for its captured step."""
+        if run.cache is None:
+            return
+        if len(prompts) == 1 and self._prefix_reuse:
+            self._prefix.keep(prompts[0], run.new_ids[0], run.cache)
+        elif getattr(run.cache, "captured", None) is not None:
+            self._spare = run.cache
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
@@ -124,7 +194,8 @@ class LlavaVideo:
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
-        free = memory.free_bytes(self._device)
+        held = self._prefix.held_bytes + getattr(self._spare, "room_bytes", 0)  # given back for a batch
+        free = memory.free_bytes(self._device) + held
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
         return max(1, int(min(free / memory.answer_bytes(self._model, tokens), most)))
 
@@ -132,47 +203,40 @@ class LlavaVideo:
         """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
         return self._vision.shrink(image)
 
-    def _answer_batch(self, requests: Sequence[Request], generation: Generation) -> list[Answer]:
-        started = time.perf_counter()
-        with self._busy, self._run_errors():
-            memory.reset_peak(self._device)
-            self._prefix.drop()
-            prompts = [self._prompt(request) for request in requests]
-            rows, cached = self._batch(prompts)
-            run = self._run(rows, generation)
-            answers = [until_end(row, self._stop_ids) for row in run.whole()]
-            return [
-                Answer(
-                    self._decode(ids).strip(),
-                    finish_reason(ids, self._stop_ids),
-                    self._usage(prompt, count, ids, started, run.first_token_at),
-                )
-                for prompt, count, ids in zip(prompts, cached, answers, strict=True)
-            ]
+    def _alone(self, prompt: Prompt, most_new: int, same_media: bool) -> tuple[Rows, list[int]]:
+        """Return the row of a single prompt, which goes on from the last one's cache where it may."""
+        room = len(prompt.ids) + most_new
+        least = prompt.media_end if same_media else 1
+        spare, self._spare = self._spare, None
+        cache, cached = self._prefix.take(prompt, lambda held: self._decoder.cache(1, room, held or spare), least)
+        self._decoder.reserve(cache, room)
+        return self._rows([prompt], cache, cached), [cached]
 
-    def _run(self, rows: Rows, generation: Generation) -> Run:
-        config = generation_config(self._model, generation, self._stop_ids, self._tokenizer.pad_token_id)
-        return Run(self._model, rows, config, generation.seed)
-
-    def _batch(self, prompts: Sequence[Prompt]) -> tuple[Rows, list[int]]:
+    def _batch(self, prompts: Sequence[Prompt], most_new: int) -> tuple[Rows, list[int]]:
         """Return the rows of a batch, and how many tokens of each prompt are computed for another one.
 
         What several prompts begin with, up to their last medium, is computed once.
         """
+        self._prefix.drop()
+        spare, self._spare = self._spare, None
         first = heads(prompts)
         shared = sorted(set(first))
         if not self._prefix_reuse or len(shared) == len(prompts) or not all(prompt.media_end for prompt in prompts):
-            return self._rows(prompts, DynamicCache(config=self._model.config)), [0] * len(prompts)
+            room = max(len(prompt.ids) for prompt in prompts) + most_new
+            return self._rows(prompts, self._decoder.cache(len(prompts), room, spare)), [0] * len(prompts)
         beginnings = [Prompt(prompts[n].ids[: prompts[n].media_end], prompts[n].spans) for n in shared]
-        beginning = self._rows(beginnings, DynamicCache(config=self._model.config))
-        prefill(self._model, beginning)
+        longest = max(len(prompt.ids) for prompt in beginnings)
+        beginning = self._rows(beginnings, self._decoder.cache(len(shared), longest))
+        self._decoder.prefill(beginning)
         places = torch.tensor([shared.index(n) for n in first], device=self._device)
-        beginning.cache.batch_select_indices(places)
-        ends = self._rows([Prompt(prompt.ids[prompt.media_end :]) for prompt in prompts], beginning.cache)
+        rests = [Prompt(prompt.ids[prompt.media_end :]) for prompt in prompts]
+        room = longest + max(len(prompt.ids) for prompt in rests) + most_new
+        cache = self._decoder.select(beginning.cache, places, room, spare)
+        ends = self._rows(rests, cache)
         ids = torch.cat([beginning.ids[places], ends.ids], dim=1)
         mask = torch.cat([beginning.mask[places], ends.mask], dim=1)
         cached = [0 if n == number else prompts[n].media_end for number, n in enumerate(first)]
-        return Rows(ids, mask, ends.embeddings, beginning.cache), cached
+        return Rows(ids, mask, ends.embeddings, cache, beginning.is_padded or ends.is_padded), cached
 
     @torch.inference_mode()
     def _rows(self, prompts: Sequence[Prompt], cache: Any, cached: int = 0) -> Rows:
@@ -194,7 +258,8 @@ class LlavaVideo:
             for span in spans[row]:
                 begin = max(span.start, cached)
                 embeddings[row, begin + shift : span.stop + shift] = next(features)[begin - span.start :].to(embeddings)
-        return Rows(ids, mask, embeddings, cache)
+        is_padded = any(len(prompt.ids) < longest for prompt in prompts)
+        return Rows(ids, mask, embeddings, cache, is_padded)
 
     def _prompt(self, request: Request) -> Prompt:
         """Return a request's prompt, checked against the context before anything is encoded."""
@@ -247,16 +312,6 @@ class LlavaVideo:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def _usage(self, prompt: Prompt, cached: int, ids: Sequence[int], started: float, first_token_at: float) -> Usage:
-        return Usage(
-            prompt_tokens=len(prompt.ids),
-            cached_tokens=cached,
-            generated_tokens=len(ids),
-            first_token_seconds=first_token_at - started,
-            total_seconds=time.perf_counter() - started,
-            peak_memory_bytes=memory.peak_bytes(self._device),
-        )
-
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
         """Turn running out of memory into an `OutOfMemoryError`, with the device's memory given back."""
@@ -272,3 +327,18 @@ class LlavaVideo:
         raise OutOfMemoryError(
             f"out of memory on {self._device}", "fewer --frames, a smaller --max-new-tokens, or --quantize 4bit"
         )
+
+
+def _batches(requests: Sequence[Request]) -> list[list[int]]:
+    """Return the numbers of the requests that are answered together: greedy ones alike but for their longest answer."""
+    batches: dict[object, list[int]] = {}
+    for number, request in enumerate(requests):
+        generation = request.generation
+        drawn = generation.temperature > 0  # a drawn answer would depend on its batch
+        key = number if drawn else replace(generation, max_new_tokens=1, seed=None)
+        batches.setdefault(key, []).append(number)
+    return list(batches.values())
+
+
+def _renumbered(gone: Callable[[int], bool], numbers: Sequence[int]) -> Callable[[int], bool]:
+    return lambda row: gone(numbers[row])

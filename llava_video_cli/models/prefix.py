@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import DynamicCache
 
 from ..conversation import Media
 from ..image import Picture
@@ -45,18 +44,20 @@ class Prefix:
     def __init__(self) -> None:
         self._held: tuple[Prompt, Any] | None = None
 
-    def take(self, prompt: Prompt, config: Any, least: int = 1) -> tuple[Any, int]:
+    def take(self, prompt: Prompt, empty: Callable[[Any], Any], least: int = 1) -> tuple[Any, int]:
         """Return a cache to go on with, and how many of the prompt's tokens it holds: never all of them.
 
-        It holds none where it would be fewer than `least`.
+        It holds none where it would be fewer than `least`: then it is what `empty` makes, which gets the cache that
+        was held, if any, to use its memory again.
         """
+        spare = None
         if self._held is not None:
-            (held, cache), self._held = self._held, None
+            (held, spare), self._held = self._held, None
             count = min(common(held, prompt), len(prompt.ids) - 1)
             if count >= max(1, least):
-                cache.crop(count - cache.get_seq_length())
-                return cache, count
-        return DynamicCache(config=config), 0
+                spare.crop(count - spare.get_seq_length())
+                return spare, count
+        return empty(spare), 0
 
     def keep(self, prompt: Prompt, answer: Sequence[int], cache: Any) -> None:
         """Hold the cache of a prompt and its answer, whose last token need not be in it.
@@ -66,6 +67,11 @@ class Prefix:
         if not any(cache.is_sliding):
             ids = [*prompt.ids, *answer][: cache.get_seq_length()]
             self._held = Prompt(ids, prompt.spans), cache
+
+    @property
+    def held_bytes(self) -> int:
+        """What the held cache takes, as far as it is known."""
+        return 0 if self._held is None else getattr(self._held[1], "room_bytes", 0)
 
     def drop(self) -> None:
         """Give the memory back."""

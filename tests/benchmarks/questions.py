@@ -28,8 +28,8 @@ from checkpoints import make_checkpoint
 from transformers import DynamicCache
 
 from llava_video_cli import Frames, Generation, Request, Sampling, Turn, join, open_model, read_frames
-from llava_video_cli.models.generation import cache_argument
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.stepping import cache_name
 
 TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
 VISION = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
@@ -56,7 +56,7 @@ class Bare:
         ids = self._inputs(question)["input_ids"]
         cache.crop(known - cache.get_seq_length())
         start = time.perf_counter()
-        output = self._generate(input_ids=ids, **cache_argument(self._model, cache))
+        output = self._generate(input_ids=ids, **{cache_name(self._model): cache})
         self.seconds += time.perf_counter() - start
         return self._new(ids, output)
 
@@ -67,7 +67,7 @@ class Bare:
         known = int((inputs["input_ids"][0] == self._model.config.video_token_id).nonzero()[-1]) + 1
         cache = DynamicCache(config=self._model.config)
         short = {name: value[:, :known] if value.dim() == 2 else value for name, value in inputs.items()}
-        self._model(**short, use_cache=True, **cache_argument(self._model, cache))
+        self._model(**short, use_cache=True, **{cache_name(self._model): cache})
         self.seconds = 0.0
         return cache, known
 

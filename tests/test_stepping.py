@@ -1,0 +1,158 @@
+"""Decode steps: written out, captured or transformers' own, they give the same tokens.
+
+There is no GPU here: `replayed` stands in for a CUDA graph, and runs the same step on the same static tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_parity import OTHER, STILL, VIDEO, checkpoint
+from test_stream_all import MIXED, asked, joined
+from transformers import MistralConfig
+
+from llava_video_cli import Loading, join, open_model
+from llava_video_cli.models.kvcache import KVCache, new_cache
+from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import load
+from llava_video_cli.models.stepping import LayerStep, WholeStep, cache_name, choose_step
+
+LAYOUTS = ["demo", "vicuna", "mistral", "yi"]
+
+
+class Replayed:
+    """Captures nothing: a replay does the step again. Counts both."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def __call__(self, do: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+
+        def replay() -> None:
+            self.replays += 1
+            do()
+
+        return replay
+
+
+def opened(folder: Path, capture: Any = None, **loading: Any) -> LlavaVideo:
+    settings = Loading(**loading)
+    return LlavaVideo(folder.name, load(folder, settings), prefix_reuse=settings.prefix_reuse, capture=capture)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_captured_step_gives_the_same_answers(name: str, layouts: dict[str, Path]) -> None:
+    folder = checkpoint(name, layouts)
+    capture = Replayed()
+    captured, plain = opened(folder, capture), opened(folder)
+    long = [asked(text, VIDEO, max_new_tokens=40) for text in ("What happens?", "Why?", "What shape is it?")]
+    for request in (*long, asked("Who?", OTHER, max_new_tokens=40), *MIXED):
+        assert join(captured.stream(request)).text == join(plain.stream(request)).text
+    wanted = joined(plain.stream_all([*MIXED, *long]))
+    got = joined(captured.stream_all([*MIXED, *long]))
+    assert {number: answer.text for number, answer in got.items()} == {n: one.text for n, one in wanted.items()}
+    assert name == "demo" or capture.replays > 10 * capture.captures > 0
+
+
+def test_a_capture_serves_the_next_prompts(layouts: dict[str, Path]) -> None:
+    capture = Replayed()
+    model = opened(layouts["vicuna"], capture)
+    for medium in (VIDEO, VIDEO, OTHER):
+        join(model.stream(asked("Why?", medium, max_new_tokens=30)))
+    assert capture.captures == 1, "of the same video, and of another one that takes as much room"
+    join(model.stream(asked("Why?", STILL, max_new_tokens=30)))
+    assert capture.captures == 2
+    for _ in range(2):
+        model.answer_all([asked("Why?", medium, max_new_tokens=30) for medium in (VIDEO, OTHER)])
+    assert capture.captures == 3, "batches of the same size share one"
+    join(model.stream(asked("Why?", max_new_tokens=5)))
+    assert capture.captures == 3, "a short answer does not pay for one"
+
+
+@pytest.mark.parametrize("fault", ["raises", "other logits", "NaN"])
+def test_what_can_not_be_captured_is_given_up_quietly(fault: str, layouts: dict[str, Path]) -> None:
+    attempts = []
+
+    def capture(do: Callable[[], None]) -> Callable[[], None]:
+        attempts.append(do)
+        if fault == "raises":
+            do()
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def replay() -> None:
+            do()
+            logits = do.__self__._logits  # type: ignore[attr-defined]
+            logits.copy_(logits.flip(-1) if fault == "other logits" else logits * float("nan"))
+
+        return replay
+
+    model, plain = opened(layouts["mistral"], capture), opened(layouts["mistral"])
+    requests = [asked(text, max_new_tokens=30) for text in ("Why?", "Who is it?")]
+    assert [join(model.stream(one)).text for one in requests] == [join(plain.stream(one)).text for one in requests]
+    assert len(attempts) == 1, "it would fail again"
+    assert [one.text for one in model.answer_all(requests)] == [one.text for one in plain.answer_all(requests)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: dict[str, Path]) -> None:
+    """Number for number, also behind padding, and on static tensors."""
+    model = load(checkpoint(name, layouts), Loading()).model
+    step, whole = choose_step(model), WholeStep(model)
+    assert isinstance(step, LayerStep)
+    torch.manual_seed(0)
+    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5, [1, 0, 0] + [1] * 6])
+    ids = torch.randint(3, 300, (3, 9))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        caches = [new_cache(model.config, 32) for _ in range(3)]
+        for cache in caches:
+            filled = {cache_name(model): cache}
+            model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **filled)
+        token, slot = torch.tensor([[5], [6], [7]]), torch.tensor([9])
+        place, seen = mask.sum(-1, keepdim=True), torch.nn.functional.pad(mask, (0, 23), value=1)
+        wanted = whole(token, place, seen[:, :10], caches[0])
+        got = step(token, place, step.visible(seen[:, :10], torch.float32), caches[1])
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        seen[:, 10:] = 0
+        visible = step.visible(seen, torch.float32)
+        static = step.run(token, place, visible, caches[2].layers, slot)
+        torch.testing.assert_close(static, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_written_out_goes_through_transformers(layouts: dict[str, Path]) -> None:
+    eager = opened(layouts["mistral"], attention="eager")
+    assert isinstance(eager._decoder.step, WholeStep)
+    wanted = join(open_model(str(layouts["mistral"])).stream(asked("Why?", max_new_tokens=30))).text
+    assert join(eager.stream(asked("Why?", max_new_tokens=30))).text == wanted
+    batch = [asked("Why?", max_new_tokens=30), asked("Who is it?", STILL)]
+    assert eager.answer_all(batch)[0].text == wanted
+
+
+def test_layers_that_forget_keep_transformers_own_cache() -> None:
+    assert isinstance(new_cache(MistralConfig(num_hidden_layers=2, sliding_window=None), 8), KVCache)
+    assert not isinstance(new_cache(MistralConfig(num_hidden_layers=2, sliding_window=16), 8), KVCache)
+
+
+def test_a_cache_grows_in_place_and_makes_room_where_there_is_none() -> None:
+    cache = KVCache(layers=1, tokens=6)
+    new = torch.arange(2 * 3 * 4.0).reshape(1, 2, 3, 4)
+    for _ in range(2):
+        cache.update(new, -new, 0)
+    first = cache.layers[0].keys.data_ptr()
+    assert first == cache.layers[0].room[0].data_ptr() and cache.get_seq_length() == 6
+    cache.crop(-1)
+    keys, values = cache.update(new[:, :, :1], -new[:, :, :1], 0)
+    assert keys.data_ptr() == first and keys.shape == (1, 2, 6, 4)
+    assert torch.equal(keys, torch.cat([new, new[:, :, :2], new[:, :, :1]], dim=2)) and torch.equal(values, -keys)
+    cache.captured = object()
+    cache.reserve(20)
+    assert cache.captured is None, "what was captured stood on the tensors that are gone"
+    grown, _ = cache.update(new, new, 0)
+    assert torch.equal(grown[:, :, :6], keys) and cache.layers[0].room[0].shape[2] == 20
+    cache.update(torch.zeros(1, 2, 30, 4), torch.zeros(1, 2, 30, 4), 0)
+    assert cache.get_seq_length() == 39

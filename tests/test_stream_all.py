@@ -1,0 +1,109 @@
+"""Many answers at a time, each streamed: its own text, its own end, its own cost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from test_parity import OTHER, STILL, VIDEO, checkpoint, moving_square
+
+from llava_video_cli import Answer, Chunk, Frames, Generation, Picture, Request, Turn, join, open_model
+from llava_video_cli.models.llava import LlavaVideo
+
+
+def asked(text: str, *media: Frames | Picture, **generation: float) -> Request:
+    settings = Generation(**({"max_new_tokens": 12} | generation))  # type: ignore[arg-type]
+    return Request((Turn("user", text, media or (VIDEO,)),), settings)
+
+
+def joined(pieces: Iterable[tuple[int, Chunk]]) -> dict[int, Answer]:
+    chunks: dict[int, list[Chunk]] = {}
+    for number, chunk in pieces:
+        chunks.setdefault(number, []).append(chunk)
+    return {number: join(one) for number, one in chunks.items()}
+
+
+@pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", "yi"])
+def model(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> LlavaVideo:
+    opened = open_model(str(checkpoint(request.param, layouts)))
+    assert isinstance(opened, LlavaVideo)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def vicuna(layouts: dict[str, Path]) -> LlavaVideo:
+    opened = open_model(str(layouts["vicuna"]))
+    assert isinstance(opened, LlavaVideo)
+    return opened
+
+
+MIXED = [
+    asked("What happens?"),
+    asked("Why?", moving_square(2), max_new_tokens=40),
+    asked("Who?", temperature=1.2, seed=3),
+    asked("Why?", STILL, max_new_tokens=3),
+    asked("Where does it go in the end?", OTHER, max_new_tokens=25),
+    asked("What shape is it?", max_new_tokens=1),
+    asked("What shape is it?", repetition_penalty=1.5),
+    asked("What color is it?", repetition_penalty=1.5),
+]
+
+
+def test_every_answer_is_the_one_that_is_given_alone(model: LlavaVideo) -> None:
+    alone = [join(model.stream(request)) for request in MIXED]
+    together = joined(model.stream_all(MIXED))
+    assert sorted(together) == list(range(len(MIXED)))
+    for number, answer in enumerate(alone):
+        got = together[number]
+        assert (got.text, got.finish_reason) == (answer.text, answer.finish_reason)
+        assert got.usage.generated_tokens == answer.usage.generated_tokens <= MIXED[number].generation.max_new_tokens
+    assert [answer.text for answer in model.answer_all(MIXED)] == [answer.text for answer in alone]
+
+
+def test_each_ends_by_itself_and_tells_its_own_cost(vicuna: LlavaVideo) -> None:
+    requests = [asked(f"{tokens} words?", max_new_tokens=tokens) for tokens in (30, 4, 60, 8)]
+    pieces = list(vicuna.stream_all(requests))
+    assert [number for number, chunk in pieces if chunk.usage] == [1, 3, 0, 2], "in the order of their ends"
+    for number in range(4):
+        mine = [chunk for at, chunk in pieces if at == number]
+        assert all(chunk.usage is None and chunk.finish_reason is None for chunk in mine[:-1]) and len(mine) > 1
+    usages = [joined(pieces)[number].usage for number in (1, 3, 0, 2)]
+    assert [usage.generated_tokens for usage in usages] == [4, 8, 30, 60]
+    assert all(0 < usage.first_token_seconds < usage.total_seconds for usage in usages)
+    assert [usage.total_seconds for usage in usages] == sorted(usage.total_seconds for usage in usages)
+
+
+def test_an_answer_whose_reader_went_away_is_given_up(vicuna: LlavaVideo) -> None:
+    limits = {"Why?": 4000, "Who?": 20, "How?": 4000}
+    requests = [asked(text, max_new_tokens=limit) for text, limit in limits.items()]
+    gone: set[int] = set()
+    chunks: dict[int, list[Chunk]] = {0: [], 1: [], 2: []}
+    for number, chunk in vicuna.stream_all(requests, gone.__contains__):
+        chunks[number].append(chunk)
+        if number == 1 and chunk.usage:
+            gone |= {0, 2}
+    assert join(chunks[1]).text == join(vicuna.stream(requests[1])).text
+    assert not any(chunk.usage for number in (0, 2) for chunk in chunks[number])
+    assert list(vicuna.stream_all(requests, lambda _: True)) == []
+
+
+def test_closing_it_stops_all(vicuna: LlavaVideo) -> None:
+    pieces = vicuna.stream_all([asked(text, max_new_tokens=5000) for text in ("Why?", "Who?")])
+    with closing(pieces):  # type: ignore[type-var]
+        next(pieces)
+    assert not [thread for thread in threading.enumerate() if thread.name == "llvid-generate" and thread.is_alive()]
+    assert join(vicuna.stream(asked("Why?"))).usage.generated_tokens == 12
+
+
+def test_a_row_that_goes_round_in_circles_ends_without_the_others(vicuna: LlavaVideo) -> None:
+    """A penalty below 1 makes a token likelier each time it comes."""
+    circling = [asked(text, max_new_tokens=200, repetition_penalty=0.3) for text in ("Why?", "Who is it there?")]
+    answers = vicuna.answer_all([*circling, asked("How?")])
+    assert [answer.finish_reason for answer in answers] == ["repetition", "repetition", "length"]
+    assert all(answer.usage.generated_tokens < 200 for answer in answers)
+    for request, answer in zip(circling, answers, strict=False):
+        alone = join(vicuna.stream(request))
+        assert (alone.text, alone.finish_reason) == (answer.text, "repetition"), "padding counts as no token"
