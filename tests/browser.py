@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-KEYS = {"left": "\ue012", "right": "\ue014", "home": "\ue011", "end": "\ue010", "escape": "\ue00c", "tab": "\ue004"}
+KEYS = {"left": "\ue012", "right": "\ue014", "home": "\ue011", "end": "\ue010", "escape": "\ue00c", "tab": "\ue004", "enter": "\ue007"}
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
@@ -35,7 +35,15 @@ class Browser:
             return json.load(answer)["value"]
 
     def open(self, page: Path) -> None:
-        self.call("POST", "/url", {"url": page.resolve().as_uri()})
+        self.visit(page.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        self.call("POST", "/url", {"url": url})
+
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file in an input."""
+        found = self.call("POST", "/element", {"using": "css selector", "value": selector})
+        self.call("POST", f"/element/{next(iter(found.values()))}/value", {"text": str(path)})
 
     def run(self, script: str) -> Any:
         """Return the value of a JavaScript expression (as JSON: chromedriver takes no lone surrogates)."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,19 +27,23 @@ from ..record import media_values
 from ..timestamps import with_times
 from .desk import Event, Ticket
 from .guard import CLOSE
+from .page import page, sheet_values
 from .refusal import RefusedError, refused
+from .reply import Reply, refusal
 from .service import Seen, Service
 from .wire import Asked, Form, read_asked, read_json
 
 Result = TypeVar("Result")
+Ready = TypeVar("Ready")
 _CLIENT_LEFT = 499  # nginx's word for it; nobody gets it, the log and the figures do
-_SEND_SECONDS = 60.0  # a client that takes nothing for that long is gone
 
 
 def app(service: Service) -> Starlette:
     """Return the ASGI application."""
     routes = [
-        Route("/v1/chat/completions", Completions(service), methods=["POST"]),
+        Route("/v1/chat/completions", _Post(service, Completions(service)), methods=["POST"]),
+        Route("/sheet", _Post(service, Sheets(service)), methods=["POST"]),
+        Route("/", partial(_page, service), methods=["GET"]),
         Route("/v1/models", partial(_guarded, service, _models), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(_guarded, service, _one_model), methods=["GET"]),
         Route("/metrics", partial(_guarded, service, _metrics), methods=["GET"]),
@@ -56,9 +59,15 @@ async def _guarded(service: Service, answer: Callable[[Service, Request], Respon
         service.guard.check(request.headers)
         response = answer(service, request)
     except LlvidError as error:
-        response = _refusal(refused(error))
+        response = refusal(refused(error))
     _note(service, request, response.status_code, began)
     return response
+
+
+async def _page(service: Service, request: Request) -> Response:
+    text, headers = page()
+    _note(service, request, 200, time.monotonic())
+    return Response(text, media_type="text/html; charset=utf-8", headers=headers)
 
 
 async def _open(service: Service, request: Request) -> Response:
@@ -85,15 +94,11 @@ async def _unknown(service: Service, request: Request, error: Exception) -> Resp
     status = error.status_code
     message = {404: "there is no such path", 405: "this path has no such method"}.get(status, error.detail)
     _note(service, request, status, time.monotonic())
-    return _refusal(RefusedError(status, message, headers=CLOSE | dict(error.headers or {})))
+    return refusal(RefusedError(status, message, headers=CLOSE | dict(error.headers or {})))
 
 
 async def _failed(_: Request, __: Exception) -> Response:
-    return _refusal(RefusedError(500, "an error inside the server"))  # starlette raises it further, to the log
-
-
-def _refusal(error: RefusedError) -> Response:
-    return JSONResponse(error.form, error.status, error.headers)
+    return refusal(RefusedError(500, "an error inside the server"))  # starlette raises it further, to the log
 
 
 def _note(service: Service, request: Request, status: int, began: float) -> None:
@@ -104,23 +109,32 @@ def _note(service: Service, request: Request, status: int, began: float) -> None
         service.log(Seen(client, request.method, request.url.path, status, time.monotonic() - began))
 
 
-class Completions:
-    """`POST /v1/chat/completions`."""
+class Answering(Protocol[Ready]):
+    """What is answered under a path: `read` tells what is asked, once the body, which may be large, is there."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    async def read(self, body: bytes) -> Ready:
+        """Return what is asked; the body may go then."""
+
+    async def answer(self, ready: Ready, reply: Reply, began: float) -> None:
+        """Answer it."""
+
+
+class _Post(Generic[Ready]):
+    """A path that takes JSON: who may ask is let in, and answered as long as he is there."""
+
+    def __init__(self, service: Service, answering: Answering[Ready]) -> None:
+        self._service, self._answering = service, answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, streamed or whole, as long as the client is there."""
         service, request, began = self._service, Request(scope), time.monotonic()
-        reply = _Reply(send)
+        reply = Reply(send)
         try:
             service.guard.check(request.headers)
             with service.desk.place():
                 async with service.guard.body(request.headers, receive) as body:
-                    ready = await _or_gone(self._read(body), receive)
+                    ready = await _or_gone(self._answering.read(body), receive)
                     del body
-                await _or_gone(self._answer(*ready, reply, began), receive)
+                await _or_gone(self._answering.answer(ready, reply, began), receive)
         except ClientDisconnect:
             reply.status = _CLIENT_LEFT
         except LlvidError as error:
@@ -128,7 +142,35 @@ class Completions:
         finally:
             _note(service, request, reply.status, began)
 
-    async def _read(self, body: bytes) -> tuple[Asked, conversation.Request, list[Media]]:
+
+class Sheets:
+    """`POST /sheet`: what the model sees of the one medium of a request in the form of `/v1/chat/completions`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def read(self, body: bytes) -> dict[str, Any]:
+        """Return the sheet's values."""
+        service, shelf = self._service, self._service.shelf
+        asked = await shelf.in_thread(lambda: read_asked(read_json(body), service.model.name, service.preset))
+        if len(asked.urls) != 1:
+            raise RefusedError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
+        (medium,) = await shelf.read(asked.urls, asked.places, asked.sampling)
+        return await shelf.in_thread(partial(sheet_values, medium))
+
+    async def answer(self, ready: dict[str, Any], reply: Reply, began: float) -> None:
+        """Send it."""
+        del began
+        await reply.whole(ready)
+
+
+class Completions:
+    """`POST /v1/chat/completions`, streamed or whole."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def read(self, body: bytes) -> tuple[Asked, conversation.Request, list[Media]]:
         """Return what is asked, read and decoded; the URLs, which may be long, are left out."""
         service = self._service
         asked = await service.shelf.in_thread(lambda: read_asked(read_json(body), service.model.name, service.preset))
@@ -140,9 +182,9 @@ class Completions:
         request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation)
         return replace(asked, drafts=()), request, media
 
-    async def _answer(
-        self, asked: Asked, request: conversation.Request, media: list[Media], reply: _Reply, began: float
-    ) -> None:
+    async def answer(self, ready: tuple[Asked, conversation.Request, list[Media]], reply: Reply, began: float) -> None:
+        """Have the model answer, and send it on as it comes."""
+        asked, request, media = ready
         service, loop, events = self._service, asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def deliver(event: Event) -> None:
@@ -195,55 +237,6 @@ class Completions:
         metrics.tokens.labels("cached").inc(usage.cached_tokens)
         metrics.tokens.labels("generated").inc(usage.generated_tokens)
         metrics.seconds.observe(time.monotonic() - began)
-
-
-class _Reply:
-    """What is sent back: one JSON document, or a stream of server-sent events."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 200
-        self._streaming = False
-
-    async def whole(self, values: Mapping[str, Any]) -> None:
-        body = _json(values)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._start(headers)
-        await self._body(body, more=False)
-
-    async def begin_stream(self) -> None:
-        self._streaming = True
-        kind, cache = (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")
-        await self._start([kind, cache, (b"x-accel-buffering", b"no")])
-
-    async def event(self, values: Mapping[str, Any]) -> None:
-        await self._body(b"data: " + _json(values) + b"\n\n", more=True)
-
-    async def end_stream(self) -> None:
-        await self._body(b"data: [DONE]\n\n", more=False)
-
-    async def refuse(self, error: RefusedError, scope: Scope, receive: Receive) -> None:
-        """Say what went wrong; in a stream that has begun, as its last event."""
-        self.status = error.status
-        if not self._streaming:
-            await _refusal(error)(scope, receive, self._send)
-            return
-        with suppress(ClientDisconnect):
-            await self._body(b"data: " + _json(error.form) + b"\n\n", more=False)
-
-    async def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": self.status, "headers": headers})
-
-    async def _body(self, content: bytes, more: bool) -> None:
-        message = {"type": "http.response.body", "body": content, "more_body": more}
-        try:
-            await asyncio.wait_for(self._send(message), _SEND_SECONDS)
-        except asyncio.TimeoutError:
-            raise ClientDisconnect from None
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 async def _or_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
