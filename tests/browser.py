@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 
-KEYS = {"left": "\ue012", "right": "\ue014", "home": "\ue011", "end": "\ue010", "escape": "\ue00c", "tab": "\ue004", "enter": "\ue007"}
+KEYS = {
+    "left": "\ue012",
+    "right": "\ue014",
+    "home": "\ue011",
+    "end": "\ue010",
+    "escape": "\ue00c",
+    "tab": "\ue004",
+    "enter": "\ue007",
+}
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
