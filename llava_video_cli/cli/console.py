@@ -70,6 +70,16 @@ def error(failure: LlvidError | str, hint: str | None = None) -> None:
         stderr.print(Text.assemble(("hint: ", "bold"), shown(hint, one_line=True)))
 
 
+def size(count: int) -> str:
+    """Return bytes as people write them, in decimal units as the hub has them."""
+    value, units = float(count), iter(("bytes", "kB", "MB"))
+    for unit in units:
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
 class Progress:
     """What is going on, as a spinner on a terminal; nothing elsewhere."""
 

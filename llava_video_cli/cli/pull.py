@@ -67,17 +67,7 @@ def pull(
 
 
 def _outcome(found: Fetched) -> str:
-    came = f"{size(found.downloaded_bytes)} downloaded" if found.downloaded_bytes else "nothing to download"
+    came = f"{console.size(found.downloaded_bytes)} downloaded" if found.downloaded_bytes else "nothing to download"
     if not found.is_checked:
         came = "as it was downloaded before: the hub wasn't asked"
-    return f"revision {found.commit}: {size(found.bytes)}, {came}"
-
-
-def size(count: int) -> str:
-    """Return bytes as people write them, in decimal units as the hub has them."""
-    value, units = float(count), iter(("bytes", "kB", "MB"))
-    for unit in units:
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
+    return f"revision {found.commit}: {console.size(found.bytes)}, {came}"

@@ -1,0 +1,158 @@
+"""What this machine has: processor, memory, graphics cards; asked without importing torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .limits import Limits, cores
+
+_ASK_SECONDS = 60.0
+_ASK_TORCH = """
+import json, torch
+cards = []
+if torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        with torch.cuda.device(number):
+            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        major, minor = torch.cuda.get_device_capability(number)
+        cards.append([torch.cuda.get_device_name(number), f"{major}.{minor}", total, free, bfloat16])
+mps = torch.backends.mps.is_available()
+print(json.dumps({"cards": cards, "mps": mps, "built": torch.version.cuda or torch.version.hip or ""}))
+"""
+# Instructions for products of bfloat16, as the kernel names them on x86 and on ARM.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The CPU. `cores` are those that this process may use; `has_bfloat16` tells of products in hardware."""
+
+    name: str
+    cores: int
+    has_bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The machine's memory, or what a container may take of it; `free_bytes` counts what the system would give up."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card that torch can use. `compute_capability` is NVIDIA's."""
+
+    device: str
+    name: str
+    compute_capability: str
+    total_bytes: int
+    free_bytes: int
+    has_bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """What torch sees; `has_nvidia` tells that there is an NVIDIA card, whether torch sees it or not.
+
+    `torch_built_for` is the version of CUDA or ROCm that torch was built for, or empty.
+    """
+
+    cards: tuple[Card, ...] = ()
+    has_mps: bool = False
+    has_nvidia: bool = False
+    torch_built_for: str = ""
+
+
+def processor() -> Processor:
+    """Return the CPU, from what the kernel tells of it."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    elif sys.platform == "darwin":
+        name = _sysctl("machdep.cpu.brand_string") or name
+        flags = {"bf16"} if _sysctl("hw.optional.arm.FEAT_BF16") == "1" else flags
+    return Processor(name, cores(Limits()), bool(_BFLOAT16_FLAGS & flags))
+
+
+def memory() -> Memory:
+    """Return the memory; raises OSError where the system doesn't tell."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        total = int(_sysctl("hw.memsize") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return Memory(total, total)
+    values = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
+    total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and limit < total:
+        total, free = limit, min(free, limit - (used or 0))
+    return Memory(total, free)
+
+
+def accelerators() -> Accelerators:
+    """Return what torch sees; it is asked, in a process of its own, only where there may be something to see.
+
+    Raises OSError with the reason if torch can't be asked.
+    """
+    has_nvidia = any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
+    if not has_nvidia and sys.platform != "darwin" and not Path("/dev/kfd").exists():
+        return Accelerators()
+    told = _ask_python(_ASK_TORCH)
+    cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(told["cards"]))
+    return Accelerators(cards, bool(told["mps"]), has_nvidia, told["built"])
+
+
+def check_import(module: str) -> None:
+    """Import a module in a process of its own, which takes seconds; raises OSError with the reason if that fails."""
+    _ask_python(f"import {module}\nprint('{{}}')")
+
+
+def _ask_python(program: str) -> dict[str, Any]:
+    """Run a program whose last line is JSON; raises OSError with its last line of stderr if it fails."""
+    # Not from the current folder: `python -c` would import a torch.py that lies there.
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=sys.prefix,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_ASK_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        raise OSError(lines[-1])
+    values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return values
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

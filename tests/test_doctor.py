@@ -1,0 +1,148 @@
+"""`llvid doctor`: what is told, what can't run, and that nothing that is broken breaks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminal import llvid
+
+from llava_video_cli.choice import Choice, Host, Problem, Question, choose
+from llava_video_cli.cli.app import run
+from llava_video_cli.machine import Accelerators, Card, Memory
+from llava_video_cli.models import Loading
+
+HF = "llava-hf/LLaVA-NeXT-Video-"
+
+
+def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = run(["doctor", "--json", "-q", *arguments])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return code, json.loads(out)
+
+
+def test_the_demo_runs_and_everything_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    code, values = examined(capsys, "-m", "demo")
+    assert code == 0 and values["can_run"] is True and values["model"]["is_here"] is True
+    assert all(values["packages"][name] for name in ("torch", "torchvision", "transformers", "av", "accelerate"))
+    assert values["codecs"]["h264"] is True and values["codecs"]["av1"] is True
+    assert 0 < values["memory"]["free_bytes"] <= values["memory"]["total_bytes"]
+    assert values["processor"]["cores"] >= 1 and values["cache_free_bytes"] > 0
+    assert values["model"]["tokens"] == 8 * 9 + 100 + 48 and values["model"]["context_tokens"] == 4096
+    assert run(["doctor", "-m", "demo"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[-1] == "demo can run here" and "h264" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "mend"),
+    [
+        (("-m", "demo", "--frames", "600"), "demo takes 4,096", "--frames 438, or --rope-factor 2"),
+        (("-m", "demo", "--device", "cuda:7"), "no device cuda:7", "--device auto"),
+        (("-m", "demo", "--device", "toaster"), "no device toaster", "--device auto"),
+        (("-m", "demo", "--pool-stride", "4"), "", None),
+        (("-m", "demo", "--attention", "flash_attention_2"), "flash_attention_2", "--attention auto"),
+        (("-m", "./nothing"), "doesn't exist", "`--model demo` needs no download"),
+        (("-m", f"{HF}34B-hf", "--frames", "32"), "takes 4,096", "--frames 24, or --rope-factor 2"),
+    ],
+)  # fmt: skip
+def test_what_can_not_run_ends_with_1_and_what_mends_it(
+    arguments: tuple[str, ...], words: str, mend: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, values = examined(capsys, *arguments)
+    stopping = [problem for problem in values["problems"] if problem["stops"] and words in problem["text"]]
+    assert code == 1 and values["can_run"] is False and stopping
+    if mend is not None:
+        assert stopping[0]["mend"] == mend
+
+
+def test_an_auto_rope_factor_makes_room(capsys: pytest.CaptureFixture[str]) -> None:
+    code, values = examined(capsys, "-m", "demo", "--frames", "600", "--rope-factor", "auto")
+    assert code == 0 and values["model"]["context_tokens"] == 2 * 4096
+
+
+GB = 10**9
+CARD = Card("cuda:0", "a card", "8.9", 24 * GB, 23 * GB, True)
+BIG = Host(Memory(256 * GB, 200 * GB), Accelerators((CARD,), has_nvidia=True, torch_built_for="13.0"), 500 * GB)
+
+
+def chosen(model: str, host: Host = BIG, frames: int = 32, **loading: Any) -> tuple[Choice, list[Problem]]:
+    return choose(Question(HF + model, None, Loading(**loading), frames, 512), host)
+
+
+def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
+    choice, problems = chosen("7B-hf")
+    assert (choice.device, choice.dtype, choice.quantize) == ("cuda:0", "bfloat16", "none")
+    assert choice.need is not None and 14.1e9 < choice.need.weights_bytes < 14.2e9
+    assert choice.tokens == 32 * 144 + 100 + 512 and choice.need.cache_bytes == choice.tokens * 512 * 1024
+    (problem,) = problems
+    assert problem.mend == f"llvid pull {HF}7B-hf" and not problem.stops and "14.1 GB" in problem.text
+
+    small = replace(BIG, accelerators=Accelerators((replace(CARD, free_bytes=8 * GB, has_bfloat16=False),)))
+    choice, problems = chosen("7B-hf", small, frames=8)
+    assert choice.dtype == "float16" and [problem.mend for problem in problems if problem.stops] == ["--quantize 4bit"]
+    assert not any(problem.stops for problem in chosen("7B-hf", small, frames=8, quantize="4bit")[1])
+    assert not any(problem.stops for problem in chosen("34B-hf", frames=24, quantize="4bit")[1])
+    stopping = [problem for problem in chosen("34B-hf", small, frames=24, quantize="4bit")[1] if problem.stops]
+    assert "more memory" in str(stopping[0].mend)
+
+
+def test_a_full_disk_and_an_unknown_model() -> None:
+    _, problems = chosen("7B-hf", replace(BIG, disk_free_bytes=GB))
+    assert [problem.text for problem in problems if problem.stops] == ["1.0 GB are free on the disk"]
+    choice, problems = choose(Question("org/unknown", "v2", Loading(), 8, 512), BIG)
+    assert choice.need is None and [problem.mend for problem in problems] == ["llvid pull org/unknown --revision v2"]
+
+
+def test_a_cpu_takes_float32_only_where_there_is_room() -> None:
+    none = replace(BIG, accelerators=Accelerators())
+    assert chosen("7B-hf", none)[0].dtype == "float32"
+    choice, problems = chosen("7B-hf", replace(none, memory=Memory(32 * GB, 20 * GB)))
+    assert choice.dtype == "bfloat16" and any("on the CPU" in problem.text for problem in problems)
+    mac = replace(BIG, accelerators=Accelerators(has_mps=True))
+    assert chosen("7B-hf", mac)[0].dtype == "float16"
+    mends = [problem.mend for problem in chosen("7B-hf", mac, quantize="4bit")[1]]
+    assert "--quantize none, or --device cpu" in mends
+
+
+def test_broken_packages_and_checkpoints_are_findings(tmp_path: Path) -> None:
+    """A PyAV that is too old and fails, a torch that fails, a checkpoint with a file too few."""
+    for module in ("av", "torch"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text(f"raise ImportError('{module} is broken')")
+    (tmp_path / "av-9.0.0.dist-info").mkdir()
+    (tmp_path / "av-9.0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: av\nVersion: 9.0.0\n")
+    folder = tmp_path / "home" / "hub" / "models--org--cut" / "snapshots" / ("c" * 40)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llava_next_video"}')
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = llvid(
+        "doctor", "-m", "demo", "--json", "--imports", env={"PYTHONPATH": path, "HF_HOME": str(tmp_path / "home")}
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    values = json.loads(done.stdout)
+    mends = {problem["text"]: problem["mend"] for problem in values["problems"]}
+    assert mends["llvid needs av<19,>=17.1, 9.0.0 is installed"] == "pip install 'av<19,>=17.1'"
+    assert mends["asking PyAV for codecs failed: av is broken"] == "pip install --force-reinstall av"
+    text = next(text for text in mends if text.startswith("importing torch failed"))
+    assert "torch is broken" in text and mends[text] == "pip install --force-reinstall torch torchvision"
+    text = next(text for text in mends if text.startswith("org/cut"))
+    assert "lacks 1 of 1 weight files" in text and mends[text] == f"llvid pull org/cut --revision {'c' * 40}"
+    assert values["memory"] and values["model"]["need"], "what is not broken is told all the same"
+
+
+def test_no_torch_is_imported_where_there_is_no_card() -> None:
+    program = (
+        "import sys; from llava_video_cli.cli.app import run; code = run(['doctor', '-m', 'demo', '-q']);"
+        "assert not {'torch', 'transformers', 'torchvision', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
