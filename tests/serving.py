@@ -64,12 +64,17 @@ class Served:
 
 @contextmanager
 def serving(
-    model: Model, preset: Preset | None = None, guard: Guard | None = None, places: Places | None = None, **options: Any
+    model: Model,
+    preset: Preset | None = None,
+    guard: Guard | None = None,
+    places: Places | None = None,
+    head_seconds: float = 20.0,
+    **options: Any,
 ) -> Iterator[Served]:
     """Give a running server, which has ended at the end of the block."""
     service = open_service(model, preset or load_preset("demo"), guard, places, **options)
     bound, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(app(service), service.desk, bound, ready.set, grace_seconds=10)
+    server = Server(app(service), service.desk, bound, ready.set, 10.0, head_seconds)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     assert ready.wait(20)

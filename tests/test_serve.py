@@ -19,8 +19,6 @@ from llava_video_cli.image import read_image
 from llava_video_cli.models import Model
 from llava_video_cli.serving.places import Places
 
-pytest.importorskip("uvicorn")
-
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -35,7 +33,8 @@ def served(model: Model, clip: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[Any]:
-    openai = pytest.importorskip("openai")
+    import openai
+
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         yield client
 

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import LlvidError
 from .desk import Desk
 
-_HEAD_SECONDS = 20.0  # for a request's head to come, and for a connection to say something at all
+HEAD_SECONDS = 20.0  # for a request's head to come, and for a connection to say something at all
 _MOST_CONNECTIONS = 1000
 
 
@@ -47,12 +47,18 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: ASGIApp, desk: Desk, bound: socket.socket, ready: Callable[[], None], grace_seconds: float = 30.0
+        self,
+        app: ASGIApp,
+        desk: Desk,
+        bound: socket.socket,
+        ready: Callable[[], None],
+        grace_seconds: float = 30.0,
+        head_seconds: float = HEAD_SECONDS,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=type("TimedProtocol", (Protocol,), {"head_seconds": head_seconds}),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -84,6 +90,7 @@ class Server(uvicorn.Server):
 class Protocol(H11Protocol):
     """Closes a connection whose request does not come, or comes too slowly; uvicorn would wait for ever."""
 
+    head_seconds = HEAD_SECONDS
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,7 +118,7 @@ class Protocol(H11Protocol):
         if cycle is not None and not cycle.response_complete:
             self._stop_timer()  # the application minds the body
         elif self._timer is None:
-            self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+            self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

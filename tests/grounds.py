@@ -1,0 +1,142 @@
+"""Where broken requests are sent: servers with a folder they may read, a secret beside it, and a host that tricks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from serving import Served, serving
+from terminal import scene
+
+from llava_video_cli.demo.world import write_clip
+from llava_video_cli.models import Model
+from llava_video_cli.serving.guard import Guard
+from llava_video_cli.serving.places import Places
+
+KEY = "right-key"
+MOST_BODY_BYTES = 2**20
+SLOW_SECONDS = 0.4  # what a head or a body may take here
+_ANSWER_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request as bytes, sent in pieces; the statuses that are right for it, and whether just closing is right too."""
+
+    name: str
+    pieces: Sequence[bytes]
+    statuses: Sequence[int] = (400,)
+    may_close: bool = False
+    key: bool = False
+    pause_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Two servers, one with a key, the folder that they may read, a good clip in it, and a host to fetch from."""
+
+    open: Served
+    locked: Served
+    allowed: Path
+    clip: Path
+    secret: Path
+    trickster: int
+
+    def send(self, case: Case) -> int | None:
+        """Send a case; return the status, or None where the connection was closed without one."""
+        port = (self.locked if case.key else self.open).port
+        with socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_SECONDS) as connection:
+            for piece in case.pieces:
+                try:
+                    connection.sendall(piece)
+                except OSError:  # refused on the way: what was said before that counts
+                    break
+                time.sleep(case.pause_seconds)
+            head = b""
+            with suppress(ConnectionError):
+                while b"\r\n" not in head and (more := connection.recv(65536)):
+                    head += more
+        return int(head.split()[1]) if head.startswith(b"HTTP/1.1 ") else None
+
+    def check(self, case: Case) -> str | None:
+        """Send a case; return what is wrong with what came of it, or None."""
+        status = self.send(case)
+        right = status in case.statuses or (status is None and case.may_close)
+        return None if right else f"{case.name}: {status}, not {list(case.statuses)}"
+
+    def answers(self) -> bool:
+        """Whether a good request is answered."""
+        return self.open.answer(self.clip.as_uri()) == "It is a circle."
+
+
+@contextmanager
+def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
+    """Start the servers, with a secret beside the folder that they may read."""
+    allowed, secrets = folder / "allowed", folder / "secret"
+    allowed.mkdir()
+    secrets.mkdir()
+    clip, secret = allowed / "circle.mp4", secrets / "square.mp4"
+    write_clip(clip, scene())
+    write_clip(secret, scene(shape="square"))
+    (allowed / "link.mp4").symlink_to(secret)
+    (allowed / "folder").symlink_to(secrets)
+    (allowed / "circle").symlink_to("circle")
+    (allowed / "empty.mp4").touch()
+    os.mkfifo(allowed / "pipe")
+    with _trickster() as port:
+        places = Places([allowed], [f"localhost:{port}", "allowed.invalid"], most_bytes=2**20, fetch_seconds=2.0)
+        limits = {"most_body_bytes": MOST_BODY_BYTES, "body_grace_seconds": SLOW_SECONDS}
+        with (
+            serving(model, guard=Guard(**limits), places=places, head_seconds=SLOW_SECONDS) as opened,
+            serving(model, guard=Guard(KEY, **limits), places=places, head_seconds=SLOW_SECONDS) as locked,
+        ):
+            yield Grounds(opened, locked, allowed, clip, secret, port)
+
+
+@contextmanager
+def _trickster() -> Iterator[int]:
+    """Serve what an allowed host could send to harm."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            places = {
+                "/elsewhere": "http://169.254.169.254/latest", "/file": "file:///etc/passwd", "/round": "/round",
+            }  # fmt: skip
+            if self.path in places:
+                self.send_response(302)
+                self.send_header("Location", places[self.path])
+                self.end_headers()
+            elif self.path == "/much":
+                self._pour(b"\0" * 65536, 0.0)
+            elif self.path == "/drops":
+                self._pour(b"\0", 0.1)
+            elif self.path == "/noise":
+                self.wfile.write(os.urandom(100) + b"\r\n\r\n")
+            else:
+                self.send_error(404)
+
+        def _pour(self, piece: bytes, pause_seconds: float) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(piece)
+                    time.sleep(pause_seconds)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
