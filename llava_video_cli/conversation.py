@@ -58,10 +58,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that ends with a user's turn, and how to answer it."""
+    """A conversation that ends with a user's turn, and how to answer it.
+
+    The first of the texts `stop` ends the answer, and is no part of it.
+    """
 
     turns: tuple[Turn, ...]
     generation: Generation = Generation()
+    stop: tuple[str, ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:

@@ -151,7 +151,7 @@ def _types(grounds: Grounds, draw: random.Random) -> list[Case]:
     made = [
         Case(f"types: {name} {str(v)[:90]}", [request(_dumped(_values(grounds, **v)))], (400,)) for v, name in found
     ]
-    other = draw.choice(("gpt-4", 1, "../demo", [], ""))
+    other: Any = draw.choice(("gpt-4", 1, "../demo", [], ""))
     return [*made, Case(f"types: model {other}", [request(_dumped(_values(grounds, model=other)))], (404,))]
 
 
@@ -203,7 +203,7 @@ def _heads(grounds: Grounds, draw: random.Random) -> list[Case]:
 
 def _slow(grounds: Grounds, _: random.Random) -> list[Case]:
     good = request(_dumped(_values(grounds)))
-    head, _, body = good.partition(b"\r\n\r\n")
+    head, body = good.split(b"\r\n\r\n")
     drip = [bytes([byte]) for byte in body[:30]]
     return [
         Case("slow: nothing", [b""], (408,), may_close=True),
@@ -365,4 +365,5 @@ if __name__ == "__main__":
 
     numbers = [int(argument) for argument in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as name, grounds(open_model("demo"), Path(name)) as ready:
-        sys.exit(run(ready, *(numbers + [500, 1][len(numbers) :]), print) > 0)
+        count, seed = [*numbers, *(500, 1)[len(numbers) :]]
+        sys.exit(run(ready, count, seed, print) > 0)

@@ -92,10 +92,13 @@ def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
     os.mkfifo(allowed / "pipe")
     with _trickster() as port:
         places = Places([allowed], [f"localhost:{port}", "allowed.invalid"], most_bytes=2**20, fetch_seconds=2.0)
-        limits = {"most_body_bytes": MOST_BODY_BYTES, "body_grace_seconds": SLOW_SECONDS}
         with (
-            serving(model, guard=Guard(**limits), places=places, head_seconds=SLOW_SECONDS) as opened,
-            serving(model, guard=Guard(KEY, **limits), places=places, head_seconds=SLOW_SECONDS) as locked,
+            serving(
+                model, guard=Guard(None, MOST_BODY_BYTES, SLOW_SECONDS), places=places, head_seconds=SLOW_SECONDS
+            ) as opened,
+            serving(
+                model, guard=Guard(KEY, MOST_BODY_BYTES, SLOW_SECONDS), places=places, head_seconds=SLOW_SECONDS
+            ) as locked,
         ):
             yield Grounds(opened, locked, allowed, clip, secret, port)
 

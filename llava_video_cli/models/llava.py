@@ -22,10 +22,10 @@ from .choosing import Choice
 from .decoder import Decoder, Rows
 from .generation import Run, stop_ids
 from .loading import Loaded, Loading, load
-from .pieces import TextPieces
 from .prefix import Prefix, Prompt, Span, heads
 from .prompt import IMAGE, VIDEO, render
 from .source import revision_of
+from .stops import StoppedPieces
 from .vision import Vision
 
 if TYPE_CHECKING:
@@ -146,28 +146,35 @@ class LlavaVideo:
             else:
                 rows, cached = self._batch(prompts, max(limits))
             choice = Choice(requests[0].generation, self._model.generation_config, self._stop_ids, rows.ids, rows.mask)
-            run = Run(self._decoder, rows, limits, self._stop_ids, choice, gone)
-            texts = [TextPieces(self._decode) for _ in prompts]
-            first_at, left = 0.0, len(prompts)
+            texts = [StoppedPieces(self._decode, request.stop) for request in requests]
+            run = Run(self._decoder, rows, limits, self._stop_ids, choice, _ended_or(gone, texts))
+            in_pieces = in_pieces or any(request.stop for request in requests)
+            first_at, left, counts = 0.0, len(prompts), [0] * len(prompts)
             try:
                 with run:
                     for token in run:
                         first_at = first_at or token.at_seconds
-                        if token.finish_reason is None:
-                            if in_pieces and (text := texts[token.row].push([token.id])):
+                        pieces = texts[token.row]
+                        if pieces.ended:  # it was generated before that was seen
+                            continue
+                        counts[token.row] += 1
+                        text = pieces.push([token.id]) if in_pieces else ""
+                        if token.finish_reason is None and not pieces.ended:
+                            if text:
                                 yield token.row, Chunk(text)
                             continue
                         left -= 1
-                        text = texts[token.row].push([token.id] if in_pieces else run.new_ids[token.row])
+                        text += pieces.finish() if in_pieces else pieces.push(run.new_ids[token.row]) + pieces.finish()
                         usage = Usage(
                             prompt_tokens=len(prompts[token.row].ids),
                             cached_tokens=cached[token.row],
-                            generated_tokens=len(run.new_ids[token.row]),
+                            generated_tokens=counts[token.row],
                             first_token_seconds=first_at - started,
                             total_seconds=token.at_seconds - started,
                             peak_memory_bytes=memory.peak_bytes(self._device),
                         )
-                        last = token.row, Chunk(text + texts[token.row].finish(), token.finish_reason, usage)
+                        reason = "stop" if pieces.ended else token.finish_reason
+                        last = token.row, Chunk(text, reason, usage)
                         if left:
                             yield last
                             last = None
@@ -338,6 +345,11 @@ def _batches(requests: Sequence[Request]) -> list[list[int]]:
         key = number if drawn else replace(generation, max_new_tokens=1, seed=None)
         batches.setdefault(key, []).append(number)
     return list(batches.values())
+
+
+def _ended_or(gone: Callable[[int], bool] | None, texts: Sequence[StoppedPieces]) -> Callable[[int], bool]:
+    """Return whether a row is given up: it is gone, or a text that ends it has come."""
+    return lambda row: texts[row].ended or (gone is not None and gone(row))
 
 
 def _renumbered(gone: Callable[[int], bool], numbers: Sequence[int]) -> Callable[[int], bool]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .pieces import Decode, TextPieces
+
 
 class Stops:
     """Takes an answer piece by piece and gives what stands before the first of the texts; that text is not given."""
@@ -29,6 +31,29 @@ class Stops:
         """Return what was held back, as no stop came of it."""
         given, self._held = self._held, ""
         return given
+
+
+class StoppedPieces:
+    """Decodes a growing sequence of ids as `TextPieces` does, up to the first of the texts that end it."""
+
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+        self._pieces, self._stops = TextPieces(decode), Stops(stop)
+
+    @property
+    def ended(self) -> bool:
+        """Whether one of the texts has come; nothing is given behind it."""
+        return self._stops.ended
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Take further ids; return the text that is now sure, or an empty string."""
+        return self._stops.push(self._pieces.push(ids))
+
+    def finish(self) -> str:
+        """Return what is left."""
+        if self.ended:
+            return ""
+        text = self._stops.push(self._pieces.finish())
+        return text if self.ended else text + self._stops.finish()
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -19,10 +19,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .. import conversation
-from ..conversation import Chunk, FinishReason, Media
+from ..conversation import Chunk, Media
 from ..errors import LlvidError
 from ..messages import turns_of
-from ..models.stops import Stops
 from ..record import media_values
 from ..timestamps import with_times
 from .desk import Event, Ticket
@@ -179,7 +178,9 @@ class Completions:
         generation = asked.generation
         if generation.temperature > 0 and generation.seed is None:
             generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can name it
-        request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation)
+        request = conversation.Request(
+            with_times(turns) if service.preset.timestamps else turns, generation, asked.stop
+        )
         return replace(asked, drafts=()), request, media
 
     async def answer(self, ready: tuple[Asked, conversation.Request, list[Media]], reply: Reply, began: float) -> None:
@@ -202,7 +203,7 @@ class Completions:
         ticket = Ticket(request, deliver)
         service.desk.ask(ticket)
         try:
-            pieces = _pieces(events, asked.stop)
+            pieces = _pieces(events)
             last = first = await anext(pieces)
             service.metrics.first_text_seconds.observe(time.monotonic() - began)
             if asked.stream:
@@ -253,17 +254,12 @@ async def _or_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Resul
         await asyncio.wait({task, gone})
 
 
-async def _pieces(events: asyncio.Queue[Event], stop: tuple[str, ...]) -> AsyncIterator[Chunk]:
-    """Yield an answer up to the first of the texts that end it; the last piece carries the reason and the usage."""
-    stops = Stops(stop)
+async def _pieces(events: asyncio.Queue[Event]) -> AsyncIterator[Chunk]:
+    """Yield an answer's pieces; the last one carries the reason and the usage."""
     while True:
         event = await events.get()
         if isinstance(event, LlvidError):
             raise event
-        text = "" if stops.ended else stops.push(event.text)
+        yield event
         if event.finish_reason is not None:
-            reason: FinishReason = "stop" if stops.ended else event.finish_reason
-            yield Chunk(text + stops.finish(), reason, event.usage)
             return
-        if text:
-            yield Chunk(text)

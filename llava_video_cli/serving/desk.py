@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from .. import conversation
-from ..conversation import Chunk, Request
+from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
 from ..image import Picture
 from ..models import Model
@@ -20,7 +19,7 @@ from .metrics import Metrics
 from .refusal import RefusedError
 
 _log = logging.getLogger(__name__)
-_Kind: TypeAlias = tuple[conversation.Generation, tuple[int, ...]]
+_Kind: TypeAlias = tuple[Generation, tuple[int, ...], int]
 Event: TypeAlias = Chunk | LlvidError
 # After a batch its clients come back at about the same time: what share of its seconds they are waited for.
 _GATHER_SHARE, _LONGEST_GATHER_SECONDS = 0.1, 0.05
@@ -38,9 +37,11 @@ class Ticket:
 
     @property
     def kind(self) -> _Kind:
-        """What those have in common that may be answered together."""
-        media = self.request.media
-        return self.request.generation, tuple(0 if isinstance(m, Picture) else len(m.images) for m in media)
+        """What those have in common that may be answered together: a drawn answer would depend on its batch."""
+        generation = self.request.generation
+        drawn = id(self) if generation.temperature > 0 else 0
+        sizes = tuple(0 if isinstance(medium, Picture) else len(medium.images) for medium in self.request.media)
+        return replace(generation, max_new_tokens=1, seed=None), sizes, drawn
 
 
 class Desk:
@@ -159,7 +160,12 @@ class Desk:
             _tell(batch, LlvidError("an error inside the server"))
 
     def _run(self, batch: Sequence[Ticket]) -> None:
-        with closing(_chunks(self._model, batch)) as chunks:
+        requests = [ticket.request for ticket in batch]
+        if len(batch) == 1:  # which may go on from the last prompt also where only its beginning is the same
+            chunks = _alone(self._model, requests[0])
+        else:
+            chunks = self._model.stream_all(requests, lambda index: batch[index].gone)
+        with closing(cast("Generator[tuple[int, Chunk], None, None]", chunks)):
             for index, chunk in chunks:
                 ticket = batch[index]
                 if not ticket.gone:
@@ -169,13 +175,9 @@ class Desk:
                     return
 
 
-def _chunks(model: Model, batch: Sequence[Ticket]) -> Generator[tuple[int, Chunk], None, None]:
-    if len(batch) == 1:
-        for chunk in model.stream(batch[0].request):
-            yield 0, chunk
-        return
-    for index, answer in enumerate(model.answer_all([ticket.request for ticket in batch])):
-        yield index, Chunk(answer.text, answer.finish_reason, answer.usage)
+def _alone(model: Model, request: Request) -> Iterator[tuple[int, Chunk]]:
+    for chunk in model.stream(request):
+        yield 0, chunk
 
 
 def _tell(batch: Sequence[Ticket], error: LlvidError) -> None:
