@@ -3,6 +3,7 @@
 LlvidError                exit code 1
 ├── UsageError            exit code 2: an option, a question or a preset that makes no sense
 ├── MediaError            a video or picture that can't be read
+├── ServerError           a server that can't be reached, refuses the key or has another model: no request will do
 └── ModelError            a checkpoint that can't be loaded or can't run here
     ├── ContextError      a prompt that doesn't fit the checkpoint's context
     └── OutOfMemoryError  an answer that needs more memory than is free: fewer at a time may fit
@@ -36,6 +37,10 @@ class UsageError(LlvidError):
 
 class MediaError(LlvidError):
     """A video or picture can't be read."""
+
+
+class ServerError(LlvidError):
+    """A server answers nothing, whatever is asked."""
 
 
 class ModelError(LlvidError):

@@ -250,7 +250,7 @@ def _brief(preset: Preset) -> Preset:
 def _check_room(question: str, preset: Preset, model: Model) -> None:
     """Refuse what would come out only at the end, hours later."""
     budget = model.budget(_request(_ANSWER, question, (), preset))
-    if budget.left < 0:
+    if budget.is_exceeded:
         raise ContextError(
             f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "
             f"but the context of {model.name} is {budget.context_tokens:,}",

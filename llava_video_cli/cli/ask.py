@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..announce import announced
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..messages import read_conversation
@@ -18,8 +19,8 @@ from . import console
 from .background import LOADING, Background
 from .media import check, notes, read, read_speech
 from .options import (
+    AnyModelFlags,
     FrameFlags,
-    ModelFlags,
     OutputFlags,
     PresetFlag,
     Settings,
@@ -56,7 +57,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ask", help=f"Ask one or more questions about a video or a picture.\n{_EXAMPLES}")(ask)
 
 
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
+@takes(model=AnyModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
 def ask(
     media: Annotated[
         str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)
@@ -96,7 +97,7 @@ def ask(
             show_default=False,
         ),
     ] = None,
-    model: ModelFlags,
+    model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     speech: SpeechFlag,
@@ -141,7 +142,8 @@ def answer_all(
     """Read the media while the model loads, then ask and show one question after the other."""
     pictures = check(paths)
     with console.progress(output.quiet) as progress:
-        show = progress.watch("reading frames, loading the model")
+        say_notes(settings, output)
+        show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
         opening = Background(LOADING, settings.open)
         contents = [
             read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
@@ -149,7 +151,7 @@ def answer_all(
         if not output.quiet:
             for line in notes(contents):
                 console.note(line)
-        progress.say(f"loading {settings.model}")
+        progress.say(settings.opening)
         model = opening.result()
         requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)
         speech = notes_of([heard])
@@ -168,6 +170,16 @@ def answer_all(
                 console.write_json(ask_values(media, question, answer, values))
             if answer.finish_reason != "stop" and not output.quiet:
                 console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
+
+
+def say_notes(settings: Settings, output: OutputFlags) -> None:
+    """Write what a user should know about where the answers come from."""
+    if output.quiet:
+        return
+    for line in settings.notes:
+        console.note(line)
+    if settings.remote is None and (running := announced()) is not None and running.model == settings.model:
+        console.note(f"a server of yours has {running.model} loaded: --server {running.url} answers at once")
 
 
 def collect(

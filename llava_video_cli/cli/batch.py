@@ -16,8 +16,8 @@ from ..record import Failure, path_to_text, settings_values
 from ..requestfile import Asked, RequestJob, read_requests
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
 from .options import (
+    AnyModelFlags,
     FrameFlags,
-    ModelFlags,
     OutputFlags,
     PresetFlag,
     RunFlags,
@@ -44,7 +44,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("batch", help=f"Answer a file of requests, a JSON line each.\n{_EXAMPLES}")(batch)
 
 
-@takes(run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(run=RunFlags, model=AnyModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
 def batch(
     requests: Annotated[
         str,
@@ -58,7 +58,7 @@ def batch(
         str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where the answers go.", show_default=False)
     ],
     run: RunFlags,
-    model: ModelFlags,
+    model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
@@ -82,7 +82,7 @@ def batch(
         raise typer.Exit(code)
 
 
-def _plan(asked: list[Asked], settings: Settings, flags: ModelFlags, done: set[str]) -> Plan:
+def _plan(asked: list[Asked], settings: Settings, flags: AnyModelFlags, done: set[str]) -> Plan:
     """Sort out what is done; the requests on the same frames become one job."""
     more = [item for item in weights_asked(flags).items() if item[0] not in ("revision", "dtype")]
     weights = repr((settings.model, flags.revision, flags.dtype, settings.preset.quantize, *more))

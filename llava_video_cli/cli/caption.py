@@ -27,9 +27,9 @@ from .ask import answer_all, collect
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
 from .media import check, listed, read_speech
 from .options import (
+    AnyModelFlags,
     ClusterFlags,
     FrameFlags,
-    ModelFlags,
     OutputFlags,
     PresetFlag,
     RunFlags,
@@ -68,7 +68,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 @takes(
-    run=RunFlags, model=ModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag,
+    run=RunFlags, model=AnyModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag,
     cluster=ClusterFlags, output=OutputFlags,
 )  # fmt: skip
 def caption(
@@ -112,7 +112,7 @@ def caption(
         ),
     ] = None,
     run: RunFlags,
-    model: ModelFlags,
+    model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     speech: SpeechFlag,
@@ -138,6 +138,8 @@ def caption(
     if cluster != ClusterFlags():
         from .cluster import check_flags, on_cluster
 
+        if settings.remote is not None:
+            raise UsageError("--ray and --server exclude each other", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(sidecar), subtitles=subtitles is not None)
         code = on_cluster(listed(paths), to, task, settings, output, pacing, cluster, recursive, run.overwrite)
         if code:

@@ -13,7 +13,7 @@ from ..errors import LlvidError
 from ..messages import read_conversation
 from ..session import Session
 from . import console
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
 
 if TYPE_CHECKING:
     from .chatting import Chat
@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("chat", help=about + _EXAMPLES)(chat)
 
 
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(model=AnyModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
 def chat(
     media: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def chat(
         ),
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep no history of what is typed.")] = False,
-    model: ModelFlags,
+    model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,

@@ -75,7 +75,7 @@ class Chat:
     def _check_room(self, model: Model, asking: Session, request: Request) -> int:
         """Return the tokens of the context; raises `ContextError` if the question does not fit."""
         budget = model.budget(request)
-        if budget.left >= 0:
+        if not budget.is_exceeded:
             return budget.context_tokens
         try:
             undone = asking.undo()

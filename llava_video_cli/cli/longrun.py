@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..batch import BatchSize, Pace, run
 from ..errors import LlvidError
@@ -46,30 +46,6 @@ class Plan:
     is_fatal: Callable[[LlvidError], bool]
     noun: str = "videos"
     verb: str = "captioned"
-
-
-class Records(Protocol):
-    """Where records go."""
-
-    def append(self, record: Record) -> None:
-        """Take one."""
-
-
-class Failures(Protocol):
-    """Where failures go."""
-
-    @property
-    def path(self) -> Path | str:
-        """Where they can be read."""
-
-    def append(self, failure: Failure) -> None:
-        """Take one."""
-
-    def succeeded(self, record: Record) -> None:
-        """Forget an older one."""
-
-    def close(self) -> None:
-        """Write those that are left."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,9 @@ def load(settings: Settings, output: OutputFlags) -> Model:
     # Threads of a CPU's matrix products that wait in a loop take the cores from those that decode: a fifth of a run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with console.progress(output.quiet) as progress:
-        progress.say(f"loading {settings.model}")
+        for line in settings.notes if not output.quiet else ():
+            console.note(line)
+        progress.say(settings.opening)
         return Background(LOADING, settings.open).result()
 
 
@@ -136,7 +114,7 @@ def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace
         yield from run(plan.jobs(model), model, limits=limits, stop=stop, pace=pace)
 
 
-def write(outcome: Record | Failure, to: Records | None, errors: Failures | None, *, silent: bool) -> None:
+def write(outcome: Record | Failure, to: Ledger | None, errors: Errors | None, *, silent: bool) -> None:
     """Put an outcome where it belongs: `to` and `errors`, or, without them, stdout and stderr."""
     if isinstance(outcome, Record):
         if to is None:

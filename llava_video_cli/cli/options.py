@@ -6,16 +6,19 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
 from ..conversation import Generation
 from ..errors import UsageError
 from ..messages import Conversation
-from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, open_model
+from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, Send, open_model
 from ..preset import Preset, load_preset
 from ..sampling import Mode, Sampling, parse_time
+
+if TYPE_CHECKING:
+    from ..models.remote import RemoteModel
 
 Result = TypeVar("Result")
 
@@ -79,6 +82,29 @@ class ModelFlags:
     no_prefix_reuse: Annotated[
         bool, _option("--no-prefix-reuse", panel=_MODEL, help="Compute what a prompt shares with the last one again.")
     ] = False
+
+
+@dataclass(frozen=True)
+class AnyModelFlags(ModelFlags):
+    """A checkpoint here, or a model behind a server."""
+
+    server: Annotated[
+        list[str] | None,
+        _option(
+            "--server", panel=_MODEL, envvar="LLVID_SERVER", metavar="URL",
+            help="Let an OpenAI-compatible server answer, or several (commas, or repeated) that share a folder's work. "
+            "Its key: LLVID_API_KEY in the environment.",
+        ),
+    ] = None  # fmt: skip
+    send: Annotated[
+        Send | None,
+        _option("--send", panel=_MODEL, help="What a server gets: the frames, or the whole file [default: frames]."),
+    ] = None
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses, one by one."""
+        return tuple(url for given in self.server or () for part in given.split(",") if (url := part.strip()))
 
 
 @dataclass(frozen=True)
@@ -283,15 +309,26 @@ class Settings:
     revision: str | None
     drawn_seed: int | None = None
     rope_auto: bool = False
+    remote: RemoteModel | None = None
 
     @property
     def model(self) -> str:
-        """The checkpoint's name."""
+        """The model's name."""
         return self.preset.model
 
+    @property
+    def opening(self) -> str:
+        """What `open` does."""
+        return f"loading {self.model}" if self.remote is None else f"asking {self.remote.settings['server']}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about where the answers come from."""
+        return self.remote.notes if self.remote is not None else ()
+
     def open(self) -> Model:
-        """Return the checkpoint, loaded; takes its time."""
-        return open_model(self.model, self.loading, self.revision)
+        """Return the checkpoint, loaded, which takes its time; or what a server has."""
+        return self.remote or open_model(self.model, self.loading, self.revision)
 
 
 def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
@@ -319,11 +356,14 @@ def settle(
     """Return all that a run needs; raises `UsageError` for values that make no sense.
 
     The settings of a conversation that was written down count as its preset, so that a preset asked for beats them.
+    With a server, the model is the one asked for on it, or else its first one, whatever the preset says.
     """
+    remote = _remote(model)
+    name = remote.name if remote is not None else model.model
     if written is None or preset_flag.preset:
-        preset = settle_preset(preset_flag, model.model)
+        preset = settle_preset(preset_flag, name)
     else:
-        preset = written.over(settle_preset(preset_flag, model.model or written.model))
+        preset = written.over(settle_preset(preset_flag, name or written.model))
     if written is not None and written.system:
         preset = replace(preset, system=written.system)
     generation = replace(
@@ -342,8 +382,11 @@ def settle(
         preset,
         sampling=settle_sampling(preset, frames),
         generation=generation,
-        **_given(model=model.model, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
+        **_given(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
+    if remote is not None:  # so that a record of this server's is one of the same weights loaded here
+        told = remote.quantize if remote.quantize in get_args(Quantize) else "none"
+        preset = replace(preset, quantize=cast("Quantize", told))
     check_text(preset.system or "", "the system text")
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
@@ -353,7 +396,7 @@ def settle(
     rope_auto = model.rope_factor == "auto"
     if model.rope_factor is not None and not rope_auto:
         loading = replace(loading, rope_factor=_factor(model.rope_factor))
-    return Settings(preset, loading, model.revision, drawn_seed, rope_auto)
+    return Settings(preset, loading, model.revision, drawn_seed, rope_auto, remote)
 
 
 def weights_asked(flags: ModelFlags) -> dict[str, Any]:
@@ -367,6 +410,26 @@ def _factor(text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"--rope-factor must be auto or a number, got {text!r}") from None
+
+
+def _remote(flags: ModelFlags) -> RemoteModel | None:
+    """Return what the servers asked for have, or None if none was asked for; raises `UsageError`, `ServerError`."""
+    servers = flags.servers if isinstance(flags, AnyModelFlags) else ()
+    if not servers:
+        if isinstance(flags, AnyModelFlags) and (flags.send or flags.server):
+            raise UsageError("--send is for --server" if flags.send else "--server names no server")
+        return None
+    for field in fields(ModelFlags):
+        if field.name != "model" and getattr(flags, field.name) != field.default:
+            option = f"--{field.name.replace('_', '-')}"
+            raise UsageError(f"{option} and --server exclude each other", "how a model is loaded, its server decides")
+    assert isinstance(flags, AnyModelFlags)
+
+    import os
+
+    from ..models.remote import open_remote
+
+    return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -13,11 +13,12 @@ _MOST_NAMED = 4  # media, the largest first
 
 
 def used(usage: Usage, context_tokens: int) -> str:
-    """Return the line behind an answer."""
+    """Return the line behind an answer; a context of 0 tokens is not known."""
     total = usage.prompt_tokens + usage.generated_tokens
     cached = f", {usage.cached_tokens:,} not computed again" if usage.cached_tokens else ""
     seconds = f"{usage.first_token_seconds:.1f} s to the first word"
-    return f"{total:,} of {context_tokens:,} tokens{cached} · {seconds}"
+    of_all = f" of {context_tokens:,}" if context_tokens else ""
+    return f"{total:,}{of_all} tokens{cached} · {seconds}"
 
 
 def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_tokens: int) -> ContextError:

@@ -31,6 +31,8 @@ class Talk:
         for path in paths:
             self._shelf.check(path)
         self._settings, self._output, self._progress = settings, output, progress
+        for line in settings.notes if not output.quiet else ():
+            console.note(line)
         self._opening = Background(LOADING, settings.open)
         self._mixed = False
 
@@ -44,7 +46,7 @@ class Talk:
 
     def model(self) -> Model:
         """Wait for the model."""
-        self._progress.say(f"loading {self._settings.model}")
+        self._progress.say(self._settings.opening)
         return self._opening.result()
 
     def contents(self, session: Session) -> list[Media]:

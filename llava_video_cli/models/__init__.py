@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..conversation import Answer, Budget, Chunk, Request
 from ..video import Resize
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Attention", "DType", "Loading", "Model", "PoolMode", "Quantize", "open_model", "open_resize"]
+__all__ = ["Attention", "DType", "Loading", "Model", "PoolMode", "Quantize", "Send", "open_model", "open_resize"]
+
+Send = Literal["frames", "file"]  # what a server gets of a video
 
 
 class Model(Protocol):
