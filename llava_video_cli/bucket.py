@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import shutil
@@ -79,13 +80,23 @@ def opened(path: str) -> Iterator[BinaryIO]:
         return
     system, inside = file_system(path)
     with system.open_input_file(inside) as file:
-        yield file
+        yield buffered(file)
+
+
+def buffered(file: Any) -> BinaryIO:
+    """Return a file of pyarrow's as one that can be read in lines."""
+    return io.BufferedReader(file, _COPIED_AT_ONCE)
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """Return pyarrow's file system of an address, and the path in it. Raises LlvidError if nothing opens it."""
+    """Return pyarrow's file system of an address, or of a path, and the path in it.
+
+    Raises LlvidError if nothing opens it.
+    """
     from pyarrow import fs
 
+    if not is_address(address):
+        return fs.LocalFileSystem(), os.path.abspath(address)  # noqa: PTH100 - links in a path stay
     try:
         return fs.FileSystem.from_uri(address)  # type: ignore[no-any-return]
     except (ValueError, OSError) as error:  # a scheme that it doesn't know

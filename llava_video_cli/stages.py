@@ -1,29 +1,24 @@
-"""The three stages of a run on a cluster, as its workers run them: look through the input, read frames, answer.
-
-What goes from one to the next is a table of one column: a pickled value a row.
-"""
+"""The three stages of a run on a cluster, as its workers run them: look through the input, read frames, answer."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow as arrow
 import ray
 
 from .batch import BatchSize, answered, kind_of
 from .bucket import fetched, is_address
-from .caption import CaptionJob, Task
+from .caption import CaptionJob
 from .conversation import Budget, Request
 from .entries import Part, found_in
 from .errors import LlvidError, MediaError, ModelError
+from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
 from .limits import Limits
 from .listing import Found
 from .models import Model
@@ -32,99 +27,11 @@ from .record import settings_values
 from .strikes import MOST_STRIKES, Stage, Unit
 from .video import Resize
 
-COLUMN = "row"
 ENTRIES = 16  # that a task reads, one after the other: as few as pay for the task
 _TABLE_BYTES = 16 * 2**20  # of frames that are handed on at a time
 _AHEAD_BYTES = 2**28  # that a reader holds
 _ROWS = 1000  # of a table of entries
 _MOST_LOADS = 3  # that a worker dies of before the run is given up
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all workers of a run know; `name` tells runs apart that share a worker.
-
-    `folder` is the one that the run was started in, `home` that of its output. `done` refers to the packed keys of what
-    needn't be done. `book` is the actor with the Book.
-    """
-
-    name: str
-    task: Task
-    folder: str
-    home: str
-    limits: Limits
-    open_model: Callable[[], Model]
-    open_resize: Callable[[], Resize]
-    book: Any
-    done: Any
-    batch_size: int | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A video to do, with the key of its record; one that can't be found has an error instead."""
-
-    path: str
-    key: str
-    error: LlvidError | None = None
-
-
-@dataclass(frozen=True)
-class Read:
-    """A question about a video, and, with the last one, how many there are and the error that ended the reading."""
-
-    entry: Entry
-    number: int = 0
-    question: Question | None = None
-    count: int | None = None
-    error: LlvidError | None = None
-
-
-@dataclass(frozen=True)
-class Said:
-    """The same with what came of it; `fatal` is what makes going on useless."""
-
-    entry: Entry | None = None
-    question: Question | None = None
-    result: Result | None = None
-    count: int | None = None
-    error: LlvidError | None = None
-    settings: Mapping[str, Any] | None = None
-    fatal: LlvidError | None = None
-
-
-def table(values: Iterable[Any]) -> Any:
-    """Return values as a table."""
-    return arrow.table({COLUMN: arrow.array([pickle.dumps(value, 5) for value in values], arrow.large_binary())})
-
-
-def values_of(rows: Any) -> list[Any]:
-    """Return the values of a table, which came from another process of the same run."""
-    return [pickle.loads(row.as_buffer()) for row in rows.column(COLUMN)]
-
-
-def pack(keys: Iterable[str]) -> bytes:
-    """Return keys in 16 bytes each, sorted."""
-    return b"".join(sorted(map(bytes.fromhex, keys)))
-
-
-class Packed:
-    """Packed keys, looked up by bisection."""
-
-    def __init__(self, content: memoryview) -> None:
-        self._content = content
-
-    def __len__(self) -> int:
-        return len(self._content) // 16
-
-    def __getitem__(self, index: int) -> bytes:
-        return bytes(self._content[16 * index : 16 * index + 16])
-
-    def __contains__(self, key: str) -> bool:
-        wanted = bytes.fromhex(key)
-        at = bisect_left(self, wanted)
-        return at < len(self) and self[at] == wanted
 
 
 def look_through(rows: Any, work: Work) -> Iterator[Any]:
@@ -180,7 +87,7 @@ def read(rows: Any, work: Work) -> Iterator[Any]:
     try:
         resize = _resize(work)
     except LlvidError as error:
-        yield table([Said(fatal=error)])
+        yield table([Fatal(error)])
         return
     held, ready = 0, list[Read]()
     for batch, failure in _in_turn(work, "read", _worker(), units):
@@ -255,12 +162,12 @@ class Answerer:
         try:
             model = self._model or self._open()
         except LlvidError as error:
-            yield table([Said(fatal=error)])
+            yield table([Fatal(error)])
             return
         yield table(
-            each if isinstance(each, Said) else Said(each.entry, count=each.count, error=each.error)
+            each if isinstance(each, Fatal) else Said(each.entry, count=each.count, error=each.error)
             for each in reads
-            if isinstance(each, Said) or each.question is None
+            if isinstance(each, Fatal) or each.question is None
         )
         asked = {(each.entry.key, each.number): each for each in reads if isinstance(each, Read) and each.question}
         for batch, failure in _in_turn(self._work, "answer", self._name, asked):

@@ -94,5 +94,10 @@ def test_what_lies_behind_an_address(tree: Path, clip: Path) -> None:
     with fetched(f"local://{clip}") as copy:
         assert Path(copy).read_bytes() == clip.read_bytes()
     assert not Path(copy).exists()
+    lines = f'{{"file": "{address}/a.mp4"}}\n{{"file": "z/f.mov"}}\n{{"file": "none.mp4"}}\n'
+    (tree / "list.jsonl").write_text(lines)
+    assert all_names(parts([f"{address}/list.jsonl"])) == [
+        f"{address}/a.mp4", f"{address}/z/f.mov", f"! {address}/none.mp4: no such file or folder",
+    ]  # fmt: skip
     with pytest.raises(LlvidError, match="can't be opened"):
         list(videos("nonsense://a/b", recursive=False))

@@ -16,16 +16,19 @@ from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
+from llava_video_cli.away import run_away
 from llava_video_cli.batch import run as run_here
 from llava_video_cli.caption import CaptionJob, Task
+from llava_video_cli.cluster import Cluster, Joined
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.entries import found_in, parts
 from llava_video_cli.errors import LlvidError
+from llava_video_cli.estimate import estimate
 from llava_video_cli.listing import Found
 from llava_video_cli.models import Model, open_resize
 from llava_video_cli.preset import Preset
 from llava_video_cli.record import Failure, Record, settings_values
-from llava_video_cli.scale import Cluster, Joined, Progress, run
+from llava_video_cli.scale import Progress, run
 
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
 DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
@@ -127,18 +130,35 @@ def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
 
 def test_stopping_finishes_what_is_running_and_nothing_else(joined: Joined, folder: Path, tmp_path: Path) -> None:
     stop, came = Event(), 0
-    copies = [tmp_path / f"{number:03d}.mp4" for number in range(300)]
+    copies = [tmp_path / f"{number:03d}.mp4" for number in range(150)]
     for copy in copies:
         os.link(folder / "00.mp4", copy)
     outcomes = on_ray(copies, TASK, joined, tmp_path, partial(Sleeper, 0.1), batch_size=4, stop=stop)
     for _ in outcomes:
         stop.set()
         came += 1
-    assert 1 <= came < 100
+    assert 1 <= came < 75
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(
-    joined: Joined, folder: Path, tmp_path: Path
-) -> None:
+def test_a_client_outside_of_the_cluster_gets_the_same(joined: Joined, folder: Path) -> None:
+    done = set[str]()
+    options: dict[str, Any] = {"open_resize": open_small, "home": str(folder), "folder": str(folder)}
+    outcomes = split(run_away([str(folder)], TASK, joined, done=done, open_model=Sleeper, **options))
+    assert outcomes == here(folder, TASK, Sleeper())
+    assert len(outcomes[0]) == 20 and done == {values["key"] for values in outcomes[0].values()}
     with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):
-        list(on_ray([folder], TASK, joined, tmp_path, partial(open_model, str(tmp_path / "none"))))
+        broken = partial(open_model, str(folder / "none"))
+        list(run_away([str(folder)], TASK, joined, done=set(), open_model=broken, **options))
+
+
+def test_an_estimate_is_measured_on_a_sample_of_what_is_left(joined: Joined, folder: Path) -> None:
+    first = on_ray([folder / "00.mp4"], TASK, joined, folder, Sleeper)
+    done = {outcome.key for outcome in first if isinstance(outcome, Record)}
+    paths = [str(folder), str(folder / "none.mp4")]
+    got = estimate(
+        paths, TASK, joined, open_model=partial(Sleeper, 0.05), open_resize=open_small, done=done, home=str(folder)
+    )
+    assert (got.todo, got.done, got.unreadable, got.sample, got.failed) == (20, 1, 1, 20, 1)
+    assert 0.05 <= got.answer_seconds < 0.5 and 0 < got.read_seconds < 1
+    assert got.worker_hours == pytest.approx(20 * got.answer_seconds / 3600)
+    assert got.hours(2, 1000) == pytest.approx(got.worker_hours / 2)

@@ -6,22 +6,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
+from ..away import run_away
 from ..batch import Pace
+from ..bucket import is_address
 from ..caption import Task
+from ..cluster import Cluster, Joined
 from ..errors import ContextError, UsageError
+from ..estimate import Estimate, estimate
 from ..ledger import Errors, Ledger
 from ..limits import Limits
 from ..models import open_model, open_resize
+from ..parquet import check_parquet, write_parquet
+from ..partfiles import PartErrors, PartFiles, is_folder
 from ..record import Failure, Record
-from ..scale import Cluster, Joined, Progress, run
+from ..scale import Progress, run
 from ..strikes import Stage, Tally
 from . import console
-from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, write
+from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
 from .meter import Meter
 from .options import ClusterFlags, OutputFlags, Settings
 
@@ -57,73 +64,114 @@ def on_cluster(
     overwrite: bool,
 ) -> int:
     """Caption all that is not done yet; return the exit code."""
-    table = Path(to) if to is not None else None
-    if table is not None and table.suffix.lower() not in _TABLES:
-        raise UsageError(f"{to} must end in {', '.join(_TABLES)}")
-    is_parquet = table is not None and table.suffix.lower() == ".parquet"
-    if is_parquet:
-        from ..parquet import check_parquet
-
-        check_parquet()
-    cluster = _cluster(flags)
-    if table is not None and overwrite:
-        confirm_overwrite(table, output)
-    with ExitStack() as open_files:
-        ledger, errors = None, None
-        if table is not None:
-            home = table.with_name(f"{table.name}.jsonl") if is_parquet else table
-            ledger = open_files.enter_context(Ledger(home, overwrite=overwrite))
-            errors = Errors(table, overwrite=overwrite)
-        joined = open_files.enter_context(_joined(cluster, output))
-        folder = os.path.abspath(table.parent if table else ".")  # noqa: PTH100 - links in a path stay
-        captioning = partial(
-            run,
-            paths,
-            task,
-            joined,
-            open_model=partial(open_model, settings.model, settings.loading, settings.revision),
-            open_resize=partial(open_resize, settings.model, settings.revision),
-            home=folder,
-            recursive=recursive,
-            limits=Limits(seconds=pacing.timeout_seconds),
-            batch_size=pacing.batch_size,
+    if to is not None and not is_folder(to) and Path(to).suffix.lower() not in _TABLES:
+        raise UsageError(
+            f"{to} must end in {', '.join(_TABLES)}, or be a folder/ or an address such as s3://bucket/name"
         )
-        try:
-            return _carry_out(captioning, task, output, ledger, errors)
-        finally:
-            if is_parquet and table and ledger:
-                from ..parquet import write_parquet
+    cluster = _cluster(flags)
+    with ExitStack() as opened:
+        records = opened.enter_context(_output(to, output, overwrite=overwrite))
+        joined = opened.enter_context(_joined(cluster, output))
+        options: dict[str, Any] = {
+            "open_model": partial(open_model, settings.model, settings.loading, settings.revision),
+            "open_resize": partial(open_resize, settings.model, settings.revision),
+            "done": records.done,
+            "home": records.home,
+            "folder": str(Path.cwd()),
+            "recursive": recursive,
+            "limits": Limits(seconds=pacing.timeout_seconds),
+            "batch_size": pacing.batch_size,
+        }
+        if flags.dry_run:
+            _show(estimate(paths, task, joined, **options), joined, output)
+            return 0
+        return _carry_out(
+            partial(run_away if joined.from_outside else run, paths, task, joined, **options), task, output, records
+        )
 
-                write_parquet(ledger.records(), table)
+
+@dataclass(frozen=True)
+class _Output:
+    """Where records and failures go: a table, a folder, or stdout and stderr; `home` is what keys see paths from."""
+
+    to: Ledger | PartFiles | None = None
+    errors: Failures | None = None
+    home: str = ""
+
+    @property
+    def done(self) -> set[str]:
+        """The keys that stand there."""
+        return self.to.done if self.to is not None else set()
+
+
+@contextmanager
+def _output(to: str | None, output: OutputFlags, *, overwrite: bool) -> Iterator[_Output]:
+    if to is None:
+        yield _Output(home=os.getcwd())  # noqa: PTH109 - as a run on one machine sees it
+    elif is_folder(to):
+        check_parquet()
+        with PartFiles(to, overwrite=overwrite) as parts:
+            yield _Output(parts, PartErrors(parts), "/" if is_address(to) else _whole(to))
+    else:
+        table = Path(to)
+        is_parquet = table.suffix.lower() == ".parquet"
+        if is_parquet:
+            check_parquet()
+        if overwrite:
+            confirm_overwrite(table, output)
+        with Ledger(table.with_name(f"{table.name}.jsonl") if is_parquet else table, overwrite=overwrite) as ledger:
+            try:
+                yield _Output(ledger, Errors(table, overwrite=overwrite), _whole(table.parent))
+            finally:
+                if is_parquet:
+                    write_parquet(ledger.records(), table)
+
+
+def _whole(path: str | Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - links in a path stay
 
 
 def _carry_out(
-    captioning: Callable[..., Iterator[Record | Failure]],
-    task: Task,
-    output: OutputFlags,
-    to: Ledger | None,
-    errors: Errors | None,
+    captioning: Callable[..., Iterator[Record | Failure]], task: Task, output: OutputFlags, records: _Output
 ) -> int:
     stop, progress = Event(), Progress()
     meter = _Meter(progress, quiet=output.quiet)
-    if to is not None:
-        to.begin()
+    if records.to is not None:
+        records.to.begin()
     try:
         with meter, one_more_chance(stop, output):
-            done = to.done if to is not None else set()
-            for outcome in captioning(done=done, stop=stop, progress=progress):
+            for outcome in captioning(stop=stop, progress=progress):
                 if isinstance(outcome, Failure) and _is_fatal(outcome, task):
                     raise outcome.cause
-                write(outcome, to, errors, silent=False)
+                write(outcome, records.to, records.errors, silent=False)
                 meter.count(failed=isinstance(outcome, Failure))
     finally:
-        if errors is not None:
-            errors.close()
+        if records.errors is not None:
+            records.errors.close()
     if not output.quiet:
-        _sum_up(meter, progress.tally, stop, errors)
+        _sum_up(meter, progress.tally, stop, records.errors)
     if stop.is_set():
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if meter.failed else 0
+
+
+def _show(plan: Estimate, joined: Joined, output: OutputFlags) -> None:
+    """Write what would be done to stdout."""
+    hours = plan.hours(joined.most, joined.readers)
+    if output.json:
+        values = asdict(plan) | {"workers": joined.most, "readers": joined.readers, "on_gpus": joined.on_gpus}
+        console.write_json(values | {"worker_hours": plan.worker_hours, "hours": hours})
+        return
+    kind = "GPU" if joined.on_gpus else "worker"
+    lines = [f"{plan.todo:,} videos to do, {plan.done:,} done before, {plan.unreadable:,} can't be found"]
+    if plan.sample:
+        lines += [
+            f"measured on {plan.sample} of them, {plan.failed} failed: {plan.read_seconds:.3g} s of a core to read one,"
+            f" {plan.answer_seconds:.3g} s of a {kind} to answer",
+            f"{plan.worker_hours:.3g} {kind} hours; {hours:.3g} hours with {joined.most} of them and"
+            f" {_count(joined.readers, 'reader')}; {plan.readers_each:.2g} readers keep one {kind} busy",
+        ]
+    console.write("\n".join(lines) + "\n")
 
 
 def _is_fatal(failure: Failure, task: Task) -> bool:
@@ -194,7 +242,7 @@ class _Meter(Meter):
         return self._told
 
 
-def _sum_up(meter: Meter, tally: Tally, stop: Event, errors: Errors | None) -> None:
+def _sum_up(meter: Meter, tally: Tally, stop: Event, errors: Failures | None) -> None:
     parts = [f"{meter.done} captioned"]
     if tally.done_before:
         parts.append(f"{tally.done_before} done before")

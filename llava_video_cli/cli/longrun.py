@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..batch import BatchSize, Pace, run
 from ..errors import LlvidError
@@ -46,6 +46,30 @@ class Plan:
     is_fatal: Callable[[LlvidError], bool]
     noun: str = "videos"
     verb: str = "captioned"
+
+
+class Records(Protocol):
+    """Where records go."""
+
+    def append(self, record: Record) -> None:
+        """Take one."""
+
+
+class Failures(Protocol):
+    """Where failures go."""
+
+    @property
+    def path(self) -> Path | str:
+        """Where they can be read."""
+
+    def append(self, failure: Failure) -> None:
+        """Take one."""
+
+    def succeeded(self, record: Record) -> None:
+        """Forget an older one."""
+
+    def close(self) -> None:
+        """Write those that are left."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace
         yield from run(plan.jobs(model), model, limits=limits, stop=stop, pace=pace)
 
 
-def write(outcome: Record | Failure, to: Ledger | None, errors: Errors | None, *, silent: bool) -> None:
+def write(outcome: Record | Failure, to: Records | None, errors: Failures | None, *, silent: bool) -> None:
     """Put an outcome where it belongs: `to` and `errors`, or, without them, stdout and stderr."""
     if isinstance(outcome, Record):
         if to is None:

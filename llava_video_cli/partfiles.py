@@ -1,0 +1,157 @@
+"""Records in a folder or a bucket, in parts that are written whole: JSONL, or Parquet if its name ends so.
+
+A part is written every minute and every few thousand records. A run that is killed loses what it has not written, which
+the next one makes again; what stands in a part is done.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from .bucket import buffered, file_system, is_address
+from .errors import LlvidError
+from .output import JsonLines
+from .parquet import write_parquet
+from .record import Failure, Record
+
+_RECORDS = 5000
+_SECONDS = 60.0
+_ERRORS = "_errors.jsonl"  # readers of folders leave names with an underscore out
+
+
+def is_folder(path: str) -> bool:
+    """Whether records go to a folder or a bucket, as its name or what is there says."""
+    return is_address(path) or path.endswith("/") or os.path.isdir(path)  # noqa: PTH112
+
+
+class PartFiles:
+    """The parts; `done` holds the keys in them. Use it in a `with` block. Raises LlvidError."""
+
+    def __init__(self, place: str, *, overwrite: bool = False) -> None:
+        self.place = place.rstrip("/")
+        self._suffix = ".parquet" if posixpath.splitext(self.place)[1].lower() == ".parquet" else ".jsonl"
+        self._run, self._number, self._waiting, self._written_at = uuid.uuid4().hex[:8], 0, list[Record](), 0.0
+        self._rows, self._overwrite = JsonLines(), overwrite
+        with _reported(self.place):
+            self._system, self._path = file_system(self.place)
+            self._system.create_dir(self._path, recursive=True)
+            self._old = self._parts()
+            self.done = set[str]() if overwrite else {key for part in self._old for key in self._keys(part)}
+
+    def begin(self) -> None:
+        """Drop what is to be overwritten."""
+        if self._overwrite:
+            with _reported(self.place):
+                for part in self._old:
+                    self._system.delete_file(part)
+        self._written_at = time.monotonic()
+
+    def append(self, record: Record) -> None:
+        """Take a record, to be written with the next part."""
+        self._waiting.append(record)
+        self.done.add(record.key)
+        if len(self._waiting) >= _RECORDS or time.monotonic() - self._written_at > _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as a part."""
+        self._written_at = time.monotonic()
+        if not self._waiting:
+            return
+        name = f"part-{self._run}-{self._number:05d}{self._suffix}"
+        if self._suffix == ".parquet":
+            self.put(name, lambda beside: write_parquet(self._waiting, beside))
+        else:
+            content = b"".join(self._rows.encode(record.values) for record in self._waiting)
+            self.put(name, lambda beside: beside.write_bytes(content))
+        self._number += 1
+        self._waiting = []
+
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Put a file there, whole or not at all."""
+        with _reported(self.place), tempfile.TemporaryDirectory(prefix="llvid-") as folder:
+            beside = Path(folder) / f"part{posixpath.splitext(name)[1]}"
+            write(beside)
+            hidden = f"{self._path}/.{name}"
+            # a bucket shows a file once it is whole
+            to = hidden if self._system.type_name == "local" else f"{self._path}/{name}"
+            with self._system.open_output_stream(to) as stream:
+                stream.write(beside.read_bytes())
+            if to == hidden:
+                self._system.move(hidden, f"{self._path}/{name}")
+
+    def drop(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        from pyarrow import fs
+
+        with _reported(self.place):
+            if self._system.get_file_info(f"{self._path}/{name}").type == fs.FileType.File:
+                self._system.delete_file(f"{self._path}/{name}")
+
+    def __enter__(self) -> PartFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def _parts(self) -> list[str]:
+        from pyarrow import fs
+
+        found = self._system.get_file_info(fs.FileSelector(self._path))
+        names = [each.base_name for each in found if each.type == fs.FileType.File]
+        return [f"{self._path}/{name}" for name in sorted(names) if name.startswith("part-")]
+
+    def _keys(self, part: str) -> Iterator[str]:
+        with self._system.open_input_file(part) as file:
+            yield from _parquet_keys(file) if part.endswith(".parquet") else map(self._rows.key, buffered(file))
+
+
+class PartErrors:
+    """The failures of a run beside its parts, in `_errors.jsonl`, which is written at the end."""
+
+    def __init__(self, to: PartFiles) -> None:
+        self.path = f"{to.place}/{_ERRORS}"
+        self._to, self._left = to, dict[str, bytes]()
+
+    def append(self, failure: Failure) -> None:
+        """Take a failure."""
+        self._left[str(failure.names)] = JsonLines().encode(failure.values)
+
+    def succeeded(self, record: Record) -> None:
+        """Do nothing: the failures of earlier runs are not kept, they were all tried again."""
+
+    def close(self) -> None:
+        """Write them."""
+        content = b"".join(self._left.values())
+        if content:
+            self._to.put(_ERRORS, lambda beside: beside.write_bytes(content))
+        else:
+            self._to.drop(_ERRORS)
+
+
+def _parquet_keys(file: BinaryIO) -> Iterator[str]:
+    from pyarrow import parquet
+
+    for batch in parquet.ParquetFile(file).iter_batches(columns=["key"]):
+        yield from batch.column(0).to_pylist()
+
+
+@contextmanager
+def _reported(place: str) -> Iterator[None]:
+    """Turn errors of files into one line."""
+    try:
+        yield
+    except (OSError, ValueError, IndexError) as error:
+        words = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+        raise LlvidError(f"{place} can't be used for records: {words}", "name another place with -o") from None

@@ -1,0 +1,74 @@
+"""Records in parts: each whole, what stands there is done, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_video_cli import MediaError
+from llava_video_cli.errors import LlvidError
+from llava_video_cli.partfiles import PartErrors, PartFiles, is_folder
+from llava_video_cli.record import Failure, Record
+
+
+def record(number: int) -> Record:
+    values: dict[str, Any] = {
+        "video_path": f"{number}.mp4", "caption": "A circle.", "segments": [], "prompt": "?", "model": "demo",
+        "finish_reason": "stop", "frames": None, "notes": "", "usage": {}, "settings": {}, "key": f"{number:032x}",
+    }  # fmt: skip
+    return Record(values)
+
+
+@pytest.mark.parametrize("name", ["parts", "parts.parquet"])
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_what_stands_in_parts_is_done(name: str, scheme: str, tmp_path: Path) -> None:
+    place = f"{scheme}{tmp_path}/{name}/"
+    for begin in (0, 3):
+        with PartFiles(place) as parts:
+            assert parts.done == {record(number).key for number in range(begin)}
+            parts.begin()
+            for number in range(begin, begin + 3):
+                parts.append(record(number))
+            assert len(list((tmp_path / name).glob("part-*"))) == begin // 3, "a part is written once it is whole"
+    assert PartFiles(place).done == {record(number).key for number in range(6)}
+    with PartFiles(place, overwrite=True) as parts:
+        assert parts.done == set() and PartFiles(place).done, "dropped when the run begins, not before"
+        parts.begin()
+    assert PartFiles(place).done == set()
+
+
+def test_a_part_is_written_when_it_is_full(tmp_path: Path) -> None:
+    with PartFiles(str(tmp_path / "parts")) as parts:
+        parts.begin()
+        for number in range(5001):
+            parts.append(record(number))
+        (part,) = (tmp_path / "parts").iterdir()
+        assert len(part.read_text().splitlines()) == 5000
+
+
+def test_failures_stand_beside_the_parts_as_long_as_there_are_any(tmp_path: Path) -> None:
+    for failures in ([Failure({"video_path": "a.mp4"}, MediaError("cut"))], []):
+        with PartFiles(f"{tmp_path}/") as parts:
+            errors = PartErrors(parts)
+            for failure in failures:
+                errors.append(failure)
+            errors.close()
+        path = tmp_path / "_errors.jsonl"
+        if failures:
+            assert json.loads(path.read_text())["error"] == "cut" and errors.path == str(path)
+        else:
+            assert not path.exists()
+
+
+def test_a_folder_is_told_from_a_file(tmp_path: Path) -> None:
+    assert is_folder(str(tmp_path)) and is_folder("new/") and is_folder("s3://bucket/name")
+    assert not is_folder("new.jsonl")
+
+
+def test_parts_that_are_none_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "part-1.jsonl").write_text("no record\n")
+    with pytest.raises(LlvidError, match="can't be used for records"):
+        PartFiles(str(tmp_path))
