@@ -120,14 +120,6 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
 
 def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = None) -> dict[str, Any]:
     """Return everything needed to repeat a run, library versions included."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
     return {
         "preset": preset.name,
         "system": preset.system,
@@ -136,5 +128,18 @@ def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = 
         "sampling": asdict(preset.sampling),
         "generation": asdict(preset.generation),
         **model.settings,
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that answers hang on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -223,7 +223,8 @@ class _Team:
         self._source.deadline.stopped.set()
         self._developer.release()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # Ctrl-C may come before it is started
+                thread.join()
 
     def _work(self, worker: int, threads: int) -> None:
         with ExitStack() as stack:

@@ -15,6 +15,7 @@ ABOUT = {
     "caption": "Caption videos: one, or a folder of thousands.",
     "batch": "Answer a file of requests, a JSON line each.",
     "frames": "Show the frames that the model would see.",
+    "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",
     "report": "Make one HTML page to look through results.",
     "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
     "pull": "Download a checkpoint.",

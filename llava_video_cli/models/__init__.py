@@ -60,7 +60,7 @@ class Model(Protocol):
 
 
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
-    """Return the model of a name: `demo`, a checkpoint's folder, or a hub id.
+    """Return the model of a name: `demo`, `random:SIZE`, a checkpoint's folder, or a hub id.
 
     Raises `UsageError` or `ModelError`; the checkpoint's kind, and whether its
     config can be changed as `loading` wants, are checked before anything heavy is imported.

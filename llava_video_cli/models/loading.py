@@ -102,7 +102,7 @@ def load(folder: Path, loading: Loading) -> Loaded:
     if absent:
         raise ModelError(f"the weights in {folder} are incomplete: {len(absent)} tensors missing, such as {absent[0]}")
     model.eval()
-    processor = load_processor(DEMO if has_random_weights(folder) else folder, model.config)
+    processor = load_processor(folder, model.config)
     return Loaded(
         model=model,
         processor=processor,
@@ -161,6 +161,7 @@ def load_processor(folder: Path, config: Any) -> Any:
     """
     from transformers import LlavaNextVideoProcessor
 
+    folder = DEMO if has_random_weights(folder) else folder
     try:
         processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # noqa: BLE001 - what a missing file raises differs by version: RecursionError in 5.23

@@ -1,0 +1,199 @@
+"""`llvid bench`: what this machine does, as a table and as a JSON document."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import MediaError, UsageError
+from ..models import Quantize
+from ..record import path_to_text
+from . import console
+from .media import check
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, Settings, TextFlags, settle, takes
+
+if TYPE_CHECKING:
+    from ..bench import Bench, Subject
+    from ..surroundings import Surroundings
+    from ..turns import Cell
+
+# Below so many parameters nothing is gained by 4 bits.
+_SMALL = 100_000_000
+_LABELS = {"none": "not quantized"}
+_EXAMPLES = """
+Examples:
+
+    llvid bench -m demo
+
+    llvid bench video.mp4 --quantize 4bit | tail -n 1 > bench.json
+
+    llvid bench --random-weights 7B --quick
+"""
+_ABOUT = (
+    "Measure this machine: reading frames, loading, time to first token, tokens/s, videos/s, memory. "
+    "The table goes to stderr; the last line of stdout is one JSON document."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("bench", help=f"{_ABOUT}\n{_EXAMPLES}")(bench)
+
+
+@takes(model=AnyModelFlags, preset=PresetFlag, output=OutputFlags)
+def bench(
+    video: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="VIDEO", show_default=False, help="What is read [default: a clip made for it, 10 s of 720p]."
+        ),
+    ] = None,
+    *,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--random-weights", metavar="SIZE", show_default=False,
+            help="A model of that size with random weights: 1B, 7B, 7B-32K or 34B; the same as -m random:SIZE.",
+        ),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, metavar="N", show_default=False, help="Runs of each cell [default: 3].")
+    ] = 3,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds", min=1, metavar="S", show_default=False,
+            help="Time for the runs in each precision; what takes longer is left out [default: 60].",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One run of 8 frames, batches of 1 and 8; at most 20 s a precision.")
+    ] = False,
+    model: AnyModelFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> None:  # fmt: skip
+    """Measure, write the table and the document; after Ctrl-C, of what was measured by then."""
+    if random_weights is not None:
+        if model.model is not None:
+            raise UsageError("--random-weights and --model exclude each other")
+        model = replace(model, model=f"random:{random_weights}")
+    from ..bench import Bench, Plan
+    from ..surroundings import look_around
+
+    plan = Plan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else Plan(runs=runs)
+    settings = settle(preset, model, FrameFlags(frames=max(plan.frames)), TextFlags())
+    plan = replace(plan, prompt=settings.preset.prompt, seconds=seconds or plan.seconds)
+    if video is not None and check([video]) != [None]:
+        raise MediaError(f"{video} is a picture, not a video")
+    subjects = _subjects(settings, model.quantize or (settings.preset.quantize if preset.preset else None))
+    with console.progress(output.quiet) as progress, _clip(video, progress) as path:
+        progress.say("looking at the machine")
+        machine = look_around()
+        if machine.is_busy and not output.quiet:
+            console.note(f"the machine is busy (load {machine.load:.1f} on {machine.cores} cores): figures will be off")
+        measured = Bench(path, plan, progress.say)
+        is_whole = False
+        try:
+            measured.reading()
+            for subject in subjects:
+                measured.model(subject)
+            is_whole = True
+        except KeyboardInterrupt:
+            progress.stop()
+            console.note("interrupted: these are the figures so far")
+            raise
+        finally:
+            progress.stop()
+            if not output.quiet and not output.json:
+                _tell(measured, machine, settings.model)
+            clip = {"name": path_to_text(video) if video else "10 s of 720p, made for it"}
+            what = {"machine": asdict(machine), "model": settings.model, "video": clip, "is_whole": is_whole}
+            console.write_json(what | measured.values)
+
+
+def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
+    """Return the model in each precision to be measured, the smallest first: of a CPU's memory only a peak is told."""
+    from ..bench import Subject
+
+    if settings.remote is not None:
+        return [Subject("server", settings.open)]
+    from ..models.adaptation import adapted
+    from ..models.checkpoint import describe, read_config
+    from ..models.random_weights import has_random_weights
+    from ..models.source import locate
+
+    folder, loading = locate(settings.model, settings.revision), settings.loading
+    config = read_config(folder)
+    facts = describe(adapted(config, loading.rope_factor, loading.pool_stride, loading.pool_mode))
+    if quantize is not None:
+        kinds: tuple[Quantize, ...] = (quantize,)
+    elif "quantization_config" in config or facts.parameters.total < _SMALL or loading.device == "mps":
+        kinds = (loading.quantize,)
+    else:
+        kinds = ("4bit", "none")
+    is_random = has_random_weights(folder)
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return [
+        Subject(
+            label=_LABELS.get(kind, kind),
+            open=replace(settings, loading=replace(loading, quantize=kind, prefix_reuse=False)).open,
+            facts=facts,
+            weight_bytes=facts.parameters.total_bytes("none") if is_random else stored,
+            is_random=is_random,
+        )
+        for kind in kinds
+    ]
+
+
+@contextmanager
+def _clip(video: str | None, progress: console.Progress) -> Iterator[str]:
+    """Give the path of the video, or of a clip that is gone at the end."""
+    if video is not None:
+        yield video
+        return
+    from ..demo.world import write_clip
+    from .demo import scene
+
+    with tempfile.TemporaryDirectory(prefix="llvid-bench-") as folder:
+        path = Path(folder) / "clip.mp4"
+        progress.say("making a clip of 10 s")
+        write_clip(path, replace(scene(), width=1280, height=720, duration_seconds=10.0))
+        yield str(path)
+
+
+def _tell(measured: Bench, machine: Surroundings, model: str) -> None:
+    """Write the figures as tables: those of the machine, then those of the model, a column for each precision."""
+    from rich.table import Table
+    from rich.text import Text
+
+    gpus = [f"{gpu.name} ({gpu.total_bytes / 1e9:.0f} GB)" for gpu in machine.gpus] or ["no GPU"]
+    memory = f"{machine.memory_bytes / 1e9:.0f} GB, " if machine.memory_bytes else ""
+    console.note(f"{machine.cpu}, {machine.cores} cores, {memory}{', '.join(gpus)}; {model}")
+    cells = measured.cells
+    labels = list(dict.fromkeys(cell.precision for cell in cells))
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("", "frames", "batch", *(label or "machine" for label in labels)):
+        table.add_column(Text(console.shown(name, one_line=True)), justify="left" if not name else "right")
+    rows: dict[tuple[object, ...], dict[str | None, Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.what, cell.frames, cell.batch), {})[cell.precision] = cell
+    for (what, frames, batch), row in rows.items():
+        figures = [Text(console.shown(_figure(row[label]), one_line=True)) if label in row else "" for label in labels]
+        table.add_row(str(what), str(frames or ""), str(batch or ""), *figures)
+    console.stderr.print(table)
+
+
+def _figure(cell: Cell) -> str:
+    """Return a cell as it is read: the median and its unit, and what is to be said of it."""
+    if cell.median is None:
+        return f"({cell.note})"
+    number = f"{cell.median:.0%}" if not cell.unit else f"{cell.median:.3g}"
+    text = f"{number} {cell.unit}".strip()
+    return f"{text} ({cell.note})" if cell.note else text
