@@ -20,7 +20,7 @@ from .readahead import Job, Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
 from .sampling import Sampling, clock
 from .subtitles import Count, Heard, Subtitles, largest, notes_of
-from .video import Resize, Windows
+from .video import Frames, Resize, Windows
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
 _BRIEF_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context
@@ -78,6 +78,11 @@ def look(
     jobs = (_Window(windows, part, tuple(questions), brief, subtitles, model.budget) for part in windows.parts)
     for record in _done(jobs, model, pace):
         yield record.values["look"]
+
+
+def look_requests(questions: Sequence[str], preset: Preset, frames: Frames) -> list[Request]:
+    """Return what `look` asks about a window, but for its subtitles."""
+    return [_brief(preset).request(_LOOK.format(question=question), (frames,)) for question in questions]
 
 
 def conclude(question: str, seen: Sequence[Segment], preset: Preset, model: Model) -> Generator[Chunk, None, None]:

@@ -202,6 +202,11 @@ def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -
     return [replace(sampling, start_seconds=a, end_seconds=b) for a, b in zip(starts, ends, strict=True)]
 
 
+def longest(every_seconds: float) -> float:
+    """Return how long the longest window of `every_seconds` can be: it may have a rest that is no window of its own."""
+    return (1 + _REST) * every_seconds
+
+
 def is_constant(stamps: Stamps) -> bool:
     """Return whether the stamps lie on one line but for rounding, to one tick and a quarter of a step."""
     import numpy as np

@@ -16,8 +16,8 @@ from ..messages import read_conversation
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
 from . import console
-from .background import LOADING, Background
 from .media import check, notes, read, read_speech
+from .opening import Opening, unread_media
 from .options import (
     AnyModelFlags,
     FrameFlags,
@@ -144,13 +144,16 @@ def answer_all(
     with console.progress(output.quiet) as progress:
         say_notes(settings, output)
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
-        opening = Background(LOADING, settings.open)
+        opening = Opening(settings, output)
+        expected = unread_media(paths, pictures, settings.preset.sampling)
+        opening.begin(settings.preset.request(question, expected) for question in questions)
         contents = [
             read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
         ]
         if not output.quiet:
             for line in notes(contents):
                 console.note(line)
+        opening.insist(settings.preset.request(question, contents) for question in questions)
         progress.say(settings.opening)
         model = opening.result()
         requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)

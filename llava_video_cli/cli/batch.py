@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
+from ..image import is_picture, read_image
 from ..ledger import Errors, Ledger
 from ..models import Model
 from ..record import Failure, path_to_text, settings_values
 from ..requestfile import Asked, RequestJob, read_requests
+from ..sampling import Sampling
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
+from .opening import unread
 from .options import (
     AnyModelFlags,
     FrameFlags,
@@ -106,5 +111,16 @@ def _plan(asked: list[Asked], settings: Settings, flags: AnyModelFlags, done: se
         del error  # one request says nothing about the next
         return False
 
+    def expected() -> Iterator[Request]:
+        if settings.rope_auto:
+            for each in asked:
+                with suppress(MediaError):
+                    yield each.request([_unread(path, each.sampling) for path in each.paths])
+
     skipped = len(asked) - total - len(failures)
-    return Plan(total, skipped, failures, jobs, lambda _: None, is_fatal, noun="requests", verb="answered")
+    return Plan(total, skipped, failures, jobs, lambda _: None, is_fatal, "requests", "answered", expected)
+
+
+def _unread(path: str, sampling: Sampling) -> Media:
+    """Return what takes at least as many tokens as the file."""
+    return read_image(path) if is_picture(path) else unread(path, sampling)

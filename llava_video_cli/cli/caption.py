@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -24,6 +25,7 @@ from ..video import read_windows
 from ..wholefile import whole_file
 from . import console
 from .ask import answer_all, collect
+from .foreseen import expected, first, first_window
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
 from .media import check, listed, read_speech
 from .options import (
@@ -228,7 +230,10 @@ def _plan(todo: Todo, task: Task, settings: Settings, sidecars: Sidecars) -> Pla
         # as many frames of each video: what doesn't fit the context once never will
         return isinstance(error, ContextError) and settings.preset.sampling.fps is None
 
-    return Plan(len(todo.videos), todo.done, todo.failures, jobs, wrote, is_fatal)
+    return Plan(
+        len(todo.videos), todo.done, todo.failures, jobs, wrote, is_fatal,
+        expected=partial(expected, task, settings), first=partial(first, todo, task),
+    )  # fmt: skip
 
 
 def _restore(todo: Todo, ledger: Ledger, sidecars: Sidecars) -> None:
@@ -294,7 +299,7 @@ def _stream(path: str, task: Task, settings: Settings, output: OutputFlags) -> N
         return
     if check([path]) != [None]:
         raise MediaError(f"{path} is a picture: it has no windows")
-    model, heard = load(settings, output), []
+    model, heard = load(settings, output, expected(task, settings), partial(first_window, path, task)), []
     for start, end, frames in read_windows(path, task.every_seconds, settings.preset.sampling, resize=model.shrink):
         console.write(f"{clock(start)}-{clock(end)}  ")
         with console.progress(output.quiet) as progress:

@@ -77,13 +77,16 @@ def chat(
     for path in media or ():
         session = session.add(path)
     with console.progress(output.quiet) as progress:
-        talk = Talk(session.paths, settings, output, progress)
+        talk = Talk(session, settings, output, progress)
         lines = Lines(None if no_history else history_file(), completions)
         this = Chat(session, talk, settings, output, stops=lines.interactive)
         this.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
             this.pictures = protocol(os.environ)
         talk.contents(session)
+        if (crowded := talk.crowded(session)) and not output.quiet:
+            console.note(crowded)
+        talk.insist()
         talk.check_model(_FIRST_LOOK_SECONDS)
         if lines.interactive:
             this.say(_welcome(session))

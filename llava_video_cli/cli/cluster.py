@@ -73,7 +73,7 @@ def on_cluster(
         records = opened.enter_context(_output(to, output, overwrite=overwrite))
         joined = opened.enter_context(_joined(cluster, output))
         options: dict[str, Any] = {
-            "open_model": partial(open_model, settings.model, settings.loading, settings.revision),
+            "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
             "open_resize": partial(open_resize, settings.model, settings.revision),
             "done": records.done,
             "home": records.home,

@@ -13,15 +13,17 @@ from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 from ..batch import BatchSize, Pace, run
+from ..conversation import Request
 from ..errors import LlvidError
 from ..ledger import Errors, Ledger
 from ..limits import Limits
 from ..models import Model
 from ..readahead import Job
 from ..record import Failure, Record
+from ..subtitles import Count
 from . import console
-from .background import LOADING, Background
 from .meter import Meter
+from .opening import Opening
 from .options import OutputFlags, Settings
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ EXIT_INTERRUPTED = 130
 class Plan:
     """What a run is to do. `noun` and `verb` are for its messages; `skipped` are done already.
 
-    `jobs` makes the jobs of a loaded model. `wrote` is called with each record once it is safe in its file.
+    `jobs` makes the jobs of a loaded model. `wrote` is called with each record once it is safe in its file. `expected`
+    are requests that take at least as much of the context as any job, `first` one that ends the run if it doesn't fit,
+    made with what counts a budget: either may have none.
     """
 
     total: int
@@ -46,6 +50,8 @@ class Plan:
     is_fatal: Callable[[LlvidError], bool]
     noun: str = "videos"
     verb: str = "captioned"
+    expected: Callable[[], Iterable[Request]] = tuple
+    first: Callable[[Count], Iterable[Request]] = lambda _: ()
 
 
 class Records(Protocol):
@@ -99,7 +105,7 @@ def carry_out(
     stop = Event()
     meter = Meter(plan.total + len(plan.failures), plan.noun, pace, quiet=output.quiet)
     try:
-        model = load(settings, output) if plan.total else None
+        model = load(settings, output, plan.expected(), plan.first) if plan.total else None
         if to is not None:
             to.begin()
         with meter, one_more_chance(stop, output):
@@ -121,15 +127,24 @@ def carry_out(
     return EXIT_SOME_FAILED if meter.failed else 0
 
 
-def load(settings: Settings, output: OutputFlags) -> Model:
-    """Return the model, with a spinner; Ctrl-C leaves at once meanwhile."""
+def load(
+    settings: Settings,
+    output: OutputFlags,
+    expected: Iterable[Request] = (),
+    first: Callable[[Count], Iterable[Request]] = lambda _: (),
+) -> Model:
+    """Return the model, with a spinner; Ctrl-C leaves at once meanwhile. `expected` and `first` are as in `Plan`."""
     # Threads of a CPU's matrix products that wait in a loop take the cores from those that decode: a fifth of a run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with console.progress(output.quiet) as progress:
         for line in settings.notes if not output.quiet else ():
             console.note(line)
+        opening = Opening(settings, output)
+        opening.begin(expected)
+        if not opening.has_begun:
+            opening.insist(first(opening.outline.budget))
         progress.say(settings.opening)
-        return Background(LOADING, settings.open).result()
+        return opening.result()
 
 
 def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace: Pace) -> Iterator[Record | Failure]:

@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 
 from ..batch import Pace
+from ..conversation import Request
 from ..errors import MediaError, UsageError
-from ..longvideo import conclude, long_values, look, look_notes, note_of, telling
+from ..longvideo import conclude, long_values, look, look_notes, look_requests, note_of, telling
 from ..record import settings_values
-from ..subtitles import Subtitles
+from ..subtitles import Count, Subtitles
 from ..video import cut
 from . import console
 from .ask import UNFINISHED, collect
 from .longrun import load
 from .media import check
 from .meter import Meter
+from .opening import one_pixel, unread
 from .options import OutputFlags, Settings
 
 
@@ -38,7 +40,13 @@ def ask_windows(
     with console.progress(output.quiet) as progress:
         show = progress.watch("looking through the video")
         windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
-    model = load(settings, output)
+    ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
+    expected = [each for part in ends for each in look_requests(questions, preset, unread(paths[0], part))]
+
+    def first(_: Count) -> list[Request]:
+        return look_requests(questions, preset, windows.read(windows.parts[0], resize=one_pixel))
+
+    model = load(settings, output, expected, first)
     began, pace, looks = time.perf_counter(), Pace(), []
     with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
         for each in look(windows, questions, preset, model, subtitles, pace=pace):

@@ -84,6 +84,11 @@ class Shelf:
         if path not in self._pictures:
             (self._pictures[path],) = check([path])
 
+    def picture(self, path: str) -> Picture | None:
+        """Return a picture, or None for a video; raises `MediaError` for what is neither."""
+        self.check(path)
+        return self._pictures[path]
+
     def holds(self, path: str, sampling: Sampling) -> bool:
         """Whether a file has been read."""
         return (path, sampling) in self._contents

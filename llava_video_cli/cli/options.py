@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_t
 
 import typer
 
-from ..conversation import Generation
+from ..conversation import Budget, Generation
 from ..errors import UsageError
 from ..messages import Conversation
 from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, Send, open_model
@@ -64,9 +64,9 @@ class ModelFlags:
     rope_factor: Annotated[
         str | None,
         _option(
-            "--rope-factor", panel=_MODEL, metavar="N",
-            help="Stretch the context to N times its trained length in all: more frames, a little less exact "
-            "[default: the checkpoint's].",
+            "--rope-factor", panel=_MODEL, metavar="auto|N",
+            help="Stretch the context to N times its trained length in all: more frames, a little less exact; "
+            "auto: as far as the frames need [default: the checkpoint's].",
         ),
     ] = None  # fmt: skip
     pool_stride: Annotated[
@@ -328,7 +328,19 @@ class Settings:
 
     def open(self) -> Model:
         """Return the checkpoint, loaded, which takes its time; or what a server has."""
-        return self.remote or open_model(self.model, self.loading, self.revision)
+        return self.remote or open_model(self.model, self.resolved().loading, self.revision)
+
+    def resolved(self) -> Settings:
+        """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
+        if not self.rope_auto:
+            return self
+        from ..models.outline import outline
+
+        found = outline(self.model, self.loading, self.revision)
+        media = self.preset.sampling.frames * found.checkpoint.frame_tokens
+        budget = Budget(media, self.preset.generation.max_new_tokens, found.checkpoint.context_tokens, (media,))
+        factor = found.stretched([budget]).checkpoint.rope_factor
+        return replace(self, loading=replace(self.loading, rope_factor=factor), rope_auto=False)
 
 
 def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:

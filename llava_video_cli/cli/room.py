@@ -35,26 +35,26 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
         f"no room: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
         f"up to {budget.answer_tokens:,}, but the context is {budget.context_tokens:,}"
     )
-    ways = _ways(budget, media)
+    helpful = ways(budget, media)
     if undone_tokens > 0:
-        ways.append(f"/undo (gives back {undone_tokens:,} tokens)")
-    if not ways:
+        helpful.append(f"/undo (gives back {undone_tokens:,} tokens)")
+    if not helpful:
         return ContextError(message, "/clear begins anew; or ask a shorter question")
-    return ContextError(message, f"{' or '.join(ways)}, then /retry asks again")
+    return ContextError(message, f"{' or '.join(helpful)}, then /retry asks again")
 
 
-def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:
+def ways(budget: Budget, media: Sequence[Media]) -> list[str]:
     """Return the settings each of which would do alone."""
-    ways = []
+    found = []
     videos = [(tokens, medium) for tokens, medium in zip(budget.media_tokens, media, strict=True) if _is_video(medium)]
     frame_tokens = sum(tokens // _count(video) for tokens, video in videos)
     fit = (sum(tokens for tokens, _ in videos) + budget.left) // frame_tokens if videos else 0
     if fit >= 1:
-        ways.append(f"/set frames {fit}")
+        found.append(f"/set frames {fit}")
     answer_tokens = budget.context_tokens - budget.prompt_tokens
     if answer_tokens >= _FEWEST_TOKENS:
-        ways.append(f"/set max_new_tokens {answer_tokens}")
-    return ways
+        found.append(f"/set max_new_tokens {answer_tokens}")
+    return found
 
 
 def _is_video(medium: Media) -> bool:

@@ -20,7 +20,9 @@ def answer(written: Conversation, settings: Settings, output: OutputFlags) -> No
     if session.question is None:
         raise UsageError("the last message must be the user's, with a text")
     with console.progress(output.quiet) as progress:
-        talk = Talk(session.paths, settings, output, progress)
-        said = talk.answer(session, talk.request(session))
+        talk = Talk(session, settings, output, progress)
+        request = talk.request(session)
+        talk.insist([request])
+        said = talk.answer(session, request)
         if said.finish_reason != "stop" and not output.quiet:
             console.note(UNFINISHED[said.finish_reason].format(preset.generation.max_new_tokens))

@@ -13,27 +13,30 @@ from ..models import Model
 from ..record import ask_values, media_values, settings_values
 from ..session import Session
 from ..timestamps import with_times
-from . import console
+from . import console, room
 from .ask import collect
-from .background import LOADING, Background
 from .media import MIXED, Shelf
+from .opening import Opening, unread_media
 from .options import OutputFlags, Settings
 
 
 class Talk:
     """Reads, loads and answers, and shows what a user should know about it, each thing once."""
 
-    def __init__(
-        self, paths: Iterable[str], settings: Settings, output: OutputFlags, progress: console.Progress
-    ) -> None:
-        """Begin to load the model, after a look at the media; raises `MediaError`."""
+    def __init__(self, session: Session, settings: Settings, output: OutputFlags, progress: console.Progress) -> None:
+        """Begin to load the model, after a look at the media; raises `MediaError`.
+
+        Where the open question may not fit the context, that waits for `insist`.
+        """
         self._shelf = Shelf()
-        for path in paths:
+        for path in session.paths:
             self._shelf.check(path)
         self._settings, self._output, self._progress = settings, output, progress
         for line in settings.notes if not output.quiet else ():
             console.note(line)
-        self._opening = Background(LOADING, settings.open)
+        self._opening = Opening(settings, output)
+        pictures = [self._shelf.picture(path) for path in session.paths]
+        self._opening.begin([self.request_with(session, unread_media(session.paths, pictures, session.sampling))])
         self._mixed = False
 
     def check_model(self, wait_seconds: float = 0.0) -> None:
@@ -43,6 +46,21 @@ class Talk:
     def stop(self) -> None:
         """Take away what is shown of something that goes on."""
         self._progress.stop()
+
+    def insist(self, requests: Iterable[Request] = ()) -> None:
+        """Load the model unless it loads already; raises `ContextError` for a request that doesn't fit."""
+        self._opening.insist(requests)
+
+    def crowded(self, session: Session) -> str | None:
+        """Return a line about media that leave no room for a question, before the model is loaded."""
+        if self._opening.has_begun:
+            return None
+        media = self.contents(session)
+        budget = self._opening.outline.budget(self.request_with(session, media))
+        if budget.left >= 0:
+            return None
+        ways = room.ways(budget, media)
+        return f"{room.refusal(budget, session.paths, media, 0)}" + (f": {' or '.join(ways)}" if ways else "")
 
     def model(self) -> Model:
         """Wait for the model."""

@@ -37,10 +37,11 @@ def adapted(
         rope.pop("type", None)
         text["rope_parameters"] = {**rope, "rope_type": "linear", "factor": float(rope_factor)}
         changed["text_config"] = text
-    if (pool_stride or known.pool_stride, pool_mode or known.pool_mode) != (known.pool_stride, known.pool_mode):
+    stride = known.pool_stride if pool_stride is None else pool_stride
+    mode = pool_mode or known.pool_mode
+    if (stride, mode) != (known.pool_stride, known.pool_mode):
         _check_pooling(known, pool_stride)
-        changed["spatial_pool_stride"] = pool_stride or known.pool_stride
-        changed["spatial_pool_mode"] = pool_mode or known.pool_mode
+        changed["spatial_pool_stride"], changed["spatial_pool_mode"] = stride, mode
     return changed
 
 

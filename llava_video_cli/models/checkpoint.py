@@ -17,6 +17,7 @@ Family = Literal["vicuna", "mistral", "chatml"]
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 # The vocabulary and the end token of Yi, the only language model of the published ones that speaks ChatML.
 _YI_VOCABULARY, _YI_END = 64000, 7
+_GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 # Tokens that stay free for questions and answers where it is told how many frames fit.
 TEXT_TOKENS = 512
 
@@ -26,7 +27,7 @@ class Checkpoint:
     """The facts of one LLaVA-NeXT-Video checkpoint that prompts and budgets need.
 
     `position_count` is `max_position_embeddings`; `rope_factor` that of linear RoPE scaling, or 1. Sizes are in
-    pixels, `head_width` in elements.
+    pixels, `head_width` in elements. `grids` has the (height, width) that a picture's tiles may fill together.
     """
 
     family: Family
@@ -40,6 +41,7 @@ class Checkpoint:
     rope_type: str
     rope_factor: float
     feature_strategy: str
+    grids: tuple[tuple[int, int], ...]
     layers: int
     kv_heads: int
     head_width: int
@@ -149,6 +151,7 @@ def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -
         rope_type=rope_type,
         rope_factor=_factor(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
         feature_strategy=str(config.get("vision_feature_select_strategy", "default")),
+        grids=_grids(config.get("image_grid_pinpoints")),
         layers=text["num_hidden_layers"],
         kv_heads=text["num_key_value_heads"],
         head_width=text["head_dim"],
@@ -190,6 +193,14 @@ def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if part is not None and not isinstance(part, Mapping):
         raise ModelError(f"the config's {name} is no mapping")
     return dict(part or {})
+
+
+def _grids(value: object) -> tuple[tuple[int, int], ...]:
+    pairs = _GRIDS if value is None else value
+    try:
+        return tuple((_whole(height, "grid"), _whole(width, "grid")) for height, width in pairs)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ModelError(f"the config's image_grid_pinpoints must be pairs of pixels, got {value!r}") from None
 
 
 def _whole(value: object, name: str) -> int:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
-from ..errors import ContextError, ModelError, OutOfMemoryError
-from ..image import Picture
+from ..errors import ModelError, OutOfMemoryError
 from . import memory
 from .capture import Capture
 from .choosing import Choice
@@ -24,6 +23,7 @@ from .generation import Run, stop_ids
 from .loading import Loaded, Loading, load
 from .prefix import Prefix, Prompt, Span, heads
 from .prompt import IMAGE, VIDEO, render
+from .refusal import refusal
 from .source import revision_of
 from .stops import StoppedPieces
 from .vision import Vision
@@ -194,9 +194,12 @@ class LlavaVideo:
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
-        media = tuple(self._vision.token_count(medium) for medium in request.media)
-        tokens = len(self._tokenized(request, media))
-        return Budget(tokens, request.generation.max_new_tokens, self._loaded.checkpoint.context_tokens, media)
+        media = [self._vision.token_count(medium) for medium in request.media]
+        return self._budget(request, len(self._tokenized(request, media)), media)
+
+    def _budget(self, request: Request, tokens: int, media: Sequence[int]) -> Budget:
+        context, answer = self._loaded.checkpoint.context_tokens, request.generation.max_new_tokens
+        return Budget(tokens, answer, context, tuple(media))
 
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
@@ -272,7 +275,9 @@ class LlavaVideo:
         """Return a request's prompt, checked against the context before anything is encoded."""
         counts = [self._vision.token_count(medium) for medium in request.media]
         ids = self._tokenized(request, counts)
-        self._check_context(len(ids), request)
+        budget = self._budget(request, len(ids), counts)
+        if budget.left < 0:
+            raise refusal(self.name, self._loaded.checkpoint, budget, request.media)
         marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
         places = [at for at, token in enumerate(ids) if token in marks]
         if len(places) != sum(counts):
@@ -293,23 +298,6 @@ class LlavaVideo:
         opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids: list[int] = tokenizer(text, add_special_tokens=not opened)["input_ids"]
         return ids
-
-    def _check_context(self, prompt_tokens: int, request: Request) -> None:
-        context, answer = self._loaded.checkpoint.context_tokens, request.generation.max_new_tokens
-        over = prompt_tokens + answer - context
-        if over <= 0:
-            return
-        videos = [medium for medium in request.media if not isinstance(medium, Picture)]
-        frames = sum(len(video.images) for video in videos)
-        fit = frames - -(-over // self._loaded.checkpoint.frame_tokens)
-        hint = "ask a shorter question, or allow a shorter answer with --max-new-tokens"
-        if fit >= len(videos) > 0:
-            hint = f"--frames {fit // len(videos)} fits with this question, or a shorter answer with --max-new-tokens"
-        raise ContextError(
-            f"the prompt takes {prompt_tokens:,} tokens ({frames} frames) and the answer up to {answer:,}, "
-            f"but the context of {self.name} is {context:,}",
-            hint,
-        )
 
     def _chat_template(self, messages: list[dict[str, Any]]) -> str:
         text: str = self._loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

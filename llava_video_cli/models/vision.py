@@ -14,6 +14,7 @@ from transformers.image_utils import SizeDict
 from ..conversation import Media
 from ..errors import ModelError
 from ..image import Picture
+from .anyres import picture_tokens
 from .loading import Loaded
 
 # Frames that go through the vision tower together: bounds its activations for long prompts.
@@ -32,9 +33,7 @@ class Vision:
         """Return how many tokens of the prompt a medium takes, without encoding it."""
         if not isinstance(medium, Picture):
             return len(medium.images) * self._checkpoint.frame_tokens
-        height, width = medium.pixels.shape[:2]
-        counts = self._processor._get_num_multimodal_tokens(image_sizes=[(height, width)])  # noqa: SLF001 - has no public twin
-        return int(counts["num_image_tokens"][0])
+        return picture_tokens(self._checkpoint, *medium.pixels.shape[:2])
 
     def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
         """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.

@@ -1,0 +1,133 @@
+"""The model of a command, loaded beside other work; not before it is sure that what is asked fits its context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..conversation import Media, Request
+from ..image import Picture
+from ..models import Model
+from ..models.outline import Outline, outline
+from ..models.refusal import refusal
+from ..sampling import MAX_FRAMES, Sampling
+from ..video import Frames, VideoInfo, probe
+from . import console
+from .background import LOADING, Background
+from .options import OutputFlags, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# The text is counted by the tokenizer's own library: what transformers makes of it may differ by a mark or two.
+_SLACK_TOKENS = 16
+_LONG_SECONDS = 99999.0  # the time of a frame that isn't known yet, written out as `--timestamps` does
+
+
+class Opening:
+    """Loads a model in the background. `begin` or `insist` comes first, with what is going to be asked."""
+
+    def __init__(self, settings: Settings, output: OutputFlags) -> None:
+        """Read the config; raises `ModelError` or `UsageError` for a model that can't be loaded as it is wanted."""
+        self._settings, self._output = settings, output
+        self._known = None
+        if settings.remote is None:  # what a server's model takes, the server says
+            self._known = outline(settings.model, settings.loading, settings.revision)
+        self._loading: Background[Model] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the model loads."""
+        return self._loading is not None
+
+    def begin(self, requests: Iterable[Request] = ()) -> None:
+        """Load if these fit: they take at least as much as what will be asked, with `unread` in the place of videos.
+
+        With `--rope-factor auto` they say how far the context must reach.
+        """
+        requests = list(requests) if self._known is not None else []
+        if self._settings.rope_auto and requests:
+            self._stretch(requests)
+        if all(self._surely_fits(request) for request in requests):
+            self._load()
+
+    def insist(self, requests: Iterable[Request] = ()) -> None:
+        """Load unless it loads already; raises `ContextError` for a request that doesn't fit."""
+        if self._loading is not None:
+            return
+        for request in requests:
+            budget = self.outline.budget(request)
+            if budget.left < -_SLACK_TOKENS:
+                raise refusal(self._settings.model, self.outline.checkpoint, budget, request.media)
+        self._load()
+
+    def check(self, wait_seconds: float = 0.0) -> None:
+        """Raise what went wrong while loading, if it has within that time."""
+        if self._loading is not None:
+            self._loading.check(wait_seconds)
+
+    def result(self) -> Model:
+        """Wait for the model."""
+        self.insist()
+        assert self._loading is not None, "insist has begun it"
+        return self._loading.result()
+
+    @property
+    def outline(self) -> Outline:
+        """What is known of a model before it is loaded here."""
+        assert self._known is not None, "nothing has to be found out of a server's model"
+        return self._known
+
+    def _stretch(self, requests: Sequence[Request]) -> None:
+        before = self.outline.checkpoint.rope_factor
+        self._known = self.outline.stretched(map(self.outline.budget, requests))
+        known = self._known.checkpoint
+        if known.rope_factor != before:
+            loading = replace(self._settings.loading, rope_factor=known.rope_factor)
+            self._settings = replace(self._settings, loading=loading)
+            if not self._output.quiet:
+                console.note(f"--rope-factor {known.rope_factor:g}: the context is {known.context_tokens:,} tokens")
+        self._settings = replace(self._settings, rope_auto=False)
+
+    def _surely_fits(self, request: Request) -> bool:
+        if self.outline.bound(request).left >= 0:
+            return True
+        return self.outline.counts_text and self.outline.budget(request).left >= _SLACK_TOKENS
+
+    def _load(self) -> None:
+        self._loading = self._loading or Background(LOADING, self._settings.open)
+
+
+def unread(path: str, sampling: Sampling) -> Frames:
+    """Return as many frames as a sampling can take from a video at most, all black, with times as long as can be.
+
+    With `fps`, the video is looked at for its length: raises `MediaError`.
+    """
+    import numpy as np
+
+    count = sampling.frames
+    if sampling.fps is not None:
+        duration = probe(path).duration_seconds
+        end = duration if sampling.end_seconds is None else min(duration, sampling.end_seconds)
+        count = most_frames(sampling.fps, end - sampling.start_seconds)
+    images = np.broadcast_to(np.uint8(0), (count, 1, 1, 3))
+    info = VideoInfo(path, _LONG_SECONDS, 1, 1, None, "", 0)
+    return Frames(images, (_LONG_SECONDS,) * count, info, sampling)
+
+
+def most_frames(fps: float, seconds: float) -> int:
+    """Return how many frames a part of a video gives at most."""
+    return max(1, min(MAX_FRAMES, math.ceil(fps * seconds) + 1))
+
+
+def one_pixel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return next to nothing of a picture: frames that are read to be counted needn't lie in memory."""
+    return image[:1, :1]
+
+
+def unread_media(paths: Iterable[str], pictures: Iterable[Picture | None], sampling: Sampling) -> list[Media]:
+    """Return what stands for media until they are read: pictures are read already."""
+    return [picture or unread(path, sampling) for path, picture in zip(paths, pictures, strict=True)]
