@@ -61,7 +61,13 @@ class Captured:
         return self._logits
 
     def capture(self, capture: Capture, ids: torch.Tensor) -> bool:
-        """Capture the step, once begun; tell whether it may be used. What it would append to is left as it was."""
+        """Capture the step, once begun; tell whether it may be used. What the cache holds is left as it was.
+
+        On the way a few places behind it are written to, so there must be room for some tokens.
+        """
+        for buffer in (buffer for layer in self._layers for buffer in layer.room):
+            # what is masked counts nothing, unless it is a NaN by chance
+            buffer.masked_fill_((self._places >= self._slot)[:, None], 0)
         self._ids.copy_(ids)
         positions, slot = self._positions.clone(), self._slot.clone()
 
@@ -97,20 +103,25 @@ class Captured:
         self._slot.add_(1)
 
 
-def cuda_graph(do: Callable[[], None]) -> Callable[[], None]:
-    """Return a call's CUDA graph, on the current device; raises `RuntimeError` where it can't be captured."""
-    current = torch.cuda.current_stream()
-    side = torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):  # what libraries allocate and choose on their first calls is not part of the graph
-        for _ in range(_WARM_UPS):
-            do()
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # Other threads read and shrink frames meanwhile: what they do on the device must not end the capture.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            do()
-    finally:
-        torch.cuda.set_stream(current)  # a capture that fails leaves its own stream in place
-    return graph.replay
+def cuda_graphs(device: torch.device) -> Capture:
+    """Return what captures a call as a CUDA graph on a device; it raises `RuntimeError` where that can't be done."""
+
+    def capture(do: Callable[[], None]) -> Callable[[], None]:
+        with torch.cuda.device(device):
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):  # what libraries allocate and choose on their first calls is not captured
+                for _ in range(_WARM_UPS):
+                    do()
+            current.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Other threads may use the device meanwhile: that must not end the capture.
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    do()
+            finally:
+                torch.cuda.set_stream(current)  # a capture that fails leaves its own stream in place
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    return capture

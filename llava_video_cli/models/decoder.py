@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .capture import Capture, Captured, cuda_graph
+from .capture import Capture, Captured, cuda_graphs
 from .kvcache import KVCache, new_cache
 from .stepping import LayerStep, cache_name, choose_step
 
@@ -49,8 +49,8 @@ class Decoder:
         device = model.get_input_embeddings().weight.device
         self.is_ahead = device.type == "cuda"  # its steps are asked for before the last one's token is seen
         self.capture = None
-        if isinstance(self.step, LayerStep):
-            self.capture = capture or (cuda_graph if self.is_ahead else None)
+        if isinstance(self.step, LayerStep) and self.step.is_static:
+            self.capture = capture or (cuda_graphs(device) if self.is_ahead else None)
         self._cache_name = cache_name(model)
 
     def cache(self, rows: int, tokens: int, spare: Any = None) -> Any:

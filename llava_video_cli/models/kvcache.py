@@ -19,7 +19,7 @@ class RoomyLayer(DynamicLayer):
 
     @property
     def room(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The buffers, filled or not: what is not filled is finite."""
+        """The buffers, filled or not."""
         assert self._room is not None
         return self._room
 
@@ -44,10 +44,10 @@ class RoomyLayer(DynamicLayer):
         """Allocate buffers for tensors like these; what is held is taken along."""
         held, self._tokens = self.get_seq_length(), tokens
         old = (self.keys, self.values)
-        sizes = ((rows, one.shape[1], tokens, one.shape[3]) for one in (keys, values))
-        # zeros: what is masked must not be a NaN by chance
-        new = [one.new_zeros(size) for one, size in zip((keys, values), sizes, strict=True)]
-        self._room = new[0], new[1]
+        self._room = new = (
+            keys.new_empty((rows, keys.shape[1], tokens, keys.shape[3])),
+            values.new_empty((rows, values.shape[1], tokens, values.shape[3])),
+        )
         self.device, self.dtype, self.is_initialized = keys.device, keys.dtype, True
         if held:
             for buffer, one in zip(new, old, strict=True):

@@ -66,6 +66,8 @@ class LayerStep:
         self._embed, self._head = decoder.embed_tokens, model.get_output_embeddings()
         self._rotary, self._norm = decoder.rotary_emb, decoder.norm
         self._layers = list(decoder.layers)
+        # bitsandbytes' 8-bit product asks the device which columns are outliers
+        self.is_static = not any(type(module).__name__ == "Linear8bitLt" for module in decoder.modules())
 
     def visible(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a mask to add to the attention's scores, (rows, 1, 1, tokens)."""
