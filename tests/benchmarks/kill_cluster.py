@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kill import command, make, records
 
+_LAST_SECONDS = 90.0  # in which the agents of a Ray whose command was killed notice that
 VICTIMS = {"actor": "MapWorker(MapBatches(Answerer))", "reader": "MapBatches(read)"}
 
 
@@ -74,6 +75,7 @@ def main() -> None:
         wanted = ["actor", "reader", "driver", *draw.choices(["actor", "reader", "driver"], k=options.kills - 3)]
         draw.shuffle(wanted)
         kills: Counter[str] = Counter()
+        orphans: dict[int, str] = {}
         at: list[int] = []
         ray = ["--ray", "local", "--gpus", "2", "--readers", "2", "--batch-size", "8"]
         process = subprocess.Popen([*command(folder, killed), *ray])
@@ -92,21 +94,22 @@ def main() -> None:
                 below = descendants(process.pid)
                 process.kill()
                 process.wait()
-                until = time.monotonic() + 30
-                while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < until:
-                    time.sleep(0.1)
-                left = [title for pid, title in below.items() if Path(f"/proc/{pid}").exists()]
-                kills["left_behind"] += len(left)
-                print("\n".join(f"left behind: {title[:120]}" for title in left), flush=True)
+                orphans |= below
                 process = subprocess.Popen([*command(folder, killed), *ray])
             kills[victim] += 1
             at.append(done(killed))
             print(f"{victim} killed at {at[-1]} of {total}", flush=True)
         code = process.wait()
+        until = time.monotonic() + _LAST_SECONDS
+        while left := [title for pid, title in orphans.items() if Path(f"/proc/{pid}").exists()]:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.5)
         failures = killed.with_name("killed.errors.jsonl")
         failed = [json.loads(line)["error"] for line in failures.read_text().splitlines()] if failures.exists() else []
         mine, theirs = records(killed), records(undisturbed)
     result = {"videos": total, "kills": dict(kills), "records_at_each": at, "exit_code": code, "failed": failed}
+    result["left_behind"] = left
     print(json.dumps(result | {"records": len(mine), "the_same": mine == theirs}))
 
 
