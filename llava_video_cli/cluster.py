@@ -30,13 +30,15 @@ class Cluster:
 
     `address` is `local` (a cluster on this machine, for this run), `auto` (the one that this machine is part of) or
     that of a Ray client server, ray://host:10001. The pool holds `fewest` to `most` actors with a model, each with a
-    GPU where there are GPUs; `readers` read at a time. None takes what is there.
+    GPU where there are GPUs, or by `device`: `cuda` waits for them, `cpu` leaves them alone. `readers` read at a time.
+    None takes what is there.
     """
 
     address: str = "auto"
     fewest: int = 1
     most: int | None = None
     readers: int | None = None
+    device: str = "auto"
     memory_bytes: int | None = None
 
     @contextmanager
@@ -64,7 +66,7 @@ class Cluster:
         if self.address == "local":
             options["include_dashboard"] = None  # if it is installed
             # CPUs are what Ray gives work out by; the system shares the real ones out
-            options["num_cpus"] = (self.readers or cores(Limits())) + (self.most or cores(Limits())) + 1
+            options["num_cpus"] = (self.readers or cores(Limits())) + max(self.most or 1, cores(Limits())) + 1
             if self.memory_bytes:
                 options["object_store_memory"] = self.memory_bytes
         return options
@@ -72,14 +74,20 @@ class Cluster:
     def _sized(self, ray: Any, dashboard: str) -> Joined:
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+        on_gpus = self.device.startswith("cuda") or (gpus > 0 and self.device != "cpu")
         most = self.most or gpus or 1
-        on_gpus = gpus > 0
+        if not on_gpus:
+            if cpus < 2:
+                raise LlvidError(f"the cluster has {cpus} CPUs: one to read and one to answer are needed")
+            most = min(most, cpus - 1)  # a reader needs one too
+        # the pool begins with what is there and grows into what an autoscaler adds
+        fewest = min(self.fewest, most, max(1, gpus) if on_gpus else most)
         readers = self.readers or max(1, cores(Limits()) if self.address == "local" else cpus - most)
-        if not on_gpus and cpus < 2:
-            raise LlvidError(f"the cluster has {cpus} CPUs: one to read and one to answer are needed")
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         outside = self.address.startswith("ray://")
-        return Joined(min(self.fewest, most), most, readers, on_gpus, nodes, gpus, cpus, dashboard, outside)
+        # as many threads as a model's products get on a CPU: Ray sets them by the CPUs that a worker takes
+        each = max(1, cores(Limits()) // most) if self.address == "local" and not on_gpus else 1
+        return Joined(fewest, most, readers, on_gpus, nodes, gpus, cpus, dashboard, each, outside)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class Joined:
     gpus: int
     cpus: int
     dashboard: str
+    cores_each: int = 1
     from_outside: bool = False
 
 

@@ -172,7 +172,7 @@ def _pieces(inputs: list[tuple[int, Part]], work: Work, joined: Joined, together
     if not inputs:
         return
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    answering = {"num_gpus": 1} if joined.on_gpus else {"num_cpus": 1}
+    answering = {"num_gpus": 1} if joined.on_gpus else {"num_cpus": joined.cores_each}
     frames = (
         _looked_through(inputs, work)
         .repartition(target_num_rows_per_block=ENTRIES)

@@ -68,7 +68,7 @@ def on_cluster(
         raise UsageError(
             f"{to} must end in {', '.join(_TABLES)}, or be a folder/ or an address such as s3://bucket/name"
         )
-    cluster = _cluster(flags)
+    cluster = _cluster(flags, settings.loading.device)
     with ExitStack() as opened:
         records = opened.enter_context(_output(to, output, overwrite=overwrite))
         joined = opened.enter_context(_joined(cluster, output))
@@ -178,7 +178,7 @@ def _is_fatal(failure: Failure, task: Task) -> bool:
     return isinstance(failure.cause, ContextError) and task.preset.sampling.fps is None
 
 
-def _cluster(flags: ClusterFlags) -> Cluster:
+def _cluster(flags: ClusterFlags, device: str) -> Cluster:
     fewest, most = 1, None
     if flags.gpus is not None:
         low, dash, high = flags.gpus.partition("-")
@@ -187,7 +187,7 @@ def _cluster(flags: ClusterFlags) -> Cluster:
         fewest, most = int(low), int(high or low)
         if most < fewest:
             raise UsageError(f"--gpus must be MIN-MAX, got {flags.gpus!r}")
-    return Cluster(flags.ray or "auto", fewest, most, flags.readers)
+    return Cluster(flags.ray or "auto", fewest, most, flags.readers, device)
 
 
 @contextmanager
