@@ -5,6 +5,7 @@ All of a model's go through the two methods that every model has, so that one be
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -104,12 +105,28 @@ class Bench:
             load.runs.append(time.perf_counter() - began)
             rate.runs.append(subject.weight_bytes / load.runs[0] / 1e9)
         self.settings.append(model.settings)
-        _Measured(self, subject, model).all()
+        try:
+            _Measured(self, subject, model).all()
+        finally:
+            device = model.settings.get("device")
+            del model
+            _give_back(device if subject.facts is not None else None)
 
     def _read(self, frames: int) -> Sequence[float | None]:
         began = time.perf_counter()
         taken = read_frames(self.video, Sampling(frames=frames))
         return [len(taken.images) / (time.perf_counter() - began)]
+
+
+def _give_back(device: str | None) -> None:
+    """Let the memory of a model go that nothing but itself refers to, so that the next one has it."""
+    gc.collect()
+    if device is not None:
+        import torch
+
+        from .models.memory import give_back
+
+        give_back(torch.device(device))
 
 
 @dataclass(frozen=True)

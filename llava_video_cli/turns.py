@@ -94,7 +94,7 @@ def take_turns(
         job = max(turning, key=lambda job: taken[job])
         turning.remove(job)
         _add(job, first[job])
-        _close(job, "one run, not warmed up")
+        _close(job, "one run, not warmed up: the time was over")
     for number in range(runs):
         if number and sum(taken[job] for job in turning) > until - time.perf_counter():
             break

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class Told:
     def __init__(self, most: int = 99, out_of_memory_from: int = 99) -> None:
         self.streamed: list[Frames] = []
         self.batches: list[list[Frames]] = []
+        self.itself: Told | None = None
         self._most, self._out_of_memory_from = most, out_of_memory_from
 
     def stream(self, request: Request) -> Iterator[Chunk]:
@@ -108,6 +110,22 @@ def test_a_model_that_can_not_be_loaded_is_a_note_too(clip: Path) -> None:
     assert (cell.what, cell.note, cell.median) == ("load", "the weights don't fit", None)
 
 
+def test_a_model_is_let_go_before_the_next_one_is_loaded(clip: Path) -> None:
+    models: list[weakref.ref[Told]] = []
+
+    def fresh() -> Told:
+        assert all(model() is None for model in models)
+        model = Told()
+        model.itself = model
+        models.append(weakref.ref(model))
+        return model
+
+    bench = Bench(str(clip), Plan(frames=(2,), batches=(1,), runs=1))
+    for _ in range(2):
+        bench.model(Subject("4bit", fresh))
+    assert len(models) == 2 and models[1]() is None
+
+
 def job(calls: list[int], number: int, cost: float, error: LlvidError | None = None) -> Job:
     def run() -> list[float | None]:
         calls.append(number)
@@ -146,7 +164,7 @@ def test_where_the_time_is_over_the_first_run_counts() -> None:
 
     slow = Job((Series("slow", "s"),), run, 1.0)
     take_turns([slow], 3, 0.3, lambda _: None)
-    assert slow.series[0].cell.runs == (1.0,) and slow.series[0].note == "one run, not warmed up"
+    assert slow.series[0].cell.runs == (1.0,) and slow.series[0].note == "one run, not warmed up: the time was over"
 
 
 def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:

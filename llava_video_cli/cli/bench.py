@@ -188,12 +188,13 @@ def _tell(measured: Bench, machine: Surroundings, model: str) -> None:
         figures = [Text(console.shown(_figure(row[label]), one_line=True)) if label in row else "" for label in labels]
         table.add_row(str(what), str(frames or ""), str(batch or ""), *figures)
     console.stderr.print(table)
+    for note in dict.fromkeys(cell.note for cell in cells if cell.runs and cell.note):
+        console.note(f"* {note}")
 
 
 def _figure(cell: Cell) -> str:
-    """Return a cell as it is read: the median and its unit, and what is to be said of it."""
+    """Return a cell as it is read: the median and its unit, with a star if there is something to be said of it."""
     if cell.median is None:
         return f"({cell.note})"
     number = f"{cell.median:.0%}" if not cell.unit else f"{cell.median:.3g}"
-    text = f"{number} {cell.unit}".strip()
-    return f"{text} ({cell.note})" if cell.note else text
+    return f"{number} {cell.unit}".strip() + ("*" if cell.note else "")
