@@ -144,7 +144,7 @@ def answer_all(
     with console.progress(output.quiet) as progress:
         say_notes(settings, output)
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
-        opening = Opening(settings, output)
+        opening = Opening(settings, output, progress)
         expected = unread_media(paths, pictures, settings.preset.sampling)
         opening.begin(settings.preset.request(question, expected) for question in questions)
         contents = [

@@ -1,4 +1,4 @@
-"""How far a download is: a bar on a terminal, a line a minute elsewhere."""
+"""Checkpoints fetched before they are loaded, with how far that is: a bar on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..models.fetch import Progress
 from ..sampling import clock
 from . import console
 
@@ -14,18 +13,45 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from ..models.fetch import Fetched, Progress
+    from .options import OutputFlags, Settings
+
 _LINE_SECONDS = 60.0
+
+
+def download(
+    model: str, revision: str | None, spinner: console.Progress, *, quiet: bool, offline: bool = False
+) -> Fetched:
+    """Fetch a hub id's checkpoint and show how far it is, in the spinner's place; raises `ModelError`."""
+    from ..models.fetch import fetch
+
+    try:
+        with Download(model, spinner, quiet=quiet) as shown:
+            return fetch(model, revision, offline=offline, progress=shown.show)
+    except KeyboardInterrupt:
+        if not quiet:
+            console.note("interrupted; the same command goes on where it was")
+        raise
+
+
+def prefetch(settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
+    """Fetch the checkpoint of a run if it isn't here yet, where the user can see it; the hub isn't asked if it is."""
+    from ..models.source import cached_folder, local_folder
+
+    if settings.remote is not None or local_folder(settings.model) is not None:
+        return
+    if cached_folder(settings.model, settings.revision) is None:
+        download(settings.model, settings.revision, spinner, quiet=output.quiet)
 
 
 class Download:
     """Shows a download for the length of a `with` block."""
 
-    def __init__(self, model: str, *, quiet: bool) -> None:
-        self._model, self._quiet = model, quiet
+    def __init__(self, model: str, spinner: console.Progress, *, quiet: bool) -> None:
+        self._model, self._spinner, self._quiet = model, spinner, quiet
         self._began = self._line_at = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._spinner = console.Progress(quiet)
 
     def show(self, progress: Progress) -> None:
         """Bring the bar up to date, or write the line that is due."""

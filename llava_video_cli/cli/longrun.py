@@ -139,7 +139,7 @@ def load(
     with console.progress(output.quiet) as progress:
         for line in settings.notes if not output.quiet else ():
             console.note(line)
-        opening = Opening(settings, output)
+        opening = Opening(settings, output, progress)
         opening.begin(expected)
         if not opening.has_begun:
             opening.insist(first(opening.outline.budget))

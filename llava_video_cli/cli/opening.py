@@ -16,6 +16,7 @@ from ..sampling import MAX_FRAMES, Sampling
 from ..video import Frames, VideoInfo, probe
 from . import console
 from .background import LOADING, Background
+from .download import prefetch
 from .options import OutputFlags, Settings
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ _LONG_SECONDS = 99999.0  # the time of a frame that isn't known yet, written out
 
 
 class Opening:
-    """Loads a model in the background. `begin` or `insist` comes first, with what is going to be asked."""
+    """Loads a model in the background, downloaded first; `begin` or `insist` begins it, with what will be asked."""
 
-    def __init__(self, settings: Settings, output: OutputFlags) -> None:
+    def __init__(self, settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
         """Read the config; raises `ModelError` or `UsageError` for a model that can't be loaded as it is wanted."""
-        self._settings, self._output = settings, output
+        self._settings, self._output, self._spinner = settings, output, spinner
         self._known = None
         if settings.remote is None:  # what a server's model takes, the server says
             self._known = outline(settings.model, settings.loading, settings.revision)
@@ -98,7 +99,9 @@ class Opening:
         return self.outline.counts_text and self.outline.budget(request).left >= _SLACK_TOKENS
 
     def _load(self) -> None:
-        self._loading = self._loading or Background(LOADING, self._settings.open)
+        if self._loading is None:
+            prefetch(self._settings, self._output, self._spinner)
+            self._loading = Background(LOADING, self._settings.open)
 
 
 def unread(path: str, sampling: Sampling) -> Frames:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..models.fetch import Fetched, fetch, folder_bytes
+from ..models.fetch import Fetched, folder_bytes
 from ..models.source import local_folder, locate
 from . import console
-from .download import Download
+from .download import download
 from .options import OutputFlags, takes
 
 _EXAMPLES = """
@@ -50,13 +50,8 @@ def pull(
         if not output.quiet:
             console.note(f"{model} needs no download")
     else:
-        try:
-            with Download(model, quiet=output.quiet) as download:
-                found = fetch(model, revision, offline=offline, progress=download.show)
-        except KeyboardInterrupt:
-            if not output.quiet:
-                console.note("interrupted; the same command goes on where it was")
-            raise
+        with console.progress(output.quiet) as spinner:
+            found = download(model, revision, spinner, quiet=output.quiet, offline=offline)
         if not output.quiet:
             console.note(_outcome(found))
     if output.json:

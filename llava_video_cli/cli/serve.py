@@ -11,6 +11,7 @@ import typer
 from ..errors import LlvidError, UsageError
 from . import console
 from .background import LOADING, Background
+from .download import prefetch
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def serve(
     from ..serving.service import open_service
 
     with console.progress(output.quiet) as progress:
+        prefetch(settings, output, progress)
         progress.say(f"loading {settings.model}")
         loaded = Background(LOADING, settings.open).result()
         service = open_service(

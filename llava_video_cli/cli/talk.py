@@ -34,7 +34,7 @@ class Talk:
         self._settings, self._output, self._progress = settings, output, progress
         for line in settings.notes if not output.quiet else ():
             console.note(line)
-        self._opening = Opening(settings, output)
+        self._opening = Opening(settings, output, progress)
         pictures = [self._shelf.picture(path) for path in session.paths]
         self._opening.begin([self.request_with(session, unread_media(session.paths, pictures, session.sampling))])
         self._mixed = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ModelError
@@ -48,6 +49,13 @@ def local_folder(model: str) -> Path | None:
         reason = "is a file, not a checkpoint folder" if folder.exists() else "doesn't exist"
         raise ModelError(f"the model folder {model} {reason}", DEMO_HINT)
     return folder
+
+
+def cached_folder(model: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a hub id's checkpoint if the cache has the whole of it; the hub isn't asked."""
+    with suppress(ModelError), explained(model, revision):
+        return cached(model, resolve(model, revision, offline=True).name)
+    return None
 
 
 def revision_of(folder: Path) -> str | None:
