@@ -14,6 +14,7 @@ from ..conversation import Budget, Generation
 from ..errors import UsageError
 from ..messages import Conversation
 from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, Send, open_model
+from ..models.random_weights import PREFIX
 from ..preset import Preset, load_preset
 from ..sampling import Mode, Sampling, parse_time
 
@@ -324,7 +325,9 @@ class Settings:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about where the answers come from."""
-        return self.remote.notes if self.remote is not None else ()
+        if self.remote is not None:
+            return self.remote.notes
+        return ("random weights: the answers are noise",) if self.model.startswith(PREFIX) else ()
 
     def open(self) -> Model:
         """Return the checkpoint, loaded, which takes its time; or what a server has."""
