@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import packages
-from .errors import ModelError
-from .machine import Accelerators, Card, Memory
-from .models import Loading
+from .errors import LlvidError, ModelError
+from .machine import Accelerators, Memory
+from .models import Loading, precision
 from .models.adaptation import adapted, can_scale, factor_for
 from .models.checkpoint import Checkpoint, describe, read_config
+from .models.devices import Device
 from .models.fetch import cached, resolve
 from .models.hub import ROOM_HINT, explained
-from .models.needs import Need, need
+from .models.needs import Need
 from .models.parameters import Quantized
+from .models.precision import stored_quantization
 from .models.random_weights import random_folder
 from .models.source import local_folder, locate
 
@@ -29,7 +32,6 @@ _PUBLISHED = {
 _QUESTION_TOKENS = 100  # of a short question with what the chat template puts around it
 _FILE_BYTES = 2  # for each parameter in the published files
 _SLOW_PARAMETERS = 10**9
-_CPU_SHARE = 0.8  # of the free memory, which float32 may fill before bfloat16 is taken
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Host:
     memory: Memory | None
     accelerators: Accelerators | None
     disk_free_bytes: int | None
+    has_bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,11 @@ def choose(question: Question, host: Host) -> tuple[Choice, list[Problem]]:
     )
     if tokens > checkpoint.context_tokens:
         problems.append(_too_long(checkpoint, tokens, question))
-    device, card = _device(loading.device, host.accelerators or Accelerators())
+    device = _device(loading.device, host)
     if device is None:
         problems.append(Problem(f"there is no device {loading.device} here", "--device auto", True))
         return choice, problems
-    choice, more = _fit(choice, checkpoint, loading, device, card, host)
+    choice, more = _fit(choice, checkpoint, stored_quantization(config), loading, device)
     return choice, problems + more
 
 
@@ -140,76 +143,60 @@ def _folders(question: Question) -> tuple[Path | None, Path | None]:
         return (random_folder(f"random:{size}") if size else None), None
 
 
-def _device(wanted: str, seen: Accelerators) -> tuple[str | None, Card | None]:
-    """Return the device that is taken, and the card that it is; None for one that isn't there."""
-    if wanted == "auto":
-        wanted = "cuda" if seen.cards else "mps" if seen.has_mps else "cpu"
-    if wanted == "cpu" or (wanted == "mps" and seen.has_mps):
-        return wanted, None
-    card = next((card for card in seen.cards if wanted in ("cuda", card.device)), None)
-    return (card.device if card is not None else None), card
+def _device(wanted: str, host: Host) -> Device | None:
+    """Return the device that is taken; None for one that isn't there."""
+    seen = host.accelerators or Accelerators()
+    if wanted in ("auto", "cuda") and seen.cards:
+        cards = sorted(seen.cards, key=lambda card: -card.free_bytes)
+    else:
+        cards = [card for card in seen.cards if card.device == wanted]
+    if cards:
+        numbers = tuple(int(card.device.partition(":")[2]) for card in cards)
+        free = tuple(float(card.free_bytes) for card in cards)
+        return Device("cuda", numbers, free, all(card.has_bfloat16 for card in cards))
+    free_bytes = float(host.memory.free_bytes) if host.memory is not None else float("inf")
+    if wanted in ("auto", "mps") and seen.has_mps:
+        return Device("mps", (0,), (free_bytes,), bfloat16=False)
+    if wanted in ("auto", "cpu"):
+        return Device("cpu", (0,), (free_bytes,), host.has_bfloat16)
+    return None
 
 
 def _fit(
-    choice: Choice, checkpoint: Checkpoint, loading: Loading, device: str, card: Card | None, host: Host
+    choice: Choice, checkpoint: Checkpoint, stored: Quantized | None, loading: Loading, device: Device
 ) -> tuple[Choice, list[Problem]]:
     """Settle precision and attention, and hold what is needed against what is free."""
-    room = card.free_bytes if card is not None else host.memory.free_bytes if host.memory is not None else None
     problems = []
-    quantize = loading.quantize
-    if quantize != "none" and not packages.is_installed("bitsandbytes"):
-        problems.append(Problem(f"--quantize {quantize} needs bitsandbytes", "pip install bitsandbytes", True))
-    if quantize != "none" and device == "mps":
-        problems.append(Problem("bitsandbytes can't quantize on mps", "--quantize none, or --device cpu", True))
-    dtype = _dtype(loading.dtype, checkpoint, device, card, room)
-    if loading.attention == "flash_attention_2" and (
-        card is None or dtype == "float32" or not packages.is_installed("flash-attn")
-    ):
-        problems.append(
-            Problem("flash_attention_2 needs the package flash-attn, a card, and 16 bits", "--attention auto", True)
+    if (stored or loading.quantize) in ("8bit", "4bit") and not packages.is_installed("bitsandbytes"):
+        problems.append(Problem("quantized weights need bitsandbytes", "pip install bitsandbytes", True))
+    choice = replace(choice, device=device.name)
+    try:
+        found = precision.choose(
+            choice.model, checkpoint, device, loading.quantize, loading.dtype, choice.frames, stored, choice.tokens
         )
-    tokens = choice.tokens or 0
-    needed = need(checkpoint, quantize, dtype, tokens)
+    except LlvidError as error:
+        return choice, [*problems, Problem(str(error), error.hint, True)]
+    if found.note is not None:
+        problems.append(Problem(found.note, None))
+    attention: str = loading.attention if loading.attention != "auto" else "sdpa"
+    if device.kind == "cuda" and found.dtype != "float32" and packages.is_installed("flash-attn"):
+        attention = loading.attention if loading.attention != "auto" else "flash_attention_2"
+    elif attention == "flash_attention_2":
+        text = "flash_attention_2 needs the package flash-attn, a CUDA device, and 16 bits"
+        problems.append(Problem(text, "--attention auto", True))
+    free = sum(found.device.free_bytes)
     choice = replace(
         choice,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        attention="sdpa" if loading.attention == "auto" else loading.attention,
-        need=needed,
-        room_bytes=room,
+        device=", ".join(f"cuda:{number}" for number in found.device.numbers) if found.is_shared else device.name,
+        dtype=found.dtype,
+        quantize=found.quantize,
+        attention=attention,
+        need=found.need,
+        room_bytes=int(free) if math.isfinite(free) else None,
     )
-    if room is not None and needed.total_bytes > room:
-        where = f"on {device}" if card is not None else "of memory"
-        text = f"{choice.model} needs about {_gb(needed.total_bytes)} {where}, {_gb(room)} are free"
-        problems.append(Problem(text, _smaller(checkpoint, quantize, dtype, tokens, room), True))
-    elif device == "cpu" and checkpoint.parameters.total > _SLOW_PARAMETERS:
+    if device.kind == "cpu" and checkpoint.parameters.total > _SLOW_PARAMETERS:
         problems.append(Problem("it runs on the CPU: an answer takes minutes", "fewer frames take less: --frames 8"))
     return choice, problems
-
-
-def _dtype(wanted: str, checkpoint: Checkpoint, device: str, card: Card | None, room: int | None) -> str:
-    """Return the precision that loading would take."""
-    if wanted != "auto":
-        return wanted
-    if card is not None:
-        return "bfloat16" if card.has_bfloat16 else "float16"
-    if device == "mps":
-        return "float16"
-    wide = 2 * _FILE_BYTES * checkpoint.parameters.total
-    return "float32" if room is None or wide < _CPU_SHARE * room else "bfloat16"
-
-
-def _smaller(checkpoint: Checkpoint, quantize: Quantized, dtype: str, tokens: int, room: int) -> str:
-    """Return what would fit."""
-    narrower: tuple[Quantized, ...] = ("8bit", "4bit") if quantize == "none" else ("4bit",)
-    for each in narrower:
-        for precision in (dtype, "bfloat16") if dtype == "float32" else (dtype,):
-            if need(checkpoint, each, precision, tokens).total_bytes <= room:
-                extra = f" --dtype {precision}" if precision != dtype else ""
-                return f"--quantize {each}{extra}"
-    least = need(checkpoint, "4bit", dtype, tokens).total_bytes
-    return f"a machine with more memory: in 4 bits it needs about {_gb(least)}"
 
 
 def _too_long(checkpoint: Checkpoint, tokens: int, question: Question) -> Problem:
@@ -221,7 +208,3 @@ def _too_long(checkpoint: Checkpoint, tokens: int, question: Question) -> Proble
         f"--frames {frames}{more}",
         True,
     )
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

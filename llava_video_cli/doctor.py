@@ -69,7 +69,8 @@ def examine(question: Question, *, imports: bool = False) -> Report:
         Problem(f"PyAV can't decode {name} here", _PYAV) for name, is_there in report.codecs.items() if not is_there
     ]
     _look_at_cache(report)
-    host = Host(report.memory, report.accelerators, report.cache_free_bytes)
+    has_bfloat16 = report.processor is not None and report.processor.has_bfloat16
+    host = Host(report.memory, report.accelerators, report.cache_free_bytes, has_bfloat16)
     chosen = _try(report, f"examining {question.model}", lambda: choose(question, host), stops=True)
     if chosen is not None:
         report.model = chosen[0]

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def memory() -> Memory:
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit is not None and limit < total:
-        total, free = limit, min(free, limit - (used or 0))
+        total, free = limit, min(free, max(0, limit - (used or 0) + _cached_bytes()))
     return Memory(total, free)
 
 
@@ -110,12 +111,21 @@ def accelerators() -> Accelerators:
 
     Raises OSError with the reason if torch can't be asked.
     """
-    has_nvidia = any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
-    if not has_nvidia and sys.platform != "darwin" and not Path("/dev/kfd").exists():
+    has_nvidia = _has_nvidia()
+    if not may_have_accelerator():
         return Accelerators()
     told = _ask_python(_ASK_TORCH)
     cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(told["cards"]))
     return Accelerators(cards, bool(told["mps"]), has_nvidia, told["built"])
+
+
+def may_have_accelerator() -> bool:
+    """Whether there may be a device that torch can use beside the CPU."""
+    return _has_nvidia() or sys.platform != "linux" or Path("/dev/kfd").exists()
+
+
+def _has_nvidia() -> bool:
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
 
 
 def check_import(module: str) -> None:
@@ -141,6 +151,14 @@ def _ask_python(program: str) -> dict[str, Any]:
         raise OSError(lines[-1])
     values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return values
+
+
+def _cached_bytes() -> int:
+    """Return what of a container's memory holds files that were read: it gives way."""
+    with suppress(OSError, ValueError):
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return 0
 
 
 def _number(path: Path) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
-from .models.loading import Quantize
+from .models.precision import Quantize
 from .sampling import Sampling
 from .subtitles import Count, Heard, Subtitles, with_lines
 from .timestamps import with_times
@@ -27,7 +27,7 @@ class Preset:
     name: str
     about: str
     model: str = "llava-hf/LLaVA-NeXT-Video-7B-hf"
-    quantize: Quantize = "none"
+    quantize: Quantize = "auto"
     prompt: str = "Describe the video."
     system: str | None = None
     timestamps: bool = False

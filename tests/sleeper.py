@@ -55,6 +55,10 @@ class Sleeper:
     def budget(self, request: Request) -> Budget:
         return Budget(1, request.generation.max_new_tokens, 4096)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def fits(self, _: Request) -> int:
         return 1000
 

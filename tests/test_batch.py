@@ -56,6 +56,10 @@ class Echo:
     def budget(self, request: Request) -> Budget:
         return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, 4096)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def fits(self, request: Request) -> int:
         assert request.turns
         return self.room

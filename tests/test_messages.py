@@ -91,7 +91,7 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
         ("- {role: user, content: [3]}", "a part of a message"),
         ("- {role: user}", "'role' and 'content'"),
         ("model: 3\nmessages: [{role: user, content: x}]", "'model' must be text"),
-        ("quantize: 3bit\nmessages: [{role: user, content: x}]", "one of none, 8bit, 4bit"),
+        ("quantize: 3bit\nmessages: [{role: user, content: x}]", "one of auto, none, 8bit, 4bit"),
         ("sampling: {frame: 3}\nmessages: [{role: user, content: x}]", "no key 'frame'"),
         ("sampling: {frames: 0}\nmessages: [{role: user, content: x}]", "from 1 to"),
         ("generation: {temperature: -1}\nmessages: [{role: user, content: x}]", "0 or more"),

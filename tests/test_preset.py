@@ -75,7 +75,7 @@ def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
         ("about: x\nsampling:\n  frames: true\n", "frames must be a whole number, got True", None),
         ("about: x\nsampling:\n  frames: 0\n", "from 1 to", None),
         ("about: x\nsampling:\n  mode: unifrom\n", "must be one of uniform", "did you mean 'uniform'?"),
-        ("about: x\nquantize: 4bits\n", "quantize must be one of none, 8bit, 4bit", "did you mean '4bit'?"),
+        ("about: x\nquantize: 4bits\n", "quantize must be one of auto, none, 8bit, 4bit", "did you mean '4bit'?"),
         ("about: x\nsampling: 8\n", "sampling must hold keys and values, got int", None),
         ("model: y\n", "'about' is missing", "one line that says what it is for"),
         ("- a\n", "must hold keys and values, got list", None),

@@ -128,7 +128,7 @@ def caption(
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
     asked = weights_asked(model)
-    asked |= {"quantize": settings.preset.quantize} if settings.preset.quantize != "none" else {}
+    asked |= {"quantize": settings.preset.quantize} if settings.preset.quantize in ("8bit", "4bit") else {}
     is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
     subtitles = read_speech(speech, paths if is_file else ())
     task = Task(settings.preset, every, tuple(sorted(asked.items())), settings.drawn_seed, subtitles)

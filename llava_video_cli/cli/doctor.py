@@ -26,7 +26,7 @@ Examples:
     llvid doctor -m llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --frames 24
 """
 _ABOUT = (
-    "Tell what this machine has, what a model needs of it and would get, and what to do about each problem. "
+    "Tell what this machine has, what a model needs, and what to do about each problem. "
     "No weights are read and no network is asked. The exit code is 1 if the model can't run here."
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Opening:
         if settings.remote is None:  # what a server's model takes, the server says
             self._known = outline(settings.model, settings.loading, settings.revision)
         self._loading: Background[Model] | None = None
+        self._told = False
 
     @property
     def has_begun(self) -> bool:
@@ -74,13 +75,22 @@ class Opening:
         """Wait for the model."""
         self.insist()
         assert self._loading is not None, "insist has begun it"
-        return self._loading.result()
+        model = self._loading.result()
+        for line in self._unsaid(model):
+            console.note(line)
+        return model
 
     @property
     def outline(self) -> Outline:
         """What is known of a model before it is loaded here."""
         assert self._known is not None, "nothing has to be found out of a server's model"
         return self._known
+
+    def _unsaid(self, model: Model) -> Iterator[str]:
+        """Yield what a user should know about how the model was loaded, once; a server's notes are told before."""
+        if self._settings.remote is None and not self._output.quiet and not self._told:
+            self._told = True
+            yield from model.notes
 
     def _stretch(self, requests: Sequence[Request]) -> None:
         before = self.outline.checkpoint.rope_factor

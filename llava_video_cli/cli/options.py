@@ -50,8 +50,12 @@ class ModelFlags:
     ] = None
     quantize: Annotated[
         Quantize | None,
-        _option("--quantize", panel=_MODEL, help="Language model in 8 or 4 bits (bitsandbytes) [default: none]."),
-    ] = None
+        _option(
+            "--quantize",
+            panel=_MODEL,
+            help="Language model in 8 or 4 bits (bitsandbytes) [default: auto, the widest that fits].",
+        ),
+    ] = None  # fmt: skip
     dtype: Annotated[
         DType | None, _option("--dtype", panel=_MODEL, help="Precision of the weights [default: auto].")
     ] = None
@@ -405,6 +409,7 @@ def settle(
     check_text(preset.system or "", "the system text")
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
+        frames=preset.sampling.frames if preset.sampling.fps is None else None,
         prefix_reuse=not model.no_prefix_reuse,
         **_given(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
     )

@@ -120,6 +120,8 @@ def serve(
         prefetch(settings, output, progress)
         progress.say(f"loading {settings.model}")
         loaded = Background(LOADING, settings.open).result()
+        for line in loaded.notes if not output.quiet else ():
+            console.note(line)
         service = open_service(
             loaded,
             settings.preset,

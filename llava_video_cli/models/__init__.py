@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..conversation import Answer, Budget, Chunk, Request
 from ..video import Resize
-from .adaptation import PoolMode, adapted
-from .checkpoint import read_config
-from .loading import Attention, DType, Loading, Quantize
+from .adaptation import PoolMode
+from .attention import Attention
+from .loading import Loading, foresee
+from .precision import DType, Quantize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,10 @@ class Model(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """What was decided while loading, as JSON values: enough to load it the same way again."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about it, in lines: a precision that was chosen for lack of memory, say."""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""
@@ -62,14 +67,14 @@ class Model(Protocol):
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
     """Return the model of a name: `demo`, `random:SIZE`, a checkpoint's folder, or a hub id.
 
-    Raises `UsageError` or `ModelError`; the checkpoint's kind, and whether its
-    config can be changed as `loading` wants, are checked before anything heavy is imported.
+    Raises `UsageError` or `ModelError`. The checkpoint's kind, whether its config can be changed as `loading` wants,
+    and whether it fits the memory, where no GPU has to be asked, are checked before anything heavy is imported.
     """
     from .source import locate
 
     loading = loading or Loading()
     folder = locate(model, revision)
-    adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)  # raises early
+    foresee(model, folder, loading)
 
     from .llava import LlavaVideo
 
@@ -89,7 +94,7 @@ def open_resize(model: str, revision: str | None = None) -> Resize:
 
     from transformers import LlavaNextVideoConfig
 
-    from .loading import load_processor
+    from .processor import load_processor
     from .vision import shrunk
 
     config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)

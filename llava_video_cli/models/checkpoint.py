@@ -27,7 +27,8 @@ class Checkpoint:
     """The facts of one LLaVA-NeXT-Video checkpoint that prompts and budgets need.
 
     `position_count` is `max_position_embeddings`; `rope_factor` that of linear RoPE scaling, or 1. Sizes are in
-    pixels, `head_width` in elements. `grids` has the (height, width) that a picture's tiles may fill together.
+    pixels, `head_width` in elements; `widths` are those of the language model's layers and of their MLPs,
+    `vision_widths` the vision tower's. `grids` has the (height, width) that a picture's tiles may fill together.
     """
 
     family: Family
@@ -45,6 +46,8 @@ class Checkpoint:
     layers: int
     kv_heads: int
     head_width: int
+    widths: tuple[int, int]
+    vision_widths: tuple[int, int]
     parameters: Parameters
 
     @property
@@ -155,6 +158,8 @@ def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -
         layers=text["num_hidden_layers"],
         kv_heads=text["num_key_value_heads"],
         head_width=text["head_dim"],
+        widths=(text["hidden_size"], text["intermediate_size"]),
+        vision_widths=(vision["hidden_size"], vision["intermediate_size"]),
         parameters=count(text, vision, config),
     )
     if not found.frame_tokens:

@@ -63,7 +63,12 @@ class LlavaVideo:
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
         """Load a checkpoint's folder; raises `ModelError` or `UsageError`."""
-        return cls(name, load(folder, loading), revision_of(folder), loading.prefix_reuse)
+        return cls(name, load(folder, loading, name), revision_of(folder), loading.prefix_reuse)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about how it was loaded."""
+        return self._loaded.notes
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,9 +77,9 @@ class LlavaVideo:
         return {
             "model": self.name,
             "revision": self._revision,
-            "device": loaded.device,
-            "dtype": loaded.dtype,
-            "quantize": loaded.quantize,
+            "device": loaded.choice.device.name,
+            "dtype": loaded.choice.dtype,
+            "quantize": loaded.choice.quantize,
             "attention": loaded.attention,
             "rope_factor": loaded.checkpoint.rope_factor,
             "pool_stride": loaded.checkpoint.pool_stride,

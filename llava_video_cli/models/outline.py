@@ -17,7 +17,7 @@ from .anyres import picture_tokens
 from .checkpoint import Checkpoint, describe, read_config
 from .fetch import resolve
 from .hub import explained
-from .loading import Loading
+from .loading import Loading, foresee
 from .prompt import IMAGE, VIDEO, ChatTemplate, render
 from .random_weights import has_random_weights
 from .source import DEMO, local_folder
@@ -137,6 +137,7 @@ def outline(model: str, loading: Loading, revision: str | None = None) -> Outlin
     """
     folder = local_folder(model) or _from_hub(model, revision)
     config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
+    foresee(model, folder, loading)
     return Outline(model, describe(config), DEMO if has_random_weights(folder) else folder)
 
 

@@ -1,0 +1,65 @@
+"""The checkpoint's processor, mended: how frames and pictures become tensors, and the tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from .random_weights import has_random_weights
+from .source import DEMO
+
+
+def load_processor(folder: Path, config: Any) -> Any:
+    """Return the checkpoint's processor, with what old or incomplete copies lack filled in from the config.
+
+    Without its preprocessor files a copy would get the class defaults, 224 pixels and 64 tokens a frame: the
+    vision tower's own `image_size` is used. Raises `ModelError` if there is no tokenizer.
+    """
+    from transformers import LlavaNextVideoProcessor
+
+    folder = DEMO if has_random_weights(folder) else folder
+    try:
+        processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - what a missing file raises differs by version: RecursionError in 5.23
+        processor = _processor_from_parts(folder, config)
+    size = config.vision_config.image_size
+    for part in (processor.image_processor, processor.video_processor):
+        if _side(part) != size:
+            part.size, part.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
+    processor.image_processor.image_grid_pinpoints = config.image_grid_pinpoints
+    processor.patch_size = config.vision_config.patch_size
+    processor.vision_feature_select_strategy = (
+        processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+    )
+    processor.num_additional_image_tokens = processor.num_additional_image_tokens or 1  # CLIP's class token
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _processor_from_parts(folder: Path, config: Any) -> Any:
+    """Build a processor around the tokenizer alone, with the vision tower's sizes."""
+    from transformers import AutoTokenizer, LlavaNextVideoProcessor
+    from transformers.models.llava_next import LlavaNextImageProcessor
+    from transformers.models.llava_next_video import LlavaNextVideoVideoProcessor
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {_first_line(error)}") from error
+    size = config.vision_config.image_size
+    sizes: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**sizes), LlavaNextImageProcessor(**sizes), tokenizer)
+
+
+def _side(part: Any) -> int | None:
+    """The side of the square that a part of the processor crops to, in pixels."""
+    crop = part.crop_size
+    return crop["height"] if crop and crop["height"] == crop["width"] else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
