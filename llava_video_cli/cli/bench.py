@@ -36,7 +36,7 @@ Examples:
     llvid bench --random-weights 7B --quick
 """
 _ABOUT = (
-    "Measure this machine: reading frames, loading, time to first token, tokens/s, videos/s, memory. "
+    "Measure this machine: decoding, loading, tokens/s, videos/s, memory. "
     "The table goes to stderr; the last line of stdout is one JSON document."
 )
 
