@@ -158,3 +158,22 @@ def test_a_cache_grows_in_place_and_makes_room_where_there_is_none() -> None:
     assert torch.equal(grown[:, :, :6], keys) and cache.layers[0].room[0].shape[2] == 20
     cache.update(torch.zeros(1, 2, 30, 4), torch.zeros(1, 2, 30, 4), 0)
     assert cache.get_seq_length() == 39
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CUDA graph is captured")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_cuda_graph_gives_the_same_answers(name: str, layouts: dict[str, Path]) -> None:
+    def refuse(_: object) -> Any:
+        raise RuntimeError("not to be captured")
+
+    folder = checkpoint(name, layouts)
+    captured, plain = opened(folder, dtype="float32"), opened(folder, refuse, dtype="float32")
+    long = [asked(text, medium, max_new_tokens=60) for text in ("What happens?", "Why?") for medium in (VIDEO, OTHER)]
+    for request in (*long, *MIXED):
+        assert join(captured.stream(request)).text == join(plain.stream(request)).text
+    for _ in range(2):
+        answers = zip(captured.answer_all([*long, *MIXED]), plain.answer_all([*long, *MIXED]), strict=True)
+        assert all(mine.text == theirs.text for mine, theirs in answers)
+    assert captured._decoder.capture is not None, "capturing failed"
+    assert name == "demo" or captured._spare.captured is not None
+    assert plain._decoder.capture is None
