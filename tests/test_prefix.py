@@ -77,7 +77,7 @@ def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> N
 def test_the_switch_turns_it_off(layouts: dict[str, Path]) -> None:
     model = opened(layouts, reuse=False)
     assert [ask(model, "Why?", VIDEO)[1] for _ in range(2)] == [0, 0]
-    assert model._prefix._held is None
+    assert model._assembly.prefix._held is None
 
 
 def test_a_reader_that_leaves_leaves_a_cache_that_fits_its_tokens(layouts: dict[str, Path]) -> None:
@@ -101,16 +101,16 @@ def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path], monkeypatch:
         patch.setattr(Run, "_generate", fail)
         with pytest.raises(OutOfMemoryError):
             ask(model, "Why?", VIDEO)
-    assert model._prefix._held is None
+    assert model._assembly.prefix._held is None
     assert ask(model, "Why?", VIDEO)[1] == 0
 
 
 def test_a_batch_gets_the_memory_back(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
     ask(model, "What moves?", VIDEO)
-    assert model._prefix._held is not None
+    assert model._assembly.prefix._held is not None
     model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
-    assert model._prefix._held is None
+    assert model._assembly.prefix._held is None
 
 
 @pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])

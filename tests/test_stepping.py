@@ -175,5 +175,5 @@ def test_a_cuda_graph_gives_the_same_answers(name: str, layouts: dict[str, Path]
         answers = zip(captured.answer_all([*long, *MIXED]), plain.answer_all([*long, *MIXED]), strict=True)
         assert all(mine.text == theirs.text for mine, theirs in answers)
     assert captured._decoder.capture is not None, "capturing failed"
-    assert name == "demo" or captured._spare.captured is not None
+    assert name == "demo" or captured._assembly.spare.captured is not None
     assert plain._decoder.capture is None

@@ -47,6 +47,7 @@ class Decoder:
     def __init__(self, model: Any, capture: Capture | None = None) -> None:
         self.model, self.step = model, choose_step(model)
         device = model.get_input_embeddings().weight.device
+        self.device = device
         self.is_ahead = device.type == "cuda"  # its steps are asked for before the last one's token is seen
         self.capture = None
         if isinstance(self.step, LayerStep) and self.step.is_static:

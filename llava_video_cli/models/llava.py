@@ -11,17 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ModelError, OutOfMemoryError
 from . import memory
+from .assembly import Assembly
 from .capture import Capture
 from .choosing import Choice
-from .decoder import Decoder, Rows
+from .decoder import Decoder
 from .generation import Run, stop_ids
 from .loading import Loaded, Loading, load
-from .prefix import Prefix, Prompt, Span, heads
+from .prefix import Prompt, Span
 from .prompt import IMAGE, VIDEO, render
 from .refusal import refusal
 from .source import revision_of
@@ -57,8 +56,7 @@ class LlavaVideo:
         self._device = self._model.get_input_embeddings().weight.device
         self._busy = threading.Lock()
         self._decoder = Decoder(self._model, capture)
-        self._prefix, self._prefix_reuse = Prefix(), prefix_reuse
-        self._spare: Any = None
+        self._assembly = Assembly(self._decoder, self._vision, self._tokenizer.pad_token_id, prefix_reuse)
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
@@ -146,10 +144,7 @@ class LlavaVideo:
             memory.reset_peak(self._device)
             prompts = [self._prompt(request) for request in requests]
             limits = [request.generation.max_new_tokens for request in requests]
-            if len(prompts) == 1:
-                rows, cached = self._alone(prompts[0], limits[0], same_media)
-            else:
-                rows, cached = self._batch(prompts, max(limits))
+            rows, cached = self._assembly.rows(prompts, max(limits), same_media)
             choice = Choice(requests[0].generation, self._model.generation_config, self._stop_ids, rows.ids, rows.mask)
             texts = [StoppedPieces(self._decode, request.stop) for request in requests]
             run = Run(self._decoder, rows, limits, self._stop_ids, choice, _ended_or(gone, texts))
@@ -184,18 +179,10 @@ class LlavaVideo:
                             yield last
                             last = None
             finally:
-                self._keep(run, prompts)
+                if run.cache is not None:
+                    self._assembly.keep(run.cache, prompts, run.new_ids)
         if last:
             yield last  # behind the lock: a reader that stops here must not keep others out
-
-    def _keep(self, run: Run, prompts: Sequence[Prompt]) -> None:
-        """Hold a run's cache, if it ended, for a prompt that begins the same way, or for its captured step."""
-        if run.cache is None:
-            return
-        if len(prompts) == 1 and self._prefix_reuse:
-            self._prefix.keep(prompts[0], run.new_ids[0], run.cache)
-        elif getattr(run.cache, "captured", None) is not None:
-            self._spare = run.cache
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
@@ -209,72 +196,13 @@ class LlavaVideo:
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
-        held = self._prefix.held_bytes + getattr(self._spare, "room_bytes", 0)  # given back for a batch
-        free = memory.free_bytes(self._device) + held
+        free = memory.free_bytes(self._device) + self._assembly.held_bytes  # which a batch gets back
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
         return max(1, int(min(free / memory.answer_bytes(self._model, tokens), most)))
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
         return self._vision.shrink(image)
-
-    def _alone(self, prompt: Prompt, most_new: int, same_media: bool) -> tuple[Rows, list[int]]:
-        """Return the row of a single prompt, which goes on from the last one's cache where it may."""
-        room = len(prompt.ids) + most_new
-        least = prompt.media_end if same_media else 1
-        spare, self._spare = self._spare, None
-        cache, cached = self._prefix.take(prompt, lambda held: self._decoder.cache(1, room, held or spare), least)
-        self._decoder.reserve(cache, room)
-        return self._rows([prompt], cache, cached), [cached]
-
-    def _batch(self, prompts: Sequence[Prompt], most_new: int) -> tuple[Rows, list[int]]:
-        """Return the rows of a batch, and how many tokens of each prompt are computed for another one.
-
-        What several prompts begin with, up to their last medium, is computed once.
-        """
-        self._prefix.drop()
-        spare, self._spare = self._spare, None
-        first = heads(prompts)
-        shared = sorted(set(first))
-        if not self._prefix_reuse or len(shared) == len(prompts) or not all(prompt.media_end for prompt in prompts):
-            room = max(len(prompt.ids) for prompt in prompts) + most_new
-            return self._rows(prompts, self._decoder.cache(len(prompts), room, spare)), [0] * len(prompts)
-        beginnings = [Prompt(prompts[n].ids[: prompts[n].media_end], prompts[n].spans) for n in shared]
-        longest = max(len(prompt.ids) for prompt in beginnings)
-        beginning = self._rows(beginnings, self._decoder.cache(len(shared), longest))
-        self._decoder.prefill(beginning)
-        places = torch.tensor([shared.index(n) for n in first], device=self._device)
-        rests = [Prompt(prompt.ids[prompt.media_end :]) for prompt in prompts]
-        room = longest + max(len(prompt.ids) for prompt in rests) + most_new
-        cache = self._decoder.select(beginning.cache, places, room, spare)
-        ends = self._rows(rests, cache)
-        ids = torch.cat([beginning.ids[places], ends.ids], dim=1)
-        mask = torch.cat([beginning.mask[places], ends.mask], dim=1)
-        cached = [0 if n == number else prompts[n].media_end for number, n in enumerate(first)]
-        return Rows(ids, mask, ends.embeddings, cache, beginning.is_padded or ends.is_padded), cached
-
-    @torch.inference_mode()
-    def _rows(self, prompts: Sequence[Prompt], cache: Any, cached: int = 0) -> Rows:
-        """Return prompts padded on the left, with the features of their media in their places.
-
-        The cache holds the first `cached` tokens of each prompt: nothing of them is encoded.
-        """
-        spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
-        features = iter(self._vision.encode(span.medium for row in spans for span in row))
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.full((len(prompts), longest), self._tokenizer.pad_token_id, device=self._device)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            here = slice(longest - len(prompt.ids), None)
-            ids[row, here], mask[row, here] = torch.tensor(prompt.ids, device=self._device), 1
-        embeddings = self._model.get_input_embeddings()(ids[:, cached:])
-        for row, prompt in enumerate(prompts):
-            shift = longest - len(prompt.ids) - cached
-            for span in spans[row]:
-                begin = max(span.start, cached)
-                embeddings[row, begin + shift : span.stop + shift] = next(features)[begin - span.start :].to(embeddings)
-        is_padded = any(len(prompt.ids) < longest for prompt in prompts)
-        return Rows(ids, mask, embeddings, cache, is_padded)
 
     def _prompt(self, request: Request) -> Prompt:
         """Return a request's prompt, checked against the context before anything is encoded."""

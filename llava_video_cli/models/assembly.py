@@ -1,0 +1,103 @@
+"""Prompts to the rows of a batch, on caches that hold what of them is computed already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .decoder import Decoder, Rows
+from .prefix import Prefix, Prompt, heads
+from .vision import Vision
+
+
+class Assembly:
+    """Puts prompts side by side, and keeps a cache for the next ones. Not for several threads at a time.
+
+    `prefix` holds the last single prompt's cache, `spare` one whose captured step the next batch may use.
+    """
+
+    def __init__(self, decoder: Decoder, vision: Vision, pad_id: int, prefix_reuse: bool) -> None:
+        self._decoder, self._vision, self._pad_id = decoder, vision, pad_id
+        self.prefix, self._prefix_reuse = Prefix(), prefix_reuse
+        self.spare: Any = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the caches take that are held for later."""
+        return self.prefix.held_bytes + getattr(self.spare, "room_bytes", 0)
+
+    def rows(self, prompts: Sequence[Prompt], most_new: int, same_media: bool) -> tuple[Rows, list[int]]:
+        """Return the rows of prompts that get at most so many new tokens, and how many tokens of each are not computed.
+
+        With `same_media`, the last prompt serves a single one only if all media are the same.
+        """
+        if len(prompts) == 1:
+            return self._alone(prompts[0], most_new, same_media)
+        return self._batch(prompts, most_new)
+
+    def keep(self, cache: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> None:
+        """Hold the cache of prompts that were answered, for one that begins the same way, or for its captured step."""
+        if len(prompts) == 1 and self._prefix_reuse:
+            self.prefix.keep(prompts[0], answers[0], cache)
+        elif getattr(cache, "captured", None) is not None:
+            self.spare = cache
+
+    def _alone(self, prompt: Prompt, most_new: int, same_media: bool) -> tuple[Rows, list[int]]:
+        """Return the row of a single prompt, which goes on from the last one's cache where it may."""
+        room = len(prompt.ids) + most_new
+        least = prompt.media_end if same_media else 1
+        spare, self.spare = self.spare, None
+        cache, cached = self.prefix.take(prompt, lambda held: self._decoder.cache(1, room, held or spare), least)
+        self._decoder.reserve(cache, room)
+        return self._fill([prompt], cache, cached), [cached]
+
+    def _batch(self, prompts: Sequence[Prompt], most_new: int) -> tuple[Rows, list[int]]:
+        """Return the rows of a batch, and how many tokens of each prompt are computed for another one.
+
+        What several prompts begin with, up to their last medium, is computed once.
+        """
+        self.prefix.drop()
+        spare, self.spare = self.spare, None
+        first = heads(prompts)
+        shared = sorted(set(first))
+        if not self._prefix_reuse or len(shared) == len(prompts) or not all(prompt.media_end for prompt in prompts):
+            room = max(len(prompt.ids) for prompt in prompts) + most_new
+            return self._fill(prompts, self._decoder.cache(len(prompts), room, spare)), [0] * len(prompts)
+        beginnings = [Prompt(prompts[n].ids[: prompts[n].media_end], prompts[n].spans) for n in shared]
+        longest = max(len(prompt.ids) for prompt in beginnings)
+        beginning = self._fill(beginnings, self._decoder.cache(len(shared), longest))
+        self._decoder.prefill(beginning)
+        places = torch.tensor([shared.index(n) for n in first], device=self._decoder.device)
+        rests = [Prompt(prompt.ids[prompt.media_end :]) for prompt in prompts]
+        room = longest + max(len(prompt.ids) for prompt in rests) + most_new
+        cache = self._decoder.select(beginning.cache, places, room, spare)
+        ends = self._fill(rests, cache)
+        ids = torch.cat([beginning.ids[places], ends.ids], dim=1)
+        mask = torch.cat([beginning.mask[places], ends.mask], dim=1)
+        cached = [0 if n == number else prompts[n].media_end for number, n in enumerate(first)]
+        return Rows(ids, mask, ends.embeddings, cache, beginning.is_padded or ends.is_padded), cached
+
+    @torch.inference_mode()
+    def _fill(self, prompts: Sequence[Prompt], cache: Any, cached: int = 0) -> Rows:
+        """Return prompts padded on the left, with the features of their media in their places.
+
+        The cache holds the first `cached` tokens of each prompt: nothing of them is encoded.
+        """
+        spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
+        features = iter(self._vision.encode(span.medium for row in spans for span in row))
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self._pad_id, device=self._decoder.device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            here = slice(longest - len(prompt.ids), None)
+            ids[row, here], mask[row, here] = torch.tensor(prompt.ids, device=self._decoder.device), 1
+        embeddings = self._decoder.model.get_input_embeddings()(ids[:, cached:])
+        for row, prompt in enumerate(prompts):
+            shift = longest - len(prompt.ids) - cached
+            for span in spans[row]:
+                begin = max(span.start, cached)
+                embeddings[row, begin + shift : span.stop + shift] = next(features)[begin - span.start :].to(embeddings)
+        is_padded = any(len(prompt.ids) < longest for prompt in prompts)
+        return Rows(ids, mask, embeddings, cache, is_padded)
