@@ -89,6 +89,11 @@ class Reading:
         """The codec's usual name."""
         return self._source.stream.codec_context.codec.canonical_name
 
+    def choice(self, sampling: Sampling) -> Choice:
+        """Return what the sampling takes, as far as the packets tell: frames that are damaged turn up later."""
+        self._choose(sampling)
+        return self._choice
+
     def shots(self, sampling: Sampling, *, hold_all: bool) -> Generator[Shot, None, None]:
         """Return the pictures that the sampling takes; with `hold_all` they may all lie in memory together."""
         self._shots = self._taken_by(sampling, hold_all)

@@ -153,6 +153,28 @@ def read_frames(
         return _taken(os.fspath(path), reading, sampling or Sampling(), resize)
 
 
+def announced_frames(
+    path: str | os.PathLike[str], sampling: Sampling | None = None, *, limits: Limits | None = None
+) -> Frames:
+    """Return the frames that `read_frames` would, with their times, but all black and of one pixel: none is decoded.
+
+    Where some can't be decoded, `read_frames` may return fewer. Raises what it raises for a sampling.
+    """
+    import numpy as np
+
+    from .reading import open_reading
+
+    with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
+        choice = reading.choice(sampling or Sampling())
+        return Frames(
+            images=np.broadcast_to(np.uint8(0), (len(choice.stamps), 1, 1, 3)),
+            times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in choice.stamps),
+            info=_info(os.fspath(path), reading),
+            sampling=sampling or Sampling(),
+            notes=choice.notes,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
     """A video that was surveyed once and cut into windows, each with a sampling of its own."""

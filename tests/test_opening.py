@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 
+from llava_video_cli import Sampling, read_frames
 from llava_video_cli.cli.app import run
+from llava_video_cli.video import announced_frames
 
 # Runs a command line, and fails if anything heavy was imported for it.
 LIGHTLY = """
@@ -81,6 +84,26 @@ def test_what_fits_is_not_refused(
     """A part of a second has fewer frames than are asked for, and so on: the weights are what is missed."""
     assert run(["ask", str(clip), "What happens?", "-m", no_weights, "-n", "32", *flags]) == 1
     assert "has no weights" in capsys.readouterr().err
+
+
+def test_a_chat_says_what_would_make_room_and_goes_on(
+    layouts: dict[str, Path], clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/set frames 2\n/set max_new_tokens 4\nWhy?\n"))
+    assert run(["chat", str(clip), "-m", str(layouts["yi"]), "-n", "32"]) == 0
+    out, err = capsys.readouterr()
+    assert out and "no room: the conversation takes 4,6" in err and ": /set frames 24\n" in err
+
+
+def test_frames_are_announced_as_they_are_read(clip: Path) -> None:
+    for sampling in (
+        Sampling(7), Sampling(200), Sampling(9, start_seconds=2.05, end_seconds=3), Sampling(fps=3.7),
+        Sampling(5, mode="endpoints"), Sampling(5, mode="keyframes"),
+    ):  # fmt: skip
+        announced, there = announced_frames(clip, sampling), read_frames(clip, sampling)
+        assert announced.times_seconds == there.times_seconds and announced.notes == there.notes
+        assert (announced.info, announced.sampling) == (there.info, there.sampling)
+        assert len(announced.images) == len(there.images) and announced.images.max() == 0
 
 
 def test_auto_stretches_the_context_and_says_so(

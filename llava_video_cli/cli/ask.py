@@ -15,9 +15,10 @@ from ..errors import UsageError
 from ..messages import read_conversation
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
+from ..video import announced_frames
 from . import console
 from .media import check, notes, read, read_speech
-from .opening import Opening, unread_media
+from .opening import Opening, stand_ins
 from .options import (
     AnyModelFlags,
     FrameFlags,
@@ -145,15 +146,18 @@ def answer_all(
         say_notes(settings, output)
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
         opening = Opening(settings, output, progress)
-        expected = unread_media(paths, pictures, settings.preset.sampling)
-        opening.begin(settings.preset.request(question, expected) for question in questions)
+        preset = settings.preset
+        expected = stand_ins(paths, pictures, preset.sampling)
+        opening.begin(preset.request(question, expected) for question in questions)
+        if not opening.has_begun:
+            announced = stand_ins(paths, pictures, preset.sampling, announced_frames)
+            opening.insist(preset.request(question, announced) for question in questions)
         contents = [
             read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
         ]
         if not output.quiet:
             for line in notes(contents):
                 console.note(line)
-        opening.insist(settings.preset.request(question, contents) for question in questions)
         progress.say(settings.opening)
         model = opening.result()
         requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)

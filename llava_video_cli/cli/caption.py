@@ -25,7 +25,7 @@ from ..video import read_windows
 from ..wholefile import whole_file
 from . import console
 from .ask import answer_all, collect
-from .foreseen import expected, first, first_window
+from .foreseen import about, expected, first
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
 from .media import check, listed, read_speech
 from .options import (
@@ -299,7 +299,7 @@ def _stream(path: str, task: Task, settings: Settings, output: OutputFlags) -> N
         return
     if check([path]) != [None]:
         raise MediaError(f"{path} is a picture: it has no windows")
-    model, heard = load(settings, output, expected(task, settings), partial(first_window, path, task)), []
+    model, heard = load(settings, output, expected(task, settings), lambda: [about(path, task)]), []
     for start, end, frames in read_windows(path, task.every_seconds, settings.preset.sampling, resize=model.shrink):
         console.write(f"{clock(start)}-{clock(end)}  ")
         with console.progress(output.quiet) as progress:

@@ -83,10 +83,8 @@ def chat(
         this.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
             this.pictures = protocol(os.environ)
+        talk.hurry(session)
         talk.contents(session)
-        if (crowded := talk.crowded(session)) and not output.quiet:
-            console.note(crowded)
-        talk.insist()
         talk.check_model(_FIRST_LOOK_SECONDS)
         if lines.interactive:
             this.say(_welcome(session))

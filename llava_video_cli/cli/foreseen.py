@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ..caption import CaptionJob, Task
+from ..caption import Task
 from ..conversation import Request
 from ..errors import MediaError, UsageError
-from ..limits import Limits
-from ..sampling import longest
-from ..subtitles import Count
+from ..image import is_picture, read_image
+from ..sampling import MAX_FRAMES, longest
 from ..todo import Todo
-from ..video import cut
-from .opening import most_frames, one_pixel, unread
+from ..video import announced_frames, cut
+from .opening import unread
 from .options import Settings
 
 _MOST_TRIED = 20  # videos that can't be read, before somebody else is to find out
@@ -31,21 +31,25 @@ def expected(task: Task, settings: Settings) -> list[Request]:
             )
         return []
     if sampling.fps is not None and every is not None:
-        sampling = replace(sampling, frames=most_frames(sampling.fps, longest(every)), fps=None)
+        most = math.ceil(sampling.fps * longest(every)) + 1
+        sampling = replace(sampling, frames=min(most, MAX_FRAMES), fps=None)
     return [task.preset.request(task.preset.prompt, [unread("", sampling)])]
 
 
-def first(todo: Todo, task: Task, count: Count) -> Iterator[Request]:
+def first(todo: Todo, task: Task) -> Iterator[Request]:
     """Yield the request about the first video that can be read: with as many frames of each, all share its fate."""
     if task.preset.sampling.fps is not None:
         return
-    for found, key in todo.videos[:_MOST_TRIED]:
+    for found, _ in todo.videos[:_MOST_TRIED]:
         with suppress(MediaError):
-            yield next(CaptionJob(found.path, key, task, {}, count).questions(one_pixel, Limits())).request
+            yield about(found.path, task)
             return
 
 
-def first_window(path: str, task: Task, _: Count) -> Iterator[Request]:
-    """Yield the request about a video's first window."""
-    windows = cut(path, task.every_seconds or 0, task.preset.sampling)
-    yield task.preset.request(task.preset.prompt, [windows.read(windows.parts[0], resize=one_pixel)])
+def about(path: str, task: Task) -> Request:
+    """Return the request about a file, or about its first window, with black frames."""
+    sampling, every = task.preset.sampling, task.every_seconds
+    if is_picture(path):
+        return task.preset.request(task.preset.prompt, [read_image(path)])
+    part = cut(path, every, sampling).parts[0] if every is not None else sampling
+    return task.preset.request(task.preset.prompt, [announced_frames(path, part)])

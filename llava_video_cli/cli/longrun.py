@@ -20,7 +20,6 @@ from ..limits import Limits
 from ..models import Model
 from ..readahead import Job
 from ..record import Failure, Record
-from ..subtitles import Count
 from . import console
 from .meter import Meter
 from .opening import Opening
@@ -38,8 +37,8 @@ class Plan:
     """What a run is to do. `noun` and `verb` are for its messages; `skipped` are done already.
 
     `jobs` makes the jobs of a loaded model. `wrote` is called with each record once it is safe in its file. `expected`
-    are requests that take at least as much of the context as any job, `first` one that ends the run if it doesn't fit,
-    made with what counts a budget: either may have none.
+    are requests that take at least as much of the context as any job, `first` one that ends the run if it doesn't fit:
+    either may have none.
     """
 
     total: int
@@ -51,7 +50,7 @@ class Plan:
     noun: str = "videos"
     verb: str = "captioned"
     expected: Callable[[], Iterable[Request]] = tuple
-    first: Callable[[Count], Iterable[Request]] = lambda _: ()
+    first: Callable[[], Iterable[Request]] = tuple
 
 
 class Records(Protocol):
@@ -131,7 +130,7 @@ def load(
     settings: Settings,
     output: OutputFlags,
     expected: Iterable[Request] = (),
-    first: Callable[[Count], Iterable[Request]] = lambda _: (),
+    first: Callable[[], Iterable[Request]] = tuple,
 ) -> Model:
     """Return the model, with a spinner; Ctrl-C leaves at once meanwhile. `expected` and `first` are as in `Plan`."""
     # Threads of a CPU's matrix products that wait in a loop take the cores from those that decode: a fifth of a run.
@@ -142,7 +141,7 @@ def load(
         opening = Opening(settings, output, progress)
         opening.begin(expected)
         if not opening.has_begun:
-            opening.insist(first(opening.outline.budget))
+            opening.insist(first())
         progress.say(settings.opening)
         return opening.result()
 

@@ -10,14 +10,14 @@ from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..longvideo import conclude, long_values, look, look_notes, look_requests, note_of, telling
 from ..record import settings_values
-from ..subtitles import Count, Subtitles
-from ..video import cut
+from ..subtitles import Subtitles
+from ..video import announced_frames, cut
 from . import console
 from .ask import UNFINISHED, collect
 from .longrun import load
 from .media import check
 from .meter import Meter
-from .opening import one_pixel, unread
+from .opening import unread
 from .options import OutputFlags, Settings
 
 
@@ -43,8 +43,8 @@ def ask_windows(
     ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
     expected = [each for part in ends for each in look_requests(questions, preset, unread(paths[0], part))]
 
-    def first(_: Count) -> list[Request]:
-        return look_requests(questions, preset, windows.read(windows.parts[0], resize=one_pixel))
+    def first() -> list[Request]:
+        return look_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
 
     model = load(settings, output, expected, first)
     began, pace, looks = time.perf_counter(), Pace(), []

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..conversation import Media, Request
 from ..image import Picture
 from ..models import Model
 from ..models.outline import Outline, outline
 from ..models.refusal import refusal
-from ..sampling import MAX_FRAMES, Sampling
-from ..video import Frames, VideoInfo, probe
+from ..sampling import Sampling
+from ..video import Frames, VideoInfo, announced_frames
 from . import console
 from .background import LOADING, Background
 from .download import prefetch
 from .options import OutputFlags, Settings
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # The text is counted by the tokenizer's own library: what transformers makes of it may differ by a mark or two.
 _SLACK_TOKENS = 16
@@ -117,30 +111,22 @@ class Opening:
 def unread(path: str, sampling: Sampling) -> Frames:
     """Return as many frames as a sampling can take from a video at most, all black, with times as long as can be.
 
-    With `fps`, the video is looked at for its length: raises `MediaError`.
+    Only with `fps` must the video be looked at: raises `MediaError` then.
     """
     import numpy as np
 
-    count = sampling.frames
     if sampling.fps is not None:
-        duration = probe(path).duration_seconds
-        end = duration if sampling.end_seconds is None else min(duration, sampling.end_seconds)
-        count = most_frames(sampling.fps, end - sampling.start_seconds)
-    images = np.broadcast_to(np.uint8(0), (count, 1, 1, 3))
+        return announced_frames(path, sampling)
+    images = np.broadcast_to(np.uint8(0), (sampling.frames, 1, 1, 3))
     info = VideoInfo(path, _LONG_SECONDS, 1, 1, None, "", 0)
-    return Frames(images, (_LONG_SECONDS,) * count, info, sampling)
+    return Frames(images, (_LONG_SECONDS,) * sampling.frames, info, sampling)
 
 
-def most_frames(fps: float, seconds: float) -> int:
-    """Return how many frames a part of a video gives at most."""
-    return max(1, min(MAX_FRAMES, math.ceil(fps * seconds) + 1))
-
-
-def one_pixel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return next to nothing of a picture: frames that are read to be counted needn't lie in memory."""
-    return image[:1, :1]
-
-
-def unread_media(paths: Iterable[str], pictures: Iterable[Picture | None], sampling: Sampling) -> list[Media]:
+def stand_ins(
+    paths: Iterable[str],
+    pictures: Iterable[Picture | None],
+    sampling: Sampling,
+    of: Callable[[str, Sampling], Frames] = unread,
+) -> list[Media]:
     """Return what stands for media until they are read: pictures are read already."""
-    return [picture or unread(path, sampling) for path, picture in zip(paths, pictures, strict=True)]
+    return [picture or of(path, sampling) for path, picture in zip(paths, pictures, strict=True)]

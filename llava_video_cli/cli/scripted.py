@@ -21,8 +21,7 @@ def answer(written: Conversation, settings: Settings, output: OutputFlags) -> No
         raise UsageError("the last message must be the user's, with a text")
     with console.progress(output.quiet) as progress:
         talk = Talk(session, settings, output, progress)
-        request = talk.request(session)
-        talk.insist([request])
-        said = talk.answer(session, request)
+        talk.insist(session)
+        said = talk.answer(session, talk.request(session))
         if said.finish_reason != "stop" and not output.quiet:
             console.note(UNFINISHED[said.finish_reason].format(preset.generation.max_new_tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..conversation import Answer, Media, Request
@@ -11,12 +11,14 @@ from ..image import Picture
 from ..messages import turns_of
 from ..models import Model
 from ..record import ask_values, media_values, settings_values
+from ..sampling import Sampling
 from ..session import Session
 from ..timestamps import with_times
+from ..video import Frames, announced_frames
 from . import console, room
 from .ask import collect
 from .media import MIXED, Shelf
-from .opening import Opening, unread_media
+from .opening import Opening, stand_ins, unread
 from .options import OutputFlags, Settings
 
 
@@ -26,7 +28,7 @@ class Talk:
     def __init__(self, session: Session, settings: Settings, output: OutputFlags, progress: console.Progress) -> None:
         """Begin to load the model, after a look at the media; raises `MediaError`.
 
-        Where the open question may not fit the context, that waits for `insist`.
+        Where the open question may not fit the context, that waits for `insist` or for `hurry`.
         """
         self._shelf = Shelf()
         for path in session.paths:
@@ -35,8 +37,7 @@ class Talk:
         for line in settings.notes if not output.quiet else ():
             console.note(line)
         self._opening = Opening(settings, output, progress)
-        pictures = [self._shelf.picture(path) for path in session.paths]
-        self._opening.begin([self.request_with(session, unread_media(session.paths, pictures, session.sampling))])
+        self._opening.begin([self.request_with(session, self._stand_ins(session, unread))])
         self._mixed = False
 
     def check_model(self, wait_seconds: float = 0.0) -> None:
@@ -47,20 +48,26 @@ class Talk:
         """Take away what is shown of something that goes on."""
         self._progress.stop()
 
-    def insist(self, requests: Iterable[Request] = ()) -> None:
-        """Load the model unless it loads already; raises `ContextError` for a request that doesn't fit."""
-        self._opening.insist(requests)
+    def insist(self, session: Session) -> None:
+        """Load the model unless it loads already; raises `ContextError` if the open question doesn't fit."""
+        if not self._opening.has_begun:
+            self._opening.insist([self.request_with(session, self._stand_ins(session, announced_frames))])
 
-    def crowded(self, session: Session) -> str | None:
-        """Return a line about media that leave no room for a question, before the model is loaded."""
+    def hurry(self, session: Session) -> None:
+        """Load the model whatever fits: a command may still make room. Says which if there is none."""
         if self._opening.has_begun:
-            return None
-        media = self.contents(session)
+            return
+        media = self._stand_ins(session, announced_frames)
         budget = self._opening.outline.budget(self.request_with(session, media))
-        if budget.left >= 0:
-            return None
-        ways = room.ways(budget, media)
-        return f"{room.refusal(budget, session.paths, media, 0)}" + (f": {' or '.join(ways)}" if ways else "")
+        if budget.left < 0 and not self._output.quiet:
+            ways = room.ways(budget, media)
+            full = str(room.refusal(budget, session.paths, media, 0))
+            console.note(f"{full}: {' or '.join(ways)}" if ways else full)
+        self._opening.insist()
+
+    def _stand_ins(self, session: Session, of: Callable[[str, Sampling], Frames]) -> list[Media]:
+        pictures = [self._shelf.picture(path) for path in session.paths]
+        return stand_ins(session.paths, pictures, session.sampling, of)
 
     def model(self) -> Model:
         """Wait for the model."""
