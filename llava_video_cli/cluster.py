@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from .errors import LlvidError
 from .limits import Limits, cores
 
+_KNOCK_SECONDS = 10.0
 # Ray reads these as it is imported.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,17 +51,31 @@ class Cluster:
             yield self._sized(ray, "")
             return
         try:
+            self._knock()
             with _hushed():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+            where = self.address
+            words = first_line(error)
+            if "any running Ray instance" in words:
+                where, words = "this machine", "none runs, and RAY_ADDRESS names none"
             raise LlvidError(
-                f"no Ray cluster at {self.address}: {first_line(error)}",
-                "`ray start --head` makes one; `--ray local` needs none",
+                f"no Ray cluster at {where}: {words}", "`ray start --head` makes one; `--ray local` needs none"
             ) from None
         try:
             yield self._sized(ray, str(getattr(context, "dashboard_url", "") or ""))
         finally:
             ray.shutdown()
+
+    def _knock(self) -> None:
+        """Raise OSError if nobody listens where the cluster should be: Ray itself tries for minutes."""
+        address = os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), _KNOCK_SECONDS).close()
+            except OSError as error:
+                raise ConnectionError(f"{address}: {error.strerror or error}") from None
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "address": self.address}
