@@ -104,8 +104,8 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
                 )  # fmt: skip
                 # the first batch of each actor is the start, and the last ones, when some have nothing left, the end
                 came = [time.monotonic() for _ in outcomes]
-            whole = came[options.batch * actors : -options.batch * actors]
-            rates[actors] = (len(whole) - 1) / (whole[-1] - whole[0])
+            wave = options.batch * actors
+            rates[actors] = (len(came) - 2 * wave) / (came[-1 - wave] - came[wave - 1])
             print(actors, round(rates[actors], 2), flush=True)
     first = min(rates)
     linear = {actors: value / (rates[first] * actors / first) for actors, value in rates.items()}
