@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 Ready = TypeVar("Ready")
 _CLIENT_LEFT = 499  # nginx's word for it; nobody gets it, the log and the figures do
 
+_SHORT_BODY_BYTES = 2**17  # read at once: a thread would take longer
+
 
 def app(service: Service) -> Starlette:
     """Return the ASGI application."""
@@ -172,7 +174,11 @@ class Completions:
     async def read(self, body: bytes) -> tuple[Asked, conversation.Request, list[Media]]:
         """Return what is asked, read and decoded; the URLs, which may be long, are left out."""
         service = self._service
-        asked = await service.shelf.in_thread(lambda: read_asked(read_json(body), service.model.name, service.preset))
+
+        def read() -> Asked:
+            return read_asked(read_json(body), service.model.name, service.preset)
+
+        asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.shelf.in_thread(read)
         media = await service.shelf.read(asked.urls, asked.places, asked.sampling)
         turns = turns_of(asked.drafts, media)
         generation = asked.generation

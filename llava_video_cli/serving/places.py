@@ -6,8 +6,8 @@ import base64
 import binascii
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +23,11 @@ _PREFIX = "llvid-serve-"
 
 @dataclass(frozen=True)
 class Found:
-    """A file, and a name that no other content has; `shown` is what messages call it."""
+    """A content: `digest` is a name that no other has, `file` gives it as a file, `shown` is what messages call it."""
 
-    path: str
     digest: str
     shown: str
+    file: Callable[[], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,13 @@ class Places:
 
     @contextmanager
     def open(self, url: str) -> Iterator[Found]:
-        """Give the file that a URL names, for the `with` block.
+        """Give what a URL names, for the `with` block.
 
         Raises `RefusedError` for what may not be read, and MediaError for what can't be.
         """
         scheme = url[:6].partition(":")[0].lower()
         if scheme == "data":
-            with _own_folder() as folder:
-                yield _data(url, folder)
+            yield _data(url)
         elif scheme == "file":
             with self._opened(url) as found:
                 yield found
@@ -60,7 +59,9 @@ class Places:
             with _own_folder() as folder:
                 target = folder / "media"
                 digest = download(url, target, self.hosts, self.most_bytes, self.fetch_seconds)
-                yield Found(str(target), digest, urlsplit(url).path.rpartition("/")[2] or "the file")
+                yield Found(
+                    digest, urlsplit(url).path.rpartition("/")[2] or "the file", lambda: nullcontext(str(target))
+                )
         else:
             raise RefusedError(400, "a URL must begin with data:, file:, http: or https:", code="invalid_url")
 
@@ -76,7 +77,7 @@ class Places:
             digest = fingerprint(f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
             # the file that was looked at and no other, whatever its name means by now
             opened = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else str(root / below)
-            yield Found(opened, digest, path)
+            yield Found(digest, path, lambda: nullcontext(opened))
         finally:
             os.close(descriptor)
 
@@ -106,7 +107,7 @@ def _own_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _data(url: str, folder: Path) -> Found:
+def _data(url: str) -> Found:
     head, comma, content = url.partition(",")
     if not comma or not head.lower().endswith(";base64") or len(head) > 200:
         raise RefusedError(400, "a data: URL must read data:TYPE;base64,CONTENT", code="invalid_url")
@@ -114,12 +115,18 @@ def _data(url: str, folder: Path) -> Found:
         raw = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(400, f"the data: URL is not base64: {error}", code="invalid_url") from None
-    target = folder / "media"
-    try:
-        target.write_bytes(raw)
-    except OSError as error:
-        raise MediaError(f"can't be kept for reading: {error.strerror}") from None
-    return Found(str(target), fingerprint(raw), "the data: URL")
+    return Found(fingerprint(raw), "the data: URL", lambda: _written(raw))
+
+
+@contextmanager
+def _written(content: bytes) -> Iterator[str]:
+    with _own_folder() as folder:
+        target = folder / "media"
+        try:
+            target.write_bytes(content)
+        except OSError as error:
+            raise MediaError(f"it can't be kept for reading: {error.strerror}") from None
+        yield str(target)
 
 
 def _split(url: str) -> SplitResult:

@@ -18,12 +18,13 @@ from ..image import Picture, is_picture, read_image
 from ..limits import Limits, cores
 from ..sampling import Sampling
 from ..video import Resize, read_frames
-from .places import Found, Places
+from .places import Places
 from .refusal import RefusedError
 
 Result = TypeVar("Result")
 _GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
 _MOST_PICTURE_PIXELS = 64 * 10**6
+_MOST_KEPT = 48  # the model holds their features, 38 MB of 32 frames for a 7B, as long as they are here
 # A video from a stranger: shorter, and of less memory, than one that a user names on a command line.
 LIMITS = Limits(seconds=60.0, bytes=2 * 2**30, cores=1)
 
@@ -95,22 +96,22 @@ class Shelf:
                 if (medium := self._kept.get(key)) is not None:
                     self._kept.move_to_end(key)
                     return medium
-            medium = self._decoded(found, sampling)
+            with found.file() as path:
+                medium = self._decoded(path, found.shown, sampling)
         with self._lock:
             medium = self._kept.setdefault(key, medium)  # two may have read the same at the same time
-            while sum(map(_size, self._kept.values())) > self._most_bytes:
+            while len(self._kept) > _MOST_KEPT or sum(map(_size, self._kept.values())) > self._most_bytes:
                 self._kept.popitem(last=False)
         return medium
 
-    def _decoded(self, found: Found, sampling: Sampling) -> Media:
+    def _decoded(self, path: str, shown: str, sampling: Sampling) -> Media:
         try:
-            if is_picture(found.path):
-                picture = read_image(found.path, _MOST_PICTURE_PIXELS)
-                return Picture(picture.pixels, found.shown)
-            frames = read_frames(found.path, sampling, limits=self._limits, resize=self._shrink)
+            if is_picture(path):
+                return Picture(read_image(path, _MOST_PICTURE_PIXELS).pixels, shown)
+            frames = read_frames(path, sampling, limits=self._limits, resize=self._shrink)
         except MediaError as error:
-            raise MediaError(str(error).replace(found.path, found.shown), error.hint) from None
-        return replace(frames, info=replace(frames.info, path=found.shown))
+            raise MediaError(str(error).replace(path, shown), error.hint) from None
+        return replace(frames, info=replace(frames.info, path=shown))
 
 
 class _Slot:
