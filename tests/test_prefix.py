@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from llava_video_cli.models.prefix import Prompt, Span, common
 GREEDY = Generation(max_new_tokens=8)
 
 
-def opened(layouts: dict[str, Path], name: str = "vicuna", reuse: bool = True) -> LlavaVideo:
-    model = open_model(str(checkpoint(name, layouts)), Loading(prefix_reuse=reuse))
+def opened(layouts: dict[str, Path], name: str = "vicuna", reuse: bool = True, conversations: int = 1) -> LlavaVideo:
+    model = open_model(str(checkpoint(name, layouts)), Loading(prefix_reuse=reuse, conversations=conversations))
     assert isinstance(model, LlavaVideo)
     return model
 
@@ -77,7 +78,7 @@ def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> N
 def test_the_switch_turns_it_off(layouts: dict[str, Path]) -> None:
     model = opened(layouts, reuse=False)
     assert [ask(model, "Why?", VIDEO)[1] for _ in range(2)] == [0, 0]
-    assert model._assembly.prefix._held is None
+    assert not model._assembly.prefix._held
 
 
 def test_a_reader_that_leaves_leaves_a_cache_that_fits_its_tokens(layouts: dict[str, Path]) -> None:
@@ -101,16 +102,48 @@ def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path], monkeypatch:
         patch.setattr(Run, "_generate", fail)
         with pytest.raises(OutOfMemoryError):
             ask(model, "Why?", VIDEO)
-    assert model._assembly.prefix._held is None
+    assert not model._assembly.prefix._held
     assert ask(model, "Why?", VIDEO)[1] == 0
 
 
 def test_a_batch_gets_the_memory_back(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
     ask(model, "What moves?", VIDEO)
-    assert model._assembly.prefix._held is not None
+    assert model._assembly.prefix._held
     model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
-    assert model._assembly.prefix._held is None
+    assert not model._assembly.prefix._held
+
+
+def test_conversations_that_take_turns_keep_their_caches(layouts: dict[str, Path]) -> None:
+    model, plain = opened(layouts, conversations=2), opened(layouts, reuse=False)
+    videos: list[Frames | Picture] = [VIDEO, STILL, replace(VIDEO, images=255 - VIDEO.images)]
+    for _ in range(2):
+        for medium in videos[:2]:
+            assert ask(model, "What moves?", medium)[0] == ask(plain, "What moves?", medium)[0]
+    assert all(ask(model, "Why?", medium)[1] > 144 for medium in videos[:2])
+    assert ask(model, "Why?", videos[2])[1] < 10 and ask(model, "Why?", videos[1])[1] > 144
+    assert ask(model, "Why?", videos[0])[1] < 10, "the oldest of two had to go"
+    model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
+    assert ask(model, "Why?", videos[0])[1] > 144, "a batch leaves them where the memory suffices"
+
+
+def test_one_beside_another_answers_the_same_at_the_same_time(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    twin = model.beside()
+    request = Request((Turn("user", "What moves?", (VIDEO,)),), Generation(max_new_tokens=60))
+    alone = join(model.stream(request)).text
+    pairs = zip(model.stream(request), twin.stream(request), strict=True)  # neither waits for the other's end
+    ours, theirs = zip(*pairs, strict=True)
+    assert join(ours).text == join(theirs).text == alone
+    answers: list[str] = []
+    threads = [
+        threading.Thread(target=lambda one=one: answers.append(join(one.stream(request)).text)) for one in (model, twin)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [alone, alone]
 
 
 @pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])

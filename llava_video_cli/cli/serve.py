@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..serving.service import Seen
 
 PORT = 8377
-_PANEL = "Server"
+_CONVERSATIONS = 8  # whose last prompts are kept, as far as the memory goes
 _EXAMPLES = """
 Examples:
 
@@ -95,6 +96,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Load the model and answer until Ctrl-C or SIGTERM."""
     settings = settle(preset, model, frames, text)
+    settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
     folders = [_folder(path) for path in allow_media_dir or ()]
     try:
         from ..serving.guard import Guard, is_loopback
@@ -122,11 +124,15 @@ def serve(
         loaded = Background(LOADING, settings.open).result()
         for line in loaded.notes if not output.quiet else ():
             console.note(line)
+
+        from ..models.llava import LlavaVideo
+
         service = open_service(
             loaded,
             settings.preset,
             Guard(api_key, max_request_bytes),
             Places(folders, allow_media_host or ()),
+            express=loaded.beside() if isinstance(loaded, LlavaVideo) else None,
             most_inside=max_queue,
             most_together=max_batch,
             log=_log if log else None,

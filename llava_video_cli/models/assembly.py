@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import memory
 from .decoder import Decoder, Rows
 from .prefix import Prefix, Prompt, heads
 from .vision import Vision
@@ -15,12 +16,15 @@ from .vision import Vision
 class Assembly:
     """Puts prompts side by side, and keeps a cache for the next ones. Not for several threads at a time.
 
-    `prefix` holds the last single prompt's cache, `spare` one whose captured step the next batch may use.
+    `prefix` holds the caches of the last single prompts, one for each of the `conversations` that take turns, `spare`
+    one whose captured step the next batch may use.
     """
 
-    def __init__(self, decoder: Decoder, vision: Vision, pad_id: int, prefix_reuse: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, vision: Vision, pad_id: int, prefix_reuse: bool, conversations: int = 1
+    ) -> None:
         self._decoder, self._vision, self._pad_id = decoder, vision, pad_id
-        self.prefix, self._prefix_reuse = Prefix(), prefix_reuse
+        self.prefix, self._prefix_reuse = Prefix(conversations), prefix_reuse
         self.spare: Any = None
 
     @property
@@ -40,7 +44,7 @@ class Assembly:
     def keep(self, cache: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> None:
         """Hold the cache of prompts that were answered, for one that begins the same way, or for its captured step."""
         if len(prompts) == 1 and self._prefix_reuse:
-            self.prefix.keep(prompts[0], answers[0], cache)
+            self.prefix.keep(prompts[0], answers[0], cache, memory.free_bytes(self._decoder.device))
         elif getattr(cache, "captured", None) is not None:
             self.spare = cache
 
@@ -58,7 +62,7 @@ class Assembly:
 
         What several prompts begin with, up to their last medium, is computed once.
         """
-        self.prefix.drop()
+        self._make_room(len(prompts), most_new + max(len(prompt.ids) for prompt in prompts))
         spare, self.spare = self.spare, None
         first = heads(prompts)
         shared = sorted(set(first))
@@ -78,6 +82,12 @@ class Assembly:
         mask = torch.cat([beginning.mask[places], ends.mask], dim=1)
         cached = [0 if n == number else prompts[n].media_end for number, n in enumerate(first)]
         return Rows(ids, mask, ends.embeddings, cache, beginning.is_padded or ends.is_padded), cached
+
+    def _make_room(self, rows: int, tokens: int) -> None:
+        """Give the memory of single prompts back to a batch; those of several conversations if it needs it."""
+        needed = rows * memory.answer_bytes(self._decoder.model, tokens)
+        if self.prefix.most == 1 or needed > memory.free_bytes(self._decoder.device):
+            self.prefix.drop()
 
     @torch.inference_mode()
     def _fill(self, prompts: Sequence[Prompt], cache: Any, cached: int = 0) -> Rows:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from .capture import Capture, Captured, cuda_graphs
 from .kvcache import KVCache, new_cache
 from .stepping import LayerStep, cache_name, choose_step
+from .turns import Turns
 
 # Prompts of about one length get as much room, and so share a captured step.
 _ROOM_TOKENS = 256
@@ -41,11 +42,12 @@ class Rows:
 class Decoder:
     """A model's decoder: how it takes a step, and the caches that it fills.
 
-    `capture` is how a step is captured; by itself, as a CUDA graph on a GPU, and not elsewhere.
+    `capture` is how a step is captured; by itself, as a CUDA graph on a GPU, and not elsewhere. `turns` are taken by
+    those that use the same weights: nothing is asked of the device outside them.
     """
 
-    def __init__(self, model: Any, capture: Capture | None = None) -> None:
-        self.model, self.step = model, choose_step(model)
+    def __init__(self, model: Any, capture: Capture | None = None, turns: Turns | None = None) -> None:
+        self.model, self.step, self.turns = model, choose_step(model), turns or Turns()
         device = model.get_input_embeddings().weight.device
         self.device = device
         self.is_ahead = device.type == "cuda"  # its steps are asked for before the last one's token is seen
@@ -53,6 +55,10 @@ class Decoder:
         if isinstance(self.step, LayerStep) and self.step.is_static:
             self.capture = capture or (cuda_graphs(device) if self.is_ahead else None)
         self._cache_name = cache_name(model)
+
+    def beside(self) -> Decoder:
+        """Return another one of the same weights, for another thread."""
+        return Decoder(self.model, self.capture, self.turns)
 
     def cache(self, rows: int, tokens: int, spare: Any = None) -> Any:
         """Return an empty cache with room for the tokens of these rows: the spare one, where it fits.

@@ -83,27 +83,30 @@ class Run:
     @torch.inference_mode()
     def _generate(self) -> None:
         """Answer the rows; `cache` is set at the end, and holds the prompt and the new tokens, perhaps but the last."""
-        decoding = self._decoder.begin(self._rows, max(self._limits))
-        ahead = self._decoder.is_ahead
+        ahead, turns = self._decoder.is_ahead, self._decoder.turns
         living = {row: row for row in range(len(self._limits))}  # rows of the run, and where they stand in the batch
         width = len(living)
-        logits = decoding.prefill()
+        with turns:
+            decoding = self._decoder.begin(self._rows, max(self._limits))
+            logits = decoding.prefill()
         while not self._left.is_set():
-            chosen = self._choice.choose(logits)
-            there = _on_its_way(chosen)
-            if ahead and self._goes_on(living):  # the next step is under way while these tokens are looked at
-                logits = decoding.advance(chosen)
+            with turns:
+                chosen = self._choice.choose(logits)
+                there = _on_its_way(chosen)
+                if ahead and self._goes_on(living):  # the next step is under way while these tokens are looked at
+                    logits = decoding.advance(chosen)
             living = self._take(living, there())
             if not living:
                 break
-            if len(living) <= width // 2:  # rows that have ended cost as much as the others
-                places = torch.tensor(list(living.values()), device=chosen.device)
-                decoding.select(places)
-                self._choice.select(places)
-                logits, chosen = logits[places], chosen[places]
-                living, width = {row: place for place, row in enumerate(living)}, len(living)
-            if not ahead:
-                logits = decoding.advance(chosen)
+            with turns:
+                if len(living) <= width // 2:  # rows that have ended cost as much as the others
+                    places = torch.tensor(list(living.values()), device=chosen.device)
+                    decoding.select(places)
+                    self._choice.select(places)
+                    logits, chosen = logits[places], chosen[places]
+                    living, width = {row: place for place, row in enumerate(living)}, len(living)
+                if not ahead:
+                    logits = decoding.advance(chosen)
         decoding.finish()
         self.cache = decoding.cache
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,21 +48,38 @@ class LlavaVideo:
         revision: str | None = None,
         prefix_reuse: bool = True,
         capture: Capture | None = None,
+        conversations: int = 1,
     ) -> None:
         self.name = name
-        self._loaded, self._revision = loaded, revision
+        self._loaded, self._revision, self._prefix_reuse = loaded, revision, prefix_reuse
         self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
         self._vision = Vision(loaded)
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
         self._busy = threading.Lock()
         self._decoder = Decoder(self._model, capture)
-        self._assembly = Assembly(self._decoder, self._vision, self._tokenizer.pad_token_id, prefix_reuse)
+        self._assembly = self._assembled(conversations)
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
         """Load a checkpoint's folder; raises `ModelError` or `UsageError`."""
-        return cls(name, load(folder, loading, name), revision_of(folder), loading.prefix_reuse)
+        loaded, revision = load(folder, loading, name), revision_of(folder)
+        return cls(name, loaded, revision, loading.prefix_reuse, conversations=loading.conversations)
+
+    def beside(self) -> LlavaVideo:
+        """Return another one of the same weights, which answers at the same time: they take turns, step by step."""
+        twin = copy(self)
+        twin._alone_from(self._decoder)  # noqa: SLF001 - it is one of its own kind
+        return twin
+
+    def _alone_from(self, decoder: Decoder) -> None:
+        """Have what only one thread at a time may use for itself."""
+        self._busy, self._decoder = threading.Lock(), decoder.beside()
+        self._assembly = self._assembled(1)
+
+    def _assembled(self, conversations: int) -> Assembly:
+        pad_id = self._tokenizer.pad_token_id
+        return Assembly(self._decoder, self._vision, pad_id, self._prefix_reuse, conversations)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -142,10 +160,12 @@ class LlavaVideo:
         last: tuple[int, Chunk] | None = None
         with self._busy, self._run_errors():
             memory.reset_peak(self._device)
-            prompts = [self._prompt(request) for request in requests]
             limits = [request.generation.max_new_tokens for request in requests]
-            rows, cached = self._assembly.rows(prompts, max(limits), same_media)
-            choice = Choice(requests[0].generation, self._model.generation_config, self._stop_ids, rows.ids, rows.mask)
+            with self._decoder.turns:
+                prompts = [self._prompt(request) for request in requests]
+                rows, cached = self._assembly.rows(prompts, max(limits), same_media)
+                settings = requests[0].generation, self._model.generation_config, self._stop_ids
+                choice = Choice(*settings, rows.ids, rows.mask)
             texts = [StoppedPieces(self._decode, request.stop) for request in requests]
             run = Run(self._decoder, rows, limits, self._stop_ids, choice, _ended_or(gone, texts))
             in_pieces = in_pieces or any(request.stop for request in requests)

@@ -27,8 +27,9 @@ class Loading:
     """How weights are brought into memory; `auto` is decided by what is there.
 
     `frames` is the number that prompts are expected to have, None for 32: it counts where memory is short.
-    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way. `rope_factor`,
-    `pool_stride` and `pool_mode` go over the config's own (see `adapted`); None leaves them.
+    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way, and of as many as
+    there are `conversations` that take turns, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` go
+    over the config's own (see `adapted`); None leaves them.
     """
 
     quantize: Quantize = "auto"
@@ -40,6 +41,7 @@ class Loading:
     rope_factor: float | None = None
     pool_stride: int | None = None
     pool_mode: PoolMode | None = None
+    conversations: int = 1
 
 
 @dataclass(frozen=True)

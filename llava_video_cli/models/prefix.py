@@ -1,7 +1,8 @@
-"""The KV cache of the last prompt, for the next one that begins the same way."""
+"""The KV caches of the last prompts, for the next one that begins the same way."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from ..conversation import Media
 from ..image import Picture
+
+_SHARE = 0.25  # of the free memory that caches of several conversations may take: batches need the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,47 +38,55 @@ class Prompt:
 
 
 class Prefix:
-    """Holds the cache of one prompt and its answer. Not for several threads at a time.
+    """Holds the caches of `most` prompts and their answers, the last ones. Not for several threads at a time.
 
-    The cache holds as much memory as the prompt took to be answered. `take` hands it over or lets it go, so that two
-    never stand side by side; `drop` gives it back for something else.
+    Each holds as much memory as the prompt took to be answered. `take` hands one over, or, where no more may be held,
+    lets the oldest go, so that its memory can be used again; `drop` gives all back for something else.
     """
 
-    def __init__(self) -> None:
-        self._held: tuple[Prompt, Any] | None = None
+    def __init__(self, most: int = 1) -> None:
+        self.most = most
+        self._held: list[tuple[Prompt, Any]] = []
 
     def take(self, prompt: Prompt, empty: Callable[[Any], Any], least: int = 1) -> tuple[Any, int]:
         """Return a cache to go on with, and how many of the prompt's tokens it holds: never all of them.
 
-        It holds none where it would be fewer than `least`: then it is what `empty` makes, which gets the cache that
-        was held, if any, to use its memory again.
+        It holds none where it would be fewer than `least`: then it is what `empty` makes, which gets a cache that
+        was held, if one had to go, to use its memory again.
         """
-        spare = None
-        if self._held is not None:
-            (held, spare), self._held = self._held, None
-            count = min(common(held, prompt), len(prompt.ids) - 1)
-            if count >= max(1, least):
-                spare.crop(count - spare.get_seq_length())
-                return spare, count
+        counts = [min(common(held, prompt), len(prompt.ids) - 1) for held, _ in self._held]
+        best = max(range(len(counts)), key=lambda number: (counts[number], number), default=0)
+        if counts and counts[best] >= max(1, least) and self._is_the_same(self._held[best][0], counts[best]):
+            _, cache = self._held.pop(best)
+            cache.crop(counts[best] - cache.get_seq_length())
+            return cache, counts[best]
+        spare = self._held.pop(0)[1] if len(self._held) >= self.most else None
         return empty(spare), 0
 
-    def keep(self, prompt: Prompt, answer: Sequence[int], cache: Any) -> None:
+    def _is_the_same(self, held: Prompt, count: int) -> bool:
+        """Whether a prompt that shares so many tokens goes on with a held one, or merely begins as all of them do."""
+        return self.most == 1 or 2 * count >= len(held.ids)
+
+    def keep(self, prompt: Prompt, answer: Sequence[int], cache: Any, free_bytes: float = math.inf) -> None:
         """Hold the cache of a prompt and its answer, whose last token need not be in it.
 
-        One that forgets what is far back (sliding windows) can't be shortened, and is not held.
+        All but this one take at most a share of the memory that is free. One that forgets what is far back (sliding
+        windows) can't be shortened, and is not held.
         """
         if not any(cache.is_sliding):
             ids = [*prompt.ids, *answer][: cache.get_seq_length()]
-            self._held = Prompt(ids, prompt.spans), cache
+            self._held.append((Prompt(ids, prompt.spans), cache))
+        while len(self._held) > self.most or (len(self._held) > 1 and self.held_bytes > _SHARE * free_bytes):
+            self._held.pop(0)
 
     @property
     def held_bytes(self) -> int:
-        """What the held cache takes, as far as it is known."""
-        return 0 if self._held is None else getattr(self._held[1], "room_bytes", 0)
+        """What the held caches take, as far as it is known."""
+        return sum(getattr(cache, "room_bytes", 0) for _, cache in self._held)
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._held = None
+        self._held.clear()
 
 
 def heads(prompts: Sequence[Prompt]) -> list[int]:

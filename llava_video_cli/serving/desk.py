@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TypeAlias, cast
@@ -36,6 +36,11 @@ class Ticket:
     begun: bool = False
 
     @property
+    def most_tokens(self) -> int:
+        """The longest answer that is allowed."""
+        return self.request.generation.max_new_tokens
+
+    @property
     def kind(self) -> _Kind:
         """What those have in common that may be answered together: a drawn answer would depend on its batch."""
         generation = self.request.generation
@@ -49,18 +54,34 @@ class Desk:
 
     `most_inside` bounds the requests that are anywhere between their arrival and their end, `most_together` those of a
     batch. What nobody waits for any more is not answered, and not answered further.
+
+    A batch runs to its end. When one has run for `turn_seconds` and others wait, `express`, another model of the same
+    weights, answers those of them that allow at most `short_tokens`: so however long the longest answer is, a short
+    one waits no longer than that and a batch of short ones. Who allows more waits for the batch that runs.
     """
 
     def __init__(
-        self, model: Model, metrics: Metrics, most_inside: int = 256, most_together: int | None = None
+        self,
+        model: Model,
+        metrics: Metrics,
+        most_inside: int = 256,
+        most_together: int | None = None,
+        *,
+        express: Model | None = None,
+        turn_seconds: float = 5.0,
+        short_tokens: int = 512,
     ) -> None:
-        self._model, self._metrics = model, metrics
-        self._most_inside, self._most_together = most_inside, most_together
+        self._metrics, self._most_inside, self._most_together = metrics, most_inside, most_together
+        self._turn_seconds, self._short_tokens = turn_seconds, short_tokens
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []
         self._inside, self._last_seconds, self._last_count = 0, 0.0, 0
+        self._begun: float | None = None  # when the batch began that runs
         self._closed = False
-        threading.Thread(target=self._work, name="llvid-answer", daemon=True).start()
+        threading.Thread(target=self._work, args=(model, self._next), name="llvid-answer", daemon=True).start()
+        if express is not None:
+            work = (express, self._next_short)
+            threading.Thread(target=self._work, args=work, name="llvid-answer-short", daemon=True).start()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -105,18 +126,19 @@ class Desk:
         for ticket in waiting:
             ticket.deliver(RefusedError(503, "the server is shutting down", headers={"retry-after": "5"}))
 
-    def _work(self) -> None:
-        while (batch := self._next()) is not None:
+    def _work(self, model: Model, next_batch: Callable[[Model], list[Ticket] | None]) -> None:
+        while (batch := next_batch(model)) is not None:
             began = time.monotonic()
             for ticket in batch:
                 self._metrics.wait_seconds.observe(began - ticket.arrived)
             self._metrics.batch_size.observe(len(batch))
-            self._answer(batch)
+            self._answer(model, batch)
             self._last_seconds, self._last_count = time.monotonic() - began, len(batch)
 
-    def _next(self) -> list[Ticket] | None:
+    def _next(self, model: Model) -> list[Ticket] | None:
         """Wait for requests; return the oldest and others of its kind, or None once closed."""
         with self._changed:
+            self._begun = None
             until = time.monotonic() + min(_GATHER_SHARE * self._last_seconds, _LONGEST_GATHER_SECONDS)
             while not self._closed and len(self._waiting) < self._last_count and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
@@ -124,33 +146,56 @@ class Desk:
                 self._changed.wait()
             if self._closed:
                 return None
-            kind = self._waiting[0].kind
-            batch = [ticket for ticket in self._waiting if ticket.kind == kind]
-        most = self._fits(batch[0].request) if len(batch) > 1 else 1
+            self._begun = time.monotonic()
+            batch = self._taken(self._waiting)
+            self._changed.notify_all()
+        return self._as_many_as_fit(model, batch)
+
+    def _next_short(self, model: Model) -> list[Ticket] | None:
+        """Wait until a batch takes long and short ones wait; return the oldest of these and others of its kind."""
         with self._changed:
-            batch = [ticket for ticket in batch if not ticket.gone][:most]
-            taken = set(map(id, batch))
-            self._waiting = [ticket for ticket in self._waiting if id(ticket) not in taken]
-            return batch
+            while not self._closed:
+                short = [ticket for ticket in self._waiting if ticket.most_tokens <= self._short_tokens]
+                left = None if self._begun is None else self._begun + self._turn_seconds - time.monotonic()
+                if short and left is not None and left <= 0:
+                    batch = self._taken(short)
+                    break
+                self._changed.wait(left if short and left is not None else None)
+            else:
+                return None
+        return self._as_many_as_fit(model, batch)
 
-    def _fits(self, request: Request) -> int:
-        try:
-            fits = self._model.fits(request)
-        except LlvidError:  # answering will say what is wrong with it
-            fits = 1
-        return max(1, min(fits, self._most_together or fits))
+    def _taken(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Take the first of those who wait, and others of its kind."""
+        batch = [ticket for ticket in tickets if ticket.kind == tickets[0].kind]
+        taken = set(map(id, batch))
+        self._waiting = [ticket for ticket in self._waiting if id(ticket) not in taken]
+        return batch
 
-    def _answer(self, batch: Sequence[Ticket]) -> None:
+    def _as_many_as_fit(self, model: Model, batch: list[Ticket]) -> list[Ticket]:
+        """Return the first of a batch; the others wait again, before those who came later."""
+        fits = 1
+        if len(batch) > 1:
+            longest = max(batch, key=lambda ticket: ticket.most_tokens)
+            with suppress(LlvidError):  # answering will say what is wrong with it
+                fits = model.fits(longest.request)
+        fits = max(1, min(fits, self._most_together or fits))
+        with self._changed:
+            self._waiting[:0] = [ticket for ticket in batch[fits:] if not ticket.gone]
+            self._changed.notify_all()
+        return [ticket for ticket in batch[:fits] if not ticket.gone]
+
+    def _answer(self, model: Model, batch: Sequence[Ticket]) -> None:
         """Answer together, and in halves where that fails; a single one is told what went wrong."""
         if not batch:
             return
         try:
-            self._run(batch)
+            self._run(model, batch)
         except ModelError as error:
             if len(batch) > 1:
                 left = [ticket for ticket in batch if not ticket.begun]
-                self._answer(left[: len(left) // 2])
-                self._answer(left[len(left) // 2 :])
+                self._answer(model, left[: len(left) // 2])
+                self._answer(model, left[len(left) // 2 :])
                 batch = [ticket for ticket in batch if ticket.begun]
             _tell(batch, error)
         except LlvidError as error:
@@ -159,12 +204,12 @@ class Desk:
             _log.exception("an answer failed")  # a bug: it keeps its traceback, and the server goes on
             _tell(batch, LlvidError("an error inside the server"))
 
-    def _run(self, batch: Sequence[Ticket]) -> None:
+    def _run(self, model: Model, batch: Sequence[Ticket]) -> None:
         requests = [ticket.request for ticket in batch]
         if len(batch) == 1:  # which may go on from the last prompt also where only its beginning is the same
-            chunks = _alone(self._model, requests[0])
+            chunks = _alone(model, requests[0])
         else:
-            chunks = self._model.stream_all(requests, lambda index: batch[index].gone)
+            chunks = model.stream_all(requests, lambda index: batch[index].gone)
         with closing(cast("Generator[tuple[int, Chunk], None, None]", chunks)):
             for index, chunk in chunks:
                 ticket = batch[index]

@@ -51,18 +51,29 @@ def open_service(
     guard: Guard | None = None,
     places: Places | None = None,
     *,
+    express: Model | None = None,
     most_inside: int = 256,
     most_together: int | None = None,
     log: Callable[[Seen], None] | None = None,
 ) -> Service:
-    """Return a service around a loaded model; its thread begins."""
+    """Return a service around a loaded model; its threads begin.
+
+    `express` is another model of the same weights, for short answers beside a long one.
+    """
     metrics = Metrics()
     return Service(
         model,
         preset,
         guard or Guard(),
         Shelf(places or Places(), model.shrink),
-        Desk(model, metrics, most_inside, most_together),
+        Desk(
+            model,
+            metrics,
+            most_inside,
+            most_together,
+            express=express,
+            short_tokens=preset.generation.max_new_tokens,
+        ),
         metrics,
         _facts(model),
         log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from .refusal import RefusedError
 
 Result = TypeVar("Result")
 _GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
+_MOST_ALIVE_BYTES = 4 * 2**30  # of the media of all requests that are inside, and those kept
 _MOST_PICTURE_PIXELS = 64 * 10**6
 _MOST_KEPT = 48  # the model holds their features, 38 MB of 32 frames for a 7B, as long as they are here
 # A video from a stranger: shorter, and of less memory, than one that a user names on a command line.
@@ -46,6 +48,7 @@ class Shelf:
         self._places, self._shrink, self._most_bytes, self._limits = places, shrink, most_bytes, limits
         self._kept: OrderedDict[_Key, Media] = OrderedDict()
         self._lock = threading.Lock()
+        self._alive_bytes = 0  # of all media that anybody still holds
         self._slots = asyncio.Semaphore(cores(Limits()))
         self._patience_seconds = (limits.seconds or 900.0) + places.fetch_seconds + _GRACE_SECONDS
 
@@ -96,13 +99,20 @@ class Shelf:
                 if (medium := self._kept.get(key)) is not None:
                     self._kept.move_to_end(key)
                     return medium
+            if self._alive_bytes > _MOST_ALIVE_BYTES:
+                raise RefusedError(429, "too many media are in memory", headers={"retry-after": "5"})
             with found.file() as path:
                 medium = self._decoded(path, found.shown, sampling)
+            self._count(_size(medium))
+            weakref.finalize(medium, self._count, -_size(medium))
         with self._lock:
             medium = self._kept.setdefault(key, medium)  # two may have read the same at the same time
             while len(self._kept) > _MOST_KEPT or sum(map(_size, self._kept.values())) > self._most_bytes:
                 self._kept.popitem(last=False)
         return medium
+
+    def _count(self, size_bytes: int) -> None:
+        self._alive_bytes += size_bytes
 
     def _decoded(self, path: str, shown: str, sampling: Sampling) -> Media:
         try:

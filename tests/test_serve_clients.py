@@ -1,0 +1,175 @@
+"""Clients that leave, wait, or hold a key; and how the server begins and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from serving import QUESTION, Served, data_url, message, serving
+from terminal import failed, llvid
+from test_desk import Clerk
+
+from llava_video_cli import Chunk, Request, open_model
+from llava_video_cli.announce import announced
+from llava_video_cli.preset import load_preset
+from llava_video_cli.serving.guard import Guard
+
+
+@pytest.fixture
+def clerk() -> Iterator[Clerk]:
+    made = Clerk()
+    yield made
+    made.go.set()
+
+
+def opened(served: Served, text: str, **values: object) -> socket.socket:
+    """Ask, and leave the connection open."""
+    body = json.dumps({"messages": [message(text)]} | values).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    connection = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+    connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    return connection
+
+
+def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(clerk: Clerk, stream: bool) -> None:
+    with serving(clerk, most_inside=1) as served:
+        connection = opened(served, "wait", stream=stream)
+        until(lambda: clerk.batches)
+        status, headers, _ = served.send("POST", "/v1/chat/completions", b"{}", {"Content-Type": "application/json"})
+        assert status == 429 and int(headers["retry-after"]) >= 1
+        connection.close()
+        until(lambda: clerk.given_up)
+        until(lambda: served.post({"messages": [message("a")]})[0] == 200)
+
+
+def test_those_who_wait_are_answered_together_over_http(clerk: Clerk) -> None:
+    with serving(clerk) as served:
+        first = opened(served, "wait")
+        until(lambda: clerk.batches)
+        answers: dict[str, str] = {}
+
+        def ask(text: str) -> None:
+            answers[text] = served.post({"messages": [message(text)]})[1]["choices"][0]["message"]["content"]
+
+        threads = [threading.Thread(target=ask, args=(text,)) for text in "abc"]
+        for thread in threads:
+            thread.start()
+        until(lambda: b"llvid_requests_inside 4.0" in served.service.metrics.text())
+        time.sleep(0.2)  # from being inside to waiting
+        clerk.go.set()
+        for thread in threads:
+            thread.join(20)
+        assert answers == {text: f"text: {text}" for text in "abc"}
+        assert [sorted(batch) for batch in clerk.batches] == [["wait"], ["a", "b", "c"]]
+        first.close()
+
+
+def test_an_error_on_the_way_is_the_last_event_of_a_stream(clerk: Clerk) -> None:
+    with serving(clerk) as served:
+        status, answer = served.post({"messages": [message("too long")], "stream": True})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        status, answer = served.post({"messages": [message("broken")]})
+        assert (status, answer["error"]["type"]) == (500, "server_error")
+        assert served.post({"messages": [message("a")]})[0] == 200
+
+
+def test_the_context_s_line_is_that_of_the_command_line(clip: Path) -> None:
+    asked = ["ask", str(clip), QUESTION, "-m", "demo", "--max-new-tokens", "4096"]
+    line = failed(llvid(*asked), 1)
+    with serving(open_model("demo")) as served:
+        status, answer = served.post({"messages": [message(QUESTION, data_url(clip))], "max_tokens": 4096})
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert f"error: {answer['error']['message']}" == line
+
+
+def test_a_key_lets_in(clerk: Clerk) -> None:
+    with serving(clerk, guard=Guard("secret")) as served:
+        assert served.post({"messages": [message("a")]}, Authorization="Bearer secret")[0] == 200
+        assert served.post({"messages": [message("a")]}, Authorization="Bearer secret", Host="evil.example")[0] == 200
+        assert served.post({"messages": [message("a")]})[0] == 401
+        assert served.send("GET", "/health")[0] == 200 and served.send("GET", "/metrics")[0] == 401
+
+
+def test_the_preset_s_system_text_unless_a_request_has_its_own() -> None:
+    preset = replace(load_preset("demo"), system="Be brief.")
+    seen: list[list[str]] = []
+
+    class Listener(Clerk):
+        def stream(self, request: Request) -> Iterator[Chunk]:
+            seen.append([turn.text for turn in request.turns])
+            return super().stream(request)
+
+    with serving(Listener(), preset) as served:
+        for system in ([], [{"role": "system", "content": "Be kind."}], [{"role": "developer", "content": ""}]):
+            assert served.post({"messages": [*system, message("a")]})[0] == 200
+    assert seen == [["Be brief.", "a"], ["Be kind.", "a"], ["a"]]
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_program_says_when_it_is_ready_and_finishes_what_it_is_at(
+    end: signal.Signals, code: int, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    command = [sys.executable, "-m", "llava_video_cli", "serve", "-m", "demo", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.search(r"demo answers at (http://127\.0\.0\.1:(\d+))/v1", line)
+    assert found, line
+    there = announced()
+    assert there is not None and (there.url, there.model) == (found[1], "demo")
+    body = json.dumps(
+        {"messages": [message("Describe the video.", data_url(clip))], "max_tokens": 2000, "temperature": 9, "seed": 1}
+    ).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", int(found[2])), timeout=60) as connection:
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        metrics = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        until(lambda: "llvid_batch_size_count 1.0" in _got(int(found[2]), metrics))
+        os.kill(process.pid, end)
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert process.wait(60) == code
+    assert announced() is None
+    out, err = process.communicate()
+    assert out == "" and err.splitlines() in ([], ["interrupted"])
+
+
+def _got(port: int, request: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request.encode())
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+    return answer.decode()
+
+
+def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
+    assert "needs an API key" in failed(llvid("serve", "-m", "nowhere/nothing", "--host", "0.0.0.0"), 2)
+    assert "is no folder" in failed(llvid("serve", "-m", "demo", "--allow-media-dir", str(tmp_path / "absent")), 2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"port {port}: Address already in use" in failed(llvid("serve", "-m", "demo", "--port", port), 1)
