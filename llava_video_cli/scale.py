@@ -194,7 +194,8 @@ def _pieces(inputs: list[tuple[int, Part]], work: Work, joined: Joined, together
         **answering,
         **tables,
     )
-    for rows in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
+    # nothing ahead: what has come is to be written down, not to wait for the next
+    for rows in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         if COLUMN in rows.column_names:
             yield from values_of(rows)
 

@@ -102,10 +102,10 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
                     paths[: options.each * actors], task, joined, done=set(), home=name, batch_size=options.batch,
                     open_model=partial(Sleeper, options.seconds), open_resize=open_small,
                 )  # fmt: skip
-                # the first batch of each actor is the start, and the last ones, when some have nothing left, the end
+                # the first wave is the start, and the last one, when some have nothing left, the end
                 came = [time.monotonic() for _ in outcomes]
-            wave = options.batch * actors
-            rates[actors] = (len(came) - 2 * wave) / (came[-1 - wave] - came[wave - 1])
+            whole = came[options.batch * actors : -options.batch * actors]  # they come in batches: a line through all
+            rates[actors] = statistics.linear_regression(whole, range(len(whole))).slope
             print(actors, round(rates[actors], 2), flush=True)
     first = min(rates)
     linear = {actors: value / (rates[first] * actors / first) for actors, value in rates.items()}
@@ -153,7 +153,7 @@ def main() -> None:
     added["cost"].add_argument("--videos", type=Path, help="a folder with base.mkv, of which clips are cut")
     added["cost"].add_argument("--height", type=int, default=480)
     added["grow"].add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    added["grow"].add_argument("--each", type=int, default=96, help="videos for each actor")
+    added["grow"].add_argument("--each", type=int, default=160, help="videos for each actor")
     added["grow"].add_argument("--batch", type=int, default=8)
     added["grow"].add_argument("--seconds", type=float, default=0.5, help="that a video takes of a GPU")
     added["plan"].add_argument("--entries", type=int, default=100_000)
