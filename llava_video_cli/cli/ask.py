@@ -19,18 +19,8 @@ from ..video import announced_frames
 from . import console
 from .media import check, notes, read, read_speech
 from .opening import Opening, stand_ins
-from .options import (
-    AnyModelFlags,
-    FrameFlags,
-    OutputFlags,
-    PresetFlag,
-    Settings,
-    SpeechFlag,
-    TextFlags,
-    check_text,
-    settle,
-    takes,
-)
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
+from .settings import Settings, check_text, settle
 
 UNFINISHED = {
     "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",

@@ -20,18 +20,8 @@ from ..requestfile import Asked, RequestJob, read_requests
 from ..sampling import Sampling
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
 from .opening import unread
-from .options import (
-    AnyModelFlags,
-    FrameFlags,
-    OutputFlags,
-    PresetFlag,
-    RunFlags,
-    Settings,
-    TextFlags,
-    settle,
-    takes,
-    weights_asked,
-)
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes
+from .settings import Settings, settle, weights_asked
 
 _EXAMPLES = """
 Examples:

@@ -16,7 +16,8 @@ from ..models import Quantize
 from ..record import path_to_text
 from . import console
 from .media import check
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, Settings, TextFlags, settle, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .settings import Settings, settle
 
 if TYPE_CHECKING:
     from ..bench import Bench, Subject

@@ -35,14 +35,11 @@ from .options import (
     OutputFlags,
     PresetFlag,
     RunFlags,
-    Settings,
     SpeechFlag,
     TextFlags,
-    check_text,
-    settle,
     takes,
-    weights_asked,
 )
+from .settings import Settings, check_text, settle, weights_asked
 
 _TABLES = (".jsonl", ".csv", ".parquet")
 _RECORDS = "llvid-captions.jsonl"  # where they go when only sidecars were asked for

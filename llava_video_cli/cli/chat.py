@@ -13,7 +13,8 @@ from ..errors import LlvidError
 from ..messages import read_conversation
 from ..session import Session
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .settings import settle
 
 if TYPE_CHECKING:
     from .chatting import Chat

@@ -11,7 +11,8 @@ from ..models import Model
 from ..session import Session
 from . import console, room
 from .inline import Protocol
-from .options import OutputFlags, Settings, check_text
+from .options import OutputFlags
+from .settings import Settings, check_text
 from .talk import Talk
 
 _UNFINISHED = {

@@ -30,7 +30,8 @@ from ..strikes import Stage, Tally
 from . import console
 from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
 from .meter import Meter
-from .options import ClusterFlags, OutputFlags, Settings
+from .options import ClusterFlags, OutputFlags
+from .settings import Settings
 
 _TABLES = (".jsonl", ".csv", ".parquet")
 _WINDOW_SECONDS = 10.0  # over which the rates of stages are told

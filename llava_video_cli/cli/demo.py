@@ -12,7 +12,8 @@ from ..preset import Preset
 from ..wholefile import whole_file
 from . import console
 from .ask import answer_all
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .settings import settle
 
 if TYPE_CHECKING:
     from ..demo.world import Scene

@@ -16,7 +16,8 @@ from ..doctor import Report, examine
 from ..machine import Accelerators
 from . import console
 from .console import size
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .settings import settle
 
 _EXAMPLES = """
 Examples:

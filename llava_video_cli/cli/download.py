@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ..models.fetch import Fetched, Progress
-    from .options import OutputFlags, Settings
+    from .options import OutputFlags
+    from .settings import Settings
 
 _LINE_SECONDS = 60.0
 

@@ -15,7 +15,7 @@ from ..sampling import MAX_FRAMES, longest
 from ..todo import Todo
 from ..video import announced_frames, cut
 from .opening import unread
-from .options import Settings
+from .settings import Settings
 
 _MOST_TRIED = 20  # videos that can't be read, before somebody else is to find out
 

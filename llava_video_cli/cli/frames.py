@@ -14,7 +14,8 @@ from ..video import Frames, read_frames
 from ..wholefile import whole_file
 from . import console
 from .media import check
-from .options import FrameFlags, OutputFlags, PresetFlag, settle_preset, settle_sampling, takes
+from .options import FrameFlags, OutputFlags, PresetFlag, takes
+from .settings import settle_preset, settle_sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image

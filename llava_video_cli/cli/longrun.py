@@ -23,7 +23,8 @@ from ..record import Failure, Record
 from . import console
 from .meter import Meter
 from .opening import Opening
-from .options import OutputFlags, Settings
+from .options import OutputFlags
+from .settings import Settings
 
 if TYPE_CHECKING:
     from types import FrameType

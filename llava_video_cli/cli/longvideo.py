@@ -18,7 +18,8 @@ from .longrun import load
 from .media import check
 from .meter import Meter
 from .opening import unread
-from .options import OutputFlags, Settings
+from .options import OutputFlags
+from .settings import Settings
 
 
 def ask_windows(

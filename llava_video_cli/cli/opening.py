@@ -15,7 +15,8 @@ from ..video import Frames, VideoInfo, announced_frames
 from . import console
 from .background import LOADING, Background
 from .download import prefetch
-from .options import OutputFlags, Settings
+from .options import OutputFlags
+from .settings import Settings
 
 # The text is counted by the tokenizer's own library: what transformers makes of it may differ by a mark or two.
 _SLACK_TOKENS = 16

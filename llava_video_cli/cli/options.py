@@ -1,25 +1,20 @@
-"""The options that commands share, declared once, and what they settle to with a preset."""
+"""The options that commands share, declared once."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ..conversation import Budget, Generation
-from ..errors import UsageError
-from ..messages import Conversation
-from ..models import Attention, DType, Loading, Model, PoolMode, Quantize, Send, open_model
-from ..models.random_weights import PREFIX
-from ..preset import Preset, load_preset
-from ..sampling import Mode, Sampling, parse_time
+from ..models import Attention, DType, PoolMode, Quantize, Send
+from ..sampling import Mode
 
 if TYPE_CHECKING:
-    from ..models.remote import RemoteModel
+    pass
 
 Result = TypeVar("Result")
 
@@ -300,165 +295,3 @@ def takes(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Res
         return run
 
     return decorate
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What flags and preset settle to: flags beat the preset, the preset beats the defaults.
-
-    `drawn_seed` is the seed that nobody asked for. With `rope_auto`, the RoPE factor is to be found from what is asked.
-    """
-
-    preset: Preset
-    loading: Loading
-    revision: str | None
-    drawn_seed: int | None = None
-    rope_auto: bool = False
-    remote: RemoteModel | None = None
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self.preset.model
-
-    @property
-    def opening(self) -> str:
-        """What `open` does."""
-        return f"loading {self.model}" if self.remote is None else f"asking {self.remote.settings['server']}"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know about where the answers come from."""
-        if self.remote is not None:
-            return self.remote.notes
-        return ("random weights: the answers are noise",) if self.model.startswith(PREFIX) else ()
-
-    def open(self) -> Model:
-        """Return the checkpoint, loaded, which takes its time; or what a server has."""
-        return self.remote or open_model(self.model, self.resolved().loading, self.revision)
-
-    def resolved(self) -> Settings:
-        """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
-        if not self.rope_auto:
-            return self
-        from ..models.outline import outline
-
-        found = outline(self.model, self.loading, self.revision)
-        media = self.preset.sampling.frames * found.checkpoint.frame_tokens
-        budget = Budget(media, self.preset.generation.max_new_tokens, found.checkpoint.context_tokens, (media,))
-        factor = found.stretched([budget]).checkpoint.rope_factor
-        return replace(self, loading=replace(self.loading, rope_factor=factor), rope_auto=False)
-
-
-def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
-    """Return the preset asked for; without one, the demo's for the demo checkpoint, else the default."""
-    return load_preset(flag.preset or ("demo" if model == "demo" else "default"))
-
-
-def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
-    """Return the preset's sampling with the user's flags over it."""
-    times = {"start_seconds": flags.start, "end_seconds": flags.end}
-    given: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
-    given |= _given(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
-    if flags.frames is not None and flags.fps is None:
-        given["fps"] = None
-    return replace(preset.sampling, **given)
-
-
-def settle(
-    preset_flag: PresetFlag,
-    model: ModelFlags,
-    frames: FrameFlags,
-    text: TextFlags,
-    written: Conversation | None = None,
-) -> Settings:
-    """Return all that a run needs; raises `UsageError` for values that make no sense.
-
-    The settings of a conversation that was written down count as its preset, so that a preset asked for beats them.
-    With a server, the model is the one asked for on it, or else its first one, whatever the preset says.
-    """
-    remote = _remote(model)
-    name = remote.name if remote is not None else model.model
-    if written is None or preset_flag.preset:
-        preset = settle_preset(preset_flag, name)
-    else:
-        preset = written.over(settle_preset(preset_flag, name or written.model))
-    if written is not None and written.system:
-        preset = replace(preset, system=written.system)
-    generation = replace(
-        preset.generation,
-        **_given(
-            **{field.name: getattr(text, field.name) for field in fields(Generation)},
-        ),
-    )
-    drawn_seed = None
-    if generation.temperature > 0 and generation.seed is None:
-        import secrets
-
-        drawn_seed = secrets.randbits(32)
-        generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
-    preset = replace(
-        preset,
-        sampling=settle_sampling(preset, frames),
-        generation=generation,
-        **_given(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
-    )
-    if remote is not None:  # so that a record of this server's is one of the same weights loaded here
-        told = remote.quantize if remote.quantize in get_args(Quantize) else "none"
-        preset = replace(preset, quantize=cast("Quantize", told))
-    check_text(preset.system or "", "the system text")
-    loading = Loading(
-        **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
-        frames=preset.sampling.frames if preset.sampling.fps is None else None,
-        prefix_reuse=not model.no_prefix_reuse,
-        **_given(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
-    )
-    rope_auto = model.rope_factor == "auto"
-    if model.rope_factor is not None and not rope_auto:
-        loading = replace(loading, rope_factor=_factor(model.rope_factor))
-    return Settings(preset, loading, model.revision, drawn_seed, rope_auto, remote)
-
-
-def weights_asked(flags: ModelFlags) -> dict[str, Any]:
-    """Return what the user said of the weights that makes another answer, but for the model and `--quantize`."""
-    names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")
-    return _given(**{name: getattr(flags, name) for name in names})
-
-
-def _factor(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--rope-factor must be auto or a number, got {text!r}") from None
-
-
-def _remote(flags: ModelFlags) -> RemoteModel | None:
-    """Return what the servers asked for have, or None if none was asked for; raises `UsageError`, `ServerError`."""
-    servers = flags.servers if isinstance(flags, AnyModelFlags) else ()
-    if not servers:
-        if isinstance(flags, AnyModelFlags) and (flags.send or flags.server):
-            raise UsageError("--send is for --server" if flags.send else "--server names no server")
-        return None
-    for field in fields(ModelFlags):
-        if field.name != "model" and getattr(flags, field.name) != field.default:
-            option = f"--{field.name.replace('_', '-')}"
-            raise UsageError(f"{option} and --server exclude each other", "how a model is loaded, its server decides")
-    assert isinstance(flags, AnyModelFlags)
-
-    import os
-
-    from ..models.remote import open_remote
-
-    return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def check_text(text: str, what: str) -> None:
-    """Raise `UsageError` for text that came in as something else than UTF-8, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} is not text in UTF-8") from None

@@ -9,7 +9,8 @@ from ..messages import Conversation
 from ..session import Session
 from . import console
 from .ask import UNFINISHED
-from .options import OutputFlags, Settings
+from .options import OutputFlags
+from .settings import Settings
 from .talk import Talk
 
 

@@ -13,7 +13,8 @@ from ..errors import LlvidError, UsageError
 from . import console
 from .background import LOADING, Background
 from .download import prefetch
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, settle, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .settings import settle
 
 if TYPE_CHECKING:
     from ..serving.service import Seen

@@ -19,7 +19,8 @@ from . import console, room
 from .ask import collect
 from .media import MIXED, Shelf
 from .opening import Opening, stand_ins, unread
-from .options import OutputFlags, Settings
+from .options import OutputFlags
+from .settings import Settings
 
 
 class Talk:
