@@ -73,8 +73,8 @@ def take_turns(
 ) -> None:
     """Run each job once to warm up, then in turns until each has its runs or the time is over.
 
-    A job that would take longer than what is left is left out, and its cells say so; of one that has only time for
-    a single run, the first one counts. `scale` is the seconds of a job of cost 1, if that is known beforehand.
+    A job that would take longer than what is left of the time is left out, and its cells say so; of one that has only
+    time for a single run, the first one counts. `scale` is the seconds of a job of cost 1, if known beforehand.
     """
     until = time.perf_counter() + seconds
     taken: dict[Job, float] = {}
@@ -82,7 +82,7 @@ def take_turns(
     for job in sorted(jobs, key=lambda job: job.cost):
         guess = 0.0 if scale is None else scale * job.cost
         if guess > until - time.perf_counter():
-            _close(job, f"left out: it takes about {_about(guess)}")
+            _close(job, f"too long: {_about(guess)}")
             continue
         say(f"{_name(job)}, warming up")
         began = time.perf_counter()

@@ -158,7 +158,7 @@ def test_what_takes_longer_than_the_time_that_is_left_is_left_out() -> None:
     assert 2 in calls  # the first one took less than was thought, and so would this one
     calls.clear()
     take_turns([job(calls, 1, 1.0), slow := job(calls, 2, 5000.0)], 2, 1000, lambda _: None, scale=1e6)
-    assert calls == [] and slow.series[0].note == "left out: it takes about 83333333 min"
+    assert calls == [] and slow.series[0].note == "too long: 83333333 min"
 
 
 def test_where_the_time_is_over_the_first_run_counts() -> None:

@@ -181,7 +181,9 @@ def _tell(measured: Bench, machine: Surroundings, model: str) -> None:
     labels = list(dict.fromkeys(cell.precision for cell in cells))
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("", "frames", "batch", *(label or "machine" for label in labels)):
-        table.add_column(Text(console.shown(name, one_line=True)), justify="left" if not name else "right")
+        table.add_column(
+            Text(console.shown(name, one_line=True)), justify="left" if not name else "right", no_wrap=not name
+        )
     rows: dict[tuple[object, ...], dict[str | None, Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.what, cell.frames, cell.batch), {})[cell.precision] = cell
