@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
+from ..errors import UsageError
 from ..models.fetch import Fetched, folder_bytes
 from ..models.source import local_folder, locate
 from . import console
+from .background import LOADING, Background
 from .download import download
 from .options import OutputFlags, takes
 
@@ -17,11 +20,12 @@ Examples:
 
     llvid pull llava-hf/LLaVA-NeXT-Video-7B-hf
 
-    llvid pull llava-hf/LLaVA-NeXT-Video-34B-hf --revision main --json
+    llvid pull llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --to 34b-4bit
 """
 _ABOUT = (
     "Download a checkpoint, and print the folder where it lies. What was interrupted goes on with the same command. "
-    "All files are of one commit, only those that are needed come, and each is checked against the hub's checksum."
+    "All files are of one commit, only those that are needed come, and each is checked against the hub's checksum. "
+    "--quantize stores it quantized, which loads from --to with `-m DIR` and no further conversion."
 )
 
 
@@ -41,24 +45,65 @@ def pull(
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no network: what was downloaded before, or an error.")
     ] = False,
+    quantize: Annotated[
+        Literal["8bit", "4bit"] | None,
+        typer.Option("--quantize", help="Store it quantized in the folder of --to.", show_default=False),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Where the quantized checkpoint goes.", show_default=False),
+    ] = None,
     output: OutputFlags,
 ) -> None:
-    """Download, and print the folder."""
+    """Download, store quantized if that is wanted, and print the folder."""
+    if (quantize is None) != (to is None):
+        raise UsageError("--quantize and --to go together", "llvid pull MODEL --quantize 4bit --to DIR")
+    found = _found(model, revision, output, offline=offline)
+    values: dict[str, object] = {
+        "model": model,
+        "revision": found.commit,
+        "folder": str(found.folder),
+        "bytes": found.bytes,
+    }
+    values |= {"downloaded_bytes": found.downloaded_bytes, "checked": found.is_checked}
+    if quantize is not None and to is not None:
+        values |= {"quantize": quantize, "source": str(found.folder)} | _stored(
+            model, found.folder, quantize, to, output
+        )
+    if output.json:
+        console.write_json(values)
+    else:
+        console.write(f"{values['folder']}\n")
+
+
+def _found(model: str, revision: str | None, output: OutputFlags, *, offline: bool) -> Fetched:
     if local_folder(model) is not None:
         folder = locate(model)
-        found = Fetched(folder, None, folder_bytes(folder))
         if not output.quiet:
             console.note(f"{model} needs no download")
-    else:
-        with console.progress(output.quiet) as spinner:
-            found = download(model, revision, spinner, quiet=output.quiet, offline=offline)
-        if not output.quiet:
-            console.note(_outcome(found))
-    if output.json:
-        values = {"model": model, "revision": found.commit, "folder": str(found.folder), "bytes": found.bytes}
-        console.write_json(values | {"downloaded_bytes": found.downloaded_bytes, "checked": found.is_checked})
-    else:
-        console.write(f"{found.folder}\n")
+        return Fetched(folder, None, folder_bytes(folder))
+    with console.progress(output.quiet) as spinner:
+        found = download(model, revision, spinner, quiet=output.quiet, offline=offline)
+    if not output.quiet:
+        console.note(_outcome(found))
+    return found
+
+
+def _stored(
+    model: str, folder: Path, quantize: Literal["8bit", "4bit"], to: Path, output: OutputFlags
+) -> dict[str, object]:
+    """Store a checkpoint quantized; return what is to be told of it."""
+    from ..models.store import check_store, quantized, write
+
+    check_store(folder, to, quantize)
+    with console.progress(output.quiet) as spinner:
+        spinner.say(f"quantizing {model}")
+        loaded = Background(LOADING, quantized, folder, quantize, model).result()
+        spinner.say(f"writing {to}")
+        written = write(loaded, folder, to)
+    if not output.quiet:
+        console.note(f"stored in {quantize}: {console.size(written)}")
+    return {"folder": str(to), "bytes": written, "dtype": loaded.choice.dtype}
 
 
 def _outcome(found: Fetched) -> str:

@@ -79,13 +79,16 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     choice = _decided(name, config, loading)
     attention = choose_attention(loading.attention, choice.device, choice.dtype)
+    if (stored := config.get("quantization_config")) is not None:
+        # the precision of this machine, not of the one that stored it
+        config = {**config, "quantization_config": {**stored, "bnb_4bit_compute_dtype": choice.dtype}}
     dtype, device = getattr(torch, choice.dtype), torch.device(choice.device.name)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | _placement(choice)
     try:
         options["config"] = LlavaNextVideoConfig.from_dict(config)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {_last_line(error)}") from None
-    if choice.quantize != "none" and stored_quantization(config) is None:
+    if choice.quantize != "none" and stored is None:
         options["quantization_config"] = _quantization(choice, dtype)
     with _loading_errors(name, folder, choice):
         model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(

@@ -1,0 +1,86 @@
+"""A checkpoint that is stored quantized: the same answers, a part of the bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from llava_video_cli import Loading, Request, Sampling, Turn, open_model, read_frames
+from llava_video_cli.cli.app import run
+from llava_video_cli.errors import ModelError
+from llava_video_cli.models.loading import load
+from llava_video_cli.models.source import DEMO
+from llava_video_cli.models.store import quantized, write
+
+QUESTIONS = ("What happens in this video?", "What shape is it?", "What color is it at the start?")
+
+
+def answers(model: str, loading: Loading, clip: Path) -> list[str]:
+    frames = read_frames(clip, Sampling(frames=8))
+    opened = open_model(model, loading)
+    return [answer.text for answer in opened.answer_all([Request((Turn("user", q, (frames,)),)) for q in QUESTIONS])]
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_a_stored_checkpoint_answers_as_one_quantized_while_loading(
+    quantize: Literal["4bit", "8bit"], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "new" / "stored"
+    assert run(["pull", "demo", "--quantize", quantize, "--to", str(to), "--json", "-q"]) == 0
+    out, err = capsys.readouterr()
+    values = json.loads(out)
+    assert (
+        err == "" and values["folder"] == str(to) and values["quantize"] == quantize and values["source"] == str(DEMO)
+    )
+    weights = (to / "model.safetensors").stat().st_size
+    assert values["bytes"] > weights and weights < 0.8 * 4 * 1_154_624, "less than the float32 that it was loaded as"
+    assert [path.name for path in to.parent.iterdir()] == ["stored"], "nothing is left beside it"
+    assert answers(str(to), Loading(), clip) == answers("demo", Loading(quantize=quantize), clip)
+    if quantize == "4bit":  # computes in the precision of where it is loaded, not of where it was stored
+        model = load(to, Loading(dtype="float32")).model
+        assert {module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")} == {
+            torch.float32
+        }
+
+
+def test_what_speaks_against_storing_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    config = json.loads((DEMO / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
+    (stored / "config.json").write_text(json.dumps(config))
+    (stored / "model.safetensors").touch()
+    for arguments, words in (
+        (("demo", "--quantize", "4bit"), "--quantize and --to go together"),
+        (("demo", "--to", "x"), "--quantize and --to go together"),
+        (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full")), "has something in it already"),
+        (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full" / "file")), "is a file"),
+        ((str(stored), "--quantize", "8bit", "--to", str(tmp_path / "x")), "is stored in 4bit already"),
+    ):
+        assert run(["pull", "-q", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and words in err.splitlines()[0] and len(err.splitlines()) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    loaded = quantized(DEMO, "4bit", "demo")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(ModelError, match="can't write") as raised:
+            write(loaded, DEMO, tmp_path / "stored")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.hint is not None and "--to" in raised.value.hint and "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+    write(loaded, DEMO, tmp_path / "stored")
+    assert (tmp_path / "stored" / "model.safetensors").stat().st_size > 200_000
