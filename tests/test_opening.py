@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from clips import make_clip
+from hub import running_hub
+from terminal import failed, llvid
 
 from llava_video_cli import Sampling, read_frames
 from llava_video_cli.cli.app import run
@@ -156,3 +158,12 @@ def test_another_pooling_makes_another_caption(clip: Path, tmp_path: Path, capsy
     assert "1 done before" in capsys.readouterr().err
     assert run([*command, "--pool-stride", "3"]) == 0
     assert "1 captioned" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_not_even_downloaded(layouts: dict[str, Path], clip: Path, tmp_path: Path) -> None:
+    with running_hub({"org/34B": layouts["yi"]}) as hub:
+        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = llvid("ask", str(clip), "What happens?", "-m", "org/34B", "-n", "32", env=env)
+    assert "org/34B takes 24 frames with this question; 32 were asked for" in failed(done, 1)
+    files = [path for path in hub.asked if "/resolve/" in path]
+    assert files and all(path.endswith("/config.json") for path in files) and not hub.sent

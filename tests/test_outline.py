@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
     assert isinstance(processor, LlavaNextVideoProcessor)
     known, draw = outline(str(folder), Loading()).checkpoint, random.Random(3)
     sizes = [(draw.randint(1, 3000), draw.randint(1, 3000)) for _ in range(300)] + [(1, 4000), (4000, 1), (336, 336)]
-    wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
-    assert [picture_tokens(known, *size) for size in sizes] == wanted
-    assert max(wanted) > 2800
+    for grids in (known.grids, known.grids[::-1]):  # of two that keep as much, the order must not decide
+        processor.image_processor.image_grid_pinpoints = [list(grid) for grid in grids]
+        wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+        assert [picture_tokens(replace(known, grids=grids), *size) for size in sizes] == wanted
+        assert max(wanted) > 2800
 
 
 @pytest.mark.parametrize("text", ["", " " * 999, "日本語" * 99, "\x00\x01" * 99, "<video>" * 99, "w1 w2 w3 " * 99])
@@ -71,6 +74,16 @@ def test_a_text_that_cannot_be_counted_counts_nothing(layouts: dict[str, Path], 
         known = outline(str(folder), Loading())
         assert not known.counts_text
         assert known.budget(request).prompt_tokens == 3 * 144
+
+
+def test_a_template_that_opens_the_text_itself_opens_it_once(layouts: dict[str, Path], tmp_path: Path) -> None:
+    folder, request = tmp_path / "x", Request((Turn("user", "Why?", (VIDEO,)),))
+    shutil.copytree(layouts["vicuna"], folder)
+    template = "{{ bos_token }}USER: <video>\n{{ messages[0]['content'][1]['text'] }} ASSISTANT:"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    budget = outline(str(folder), Loading()).budget(request)
+    assert budget == open_model(str(folder)).budget(request)
+    assert budget == outline(str(layouts["vicuna"]), Loading()).budget(request)
 
 
 def test_a_template_that_fails_counts_as_the_form_that_takes_its_place(
