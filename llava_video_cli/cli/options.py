@@ -258,6 +258,13 @@ class ClusterFlags:
 
 
 @dataclass(frozen=True)
+class QuietFlag:
+    """How much a command says."""
+
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
+
+
+@dataclass(frozen=True)
 class OutputFlags:
     """How a command talks."""
 

@@ -13,7 +13,7 @@ from ..errors import LlvidError, UsageError
 from . import console
 from .background import LOADING, Background
 from .download import prefetch
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, takes
 from .settings import settle
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("serve", help=about + _EXAMPLES)(serve)
 
 
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
+@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=QuietFlag)
 def serve(
     *,
     host: Annotated[
@@ -93,7 +93,7 @@ def serve(
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
-    output: OutputFlags,
+    output: QuietFlag,
 ) -> None:  # fmt: skip
     """Load the model and answer until Ctrl-C or SIGTERM."""
     settings = settle(preset, model, frames, text)
