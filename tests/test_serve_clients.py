@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
-from terminal import failed, llvid
+from terminal import asked, failed, llvid
 from test_desk import Clerk
 
 from llava_video_cli import Chunk, Request, open_model
@@ -92,9 +92,10 @@ def test_an_error_on_the_way_is_the_last_event_of_a_stream(clerk: Clerk) -> None
         assert served.post({"messages": [message("a")]})[0] == 200
 
 
-def test_the_context_s_line_is_that_of_the_command_line(clip: Path) -> None:
-    asked = ["ask", str(clip), QUESTION, "-m", "demo", "--max-new-tokens", "4096"]
-    line = failed(llvid(*asked), 1)
+def test_the_context_s_line_is_that_of_the_command_line(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = asked(capsys, str(clip), QUESTION, "--max-new-tokens", "4096")
+    line = err.splitlines()[0]
+    assert code == 1
     with serving(open_model("demo")) as served:
         status, answer = served.post({"messages": [message(QUESTION, data_url(clip))], "max_tokens": 4096})
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
@@ -163,6 +164,14 @@ def _got(port: int, request: str) -> str:
         while more := connection.recv(65536):
             answer += more
     return answer.decode()
+
+
+def test_without_the_extra_it_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from llava_video_cli.cli.app import run; run(['serve'])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    assert said.splitlines() == [
+        "error: llvid serve needs the extra 'serve' (uvicorn is missing)", "hint: pip install 'llava-video-cli[serve]'",
+    ]  # fmt: skip
 
 
 def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ..models.fetch import Fetched, Progress
-    from .options import OutputFlags
     from .settings import Settings
 
 _LINE_SECONDS = 60.0
@@ -35,14 +34,14 @@ def download(
         raise
 
 
-def prefetch(settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
+def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
     """Fetch the checkpoint of a run if it isn't here yet, where the user can see it; the hub isn't asked if it is."""
     from ..models.source import cached_folder, local_folder
 
     if settings.remote is not None or local_folder(settings.model) is not None:
         return
     if cached_folder(settings.model, settings.revision) is None:
-        download(settings.model, settings.revision, spinner, quiet=output.quiet)
+        download(settings.model, settings.revision, spinner, quiet=quiet)
 
 
 class Download:

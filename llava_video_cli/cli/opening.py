@@ -105,7 +105,7 @@ class Opening:
 
     def _load(self) -> None:
         if self._loading is None:
-            prefetch(self._settings, self._output, self._spinner)
+            prefetch(self._settings, self._spinner, quiet=self._output.quiet)
             self._loading = Background(LOADING, self._settings.open)
 
 

@@ -120,7 +120,7 @@ def serve(
     from ..serving.service import open_service
 
     with console.progress(output.quiet) as progress:
-        prefetch(settings, output, progress)
+        prefetch(settings, progress, quiet=output.quiet)
         progress.say(f"loading {settings.model}")
         loaded = Background(LOADING, settings.open).result()
         for line in loaded.notes if not output.quiet else ():

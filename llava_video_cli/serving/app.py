@@ -258,6 +258,8 @@ async def _or_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Resul
         for each in (task, gone):
             each.cancel()
         await asyncio.wait({task, gone})
+        if not task.cancelled():
+            task.exception()  # asyncio complains about one that nobody looked at
 
 
 async def _pieces(events: asyncio.Queue[Event]) -> AsyncIterator[Chunk]:

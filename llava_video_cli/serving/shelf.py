@@ -74,7 +74,12 @@ class Shelf:
         await self._slots.acquire()
         loop = asyncio.get_running_loop()
         slot = _Slot(self._slots.release)
-        loop.call_later(self._patience_seconds, slot.free)
+        timer = loop.call_later(self._patience_seconds, slot.free)
+
+        def end() -> None:
+            timer.cancel()
+            slot.free()
+
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()  # whoever asked can't stop it
 
@@ -84,7 +89,7 @@ class Shelf:
             except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                 future.set_exception(error)
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(slot.free)
+                loop.call_soon_threadsafe(end)
 
         threading.Thread(target=work, name="llvid-media", daemon=True).start()
         try:
