@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Below so many parameters nothing is gained by 4 bits.
 _SMALL = 100_000_000
-_LABELS = {"none": "not quantized"}
+_LABELS = {"none": "not quantized", "auto": "as it is loaded"}
 _EXAMPLES = """
 Examples:
 
@@ -93,7 +93,8 @@ def bench(
     plan = replace(plan, prompt=settings.preset.prompt, seconds=seconds or plan.seconds)
     if video is not None and check([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
-    subjects = _subjects(settings, model.quantize or (settings.preset.quantize if preset.preset else None))
+    presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
+    subjects = _subjects(settings, model.quantize or presets)
     with console.progress(output.quiet) as progress, _clip(video, progress) as path:
         progress.say("looking at the machine")
         machine = look_around()
@@ -135,10 +136,10 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
     facts = describe(adapted(config, loading.rope_factor, loading.pool_stride, loading.pool_mode))
     if quantize is not None:
         kinds: tuple[Quantize, ...] = (quantize,)
-    elif "quantization_config" in config or facts.parameters.total < _SMALL or loading.device == "mps":
-        kinds = (loading.quantize,)
+    elif "quantization_config" in config:
+        kinds = ("auto",)
     else:
-        kinds = ("4bit", "none")
+        kinds = ("none",) if facts.parameters.total < _SMALL or loading.device == "mps" else ("4bit", "none")
     is_random = has_random_weights(folder)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return [
@@ -186,18 +187,17 @@ def _tell(measured: Bench, machine: Surroundings, model: str) -> None:
         )
     rows: dict[tuple[object, ...], dict[str | None, Cell]] = {}
     for cell in cells:
-        rows.setdefault((cell.what, cell.frames, cell.batch), {})[cell.precision] = cell
-    for (what, frames, batch), row in rows.items():
+        rows.setdefault((cell.what, cell.unit, cell.frames, cell.batch), {})[cell.precision] = cell
+    for (what, unit, frames, batch), row in rows.items():
         figures = [Text(console.shown(_figure(row[label]), one_line=True)) if label in row else "" for label in labels]
-        table.add_row(str(what), str(frames or ""), str(batch or ""), *figures)
+        table.add_row(f"{what}, {unit}" if unit else f"{what}", str(frames or ""), str(batch or ""), *figures)
     console.stderr.print(table)
     for note in dict.fromkeys(cell.note for cell in cells if cell.runs and cell.note):
         console.note(f"* {note}")
 
 
 def _figure(cell: Cell) -> str:
-    """Return a cell as it is read: the median and its unit, with a star if there is something to be said of it."""
+    """Return a cell as it is read: the median, with a star if there is something to be said of it."""
     if cell.median is None:
         return f"({cell.note})"
-    number = f"{cell.median:.0%}" if not cell.unit else f"{cell.median:.3g}"
-    return f"{number} {cell.unit}".strip() + ("*" if cell.note else "")
+    return (f"{cell.median:.3g}" if cell.unit else f"{cell.median:.0%}") + ("*" if cell.note else "")
