@@ -28,7 +28,7 @@ _PATH = "/v1/chat/completions"
 def cases(grounds: Grounds, count: int, seed: int) -> Iterator[Case]:
     """Yield so many cases, of all kinds in turn, each drawn anew."""
     draw = random.Random(seed)
-    kinds = (_json, _types, _heads, _media, _paths, _hosts, _keys, _heads, _types, _paths)
+    kinds = (_json, _types, heads, _media, paths, hosts, _keys, heads, _types, paths)
     turns = Counter[object]()
     for number in range(count):
         kind = _slow if number % 50 == 25 else kinds[number % len(kinds)]
@@ -159,7 +159,8 @@ def _dumped(values: Any) -> bytes:
     return json.dumps(values).encode().replace(b"Infinity", b"1e999")
 
 
-def _heads(grounds: Grounds, draw: random.Random) -> list[Case]:
+def heads(grounds: Grounds, draw: random.Random) -> list[Case]:
+    """Return requests whose heads are wrong."""
     good = _dumped(_values(grounds))
     evil = draw.choice(
         ("evil.example", "evil.example:8377", "127.0.0.1.evil.example", "169.254.169.254", "[::2]", "a@b", "[")
@@ -274,7 +275,8 @@ def _png(width: int, height: int, pixels: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def _paths(grounds: Grounds, draw: random.Random) -> list[Case]:
+def paths(grounds: Grounds, draw: random.Random) -> list[Case]:
+    """Return `file:` URLs that lead out of the folder, or to nothing."""
     allowed, secret = grounds.allowed, grounds.secret
     up = draw.choice(("..", "%2e%2e", "%2E.", ".%2e"))
     outside = [
@@ -296,7 +298,8 @@ def _paths(grounds: Grounds, draw: random.Random) -> list[Case]:
     return [_asking("path:", url, 403) for url in outside] + [_asking("path:", url, 400, 403) for url in odd]
 
 
-def _hosts(grounds: Grounds, draw: random.Random) -> list[Case]:
+def hosts(grounds: Grounds, draw: random.Random) -> list[Case]:
+    """Return URLs of hosts that may not be asked, or that play tricks."""
     here = grounds.open.port
     private = draw.choice(
         ("10.0.0.1", "169.254.169.254", "[::1]", "0.0.0.0", "2130706433", "0x7f.1", "127.1", "192.168.0.1")

@@ -1,14 +1,18 @@
-"""A hundred of the requests of broken_requests.py, and that it would notice a server that gives way."""
+"""Some of the requests of broken_requests.py, and all that reach for files or hosts; and that it would notice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import pytest
-from broken_requests import request, run
+from broken_requests import heads, hosts, paths, request, run
 from grounds import Case, Grounds, grounds
 
 from llava_video_cli import open_model
+
+Kind: TypeAlias = Callable[[Grounds, random.Random], list[Case]]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,14 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grounds]:
 
 def test_each_broken_request_gets_its_4xx_and_the_next_its_answer(ground: Grounds) -> None:
     said: list[str] = []
-    assert run(ground, 100, 1, said.append) == 0, said
+    assert run(ground, 60, 1, said.append) == 0, said
+
+
+@pytest.mark.parametrize("kind", [paths, heads, hosts])
+def test_each_trick_of_a_kind(ground: Grounds, kind: Kind) -> None:
+    faults = [ground.check(case) for case in kind(ground, random.Random(2))]
+    assert [fault for fault in faults if fault] == []
+    assert ground.answers()
 
 
 def test_a_good_request_would_be_noticed(ground: Grounds) -> None:
