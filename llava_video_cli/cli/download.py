@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import typer
+
 from ..sampling import clock
 from . import console
 
@@ -31,7 +33,7 @@ def download(
     except KeyboardInterrupt:
         if not quiet:
             console.note("interrupted; the same command goes on where it was")
-        raise
+        raise typer.Exit(130) from None
 
 
 def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
