@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from .checkpoint import Checkpoint, describe, read_config
 from .devices import find_device, is_cpu_only
 from .precision import TRAINED_FRAMES, Choice, DType, Quantize, choose, stored_quantization
 from .processor import load_processor
-from .random_weights import draw, has_random_weights
 
-_SLOW_PARAMETERS = 800_000_000  # from here on a CPU takes long enough for a warning
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
 
@@ -74,6 +72,9 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     import torch
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
+    from . import pace
+    from .weights import weights
+
     _quieten()
     name = name or folder.name
     config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
@@ -82,55 +83,29 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
         config = {**config, "quantization_config": {**stored, "bnb_4bit_compute_dtype": choice.dtype}}
-    dtype, device = getattr(torch, choice.dtype), torch.device(choice.device.name)
+    dtype = getattr(torch, choice.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | _placement(choice)
     try:
-        options["config"] = LlavaNextVideoConfig.from_dict(config)
+        settings = LlavaNextVideoConfig.from_dict(config)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {_last_line(error)}") from None
     if choice.quantize != "none" and stored is None:
         options["quantization_config"] = _quantization(choice, dtype)
     with _loading_errors(name, folder, choice):
-        model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
-            **_weights(folder, options["config"], dtype, device),
-            trust_remote_code=False,
-            output_loading_info=True,
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
+        slow = pace.note(describe(config), choice, loading.frames or TRAINED_FRAMES)
+        with weights(folder, settings, choice, are_quantized=stored is not None) as tensors:
+            model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
+                None, config=settings, state_dict=tensors, output_loading_info=True, **options
+            )
     absent = [*info["missing_keys"], *info["mismatched_keys"]]
     if absent:
         raise ModelError(f"the weights in {folder} are incomplete: {len(absent)} tensors missing, such as {absent[0]}")
     model.eval()
+    _settle_generation(model, folder)
     processor = load_processor(folder, model.config)
     checkpoint = describe(config, "<|im_start|>" in processor.tokenizer.get_vocab())
-    notes = [choice.note, _slowness(checkpoint, choice, loading.frames or TRAINED_FRAMES)]
-    return Loaded(model, processor, checkpoint, choice, attention, tuple(note for note in notes if note is not None))
-
-
-def _slowness(checkpoint: Checkpoint, choice: Choice, frames: int) -> str | None:
-    """Return how long a large checkpoint takes on this CPU, by what it multiplies and copies in a second."""
-    parameters = checkpoint.parameters
-    if choice.device.kind != "cpu" or parameters.total < _SLOW_PARAMETERS:
-        return None
-    import torch
-
-    from .speed import copy_bytes_per_second, operations_per_second
-
-    cpu = torch.device("cpu")
-    language, vision = frames * checkpoint.frame_tokens * parameters.language_linear, parameters.vision
-    products = 2 * (language + frames * checkpoint.frame_side**2 * vision)  # a multiplication and an addition each
-    first = products / operations_per_second(cpu, getattr(torch, choice.dtype))
-    token = choice.need.weights_bytes / copy_bytes_per_second(cpu)
-    return (
-        f"on this CPU, {frames} frames take about {_span(first)} to the first word, and each token then {token:.1f} s"
-        " at least; fewer --frames take less, a GPU far less"
-    )
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    notes = tuple(note for note in (choice.note, slow) if note is not None)
+    return Loaded(model, processor, checkpoint, choice, attention, notes)
 
 
 def _decided(name: str, config: Mapping[str, Any], loading: Loading) -> Choice:
@@ -142,7 +117,9 @@ def _placement(choice: Choice) -> dict[str, Any]:
     """Return where the weights go: accelerate shares the layers of a model out that one device can't hold."""
     if choice.is_shared:
         return {"device_map": "auto", "max_memory": choice.most_bytes}
-    return {} if choice.device.kind == "cpu" else {"device_map": {"": choice.device.name}}
+    # without a map, weights that are quantized would go to a GPU wherever there is one
+    is_plain = choice.device.kind == "cpu" and choice.quantize == "none"
+    return {} if is_plain else {"device_map": {"": choice.device.name}}
 
 
 @contextmanager
@@ -171,11 +148,12 @@ def _loading_errors(name: str, folder: Path, choice: Choice) -> Iterator[None]:
     raise ModelError(f"the weights in {folder} can't be loaded: {_first_line(failure)}") from failure
 
 
-def _weights(folder: Path, config: Any, dtype: Any, device: Any) -> dict[str, Any]:
-    """Return where `from_pretrained` finds the weights: in the folder, or, for random ones, drawn on the device."""
-    if not has_random_weights(folder):
-        return {"pretrained_model_name_or_path": folder}
-    return {"pretrained_model_name_or_path": None, "state_dict": draw(config, dtype, device)}
+def _settle_generation(model: Any, folder: Path) -> None:
+    """Take the checkpoint's own settings of generation, if it has them."""
+    from transformers import GenerationConfig
+
+    with suppress(OSError):  # there are none
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _quantization(choice: Choice, dtype: Any) -> Any:

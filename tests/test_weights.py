@@ -1,0 +1,82 @@
+"""Weights in memory: nothing is held twice, and a CPU's pace is told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from safetensors import safe_open
+
+from llava_video_cli import Loading
+from llava_video_cli.models.checkpoint import describe, read_config
+from llava_video_cli.models.devices import Device
+from llava_video_cli.models.loading import load
+from llava_video_cli.models.pace import note
+from llava_video_cli.models.precision import Choice, choose
+from llava_video_cli.models.random_weights import random_folder
+
+CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
+WIDE = {"hidden_size": 256, "intermediate_size": 1024}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint stored in bfloat16, as the published ones are in 16 bits: 36 MB, of which 4 MB can be quantized."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return make_checkpoint(tmp_path_factory.mktemp("wide") / "stored", "vicuna", text=WIDE)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def resident_bytes(path: Path) -> int:
+    """What of a file lies in this process's memory, as pages of a map."""
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags")
+    found = [re.search(r"^Rss: +(\d+) kB", each, re.MULTILINE) for each in maps if str(path) in each]
+    return sum(1024 * int(match[1]) for match in found if match)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system doesn't tell which pages are whose")
+@pytest.mark.parametrize(
+    ("loading", "parts"),
+    [
+        ({"dtype": "float32"}, ()),
+        ({"dtype": "bfloat16"}, ("",)),
+        ({"quantize": "4bit", "dtype": "bfloat16"}, ("vision", "projector", "embed", "norm", "lm_head", "newline")),
+        ({"quantize": "8bit", "dtype": "bfloat16"}, ("vision", "projector", "embed", "norm", "lm_head", "newline")),
+    ],
+)
+def test_what_is_converted_or_quantized_does_not_stay_as_the_file_has_it_too(
+    stored: Path, loading: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    file = stored / "model.safetensors"
+    loaded = load(stored, Loading(device="cpu", **loading))
+    with torch.inference_mode():
+        sum(float(weight.float().sum()) for weight in loaded.model.parameters())  # all of it is looked at
+    with safe_open(file, "pt") as tensors:
+        names = [name for name in tensors.keys() if any(part in name for part in parts)]  # noqa: SIM118
+        kept = sum(2 * tensors.get_tensor(name).numel() for name in names)
+    assert resident_bytes(file) <= kept + 2**20
+    assert resident_bytes(file) >= kept - 2**20, "what stays as it is should not be copied"
+
+
+def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
+    def chosen(size: str, quantize: Any) -> tuple[Any, Choice]:
+        folder = random_folder(f"random:{size}")
+        assert folder is not None
+        facts = describe(read_config(folder))
+        return facts, choose(size, facts, CPU, quantize, "float32")
+
+    assert note(*chosen("tiny", "none"), 32) is None
+    for quantize in ("none", "8bit", "4bit"):
+        facts, choice = chosen("7B", quantize)
+        told = note(facts, choice, 32)
+        assert told is not None
+        assert re.match(r"on this CPU, 32 frames take about [\d.]+ (s|min) to the first word, and each token", told)
+        assert note(facts, replace(choice, device=replace(CPU, kind="mps")), 32) is None
