@@ -134,6 +134,12 @@ def test_those_who_wait_are_answered_together_if_they_are_of_a_kind(desk: Desk, 
     assert clerk.batches == [["wait"], ["a", "b", "c", "f"], ["d"], ["e"], ["g"]]
 
 
+def test_an_answer_that_is_wanted_whole_comes_at_once(desk: Desk) -> None:
+    events: queue.Queue[Event] = queue.Queue()
+    desk.ask(Ticket(Request((Turn("user", "a"),)), events.put, in_pieces=False))
+    assert events.get(timeout=_PATIENCE_SECONDS) == Chunk("text: a", "stop", USAGE)
+
+
 def test_one_that_can_t_be_answered_takes_no_other_down(desk: Desk, clerk: Clerk) -> None:
     clerk.most = 2
     first = ask(desk, "wait")

@@ -206,24 +206,20 @@ class Completions:
             "frames": [each["frames"] for each in told],
             "notes": [line for each in told for line in each["notes"]],
         }
-        ticket = Ticket(request, deliver)
+        ticket = Ticket(request, deliver, asked.stream)
         service.desk.ask(ticket)
         try:
             pieces = _pieces(events)
-            last = first = await anext(pieces)
-            service.metrics.first_text_seconds.observe(time.monotonic() - began)
+            last = await anext(pieces)
             if asked.stream:
+                service.metrics.first_text_seconds.observe(time.monotonic() - began)
                 await reply.begin_stream()
                 await reply.event(form.first())
-                if first.text:
-                    await reply.event(form.piece(first.text))
+                if last.text:
+                    await reply.event(form.piece(last.text))
                 async for last in pieces:
                     if last.text:
                         await reply.event(form.piece(last.text))
-            else:
-                texts = [first.text]
-                async for last in pieces:
-                    texts.append(last.text)
             assert last.finish_reason is not None and last.usage is not None, "the last piece carries both"
             self._count(last, began)
             if asked.stream:
@@ -232,7 +228,7 @@ class Completions:
                     await reply.event(form.costs(last.finish_reason, last.usage, ours))
                 await reply.end_stream()
             else:
-                await reply.whole(form.whole("".join(texts), last.finish_reason, last.usage, ours))
+                await reply.whole(form.whole(last.text, last.finish_reason, last.usage, ours))
         finally:
             service.desk.leave(ticket)
 

@@ -27,13 +27,28 @@ _GATHER_SHARE, _LONGEST_GATHER_SECONDS = 0.1, 0.05
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that waits or is being answered. `deliver` is called with what comes of it, from another thread."""
+    """A request that waits or is being answered.
+
+    `deliver` is called with what comes of it, from another thread: with each piece, or, without `in_pieces`, once.
+    """
 
     request: Request
     deliver: Callable[[Event], None]
+    in_pieces: bool = True
     arrived: float = field(default_factory=time.monotonic)
     gone: bool = False
     begun: bool = False
+    held: str = ""  # of an answer that is delivered at once
+
+    def take(self, chunk: Chunk) -> None:
+        """Take a piece of the answer."""
+        self.begun = True
+        if self.in_pieces:
+            self.deliver(chunk)
+            return
+        self.held += chunk.text
+        if chunk.finish_reason is not None:
+            self.deliver(replace(chunk, text=self.held))
 
     @property
     def most_tokens(self) -> int:
@@ -214,8 +229,7 @@ class Desk:
             for index, chunk in chunks:
                 ticket = batch[index]
                 if not ticket.gone:
-                    ticket.begun = True
-                    ticket.deliver(chunk)
+                    ticket.take(chunk)
                 elif all(each.gone for each in batch):
                     return
 

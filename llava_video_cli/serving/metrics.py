@@ -28,7 +28,7 @@ class Metrics:
             "llvid_wait_seconds", "From a request being ready to its turn.", buckets=_SECONDS, registry=registry
         )
         self.first_text_seconds = Histogram(
-            "llvid_first_text_seconds", "From a request's arrival to its first text.", buckets=_SECONDS,
+            "llvid_first_text_seconds", "From a streamed request's arrival to its first text.", buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.seconds = Histogram(
