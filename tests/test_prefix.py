@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from edits import differences
 from test_parity import CONVERSATIONS, STILL, VIDEO, checkpoint
 
@@ -23,7 +25,9 @@ from llava_video_cli import (
     open_model,
 )
 from llava_video_cli.errors import OutOfMemoryError
+from llava_video_cli.models.beginnings import Beginnings
 from llava_video_cli.models.generation import Run
+from llava_video_cli.models.kvcache import KVCache
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.prefix import Prompt, Span, common
 
@@ -125,6 +129,47 @@ def test_conversations_that_take_turns_keep_their_caches(layouts: dict[str, Path
     assert ask(model, "Why?", videos[0])[1] < 10, "the oldest of two had to go"
     model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
     assert ask(model, "Why?", videos[0])[1] > 144, "a batch leaves them where the memory suffices"
+
+
+@pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])
+def test_batches_that_come_back_to_media_compute_them_once(name: str, layouts: dict[str, Path]) -> None:
+    model, plain = opened(layouts, name, conversations=2), opened(layouts, name, reuse=False)
+    asked = [
+        Request((Turn("user", text, media),), GREEDY)
+        for text, media in (
+            ("Why?", (VIDEO,)),
+            ("Which way does it move in the end?", (STILL, VIDEO)),
+            ("Who?", (STILL,)),
+        )
+    ]
+    wanted = [join(plain.stream(one)).text for one in asked]
+    orders = [(0, 1), (1, 0), (0, 1, 2), (2, 1, 0), (2, 0, 2, 1)]  # new; repeated; some new; all held; one twice
+    reused = []
+    for order in orders:
+        answers = model.answer_all([asked[number] for number in order])
+        assert [answer.text for answer in answers] == [wanted[number] for number in order]
+        reused.append([answer.usage.cached_tokens > 0 for answer in answers])
+    assert reused == [[False] * 2, [False] * 2, [True, True, False], [True] * 3, [True] * 4]
+    held = model._assembly.beginnings
+    assert held.held_bytes > 0 and model.fits(asked[0]) >= 1
+    held.keep([], None, 0.0)
+    held.drop()
+    assert held.held_bytes == 0
+    assert [answer.text for answer in model.answer_all(asked)] == wanted
+
+
+def test_beginnings_take_a_share_of_the_memory_at_most() -> None:
+    held, cache = Beginnings(3), KVCache(2, 8)
+    for layer in cache.layers:
+        layer.update(torch.ones(4, 1, 8, 2), torch.ones(4, 1, 8, 2))
+    prompts = [Prompt([number] * 8) for number in range(4)]
+    held.keep(prompts, cache, math.inf)
+    assert [held.get(prompt) is not None for prompt in prompts] == [False, True, True, True]
+    each = held.held_bytes // 3
+    assert each == 2 * 2 * 8 * 2 * 4
+    held.keep(prompts, cache, 8 * each)
+    assert held.held_bytes == 2 * each
+    assert len(held.keep(prompts[:1], cache, each)) == 1 and held.held_bytes == 2 * each, "one larger than the share"
 
 
 def test_one_beside_another_answers_the_same_at_the_same_time(layouts: dict[str, Path]) -> None:

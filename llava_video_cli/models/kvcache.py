@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,6 +105,24 @@ class KVCache(Cache):
             other.keys.copy_(keys[rows])
             other.values.copy_(values[rows])
             self.layers[number] = RoomyLayer(0)  # layer by layer, so that two never stand side by side
+
+    def fill(self, rows: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], tokens: int) -> None:
+        """Hold these rows, padded on the left to `tokens`, and nothing else.
+
+        A row has keys and values of each layer, (KV heads, its tokens, head width).
+        """
+        for number, layer in enumerate(self.layers):
+            if not layer.is_initialized:
+                keys, values = rows[0][number]
+                layer.make_room(keys[None], values[None], self.tokens, len(rows))
+            layer.show(tokens)
+            for buffer, parts in zip(
+                (layer.keys, layer.values), zip(*(row[number] for row in rows), strict=True), strict=True
+            ):
+                for row, part in enumerate(parts):
+                    pad = tokens - part.shape[1]
+                    buffer[row, :, :pad] = 0  # masked, but a NaN by chance would count
+                    buffer[row, :, pad:] = part
 
 
 def new_cache(config: Any, tokens: int) -> Any:

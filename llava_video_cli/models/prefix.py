@@ -12,7 +12,7 @@ import numpy as np
 from ..conversation import Media
 from ..image import Picture
 
-_SHARE = 0.25  # of the free memory that caches of several conversations may take: batches need the rest
+SHARE = 0.25  # of the free memory that caches of several conversations may take: batches need the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Prefix:
         if not any(cache.is_sliding):
             ids = [*prompt.ids, *answer][: cache.get_seq_length()]
             self._held.append((Prompt(ids, prompt.spans), cache))
-        while len(self._held) > self.most or (len(self._held) > 1 and self.held_bytes > _SHARE * free_bytes):
+        while len(self._held) > self.most or (len(self._held) > 1 and self.held_bytes > SHARE * free_bytes):
             self._held.pop(0)
 
     @property
