@@ -90,7 +90,7 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
     assert (choice.dtype, choice.quantize) == ("float16", "4bit") and not any(problem.stops for problem in problems)
     assert any("weights in 4 bits (4.5 GB): float16 would take" in problem.text for problem in problems)
     stopping = [problem for problem in chosen("7B-hf", small, frames=8, quantize="none")[1] if problem.stops]
-    assert "14.1 GB in float16, but 8.0 GB are free on cuda:0" in stopping[0].text
+    assert "in float16 (14.1 GB of weights), but of 8.0 GB free on cuda:0" in stopping[0].text
     assert str(stopping[0].mend).startswith("`--quantize 4bit` takes 4.5 GB")
     assert not any(problem.stops for problem in chosen("34B-hf", frames=24, quantize="4bit")[1])
     stopping = [problem for problem in chosen("34B-hf", small, frames=24, quantize="4bit")[1] if problem.stops]

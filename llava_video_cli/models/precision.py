@@ -108,9 +108,7 @@ def stored_quantization(config: Mapping[str, Any]) -> Quantized | None:
         if stored.get("load_in_8bit") or stored.get("_load_in_8bit"):
             return "8bit"
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    raise ModelError(
-        f"the checkpoint is quantized in a way that llvid can't load: {method!r}", "bitsandbytes it must be"
-    )
+    raise ModelError(f"the checkpoint is quantized in a way that llvid can't load: {method!r}")
 
 
 def _parts(device: Device) -> Iterator[Device]:
@@ -148,8 +146,13 @@ def _tightest(checkpoint: Checkpoint, tried: list[Choice]) -> Choice | None:
 
 
 def _fits(choice: Choice, checkpoint: Checkpoint, frames: int) -> bool:
+    return _least_need(choice, checkpoint, frames).total_bytes <= _usable(choice.device)
+
+
+def _least_need(choice: Choice, checkpoint: Checkpoint, frames: int) -> Need:
+    """Return what a short question on so many frames takes."""
     tokens = frames * checkpoint.frame_tokens + _LEAST_TOKENS
-    return need(checkpoint, choice.quantize, choice.dtype, tokens, frames).total_bytes <= _usable(choice.device)
+    return need(checkpoint, choice.quantize, choice.dtype, tokens, frames)
 
 
 def _noted(taken: Choice, widest: Choice) -> Choice:
@@ -179,9 +182,11 @@ def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Choi
     """Return the error that says what it takes, what is free, and what would fit."""
     least = tried[-1]
     where = f"{least.device.name}" if not least.is_shared else f"{len(least.device.numbers)} CUDA devices together"
+    least_need = _least_need(least, checkpoint, 1)
     message = (
-        f"{name} takes {least.need.weights_bytes / _GB:.1f} GB in {_words(least.quantize, least.dtype)}, "
-        f"but {sum(least.device.free_bytes) / _GB:.1f} GB are free on {where}"
+        f"{name} takes {least_need.total_bytes / _GB:.1f} GB in {_words(least.quantize, least.dtype)} "
+        f"({least_need.weights_bytes / _GB:.1f} GB of weights), but of {sum(least.device.free_bytes) / _GB:.1f} GB "
+        f"free on {where} it may take {_usable(least.device) / _GB:.1f}"
     )
     hints = []
     if device.kind != "mps":
