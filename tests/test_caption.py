@@ -134,7 +134,11 @@ def test_sidecars(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     (clips / "red_circle.txt").write_text("written by hand")
     assert caption(clips, "-r", "--sidecar", "txt", "--sidecar", "srt") == 0
     out, err = capsys.readouterr()
-    assert out == "" and "1 videos have a caption" in err and err.endswith("8 captioned\n")
+    assert (
+        out == ""
+        and "captions that are not of this run are left as they are: 1, such as" in err
+        and err.endswith("8 captioned\n")
+    )
     assert (clips / "red_circle.txt").read_text() == "written by hand" and not (clips / "red_circle.srt").exists()
     assert is_true("blue_square.mp4", (clips / "sub" / "blue_square.txt").read_text())
     assert "00:00:00,000 --> 00:00:02,000" in (clips / "green_circle.srt").read_text()
@@ -162,6 +166,8 @@ def test_failures_have_reasons_and_are_tried_again(
     (clips / "empty.mkv").touch()
     (clips / "words.webm").write_text("hello")
     make_sound(clips / "song.m4a")
+    assert caption(clips / "nope.mp4", "-o", out) == 1 and not out.exists(), "a slip is told at once"
+    assert "no such file" in capsys.readouterr().err
     assert caption(clips, clips / "nope.mp4", "-o", out) == 3
     err = capsys.readouterr().err
     assert err == f"7 captioned, 5 failed (see {tmp_path / 'out.errors.jsonl'})\n"

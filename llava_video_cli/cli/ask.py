@@ -13,6 +13,7 @@ from ..announce import announced
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..messages import read_conversation
+from ..models import Loading
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
 from ..video import announced_frames
@@ -118,6 +119,7 @@ def ask(
 
         ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
         return
+    say_what_runs(settings, output)
     answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
 
 
@@ -175,7 +177,13 @@ def say_notes(settings: Settings, output: OutputFlags) -> None:
         return
     for line in settings.notes:
         console.note(line)
-    if settings.remote is None and (running := announced()) is not None and running.model == settings.model:
+
+
+def say_what_runs(settings: Settings, output: OutputFlags) -> None:
+    """Tell of a server of the user's own that has the model, where it may answer as well as the weights here."""
+    if output.quiet or settings.remote is not None or settings.loading != Loading(frames=settings.loading.frames):
+        return
+    if (running := announced()) is not None and running.model == settings.model:
         console.note(f"a server of yours has {running.model} loaded: --server {running.url} answers at once")
 
 

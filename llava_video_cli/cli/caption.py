@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -154,6 +155,8 @@ def caption(
         if to is not None and suffix not in _TABLES:
             wanted = ", ".join(_TABLES)
             raise UsageError(f"{to} must end in {wanted}, or, for a single video, in .txt, .srt or .vtt")
+        if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
+            check(paths[:1])  # a slip, told at once
         code = _folder(listed(paths), to, sidecars, task, settings, output, pacing, recursive, run.overwrite)
     if code:
         raise typer.Exit(code)
@@ -199,8 +202,8 @@ def _folder(
         _check_few(todo)
         if todo.kept and not output.quiet:
             console.note(
-                f"{len(todo.kept)} videos have a caption that is not of this run, such as {todo.kept[0]}:"
-                " left as they are (--overwrite writes over them)"
+                f"captions that are not of this run are left as they are: {len(todo.kept)}, such as that of "
+                f"{todo.kept[0]} (--overwrite writes over them)"
             )
         errors = Errors(table, overwrite=overwrite)
         try:

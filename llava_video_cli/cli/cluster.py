@@ -169,10 +169,16 @@ def _show(plan: Estimate, joined: Joined, output: OutputFlags) -> None:
         lines += [
             f"measured on {plan.sample} of them, {plan.failed} failed: {plan.read_seconds:.3g} s of a core to read one,"
             f" {plan.answer_seconds:.3g} s of a {kind} to answer",
-            f"{plan.worker_hours:.3g} {kind} hours; {hours:.3g} hours with {joined.most} of them and"
+            f"{_span(plan.worker_hours)} of {kind}s; {_span(hours)} with {joined.most} of them and"
             f" {_count(joined.readers, 'reader')}; {plan.readers_each:.2g} readers keep one {kind} busy",
         ]
     console.write("\n".join(lines) + "\n")
+
+
+def _span(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.3g} hours" if hours < 1000 else f"{hours:,.0f} hours"
+    return f"{60 * hours:.3g} minutes" if hours >= 1 / 60 else f"{3600 * hours:.3g} seconds"
 
 
 def _is_fatal(failure: Failure, task: Task) -> bool:

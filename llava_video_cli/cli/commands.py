@@ -21,6 +21,7 @@ from .frames import save
 _LOOKED_AT = 1000  # names in a folder, for completion
 _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
 _EXIT = ("exit", "quit")
+_LOAD_HINT = "`llvid chat --load FILE` goes on with a conversation"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def take(chat: Chat, line: str) -> bool:
     command = next((each for each in COMMANDS if each.name == name), None)
     if command is None:
         names = [f"/{each.name}" for each in COMMANDS]
-        hint = nearest(f"/{name}", names) or "/help lists them; a question that begins with / is typed with //"
+        hint = (
+            _LOAD_HINT
+            if name == "load"
+            else nearest(f"/{name}", names) or "/help lists them; a question that begins with / is typed with //"
+        )
         raise UsageError(f"there is no command /{name}", hint)
     argument = argument.strip()
     if argument and not command.argument:

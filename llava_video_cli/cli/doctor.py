@@ -93,7 +93,10 @@ def _print(report: Report) -> None:
         if problem.mend:
             line("bold", "  mend: ", problem.mend)
     if report.model is not None:
-        line("bold", f"{report.model.model} {'can run here' if report.can_run else 'can not run here'}")
+        verdict = "can run here" if report.can_run else "can not run here"
+        if report.can_run and report.model.need is None:
+            verdict = "may run here or not: what it needs isn't known yet"
+        line("bold", f"{report.model.model} {verdict}")
 
 
 def _sections(report: Report) -> Iterator[tuple[str, list[str]]]:

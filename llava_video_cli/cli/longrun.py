@@ -116,6 +116,10 @@ def carry_out(
                 if isinstance(outcome, Record):
                     plan.wrote(outcome)
                 meter.count(failed=isinstance(outcome, Failure))
+    except LlvidError:
+        if to is not None and meter.done and not output.quiet:
+            console.note(f"{meter.done} {plan.verb} until then: the same command goes on")
+        raise
     finally:
         if errors is not None:
             with suppress(LlvidError):  # what went wrong before is what the user should read

@@ -142,7 +142,7 @@ def serve(
 
     def ready() -> None:
         if not output.quiet:
-            console.note(f"{settings.model} answers at {url}/v1; Ctrl-C ends it")
+            console.note(f"{settings.model} answers at {url}/v1, and to a browser at {url}; Ctrl-C ends it")
 
     from ..serving.app import app
 

@@ -73,10 +73,12 @@ def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
 
 def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     """Return the preset's sampling with the user's flags over it."""
+    if flags.frames is not None and flags.fps is not None:
+        raise UsageError("--frames and --fps exclude each other", "--fps takes as many as the length gives")
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     given: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
     given |= _given(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
-    if flags.frames is not None and flags.fps is None:
+    if flags.frames is not None:
         given["fps"] = None
     return replace(preset.sampling, **given)
 

@@ -68,6 +68,16 @@ def explained(model: str, revision: str | None) -> Iterator[None]:
         _explain(model, revision, error)
 
 
+def _is_offline(error: Exception) -> bool:
+    """Whether the hub was not even asked."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause = error.__cause__
+    return isinstance(cause or error, OfflineModeIsEnabled) or (
+        isinstance(error, LocalEntryNotFoundError) and cause is None
+    )
+
+
 def _explain(model: str, revision: str | None, error: Exception) -> NoReturn:
     """Raise the `ModelError` that says why a hub id could not be fetched."""
     from huggingface_hub.errors import (
@@ -107,7 +117,8 @@ def _explain(model: str, revision: str | None, error: Exception) -> NoReturn:
     if status is not None:
         raise ModelError(f"the hub fails: status {status} for {model}", "try again later") from None
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        raise ModelError(f"{model} isn't in the local cache and the hub can't be reached", download) from None
+        why = "the hub isn't asked offline" if _is_offline(error) else "the hub can't be reached"
+        raise ModelError(f"{model} isn't in the local cache and {why}", download) from None
     if isinstance(error, OSError) and error.errno in _FULL:
         raise ModelError(f"no room for {model}: {error.strerror}", ROOM_HINT) from None
     if isinstance(error, HTTPError) and status is None:
