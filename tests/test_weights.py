@@ -11,14 +11,16 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from llava_video_cli import Loading
+from llava_video_cli import Loading, ModelError
 from llava_video_cli.models.checkpoint import describe, read_config
 from llava_video_cli.models.devices import Device
 from llava_video_cli.models.loading import load
 from llava_video_cli.models.pace import note
 from llava_video_cli.models.precision import Choice, choose
 from llava_video_cli.models.random_weights import random_folder
+from llava_video_cli.models.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
 WIDE = {"hidden_size": 256, "intermediate_size": 1024}
@@ -80,3 +82,28 @@ def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
         assert told is not None
         assert re.match(r"on this CPU, 32 frames take about [\d.]+ (s|min) to the first word, and each token", told)
         assert note(facts, replace(choice, device=replace(CPU, kind="mps")), 32) is None
+
+
+def test_tensors_are_those_that_the_library_reads(stored: Path, tmp_path: Path) -> None:
+    """Of all kinds and shapes, none among them, in any order of names."""
+    odd = {
+        "z": torch.arange(7, dtype=torch.uint8), "b": torch.randn(3, 5), "none": torch.empty(0, 4), "1": torch.ones(()),
+        "a": torch.randn(4097).half(), "i": torch.arange(-5, 6, dtype=torch.int8), "c": torch.randn(2, 2, 2).bfloat16(),
+    }  # fmt: skip
+    save_file(odd, tmp_path / "model.safetensors")
+    choice = choose("it", describe(read_config(stored)), CPU)
+    for folder in (tmp_path, stored):
+        with weights(folder, None, choice) as mine, safe_open(folder / "model.safetensors", "pt") as theirs:
+            assert sorted(mine) == sorted(theirs.keys())
+            for name, tensor in mine.items():
+                expected = theirs.get_tensor(name)
+                assert tensor[...].dtype == expected.dtype and torch.equal(tensor[...], expected), name
+
+
+def test_what_is_stored_otherwise_is_refused_in_one_line(stored: Path, tmp_path: Path) -> None:
+    for path in stored.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model.safetensors").unlink()
+    save_file({"a": torch.arange(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"can't be loaded: model.safetensors: a is stored as I64"):
+        load(tmp_path, Loading(device="cpu"))

@@ -72,7 +72,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     import torch
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-    from . import pace
+    from . import memory, pace
     from .weights import weights
 
     _quieten()
@@ -93,7 +93,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
         options["quantization_config"] = _quantization(choice, dtype)
     with _loading_errors(name, folder, choice):
         slow = pace.note(describe(config), choice, loading.frames or TRAINED_FRAMES)
-        with weights(folder, settings, choice, are_quantized=stored is not None) as tensors:
+        with memory.own_pages(), weights(folder, settings, choice) as tensors:
             model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
                 None, config=settings, state_dict=tensors, output_loading_info=True, **options
             )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+# glibc's malloc.h; the largest is what its own rule comes to at most.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BYTES, _LARGEST_BYTES = 2**17, 2**25
 # What may be filled: on a CPU, the rest of the machine and the frames that wait need theirs.
 _SHARE = {"cuda": 0.9, "cpu": 0.5, "mps": 0.5}
 # Tensors of a layer's width and of its MLP's width that stand side by side while a prompt is computed.
@@ -31,6 +37,26 @@ def answer_bytes(model: Any, tokens: int) -> int:
     cache = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head_width
     layer = _HIDDEN_COPIES * text.hidden_size + _MLP_COPIES * text.intermediate_size
     return int(tokens * (cache + layer) * width)
+
+
+@contextmanager
+def own_pages() -> Iterator[None]:
+    """Let large blocks have pages of their own, which go back when they are freed; for the GNU C library.
+
+    While weights are converted one after the other, what is kept would else lie in the holes of what is freed: of a
+    model of 1 B parameters, 400 MB of holes stay for ever, beside 300 MB of 4-bit weights.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    try:
+        yield
+    finally:  # as the library's own rule has it after blocks of that size: fresh pages cost time at each forward
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
