@@ -91,7 +91,7 @@ def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
     (allowed / "empty.mp4").touch()
     os.mkfifo(allowed / "pipe")
     with _trickster() as port:
-        places = Places([allowed], [f"localhost:{port}", "allowed.invalid"], most_bytes=2**20, fetch_seconds=2.0)
+        places = Places([allowed], [f"localhost:{port}", "allowed.invalid"], most_bytes=2**20, fetch_seconds=1.0)
         with (
             serving(
                 model, guard=Guard(None, MOST_BODY_BYTES, SLOW_SECONDS), places=places, head_seconds=SLOW_SECONDS

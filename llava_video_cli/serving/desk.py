@@ -21,8 +21,9 @@ from .refusal import RefusedError
 _log = logging.getLogger(__name__)
 _Kind: TypeAlias = tuple[Generation, tuple[int, ...], int]
 Event: TypeAlias = Chunk | LlvidError
-# After a batch its clients come back at about the same time: what share of its seconds they are waited for.
-_GATHER_SHARE, _LONGEST_GATHER_SECONDS = 0.1, 0.05
+# After a batch its clients come back at about the same time: what share of its seconds they are waited for. Batches so
+# stay whole, and nobody waits for two of them.
+_GATHER_SHARE, _LONGEST_GATHER_SECONDS = 0.5, 0.05
 
 
 @dataclass(eq=False)
