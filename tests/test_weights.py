@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,3 +110,40 @@ def test_what_is_stored_otherwise_is_refused_in_one_line(stored: Path, tmp_path:
     save_file({"a": torch.arange(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"can't be loaded: model.safetensors: a is stored as I64"):
         load(tmp_path, Loading(device="cpu"))
+
+
+def test_running_out_of_memory_while_answering_is_one_line_and_the_next_answer_comes() -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system doesn't tell how much address space a process has")
+    program = """
+import resource
+from llava_video_cli import Generation, Request, Turn, join, open_model
+from llava_video_cli.errors import OutOfMemoryError
+from test_parity import moving_square
+model = open_model("random:tiny")
+def asked(frames):
+    return Request((Turn("user", "What?", (moving_square(frames),)),), Generation(max_new_tokens=8))
+few, many = asked(1), asked(60)
+first = join(model.stream(few)).text
+before = resource.getrlimit(resource.RLIMIT_AS)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, before[1]))
+try:
+    join(model.stream(many))
+    message = "it fits"
+except OutOfMemoryError as error:
+    message = f"{error} | {error.hint}"
+resource.setrlimit(resource.RLIMIT_AS, before)
+print(message)
+print(first == join(model.stream(few)).text)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    line, after = done.stdout.splitlines()
+    message, _, hint = line.partition(" | ")
+    assert message == "out of memory on cpu" and "--quantize 4bit; or close what else takes memory" in hint
+    assert after == "True"

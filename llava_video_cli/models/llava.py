@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ModelError, OutOfMemoryError
+from ..video import Frames
 from . import memory
 from .assembly import Assembly
 from .capture import Capture
@@ -158,7 +159,7 @@ class LlavaVideo:
         """
         started = time.perf_counter()
         last: tuple[int, Chunk] | None = None
-        with self._busy, self._run_errors():
+        with self._busy, self._run_errors(requests):
             memory.reset_peak(self._device)
             limits = [request.generation.max_new_tokens for request in requests]
             with self._decoder.turns:
@@ -261,20 +262,26 @@ class LlavaVideo:
         return text
 
     @contextmanager
-    def _run_errors(self) -> Iterator[None]:
+    def _run_errors(self, requests: Sequence[Request]) -> Iterator[None]:
         """Turn running out of memory into an `OutOfMemoryError`, with the device's memory given back."""
         try:
             yield
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if not memory.is_out_of_memory(error):
                 raise
         else:
             return
         # Outside the handler: the error holds the frames, and so the tensors, of what failed.
         memory.give_back(self._device)
-        raise OutOfMemoryError(
-            f"out of memory on {self._device}", "fewer --frames, a smaller --max-new-tokens, or --quantize 4bit"
+        frames = [medium for request in requests for medium in request.media if isinstance(medium, Frames)]
+        hint = memory.what_fits(
+            self._model,
+            frame_tokens=self._loaded.checkpoint.frame_tokens,
+            frames=max((len(medium.images) for medium in frames), default=0),
+            answer_tokens=max(request.generation.max_new_tokens for request in requests),
+            can_quantize=self._loaded.choice.quantize != "4bit" and self._device.type != "mps",
         )
+        raise OutOfMemoryError(f"out of memory on {self._device}", hint)
 
 
 def _batches(requests: Sequence[Request]) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,14 @@ from typing import Any
 
 import torch
 
+from .. import machine
+from .checkpoint import TEXT_TOKENS
+
+# What is said by torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
+    "could not create a primitive", "could not create a memory",
+)  # fmt: skip
 # glibc's malloc.h; the largest is what its own rule comes to at most.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES, _LARGEST_BYTES = 2**17, 2**25
@@ -39,6 +46,16 @@ def answer_bytes(model: Any, tokens: int) -> int:
     return int(tokens * (cache + layer) * width)
 
 
+def what_fits(model: Any, *, frame_tokens: int, frames: int, answer_tokens: int, can_quantize: bool) -> str:
+    """Return what would fit the memory that is free now, where an answer on so many frames didn't."""
+    device = model.get_input_embeddings().weight.device
+    tokens = min(free_bytes(device) / answer_bytes(model, 1), 2.0**31)
+    fit = int(tokens - TEXT_TOKENS - answer_tokens) // frame_tokens
+    ways = [f"--frames {fit}" if 0 < fit < frames else "fewer --frames", "a smaller --max-new-tokens"]
+    ways += ["--quantize 4bit"] * can_quantize
+    return f"{', '.join(ways[:-1])} or {ways[-1]}; or close what else takes memory"
+
+
 @contextmanager
 def own_pages() -> Iterator[None]:
     """Let large blocks have pages of their own, which go back when they are freed; for the GNU C library.
@@ -60,10 +77,10 @@ def own_pages() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch's says that memory ran out; on a CPU it is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Whether an error says that memory ran out: on a CPU, torch's is a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def give_back(device: torch.device) -> None:
@@ -96,11 +113,6 @@ def _unused_bytes(device: torch.device) -> float:
         # what torch has taken from the device and not given out counts too
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a file of the kernel's
-            return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
+        return float(machine.memory().free_bytes)
+    except (OSError, ValueError, KeyError):  # the system doesn't tell
         return float("inf")
