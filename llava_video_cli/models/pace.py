@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint
 from .precision import Choice
 
 _LARGE_PARAMETERS = 800_000_000  # from here on a CPU takes long enough for a warning
+_ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # an answer that takes no longer needs none
 _SIDE, _ROWS = 2048, 128  # of the layer that is measured, and of a piece of a prompt
 
 
@@ -25,10 +26,12 @@ class Pace:
 
 
 def note(checkpoint: Checkpoint, choice: Choice, frames: int) -> str | None:
-    """Return a line about how long a large checkpoint takes on this CPU, None for a small one or another device."""
+    """Return a line about how long a large checkpoint takes on this CPU, None for a small one, a quick one or another device."""
     if choice.device.kind != "cpu" or checkpoint.parameters.total < _LARGE_PARAMETERS:
         return None
     pace = measured(checkpoint, choice, frames)
+    if pace.first_seconds + _ANSWER_TOKENS * pace.token_seconds < _SHORT_SECONDS:
+        return None
     return (
         f"on this CPU, {frames} frames take about {_span(pace.first_seconds)} to the first word, and each token then "
         f"about {_span(pace.token_seconds)}; fewer --frames take less, a GPU far less"
@@ -77,6 +80,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _span(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 9.5:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
