@@ -26,7 +26,7 @@ class Pace:
 
 
 def note(checkpoint: Checkpoint, choice: Choice, frames: int) -> str | None:
-    """Return a line about how long a large checkpoint takes on this CPU, None for a small one, a quick one or another device."""
+    """Return a line about how long a large checkpoint takes on this CPU, None where nobody needs it."""
     if choice.device.kind != "cpu" or checkpoint.parameters.total < _LARGE_PARAMETERS:
         return None
     pace = measured(checkpoint, choice, frames)
