@@ -55,13 +55,13 @@ class Cluster:
             with _hushed():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
-            where = self.address
+            where, hint = self.address, "`ray start --head` makes one; `--ray local` needs none"
             words = first_line(error)
+            if "connection timeout" in words:  # what a client is told that has not shown the cluster's token
+                hint = "is its token here (~/.ray/auth_token), and RAY_AUTH_MODE=token set?"
             if "any running Ray instance" in words:
                 where, words = "this machine", "none runs, and RAY_ADDRESS names none"
-            raise LlvidError(
-                f"no Ray cluster at {where}: {words}", "`ray start --head` makes one; `--ray local` needs none"
-            ) from None
+            raise LlvidError(f"no Ray cluster at {where}: {words}", hint) from None
         try:
             yield self._sized(ray, str(getattr(context, "dashboard_url", "") or ""))
         finally:
