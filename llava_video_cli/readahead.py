@@ -109,9 +109,9 @@ class ReadAhead:
 
     @property
     def full(self) -> bool:
-        """Whether readers wait for memory."""
+        """Whether readers wait for memory, and all that they have read was fetched."""
         with self._changed:
-            return self._waiting_readers > 0
+            return self._waiting_readers > 0 and not self._events
 
     def next(self, timeout_seconds: float) -> Ready | Ended | None:
         """Return what is ready, or None after a time, or at once when nothing more will come."""

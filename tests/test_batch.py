@@ -132,6 +132,22 @@ def test_every_job_comes_to_something_once() -> None:
     assert max(map(len, model.batches)) > 8, "batches grow"
 
 
+def test_batches_grow_where_readers_are_far_ahead() -> None:
+    """They wait for room, but what they have read lies ready, and is fetched before a batch goes out."""
+    filled = threading.Event()
+    jobs = entries(200)
+    jobs[64].before = filled.set  # 64 questions are all that there is room for
+
+    def check(texts: Sequence[str]) -> None:
+        if texts == ["v0"]:
+            assert filled.wait(30)
+
+    model = Echo(check)
+    done, failed = split(run(jobs, model))
+    assert len(done) == 200 and not failed
+    assert max(map(len, model.batches)) > 8, [len(batch) for batch in model.batches]
+
+
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
     def check(texts: Sequence[str]) -> None:
         if len(texts) > 3:
