@@ -14,7 +14,6 @@ from .attention import Attention, choose_attention
 from .checkpoint import Checkpoint, describe, read_config
 from .devices import find_device, is_cpu_only
 from .precision import TRAINED_FRAMES, Choice, DType, Quantize, choose, stored_quantization
-from .processor import load_processor
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
@@ -73,6 +72,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
     from . import memory, pace
+    from .processor import load_processor  # brings along all that fetches: --help need not pay
     from .weights import weights
 
     _quieten()
