@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
@@ -24,6 +26,7 @@ from llava_video_cli import Chunk, Request, open_model
 from llava_video_cli.announce import announced
 from llava_video_cli.preset import load_preset
 from llava_video_cli.serving.guard import Guard
+from llava_video_cli.serving.reply import Reply
 
 
 @pytest.fixture
@@ -182,3 +185,17 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert f"port {port}: Address already in use" in failed(llvid("serve", "-m", "demo", "--port", port), 1)
+
+
+def test_a_client_that_leaves_as_a_piece_is_sent_is_noticed() -> None:
+    async def stream() -> None:
+        async def send(message: object) -> None:  # ends in the same turn of the loop in which it is cancelled
+            if "body" in cast("dict[str, object]", message):
+                answering.cancel()
+
+        reply = Reply(send)
+        answering = asyncio.ensure_future(reply.event({}))
+        await asyncio.wait({answering})
+        assert answering.cancelled()
+
+    asyncio.run(stream())

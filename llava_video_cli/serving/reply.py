@@ -68,10 +68,15 @@ class Reply:
 
     async def _body(self, content: bytes, more: bool) -> None:
         message = {"type": "http.response.body", "body": content, "more_body": more}
+        # not wait_for: before Python 3.12 it swallows a cancellation that comes as the sending ends
+        sending = asyncio.ensure_future(self._send(message))
         try:
-            await asyncio.wait_for(self._send(message), _SEND_SECONDS)
-        except asyncio.TimeoutError:
-            raise ClientDisconnect from None
+            await asyncio.wait({sending}, timeout=_SEND_SECONDS)
+            if not sending.done():
+                raise ClientDisconnect
+            sending.result()
+        finally:
+            sending.cancel()
 
 
 def _json(values: Mapping[str, Any]) -> bytes:
