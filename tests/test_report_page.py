@@ -92,7 +92,7 @@ def test_search_and_filters(window: Browser, tmp_path: Path) -> None:
         assert window.run(SHOWN) == names, value
         window.run("document.getElementById('clear').click()")
     window.type("hund")
-    assert window.wait("document.querySelector('.said').textContent").startswith("0:01.0–0:02.0")
+    window.wait("document.querySelector('.said').textContent.startsWith('0:01.0–0:02.0')")
     assert window.run("CSS.highlights.get('found')?.size ?? 1") >= 1
 
 
