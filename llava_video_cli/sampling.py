@@ -223,7 +223,8 @@ def is_constant(stamps: Stamps) -> bool:
 def _is_even(stamps: Stamps) -> bool:
     import numpy as np
 
-    return len(np.unique(np.diff(np.asarray(stamps, np.int64)))) <= 1
+    steps = np.diff(np.asarray(stamps, np.int64))
+    return bool((steps == steps[:1]).all())
 
 
 def _exact(value: float) -> Fraction:
