@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from .mediafile import check_file
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 # Containers that hold their pictures themselves. Playlists (hls, dash, concat), patterns of files (image2) and
@@ -45,6 +46,20 @@ class Source:
         """The file's size."""
         return max(1, self.container.size)
 
+    @property
+    def context(self) -> VideoCodecContext:
+        """The decoder."""
+        return self.stream.codec_context
+
+    @property
+    def pixels(self) -> int:
+        """The size of a picture, as the header tells it."""
+        return self.context.width * self.context.height
+
+    def again(self, deadline: Deadline) -> AbstractContextManager[Source]:
+        """Open the same with a decoder of its own."""
+        return open_video(self.path, deadline)
+
 
 @contextmanager
 def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
@@ -66,11 +81,10 @@ def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
         stream = _video_stream(path, container)
-        context, most = stream.codec_context, deadline.limits.pixels
-        if context.width * context.height > most:
+        context = stream.codec_context
+        if context.width * context.height > deadline.limits.pixels:
             raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
-        # Also for a size that changes on the way; FFmpeg counts the margins of its buffers.
-        context.options = {"max_pixels": str(most + most // 4 + 2**16)}
+        context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
             yield Source(path, container, stream, deadline)
         except av.error.FFmpegError as error:

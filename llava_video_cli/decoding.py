@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import av.error
 import numpy as np
 
 from .container import Source, demux, read_packets, reason
-from .sampling import Stamps
+from .errors import MediaError
+from .samples import SampleSource
+from .sampling import Stamps, Timeline
+from .survey import is_unstamped, time_base_of, timeline_of
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.sidedata.sidedata import SideData
+    from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
     from .survey import Packets
 
-
+AnySource: TypeAlias = Source | SampleSource
 # Decoders that take `skip_frame` once, when they open: what is skipped then can't be had later.
 _SKIP_AS_OPENED = {"libdav1d"}
 
@@ -72,9 +78,15 @@ class Look:
     orientation: Orientation
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> Look:
-        """Return the look that a picture has by itself."""
-        return cls(frame.width, frame.height, _orientation(frame))
+    def of(cls, frame: VideoFrame, matrix: Sequence[int] | None = None) -> Look:
+        """Return the look of a picture, turned as the header's display matrix says, or the picture itself without one.
+
+        The matrix (a b u, c d v, x y w) shows a point (p, q) at (a p + c q, b p + d q).
+        """
+        told = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+        if matrix is None and told is not None:
+            matrix = struct.unpack("=9i", told)
+        return cls(frame.width, frame.height, _orientation(*matrix) if matrix else Orientation())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,17 +111,17 @@ class Look:
         return pixels[:, ::-1] if self.orientation.flip_columns else pixels
 
 
-def use_threads(stream: VideoStream, count: int) -> None:
+def use_threads(context: VideoCodecContext, count: int) -> None:
     """Decode with that many threads; to be called before the first picture.
 
     With one, damaged pictures come out the same each time: FFmpeg's h264 decoder hides errors with frame threads in one
     way, without threads in another, and with slice threads not at all: it then leaves what happens to stand in memory.
     """
-    stream.thread_type = "NONE" if count == 1 else "AUTO"
-    stream.codec_context.thread_count = count
+    context.thread_type = "NONE" if count == 1 else "AUTO"
+    context.thread_count = count
 
 
-def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
+def decode_run(source: AnySource, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
     """Yield each target of the run with its picture, decoding no packet behind `stop` and none that can be left out.
 
     Raises OffTrackError or an FFmpegError at the first thing that is not as announced; whatever the decoder frowns at,
@@ -119,7 +131,7 @@ def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int
     window = set(packets.stamps[run.entry : run.stop + 1].tolist())
     begin = int(packets.stamps[run.entry])
     last = begin - 1
-    for frame in _needed(source, _between(source, packets, run), set(due), begin):
+    for frame in _pictures(source, packets, run, begin):
         stamp = frame.pts
         if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
             break
@@ -155,27 +167,34 @@ def decode_run_carefully(source: Source, packets: Packets, run: Run) -> Iterator
 
 @dataclass(frozen=True)
 class Review:
-    """What decoding a whole file gives: each picture's stamp in the order of showing, and the errors on the way."""
+    """What decoding a whole file gives: when its pictures are shown, and the errors on the way."""
 
-    stamps: list[int | None]
-    keys: list[int]
-    last_duration: int
+    timeline: Timeline
     broken: list[str]
 
 
 def review(source: Source, progress: Callable[[float], None]) -> Review:
-    """Decode a whole video, keeping only a number or two of each picture."""
+    """Decode a whole video, keeping only a number or two of each picture. Raises MediaError if there is none.
+
+    The pictures' own stamps count if there is one for each, in order; else they are counted at the header's rate.
+    """
     broken: list[str] = []
     stamps: list[int | None] = []
     keys: list[int] = []
     last_duration = 0
-    use_threads(source.stream, 1)
+    use_threads(source.context, 1)
     for frame in _good_frames(source, broken, progress):
         if frame.key_frame:
             keys.append(len(stamps))
         stamps.append(frame.pts)
         last_duration = frame.duration or 0
-    return Review(stamps, keys, last_duration, broken)
+    if not stamps:
+        raise MediaError(f"{source.path}: no picture can be decoded")
+    known = [stamp for stamp in stamps if stamp is not None]
+    time_base, rate = time_base_of(source.stream), source.stream.average_rate or source.stream.guessed_rate
+    if not is_unstamped(source) and len(known) == len(stamps) and known == sorted(set(known)):
+        return Review(timeline_of(known, last_duration, time_base, [known[key] for key in keys]), broken)
+    return Review(Timeline(range(len(stamps)), len(stamps), 1 / rate if rate else time_base, keys), broken)
 
 
 def decode_through(
@@ -188,7 +207,7 @@ def decode_through(
     numbers: dict[int, list[int]] = {}
     for target in targets:
         numbers.setdefault(nearest(stamps, target), []).append(target)
-    use_threads(source.stream, 1)
+    use_threads(source.context, 1)
     for number, frame in enumerate(_good_frames(source, [], progress)):
         for target in numbers.pop(number, ()):
             yield target, stamps[number], frame
@@ -217,20 +236,46 @@ def _good_frames(source: Source, broken: list[str], progress: Callable[[float], 
             progress(min(1.0, packet.pos / source.size_bytes))
 
 
+def _pictures(source: AnySource, packets: Packets, run: Run, begin: int) -> Iterator[VideoFrame]:
+    if not isinstance(source, SampleSource):
+        return _needed(source.context, _between(source, packets, run), set(run.targets), begin)
+    if source.may_join:
+        return _joined(source, packets, run)
+    return _needed(source.context, source.cut(packets.stamps, run.entry, run.stop + 1), set(run.targets), begin)
+
+
+def _joined(source: SampleSource, packets: Packets, run: Run) -> Iterator[VideoFrame]:
+    """Decode packets of several samples; raises OffTrackError where one does not give as many pictures."""
+    joined: deque[range] = deque()
+
+    def decoded() -> Iterator[VideoFrame]:  # the pictures of a packet, which come a few packets later, have its stamp
+        for numbers, packet in source.cut_joined(run.entry, run.stop + 1):
+            joined.append(numbers)
+            yield from source.context.decode(packet)
+        yield from source.context.decode(None)
+
+    for stamp, pictures in groupby(decoded(), lambda frame: frame.pts):
+        frames, numbers = list(pictures), joined.popleft() if joined else range(0)
+        if (stamp, len(frames)) != (numbers.start, len(numbers)):
+            raise OffTrackError
+        for frame, shown in zip(frames, packets.stamps[numbers.start : numbers.stop].tolist(), strict=True):
+            frame.pts = shown
+            yield frame
+
+
 def _needed(
-    source: Source, packets: Iterable[Packet[VideoStream]], targets: set[int], begin: int
+    context: VideoCodecContext, packets: Iterable[Packet[VideoStream]], targets: set[int], begin: int
 ) -> Iterator[VideoFrame]:
     """Decode packets, leaving out pictures that no other one refers to, unless they are targets.
 
     The leading pictures of an open GOP, shown before `begin`, lack what they refer to: they are left out too.
     """
-    context = source.stream.codec_context
     skips = context.codec.name not in _SKIP_AS_OPENED
     for packet in packets:
         if packet.size and (packet.pts is None or packet.pts >= begin):
             if skips:
                 context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
-            yield from packet.decode()
+            yield from context.decode(packet)
     yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
 
 
@@ -259,12 +304,7 @@ def _between(source: Source, packets: Packets, run: Run) -> Iterator[Packet[Vide
     raise OffTrackError
 
 
-def _orientation(frame: VideoFrame) -> Orientation:
-    """Read the display matrix, (a b u, c d v, x y w): a point (p, q) is shown at (a p + c q, b p + d q)."""
-    matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-    if matrix is None:
-        return Orientation()
-    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
+def _orientation(a: int, b: int, _u: int, c: int, d: int, *_: int) -> Orientation:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
     return Orientation(flip_rows=d < 0, flip_columns=a < 0)

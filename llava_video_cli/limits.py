@@ -25,6 +25,11 @@ class Limits:
     bytes: int = 16 * 2**30
     cores: int | None = None
 
+    @property
+    def pixels_of_buffers(self) -> int:
+        """Return what FFmpeg is told, also for a size that changes on the way: it counts the margins of its buffers."""
+        return self.pixels + self.pixels // 4 + 2**16
+
 
 def cores(limits: Limits) -> int:
     """Return the number of cores to decode on: those that this process may use, within the limits."""

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 
 from .container import Source, open_video
-from .decoding import Look, OffTrackError, Review, decode_through, first_picture, review
+from .decoding import AnySource, Look, OffTrackError, Review, decode_through, first_picture, review
 from .errors import MediaError
 from .limits import Clock, Deadline, Limits
+from .mediafile import check_file
 from .runs import Developer, Shot, shots
+from .samples import can_decode, open_samples
 from .sampling import Choice, Sampling, Timeline, choose
-from .survey import Packets, is_unstamped, packets_of, time_base_of, timeline_of
+from .survey import Packets, packets_of, packets_of_table
+from .track import Track, video_track
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded."""
+    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded.
+
+    With a track the packets are its samples; else they come from FFmpeg's demuxer.
+    """
 
     packets: Packets | None
+    track: Track | None = None
     seen: Review | None = None
 
 
@@ -29,12 +36,38 @@ def open_reading(
     path: str, limits: Limits, progress: Callable[[float], None], survey: Survey | None = None
 ) -> Iterator[Reading]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
-    with open_video(path, Deadline(path, limits)) as source:
-        reading = Reading(source, survey or Survey(packets_of(source)), progress)
+    deadline = Deadline(path, limits)
+    check_file(path, "video")
+    survey = survey or _header(path, limits)
+    with ExitStack() as stack:
+        if survey and survey.track:
+            reading = Reading(stack.enter_context(open_samples(path, survey.track, deadline)), survey, progress)
+        else:
+            source = stack.enter_context(open_video(path, deadline))
+            reading = Reading(source, survey or Survey(packets_of(source)), progress)
         try:
             yield reading
         finally:
             reading.close()  # before the file: the threads of a reader that left early are still at work on it
+
+
+def check(path: str, limits: Limits) -> None:
+    """Decode one picture, however long the video is; raises MediaError where that can't be done."""
+    if survey := _header(path, limits):
+        with open_reading(path, limits, lambda _: None, survey) as reading:
+            assert reading.look, "the first picture's, or an error"
+    else:
+        with open_video(path, Deadline(path, limits)) as source:
+            first_look(source)
+
+
+def _header(path: str, limits: Limits) -> Survey | None:
+    """Return what the header of a file tells, where that is enough to read it without FFmpeg's demuxer."""
+    track = video_track(path)
+    if track is None or not can_decode(track) or track.width * track.height > limits.pixels:
+        return None
+    packets = packets_of_table(track.table, track.tick)
+    return Survey(packets, track) if packets else None
 
 
 class Reading:
@@ -44,10 +77,10 @@ class Reading:
     start, or goes beyond the limits.
     """
 
-    def __init__(self, source: Source, survey: Survey, progress: Callable[[float], None]) -> None:
-        self._source, self._packets, self._progress = source, survey.packets, progress
+    def __init__(self, source: AnySource, survey: Survey, progress: Callable[[float], None]) -> None:
+        self._source, self._packets, self._track, self._progress = source, survey.packets, survey.track, progress
         self._timeline = survey.packets.timeline if survey.packets else None
-        self._developer, self._choice = Developer(), Choice(())
+        self._developer, self._choice = Developer(survey.track.matrix if survey.track else None), Choice(())
         self._seen = survey.seen
         self._shots: Generator[Shot, None, None] | None = None
         self._taken: list[tuple[int, int]] = []  # each shot's target and stamp
@@ -57,13 +90,13 @@ class Reading:
     def timeline(self) -> Timeline:
         """When the pictures come on screen; found by decoding all of them where the packets don't tell."""
         if self._timeline is None:
-            self._timeline = _decoded_timeline(self._review(), self._source)
+            self._timeline = self._review().timeline
         return self._timeline
 
     @property
     def survey(self) -> Survey:
         """What is known of the file by now."""
-        return Survey(self._packets, self._seen)
+        return Survey(self._packets, self._track, self._seen)
 
     @property
     def count(self) -> int:
@@ -73,11 +106,18 @@ class Reading:
     @property
     def look(self) -> Look:
         """The size and the orientation of the pictures."""
-        try:
+        with suppress(OffTrackError):
             return self._developer.look
-        except OffTrackError:
-            with self._again() as source:
-                return first_look(source)
+        if self._track and self._packets:
+            first = [int(self._packets.timeline.stamps[0])]
+            with (
+                suppress(OffTrackError),
+                closing(shots(self._source, self._packets, first, self._developer, hold_all=False)) as found,
+            ):
+                next(found)
+                return self._developer.look
+        with self._again() as source:
+            return first_look(source)
 
     @property
     def clock(self) -> Clock:
@@ -87,7 +127,7 @@ class Reading:
     @property
     def codec(self) -> str:
         """The codec's usual name."""
-        return self._source.stream.codec_context.codec.canonical_name
+        return self._source.context.codec.canonical_name
 
     def choice(self, sampling: Sampling) -> Choice:
         """Return what the sampling takes, as far as the packets tell: frames that are damaged turn up later."""
@@ -118,8 +158,8 @@ class Reading:
                 except OffTrackError:
                     pass
         seen = self._review()
-        decoded = _decoded_timeline(seen, self._source)
-        if packets is None or _contradicts(seen, decoded, packets.timeline):
+        decoded = seen.timeline
+        if packets is None or _contradicts(seen, packets.timeline):
             self._timeline = decoded  # the packets don't tell what is shown when
             self._choose(sampling)
             self.began_anew = bool(self._taken) and hold_all
@@ -181,8 +221,6 @@ class Reading:
         if self._seen is None:
             with self._again() as source:
                 self._seen = review(source, lambda share: self._progress(share / 2))
-            if not self._seen.stamps:
-                raise MediaError(f"{source.path}: no picture can be decoded")
         return self._seen
 
     def _again(self) -> AbstractContextManager[Source]:
@@ -197,16 +235,8 @@ def first_look(source: Source) -> Look:
     return Look.of(frame)
 
 
-def _decoded_timeline(seen: Review, source: Source) -> Timeline:
-    """Return the pictures' own stamps if there is one for each, in order; else count at the header's rate."""
-    known = [stamp for stamp in seen.stamps if stamp is not None]
-    time_base, rate = time_base_of(source.stream), source.stream.average_rate or source.stream.guessed_rate
-    if not is_unstamped(source) and len(known) == len(seen.stamps) and known == sorted(set(known)):
-        return timeline_of(known, seen.last_duration, time_base, [known[key] for key in seen.keys])
-    return Timeline(range(len(seen.stamps)), len(seen.stamps), 1 / rate if rate else time_base, seen.keys)
-
-
-def _contradicts(seen: Review, decoded: Timeline, announced: Timeline) -> bool:
+def _contradicts(seen: Review, announced: Timeline) -> bool:
     """Whether the pictures that were decoded are others than those announced, lost ones aside."""
-    lost = set(announced.stamps) - set(decoded.stamps)
-    return len(lost) + len(decoded.stamps) > len(announced.stamps) or (bool(lost) and not seen.broken)
+    decoded = seen.timeline.stamps
+    lost = set(announced.stamps) - set(decoded)
+    return len(lost) + len(decoded) > len(announced.stamps) or (bool(lost) and not seen.broken)

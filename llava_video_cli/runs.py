@@ -6,15 +6,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import av.error
 from av.video.reformatter import VideoReformatter
 
-from .container import Source, open_video
-from .decoding import Look, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .container import open_video
+from .decoding import AnySource, Look, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
 from .limits import cores
 
 if TYPE_CHECKING:
@@ -77,10 +77,14 @@ def crew(runs: Sequence[Run], cores: int, most: int | None = None) -> tuple[int,
 
 
 class Developer:
-    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one."""
+    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
 
-    def __init__(self) -> None:
+    `matrix` is the header's display matrix, where the pictures don't carry it themselves.
+    """
+
+    def __init__(self, matrix: Sequence[int] | None = None) -> None:
         self.resized = False
+        self._matrix = matrix
         self._look: Look | None = None
         self._known = threading.Event()
         self._own = threading.local()
@@ -95,7 +99,7 @@ class Developer:
     def shot(self, target: int, stamp: int, frame: VideoFrame, leads: bool = True) -> Shot:
         """Return a picture's pixels. One that does not lead waits for one that does."""
         if leads and self._look is None:
-            self._look = Look.of(frame)
+            self._look = Look.of(frame, self._matrix)
             self._known.set()
         self._known.wait()
         self.resized = self.resized or not self.look.fits(frame)
@@ -109,7 +113,7 @@ class Developer:
 
 
 def shots(
-    source: Source, packets: Packets, targets: Sequence[int], developer: Developer, *, hold_all: bool
+    source: AnySource, packets: Packets, targets: Sequence[int], developer: Developer, *, hold_all: bool
 ) -> Generator[Shot, None, None]:
     """Yield the targets' pictures in order of time.
 
@@ -118,8 +122,7 @@ def shots(
     something else than is there.
     """
     runs = plan(packets, targets)
-    pixels = source.stream.codec_context.width * source.stream.codec_context.height
-    most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_A_PIXEL * max(1, pixels)))
+    most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_A_PIXEL * max(1, source.pixels)))
     workers, threads = crew(runs, cores(source.deadline.limits), most)
     team = _Team(source, packets, runs, developer, hold_all)
     try:
@@ -142,7 +145,7 @@ def shots(
 
 
 def _retry(
-    source: Source, packets: Packets, run: Run, left: list[int], developer: Developer
+    source: AnySource, packets: Packets, run: Run, left: list[int], developer: Developer
 ) -> Generator[Shot, None, None]:
     """Yield those of a run's pictures that are left, and take them off the list.
 
@@ -151,7 +154,7 @@ def _retry(
     before = packets.keys[packets.keys < run.entry]
     for entry in (run.entry, *before[-1:].tolist()):
         with open_video(source.path, source.deadline) as again, suppress(OffTrackError, av.error.FFmpegError):
-            use_threads(again.stream, 1)
+            use_threads(again.context, 1)
             for target, frame in decode_run_carefully(again, packets, Run(entry, run.stop, tuple(left))):
                 left.remove(target)
                 yield developer.shot(target, target, frame)
@@ -159,7 +162,7 @@ def _retry(
 
 
 def _from_start(
-    source: Source, packets: Packets, targets: Sequence[int], developer: Developer
+    source: AnySource, packets: Packets, targets: Sequence[int], developer: Developer
 ) -> Generator[Shot, None, None]:
     """Yield the pictures by one run over the whole file: not every keyframe is one that decoding can start at.
 
@@ -174,17 +177,17 @@ def _from_start(
             raise OffTrackError from error
 
 
-def _use_all(source: Source, threads: int) -> None:
+def _use_all(source: AnySource, threads: int) -> None:
     """Decode with threads, and make an error of whatever the decoder frowns at: threads hide errors otherwise."""
-    use_threads(source.stream, threads)
-    source.stream.codec_context.options |= {"err_detect": "explode"}
+    use_threads(source.context, threads)
+    source.context.options |= {"err_detect": "explode"}
 
 
 class _Team:
     """Threads that each hold a decoder and take one run after the other."""
 
     def __init__(
-        self, source: Source, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
+        self, source: AnySource, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
     ) -> None:
         self._packets, self._runs, self._developer, self._hold_all = packets, runs, developer, hold_all
         self._source = replace(source, deadline=source.deadline.helper())
@@ -228,7 +231,7 @@ class _Team:
 
     def _work(self, worker: int, threads: int) -> None:
         with ExitStack() as stack:
-            source: Source | None = None
+            source: AnySource | None = None
             while self._jobs and not self._source.deadline.stopped.is_set():
                 try:
                     number = self._jobs.popleft()
@@ -238,7 +241,8 @@ class _Team:
                     if source is None:
                         mine = self._source  # the first worker's alone: a container bears one thread at a time
                         if worker > 0:
-                            mine = stack.enter_context(open_video(mine.path, mine.deadline))
+                            again: AbstractContextManager[AnySource] = mine.again(mine.deadline)
+                            mine = stack.enter_context(again)
                         _use_all(mine, threads)
                         source = mine
                     for shot in self._decode(source, number):
@@ -248,7 +252,7 @@ class _Team:
                 except Exception as error:  # noqa: BLE001 - whoever waits for the run gets it
                     self._put(number, error)
 
-    def _decode(self, source: Source, number: int) -> Iterator[Shot]:
+    def _decode(self, source: AnySource, number: int) -> Iterator[Shot]:
         for target, frame in decode_run(source, self._packets, self._runs[number]):
             yield self._developer.shot(target, target, frame, leads=number == 0)
             del frame

@@ -11,7 +11,7 @@ import av.error
 import numpy as np
 
 from .container import read_packets
-from .mp4 import sample_table
+from .mp4 import SampleTable, sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ def packets_of(source: Source) -> Packets | None:
     return _from_table(source.path, source.container, source.stream) or _from_packets(source)
 
 
+def packets_of_table(table: SampleTable, tick: Fraction) -> Packets | None:
+    """Return what a table in an mp4's header tells, with FFmpeg's stamps, or None where these don't tell all."""
+    return _packets(table, table.begins - int(table.presentation.min()), 0, tick)
+
+
 def is_unstamped(source: Source) -> bool:
     """Whether the stamps in a file are those of decoding only."""
     return source.container.format.name in UNSTAMPED and source.stream.codec_context.has_b_frames
@@ -118,13 +123,17 @@ def _from_table(path: str, container: InputContainer, stream: VideoStream) -> Pa
         return None
     if first is None or first.pts is None or first.dts != index[0].timestamp:
         return None
-    stamps = table.presentation + (first.pts - int(table.presentation[0]))
+    return _packets(table, first.pts - int(table.presentation[0]), shift, time_base_of(stream))
+
+
+def _packets(table: SampleTable, shift: int, decoding_shift: int, tick: Fraction) -> Packets | None:
+    stamps = table.presentation + shift
     shown = np.sort(stamps)
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
-    timeline = timeline_of(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
-    return Packets(stamps, table.decoding + shift, table.keys, timeline)
+    timeline = timeline_of(shown, last_duration, tick, np.sort(stamps[table.keys]))
+    return Packets(stamps, table.decoding + decoding_shift, table.keys, timeline)
 
 
 def _from_packets(source: Source) -> Packets | None:

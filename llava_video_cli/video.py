@@ -94,13 +94,9 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoIn
 
 def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
     """Raise MediaError for what `probe` refuses. Costs one decoded picture, however long the video is."""
-    from .container import open_video
-    from .limits import Deadline
-    from .reading import first_look
+    from .reading import check
 
-    name = os.fspath(path)
-    with open_video(name, Deadline(name, limits or Limits())) as source:
-        first_look(source)
+    check(os.fspath(path), limits or Limits())
 
 
 def iter_frames(

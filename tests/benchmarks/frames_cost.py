@@ -53,7 +53,7 @@ def stages(path: str) -> dict[str, float | int]:
         assert packets is not None, "a file with usable stamps"
         times.append(time.perf_counter())
         runs = plan(packets, list(dict.fromkeys(choose(packets.timeline, Sampling(frames=FRAMES)).stamps)))
-        use_threads(source.stream, 1)
+        use_threads(source.context, 1)
         pictures = [found for run in runs for found in decode_run(source, packets, run)]
         times.append(time.perf_counter())
         developer = Developer()
