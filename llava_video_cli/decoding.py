@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import av.error
 import numpy as np
@@ -21,12 +20,9 @@ from .survey import is_unstamped, time_base_of, timeline_of
 
 if TYPE_CHECKING:
     from av.packet import Packet
-    from av.sidedata.sidedata import SideData
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
-    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
-    from numpy.typing import NDArray
 
     from .survey import Packets
 
@@ -51,64 +47,6 @@ class Run:
     def length(self) -> int:
         """The number of its packets."""
         return self.stop - self.entry + 1
-
-
-@dataclass(frozen=True)
-class Orientation:
-    """How a decoded picture is turned and mirrored to be shown: transposed first, flipped after."""
-
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
-
-    @property
-    def clockwise_degrees(self) -> int:
-        """The turn, of 0, 90, 180 or 270 degrees; a mirror image along the vertical axis comes on top of it."""
-        if self.transpose:
-            return 270 if self.flip_rows else 90
-        return 180 if self.flip_rows else 0
-
-
-@dataclass(frozen=True)
-class Look:
-    """How all the pictures of a video are handed on: the stored size in pixels, and how they are turned."""
-
-    width: int
-    height: int
-    orientation: Orientation
-
-    @classmethod
-    def of(cls, frame: VideoFrame, matrix: Sequence[int] | None = None) -> Look:
-        """Return the look of a picture, turned as the header's display matrix says, or the picture itself without one.
-
-        The matrix (a b u, c d v, x y w) shows a point (p, q) at (a p + c q, b p + d q).
-        """
-        told = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-        if matrix is None and told is not None:
-            matrix = struct.unpack("=9i", told)
-        return cls(frame.width, frame.height, _orientation(*matrix) if matrix else Orientation())
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of the pixels as shown: (height, width, 3)."""
-        turned = self.orientation.transpose
-        return (self.width, self.height, 3) if turned else (self.height, self.width, 3)
-
-    def fits(self, frame: VideoFrame) -> bool:
-        """Whether a picture has this size already."""
-        return (frame.width, frame.height) == (self.width, self.height)
-
-    def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer."""
-        rgb = reformatter.reformat(frame, width=self.width, height=self.height, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(self.height, plane.line_size)
-        pixels = rows[:, : self.width * 3].reshape(self.height, self.width, 3)
-        if self.orientation.transpose:
-            pixels = pixels.transpose(1, 0, 2)
-        if self.orientation.flip_rows:
-            pixels = pixels[::-1]
-        return pixels[:, ::-1] if self.orientation.flip_columns else pixels
 
 
 def use_threads(context: VideoCodecContext, count: int) -> None:
@@ -302,9 +240,3 @@ def _between(source: Source, packets: Packets, run: Run) -> Iterator[Packet[Vide
         if begun:
             return
     raise OffTrackError
-
-
-def _orientation(a: int, b: int, _u: int, c: int, d: int, *_: int) -> Orientation:
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
-    return Orientation(flip_rows=d < 0, flip_columns=a < 0)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from .container import Source, open_video
-from .decoding import AnySource, Look, OffTrackError, Review, decode_through, first_picture, review
+from .decoding import AnySource, OffTrackError, Review, decode_through, first_picture, review
 from .errors import MediaError
 from .limits import Clock, Deadline, Limits
+from .look import Look
 from .mediafile import check_file
 from .runs import Developer, Shot, shots
 from .samples import can_decode, open_samples

@@ -14,8 +14,9 @@ import av.error
 from av.video.reformatter import VideoReformatter
 
 from .container import open_video
-from .decoding import AnySource, Look, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .decoding import AnySource, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
 from .limits import cores
+from .look import Look
 
 if TYPE_CHECKING:
     import numpy as np
