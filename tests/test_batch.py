@@ -189,11 +189,11 @@ def test_a_job_that_hangs_is_given_up_and_the_others_go_on() -> None:
     for number in (0, 1, 7):
         jobs[number].before = let_go.wait
     began = time.monotonic()
-    done, failed = split(run(jobs, Echo(), limits=Limits(seconds=0.3), workers=2))
+    done, failed = split(run(jobs, Echo(), limits=Limits(seconds=1.0), workers=2))
     let_go.set()
     assert len(done) == 27 and set(failed) == {"v0", "v1", "v7"}
-    assert all("given up after 0.3 seconds" in words for words in failed.values())
-    assert time.monotonic() - began < 8
+    assert all("given up after 1 seconds" in words for words in failed.values())
+    assert time.monotonic() - began < 30
 
 
 def test_a_bug_in_reading_one_is_its_failure() -> None:
@@ -229,16 +229,21 @@ def test_leaving_the_iterator_ends_the_readers() -> None:
     outcomes = run(entries(10_000), Echo())
     next(iter(outcomes))
     outcomes.close()
-    time.sleep(1.2)
-    assert not [thread for thread in threading.enumerate() if thread.name == "llvid-read"]
+    until = time.monotonic() + 30
+    while [thread for thread in threading.enumerate() if thread.name == "llvid-read"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_readers_wait_for_room() -> None:
     jobs = entries(50, side=100)  # 30,000 bytes each
     ahead = ReadAhead(jobs, lambda image: image, Limits(cores=1), workers=4, most_bytes=100_000)
-    time.sleep(0.5)
+    until = time.monotonic() + 30
+    while len(ahead._events) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.02)
     held = []
-    while isinstance(event := ahead.next(0.2), Ready) or event is not None:
+    while isinstance(event := ahead.next(0.5), Ready) or event is not None:
         if isinstance(event, Ready):
             held.append(event.question)
     assert len(held) == 3 and ahead.full and not ahead.drained

@@ -58,7 +58,7 @@ def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], afte
     started = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.rstrip().endswith("interrupted")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,9 +113,9 @@ def test_limits_are_kept(long: Path) -> None:
 def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
     clock = Clock()
     with clock.paused():
-        time.sleep(0.3)
-        assert clock.seconds < 0.2
-    assert clock.seconds < 0.2
+        time.sleep(1.0)
+        assert clock.seconds < 0.8
+    assert clock.seconds < 0.8
     seen = 0
     for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
         time.sleep(0.4)

@@ -253,7 +253,7 @@ def test_closing_the_stream_closes_the_connection(stand_in: Any) -> None:
     stream = opened(server).stream(request())
     assert next(stream).text == "on"
     stream.close()  # type: ignore[attr-defined]
-    assert server.gone.wait(5)
+    assert server.gone.wait(30)
 
 
 def test_several_are_asked_at_once_and_shared_by_servers(stand_in: Any) -> None:

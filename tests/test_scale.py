@@ -159,6 +159,6 @@ def test_an_estimate_is_measured_on_a_sample_of_what_is_left(joined: Joined, fol
         paths, TASK, joined, open_model=partial(Sleeper, 0.05), open_resize=open_small, done=done, home=str(folder)
     )
     assert (got.todo, got.done, got.unreadable, got.sample, got.failed) == (20, 1, 1, 20, 1)
-    assert 0.05 <= got.answer_seconds < 0.5 and 0 < got.read_seconds < 1
+    assert 0.05 <= got.answer_seconds < 5 and 0 < got.read_seconds < 10
     assert got.worker_hours == pytest.approx(20 * got.answer_seconds / 3600)
     assert got.hours(2, 1000) == pytest.approx(got.worker_hours / 2)
