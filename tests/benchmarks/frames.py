@@ -3,7 +3,8 @@
     ../shared/tools/make_videos.sh /tmp/videos all
     python tests/benchmarks/frames.py --videos /tmp/videos [--cells 10min 2h] [--frames 8 32] [--runs 5]
 
-All readers take turns within one run; medians of whole calls, from the path to the pixels. The right frames are those
+All readers take turns within one run, with a short pause between two; medians of whole calls, from the path to the
+pixels. The right frames are those
 of a sequential decode; a reader that is far behind when its frames are checked against them is not called again, but
 for the best of them. The last line is the same as one JSON document.
 """
@@ -36,6 +37,7 @@ FILES = {
 COUNTS = (8, 32)
 WARM_UP = SHARED / "bikes.mp4"
 FAR_BEHIND = 2.0  # a reader that takes this many times ours when its frames are checked is measured there only
+PAUSE_SECONDS = 0.05  # so that none pays for what the one before leaves to be done: torchcodec costs the next one 10 ms
 WRAPPERS = ("transformers decord", "transformers opencv", "transformers torchcodec")  # timed as what they wrap
 
 
@@ -108,6 +110,7 @@ def measure(
         reader.seconds.clear()
     for _ in range(runs):
         for reader in running.values():
+            time.sleep(PAUSE_SECONDS)
             reader(path, count)
     seconds = {name: reader.seconds for name, reader in right.items()}
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}

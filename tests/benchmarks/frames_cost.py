@@ -6,11 +6,13 @@
     python tests/benchmarks/frames_cost.py floor /tmp/videos/h264_480p_2h.mp4
     python tests/benchmarks/frames_cost.py survey /tmp/videos/*.mkv
 
-`stages`: seconds of each step on one core, for 32 frames. `memory`: MB of the peak above the idle process, of 32 frames
-that are resized as they come, by the reader or by its caller, and of 32 that are held. `together`: frames a second of
-two readers over those of one, each on one core. `floor`: 8 frames, exact and at keyframes, against the least that PyAV
-needs for 8 keyframes: to open the file, to seek to eight moments, to decode a picture at each. `survey`: what it costs
-to know all stamps, from the table in the header or by reading all packets. The last line is one JSON document.
+`stages`: seconds of each step on one core, for 32 frames, and whether packets come by the header's tables or from
+FFmpeg's demuxer. `memory`: MB of the peak above the idle process, of 32 frames that are resized as they come, by the
+reader or by its caller, and of 32 that are held. `together`: two videos one after the other against two at a time, each
+on one core: in two threads, and in two processes, which share nothing. `floor`: 8 frames, exact and at keyframes, these
+also with the header read before, against the least that PyAV needs for 8 keyframes: to open the file, to seek to eight
+moments, to decode a picture at each. `survey`: what it costs to know all stamps, by the demuxer's way. The last line is
+one JSON document.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import multiprocessing.connection
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +36,31 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import peak_memory
 
-from llava_video_cli.container import open_video
+from llava_video_cli.container import Source, open_video
 from llava_video_cli.decoding import decode_run, use_threads
 from llava_video_cli.limits import Deadline, Limits
 from llava_video_cli.runs import Developer, plan
+from llava_video_cli.samples import open_samples
 from llava_video_cli.sampling import Sampling, choose
-from llava_video_cli.survey import packets_of
-from llava_video_cli.video import iter_frames, read_frames
+from llava_video_cli.survey import packets_of, packets_of_table
+from llava_video_cli.track import video_track
+from llava_video_cli.video import cut, iter_frames, read_frames
 
 FRAMES, SIDE, RUNS = 32, 336, 5
+RUNS_TOGETHER = 11
 
 
-def stages(path: str) -> dict[str, float | int]:
+def stages(path: str) -> dict[str, float | int | str]:
     """Seconds of each step on one core."""
     times = [time.perf_counter()]
-    with open_video(path, Deadline(path, Limits())) as source:
+    track = video_track(path)
+    deadline = Deadline(path, Limits())
+    with open_samples(path, track, deadline) if track else open_video(path, deadline) as source:
         times.append(time.perf_counter())
-        packets = packets_of(source)
+        if isinstance(source, Source):
+            packets = packets_of(source)
+        else:
+            packets = packets_of_table(source.track.table, source.track.tick)
         assert packets is not None, "a file with usable stamps"
         times.append(time.perf_counter())
         runs = plan(packets, list(dict.fromkeys(choose(packets.timeline, Sampling(frames=FRAMES)).stamps)))
@@ -64,7 +75,13 @@ def stages(path: str) -> dict[str, float | int]:
         times.append(time.perf_counter())
     steps = ("open", "index", "decode", "convert", "resize")
     found = {step: round(after - before, 4) for step, before, after in zip(steps, times, times[1:], strict=False)}
-    return found | {"demux_all": round(demuxed(path), 4), "packets": len(packets.stamps), "decoded": decoded(runs)}
+    return {
+        "by": "samples" if track else "demuxer",
+        **found,
+        "demux_all": round(demuxed(path), 4),
+        "packets": len(packets.stamps),
+        "decoded": decoded(runs),
+    }
 
 
 def decoded(runs: list) -> int:  # type: ignore[type-arg]
@@ -127,7 +144,7 @@ def together(path: str) -> dict[str, float]:
     def read() -> None:
         read_frames(path, Sampling(frames=FRAMES), limits=Limits(cores=1))
 
-    def two() -> None:
+    def in_threads() -> None:
         readers = [threading.Thread(target=read) for _ in range(2)]
         for reader in readers:
             reader.start()
@@ -138,9 +155,35 @@ def together(path: str) -> dict[str, float]:
         read()
         read()
 
-    found = _medians({"one": one_after_the_other, "two": two})
-    one, both = found["one"], found["two"]
-    return {"one_after_the_other": round(one, 3), "two_at_a_time": round(both, 3), "ratio": round(one / both, 2)}
+    def in_processes() -> None:
+        for pipe in pipes:
+            pipe.send(True)
+        for pipe in pipes:
+            pipe.recv()
+
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for _ in range(2):
+        mine, its = context.Pipe()
+        context.Process(target=_read_when_told, args=(path, its), daemon=True).start()
+        mine.recv()
+        pipes.append(mine)
+    read()
+    ways = {"one_after_the_other": one_after_the_other, "two_threads": in_threads, "two_processes": in_processes}
+    found = _medians(ways, RUNS_TOGETHER)
+    for pipe in pipes:
+        pipe.send(False)
+    one = found["one_after_the_other"]
+    return found | {f"{name}_ratio": round(one / found[name], 2) for name in ("two_threads", "two_processes")}
+
+
+def _read_when_told(path: str, pipe: multiprocessing.connection.Connection) -> None:
+    sampling, limits = Sampling(frames=FRAMES), Limits(cores=1)
+    read_frames(path, sampling, limits=limits)
+    pipe.send(True)
+    while pipe.recv():
+        read_frames(path, sampling, limits=limits)
+        pipe.send(True)
 
 
 def floor(path: str) -> dict[str, float]:
@@ -157,9 +200,12 @@ def floor(path: str) -> dict[str, float]:
                 container.seek(number * (stream.duration or 0) // 8, stream=stream)
                 next(container.decode(stream)).to_ndarray(format="rgb24")
 
+    skimming = Sampling(frames=8, mode="keyframes")
+    surveyed = cut(path, 1e9, skimming)
     calls: dict[str, Callable[[], object]] = {
         "exact": lambda: read_frames(path, Sampling(frames=8)),
-        "keyframes": lambda: read_frames(path, Sampling(frames=8, mode="keyframes")),
+        "keyframes": lambda: read_frames(path, skimming),
+        "keyframes_surveyed": lambda: surveyed.read(surveyed.parts[0]),
         "pyav_open": opened,
         "pyav_keyframes": keyframes,
     }
@@ -184,9 +230,9 @@ def survey(path: str) -> dict[str, float]:
     return found | {"packets": counts[0], "gb": round(Path(path).stat().st_size / 1e9, 3)}
 
 
-def _medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _medians(calls: Mapping[str, Callable[[], object]], runs: int = RUNS) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(RUNS):
+    for _ in range(runs):
         for name, call in calls.items():
             taken[name].append(timed(call))
     return {name: round(statistics.median(seconds), 4) for name, seconds in taken.items()}
