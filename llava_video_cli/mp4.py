@@ -17,8 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_BOXES = 10_000  # side by side; a file of nothing but headers would keep the reader busy
-MAX_SAMPLES = 10_000_000  # 46 hours at 60 frames per second; a header that claims more is not believed
+MAX_BOXES = 1000  # side by side; a file of nothing but headers would keep the reader busy
+MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tables; more is left to FFmpeg
 BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # what reading a broken header raises
 Span = tuple[int, int]  # where a box's content begins and ends in the file
 Boxes = dict[str, list[Span]]

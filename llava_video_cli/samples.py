@@ -92,13 +92,16 @@ class SampleSource:
             start += len(block)
 
     def _block(self, start: int, stop: int) -> list[bytes]:
-        """Read some of these samples, at least the first of them; none where the file has become shorter."""
+        """Read some of these samples, at least the first of them; none where the file can't be read so far any more."""
         begins, ends = self.track.offsets[start:stop], self.track.offsets[start:stop] + self.track.sizes[start:stop]
         near = (begins[1:] >= ends[:-1]) & (ends[1:] - begins[0] <= _BLOCK_BYTES)
         count = 1 + int(near.argmin() if not near.all() else len(near))
         first, last = int(begins[0]), int(ends[count - 1])
-        self.file.seek(first)
-        content = self.file.read(last - first)
+        try:
+            self.file.seek(first)
+            content = self.file.read(last - first)
+        except OSError:  # FFmpeg finds that too, and says it
+            return []
         if len(content) < last - first:
             return []
         return [content[a - first : b - first] for a, b in zip(begins[:count].tolist(), ends.tolist(), strict=False)]

@@ -29,6 +29,7 @@ _CODECS = {
 _UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 _ENTRY_BYTES = 78  # of a visual sample entry, before its own boxes
 _MAX_CONFIG_BYTES = 2**20
+_MAX_TRACKS = 64
 _MAX_SCALE = 2**31  # ticks a second
 # Tracks beside the video that FFmpeg can't take for another one.
 _OTHERS = (b"soun", b"text", b"sbtl", b"subt", b"clcp", b"tmcd", b"hint", b"mebx")
@@ -85,6 +86,8 @@ def _read(file: BinaryIO) -> Track | None:
     size = file.seek(0, 2)
     top = boxes(file, (0, size))
     movie = boxes(file, top["moov"][0])
+    if len(movie["trak"]) > _MAX_TRACKS:
+        return None
     tracks = [boxes(file, span) for span in movie["trak"]]
     films = [track for track in tracks if _kind(file, track) == b"vide"]
     if len(films) != 1 or not all(_kind(file, track) in (b"vide", *_OTHERS) for track in tracks) or "moof" in top:
@@ -102,7 +105,7 @@ def _read(file: BinaryIO) -> Track | None:
         return None
     decoder, config, (width, height), colours = entry
     offsets, sizes = _places(file, tables, len(table.decoding))
-    if sizes.min() <= 0 or offsets.min() < 0 or (offsets + sizes).max() > size:
+    if sizes.min() <= 0 or offsets.min() < 0 or (offsets > size - sizes).any():
         return None
     matrix, scale = _matrix(file, film["tkhd"][0], 40, 52), number(file, media["mdhd"][0], 12, 20)
     if scale >= _MAX_SCALE:

@@ -229,18 +229,37 @@ def test_colours_that_only_the_header_tells_count(tmp_path: Path) -> None:
 
 
 def _with_box(content: bytes, box: bytes) -> bytes:
-    """Put a box in place of those behind avcC in the sample entry; the header stands behind the pictures."""
-    grown, place = bytearray(content), content.index(b"avcC") - 4
-    end = place + int.from_bytes(content[place : place + 4], "big")
+    """Put a box in place of those behind avcC in the sample entry."""
     header = content.index(b"moov")
-    entry = content.index(b"avc1", header) - 4
-    stop = entry + int.from_bytes(content[entry : entry + 4], "big")
-    grown[end:stop] = box
-    for kind in (b"avc1", b"stsd", b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+    place, entry = content.index(b"avcC", header) - 4, content.index(b"avc1", header) - 4
+    return _spliced(content, _end(content, place), _end(content, entry), box, (b"avc1", b"stsd"))
+
+
+def _spliced(content: bytes, start: int, stop: int, piece: bytes, parents: tuple[bytes, ...] = ()) -> bytes:
+    """Put a piece in place of another inside the table of samples; the header stands behind the pictures."""
+    grown, header = bytearray(content), content.index(b"moov")
+    grown[start:stop] = piece
+    for kind in (*parents, b"stbl", b"minf", b"mdia", b"trak", b"moov"):
         at = content.index(kind, header) - 4
-        size = int.from_bytes(content[at : at + 4], "big") + len(box) - (stop - end)
+        size = _end(content, at) - at + len(piece) - (stop - start)
         grown[at : at + 4] = size.to_bytes(4, "big")
     return bytes(grown)
+
+
+def _end(content: bytes, at: int) -> int:
+    return at + int.from_bytes(content[at : at + 4], "big")
+
+
+def test_places_of_64_bits(made: Path, tmp_path: Path) -> None:
+    content, wide = (made / "h264.mp4").read_bytes(), tmp_path / "wide.mp4"
+    at = content.index(b"stco") - 4
+    assert content[at + 8 : at + 16] == struct.pack(">II", 0, 1), "one chunk"
+    begin = int.from_bytes(content[at + 16 : at + 20], "big")
+    for place in (begin, 2**63 - 8, 2**64 - 1, begin + 2**32):  # behind the end, also of what can be counted
+        wide.write_bytes(_spliced(content, at, at + 20, struct.pack(">I4sIIQ", 24, b"co64", 0, 1, place)))
+        track = video_track(str(wide))
+        assert (track is not None) == (place == begin)
+    assert_as_decoded(made / "h264.mp4")
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "av1.mp4"])
