@@ -61,6 +61,12 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "usage": usage}
 
 
+def test_a_folder_without_videos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 0
+    assert capsys.readouterr() == ("", "no videos there\n")
+
+
 def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "captions.jsonl"
     assert caption(folder, "-o", out) == 0

@@ -174,6 +174,9 @@ def write(outcome: Record | Failure, to: Records | None, errors: Failures | None
 
 
 def _sum_up(plan: Plan, meter: Meter, stop: Event, to: Ledger | None, errors: Errors | None) -> None:
+    if not (plan.total or plan.skipped or plan.failures):
+        console.note(f"no {plan.noun} there")
+        return
     parts = [f"{meter.done} {plan.verb}"]
     if plan.skipped:
         parts.append(f"{plan.skipped} done before")
