@@ -55,7 +55,7 @@ class OutOfMemoryError(ModelError):
     """What was asked for at a time needs more memory than is free; nothing is lost but the attempt."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return a hint that names the known word nearest to a mistyped one, or None if none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
+    """Return a hint that names the known word nearest to a mistyped one, or None if none is as near as `least` of 1."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=least)
     return f"did you mean {close[0]!r}?" if close else None

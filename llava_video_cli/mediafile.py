@@ -11,6 +11,7 @@ from typing import Literal
 from .errors import MediaError, nearest
 
 _LOOKED_AT = 1000  # names in a folder, for a hint
+_ALIKE = 0.75  # names of videos share their ending at least
 
 
 def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles"]) -> None:
@@ -45,6 +46,6 @@ def _meant(path: str) -> str | None:
         return "the video comes first, then the questions"
     folder = Path(path).parent
     try:
-        return nearest(Path(path).name, (entry.name for entry in islice(folder.iterdir(), _LOOKED_AT)))
+        return nearest(Path(path).name, (entry.name for entry in islice(folder.iterdir(), _LOOKED_AT)), least=_ALIKE)
     except OSError:
         return None
