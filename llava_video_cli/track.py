@@ -30,6 +30,8 @@ _UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 _ENTRY_BYTES = 78  # of a visual sample entry, before its own boxes
 _MAX_CONFIG_BYTES = 2**20
 _MAX_TRACKS = 64
+_MAX_SAMPLE_BYTES = 2**28
+_LAST_COLOUR, _UNSPECIFIED = 22, 2  # the largest number that FFmpeg gives a name
 _MAX_SCALE = 2**31  # ticks a second
 # Tracks beside the video that FFmpeg can't take for another one.
 _OTHERS = (b"soun", b"text", b"sbtl", b"subt", b"clcp", b"tmcd", b"hint", b"mebx")
@@ -105,7 +107,7 @@ def _read(file: BinaryIO) -> Track | None:
         return None
     decoder, config, (width, height), colours = entry
     offsets, sizes = _places(file, tables, len(table.decoding))
-    if sizes.min() <= 0 or offsets.min() < 0 or (offsets > size - sizes).any():
+    if not 0 < sizes.min() <= sizes.max() <= _MAX_SAMPLE_BYTES or offsets.min() < 0 or (offsets > size - sizes).any():
         return None
     matrix, scale = _matrix(file, film["tkhd"][0], 40, 52), number(file, media["mdhd"][0], 12, 20)
     if scale >= _MAX_SCALE:
@@ -154,7 +156,8 @@ def _colours(file: BinaryIO, inside: Boxes) -> Colours | None:
         content = _bytes(file, span, 0, min(11, span[1] - span[0]))
         if content[:4] in (b"nclx", b"nclc"):
             told = content[:4] == b"nclx" and len(content) > 10
-            primaries, transfer, matrix = struct.unpack_from(">HHH", content, 4)
+            numbers = struct.unpack_from(">HHH", content, 4)
+            primaries, transfer, matrix = (each if each <= _LAST_COLOUR else _UNSPECIFIED for each in numbers)
             return Colours(primaries, transfer, matrix, bool(content[10] >> 7) if told else None)
     return None
 
