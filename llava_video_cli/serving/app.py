@@ -25,12 +25,13 @@ from ..messages import turns_of
 from ..record import media_values
 from ..timestamps import with_times
 from .desk import Event, Ticket
+from .form import Form
 from .guard import CLOSE
 from .page import page, sheet_values
 from .refusal import RefusedError, refused
 from .reply import Reply, refusal
 from .service import Seen, Service
-from .wire import Asked, Form, read_asked, read_json
+from .wire import Asked, read_asked, read_json
 
 Result = TypeVar("Result")
 Ready = TypeVar("Ready")
