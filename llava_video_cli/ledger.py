@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from .errors import LlvidError, UsageError
+from .lock import lock
 from .output import JsonLines, Rows, rows_of
 from .record import Failure, Record
 from .wholefile import whole_file
@@ -30,7 +30,7 @@ class Ledger:
         self.path, self.rows = path, rows_of(path.suffix)
         self._file = _open(path)
         try:
-            _lock(self._file, path)
+            lock(self._file.fileno(), str(path))
             self.done, self._end = (set[str](), 0) if overwrite else _read(self._file, self.rows, path)
         except BaseException:
             self._file.close()
@@ -140,20 +140,6 @@ def _open(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise UsageError(f"{path} is not a regular file, which a run can go on with", "name a file with -o")
     return os.fdopen(descriptor, "rb+", buffering=0)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Take the file for this process, for as long as it lives."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LlvidError(f"another run is writing {path}", "wait for it, or name another file") from None
-    except OSError:  # a file system without locks
-        return
 
 
 def _read(file: BinaryIO, rows: Rows, path: Path) -> tuple[set[str], int]:

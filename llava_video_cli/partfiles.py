@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from .bucket import buffered, file_system, is_address
 from .errors import LlvidError
+from .lock import lock
 from .output import JsonLines
 from .parquet import write_parquet
 from .record import Failure, Record
@@ -34,7 +35,10 @@ def is_folder(path: str) -> bool:
 
 
 class PartFiles:
-    """The parts; `done` holds the keys in them. Use it in a `with` block. Raises LlvidError."""
+    """The parts; `done` holds the keys in them. Use it in a `with` block. Raises LlvidError.
+
+    A folder is locked against other runs; a bucket can't be.
+    """
 
     def __init__(self, place: str, *, overwrite: bool = False) -> None:
         self.place = place.rstrip("/")
@@ -44,8 +48,13 @@ class PartFiles:
         with _reported(self.place):
             self._system, self._path = file_system(self.place)
             self._system.create_dir(self._path, recursive=True)
-            self._old = self._parts()
-            self.done = set[str]() if overwrite else {key for part in self._old for key in self._keys(part)}
+            self._lock = _locked(self._path) if self._system.type_name == "local" else None
+            try:
+                self._old = self._parts()
+                self.done = set[str]() if overwrite else {key for part in self._old for key in self._keys(part)}
+            except BaseException:
+                self._let_go()
+                raise
 
     def begin(self) -> None:
         """Drop what is to be overwritten."""
@@ -103,7 +112,14 @@ class PartFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
 
     def _parts(self) -> list[str]:
         from pyarrow import fs
@@ -115,6 +131,20 @@ class PartFiles:
     def _keys(self, part: str) -> Iterator[str]:
         with self._system.open_input_file(part) as file:
             yield from _parquet_keys(file) if part.endswith(".parquet") else map(self._rows.key, buffered(file))
+
+
+def _locked(folder: str) -> int | None:
+    """Return what holds the lock of a folder until it is closed; None where folders can't be opened (Windows)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return None
+    try:
+        lock(descriptor, f"{folder}/")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class PartErrors:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,21 @@ def test_what_stands_in_parts_is_done(name: str, scheme: str, tmp_path: Path) ->
             for number in range(begin, begin + 3):
                 parts.append(record(number))
             assert len(list((tmp_path / name).glob("part-*"))) == begin // 3, "a part is written once it is whole"
-    assert PartFiles(place).done == {record(number).key for number in range(6)}
+    with PartFiles(place) as parts:
+        assert parts.done == {record(number).key for number in range(6)}
     with PartFiles(place, overwrite=True) as parts:
-        assert parts.done == set() and PartFiles(place).done, "dropped when the run begins, not before"
+        assert parts.done == set() and list((tmp_path / name).glob("part-*")), "dropped when it begins, not before"
         parts.begin()
-    assert PartFiles(place).done == set()
+        assert not list((tmp_path / name).glob("part-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders can't be locked there")
+def test_a_second_run_is_refused(tmp_path: Path) -> None:
+    program = f"from llava_video_cli.partfiles import PartFiles\nPartFiles({str(tmp_path)!r})"
+    with PartFiles(str(tmp_path)):
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert f"another run is writing {tmp_path}/" in result.stderr
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_part_is_written_when_it_is_full(tmp_path: Path) -> None:
