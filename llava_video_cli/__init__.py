@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
     from .image import Picture, read_image
     from .limits import Limits
-    from .models import Loading, Model, open_model
+    from .model import Loading, Model
+    from .models import open_model
     from .preset import Preset, load_preset
     from .sampling import Sampling
     from .sheet import contact_sheet
@@ -25,7 +26,8 @@ _HOMES = {
     "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
     "image": ("Picture", "read_image"),
     "limits": ("Limits",),
-    "models": ("Loading", "Model", "open_model"),
+    "model": ("Loading", "Model"),
+    "models": ("open_model",),
     "preset": ("Preset", "load_preset"),
     "sampling": ("Sampling",),
     "sheet": ("contact_sheet",),

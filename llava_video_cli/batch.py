@@ -12,7 +12,7 @@ from .conversation import Generation
 from .errors import LlvidError, ModelError, OutOfMemoryError
 from .image import Picture
 from .limits import Limits, cores
-from .models import Model
+from .model import Model
 from .readahead import Ended, Job, Question, ReadAhead, Ready, Result
 from .record import Failure, Record
 

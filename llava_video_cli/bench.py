@@ -15,7 +15,7 @@ from typing import Any
 
 from .conversation import Generation, Request, Turn, Usage, join
 from .errors import LlvidError
-from .models import Model
+from .model import Model
 from .models.checkpoint import Checkpoint
 from .sampling import Sampling
 from .turns import Cell, Job, Series, take_turns

@@ -9,7 +9,8 @@ from pathlib import Path
 from . import packages
 from .errors import LlvidError, ModelError
 from .machine import Accelerators, Memory
-from .models import Loading, precision
+from .model import Loading
+from .models import precision
 from .models.adaptation import adapted, can_scale, factor_for
 from .models.checkpoint import Checkpoint, describe, read_config
 from .models.devices import Device

@@ -10,7 +10,7 @@ from typing import Any
 from .caption import Task
 from .cluster import Joined
 from .errors import LlvidError
-from .models import Model
+from .model import Model
 from .record import Failure
 from .scale import Progress, entries_of, run
 from .video import Resize

@@ -11,7 +11,7 @@ from typing import Any
 from .caption import Task
 from .errors import LlvidError
 from .limits import Limits
-from .models import Model
+from .model import Model
 from .readahead import Question, Result
 from .video import Resize
 

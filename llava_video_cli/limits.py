@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from .errors import MediaError
+from .machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Limits:
 
 def cores(limits: Limits) -> int:
     """Return the number of cores to decode on: those that this process may use, within the limits."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     return max(1, min(usable, limits.cores or usable))
 
 

@@ -14,7 +14,7 @@ from .caption import join_frames, total_usage
 from .conversation import Answer, Chunk, Request, Segment, Usage
 from .errors import ContextError, LlvidError, MediaError, UsageError
 from .limits import Limits
-from .models import Model
+from .model import Model
 from .preset import Preset
 from .readahead import Job, Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .limits import Limits, cores
-
 _ASK_SECONDS = 60.0
 _ASK_TORCH = """
 import json, torch
@@ -74,6 +72,11 @@ class Accelerators:
     torch_built_for: str = ""
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> Processor:
     """Return the CPU, from what the kernel tells of it."""
     name, flags = platform.processor() or platform.machine(), set[str]()
@@ -89,7 +92,7 @@ def processor() -> Processor:
     elif sys.platform == "darwin":
         name = _sysctl("machdep.cpu.brand_string") or name
         flags = {"bf16"} if _sysctl("hw.optional.arm.FEAT_BF16") == "1" else flags
-    return Processor(name, cores(Limits()), bool(_BFLOAT16_FLAGS & flags))
+    return Processor(name, usable_cores(), bool(_BFLOAT16_FLAGS & flags))
 
 
 def memory() -> Memory:

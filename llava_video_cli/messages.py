@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 
 from .conversation import Generation, Media, Role, Turn
 from .errors import LlvidError, UsageError, nearest
-from .models import Quantize
+from .model import Quantize
 from .preset import Preset, checked
 from .record import path_to_text, text_to_path
 from .sampling import Sampling

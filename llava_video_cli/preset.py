@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
-from .models.precision import Quantize
+from .model import Quantize
 from .sampling import Sampling
 from .subtitles import Count, Heard, Subtitles, with_lines
 from .timestamps import with_times

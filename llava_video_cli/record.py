@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 from .conversation import Answer, Media, Segment
 from .errors import LlvidError
 from .image import Picture
-from .models import Model
+from .model import Model
 from .preset import Preset
 from .subtitles import Subtitles
 

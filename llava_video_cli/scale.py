@@ -22,7 +22,7 @@ from .entries import Part, parts
 from .errors import LlvidError
 from .handover import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
 from .limits import Limits
-from .models import Model
+from .model import Model
 from .readahead import Question, Result
 from .record import Failure, Record, path_to_text
 from .strikes import Book, Tally

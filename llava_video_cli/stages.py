@@ -21,7 +21,7 @@ from .errors import LlvidError, MediaError, ModelError
 from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
 from .limits import Limits
 from .listing import Found
-from .models import Model
+from .model import Model
 from .readahead import Ended, Question, ReadAhead, Ready, Result
 from .record import settings_values
 from .strikes import MOST_STRIKES, Stage, Unit

@@ -16,7 +16,7 @@ from serving import Served, serving
 from terminal import scene
 
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.models import Model
+from llava_video_cli.model import Model
 from llava_video_cli.serving.guard import Guard
 from llava_video_cli.serving.places import Places
 

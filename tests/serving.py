@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_video_cli.models import Model
+from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset, load_preset
 from llava_video_cli.serving.app import app
 from llava_video_cli.serving.guard import Guard

@@ -18,7 +18,7 @@ from llava_video_cli import open_model
 from llava_video_cli.announce import announce
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.models import Model
+from llava_video_cli.model import Model
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

@@ -13,7 +13,7 @@ from ..announce import announced
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..messages import read_conversation
-from ..models import Loading
+from ..model import Loading
 from ..record import ask_values, media_values, settings_values
 from ..subtitles import Subtitles, notes_of
 from ..video import announced_frames

@@ -14,7 +14,7 @@ from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..image import is_picture, read_image
 from ..ledger import Errors, Ledger
-from ..models import Model
+from ..model import Model
 from ..record import Failure, path_to_text, settings_values
 from ..requestfile import Asked, RequestJob, read_requests
 from ..sampling import Sampling

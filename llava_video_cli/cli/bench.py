@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import MediaError, UsageError
-from ..models import Quantize
+from ..model import Quantize
 from ..record import path_to_text
 from . import console
 from .media import check

@@ -15,7 +15,7 @@ from ..caption import CaptionJob, Task
 from ..errors import ContextError, LlvidError, MediaError, UsageError
 from ..ledger import Errors, Ledger
 from ..listing import Found, find
-from ..models import Model
+from ..model import Model
 from ..output import SIDECARS, Sidecar
 from ..record import Failure, Record, path_to_text, settings_values
 from ..sampling import clock

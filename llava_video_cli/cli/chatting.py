@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..conversation import Answer, Request
 from ..errors import UsageError
-from ..models import Model
+from ..model import Model
 from ..session import Session
 from . import console, room
 from .inline import Protocol

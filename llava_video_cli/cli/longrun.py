@@ -17,7 +17,7 @@ from ..conversation import Request
 from ..errors import LlvidError
 from ..ledger import Errors, Ledger
 from ..limits import Limits
-from ..models import Model
+from ..model import Model
 from ..readahead import Job
 from ..record import Failure, Record
 from . import console

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..conversation import Media, Request
 from ..image import Picture
-from ..models import Model
+from ..model import Model
 from ..models.outline import Outline, outline
 from ..models.refusal import refusal
 from ..sampling import Sampling

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ..models import Attention, DType, PoolMode, Quantize, Send
+from ..model import Attention, DType, PoolMode, Quantize, Send
 from ..sampling import Mode
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from ..conversation import Budget, Generation
 from ..errors import UsageError
 from ..messages import Conversation
-from ..models import Loading, Model, Quantize, open_model
+from ..model import Loading, Model, Quantize
+from ..models import open_model
 from ..models.random_weights import PREFIX
 from ..preset import Preset, load_preset
 from ..sampling import Sampling, parse_time

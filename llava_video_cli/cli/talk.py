@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..conversation import Answer, Media, Request
 from ..image import Picture
 from ..messages import turns_of
-from ..models import Model
+from ..model import Model
 from ..record import ask_values, media_values, settings_values
 from ..sampling import Sampling
 from ..session import Session

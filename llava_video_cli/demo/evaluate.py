@@ -23,7 +23,8 @@ import numpy as np
 
 from ..conversation import Generation, Request, Turn
 from ..image import Picture, read_image
-from ..models import Loading, Model, open_model
+from ..model import Loading, Model
+from ..models import open_model
 from ..sampling import Sampling
 from ..video import Frames, read_frames
 from .questions import is_right, right_answer, worded

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UsageError
 from .checkpoint import Checkpoint, describe
-
-PoolMode = Literal["average", "max"]
 
 # LLaVA-NeXT leaves this many tokens for text when it chooses a factor: `ceil((144 * frames + 1000) / 4096)`.
 LEAST_TEXT_TOKENS = 1000
@@ -21,7 +19,7 @@ def adapted(
     config: Mapping[str, Any],
     rope_factor: float | None = None,
     pool_stride: int | None = None,
-    pool_mode: PoolMode | None = None,
+    pool_mode: str | None = None,
 ) -> dict[str, Any]:
     """Return a config with another RoPE factor or another pooling; None leaves what it says.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from ..errors import ModelError
+from ..model import Attention
 from .devices import Device
 from .precision import Width
 
-Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Kernel = Literal["sdpa", "flash_attention_2", "eager"]
 
 

@@ -17,9 +17,9 @@ from ..clip import MOST_BYTES, make_clip
 from ..conversation import Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..image import Picture
+from ..model import Send
 from ..sampling import Sampling
 from ..video import Frames
-from . import Send
 
 Engine = Literal["llvid", "vLLM", "SGLang", "transformers", "unknown"]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ModelError, OutOfMemoryError
+from ..model import Loading
 from ..video import Frames
 from . import memory
 from .assembly import Assembly
@@ -21,7 +22,7 @@ from .capture import Capture
 from .choosing import Choice
 from .decoder import Decoder
 from .generation import Run, stop_ids
-from .loading import Loaded, Loading, load
+from .loading import Loaded, load
 from .prefix import Prompt, Span
 from .prompt import IMAGE, VIDEO, render
 from .refusal import refusal

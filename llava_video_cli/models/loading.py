@@ -9,36 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LlvidError, ModelError
-from .adaptation import PoolMode, adapted
-from .attention import Attention, choose_attention
+from ..model import Loading
+from .adaptation import adapted
+from .attention import choose_attention
 from .checkpoint import Checkpoint, describe, read_config
 from .devices import find_device, is_cpu_only
-from .precision import TRAINED_FRAMES, Choice, DType, Quantize, choose, stored_quantization
+from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How weights are brought into memory; `auto` is decided by what is there.
-
-    `frames` is the number that prompts are expected to have, None for 32: it counts where memory is short.
-    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way, and of as many as
-    there are `conversations` that take turns, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` go
-    over the config's own (see `adapted`); None leaves them.
-    """
-
-    quantize: Quantize = "auto"
-    dtype: DType = "auto"
-    device: str = "auto"
-    attention: Attention = "auto"
-    frames: int | None = None
-    prefix_reuse: bool = True
-    rope_factor: float | None = None
-    pool_stride: int | None = None
-    pool_mode: PoolMode | None = None
-    conversations: int = 1
 
 
 @dataclass(frozen=True)

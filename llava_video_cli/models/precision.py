@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
+from ..model import DType, Quantize
 from .checkpoint import Checkpoint
 from .devices import Device
 from .needs import Need, need
 from .parameters import Quantized
 
-Quantize = Literal["auto", "none", "8bit", "4bit"]
-DType = Literal["auto", "float32", "float16", "bfloat16"]
 Width = Literal["float32", "float16", "bfloat16"]
 
 TRAINED_FRAMES = 32

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from ..conversation import Answer, Budget, Chunk, FinishReason, Media, Request, Usage, join
 from ..errors import LlvidError, ServerError, nearest
 from ..image import Picture
-from . import Send
+from ..model import Send
 from .dialect import Dialect, Served, recognise
 from .endpoint import CutError, Endpoint, UnreachableError
 

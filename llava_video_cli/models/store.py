@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ModelError, UsageError
+from ..model import Loading
 from .checkpoint import describe, read_config
 from .hub import INDEX, SMALL_FILES
-from .loading import Loaded, Loading, load
+from .loading import Loaded, load
 from .precision import stored_quantization
 from .random_weights import has_random_weights
 from .source import DEMO

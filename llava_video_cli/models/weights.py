@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,18 @@ from safetensors import safe_open
 
 from .hub import INDEX
 from .precision import Choice
-from .random_weights import draw, has_random_weights
+from .random_weights import has_random_weights
 
 # The format's names of what checkpoints are stored in: 16 or 32 bits, and what bitsandbytes packs.
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8,
 }  # fmt: skip
+# The tokenizer's tokens that stand for words. No others are ever likeliest, so that no answer stops by itself.
+_WORDS = slice(276, 448)
+# Times 1 / sqrt(inputs): so wide that what is seen changes what is said, and that attention does not see all tokens
+# alike, or an answer would soon go round in circles.
+_SPREAD, _SPREAD_ATTENDING = 1.2, 3.0
+_BLOCK = 1_048_583  # numbers that are drawn for a tensor and laid end to end; a prime, so that no two rows are the same
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,43 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / "model.safetensors"]
     return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A tensor that is made when it is asked for, as a slice of safetensors' is read then: `drawn[...]`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        if len(self.shape) == 1 and self.name.split(".")[-2] != "class_embedding":
+            value = 0.0 if self.name.endswith("bias") else 1.0  # all vectors but biases scale a norm
+            return torch.full(self.shape, value, dtype=self.dtype, device=self.device)
+        numbers = torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
+        block = torch.empty(_BLOCK, dtype=self.dtype, device=self.device)
+        attends = self.name.endswith(("q_proj.weight", "k_proj.weight"))
+        spread = _SPREAD_ATTENDING if attends else _SPREAD
+        block.normal_(0, spread / self.shape[-1] ** 0.5, generator=numbers)
+        made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        flat = made.view(-1)
+        whole = flat.numel() // _BLOCK * _BLOCK
+        flat[:whole].view(-1, _BLOCK).copy_(block)
+        flat[whole:] = block[: flat.numel() - whole]
+        if self.name == "lm_head.weight":
+            made[: _WORDS.start] = made[_WORDS.stop :] = 0
+        return made
+
+
+def draw(config: Any, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Drawn]:
+    """Return all tensors of a model by their names, none of them made yet; the same seed gives the same values."""
+    from transformers import LlavaNextVideoForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaNextVideoForConditionalGeneration(config)
+    return {
+        name: Drawn(name, tuple(parameter.shape), dtype, device, seed) for name, parameter in model.named_parameters()
+    }

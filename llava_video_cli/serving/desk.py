@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
 from ..image import Picture
-from ..models import Model
+from ..model import Model
 from .metrics import Metrics
 from .refusal import RefusedError
 

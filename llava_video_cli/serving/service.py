@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..conversation import Request, Turn
-from ..models import Model
+from ..model import Model
 from ..preset import Preset
 from ..sampling import Sampling
 from ..video import Frames, VideoInfo

@@ -23,7 +23,7 @@ from test_parity import moving_square
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, open_model, read_frames
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.world import random_scene, write_clip
-from llava_video_cli.models import DType
+from llava_video_cli.model import DType
 
 BATCHES = (8, 32)
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
