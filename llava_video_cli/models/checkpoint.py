@@ -15,6 +15,7 @@ from .parameters import TEXT_DEFAULTS, TEXT_SHARED, VISION_ABSENT, VISION_DEFAUL
 Family = Literal["vicuna", "mistral", "chatml"]
 
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
+INDEX = "model.safetensors.index.json"  # of weights in more than one file
 # The vocabulary and the end token of Yi, the only language model of the published ones that speaks ChatML.
 _YI_VOCABULARY, _YI_END = 64000, 7
 _GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -110,18 +111,27 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
     raise ModelError(f"{name} is a checkpoint of another architecture: {got}", _WANTED)
 
 
+def weight_names(folder: Path) -> list[str]:
+    """Return the names of the files that hold a checkpoint's weights: those in safetensors' index, or the only one.
+
+    Raises `ModelError` for an index that can't be read.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} can't be read: {error}") from None
+
+
 def check_weights(folder: Path) -> None:
     """Raise `ModelError` unless the folder has all of its weights, as safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} can't be read: {error}") from None
-        absent = sorted(name for name in shards if not (folder / name).is_file())
-        if absent:
-            raise ModelError(f"{folder} lacks {len(absent)} of {len(shards)} weight files, such as {absent[0]}")
-    elif not (folder / "model.safetensors").is_file():
+    names = weight_names(folder)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent and (folder / INDEX).is_file():
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files, such as {absent[0]}")
+    if absent:
         others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
         found = f"only {others[0]}" if others else "no weights"
         raise ModelError(f"{folder} has {found}; weights must be safetensors", _WANTED)

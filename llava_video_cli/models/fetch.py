@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from threading import Event
 
 from ..errors import ModelError
-from .checkpoint import check_architecture, check_weights, read_config
-from .hub import INDEX, ROOM_HINT, SMALL_FILES, HubFile, explained, files_of
+from .checkpoint import check_architecture, check_weights, read_config, weight_names
+from .hub import ROOM_HINT, SMALL_FILES, HubFile, explained, files_of
 from .transfer import DAMAGE_HINT, Transfer, damage, discard
 
 _AT_A_TIME = 4  # files: one connection seldom fills a fast line
@@ -132,12 +130,7 @@ def _small(model: str, folder: Path, files: Sequence[HubFile]) -> int:
 
 def _weights(model: str, folder: Path, files: Sequence[HubFile]) -> list[HubFile]:
     """Return the weights' files: those of the index, or the only one."""
-    names = {"model.safetensors"}
-    with suppress(FileNotFoundError):
-        try:
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{model}'s {INDEX} can't be read: {error}") from None
+    names = weight_names(folder)
     found = [file for file in files if file.name in names and file.name.endswith(".safetensors")]
     if len(found) < len(names):
         pickles = [file.name for file in files if file.name.endswith((".bin", ".pt", ".pth"))]

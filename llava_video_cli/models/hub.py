@@ -14,7 +14,6 @@ from ..errors import ModelError, nearest
 
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
-INDEX = "model.safetensors.index.json"
 DEMO_HINT = "`--model demo` needs no download"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REQUEST_SECONDS = 30.0

@@ -11,8 +11,8 @@ from typing import Literal
 
 from ..errors import ModelError, UsageError
 from ..model import Loading
-from .checkpoint import describe, read_config
-from .hub import INDEX, SMALL_FILES
+from .checkpoint import INDEX, describe, read_config
+from .hub import SMALL_FILES
 from .loading import Loaded, load
 from .precision import stored_quantization
 from .random_weights import has_random_weights

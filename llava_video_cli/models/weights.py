@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import zlib
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from .hub import INDEX
+from .checkpoint import weight_names
 from .precision import Choice
 from .random_weights import has_random_weights
 
@@ -79,7 +78,7 @@ def weights(folder: Path, config: Any, choice: Choice) -> Iterator[dict[str, Any
     is_mps = choice.device.kind == "mps"  # safetensors reads straight into its memory
     tensors: dict[str, Any] = {}
     with ExitStack() as files:
-        for path in weight_files(folder):
+        for path in (folder / name for name in weight_names(folder)):
             backend = {"device": "mps", "backend": "pread"} if is_mps else {}
             file = files.enter_context(safe_open(path, framework="pt", **backend))  # it checks the header, too
             with path.open("rb") as head:
@@ -92,14 +91,6 @@ def weights(folder: Path, config: Any, choice: Choice) -> Iterator[dict[str, Any
                 tensors[name] = part if is_mps else mapped
                 begin += mapped.size
         yield tensors
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold a checkpoint's weights, as its index names them."""
-    index = folder / INDEX
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
 
 
 @dataclass(frozen=True)
