@@ -14,8 +14,7 @@ from .models import precision
 from .models.adaptation import adapted, can_scale, factor_for
 from .models.checkpoint import Checkpoint, describe, read_config
 from .models.devices import Device
-from .models.fetch import cached, resolve
-from .models.hub import ROOM_HINT, explained
+from .models.hub import ROOM_HINT, cached, explained, resolve
 from .models.needs import Need
 from .models.parameters import Quantized
 from .models.precision import stored_quantization

@@ -15,7 +15,7 @@ from typing import TypeVar
 from . import machine, packages
 from .choice import Choice, Host, Problem, Question, choose
 from .errors import LlvidError
-from .models.shelf import Shelved, cache_folder, shelved
+from .models.hub import CachedCheckpoint, cache_folder, cached_checkpoints
 
 Result = TypeVar("Result")
 # What people's videos are made with; PyAV's own wheels decode all of them.
@@ -38,7 +38,7 @@ class Report:
     codecs: dict[str, bool] = field(default_factory=dict)
     cache: str | None = None
     cache_free_bytes: int | None = None
-    checkpoints: list[Shelved] = field(default_factory=list)
+    checkpoints: list[CachedCheckpoint] = field(default_factory=list)
     model: Choice | None = None
     problems: list[Problem] = field(default_factory=list)
 
@@ -129,7 +129,7 @@ def _look_at_cache(report: Report) -> None:
         return
     report.cache = str(cache)
     report.cache_free_bytes = _try(report, "asking for room on the disk", lambda: shutil.disk_usage(_there(cache)).free)
-    report.checkpoints = _try(report, "looking through the hub's cache", lambda: shelved(cache)) or []
+    report.checkpoints = _try(report, "looking through the hub's cache", lambda: cached_checkpoints(cache)) or []
     report.problems += [
         Problem(
             f"{each.model} at {each.commit[:8]} isn't whole: it {each.lacks}",

@@ -71,8 +71,8 @@ def doctor(
 
 def _values(report: Report) -> dict[str, object]:
     values = asdict(report) | {"can_run": report.can_run}
-    for found, shelved in zip(values["checkpoints"], report.checkpoints, strict=True):
-        found["folder"] = str(shelved.folder)
+    for found, cached in zip(values["checkpoints"], report.checkpoints, strict=True):
+        found["folder"] = str(cached.folder)
     if report.model is not None and report.model.need is not None:
         values["model"]["need"]["total_bytes"] = report.model.need.total_bytes
     return values

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from ..models.fetch import Fetched, Progress
+    from ..models.hub import DownloadProgress, Fetched
     from .settings import Settings
 
 _LINE_SECONDS = 60.0
@@ -25,7 +25,7 @@ def download(
     model: str, revision: str | None, spinner: console.Progress, *, quiet: bool, offline: bool = False
 ) -> Fetched:
     """Fetch a hub id's checkpoint and show how far it is, in the spinner's place; raises `ModelError`."""
-    from ..models.fetch import fetch
+    from ..models.hub import fetch
 
     try:
         with Download(model, spinner, quiet=quiet) as shown:
@@ -55,7 +55,7 @@ class Download:
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: DownloadProgress) -> None:
         """Bring the bar up to date, or write the line that is due."""
         left_bytes = progress.total_bytes - progress.done_bytes
         if self._quiet or (self._bar is None and not left_bytes):
@@ -72,12 +72,12 @@ class Download:
             self._bar.start()
         self._bar.update(self._task, completed=progress.done_bytes)
 
-    def _line(self, progress: Progress, left_bytes: int) -> None:
+    def _line(self, progress: DownloadProgress, left_bytes: int) -> None:
         now = time.monotonic()
         if now - self._line_at < _LINE_SECONDS:
             return
         self._line_at = now
-        rate = progress.came_bytes / (now - self._began)
+        rate = progress.received_bytes / (now - self._began)
         left = f", {rate / 1e6:.1f} MB/s, {clock(left_bytes / rate)} left" if rate else ""
         console.note(f"{progress.done_bytes / 1e9:.2f} of {progress.total_bytes / 1e9:.2f} GB{left}")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UsageError
-from ..models.fetch import Fetched, folder_bytes
+from ..models.hub import Fetched, folder_bytes
 from ..models.source import local_folder, locate
 from . import console
 from .background import LOADING, Background

@@ -1,133 +1,398 @@
-"""What the hub says: the files of a commit that a checkpoint needs, and its refusals as errors of ours."""
+"""The hub and its cache: a checkpoint from the hub, whole and checked, all of one commit, and what is there already."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import NoReturn
+from glob import escape
+from pathlib import Path
+from threading import Event
 
 from ..errors import ModelError, nearest
+from .checkpoint import check_architecture, check_weights, read_config, weight_names
 
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 DEMO_HINT = "`--model demo` needs no download"
+ROOM_HINT = "HF_HOME=FOLDER names another place for downloads; what is there already stays for the next try"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FILES_AT_A_TIME = 4  # one connection seldom fills a fast line
+_BLOCK_BYTES = 10 * 2**20  # as huggingface_hub reads
+_MOST_TRIES = 5  # in a row in which nothing is received
+_TICK_SECONDS = 0.1
+_LOCK_SECONDS = 1.0
 _REQUEST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a commit. `sha256` is there for files in the hub's large storage, `git_sha1` (a blob's) for others."""
+    """A file of a commit. `checksum` is sha256 for files in the hub's large storage, and git's (sha1) for others."""
 
     name: str
     bytes: int
-    sha256: str | None
-    git_sha1: str | None
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is something else than weights."""
-        return any(fnmatch(self.name, pattern) for pattern in SMALL_FILES)
+    checksum: str
 
 
-def files_of(model: str, commit: str) -> list[HubFile]:
-    """Return the files at the top of a commit, from the hub. Raises what huggingface_hub raises."""
+@dataclass(frozen=True)
+class DownloadProgress:
+    """How far a download is. `done_bytes` of `total_bytes` are on the disk; `received_bytes` of them are new."""
+
+    done_bytes: int
+    received_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checkpoint's folder. `commit` is None if it isn't from the hub, `is_checked` False if the hub wasn't asked."""
+
+    folder: Path
+    commit: str | None
+    bytes: int
+    downloaded_bytes: int = 0
+    is_checked: bool = True
+
+
+@dataclass(frozen=True)
+class CachedCheckpoint:
+    """A commit of a checkpoint in the hub's cache. `lacks` says what is missing, None if it is whole."""
+
+    model: str
+    commit: str
+    folder: Path
+    bytes: int
+    lacks: str | None
+
+
+def fetch(
+    model: str,
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+    progress: Callable[[DownloadProgress], None] | None = None,
+) -> Fetched:
+    """Bring a hub id's checkpoint into the cache: what is missing or has another size than the hub says.
+
+    The revision is resolved to a commit once, and all files are of that commit. Only the config is fetched before the
+    architecture is checked, and then the weights' files that the checkpoint's index names, and what else a checkpoint
+    needs: no pickles, no code. Without the hub, what is in the cache is taken if it is whole. What was received of a
+    file stays for the next try. Raises `ModelError`.
+    """
+    with explained(model, revision):
+        folder = resolve(model, revision, offline=offline)
+        files = None if offline else _files(model, folder.name)
+        if files is None:
+            if (whole := cached(model, folder.name)) is None:
+                raise ConnectionError
+            return Fetched(whole, folder.name, folder_bytes(whole), is_checked=False)
+        received = _download(model, folder, [file for file in files if file.name == "config.json"])
+        check_architecture(read_config(folder), model)
+        small = [file for file in files if any(fnmatch(file.name, pattern) for pattern in SMALL_FILES)]
+        received += _download(model, folder, small)
+        received += _download(model, folder, _weights(model, folder, files), progress)
+    check_weights(folder)
+    return Fetched(folder, folder.name, folder_bytes(folder), received)
+
+
+def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
+    """Return the cache's folder of the commit that a revision stands for now, with the config in it.
+
+    Without the hub, of the commit that it stood for when it was asked last. Raises what huggingface_hub raises.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model, "config.json", revision=revision, local_files_only=offline)).parent
+
+
+def cached(model: str, commit: str) -> Path | None:
+    """Return the cache's folder of a commit if it is whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    options = {"allow_patterns": list(SMALL_FILES), "ignore_patterns": ["*/*"], "local_files_only": True}
+    try:
+        folder = Path(snapshot_download(model, revision=commit, **options))
+        check_weights(folder)
+    except (LocalEntryNotFoundError, ModelError):
+        return None
+    return folder if any((folder / name).exists() for name in _TOKENIZERS) else None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files in a checkpoint's folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def cache_folder() -> Path:
+    """Return the hub's cache, as the environment has it."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_checkpoints(cache: Path) -> list[CachedCheckpoint]:
+    """Return the LLaVA-NeXT-Video checkpoints in a cache, whole or not; what can't be read is left out."""
+    checkpoints = []
+    for folder in sorted(cache.glob("models--*/snapshots/*")):
+        try:
+            read_config(folder)
+        except ModelError:
+            continue
+        storage, lacks = folder.parents[1], None
+        try:
+            check_weights(folder)
+        except ModelError as error:
+            begun_bytes = sum(path.stat().st_size for path in storage.glob("blobs/*.incomplete"))
+            begun = f"; {begun_bytes / 1e9:.1f} GB of a file were begun" if begun_bytes else ""
+            lacks = f"{error}{begun}".replace(f"{folder} ", "")
+        name = storage.name.removeprefix("models--").replace("--", "/")
+        checkpoints.append(CachedCheckpoint(name, folder.name, folder, folder_bytes(folder), lacks))
+    return checkpoints
+
+
+def _files(model: str, commit: str) -> list[HubFile] | None:
+    """Return the files at the top of a commit, or None if the hub can't be reached."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
 
-    info = HfApi().model_info(model, revision=commit, files_metadata=True, timeout=_REQUEST_SECONDS)
-    found = []
+    try:
+        info = HfApi().model_info(model, revision=commit, files_metadata=True, timeout=_REQUEST_SECONDS)
+    except (OSError, HTTPError) as error:
+        if getattr(error, "response", None) is not None:
+            raise
+        return None
+    files = []
     for sibling in info.siblings or ():
         if "/" in sibling.rfilename or "\\" in sibling.rfilename:
             continue
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
         size = (sibling.lfs.size if sibling.lfs else sibling.size) or 0
-        if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):  # it becomes the name of a file
+        checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(checksum)):  # it becomes the name of a file
             raise ValueError(f"the hub's checksum of {sibling.rfilename} is none")
-        found.append(HubFile(sibling.rfilename, size, sha256, None if sibling.lfs else sibling.blob_id))
+        files.append(HubFile(sibling.rfilename, size, str(checksum)))
+    return files
+
+
+def _weights(model: str, folder: Path, files: Sequence[HubFile]) -> list[HubFile]:
+    """Return the weights' files: those of the index, or the only one."""
+    names = weight_names(folder)
+    found = [file for file in files if file.name in names and file.name.endswith(".safetensors")]
+    if len(found) < len(names):
+        pickles = [file.name for file in files if file.name.endswith((".bin", ".pt", ".pth"))]
+        lacks = f"{len(names) - len(found)} of {len(names)} weight files" if found else "weights as safetensors"
+        only = f", and only has {pickles[0]}" if pickles and not found else ""
+        raise ModelError(f"the hub's {model} lacks {lacks}{only}", "llvid reads no other weights: they can hold code")
     return found
+
+
+def _download(
+    model: str,
+    folder: Path,
+    files: Sequence[HubFile],
+    progress: Callable[[DownloadProgress], None] | None = None,
+) -> int:
+    """Fetch the files that are missing, check them, and return the bytes that were received."""
+    from huggingface_hub import hf_hub_url, snapshot_download
+
+    missing = [file for file in files if _size(folder / file.name) != file.bytes]
+    if not missing:
+        return 0
+    for path in (folder / file.name for file in missing):
+        for each in (path.resolve(), path):  # the blob, and the link to it
+            each.unlink(missing_ok=True)
+    storage, stop = folder.parents[1], Event()
+    transfers = [_Transfer(file, storage / "blobs" / file.checksum, stop) for file in missing]
+    begun_bytes = sum(each.done_bytes for each in transfers)
+    total_bytes, missing_bytes = (sum(file.bytes for file in some) for some in (files, missing))
+    needed_bytes, free_bytes = missing_bytes - begun_bytes, shutil.disk_usage(storage).free
+    if needed_bytes > free_bytes:
+        raise ModelError(
+            f"{model} needs {needed_bytes / 1e9:.1f} GB more in {storage.parent}, {free_bytes / 1e9:.1f} GB are free",
+            ROOM_HINT,
+        )
+
+    def tell() -> None:
+        if progress is not None:
+            done = sum(each.done_bytes for each in transfers)
+            progress(DownloadProgress(total_bytes - missing_bytes + done, done - begun_bytes, total_bytes))
+
+    workers = ThreadPoolExecutor(_FILES_AT_A_TIME, thread_name_prefix="llvid-fetch")
+    try:
+        tell()
+        running = {
+            workers.submit(each.run, hf_hub_url(model, each.file.name, revision=folder.name)) for each in transfers
+        }
+        while running:
+            ended, running = wait(running, timeout=_TICK_SECONDS, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
+            tell()
+    finally:
+        stop.set()
+        workers.shutdown(wait=False, cancel_futures=True)
+    snapshot_download(model, revision=folder.name, allow_patterns=[escape(file.name) for file in missing])
+    return needed_bytes
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """A file on its way to `blob`, where `snapshot_download` finds it and only links it.
+
+    huggingface_hub gives each process a partial file of its own (since 1.x), which a later one never takes up, with
+    hf_xet as well, and it checks no checksum. The checkpoints' files have up to 5 GB, so the part is kept here.
+    """
+
+    file: HubFile
+    blob: Path
+    stop: Event
+
+    @property
+    def partial(self) -> Path:
+        """Where the part lies until it is whole; `hf cache prune` knows the ending."""
+        return self.blob.with_name(f"{self.blob.name}.incomplete")
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes on the disk, of this process or another."""
+        return _size(self.partial) or _size(self.blob)  # in this order, as the partial file becomes the blob
+
+    def run(self, url: str) -> None:
+        """Fetch what is missing, and check it; a second process waits for the first."""
+        from filelock import Timeout
+        from huggingface_hub.utils import WeakFileLock
+
+        storage = self.blob.parents[1]
+        lock = storage.parent / ".locks" / storage.name / f"{self.blob.name}.lock"  # huggingface_hub's own for it
+        for folder in (lock.parent, self.blob.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        while not self.stop.is_set():
+            with suppress(Timeout), WeakFileLock(lock, timeout=_LOCK_SECONDS):
+                if not self.blob.exists():
+                    self._get(url)
+                    self._check()
+                    self.partial.replace(self.blob)
+                return
+
+    def _get(self, url: str) -> None:
+        """Append what is missing to the partial file, and go on when the connection breaks off."""
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HTTPError
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        options = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "retry_on_exceptions": ()}
+        with self.partial.open("ab") as file:
+            tries = 0
+            while (kept := file.tell()) < self.file.bytes:
+                headers = build_hf_headers() | {"Range": f"bytes={kept}-", "Accept-Encoding": "identity"}
+                try:
+                    with http_stream_backoff("GET", url, headers=headers, **options) as response:
+                        hf_raise_for_status(response)
+                        if response.status_code != 206:  # a server that knows no ranges sends all of it
+                            file.truncate(file.seek(0))
+                        for block in response.iter_bytes(_BLOCK_BYTES):
+                            if self.stop.is_set():
+                                raise CancelledError
+                            file.write(block)
+                except HTTPError as error:
+                    if getattr(error, "response", None) is not None:
+                        raise
+                    time.sleep(1)
+                tries = 0 if file.tell() > kept else tries + 1
+                if tries == _MOST_TRIES:
+                    raise ModelError(
+                        f"the connection to the hub broke off in {self.file.name}",
+                        "the same command goes on where it was",
+                    )
+            file.flush()
+            os.fsync(file.fileno())  # a checksum is of no use if a power cut takes the bytes
+
+    def _check(self) -> None:
+        """Raise `ModelError` for a partial file that isn't what the hub promised, and remove it."""
+        size, promised = _size(self.partial), self.file.checksum
+        digest = hashlib.sha256() if len(promised) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with self.partial.open("rb") as content:
+            while block := content.read(_BLOCK_BYTES):
+                if self.stop.is_set():
+                    raise CancelledError
+                digest.update(block)
+        if digest.hexdigest() != promised:
+            self.partial.unlink()
+            raise ModelError(
+                f"{self.file.name} came damaged: its checksum is {digest.hexdigest()[:12]}..., "
+                f"the hub promised {promised[:12]}...",
+                "it is removed, and the same command downloads it anew",
+            )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @contextmanager
 def explained(model: str, revision: str | None) -> Iterator[None]:
     """Turn what huggingface_hub raises in a `with` block into `ModelError`."""
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()
     disable_progress_bars()
     try:
         yield
-    except HFValidationError as error:
-        raise ModelError(f"{model!r} is neither a folder nor a hub id: {_first_line(error)}", DEMO_HINT) from None
     except (OSError, ValueError, HTTPError) as error:
-        _explain(model, revision, error)
+        raise ModelError(*_explanation(model, revision, error)) from error
 
 
-def _is_offline(error: Exception) -> bool:
-    """Whether the hub was not even asked."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+def _explanation(model: str, revision: str | None, error: Exception) -> tuple[str, str]:
+    """Return why a hub id could not be fetched, and what to do."""
+    from huggingface_hub import errors
 
-    cause = error.__cause__
-    return isinstance(cause or error, OfflineModeIsEnabled) or (
-        isinstance(error, LocalEntryNotFoundError) and cause is None
-    )
-
-
-def _explain(model: str, revision: str | None, error: Exception) -> NoReturn:
-    """Raise the `ModelError` that says why a hub id could not be fetched."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    download = f"run `llvid pull {model}` where the hub can be reached; {DEMO_HINT}"
+    pull = f"run `llvid pull {model}` where the hub can be reached; {DEMO_HINT}"
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     status = next((answer.status_code for answer in answers if answer is not None), None)
+    if isinstance(error, errors.HFValidationError):
+        return f"{model!r} is neither a folder nor a hub id: {_first_line(error)}", DEMO_HINT
     if "/" not in model and (demo := nearest(model, ["demo"])):
-        raise ModelError(f"there is no model {model!r}", demo) from None
-    if isinstance(error, GatedRepoError):
-        raise ModelError(
-            f"the hub asks for a login or a licence for {model}",
-            f"accept its licence on https://huggingface.co/{model}, `hf auth login`, then try again",
-        ) from None
-    if isinstance(error, RevisionNotFoundError):
-        raise ModelError(
-            f"the hub's {model} has no revision {revision!r}", "a branch, a tag or a whole commit; `main` is the newest"
-        ) from None
-    if isinstance(error, RepositoryNotFoundError):
-        raise ModelError(
-            f"the hub has no model {model} (or it is private)", f"check the name, or `hf auth login`; {DEMO_HINT}"
-        ) from None
+        return f"there is no model {model!r}", demo
+    if isinstance(error, errors.GatedRepoError):
+        hint = f"accept its licence on https://huggingface.co/{model}, `hf auth login`, then try again"
+        return f"the hub asks for a login or a licence for {model}", hint
+    if isinstance(error, errors.RevisionNotFoundError):
+        hint = "a branch, a tag or a whole commit; `main` is the newest"
+        return f"the hub's {model} has no revision {revision!r}", hint
+    if isinstance(error, errors.RepositoryNotFoundError):
+        hint = f"check the name, or `hf auth login`; {DEMO_HINT}"
+        return f"the hub has no model {model} (or it is private)", hint
     if status in (401, 403):
-        raise ModelError(
-            f"the hub lets nobody have {model} who isn't logged in (status {status})", "`hf auth login`, then try again"
-        ) from None
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        raise ModelError(f"{model} is no checkpoint: it has no config.json", DEMO_HINT) from None
+        hint = "`hf auth login`, then try again"
+        return f"the hub lets nobody have {model} who isn't logged in (status {status})", hint
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{model} is no checkpoint: it has no config.json", DEMO_HINT
     if status is not None:
-        raise ModelError(f"the hub fails: status {status} for {model}", "try again later") from None
-    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        why = "the hub isn't asked offline" if _is_offline(error) else "the hub can't be reached"
-        raise ModelError(f"{model} isn't in the local cache and {why}", download) from None
+        return f"the hub fails: status {status} for {model}", "try again later"
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)):
+        is_offline = isinstance(error.__cause__ or error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
+        why = "the hub isn't asked offline" if is_offline else "the hub can't be reached"
+        return f"{model} isn't in the local cache and {why}", pull
     if isinstance(error, OSError) and error.errno in _FULL:
-        raise ModelError(f"no room for {model}: {error.strerror}", ROOM_HINT) from None
-    if isinstance(error, HTTPError) and status is None:
-        raise ModelError(f"the hub can't be reached for {model}: {_first_line(error)}", download) from None
+        return f"no room for {model}: {error.strerror}", ROOM_HINT
+    if isinstance(error, errors.HTTPError):
+        return f"the hub can't be reached for {model}: {_first_line(error)}", pull
     if isinstance(error, OSError) and error.filename:
-        raise ModelError(f"can't write {error.filename}: {error.strerror}", ROOM_HINT) from None
-    raise ModelError(f"{model} can't be fetched: {_first_line(error)}", download) from error
-
-
-ROOM_HINT = "HF_HOME=FOLDER names another place for downloads; what is there already stays for the next try"
+        return f"can't write {error.filename}: {error.strerror}", ROOM_HINT
+    return f"{model} can't be fetched: {_first_line(error)}", pull
 
 
 def _first_line(error: Exception) -> str:

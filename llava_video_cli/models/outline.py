@@ -16,8 +16,7 @@ from ..model import Loading
 from .adaptation import LEAST_TEXT_TOKENS, adapted, can_scale, factor_for
 from .anyres import picture_tokens
 from .checkpoint import Checkpoint, describe, read_config
-from .fetch import resolve
-from .hub import explained
+from .hub import explained, resolve
 from .loading import foresee
 from .prompt import IMAGE, VIDEO, ChatTemplate, render
 from .random_weights import has_random_weights

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from .checkpoint import check_architecture, check_name, check_weights, looks_like_folder, read_config
-from .fetch import cached, fetch, resolve
-from .hub import DEMO_HINT, explained
+from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
 
 # The demo checkpoint is part of the package.
