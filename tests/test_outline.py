@@ -16,7 +16,8 @@ from transformers import LlavaNextVideoProcessor
 
 from llava_video_cli import Generation, Loading, Request, Turn, open_model
 from llava_video_cli.models.anyres import picture_tokens
-from llava_video_cli.models.outline import Outline, outline
+from llava_video_cli.models.loading import outline
+from llava_video_cli.models.outline import Outline
 from llava_video_cli.models.processor import load_processor
 from llava_video_cli.models.refusal import refusal
 

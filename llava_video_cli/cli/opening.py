@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..conversation import Media, Request
 from ..image import Picture
 from ..model import Model
-from ..models.outline import Outline, outline
+from ..models.loading import outline
+from ..models.outline import Outline
 from ..models.refusal import refusal
 from ..sampling import Sampling
 from ..video import Frames, VideoInfo, announced_frames

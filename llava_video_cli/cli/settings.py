@@ -58,7 +58,7 @@ class Settings:
         """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
         if not self.rope_auto:
             return self
-        from ..models.outline import outline
+        from ..models.loading import outline
 
         found = outline(self.model, self.loading, self.revision)
         media = self.preset.sampling.frames * found.checkpoint.frame_tokens

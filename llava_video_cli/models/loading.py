@@ -14,7 +14,10 @@ from .adaptation import adapted
 from .attention import choose_attention
 from .checkpoint import Checkpoint, describe, read_config
 from .devices import find_device, is_cpu_only
+from .outline import Outline
 from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
+from .random_weights import has_random_weights
+from .source import DEMO, locate_config
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
@@ -40,6 +43,17 @@ def foresee(name: str, folder: Path, loading: Loading) -> None:
     config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     if loading.device == "cpu" or (loading.device == "auto" and is_cpu_only()):
         _decided(name, config, loading)
+
+
+def outline(model: str, loading: Loading, revision: str | None = None) -> Outline:
+    """Return what is known of a model as `loading` wants it; of a hub id's checkpoint, the config is fetched.
+
+    Raises what `open_model` raises before it loads anything.
+    """
+    folder = locate_config(model, revision)
+    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
+    foresee(model, folder, loading)
+    return Outline(model, describe(config), DEMO if has_random_weights(folder) else folder)
 
 
 def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:

@@ -12,15 +12,10 @@ from typing import Any
 
 from ..conversation import Budget, Media, Request, Turn
 from ..image import Picture
-from ..model import Loading
-from .adaptation import LEAST_TEXT_TOKENS, adapted, can_scale, factor_for
+from .adaptation import LEAST_TEXT_TOKENS, can_scale, factor_for
 from .anyres import picture_tokens
-from .checkpoint import Checkpoint, describe, read_config
-from .hub import explained, resolve
-from .loading import foresee
+from .checkpoint import Checkpoint
 from .prompt import IMAGE, VIDEO, ChatTemplate, render
-from .random_weights import has_random_weights
-from .source import DEMO, local_folder
 
 # A text has at most so many tokens for each of its bytes (a space is three bytes to a tokenizer that lacks it), and
 # each turn's marks so many.
@@ -128,26 +123,6 @@ class Outline:
             return environment.from_string(source or "").render(values)
 
         return fill
-
-
-def outline(model: str, loading: Loading, revision: str | None = None) -> Outline:
-    """Return what is known of a model as `loading` wants it; of a hub id's checkpoint, the config is fetched.
-
-    Raises what `open_model` raises before it loads anything.
-    """
-    folder = local_folder(model) or _from_hub(model, revision)
-    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
-    foresee(model, folder, loading)
-    return Outline(model, describe(config), DEMO if has_random_weights(folder) else folder)
-
-
-def _from_hub(model: str, revision: str | None) -> Path:
-    """Return the folder of the hub's cache with the config, which is fetched if it isn't there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    with explained(model, revision):
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-        return Path(found).parent if isinstance(found, str) else resolve(model, revision)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,17 @@ def locate(model: str, revision: str | None = None) -> Path:
     return folder
 
 
+def locate_config(model: str, revision: str | None) -> Path:
+    """Return the folder that holds a model's config; of a hub id's checkpoint, it is fetched if the cache lacks it."""
+    if (folder := local_folder(model)) is not None:
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    with explained(model, revision):
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+        return Path(found).parent if isinstance(found, str) else resolve(model, revision)
+
+
 def local_folder(model: str) -> Path | None:
     """Return the folder of a checkpoint that needs no download, or None for a hub id.
 
