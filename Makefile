@@ -1,0 +1,24 @@
+.PHONY: setup test lint bench docs
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+setup:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[test,lint]'
+
+test:
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench:
+	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/llvid bench -m demo --quick
+
+docs:
+	$(BIN)/python tests/command_reference.py
