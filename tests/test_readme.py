@@ -4,35 +4,51 @@ import re
 from pathlib import Path
 
 import pytest
-from reference import README, reference
+from command_reference import PAGE, reference
 
 from llava_video_cli.preset import preset_files
 
-ROOT = README.parent
+ROOT = Path(__file__).parents[1]
+PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
 
 
-def text() -> str:
-    return README.read_text(encoding="utf-8")
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_the_command_reference_is_what_the_program_says() -> None:
-    assert reference() in text(), "run `python tests/reference.py`"
+    assert reference() == PAGE.read_text(encoding="utf-8"), "run `make docs`"
 
 
 def test_every_preset_is_in_the_table() -> None:
-    rows = re.findall(r"^\| `([\w-]+)` \|.*GB|^\| `(demo)` \|", text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \|.*GB|^\| `(demo)` \|", text("docs/presets.md"), re.MULTILINE)
     assert {first or second for first, second in rows} == set(preset_files())
 
 
-def test_pictures_and_files_that_the_readme_names_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_sections_that_a_page_links_to_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
+        name, _, section = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not section or section in sections(linked), target
+
+
+def test_the_readme_links_to_every_page() -> None:
+    linked = {(ROOT / name).resolve() for name in re.findall(r"\]\(([^)#:]+\.md)", text("README.md"))}
+    assert linked == {page.resolve() for page in PAGES} - {ROOT / "README.md"}
+
+
+def sections(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_ci_runs_the_command_that_the_readme_gives() -> None:
-    block = re.search(r"^<!-- test command -->\n```[a-z]*\n(.+?)\n```$", text(), re.MULTILINE | re.DOTALL)
+    block = re.search(r"^<!-- test command -->\n```[a-z]*\n(.+?)\n```$", text("README.md"), re.MULTILINE | re.DOTALL)
     assert block and "pytest" in block[1] and "\n" not in block[1]
-    assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
+    assert "<!-- test command -->" in text(".ci/run")
 
 
 def test_the_wheel_holds_presets_the_demo_checkpoint_and_the_page() -> None:

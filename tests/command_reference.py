@@ -1,4 +1,4 @@
-"""The README's command reference, made from the program's own commands: `python tests/reference.py` writes it."""
+"""The command reference, docs/commands.md, made from the program's own help: `make docs` writes it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- reference: written by tests/reference.py -->", "<!-- end of reference -->"
+PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
+_HEAD = """# Commands
+
+<!-- Written by `make docs` from `llvid COMMAND --help`: change the help, not this page. -->
+"""
 
 
 def reference() -> str:
-    """Return the Markdown of all commands; options that commands share stand once, by their panels."""
+    """Return the page: all commands; then the options that commands share, each once, by their panels."""
     from llava_video_cli.cli.group import commands
 
-    parts, panels = [], dict[str, dict[str, tuple[str, list[str]]]]()
+    parts, panels = [_HEAD], dict[str, dict[str, tuple[str, list[str]]]]()
     for name, command in commands().items():
         usage = " ".join(
             ["llvid", name, *(_argument(p) for p in command.params if p.param_type_name == "argument"), "[OPTIONS]"]
         )
         about, _, examples = str(command.help).partition("Example")
-        parts.append(f"### `llvid {name}`\n\n{_one_line(about)}\n\n```\n{usage}\n{_examples(examples)}```\n")
+        parts.append(f"## `llvid {name}`\n\n{_one_line(about)}\n\n```\n{usage}\n{_examples(examples)}```\n")
         own = []
         for param in command.params:
             panel = getattr(param, "rich_help_panel", None)
@@ -33,17 +36,11 @@ def reference() -> str:
                 own.append(f"| {_option(param)} | {_one_line(param.help)} |")
         if own:
             parts.append("| | |\n|---|---|\n" + "\n".join(own) + "\n")
-    parts.append("### Options that commands share\n")
+    parts.append("## Options that commands share\n")
     for panel, rows in panels.items():
         lines = [f"| {option} | {about} | {', '.join(users)} |" for option, (about, users) in rows.items()]
         parts.append(f"| {panel} | | used by |\n|---|---|---|\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def written(readme: str) -> str:
-    """Return the README's text with the reference in its place."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{reference()}\n{END}{rest.split(END)[1]}"
 
 
 def _argument(param: Any) -> str:
@@ -73,4 +70,4 @@ def _examples(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(reference(), encoding="utf-8")
