@@ -30,10 +30,9 @@ _ENVIRONMENT = {
 class Cluster:
     """Where a run takes place, and on how much of it.
 
-    `address` is `local` (a cluster on this machine, for this run), `auto` (the one that this machine is part of) or
-    that of a Ray client server, ray://host:10001. The pool holds `fewest` to `most` actors with a model, each with a
-    GPU where there are GPUs, or by `device`: `cuda` waits for them, `cpu` leaves them alone. `readers` read at a time.
-    None takes what is there.
+    `address` is `local` (a cluster on this machine, for this run) or `auto` (the one that this machine is part of).
+    The pool holds `fewest` to `most` actors with a model, each with a GPU where there are GPUs, or by `device`: `cuda`
+    waits for them, `cpu` leaves them alone. `readers` read at a time. None takes what is there.
     """
 
     address: str = "auto"
@@ -57,8 +56,6 @@ class Cluster:
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
             where, hint = self.address, "`ray start --head` makes one; `--ray local` needs none"
             words = first_line(error)
-            if "connection timeout" in words:  # what a client is told that has not shown the cluster's token
-                hint = "is its token here (~/.ray/auth_token), and RAY_AUTH_MODE=token set?"
             if "any running Ray instance" in words:
                 where, words = "this machine", "none runs, and RAY_ADDRESS names none"
             raise LlvidError(f"no Ray cluster at {where}: {words}", hint) from None
@@ -70,7 +67,7 @@ class Cluster:
     def _knock(self) -> None:
         """Raise OSError if nobody listens where the cluster should be: Ray itself tries for minutes."""
         address = os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address
-        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        host, colon, port = address.rpartition(":")
         if colon and port.isdigit():
             try:
                 socket.create_connection((host, int(port)), _KNOCK_SECONDS).close()
@@ -100,10 +97,9 @@ class Cluster:
         fewest = min(self.fewest, most, max(1, gpus) if on_gpus else most)
         readers = self.readers or max(1, cores(Limits()) if self.address == "local" else cpus - most)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        outside = self.address.startswith("ray://")
         # as many threads as a model's products get on a CPU: Ray sets them by the CPUs that a worker takes
         each = max(1, cores(Limits()) // most) if self.address == "local" and not on_gpus else 1
-        return Joined(fewest, most, readers, on_gpus, nodes, gpus, cpus, dashboard, each, outside)
+        return Joined(fewest, most, readers, on_gpus, nodes, gpus, cpus, dashboard, each)
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,6 @@ class Joined:
     cpus: int
     dashboard: str
     cores_each: int = 1
-    from_outside: bool = False
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from llava_video_cli.cli.app import run
     [
         (["--gpus", "2"], "--gpus is for a run on a cluster"),
         (["--dry-run"], "--dry-run is for a run on a cluster"),
-        (["--ray", "here"], "--ray must be auto, local or ray://HOST:PORT, got 'here'"),
+        (["--ray", "here"], "--ray must be auto or local, got 'here'"),
         (["--ray", "local", "--gpus", "many"], "--gpus must be a number or MIN-MAX, got 'many'"),
         (["--ray", "local", "--gpus", "4-2"], "--gpus must be MIN-MAX, got '4-2'"),
         (["--ray", "local", "--gpus", "0"], "--gpus must be a number or MIN-MAX, got '0'"),
@@ -28,6 +28,20 @@ def test_flags_that_make_no_sense(
 ) -> None:
     assert run(["caption", str(tmp_path), "-m", "demo", *arguments]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_a_ray_client_is_sent_to_ray_job_submit(
+    from_environment: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "ray://head.example:10001"
+    if from_environment:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert run(["caption", str(tmp_path), "-m", "demo", "--ray", "auto" if from_environment else address]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: llvid does not run through a Ray client ({address})")
+    command = "ray job submit --address http://head.example:8265 -- llvid caption /shared/clips"
+    assert hint == f"hint: {command} -o /shared/captions.jsonl --ray auto"
 
 
 def test_without_the_package(

@@ -16,7 +16,6 @@ from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.away import run_away
 from llava_video_cli.batch import run as run_here
 from llava_video_cli.caption import CaptionJob, Task
 from llava_video_cli.cluster import Cluster, Joined
@@ -141,15 +140,10 @@ def test_stopping_finishes_what_is_running_and_nothing_else(joined: Joined, fold
     assert 1 <= came < 75
 
 
-def test_a_client_outside_of_the_cluster_gets_the_same(joined: Joined, folder: Path) -> None:
-    done = set[str]()
-    options: dict[str, Any] = {"open_resize": open_small, "home": str(folder), "folder": str(folder)}
-    outcomes = split(run_away([str(folder)], TASK, joined, done=done, open_model=Sleeper, **options))
-    assert outcomes == here(folder, TASK, Sleeper())
-    assert len(outcomes[0]) == 20 and done == {values["key"] for values in outcomes[0].values()}
+def test_a_model_that_cannot_be_loaded_ends_the_run(joined: Joined, folder: Path) -> None:
+    broken = partial(open_model, str(folder / "none"))
     with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):
-        broken = partial(open_model, str(folder / "none"))
-        list(run_away([str(folder)], TASK, joined, done=set(), open_model=broken, **options))
+        list(on_ray([folder], TASK, joined, folder, broken))
 
 
 def test_an_estimate_is_measured_on_a_sample_of_what_is_left(joined: Joined, folder: Path) -> None:

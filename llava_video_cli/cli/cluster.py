@@ -12,7 +12,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..away import run_away
 from ..batch import Pace
 from ..bucket import is_address
 from ..caption import Task
@@ -42,9 +41,17 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
     """Raise UsageError for flags that don't go together."""
     if flags.ray is None:
         given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
-        raise UsageError(f"--{given} is for a run on a cluster", "say which with --ray auto, local or ray://...")
-    if flags.ray not in ("auto", "local") and not flags.ray.startswith("ray://"):
-        raise UsageError(f"--ray must be auto, local or ray://HOST:PORT, got {flags.ray!r}")
+        raise UsageError(f"--{given} is for a run on a cluster", "say which with --ray auto, or local")
+    address = os.environ.get("RAY_ADDRESS", "") if flags.ray == "auto" else flags.ray
+    if address.startswith("ray://"):
+        host = address.removeprefix("ray://").rpartition(":")[0] or "HEAD"
+        raise UsageError(
+            f"llvid does not run through a Ray client ({address}): submit the command as a job of the cluster",
+            f"ray job submit --address http://{host}:8265 -- "
+            "llvid caption /shared/clips -o /shared/captions.jsonl --ray auto",
+        )
+    if flags.ray not in ("auto", "local"):
+        raise UsageError(f"--ray must be auto or local, got {flags.ray!r}")
     if sidecars:
         raise UsageError(
             "--sidecar does not go with --ray", "the same command with -o and without --ray makes them after"
@@ -86,9 +93,7 @@ def on_cluster(
         if flags.dry_run:
             _show(estimate(paths, task, joined, **options), joined, output)
             return 0
-        return _carry_out(
-            partial(run_away if joined.from_outside else run, paths, task, joined, **options), task, output, records
-        )
+        return _carry_out(partial(run, paths, task, joined, **options), task, output, records)
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,8 @@ class ClusterFlags:
     ray: Annotated[
         str | None,
         _option(
-            "--ray", panel=_CLUSTER, metavar="auto|local|ray://HOST:PORT",
-            help="Run on Ray: the cluster of this machine, a new one on it, or another one by address.",
+            "--ray", panel=_CLUSTER, metavar="auto|local",
+            help="Run on Ray: the cluster that this machine is part of, or a new one on this machine.",
         ),
     ] = None  # fmt: skip
     gpus: Annotated[
