@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
+from .folders import config_folder
 from .model import Quantize
 from .sampling import Sampling
 from .subtitles import Count, Heard, Subtitles, with_lines
@@ -55,11 +56,9 @@ class Preset:
 
 def preset_folders() -> tuple[Path, ...]:
     """Return where presets are looked for by name: the user's own folder, then the package's."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    config = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
     package = Path(__file__).parent
     shipped = package / "presets"  # in a wheel; an editable install finds them beside the package
-    return config / "llvid" / "presets", shipped if shipped.is_dir() else package.parent / "presets"
+    return config_folder() / "presets", shipped if shipped.is_dir() else package.parent / "presets"
 
 
 def preset_files() -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_video_cli.announce import Announced, announce, announced
+from llava_video_cli.announce import announce, announced
 
 URL = "http://127.0.0.1:8377"
 
@@ -22,12 +22,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_server_is_found_while_it_runs(folder: Path) -> None:
-    assert announced() is None
+    assert announced("demo") is None
     with announce(URL, "demo"):
-        assert announced() == Announced(URL, "demo")
+        assert announced("demo") == URL and announced("another") is None
         (file,) = folder.iterdir()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert announced() is None and not list(folder.iterdir())
+    assert announced("demo") is None and not list(folder.iterdir())
 
 
 def test_what_a_killed_server_left_is_not_believed(folder: Path) -> None:
@@ -37,29 +37,29 @@ def test_what_a_killed_server_left_is_not_believed(folder: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert list(folder.iterdir())
-    assert announced() is None and not list(folder.iterdir())
+    assert announced("demo") is None and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"url": 1, "model": "demo"}', '{"url": "file:///x", "model": "m"}']
+    "content", [b"", b"demo", URL.encode(), b"file:///x\ndemo", f"{URL}\ndemo\n".encode(), b"\xff"]
 )
-def test_a_file_that_says_something_else_is_not_believed(folder: Path, content: str) -> None:
+def test_a_file_that_says_something_else_is_not_believed(folder: Path, content: bytes) -> None:
     with announce(URL, "demo"):
         (file,) = folder.iterdir()
-        file.write_text(content)
-        assert announced() is None
+        file.write_bytes(content)
+        assert announced("demo") is None
 
 
 def test_a_file_or_folder_open_to_others_is_not_believed(folder: Path) -> None:
     with announce(URL, "demo"):
         (file,) = folder.iterdir()
         file.chmod(0o666)
-        assert announced() is None
+        assert announced("demo") is None
         file.chmod(0o600)
         folder.chmod(0o777)
-        assert announced() is None
+        assert announced("demo") is None
         folder.chmod(0o700)
-        assert announced() is not None
+        assert announced("demo") is not None
 
 
 def test_a_link_and_a_pipe_are_left_alone(folder: Path) -> None:
@@ -68,10 +68,10 @@ def test_a_link_and_a_pipe_are_left_alone(folder: Path) -> None:
         moved = file.rename(folder.parent / "elsewhere")
         file.symlink_to(moved)
         os.mkfifo(folder / "1.server")
-        assert announced() is None and file.is_symlink()
+        assert announced("demo") is None and file.is_symlink()
 
 
 def test_without_a_folder_nothing_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
     with announce(URL, "demo"):
-        assert announced() is None
+        assert announced("demo") is None

@@ -139,8 +139,7 @@ def test_the_program_says_when_it_is_ready_and_finishes_what_it_is_at(
     line = process.stderr.readline()
     found = re.search(r"demo answers at (http://127\.0\.0\.1:(\d+))/v1", line)
     assert found, line
-    there = announced()
-    assert there is not None and (there.url, there.model) == (found[1], "demo")
+    assert announced("demo") == found[1]
     body = json.dumps(
         {"messages": [message("Describe the video.", data_url(clip))], "max_tokens": 2000, "temperature": 9, "seed": 1}
     ).encode()
@@ -155,7 +154,7 @@ def test_the_program_says_when_it_is_ready_and_finishes_what_it_is_at(
             answer += more
     assert answer.startswith(b"HTTP/1.1 200")
     assert process.wait(60) == code
-    assert announced() is None
+    assert announced("demo") is None
     out, err = process.communicate()
     assert out == "" and err.splitlines() in ([], ["interrupted"])
 

@@ -183,8 +183,8 @@ def say_what_runs(settings: Settings, output: OutputFlags) -> None:
     """Tell of a server of the user's own that has the model, where it may answer as well as the weights here."""
     if output.quiet or settings.remote is not None or settings.loading != Loading(frames=settings.loading.frames):
         return
-    if (running := announced()) is not None and running.model == settings.model:
-        console.note(f"a server of yours has {running.model} loaded: --server {running.url} answers at once")
+    if (url := announced(settings.model)) is not None:
+        console.note(f"a server of yours has {settings.model} loaded: --server {url} answers at once")
 
 
 def collect(

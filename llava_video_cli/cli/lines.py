@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import UsageError
+from ..folders import state_folder
 from .console import shown, stderr
 
 _PROMPT = "> "
@@ -23,9 +24,7 @@ Complete = Callable[[str], list[str]]
 
 def history_file() -> Path:
     """Return where the history is kept."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    state = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state"
-    return state / "llvid" / "history"
+    return state_folder() / "history"
 
 
 class Lines:
