@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -21,16 +20,8 @@ _QUANTIZERS = (0, 10, 24)
 _SOUND_RATE, _SOUND_SAMPLES = 16_000, 1024
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A video in mp4, a frame a second; `lossless` says whether it decodes to the very same pixels."""
-
-    data: bytes
-    lossless: bool
-
-
-def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes: int = MOST_BYTES) -> Clip:
-    """Return the clip of frames, uint8 (frames, height, width, 3), RGB.
+def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return an mp4 of frames, uint8 (frames, height, width, 3), RGB.
 
     H.264 in RGB without loss: PyAV, OpenCV, decord and torchcodec decode it to the same bits; a GPU's decoder can't.
     One frame a second and a count in the header: whoever takes `n` of them, or one a second, takes each once. What
@@ -41,7 +32,7 @@ def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes
     for quantizer in _QUANTIZERS:
         data = _encoded(images, quantizer, with_sound, most_bytes)
         if data is not None:
-            return Clip(data, lossless=quantizer == 0)
+            return data
     count, height, width, _ = images.shape
     raise MediaError(
         f"{count} frames of {width}x{height} are too large to be sent ({most_bytes / 2**20:.0f} MiB at most)",

@@ -94,15 +94,6 @@ def found_in(part: Part) -> Iterator[Found | MediaError]:
             yield from find([each])
 
 
-def listed_in(path: str) -> Iterator[str]:
-    """Yield the videos that a list names. Raises MediaError for a line that names none."""
-    for part in _list_parts(path):
-        for each in _lines(part) if isinstance(part, Lines) else _rows(part):
-            if isinstance(each, MediaError):
-                raise each
-            yield each
-
-
 def _list_parts(path: str) -> Iterator[Lines | RowGroup]:
     try:
         with opened(path) as file:

@@ -141,7 +141,7 @@ class _Job(CaptionJob):
             return
         with fetched(self.name) as copy:
             try:
-                yield from replace(CaptionJob(copy, self.key, self.task, {}, self.count)).questions(shrink, limits)
+                yield from CaptionJob(copy, self.key, self.task, {}, self.count).questions(shrink, limits)
             except MediaError as error:
                 raise MediaError(str(error).replace(copy, self.name), error.hint) from None
 

@@ -6,15 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from ..model import Attention, DType, PoolMode, Quantize, Send
 from ..sampling import Mode
-
-if TYPE_CHECKING:
-    pass
 
 Result = TypeVar("Result")
 

@@ -116,7 +116,7 @@ class Dialect:
             if self._send == "file":
                 return [_video(_with_sound(medium))]
             file = Path(tempfile.mkstemp(suffix=".mp4", dir=home)[1])
-            file.write_bytes(make_clip(medium.images, with_sound=True, most_bytes=most_bytes).data)
+            file.write_bytes(make_clip(medium.images, with_sound=True, most_bytes=most_bytes))
             return [_video(str(file))]
         if self._send == "file":
             return [_video(url) for url in self._urls(medium, lambda: [_file(medium)])]
@@ -190,7 +190,7 @@ def _image(url: str) -> dict[str, Any]:
 
 
 def _clip(frames: Frames, most_bytes: int) -> str:
-    return _data_url("video/mp4", make_clip(frames.images, most_bytes=most_bytes).data)
+    return _data_url("video/mp4", make_clip(frames.images, most_bytes=most_bytes))
 
 
 def _file(frames: Frames) -> str:
