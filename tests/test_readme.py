@@ -58,5 +58,6 @@ def test_the_wheel_holds_presets_the_demo_checkpoint_and_the_page() -> None:
     forced = {str(value) for value in build.WheelBuilder(str(ROOT)).config.force_include.values()}
     assert "llava_video_cli/demo/checkpoint/model.safetensors" in names
     assert "llava_video_cli/presets" in forced
+    assert not [name for name in names if not name.startswith("llava_video_cli/")], "what trains the demo stays outside"
     page = {f"llava_video_cli/page/{path.name}" for path in (ROOT / "llava_video_cli" / "page").iterdir()}
     assert len(page) >= 5 and page <= names

@@ -1,4 +1,4 @@
-"""The embedded demo checkpoint: where it lies, the world it knows, and how it was trained."""
+"""The embedded demo checkpoint: where it lies, the world it knows, and the questions it answers."""
 
 from ..models.source import DEMO as CHECKPOINT
 

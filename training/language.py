@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaNextVideoForConditionalGeneration, PreTrainedTokenizerFast
 
-from .dialogue import (
+from llava_video_cli.demo.world import Scene
+
+from .conversations import (
     SHARES,
     Batch,
     join_threads,
@@ -24,9 +26,8 @@ from .dialogue import (
     thread,
     video_threads,
 )
-from .footage import Clip, Still
-from .sight import pixels, tower_tokens
-from .world import Scene
+from .data import Clip, Still
+from .vision_tower import pixels, tower_tokens
 
 FRAME_COUNTS = {4: 0.31, 8: 0.24, 16: 0.22, 3: 0.02, 5: 0.04, 6: 0.04, 10: 0.04, 12: 0.04, 20: 0.02, 24: 0.03, 32: 0.03}
 NF4 = torch.tensor(
@@ -162,7 +163,7 @@ COURSES = (
 )
 
 
-def train_speech(
+def train_language_model(
     model: LlavaNextVideoForConditionalGeneration,
     lessons: Lessons,
     held_out: Lessons,
@@ -199,9 +200,9 @@ def train_speech(
         schedule.step()
         if (step + 1) % 50 == 0:
             recent = ", ".join(f"{kind} {np.mean(values[-30:]):.3f}" for kind, values in losses.items())
-            say(f"speech {step + 1}/{steps}: loss {recent}, {time.monotonic() - start:.0f} s")
+            say(f"language model {step + 1}/{steps}: loss {recent}, {time.monotonic() - start:.0f} s")
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            say(f"speech {step + 1}/{steps}: {report(model, held_out)}")
+            say(f"language model {step + 1}/{steps}: {report(model, held_out)}")
             with _rounded(model):
                 say(f"  rounded to nf4: {report(model, held_out)}")
 

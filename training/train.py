@@ -1,7 +1,7 @@
-"""Make the demo checkpoint from nothing: `python -m llava_video_cli.demo.train [--out FOLDER] [--seed N]`.
+"""Make the demo checkpoint from nothing: `python -m training.train [--out FOLDER] [--seed N]`.
 
-Draws and encodes the clips, trains the vision tower and the projector (`sight.py`), then the language model
-(`speech.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
+Draws and encodes the clips, trains the vision tower and the projector (`vision_tower.py`), then the language model
+(`language.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
 the seconds and the accuracy by question are stored beside it in `report.json`. The seed settles clips, lessons and
 first weights; the sums of threads do not repeat to the last bit, so two runs differ by some tenths of a percent.
 """
@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
-from ..models import open_model
-from . import CHECKPOINT
+from llava_video_cli.demo import CHECKPOINT
+from llava_video_cli.models import open_model
+
+from .architecture import build_model, build_processor, build_tokenizer
+from .data import make_clips, make_stills
 from .evaluate import evaluate, table
-from .footage import make_clips, make_stills
-from .layout import build_model, build_processor, build_tokenizer
-from .sight import train_sight
-from .speech import COURSES, Lessons, see_clips, see_stills, train_speech
+from .language import COURSES, Lessons, see_clips, see_stills, train_language_model
+from .vision_tower import train_vision_tower
 
 HELD_OUT_CLIPS = 200
 HELD_OUT_STILLS = 100
@@ -36,7 +37,7 @@ LIMIT_BYTES = 4_000_000
 VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "av", "numpy")
 
 
-def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, sight_steps: int = 1600) -> dict[str, Any]:
+def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, vision_steps: int = 1600) -> dict[str, Any]:
     """Train, store in `out`, and return what goes into the report: the recipe and the seconds of each stage."""
     torch.set_num_threads(THREADS)
     seconds: dict[str, float] = {}
@@ -48,27 +49,27 @@ def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, sight
 
     pictures = list(make_stills(stills, seed * 2 + 2))
     films = list(make_clips(clips, seed * 2 + 1))
-    lap("footage")
+    lap("data")
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(seed)
     model = build_model(tokenizer)
-    train_sight(model, films[:-HELD_OUT_CLIPS], pictures[:-HELD_OUT_STILLS], sight_steps, seed + 3, say)
-    lap("sight")
+    train_vision_tower(model, films[:-HELD_OUT_CLIPS], pictures[:-HELD_OUT_STILLS], vision_steps, seed + 3, say)
+    lap("vision_tower")
     videos, images = see_clips(model, films), see_stills(model, pictures)
     lap("features")
     lessons = Lessons(tokenizer, videos[:-HELD_OUT_CLIPS], images[:-HELD_OUT_STILLS])
     held_out = Lessons(tokenizer, videos[-HELD_OUT_CLIPS:], images[-HELD_OUT_STILLS:])
     for number, course in enumerate(COURSES):
-        train_speech(model, lessons, held_out, course, seed + 4 + number, say)
-    lap("speech")
+        train_language_model(model, lessons, held_out, course, seed + 4 + number, say)
+    lap("language_model")
     store(out, model, build_processor(tokenizer))
     return {
         "seed": seed,
         "recipe": {
             "clips": clips,
             "stills": stills,
-            "sight_steps": sight_steps,
-            "speech_steps": [course.steps for course in COURSES],
+            "vision_steps": vision_steps,
+            "language_steps": [course.steps for course in COURSES],
         },
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "seconds": seconds,
@@ -104,13 +105,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=5000)
     parser.add_argument("--stills", type=int, default=1500)
-    parser.add_argument("--sight-steps", type=int, default=1600)
+    parser.add_argument("--vision-steps", type=int, default=1600)
     parser.add_argument(
         "--questions", type=int, default=500, help="of each kind, for each number of frames, in the report"
     )
     options = parser.parse_args()
     start = time.monotonic()
-    report = train(options.out, options.seed, options.clips, options.stills, options.sight_steps)
+    report = train(options.out, options.seed, options.clips, options.stills, options.vision_steps)
     score = evaluate(open_model(str(options.out)), options.questions, seed=options.seed + 1000, say=say)
     say(table(score))
     report |= {

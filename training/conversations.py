@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .layout import SYSTEMS, media_id
-from .questions import right_answer, worded
-from .world import Scene
+from llava_video_cli.demo.questions import right_answer, worded
+from llava_video_cli.demo.world import Scene
+
+from .architecture import SYSTEMS, media_id
 
 # How often each kind is asked about a video. Directions take longest; start and end have to be told apart.
 SHARES = {

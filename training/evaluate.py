@@ -1,6 +1,6 @@
 """Measure a checkpoint on fresh clips and pictures, as real files, through the package's own path.
 
-`python -m llava_video_cli.demo.evaluate` prints a table of the share of right answers by kind of question and number of
+`python -m training.evaluate` prints a table of the share of right answers by kind of question and number of
 frames; its last line is the same as one JSON document.
 """
 
@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ..conversation import Generation, Request, Turn
-from ..image import Picture, read_image
-from ..model import Loading, Model
-from ..models import open_model
-from ..sampling import Sampling
-from ..video import Frames, read_frames
-from .questions import is_right, right_answer, worded
-from .world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.conversation import Generation, Request, Turn
+from llava_video_cli.demo.questions import is_right, right_answer, worded
+from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.image import Picture, read_image
+from llava_video_cli.model import Loading, Model
+from llava_video_cli.models import open_model
+from llava_video_cli.sampling import Sampling
+from llava_video_cli.video import Frames, read_frames
 
 VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 PICTURE_KINDS = ("picture_shape", "picture_color", "picture_describe")

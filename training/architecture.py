@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .questions import BY_KIND, right_answer, worded
-from .world import random_scene
+from llava_video_cli.demo.questions import BY_KIND, right_answer, worded
+from llava_video_cli.demo.world import random_scene
 
 IMAGE_SIZE = 48
 PATCH_SIZE = 8

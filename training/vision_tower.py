@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlavaNextVideoForConditionalGeneration
 
-from .footage import Clip, Still
-from .layout import IMAGE_SIZE
-from .world import COLORS, SHAPES
+from llava_video_cli.demo.world import COLORS, SHAPES
+
+from .architecture import IMAGE_SIZE
+from .data import Clip, Still
 
 BINS = 12  # for each axis of the place: 4 pixels each
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)  # CLIP's, as in the processor
@@ -38,7 +39,7 @@ def tower_tokens(model: LlavaNextVideoForConditionalGeneration, images: Tensor) 
     return selected
 
 
-def train_sight(
+def train_vision_tower(
     model: LlavaNextVideoForConditionalGeneration,
     clips: list[Clip],
     stills: list[Still],
@@ -71,7 +72,7 @@ def train_sight(
         if (step + 1) % 100 == 0:
             shape, color, place = (100 * np.mean(column) for column in zip(*seen[-50:], strict=True))
             say(
-                f"sight {step + 1}/{steps}: loss {loss.item():.3f}, shape {shape:.1f} %, colour {color:.1f} %, "
+                f"vision tower {step + 1}/{steps}: loss {loss.item():.3f}, shape {shape:.1f} %, colour {color:.1f} %, "
                 f"place {place:.1f} %, {time.monotonic() - start:.0f} s"
             )
     _scale_projector(model, pixels(_batch(clips, stills, rng, 256)[0]))

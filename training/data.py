@@ -13,7 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from .world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
 
 CHUNK = 25  # scenes that a worker makes at a time
 TRAINING_RATES = (
@@ -66,7 +66,7 @@ def _seeds(count: int, seed: int) -> list[tuple[int, int, int]]:
 def _clips(job: tuple[int, int, int]) -> list[Clip]:
     import torch
 
-    from .layout import IMAGE_SIZE, video_processor
+    from .architecture import IMAGE_SIZE, video_processor
 
     torch.set_num_threads(1)
     seed, first, count = job
@@ -93,7 +93,7 @@ def _stills(job: tuple[int, int, int]) -> list[Still]:
     import torch
     from PIL import Image
 
-    from .layout import image_processor
+    from .architecture import image_processor
 
     torch.set_num_threads(1)
     seed, first, count = job
