@@ -9,10 +9,11 @@ from checkpoints import make_checkpoint
 from terminal import llvid
 
 from llava_video_cli import Generation, Loading, Request, Sampling, Turn, join, open_model, read_frames
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
 from llava_video_cli.models.checkpoint import describe, read_config
 from llava_video_cli.models.random_weights import SIZES, has_random_weights, random_folder
-from llava_video_cli.models.source import DEMO, locate
+from llava_video_cli.models.source import locate
 from llava_video_cli.models.weights import Drawn, draw
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def test_a_name_is_a_size_or_an_error() -> None:
 def test_a_strangers_checkpoint_is_never_drawn(tmp_path: Path) -> None:
     """Only the package's own configs mean random weights, whatever a folder is called."""
     folder = make_checkpoint(tmp_path / "random" / "7B", "vicuna")
-    assert not has_random_weights(folder) and not has_random_weights(DEMO)
+    assert not has_random_weights(folder) and not has_random_weights(CHECKPOINT)
     (folder / "model.safetensors").unlink()
     with pytest.raises(Exception, match="has no weights"):
         locate(str(folder))
@@ -66,7 +67,7 @@ def test_the_seed_gives_the_values_and_no_two_rows_are_the_same() -> None:
 def test_only_words_are_ever_likeliest() -> None:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     head = tensors("tiny")["lm_head.weight"][...].float()
     speaks = (head.abs().sum(dim=1) > 0).nonzero().flatten().tolist()
     assert speaks == list(range(speaks[0], tokenizer.get_vocab_size()))

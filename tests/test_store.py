@@ -12,9 +12,9 @@ import torch
 
 from llava_video_cli import Loading, Request, Sampling, Turn, open_model, read_frames
 from llava_video_cli.cli.app import run
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.models.loading import load
-from llava_video_cli.models.source import DEMO
 from llava_video_cli.models.store import quantized, write
 
 QUESTIONS = ("What happens in this video?", "What shape is it?", "What color is it at the start?")
@@ -35,7 +35,10 @@ def test_a_stored_checkpoint_answers_as_one_quantized_while_loading(
     out, err = capsys.readouterr()
     values = json.loads(out)
     assert (
-        err == "" and values["folder"] == str(to) and values["quantize"] == quantize and values["source"] == str(DEMO)
+        err == ""
+        and values["folder"] == str(to)
+        and values["quantize"] == quantize
+        and values["source"] == str(CHECKPOINT)
     )
     weights = (to / "model.safetensors").stat().st_size
     assert values["bytes"] > weights and weights < 0.8 * 4 * 1_154_624, "less than the float32 that it was loaded as"
@@ -55,7 +58,7 @@ def test_what_speaks_against_storing_is_said_before_anything_is_read(
     (tmp_path / "full" / "file").touch()
     stored = tmp_path / "stored"
     stored.mkdir()
-    config = json.loads((DEMO / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
+    config = json.loads((CHECKPOINT / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (stored / "config.json").write_text(json.dumps(config))
     (stored / "model.safetensors").touch()
     for arguments, words in (
@@ -72,15 +75,15 @@ def test_what_speaks_against_storing_is_said_before_anything_is_read(
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    loaded = quantized(DEMO, "4bit", "demo")
+    loaded = quantized(CHECKPOINT, "4bit", "demo")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
         with pytest.raises(ModelError, match="can't write") as raised:
-            write(loaded, DEMO, tmp_path / "stored")
+            write(loaded, CHECKPOINT, tmp_path / "stored")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.hint is not None and "--to" in raised.value.hint and "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
-    write(loaded, DEMO, tmp_path / "stored")
+    write(loaded, CHECKPOINT, tmp_path / "stored")
     assert (tmp_path / "stored" / "model.safetensors").stat().st_size > 200_000

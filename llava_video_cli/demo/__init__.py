@@ -1,5 +1,6 @@
-"""The embedded demo checkpoint: where it lies, the world it knows, and the questions it answers."""
+"""The embedded demo checkpoint: its name and folder, the world it knows, and the questions it answers."""
 
-from ..models.source import DEMO as CHECKPOINT
+from pathlib import Path
 
-__all__ = ["CHECKPOINT"]
+NAME = "demo"  # as a model
+CHECKPOINT = Path(__file__).parent / "checkpoint"

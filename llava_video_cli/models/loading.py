@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..demo import CHECKPOINT
 from ..errors import LlvidError, ModelError
 from ..model import Loading
 from .adaptation import adapted
@@ -17,7 +18,7 @@ from .devices import find_device, is_cpu_only
 from .outline import Outline
 from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
 from .random_weights import has_random_weights
-from .source import DEMO, locate_config
+from .source import locate_config
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
@@ -53,7 +54,7 @@ def outline(model: str, loading: Loading, revision: str | None = None) -> Outlin
     folder = locate_config(model, revision)
     config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     foresee(model, folder, loading)
-    return Outline(model, describe(config), DEMO if has_random_weights(folder) else folder)
+    return Outline(model, describe(config), CHECKPOINT if has_random_weights(folder) else folder)
 
 
 def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:

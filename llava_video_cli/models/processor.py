@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..demo import CHECKPOINT
 from ..errors import ModelError
 from .random_weights import has_random_weights
-from .source import DEMO
 
 
 def load_processor(folder: Path, config: Any) -> Any:
@@ -18,7 +18,7 @@ def load_processor(folder: Path, config: Any) -> Any:
     """
     from transformers import LlavaNextVideoProcessor
 
-    folder = DEMO if has_random_weights(folder) else folder
+    folder = CHECKPOINT if has_random_weights(folder) else folder
     try:
         processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # noqa: BLE001 - what a missing file raises differs by version: RecursionError in 5.23

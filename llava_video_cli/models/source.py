@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
 from .checkpoint import check_architecture, check_name, check_weights, looks_like_folder, read_config
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
-
-# The demo checkpoint is part of the package.
-DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 
 
 def locate(model: str, revision: str | None = None) -> Path:
@@ -48,8 +46,8 @@ def local_folder(model: str) -> Path | None:
     Raises `UsageError` for a name that is none, `ModelError` for a folder that isn't there.
     """
     check_name(model)
-    if model == "demo":
-        return DEMO
+    if model == NAME:
+        return CHECKPOINT
     if (folder := random_folder(model)) is not None:
         return folder
     if not looks_like_folder(model):

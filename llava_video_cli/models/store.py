@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..demo import CHECKPOINT
 from ..errors import ModelError, UsageError
 from ..model import Loading
 from .checkpoint import INDEX, describe, read_config
@@ -16,7 +17,6 @@ from .hub import SMALL_FILES
 from .loading import Loaded, load
 from .precision import stored_quantization
 from .random_weights import has_random_weights
-from .source import DEMO
 
 _MADE_ANEW = ("config.json", INDEX)  # all else that isn't weights is copied
 _HINT = "name another folder with --to"
@@ -57,7 +57,7 @@ def write(loaded: Loaded, folder: Path, to: Path) -> int:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # something that loading imports switches it on again
-    small = DEMO if has_random_weights(folder) else folder
+    small = CHECKPOINT if has_random_weights(folder) else folder
     with _whole_folder(to) as beside:
         loaded.model.save_pretrained(beside)
         for path in sorted(small.iterdir()):
