@@ -19,6 +19,7 @@ from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join
 from llava_video_cli.models.adaptation import adapted, factor_for, strides_of
 from llava_video_cli.models.checkpoint import describe
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import load
 
 REQUEST = Request((Turn("user", "What happens?", (VIDEO,)),), Generation(max_new_tokens=8))
 PROMPT = "USER: {}\nWhat happens? ASSISTANT:"
@@ -62,7 +63,8 @@ def test_each_pooling_answers_as_transformers_does(layouts: dict[str, Path], mod
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.arange(100, 400)[None]).logits  # type: ignore[no-any-return]
+        found: torch.Tensor = model(input_ids=torch.arange(100, 400)[None]).logits
+    return found
 
 
 @pytest.mark.parametrize(("layout", "own"), [("yi", 1.0), ("vicuna", 2.5)])
@@ -75,13 +77,13 @@ def test_a_rope_factor_gives_what_a_config_with_it_gives(
     config["text_config"]["rope_scaling"] = {"type": "linear", "factor": 4.0}
     (folder / "config.json").write_text(json.dumps(config))
     theirs = logits(LlavaNextVideoForConditionalGeneration.from_pretrained(folder))
-    ours = open_model(str(layouts[layout]), Loading(rope_factor=4.0))
-    plain = open_model(str(layouts[layout]))
-    assert isinstance(ours, LlavaVideo) and isinstance(plain, LlavaVideo)
-    assert torch.equal(logits(ours._model), theirs)
-    assert not torch.allclose(logits(plain._model), theirs)
-    assert (plain.settings["rope_factor"], ours.settings["rope_factor"]) == (own, 4.0)
-    assert ours.budget(REQUEST).context_tokens == 4 * 4096
+    ours, plain = load(layouts[layout], Loading(rope_factor=4.0)), load(layouts[layout], Loading())
+    assert torch.equal(logits(ours.model), theirs)
+    assert not torch.allclose(logits(plain.model), theirs)
+    answering = LlavaVideo(layout, ours)
+    rope_factors = [model.settings["rope_factor"] for model in (LlavaVideo(layout, plain), answering)]
+    assert rope_factors == [own, 4.0]
+    assert answering.budget(REQUEST).context_tokens == 4 * 4096
 
 
 @pytest.mark.parametrize("style", ["rope_scaling", "rope_parameters"])

@@ -238,14 +238,9 @@ def test_leaving_the_iterator_ends_the_readers() -> None:
 def test_readers_wait_for_room() -> None:
     jobs = entries(50, side=100)  # 30,000 bytes each
     ahead = ReadAhead(jobs, lambda image: image, Limits(cores=1), workers=4, most_bytes=100_000)
-    until = time.monotonic() + 30
-    while len(ahead._events) < 3:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    held = []
-    while isinstance(event := ahead.next(0.5), Ready) or event is not None:
-        if isinstance(event, Ready):
-            held.append(event.question)
+    held: list[Question] = []
+    while (event := ahead.next(0.5 if len(held) >= 3 else 30)) is not None:
+        held += [event.question] if isinstance(event, Ready) else []
     assert len(held) == 3 and ahead.full and not ahead.drained
     seen = 3
     while not ahead.drained:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import wrapped
 from test_parity import STILL, VIDEO, moving_square
 
 from llava_video_cli import (
@@ -25,6 +27,7 @@ from llava_video_cli import (
 )
 from llava_video_cli.models.generation import circles, finish_reason
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -84,29 +87,17 @@ def test_a_system_text_is_part_of_the_prompt(model: LlavaVideo) -> None:
 def test_a_reader_that_leaves_stops_the_generation(model: LlavaVideo) -> None:
     stream = model.stream(asked(max_new_tokens=5000))
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    assert isinstance(stream, Generator)
+    stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "llvid-generate" and thread.is_alive()]
     assert join(model.stream(asked())).usage.generated_tokens == 12
 
 
 def test_an_exception_in_the_generating_thread_reaches_the_reader(layouts: dict[str, Path]) -> None:
-    from llava_video_cli.models.loading import load
+    def fail(*_: object, **__: object) -> None:
+        raise ArithmeticError("the thread's own")
 
-    loaded = load(layouts["vicuna"], Loading())
-
-    class Broken:
-        """A model that fails while it generates; everything else is the real one's."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(loaded.model, name)
-
-        def forward(self) -> None:
-            """Looked at for the names of its arguments."""
-
-        def __call__(self, **_: Any) -> None:
-            raise ArithmeticError("the thread's own")
-
-    broken = LlavaVideo("broken", type(loaded)(**{**vars(loaded), "model": Broken()}))
+    broken = LlavaVideo("broken", wrapped(load(layouts["vicuna"], Loading()), fail))
     with pytest.raises(ArithmeticError, match="the thread's own"):
         list(broken.stream(asked()))
 
@@ -118,8 +109,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: LlavaVideo)
     fits = int(str(caught.value.hint).split("--frames ")[1].split()[0])
     request = Request((Turn("user", "Why?", (moving_square(fits + 1),)),), Generation(max_new_tokens=100))
     with pytest.raises(ContextError):
-        model._prompt(request)
-    model._prompt(Request((Turn("user", "Why?", (moving_square(fits),)),), Generation(max_new_tokens=100)))
+        model.fits(request)
+    request = Request((Turn("user", "Why?", (moving_square(fits),)),), Generation(max_new_tokens=100))
+    assert model.fits(request) >= 1 and model.budget(request).left >= 0
 
 
 def test_marks_in_a_question_take_no_places(model: LlavaVideo) -> None:
@@ -223,10 +215,9 @@ def test_bfloat16_and_eager_attention_are_taken(layouts: dict[str, Path]) -> Non
 def test_only_the_language_model_is_quantized(layouts: dict[str, Path], quantize: Any) -> None:
     import torch
 
-    opened = open_model(str(layouts["mistral"]), Loading(quantize=quantize))
-    assert isinstance(opened, LlavaVideo)
-    assert join(opened.stream(asked())).usage.generated_tokens == 12
-    for name, module in opened._model.named_modules():
+    loaded = load(layouts["mistral"], Loading(quantize=quantize))
+    assert join(LlavaVideo("mistral", loaded).stream(asked())).usage.generated_tokens == 12
+    for name, module in loaded.model.named_modules():
         if isinstance(module, torch.nn.Linear):
             is_quantized = type(module) is not torch.nn.Linear
             assert is_quantized == ("language_model" in name), name

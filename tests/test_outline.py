@@ -51,6 +51,7 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
     sizes = [(draw.randint(1, 3000), draw.randint(1, 3000)) for _ in range(300)] + [(1, 4000), (4000, 1), (336, 336)]
     for grids in (known.grids, known.grids[::-1]):  # of two that keep as much, the order must not decide
         processor.image_processor.image_grid_pinpoints = [list(grid) for grid in grids]
+        # transformers has no public name for what a picture takes
         wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         assert [picture_tokens(replace(known, grids=grids), *size) for size in sizes] == wanted
         assert max(wanted) > 2800

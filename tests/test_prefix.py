@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import random
 import threading
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from edits import differences
+from fakes import wrapped
 from test_parity import CONVERSATIONS, STILL, VIDEO, checkpoint
 
 from llava_video_cli import (
@@ -26,9 +29,9 @@ from llava_video_cli import (
 )
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.models.beginnings import Beginnings
-from llava_video_cli.models.generation import Run
 from llava_video_cli.models.kvcache import KVCache
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import load
 from llava_video_cli.models.prefix import Prompt, Span, common
 
 GREEDY = Generation(max_new_tokens=8)
@@ -82,40 +85,45 @@ def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> N
 def test_the_switch_turns_it_off(layouts: dict[str, Path]) -> None:
     model = opened(layouts, reuse=False)
     assert [ask(model, "Why?", VIDEO)[1] for _ in range(2)] == [0, 0]
-    assert not model._assembly.prefix._held
+    assert model.held_bytes == 0
 
 
 def test_a_reader_that_leaves_leaves_a_cache_that_fits_its_tokens(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
     stream = model.stream(Request((Turn("user", "What moves?", (VIDEO,)),), Generation(max_new_tokens=500)))
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    assert isinstance(stream, Generator)
+    stream.close()
     answer, cached, _ = ask(model, "What moves?", VIDEO)
     assert cached > 3 * 144
     assert answer == ask(opened(layouts, reuse=False), "What moves?", VIDEO)[0]
 
 
-def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = opened(layouts)
+def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path]) -> None:
+    is_full = False
+
+    def call(real: Any, **inputs: Any) -> Any:
+        if is_full:
+            raise MemoryError
+        return real(**inputs)
+
+    model = LlavaVideo("vicuna", wrapped(load(checkpoint("vicuna", layouts), Loading()), call))
     ask(model, "What moves?", VIDEO)
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_generate", fail)
-        with pytest.raises(OutOfMemoryError):
-            ask(model, "Why?", VIDEO)
-    assert not model._assembly.prefix._held
+    assert model.held_bytes > 0
+    is_full = True
+    with pytest.raises(OutOfMemoryError):
+        ask(model, "Why?", VIDEO)
+    is_full = False
+    assert model.held_bytes == 0
     assert ask(model, "Why?", VIDEO)[1] == 0
 
 
 def test_a_batch_gets_the_memory_back(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
     ask(model, "What moves?", VIDEO)
-    assert model._assembly.prefix._held
+    assert model.held_bytes > 0
     model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
-    assert not model._assembly.prefix._held
+    assert model.held_bytes == 0
 
 
 def test_conversations_that_take_turns_keep_their_caches(layouts: dict[str, Path]) -> None:
@@ -150,11 +158,7 @@ def test_batches_that_come_back_to_media_compute_them_once(name: str, layouts: d
         assert [answer.text for answer in answers] == [wanted[number] for number in order]
         reused.append([answer.usage.cached_tokens > 0 for answer in answers])
     assert reused == [[False] * 2, [False] * 2, [True, True, False], [True] * 3, [True] * 4]
-    held = model._assembly.beginnings
-    assert held.held_bytes > 0 and model.fits(asked[0]) >= 1
-    held.keep([], None, 0.0)
-    held.drop()
-    assert held.held_bytes == 0
+    assert model.held_bytes > 0 and model.fits(asked[0]) >= 1
     assert [answer.text for answer in model.answer_all(asked)] == wanted
 
 
@@ -170,6 +174,9 @@ def test_beginnings_take_a_share_of_the_memory_at_most() -> None:
     held.keep(prompts, cache, 8 * each)
     assert held.held_bytes == 2 * each
     assert len(held.keep(prompts[:1], cache, each)) == 1 and held.held_bytes == 2 * each, "one larger than the share"
+    assert held.keep([], None, 0.0) == [] and held.held_bytes == 2 * each, "a cache of another kind"
+    held.drop()
+    assert held.held_bytes == 0 and not any(held.get(prompt) for prompt in prompts)
 
 
 def test_one_beside_another_answers_the_same_at_the_same_time(layouts: dict[str, Path]) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import wrapped
 from terminal import scene
 
-from llava_video_cli import Limits, UsageError, load_preset, open_model
+from llava_video_cli import Limits, Loading, UsageError, load_preset
 from llava_video_cli.cli.app import run
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import load
 from llava_video_cli.requestfile import RequestJob, read_requests
 
 PRESET = load_preset("demo")
@@ -80,26 +83,23 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
     assert not (folder / "answers.errors.jsonl").exists()
 
 
-def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> None:
     from llava_video_cli import batch
 
     questions = ["What shape is it?", "Which way does it move?", "Does the color change?"] * 5
     lines = [{"id": n, "video": "red.mp4", "question": text} for n, text in enumerate(questions)]
     asked = list(read_requests(write(folder / "r.jsonl", *lines), PRESET))
-    model = open_model("demo")
-    assert isinstance(model, LlavaVideo)
+    encoded = 0
+
+    def counted(real: Any, *arguments: Any, **more: Any) -> Any:
+        nonlocal encoded
+        encoded += 1
+        return real.get_video_features(*arguments, **more)
+
+    model = LlavaVideo("demo", wrapped(load(CHECKPOINT, Loading()), get_video_features=counted))
     job = RequestJob(tuple((each, str(each.id)) for each in asked), model.settings)
     media = [question.request.media for question in job.questions(model.shrink, Limits())]
     assert len({id(medium) for each in media for medium in each}) == 1
-    encoded = 0
-    features = model._vision._features
-
-    def counted(*arguments: Any, **more: Any) -> Any:
-        nonlocal encoded
-        encoded += 1
-        return features(*arguments, **more)
-
-    monkeypatch.setattr(model._vision, "_features", counted)
     outcomes = list(batch.run([job], model, pace=batch.Pace(batch.BatchSize(4))))
     assert len(outcomes) == 15 and encoded == 1, "in four batches"
 

@@ -77,7 +77,7 @@ def test_those_who_wait_are_answered_together_over_http(clerk: Clerk) -> None:
         for thread in threads:
             thread.start()
         until(lambda: b"llvid_requests_inside 4.0" in served.service.metrics.text())
-        until(lambda: len(served.service.desk._waiting) == 3)
+        until(lambda: served.service.desk.waiting == 3)
         clerk.go.set()
         for thread in threads:
             thread.join(20)

@@ -16,6 +16,7 @@ from test_stream_all import MIXED, asked, joined
 from transformers import MistralConfig
 
 from llava_video_cli import Loading, join, open_model
+from llava_video_cli.models.capture import Capture, cuda_graphs
 from llava_video_cli.models.kvcache import KVCache, new_cache
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.loading import load
@@ -25,17 +26,19 @@ LAYOUTS = ["demo", "vicuna", "mistral", "yi"]
 
 
 class Replayed:
-    """Captures nothing: a replay does the step again. Counts both."""
+    """Counts captures and their replays; by itself it captures nothing: a replay does the step again."""
 
-    def __init__(self) -> None:
+    def __init__(self, capture: Capture = lambda do: do) -> None:
+        self._capture = capture
         self.captures = self.replays = 0
 
     def __call__(self, do: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
+        captured = self._capture(do)
 
         def replay() -> None:
             self.replays += 1
-            do()
+            captured()
 
         return replay
 
@@ -77,6 +80,10 @@ def test_a_capture_serves_the_next_prompts(layouts: dict[str, Path]) -> None:
 @pytest.mark.parametrize("fault", ["raises", "other logits", "NaN"])
 def test_what_can_not_be_captured_is_given_up_quietly(fault: str, layouts: dict[str, Path]) -> None:
     attempts = []
+    loaded = load(layouts["mistral"], Loading())
+
+    def spoil(_: object, __: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.flip(-1) if fault == "other logits" else logits * float("nan")
 
     def capture(do: Callable[[], None]) -> Callable[[], None]:
         attempts.append(do)
@@ -85,13 +92,13 @@ def test_what_can_not_be_captured_is_given_up_quietly(fault: str, layouts: dict[
             raise RuntimeError("operation not permitted when stream is capturing")
 
         def replay() -> None:
+            spoiled = loaded.model.get_output_embeddings().register_forward_hook(spoil)
             do()
-            logits = do.__self__._logits  # type: ignore[attr-defined]
-            logits.copy_(logits.flip(-1) if fault == "other logits" else logits * float("nan"))
+            spoiled.remove()
 
         return replay
 
-    model, plain = opened(layouts["mistral"], capture), opened(layouts["mistral"])
+    model, plain = LlavaVideo("mistral", loaded, capture=capture), opened(layouts["mistral"])
     requests = [asked(text, max_new_tokens=30) for text in ("Why?", "Who is it?")]
     assert [join(model.stream(one)).text for one in requests] == [join(plain.stream(one)).text for one in requests]
     assert len(attempts) == 1, "it would fail again"
@@ -127,8 +134,9 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
 
 
 def test_what_is_not_written_out_goes_through_transformers(layouts: dict[str, Path]) -> None:
-    eager = opened(layouts["mistral"], attention="eager")
-    assert isinstance(eager._decoder.step, WholeStep)
+    loaded = load(layouts["mistral"], Loading(attention="eager"))
+    assert isinstance(choose_step(loaded.model), WholeStep)
+    eager = LlavaVideo("mistral", loaded)
     wanted = join(open_model(str(layouts["mistral"])).stream(asked("Why?", max_new_tokens=30))).text
     assert join(eager.stream(asked("Why?", max_new_tokens=30))).text == wanted
     batch = [asked("Why?", max_new_tokens=30), asked("Who is it?", STILL)]
@@ -163,17 +171,25 @@ def test_a_cache_grows_in_place_and_makes_room_where_there_is_none() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CUDA graph is captured")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_cuda_graph_gives_the_same_answers(name: str, layouts: dict[str, Path]) -> None:
-    def refuse(_: object) -> Any:
+    attempts = []
+
+    def refuse(do: object) -> Any:
+        attempts.append(do)
         raise RuntimeError("not to be captured")
 
     folder = checkpoint(name, layouts)
-    captured, plain = opened(folder, dtype="float32"), opened(folder, refuse, dtype="float32")
+    capture = Replayed(cuda_graphs(torch.device("cuda")))
+    captured, plain = opened(folder, capture, dtype="float32"), opened(folder, refuse, dtype="float32")
     long = [asked(text, medium, max_new_tokens=60) for text in ("What happens?", "Why?") for medium in (VIDEO, OTHER)]
     for request in (*long, *MIXED):
         assert join(captured.stream(request)).text == join(plain.stream(request)).text
     for _ in range(2):
         answers = zip(captured.answer_all([*long, *MIXED]), plain.answer_all([*long, *MIXED]), strict=True)
         assert all(mine.text == theirs.text for mine, theirs in answers)
-    assert captured._decoder.capture is not None, "capturing failed"
-    assert name == "demo" or captured._assembly.spare.captured is not None
-    assert plain._decoder.capture is None
+    assert capture.replays > (0 if name == "demo" else 10) * capture.captures, "capturing failed"
+    assert len(attempts) == 1, "it is not tried again"
+    captures = []
+    for _ in range(2):
+        captured.answer_all(long)
+        captures.append(capture.captures)
+    assert name == "demo" or captures[0] == captures[1], "the next batch of the same size goes on with what was captured"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from terminal import QUESTION, asked
+from transformers import AutoTokenizer
 
 from llava_video_cli import (
     Budget,
@@ -24,6 +25,7 @@ from llava_video_cli import (
 )  # fmt: skip
 from llava_video_cli.caption import Task
 from llava_video_cli.cli.app import run
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.preset import Preset
 from llava_video_cli.subtitles import Heard, Subtitles, find_subtitles, largest, notes_of, read_subtitles, thinned
 
@@ -167,7 +169,7 @@ def test_the_largest_that_fits_is_found(most: int) -> None:
 def test_a_strangers_text_confuses_no_placeholder() -> None:
     """Every special token of the demo checkpoint, and both placeholders, as a line."""
     model = open_model("demo")
-    tokens = ["<image>", "<video>", *model._tokenizer.all_special_tokens]  # type: ignore[attr-defined]
+    tokens = ["<image>", "<video>", *AutoTokenizer.from_pretrained(CHECKPOINT).all_special_tokens]
     lines = tuple(Segment(n, n + 1, f"say {token} now") for n, token in enumerate(tokens))
     preset = load_preset("demo")
     frames = video()

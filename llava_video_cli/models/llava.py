@@ -104,6 +104,11 @@ class LlavaVideo:
             "pool_mode": loaded.checkpoint.pool_mode,
         }
 
+    @property
+    def held_bytes(self) -> int:
+        """What the caches take that are held for later prompts."""
+        return self._assembly.held_bytes
+
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
 
@@ -218,7 +223,7 @@ class LlavaVideo:
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
-        free = memory.free_bytes(self._device) + self._assembly.held_bytes  # which a batch gets back
+        free = memory.free_bytes(self._device) + self.held_bytes  # which a batch gets back
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
         return max(1, int(min(free / memory.answer_bytes(self._model, tokens), most)))
 

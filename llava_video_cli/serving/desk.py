@@ -99,6 +99,12 @@ class Desk:
             work = (express, self._next_short)
             threading.Thread(target=self._work, args=work, name="llvid-answer-short", daemon=True).start()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        with self._changed:
+            return len(self._waiting)
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Take a place in the house; raises `RefusedError` where all are taken, or nothing more is begun."""
