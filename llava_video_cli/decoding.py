@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 AnySource: TypeAlias = Source | SampleSource
 # Decoders that take `skip_frame` once, when they open: what is skipped then can't be had later.
 _SKIP_AS_OPENED = {"libdav1d"}
+_log = logging.getLogger(__name__)
 
 
 class OffTrackError(Exception):
@@ -84,6 +86,7 @@ def decode_run(source: AnySource, packets: Packets, run: Run) -> Iterator[tuple[
 
 def decode_run_carefully(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
     """Yield each target of the run with its picture, checking that each picture on the way is the next one due."""
+    _log.debug("a run of %r is decoded again", source.path)
     due, shown = list(run.targets), packets.timeline.stamps
     upcoming = bisect_left(shown, int(packets.stamps[run.entry]))
     if upcoming == len(shown):
@@ -116,6 +119,7 @@ def review(source: Source, progress: Callable[[float], None]) -> Review:
 
     The pictures' own stamps count if there is one for each, in order; else they are counted at the header's rate.
     """
+    _log.debug("%r is decoded in full", source.path)
     broken: list[str] = []
     stamps: list[int | None] = []
     keys: list[int] = []

@@ -62,7 +62,7 @@ def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool 
 
 def shown(frame: av.VideoFrame) -> Pixels:
     """Return a frame's pixels as a player shows them, moving each pixel to where the display matrix puts it."""
-    pixels: Pixels = frame.to_ndarray(format="rgb24")  # type: ignore[assignment]
+    pixels: Pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels

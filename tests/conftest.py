@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,14 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.getbasetemp()))  # servers of the user's own
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def only_what_is_needed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail the test if the reader decodes a whole file, or a run again, as it does where a file is damaged."""
+    with caplog.at_level(logging.DEBUG, "llava_video_cli"):
+        yield
+    assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import cache
 
 import pytest
-from clips import assert_same, assert_times, decode_all, oracle_numbers, refuse_full_decodes, sample
+from clips import assert_same, assert_times, decode_all, oracle_numbers, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.limits import Limits
@@ -48,8 +48,8 @@ def full_decode(name: str) -> list[tuple[int | None, str]]:
 
 
 @pytest.mark.parametrize("name", sorted(set(TOTALS) - {"corrupted.mp4"}))
-def test_sample_videos_equal_a_full_decode(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_full_decodes(monkeypatch)
+@pytest.mark.usefixtures("only_what_is_needed")
+def test_sample_videos_equal_a_full_decode(name: str) -> None:
     clip = sample(name)
     oracle = full_decode(name)
     assert len(oracle) == TOTALS[name]
@@ -94,9 +94,9 @@ def test_a_part_and_a_rate_of_sample_videos(name: str) -> None:
             )
 
 
-def test_av1_pictures_that_no_other_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("only_what_is_needed")
+def test_av1_pictures_that_no_other_refers_to() -> None:
     """A decoder that begins with pictures that are left out gives those that are asked for later, too."""
-    refuse_full_decodes(monkeypatch)
     frames = read_frames(
         sample("long_180p_av1.mp4"), Sampling(frames=9, start_seconds=100.5, end_seconds=101), limits=Limits(cores=1)
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from clips import (
+    Pixels,
     assert_same,
     break_packets,
     decode_all,
@@ -19,7 +22,6 @@ from clips import (
     make_clip,
     make_sound,
     oracle_numbers,
-    refuse_full_decodes,
     set_matrix,
 )
 
@@ -94,8 +96,8 @@ def test_made_clips_equal_a_full_decode(made: Path, name: str, mode: Literal["un
 
 
 @pytest.mark.parametrize("name", sorted(set(MADE) - {"b_frames.avi", "h264.avi", "raw.h264"}))
-def test_good_clips_are_never_decoded_in_full(made: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_full_decodes(monkeypatch)
+@pytest.mark.usefixtures("only_what_is_needed")
+def test_good_clips_are_never_decoded_in_full(made: Path, name: str) -> None:
     for n in (1, 5, 24):
         assert len(read_frames(made / name, Sampling(frames=n)).images) <= n
 
@@ -137,7 +139,8 @@ def test_only_a_part(made: Path) -> None:
         read_frames(made / "plain.mp4", Sampling(start_seconds=5))
 
 
-TURNS = {  # (a, b, c, d) -> what numpy does, degrees
+# (a, b, c, d) -> what numpy does, degrees
+TURNS: dict[tuple[int, int, int, int], tuple[Callable[[Pixels], Pixels], int]] = {
     (1, 0, 0, 1): (lambda p: p, 0),
     (0, 1, -1, 0): (lambda p: p[::-1].transpose(1, 0, 2), 90),
     (-1, 0, 0, -1): (lambda p: p[::-1, ::-1], 180),
@@ -156,14 +159,15 @@ def test_rotation_and_mirror(made: Path, tmp_path: Path, matrix: tuple[int, int,
     frames = read_frames(set_matrix(clip, *matrix), Sampling(frames=3))
     turn, degrees = TURNS[matrix]
     stored = read_frames(made / "plain.mp4", Sampling(frames=3)).images
-    assert [digest(image) for image in frames.images] == [digest(turn(image)) for image in stored]  # type: ignore[no-untyped-call]
+    assert [digest(image) for image in frames.images] == [digest(turn(image)) for image in stored]
     assert_same(frames, decode_all(clip), [0, 8, 16])
     assert frames.info.rotation_degrees == degrees
     assert frames.images.shape[1:] == (frames.info.height, frames.info.width, 3)
     assert (frames.info.width > frames.info.height) == (degrees % 180 == 0)
 
 
-def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path) -> None:
+def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "llava_video_cli")
     clip = break_packets(make_clip(tmp_path / "broken.mp4", **NO_B_FRAMES), [11])
     oracle = decode_all(clip)
     good = [round(stamp * 24 / 12288) for stamp, _ in oracle if stamp is not None]
@@ -179,6 +183,7 @@ def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path) -> None:
     broken, lost = frames.notes
     assert broken.endswith("broken packet skipped; nearest good frames used")
     assert lost.startswith(f"{24 - len(good)} of the frames asked for")
+    assert "broken.mp4' is decoded again" in caplog.text and "broken.mp4' is decoded in full" in caplog.text
 
 
 def test_a_broken_keyframe(tmp_path: Path) -> None:
