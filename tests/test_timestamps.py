@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from terminal import asked
+from serving import serving
+from test_desk import Clerk
 
-from llava_video_cli import Chunk, Frames, Picture, Request, Sampling, Turn, VideoInfo, load_preset, with_times
+from llava_video_cli import (
+    Frames,
+    Picture,
+    Sampling,
+    Turn,
+    VideoInfo,
+    load_preset,
+    open_model,
+    read_frames,
+    with_times,
+)
 from llava_video_cli.caption import Task
 from llava_video_cli.cli.app import run
-from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.preset import Preset, read_preset
 
 
@@ -26,24 +37,26 @@ def video(*times: float, seconds: float = 12.0) -> Frames:
 STILL = Picture(np.zeros((2, 2, 3), np.uint8), "p.png")
 
 
+@dataclass(frozen=True)
+class Listener:
+    """A server that is asked from the command line; it answers nothing of sense."""
+
+    clerk: Clerk
+    flags: tuple[str, ...]
+
+    @property
+    def told(self) -> list[str]:
+        """The texts of all requests."""
+        return [text for batch in self.clerk.batches for text in batch]
+
+
 @pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """All that is asked of the model from here on."""
-    seen: list[Request] = []
-    stream, answer_all = LlavaVideo.stream, LlavaVideo.answer_all
-
-    def streamed(self: LlavaVideo, request: Request) -> Iterator[Chunk]:
-        seen.append(request)
-        return stream(self, request)
-
-    def answered(self: LlavaVideo, requests: list[Request]) -> Any:
-        seen.extend(requests)
-        monkeypatch.setattr(LlavaVideo, "stream", stream)  # which a single request of a batch goes through
-        return answer_all(self, requests)
-
-    monkeypatch.setattr(LlavaVideo, "stream", streamed)
-    monkeypatch.setattr(LlavaVideo, "answer_all", answered)
-    return seen
+def listener() -> Iterator[Listener]:
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    clerk = Clerk()
+    with serving(clerk) as served:
+        yield Listener(clerk, ("--preset", "demo", "--server", served.url))
 
 
 def texts(*turns: Turn) -> list[str]:
@@ -70,24 +83,28 @@ def test_several_videos_have_numbers_and_earlier_turns_do_not_change() -> None:
 
 
 def test_the_question_in_the_record_is_what_was_asked(
-    clip: Path, capsys: pytest.CaptureFixture[str], prompts: list[Request]
+    clip: Path, capsys: pytest.CaptureFixture[str], listener: Listener
 ) -> None:
-    code, out, _ = asked(capsys, str(clip), "Why?", "Who?", "--timestamps", "--json", "-n", "2", "--start", "1")
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [row["question"] for row in rows] == ["Why?", "Who?"]
-    assert all(row["settings"]["timestamps"] is True for row in rows)
-    told = [request.turns[-1].text for request in prompts]
+    command = ["ask", str(clip), "Why?", "Who?", "--json", "-n", "2", "--start", "1"]
     common = "The video is 2.00 seconds long, and is shown by 2 frames, at 1.00s, 1.50s.\n"
-    assert told == [f"{common}Why?", f"{common}Who?"]
-    _, out, _ = asked(capsys, str(clip), "Why?", "--json", "-n", "2")
-    assert json.loads(out)["settings"]["timestamps"] is False and prompts[-1].turns[-1].text == "Why?"
+    frames, model = read_frames(clip, Sampling(2, start_seconds=1.0)), open_model("demo")
+    for flags, before in ((["--timestamps"], common), ([], "")):
+        texts = [f"{before}Why?", f"{before}Who?"]
+        for place in (listener.flags, ("--model", "demo")):
+            assert run([*command, *flags, *place]) == 0
+            rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert [row["question"] for row in rows] == ["Why?", "Who?"]
+            assert all(row["settings"]["timestamps"] is bool(flags) for row in rows)
+        assert listener.told[-2:] == texts
+        requests = [load_preset("demo").request(text, (frames,)) for text in texts]
+        tokens = [model.budget(request).prompt_tokens for request in requests]
+        assert [row["usage"]["prompt_tokens"] for row in rows] == tokens, "with weights here, too"
 
 
-def test_windows_are_told_the_times_of_the_whole_video(clip: Path, tmp_path: Path, prompts: list[Request]) -> None:
-    command = ["caption", str(clip), "-m", "demo", "--timestamps", "--every", "1", "-n", "2", "-o"]
+def test_windows_are_told_the_times_of_the_whole_video(clip: Path, tmp_path: Path, listener: Listener) -> None:
+    command = ["caption", str(clip), *listener.flags, "--timestamps", "--every", "1", "-n", "2", "-o"]
     assert run([*command, str(tmp_path / "o.jsonl"), "--batch-size", "2", "-q"]) == 0
-    told = [request.turns[-1].text.splitlines()[0] for request in prompts]
-    assert told == [
+    assert sorted(text.splitlines()[0] for text in listener.told) == [
         "The video is 2.00 seconds long, and is shown by 2 frames, at 0.00s, 0.50s.",
         "The video is 2.00 seconds long, and is shown by 2 frames, at 1.00s, 1.50s.",
     ]
@@ -96,15 +113,15 @@ def test_windows_are_told_the_times_of_the_whole_video(clip: Path, tmp_path: Pat
 
 
 def test_a_request_of_a_file_has_its_own_say(
-    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prompts: list[Request]
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listener: Listener
 ) -> None:
     lines: list[dict[str, Any]] = [{"id": n, "video": str(clip), "question": "Why?", "frames": 2} for n in range(2)]
     lines[1]["timestamps"] = True
     requests, out = tmp_path / "r.jsonl", tmp_path / "o.jsonl"
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = ["batch", str(requests), "-o", str(out), "-m", "demo", "--batch-size", "2"]
+    command = ["batch", str(requests), "-o", str(out), *listener.flags, "--batch-size", "2"]
     assert run(command) == 0
-    assert sorted(len(request.turns[-1].text.splitlines()) for request in prompts) == [1, 2]
+    assert sorted(len(text.splitlines()) for text in listener.told) == [1, 2]
     rows = {row["id"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert [rows[n]["settings"]["timestamps"] for n in range(2)] == [False, True] and rows[1]["question"] == "Why?"
     capsys.readouterr()
