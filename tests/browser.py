@@ -34,10 +34,10 @@ class Browser:
     """One window."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(self._address + path, method=method)
+        request = urllib.request.Request(self.address + path, method=method)
         data = None if method != "POST" else json.dumps(body or {}).encode()
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             return json.load(answer)["value"]
@@ -94,7 +94,7 @@ def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) ->
         options = {"args": [*_FLAGS, f"--user-data-dir={profile}", *flags], "mobileEmulation": size}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         session = root.call("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-        window = Browser(f"{root._address}/{session}")
+        window = Browser(f"{root.address}/{session}")
         try:
             yield window
         finally:

@@ -52,7 +52,7 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
     for grids in (known.grids, known.grids[::-1]):  # of two that keep as much, the order must not decide
         processor.image_processor.image_grid_pinpoints = [list(grid) for grid in grids]
         # transformers has no public name for what a picture takes
-        wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+        wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
         assert [picture_tokens(replace(known, grids=grids), *size) for size in sizes] == wanted
         assert max(wanted) > 2800
 
