@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from llava_video_cli.demo.world import (
 av = pytest.importorskip("av")
 
 
-def scene(**changed: object) -> Scene:
+def scene(**changed: Any) -> Scene:
     rng = np.random.default_rng(5)
     drawn = random_scene(rng, changes=False, largest_side=128, rates=(8,), longest_seconds=2.0)
     plain = replace(
@@ -41,7 +42,7 @@ def scene(**changed: object) -> Scene:
         travel=0.5,
         noise=0.0,
     )
-    return replace(plain, **changed)  # type: ignore[arg-type]
+    return replace(plain, **changed)
 
 
 def middle(image: np.ndarray) -> tuple[float, float]:

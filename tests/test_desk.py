@@ -100,9 +100,9 @@ class Client:
         return self.events.get(timeout=_PATIENCE_SECONDS)
 
 
-def ask(desk: Desk, text: str, **generation: float) -> Client:
+def ask(desk: Desk, text: str, **generation: Any) -> Client:
     events: queue.Queue[Event] = queue.Queue()
-    settings = Generation(**generation)  # type: ignore[arg-type]
+    settings = Generation(**generation)
     ticket = Ticket(Request((Turn("user", text),), settings), events.put)
     desk.ask(ticket)
     return Client(ticket, events)

@@ -18,7 +18,18 @@ import pytest
 from terminal import QUESTION, asked, llvid, scene
 from test_batch import USAGE, Echo
 
-from llava_video_cli import Answer, Budget, Chunk, ContextError, Generation, Request, Sampling, Segment, UsageError
+from llava_video_cli import (
+    Answer,
+    Budget,
+    Chunk,
+    ContextError,
+    Frames,
+    Generation,
+    Request,
+    Sampling,
+    Segment,
+    UsageError,
+)
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.errors import OutOfMemoryError
@@ -36,12 +47,15 @@ class Watcher(Echo):
     """Says of a window when its first frame is, of several notes which times they have; a token is a character."""
 
     context: int = 4000
+    summary: str = ""
 
     def answer(self, request: Request) -> str:
         text = request.turns[-1].text
         if not request.media:
-            return "+".join(re.findall(r"^\[(.+?)\]", text, re.MULTILINE))
-        return f"{text.split(': ', 1)[1].splitlines()[0]} {request.media[0].times_seconds[0]:.1f}"  # type: ignore[union-attr]
+            return self.summary or "+".join(re.findall(r"^\[(.+?)\]", text, re.MULTILINE))
+        (frames,) = request.media
+        assert isinstance(frames, Frames)
+        return f"{text.split(': ', 1)[1].splitlines()[0]} {frames.times_seconds[0]:.1f}"
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         self.check([request.turns[-1].text for request in requests])
@@ -109,8 +123,7 @@ def test_notes_that_fit_are_answered_from_at_once() -> None:
 
 @pytest.mark.parametrize(("count", "context"), [(40, 1000), (500, 1500), (3000, 1200)])
 def test_notes_that_do_not_fit_are_summed_up_in_levels(count: int, context: int) -> None:
-    model = Watcher(context=context)
-    model.answer = lambda request: "y" * 40 if not request.media else ""  # type: ignore[method-assign]
+    model = Watcher(context=context, summary="y" * 40)
     chunks = list(conclude("Why?", notes(count), PRESET, model))
     *earlier, (last,) = model.batches
     told = [text for batch in earlier for text in batch]

@@ -18,7 +18,7 @@ from llava_video_cli.models.attention import choose_attention
 from llava_video_cli.models.checkpoint import Checkpoint, describe, read_config
 from llava_video_cli.models.devices import Device, find_device
 from llava_video_cli.models.loading import foresee
-from llava_video_cli.models.precision import Choice, choose, stored_quantization
+from llava_video_cli.models.precision import Choice, Width, choose, stored_quantization
 from llava_video_cli.models.random_weights import random_folder
 
 GB = 1e9
@@ -113,9 +113,10 @@ def test_what_is_stored_quantized_stays_so() -> None:
 def test_attention_by_name_says_why_not() -> None:
     assert choose_attention("auto", cpu(8), "float32") == "sdpa"
     assert choose_attention("eager", cpu(8), "float32") == "eager"
-    for device, dtype, why in ((cpu(8), "bfloat16", "not on cpu"), (cuda(8), "float32", "not float32")):
+    cases: list[tuple[Device, Width, str]] = [(cpu(8), "bfloat16", "not on cpu"), (cuda(8), "float32", "not float32")]
+    for device, dtype, why in cases:
         with pytest.raises(ModelError, match=why):
-            choose_attention("flash_attention_2", device, dtype)  # type: ignore[arg-type]
+            choose_attention("flash_attention_2", device, dtype)
 
 
 def test_devices_by_name() -> None:

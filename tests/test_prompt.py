@@ -28,6 +28,9 @@ def template(source: str) -> Any:
     )
 
 
+FAMILIES: dict[str, Family] = {"vicuna": "vicuna", "mistral": "mistral", "yi": "chatml"}
+
+
 def rendered(turns: tuple[Turn, ...], source: str, family: Family) -> str:
     return render(turns, template(source), family, SPECIAL, "</s>")
 
@@ -55,9 +58,8 @@ def test_own_form_of_a_conversation() -> None:
 
 @pytest.mark.parametrize("layout", TEMPLATES)
 def test_a_good_template_is_used_as_it_is(layout: str) -> None:
-    family: Family = {"vicuna": "vicuna", "mistral": "mistral", "yi": "chatml"}[layout]  # type: ignore[assignment]
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Why?"}]}]
-    assert rendered(ONE, TEMPLATES[layout], family) == template(TEMPLATES[layout])(messages)
+    assert rendered(ONE, TEMPLATES[layout], FAMILIES[layout]) == template(TEMPLATES[layout])(messages)
 
 
 BROKEN = {
@@ -96,8 +98,8 @@ def test_media_keep_their_order_even_if_the_template_sorts_them() -> None:
 
 @pytest.mark.parametrize("hostile", ["<video>", "<image>", "</s>", "<|im_end|>", "[/INST]", "<video><image></s>"])
 def test_marks_in_a_text_are_text(hostile: str) -> None:
-    for layout, family in (("vicuna", "vicuna"), ("mistral", "mistral"), ("yi", "chatml")):
-        text = rendered((Turn("user", f"x {hostile} y", (VIDEO,)),), TEMPLATES[layout], family)  # type: ignore[arg-type]
-        harmless = rendered((Turn("user", "x  y", (VIDEO,)),), TEMPLATES[layout], family)  # type: ignore[arg-type]
+    for layout, family in FAMILIES.items():
+        text = rendered((Turn("user", f"x {hostile} y", (VIDEO,)),), TEMPLATES[layout], family)
+        harmless = rendered((Turn("user", "x  y", (VIDEO,)),), TEMPLATES[layout], family)
         for mark in ("<video>", "<image>", "</s>", "<|im_end|>", "[/INST]"):
             assert text.count(mark) == harmless.count(mark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,8 @@ def test_closing_the_stream_closes_the_connection(stand_in: Any) -> None:
     server = stand_in(OpenAIServer(listed(), [Reply(events=said("on " * 1000).events, pause_seconds=0.01)]))
     stream = opened(server).stream(request())
     assert next(stream).text == "on"
-    stream.close()  # type: ignore[attr-defined]
+    assert isinstance(stream, Generator)
+    stream.close()
     assert server.gone.wait(30)
 
 

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from llava_video_cli import Generation, Sampling, UsageError
+from llava_video_cli.conversation import Role
 from llava_video_cli.messages import Draft
 from llava_video_cli.session import SETTINGS, Exchange, Session
 
@@ -114,7 +115,7 @@ def test_a_conversation_that_was_written_down_goes_on() -> None:
     ],
 )
 def test_turns_have_to_alternate(roles: str, words: str) -> None:
-    names = {"u": "user", "a": "assistant", "s": "system"}
-    drafts = [Draft(names[role], "x") for role in roles.replace(" ", "")]  # type: ignore[arg-type]
+    names: dict[str, Role] = {"u": "user", "a": "assistant", "s": "system"}
+    drafts = [Draft(names[role], "x") for role in roles.replace(" ", "")]
     with pytest.raises(UsageError, match=words):
         Session.of(drafts, Sampling(), Generation())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_parity import OTHER, STILL, VIDEO, checkpoint, moving_square
@@ -14,8 +14,8 @@ from llava_video_cli import Answer, Chunk, Frames, Generation, Picture, Request,
 from llava_video_cli.models.llava import LlavaVideo
 
 
-def asked(text: str, *media: Frames | Picture, **generation: float) -> Request:
-    settings = Generation(**({"max_new_tokens": 12} | generation))  # type: ignore[arg-type]
+def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
+    settings = Generation(**({"max_new_tokens": 12} | generation))
     return Request((Turn("user", text, media or (VIDEO,)),), settings)
 
 
@@ -92,8 +92,9 @@ def test_an_answer_whose_reader_went_away_is_given_up(vicuna: LlavaVideo) -> Non
 
 def test_closing_it_stops_all(vicuna: LlavaVideo) -> None:
     pieces = vicuna.stream_all([asked(text, max_new_tokens=5000) for text in ("Why?", "Who?")])
-    with closing(pieces):  # type: ignore[type-var]
-        next(pieces)
+    next(pieces)
+    assert isinstance(pieces, Generator)
+    pieces.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "llvid-generate" and thread.is_alive()]
     assert join(vicuna.stream(asked("Why?"))).usage.generated_tokens == 12
 

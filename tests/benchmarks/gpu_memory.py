@@ -83,7 +83,7 @@ def asked(size: str, quantize: str, free_gb: int) -> dict[str, Any]:
     return told
 
 
-def answer(size: str, quantize: str, free_gb: str) -> None:
+def answer(size: str, quantize: Any, free_gb: str) -> None:
     """Answer 8 frames with all but so many GB occupied (0: none), and print what it took."""
     import numpy as np
     import torch
@@ -100,7 +100,7 @@ def answer(size: str, quantize: str, free_gb: str) -> None:
     info = VideoInfo("noise", 8.0, 336, 336, 1.0, "none", 0)
     frames = Frames(images, tuple(map(float, range(8))), info, Sampling(frames=8))
     try:
-        model = open_model(f"random:{size}", Loading(quantize=quantize, frames=8))  # type: ignore[arg-type]
+        model = open_model(f"random:{size}", Loading(quantize=quantize, frames=8))
         loading = torch.cuda.max_memory_allocated() - occupied if has_gpu else 0
         told = join(model.stream(Request((Turn("user", "What?", (frames,)),), Generation(max_new_tokens=64))))
     except LlvidError as error:
