@@ -1,4 +1,4 @@
-"""A loaded checkpoint with parts of the test's own, handed in where the real one would be."""
+"""Parts of the test's own, handed in where the real ones would be: a loaded checkpoint, and what captures a step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from llava_video_cli.models.capture import Capture
 from llava_video_cli.models.loading import Loaded
 
 
@@ -25,3 +26,21 @@ def wrapped(loaded: Loaded, call: Callable[..., Any] | None = None, **methods: C
             return call(real, **inputs) if call else real(**inputs)
 
     return replace(loaded, model=Wrapped())
+
+
+class Replayed:
+    """Counts captures and their replays; by itself it captures nothing: a replay does the step again."""
+
+    def __init__(self, capture: Capture = lambda do: do) -> None:
+        self._capture = capture
+        self.captures = self.replays = 0
+
+    def __call__(self, do: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        captured = self._capture(do)
+
+        def replay() -> None:
+            self.replays += 1
+            captured()
+
+        return replay

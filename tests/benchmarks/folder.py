@@ -26,11 +26,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `llvid caption` does, 
 import torch
 from peers import snippet
 
-from llava_video_cli import load_preset, open_model
+from llava_video_cli import Loading, load_preset
 from llava_video_cli.batch import BatchSize, Pace, run
 from llava_video_cli.caption import CaptionJob, Task
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.ledger import Ledger
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import Loaded, load
 from llava_video_cli.record import Record, settings_values
 
 DISTINCT, SECONDS = 40, 5.0
@@ -58,8 +60,8 @@ def clips(base: Path, folder: Path, height: int, count: int) -> list[Path]:
 class Loop:
     """The documented way."""
 
-    def __init__(self, model: LlavaVideo, prompt: str, count: int, max_new_tokens: int) -> None:
-        self._model, self._processor = model._loaded.model, model._loaded.processor
+    def __init__(self, loaded: Loaded, prompt: str, count: int, max_new_tokens: int) -> None:
+        self._model, self._processor = loaded.model, loaded.processor
         self._count, self._max_new_tokens = count, max_new_tokens
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
         conversation = [{"role": "user", "content": content}]
@@ -85,10 +87,10 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.videos / f"clips{options.height}"
     paths = clips(options.videos / "base.mkv", folder, options.height, options.clips)
-    model = open_model("demo")
-    assert isinstance(model, LlavaVideo)
+    loaded = load(CHECKPOINT, Loading())
+    model = LlavaVideo("demo", loaded)
     preset = load_preset("demo")
-    loop = Loop(model, preset.prompt, preset.sampling.frames, preset.generation.max_new_tokens)
+    loop = Loop(loaded, preset.prompt, preset.sampling.frames, preset.generation.max_new_tokens)
     for path in paths[:3]:
         loop.caption(path)  # whatever is done only once
     seconds: dict[str, list[float]] = {"loop": [], "llvid": []}

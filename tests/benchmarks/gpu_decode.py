@@ -31,9 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from clips import make_clip
+from fakes import Replayed
 
-from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, VideoInfo, open_model, read_frames
+from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, VideoInfo, read_frames
+from llava_video_cli.models.capture import cuda_graphs
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import Loaded, load
+from llava_video_cli.models.source import locate
 
 COPIED_BYTES = {"cuda": 1 << 31, "cpu": 1 << 28}
 SIDE = 336  # pixels of a frame
@@ -101,9 +105,9 @@ def ours(model: LlavaVideo, requests: Sequence[Request]) -> tuple[float, list[st
     return sum(usage.generated_tokens - 1 for usage in usages) / taken, [answer.text for answer in answers]
 
 
-def theirs(model: LlavaVideo, requests: Sequence[Request]) -> tuple[float, list[str]]:
+def theirs(loaded: Loaded, requests: Sequence[Request]) -> tuple[float, list[str]]:
     """The same of transformers' documented way."""
-    processor, plain = model._loaded.processor, model._model
+    processor, plain = loaded.processor, loaded.model
     content = [{"type": "video"}, {"type": "text", "text": requests[0].turns[-1].text}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     videos = [request.media[0].images for request in requests if isinstance(request.media[0], Frames)]
@@ -113,7 +117,7 @@ def theirs(model: LlavaVideo, requests: Sequence[Request]) -> tuple[float, list[
     new = requests[0].generation.max_new_tokens
     output = plain.generate(**inputs, max_new_tokens=new, do_sample=False, use_cache=True, streamer=stamps)
     ids = output[:, inputs["input_ids"].shape[1] :]
-    texts = [model._decode(row.tolist()).strip() for row in ids]
+    texts = [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     return len(ids) * (ids.shape[1] - 1) / (stamps.at[-1] - stamps.at[1]), texts
 
 
@@ -168,14 +172,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--video", type=Path, help="of 720p; made if there is none")
     options = parser.parse_args()
-    captured = open_model(options.model, Loading(quantize=options.quantize, prefix_reuse=False))
-    assert isinstance(captured, LlavaVideo)
-    stepping = LlavaVideo("stepping", captured._loaded, prefix_reuse=False, capture=refuse)
-    device = captured._device
+    loaded = load(locate(options.model), Loading(quantize=options.quantize), options.model)
+    device = loaded.model.get_input_embeddings().weight.device
+    capture = Replayed(cuda_graphs(device)) if device.type == "cuda" else None
+    captured = LlavaVideo(options.model, loaded, prefix_reuse=False, capture=capture)
+    stepping = LlavaVideo("stepping", loaded, prefix_reuse=False, capture=refuse)
     ways: dict[str, Any] = {
         "captured": lambda requests: ours(captured, requests),
         "stepping": lambda requests: ours(stepping, requests),
-        "generate": lambda requests: theirs(captured, requests),
+        "generate": lambda requests: theirs(loaded, requests),
     }
     copied = copied_bytes_per_second(device)
     result: dict[str, Any] = {
@@ -196,7 +201,7 @@ def main() -> None:
         ]
         speed, parity = rates(ways, requests, options.runs)
         tokens = captured.budget(requests[0]).prompt_tokens + options.new // 2
-        weights, cache = read_bytes(captured._model, tokens, rows)
+        weights, cache = read_bytes(loaded.model, tokens, rows)
         step = rows / speed["captured"]
         result["rows"][rows] = {
             "tokens_per_second": {name: round(value, 1) for name, value in speed.items()},
@@ -204,7 +209,7 @@ def main() -> None:
             "share_of_limit": round(weights / copied / step, 3),
             "share_of_limit_with_cache": round((weights + cache) / copied / step, 3),
             "answers_as_captured": parity,
-            "was_captured": captured._decoder.capture is not None and device.type == "cuda",
+            "was_captured": capture is not None and capture.replays > capture.captures,
         }
         print(rows, result["rows"][rows], file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ import torch
 from checkpoints import make_checkpoint
 from transformers import DynamicCache
 
-from llava_video_cli import Frames, Generation, Request, Sampling, Turn, join, open_model, read_frames
+from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, join, open_model, read_frames
 from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.models.loading import Loaded, load
 from llava_video_cli.models.stepping import cache_name
 
 TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
@@ -40,8 +42,8 @@ QUESTIONS = tuple(f"{word} is {what}?" for word in ("What", "Where") for what in
 class Bare:
     """The same weights through transformers alone."""
 
-    def __init__(self, model: LlavaVideo, frames: Frames) -> None:
-        self._model, self._processor, self._frames = model._loaded.model, model._loaded.processor, frames
+    def __init__(self, loaded: Loaded, frames: Frames) -> None:
+        self._model, self._processor, self._frames = loaded.model, loaded.processor, frames
 
     @torch.inference_mode()
     def documented(self, question: str) -> list[int]:
@@ -118,11 +120,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         text = TEXT | {"num_key_value_heads": 12}
         folder = make_checkpoint(Path(name), "vicuna", text=text, vision=VISION | {"image_size": 224})
-        model = open_model(str(folder))
-        assert isinstance(model, LlavaVideo)
-        parameters = sum(weight.numel() for weight in model._loaded.model.parameters())
+        loaded = load(folder, Loading())
+        model = LlavaVideo(str(folder), loaded)
+        parameters = sum(weight.numel() for weight in loaded.model.parameters())
         frames = read_frames(options.video, Sampling(frames=FRAMES))
-        bare, decode = Bare(model, frames), model._decode
+        bare, decode = Bare(loaded, frames), partial(loaded.processor.tokenizer.decode, skip_special_tokens=True)
         seconds: dict[str, list[float]] = {"alone": [], "llvid": [], "documented": []}
         words = []
         for _ in range(options.runs):
