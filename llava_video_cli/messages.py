@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from .conversation import Generation, Media, Role, Turn
-from .errors import LlvidError, UsageError, nearest
+from .errors import LlvidError, UsageError
+from .image import is_picture
 from .model import Quantize
-from .preset import Preset, checked
+from .preset import Preset, sampling_shape, with_sampling
 from .record import path_to_text, text_to_path
-from .sampling import Sampling
+from .validation import (
+    MessageForm,
+    Text,
+    placed,
+    read_fields,
+    read_file,
+    read_json,
+    read_message,
+    read_yaml,
+    shape_of,
+)
 from .wholefile import whole_file
 
-_MEDIA_KINDS = ("video", "image")
-_KEYS = ("model", "quantize", "sampling", "generation", "messages")
+_FORM = MessageForm({role: role for role in get_args(Role)}, ("video", "image"), "path")
 _SUFFIXES = (".yaml", ".yml", ".json")
-_MOST_BYTES = 2**18  # twice the text that the longest context (32,768 tokens) holds
-_MOST_SHOWN = 100  # characters of a value in an error
+_WIDTH = 120
+# YAML takes these for ends of lines, too, and would read some of them back as another one.
+_ODD_BREAKS = "\r\x85\u2028\u2029"
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,11 @@ class Conversation:
 
     def over(self, preset: Preset) -> Preset:
         """Return the preset with the file's settings over it."""
-        sampling = {"fps": None, **self.sampling} if "frames" in self.sampling else self.sampling
         return replace(
             preset,
             model=self.model or preset.model,
             quantize=self.quantize or preset.quantize,
-            sampling=replace(preset.sampling, **sampling),
+            sampling=with_sampling(preset.sampling, self.sampling),
             generation=replace(preset.generation, **self.generation),
         )
 
@@ -74,19 +84,18 @@ def read_conversation(path: Path) -> Conversation:
 
     Media are relative to the file's folder. Raises UsageError for a file that is not understood to the last key.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise UsageError(f"longer than {_MOST_BYTES:,} bytes: no conversation")
-        values = _parsed(content.decode("utf-8-sig"), path)
-        return _conversation(values if isinstance(values, dict) else {"messages": values}, path.parent)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not text in UTF-8") from None
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}", error.hint) from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    content = read_file(path, "conversation")
+    with placed(str(path)):
+        values = read_json(content) if path.suffix.lower() == ".json" else read_yaml(content)
+        values = values if isinstance(values, dict) else {"messages": values}
+        shape: dict[str, Any] = {"model": Text | None, "quantize": Quantize | None, "messages": list}
+        shape |= {"sampling": sampling_shape(), "generation": shape_of(Generation)}
+        found = read_fields({"messages": None, **values}, shape)
+        messages = found.pop("messages")
+        drafts = read_drafts(messages, lambda written: below(path.parent, text_to_path(written)))
+        conversation = Conversation(drafts, **found)
+        conversation.over(Preset("", ""))  # values outside their ranges
+        return conversation
 
 
 def write_conversation(path: Path, conversation: Conversation) -> None:
@@ -108,8 +117,6 @@ def write_conversation(path: Path, conversation: Conversation) -> None:
     if path.suffix.lower() == ".json":
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     else:
-        from .yamltext import write_yaml
-
         text = "# A conversation: `llvid chat --load` goes on with it.\n" + write_yaml(values)
     try:
         with whole_file(path) as beside:
@@ -118,29 +125,14 @@ def write_conversation(path: Path, conversation: Conversation) -> None:
         raise LlvidError(str(error), "name another place") from None
 
 
-def read_draft(message: object, place: Callable[[str], str]) -> Draft:
-    """Return a message of the chat format of transformers; `place` makes a path of what is written for one."""
-    if not isinstance(message, dict) or not {"role", "content"} >= set(message) or len(message) != 2:
-        raise UsageError(f"a message holds 'role' and 'content', got {brief(message)}")
-    role, content = message["role"], message["content"]
-    if role not in get_args(Role):
-        raise UsageError(f"the role must be system, user or assistant, got {brief(role)}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    texts, paths = [], []
-    for part in items(content, "content"):
-        values = part if isinstance(part, dict) else {}
-        kind = str(values.get("type"))
-        text, where = values.get("text"), values.get("path", values.get(kind))
-        if kind == "text" and isinstance(text, str):
-            texts.append(encodable(text))
-        elif kind in _MEDIA_KINDS and isinstance(where, str) and where and role == "user":
-            paths.append(place(where))
-        else:
-            raise UsageError(
-                f"a part of a message is a text, or a user's video or image with a path, got {brief(part)}"
-            )
-    return Draft(cast("Role", role), "\n".join(texts), tuple(paths))
+def read_drafts(messages: Iterable[object], locate: Callable[[str], str]) -> tuple[Draft, ...]:
+    """Return messages of the chat format of transformers; `locate` makes a path of what is written for one."""
+    drafts = []
+    for number, message in enumerate(messages, start=1):
+        with placed(f"message {number}"):
+            role, text, media = read_message(message, _FORM)
+            drafts.append(Draft(cast("Role", role), text, tuple(locate(path) for _, path in media)))
+    return tuple(drafts)
 
 
 def below(folder: Path, path: str) -> str:
@@ -152,79 +144,31 @@ def below(folder: Path, path: str) -> str:
     return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
 
 
-def items(value: object, name: str) -> list[Any]:
-    """Return a list that has something in it; raises UsageError for anything else."""
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"{name!r} must be a list with something in it, got {brief(value)}")
-    return value
+def write_yaml(value: object) -> str:
+    """Return plain data as text that `read_yaml` takes back; texts of several lines are written as they look."""
+    import yaml
 
+    class Writer(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            del data
+            return True
 
-def encodable(text: str) -> str:
-    """Return the text; JSON can hold halves of characters, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{text[error.start]!r} is half a character") from None
-    return text
+    def write_text(writer: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        style = '"' if any(mark in text for mark in _ODD_BREAKS) else "|" if "\n" in text else None
+        return writer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-
-def brief(value: object) -> str:
-    """Return a value as an error shows it: of a long one, the beginning."""
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
-
-
-def _parsed(text: str, path: Path) -> object:
-    if path.suffix.lower() != ".json":
-        from .yamltext import read_yaml
-
-        return read_yaml(text)
-    try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"not JSON: {error}") from None
-
-
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise UsageError(f"a key stands there twice: {brief([key for key, _ in pairs])}")
-    return values
-
-
-def _conversation(values: Mapping[Any, Any], folder: Path) -> Conversation:
-    for key in values:
-        if key not in _KEYS:
-            raise UsageError(f"there is no key {brief(key)}", nearest(str(key), _KEYS) or f"keys: {', '.join(_KEYS)}")
-    drafts = []
-    for number, message in enumerate(items(values.get("messages"), "messages"), start=1):
-        try:
-            drafts.append(read_draft(message, lambda path: below(folder, text_to_path(path))))
-        except UsageError as error:
-            raise UsageError(f"message {number}: {error}", error.hint) from None
-    model, quantize = values.get("model"), values.get("quantize")
-    if model is not None and (not isinstance(model, str) or not model):
-        raise UsageError(f"'model' must be text, got {brief(model)}")
-    if quantize is not None and quantize not in get_args(Quantize):
-        raise UsageError(f"'quantize' must be one of {', '.join(get_args(Quantize))}, got {brief(quantize)}")
-    sampling = checked(values.get("sampling", {}), Sampling, "sampling")
-    generation = checked(values.get("generation", {}), Generation, "generation")
-    found = Conversation(tuple(drafts), encodable(model) if model else None, quantize, sampling, generation)
-    found.over(Preset("", ""))  # values outside their ranges
-    return found
+    Writer.add_representer(str, write_text)
+    return yaml.dump(value, Dumper=Writer, allow_unicode=True, sort_keys=False, width=_WIDTH)
 
 
 def _message(draft: Draft, folder: Path) -> dict[str, Any]:
     if not draft.paths:
         return {"role": draft.role, "content": draft.text}
-    parts = [{"type": _kind(path), "path": path_to_text(_seen_from(folder, path))} for path in draft.paths]
+    parts = [
+        {"type": "image" if is_picture(path) else "video", "path": path_to_text(_seen_from(folder, path))}
+        for path in draft.paths
+    ]
     return {"role": draft.role, "content": parts + ([{"type": "text", "text": draft.text}] if draft.text else [])}
-
-
-def _kind(path: str) -> str:
-    from .image import is_picture
-
-    return "image" if is_picture(path) else "video"
 
 
 def _seen_from(folder: Path, path: str) -> str:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .folders import config_folder
 from .model import Quantize
-from .sampling import Sampling
+from .sampling import Sampling, parse_time
 from .subtitles import Count, Heard, Subtitles, with_lines
 from .timestamps import with_times
+from .validation import placed, read_fields, read_file, read_yaml, shape_of
 from .video import Frames
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()
+# The names of options of sampling that are not those of their fields.
+_OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
+_TIMES = ("start_seconds", "end_seconds")
+SAMPLING_OPTIONS = ("frames", "fps", *_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -87,66 +92,36 @@ def load_preset(name: str) -> Preset:
 
 def read_preset(path: Path) -> Preset:
     """Return the preset that a file holds; raises `UsageError`."""
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"there is no preset file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the preset {path} can't be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"the preset {path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
-    try:
-        values = checked(content, Preset, path.stem)
-        for part in ("sampling", "generation"):
-            if part in values:
-                kind = {"sampling": Sampling, "generation": Generation}[part]
-                values[part] = kind(**checked(values[part], kind, part))
-        return Preset(name=path.stem, path=path, **values)
-    except UsageError as error:
-        raise UsageError(f"preset {path}: {error}", error.hint) from None
+    if not os.path.lexists(path):
+        raise UsageError(f"there is no preset file {path}")
+    content = read_file(path, "preset")
+    shape = shape_of(Preset) | {"sampling": sampling_shape(), "generation": shape_of(Generation)}
+    del shape["name"], shape["path"]
+    with placed(f"preset {path}"):
+        values = read_fields(read_yaml(content), shape, path.stem)
+        if "about" not in values:
+            raise UsageError("the key 'about' is missing", "one line that says what it is for")
+        sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
+        generation = Generation(**values.pop("generation", {}))
+        return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
 
 
-def checked(content: object, kind: type, where: str) -> dict[str, Any]:
-    """Return a mapping's values if its keys and types are those of a dataclass."""
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{where} must hold keys and values, got {type(content).__name__}")
-    types = get_type_hints(kind)
-    known = {field.name for field in fields(kind)} - {"name", "path"}
-    if kind is Preset and "about" not in content:
-        raise UsageError("the key 'about' is missing", "one line that says what it is for")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in known:
-            raise UsageError(
-                f"{where} has no key {str(key)!r}", nearest(str(key), known) or f"keys: {', '.join(sorted(known))}"
-            )
-        values[key] = _fitting(value, types[key], f"{where}: {key}")
-    return values
+def sampling_shape() -> dict[str, Any]:
+    """Return the keys that set a sampling: its fields, and the options' names; a time may be written as text."""
+    shape = shape_of(Sampling)
+    shape |= {key: shape[key] | str for key in _TIMES}
+    return shape | {option: shape[field] for option, field in _OPTIONS.items()}
 
 
-def _fitting(value: object, wanted: Any, where: str) -> Any:
-    """Return a scalar that has a field's type; a nested mapping is checked by its own class."""
-    from types import NoneType
-    from typing import Literal, get_args, get_origin
+def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:
+    """Return a sampling with what is given by the keys of `sampling_shape` over it.
 
-    if wanted in (Sampling, Generation):
-        return value
-    choices = get_args(wanted)
-    if get_origin(wanted) is Literal:
-        if value in choices:
-            return value
-        raise UsageError(f"{where} must be one of {', '.join(choices)}, got {value!r}", nearest(str(value), choices))
-    allowed = choices or (wanted,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) in allowed or (value is None and NoneType in allowed):
-        return value
-    names = {
-        NoneType: "null", str: "text", int: "a whole number", float: "a number", bool: "true or false",
-    }  # fmt: skip
-    raise UsageError(f"{where} must be {' or '.join(names.get(t, str(t)) for t in allowed)}, got {value!r}")
+    A number of frames takes the place of a rate. Raises UsageError for values that make no sense.
+    """
+    values: dict[str, Any] = {"fps": None} if "frames" in given else {}
+    for key, value in given.items():
+        field = _OPTIONS.get(key, key)
+        if field != key and field in given:
+            raise UsageError(f"{key!r} and {field!r} are the same option, and both are given")
+        values[field] = parse_time(value) if field in _TIMES and isinstance(value, str) else value
+    return replace(base, **values)

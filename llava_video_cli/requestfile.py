@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from .conversation import Answer, Generation, Media, Request
-from .errors import LlvidError, MediaError, UsageError, nearest
+from .errors import LlvidError, MediaError, UsageError
 from .fingerprint import fingerprint
 from .image import is_picture, read_image
 from .limits import Limits
-from .messages import Draft, below, encodable, items, read_draft, turns_of
-from .preset import Preset
+from .messages import Draft, below, read_drafts, turns_of
+from .preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from .readahead import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .sampling import Sampling, parse_time
+from .sampling import Sampling
 from .timestamps import with_times
+from .validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from .video import Resize, read_frames
 
-_SAMPLING = {"frames": "frames", "fps": "fps", "start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
-_GENERATION = tuple(field.name for field in fields(Generation))
-_KEYS = ("id", "video", "media", "question", "messages", "system", "timestamps", *_SAMPLING, *_GENERATION)
+_SHAPE: Shape = {
+    "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
+    "timestamps": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchRequest:
     """A line of the file. `id` is its own, or the line's number."""
 
     id: str | int
@@ -76,23 +78,31 @@ class Asked:
         return Request(with_times(turns) if self.timestamps else turns, self.generation)
 
 
-def read_requests(path: Path, preset: Preset) -> Iterator[Asked]:
+def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
     """Yield the requests of a file; media are relative to its folder.
 
     Raises UsageError for the first line that is not understood to the last key, with its number.
     """
     ids: set[str | int] = set()
+    choices, generation = sampling_shape(), shape_of(Generation)
+    shape = {**_SHAPE, **{key: choices[key] for key in SAMPLING_OPTIONS}, **generation}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                try:
-                    asked = _parsed(line, number, path.parent, preset)
+                with placed(f"{path}, line {number}"):
+                    values = read_object(line)
+                    read_fields(values, shape)  # they stay as they are written: a record's key holds 2, and not 2.0
+                    asked = BatchRequest(
+                        values.get("id", number),
+                        _drafts(values, path.parent, preset.system),
+                        with_sampling(preset.sampling, {key: values[key] for key in choices if key in values}),
+                        replace(preset.generation, **{key: values[key] for key in generation if key in values}),
+                        values.get("timestamps", preset.timestamps),
+                    )
                     if asked.id in ids:
-                        raise UsageError(f"the id {asked.id!r} was there before")
-                except UsageError as error:
-                    raise UsageError(f"{path}, line {number}: {error}", error.hint) from None
+                        raise UsageError(f"the id {brief(asked.id)} was there before")
                 ids.add(asked.id)
                 yield asked
     except OSError as error:
@@ -103,7 +113,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[Asked]:
 class RequestJob:
     """The requests on the same frames of the same media, with the keys of their records."""
 
-    asked: tuple[tuple[Asked, str], ...]
+    asked: tuple[tuple[BatchRequest, str], ...]
     settings: Mapping[str, Any]
 
     @property
@@ -134,7 +144,9 @@ class RequestJob:
             else:
                 yield Record(self._values(asked, media, result, key))
 
-    def _values(self, asked: Asked, media: Sequence[Mapping[str, Any]], answer: Answer, key: str) -> dict[str, Any]:
+    def _values(
+        self, asked: BatchRequest, media: Sequence[Mapping[str, Any]], answer: Answer, key: str
+    ) -> dict[str, Any]:
         own = {
             "system": asked.system,
             "timestamps": asked.timestamps,
@@ -145,81 +157,30 @@ class RequestJob:
         return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
 
 
-def _parsed(line: bytes, number: int, folder: Path, preset: Preset) -> Asked:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UsageError("must hold a JSON object")
-    for key in values:
-        if key not in _KEYS:
-            raise UsageError(f"there is no key {key!r}", nearest(key, _KEYS) or f"keys: {', '.join(_KEYS)}")
-    identity = values.get("id", number)
-    if not isinstance(identity, str | int) or isinstance(identity, bool):
-        raise UsageError(f"'id' must be text or a whole number, got {identity!r}")
-    drafts = _drafts(values, folder)
-    system = _text(values, "system") if "system" in values else preset.system
-    if system and not any(draft.role == "system" for draft in drafts):
-        drafts = (Draft("system", system), *drafts)
-    timestamps = values.get("timestamps", preset.timestamps)
-    if not isinstance(timestamps, bool):
-        raise UsageError(f"'timestamps' must be true or false, got {timestamps!r}")
-    return Asked(identity, drafts, _sampling(values, preset), _generation(values, preset), timestamps)
-
-
-def _drafts(values: Mapping[str, Any], folder: Path) -> tuple[Draft, ...]:
+def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tuple[Draft, ...]:
     """Return the turns of `messages`, or of `question`, with the media of `video` or `media` in the first question."""
     if ("question" in values) == ("messages" in values):
         raise UsageError("either 'question' or 'messages' is needed")
-    given = _paths(values, folder)
+    if "video" in values and "media" in values:
+        raise UsageError("'video' and 'media' exclude each other")
+    given = [values["video"]] if "video" in values else values.get("media", [])
+    for path in given:
+        if not isinstance(path, str) or not path:
+            raise UsageError(f"a path must be text, got {brief(path)}")
     if "question" in values:
-        drafts = [Draft("user", _text(values, "question"))]
+        drafts = [Draft("user", values["question"])]
     else:
-        drafts = [read_draft(message, partial(below, folder)) for message in items(values["messages"], "messages")]
+        drafts = [*read_drafts(values["messages"], partial(below, folder))]
     if given:
         if any(draft.paths for draft in drafts):
             raise UsageError("the media stand in 'messages' already")
         first = next((n for n, draft in enumerate(drafts) if draft.role == "user"), 0)
-        drafts[first] = replace(drafts[first], paths=given)
+        drafts[first] = replace(drafts[first], paths=tuple(below(folder, path) for path in given))
     if not any(draft.paths for draft in drafts):
         raise UsageError("'video' or 'media' is needed")
     if drafts[-1].role != "user":
         raise UsageError("the last message must be the user's")
+    system = values.get("system", system)
+    if system and not any(draft.role == "system" for draft in drafts):
+        drafts.insert(0, Draft("system", system))
     return tuple(drafts)
-
-
-def _paths(values: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-    if "video" in values and "media" in values:
-        raise UsageError("'video' and 'media' exclude each other")
-    given = [values["video"]] if "video" in values else items(values["media"], "media") if "media" in values else []
-    for path in given:
-        if not isinstance(path, str) or not path:
-            raise UsageError(f"a path must be text, got {path!r}")
-    return tuple(below(folder, path) for path in given)
-
-
-def _text(values: Mapping[str, Any], key: str) -> str:
-    value = values[key]
-    if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{key!r} must be text, got {value!r}")
-    return encodable(value)
-
-
-def _sampling(values: Mapping[str, Any], preset: Preset) -> Sampling:
-    given = {field: values[key] for key, field in _SAMPLING.items() if key in values}
-    for field in ("start_seconds", "end_seconds"):
-        if isinstance(given.get(field), str):
-            given[field] = parse_time(given[field])
-    if "frames" in given and "fps" not in given:
-        given["fps"] = None
-    return replace(preset.sampling, **given)
-
-
-def _generation(values: Mapping[str, Any], preset: Preset) -> Generation:
-    given = {name: values[name] for name in _GENERATION if name in values}
-    for name, value in given.items():
-        whole = name in ("max_new_tokens", "seed")
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise UsageError(f"{name!r} must be a {'whole ' if whole else ''}number, got {value!r}")
-    return replace(preset.generation, **given)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 
 from .conversation import Generation
 from .errors import UsageError, nearest
-from .messages import Draft, brief
+from .messages import Draft
 from .sampling import Sampling
+from .validation import brief
 
 _WHOLE = ("max_new_tokens", "seed")
 _SAMPLING, _GENERATION = Sampling(), Generation()

@@ -14,8 +14,8 @@ from terminal import scene
 
 from llava_video_cli import LlvidError, UsageError, load_preset
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.messages import Conversation, Draft, read_conversation, write_conversation
-from llava_video_cli.yamltext import read_yaml, write_yaml
+from llava_video_cli.messages import Conversation, Draft, read_conversation, write_conversation, write_yaml
+from llava_video_cli.validation import read_yaml
 
 FULL = """
 model: demo

@@ -116,7 +116,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"video": 3, "question": "x"}, "a path must be text"),
         ({"video": "a", "question": ""}, "'question' must be text"),
         ({"video": "a", "question": "x", "frames": 0}, "from 1 to"),
-        ({"video": "a", "question": "x", "fps": "fast"}, "frames per second"),
+        ({"video": "a", "question": "x", "fps": "fast"}, "'fps' must be a number"),
         ({"video": "a", "question": "x", "frames": 2.5}, "whole number"),
         ({"video": "a", "question": "x", "temperature": "hot"}, "must be a number"),
         ({"video": "a", "question": "x", "max_new_tokens": 2.5}, "must be a whole number"),

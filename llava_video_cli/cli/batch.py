@@ -16,7 +16,7 @@ from ..image import is_picture, read_image
 from ..ledger import Errors, Ledger
 from ..model import Model
 from ..record import Failure, path_to_text, settings_values
-from ..requestfile import Asked, RequestJob, read_requests
+from ..requestfile import BatchRequest, RequestJob, read_requests
 from ..sampling import Sampling
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
 from .opening import unread
@@ -77,11 +77,11 @@ def batch(
         raise typer.Exit(code)
 
 
-def _plan(asked: list[Asked], settings: Settings, flags: AnyModelFlags, done: set[str]) -> Plan:
+def _plan(asked: list[BatchRequest], settings: Settings, flags: AnyModelFlags, done: set[str]) -> Plan:
     """Sort out what is done; the requests on the same frames become one job."""
     more = [item for item in weights_asked(flags).items() if item[0] not in ("revision", "dtype")]
     weights = repr((settings.model, flags.revision, flags.dtype, settings.preset.quantize, *more))
-    groups: dict[Any, list[tuple[Asked, str]]] = {}
+    groups: dict[Any, list[tuple[BatchRequest, str]]] = {}
     failures = []
     for each in asked:
         try:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ..errors import LlvidError, UsageError, nearest
 from ..image import Picture
-from ..messages import Conversation, brief, write_conversation
+from ..messages import Conversation, write_conversation
 from ..session import SETTINGS
+from ..validation import brief
 from .chatting import Chat
 from .frames import save
 

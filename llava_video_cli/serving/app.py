@@ -31,7 +31,7 @@ from .page import page, sheet_values
 from .refusal import RefusedError, refused
 from .reply import Reply, refusal
 from .service import Seen, Service
-from .wire import Asked, read_asked, read_json
+from .wire import ChatCompletion, read_body, read_completion
 
 Result = TypeVar("Result")
 Ready = TypeVar("Ready")
@@ -154,7 +154,7 @@ class Sheets:
     async def read(self, body: bytes) -> dict[str, Any]:
         """Return the sheet's values."""
         service, shelf = self._service, self._service.shelf
-        asked = await shelf.in_thread(lambda: read_asked(read_json(body), service.model.name, service.preset))
+        asked = await shelf.in_thread(lambda: read_completion(read_body(body), service.model.name, service.preset))
         if len(asked.urls) != 1:
             raise RefusedError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
         (medium,) = await shelf.read(asked.urls, asked.places, asked.sampling)
@@ -172,12 +172,12 @@ class Completions:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def read(self, body: bytes) -> tuple[Asked, conversation.Request, list[Media]]:
+    async def read(self, body: bytes) -> tuple[ChatCompletion, conversation.Request, list[Media]]:
         """Return what is asked, read and decoded; the URLs, which may be long, are left out."""
         service = self._service
 
-        def read() -> Asked:
-            return read_asked(read_json(body), service.model.name, service.preset)
+        def read() -> ChatCompletion:
+            return read_completion(read_body(body), service.model.name, service.preset)
 
         asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.shelf.in_thread(read)
         media = await service.shelf.read(asked.urls, asked.places, asked.sampling)
@@ -190,7 +190,9 @@ class Completions:
         )
         return replace(asked, drafts=()), request, media
 
-    async def answer(self, ready: tuple[Asked, conversation.Request, list[Media]], reply: Reply, began: float) -> None:
+    async def answer(
+        self, ready: tuple[ChatCompletion, conversation.Request, list[Media]], reply: Reply, began: float
+    ) -> None:
         """Have the model answer, and send it on as it comes."""
         asked, request, media = ready
         service, loop, events = self._service, asyncio.get_running_loop(), asyncio.Queue[Event]()

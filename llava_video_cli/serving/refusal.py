@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
+from ..validation import InputError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _STATUS = (
@@ -48,4 +49,5 @@ def refused(error: LlvidError) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
-    return RefusedError(status, str(error), error.hint, code=code)
+    param = error.field.lstrip(".") if isinstance(error, InputError) else None
+    return RefusedError(status, str(error), error.hint, param=param or None, code=code)

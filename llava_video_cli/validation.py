@@ -1,0 +1,265 @@
+"""The one strict reader of what people write: presets, conversations, files of requests, requests to the server.
+
+A shape says what is understood: the keys, and the type of each. Any other key is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NewType, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
+
+from .errors import UsageError, nearest
+
+MOST_BYTES = 2**18  # of a file or a conversation: twice the text that the longest context (32,768 tokens) holds
+_MOST_SHOWN = 100  # characters of a value in an error
+_MOST_NESTED = 32
+_MOST_DIGITS = 1000  # of a YAML number: Python shows none of more than 4,300
+_MOST_LISTED = 20  # keys in a hint
+_YAML_INT = "tag:yaml.org,2002:int"
+
+Text = NewType("Text", str)  # with something in it
+Shape: TypeAlias = Mapping[str, Any]  # a key's type, or the shape of what stands below it
+
+_WORDS = {
+    NoneType: "null", str: "text", Text: "text", int: "a whole number", float: "a number", bool: "true or false",
+    list: "a list with something in it",
+}  # fmt: skip
+
+
+class InputError(UsageError):
+    """Something that was written is not understood; `field` is its place: `.messages[0].content[1]`."""
+
+    def __init__(self, message: str, hint: str | None = None, field: str = "") -> None:
+        super().__init__(message, hint)
+        self.field = field
+
+
+@contextmanager
+def placed(place: str = "", field: str = "") -> Iterator[None]:
+    """Put the place of what is read before the line of an error, and its field before the error's own."""
+    try:
+        yield
+    except UsageError as error:
+        message = f"{place}: {error}" if place else str(error)
+        raise InputError(message, error.hint, field + getattr(error, "field", "")) from None
+
+
+def brief(value: object) -> str:
+    """Return a value as an error shows it: of a long one, the beginning."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def encodable(text: str) -> str:
+    """Return the text; JSON can hold halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{text[error.start]!r} is half a character") from None
+    return text
+
+
+def read_file(path: Path, kind: str) -> bytes:
+    """Return a file's content; raises UsageError for one that can't be read, or is too long for its kind."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"{path}: longer than {MOST_BYTES:,} bytes: no {kind}")
+    return content
+
+
+def read_yaml(content: bytes | str) -> object:
+    """Return plain data, each key once; raises UsageError with the line of what is wrong.
+
+    Aliases are refused, by which a text of a few lines can grow to gigabytes.
+    """
+    import yaml
+
+    class Reader(yaml.SafeLoader):
+        nested = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nested += 1
+            if self.nested > _MOST_NESTED or self.check_event(yaml.AliasEvent):
+                event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+                problem = "nested too deeply" if self.nested > _MOST_NESTED else "aliases are not taken"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            node = super().compose_node(parent, index)
+            if isinstance(node, yaml.ScalarNode) and node.tag == _YAML_INT and len(node.value) > _MOST_DIGITS:
+                raise yaml.MarkedYAMLError(problem="the number has too many digits", problem_mark=node.start_mark)
+            self.nested -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            seen = set[str]()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    problem = f"the key {brief(key.value)} stands there twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(_decoded(content), Reader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{where}not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
+    """Return JSON's values, each key once, and all numbers finite or too large; raises UsageError."""
+    try:
+        return json.loads(_decoded(content, encoding), object_pairs_hook=_each_once, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(f"not JSON: {error.msg} ({line}column {error.colno})") from None
+    except RecursionError:
+        raise InputError("not JSON: nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from None
+
+
+def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
+    """Return a JSON object's values; raises UsageError."""
+    values = read_json(content, encoding)
+    if not isinstance(values, dict):
+        raise InputError(f"must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def shape_of(kind: type) -> dict[str, Any]:
+    """Return a dataclass's fields and their types."""
+    types = get_type_hints(kind)
+    return {field.name: types[field.name] for field in fields(kind)}
+
+
+def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missing: bool = False) -> dict[str, Any]:
+    """Return the values of a mapping, each of its type; there need not be one for each key of the shape.
+
+    `where` is what holds them, as an error names it. Raises UsageError for what is not understood to the last key.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} must hold keys and values, got {type(values).__name__}")
+    for key in values:
+        if key not in shape:
+            message = f"{where} has no key {brief(key)}" if where else f"there is no key {brief(key)}"
+            keys = f"keys: {', '.join(sorted(shape))}" if len(shape) <= _MOST_LISTED else None
+            raise InputError(message, nearest(str(key), shape) or keys, f".{str(key)[:_MOST_SHOWN]}")
+    found = {}
+    for key, value in values.items():
+        if null_is_missing and value is None:
+            continue
+        wanted = shape[key]
+        with placed(field=f".{key}"):
+            if isinstance(wanted, Mapping):
+                found[key] = read_fields(value, wanted, key, null_is_missing=null_is_missing)
+            else:
+                found[key] = fitting(value, wanted, f"{where}: {key}" if where else repr(key))
+    return found
+
+
+def fitting(value: object, wanted: Any, name: str) -> Any:
+    """Return a value that has a type, a whole number also where a fraction may stand; raises UsageError."""
+    if isinstance(value, str) and wanted is not Any:
+        with placed(name):
+            encodable(value)  # msgspec ends in a UnicodeEncodeError
+    fit: Any = value
+    if type(value) is not wanted and wanted is not Any:  # the presets that ship need no msgspec: its import takes 9 ms
+        import msgspec
+
+        try:
+            fit = msgspec.convert(value, wanted, strict=True)
+        except msgspec.ValidationError:
+            hint = nearest(str(value), get_args(wanted)) if get_origin(wanted) is Literal else None
+            raise InputError(f"{name} must be {_words(wanted)}, got {brief(value)}", hint) from None
+    is_blank = Text in (wanted, *get_args(wanted)) and isinstance(fit, str) and not fit.strip()
+    if is_blank or (wanted is list and not fit):
+        raise InputError(f"{name} must be {_words(wanted)}, got {brief(value)}")
+    return fit
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    """How messages are written: the meaning of each role, the kinds of media, and the key of a medium's place."""
+
+    roles: Mapping[str, str]
+    kinds: Sequence[str]
+    place: str
+    ignored: Sequence[str] = ()
+
+
+def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tuple[int, str]]]:
+    """Return the role of a chat message, its text, and of each medium the number of its part and its place.
+
+    A key that holds nothing may stand there, as chat clients write it. Raises UsageError.
+    """
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise InputError(f"a message holds 'role' and 'content', got {brief(message)}")
+    for key, value in message.items():
+        if key not in ("role", "content", *form.ignored) and value not in (None, []):
+            raise InputError(f"a message has no key {brief(key)}", nearest(str(key), ("role", "content")))
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or role not in form.roles:
+        raise InputError(f"the role must be {_either(form.roles.values())}, got {brief(role)}", field=".role")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    with placed(field=".content"):
+        parts = fitting(content, list, "'content'")
+    texts, media = [], []
+    for number, part in enumerate(parts):
+        values = part if isinstance(part, dict) else {}
+        kind, text = str(values.get("type")), values.get("text")
+        place = values.get(form.place, values.get(kind))
+        if isinstance(place, dict):
+            place = place.get(form.place)
+        with placed(field=f".content[{number}]"):
+            if kind == "text" and isinstance(text, str):
+                texts.append(encodable(text))
+            elif kind in form.kinds and isinstance(place, str) and place and form.roles[role] == "user":
+                media.append((number, place))
+            else:
+                known = f"a text, or a user's {_either(form.kinds)} with a {form.place}"
+                raise InputError(f"a part of a message is {known}, got {brief(part)}")
+    return form.roles[role], "\n".join(texts), media
+
+
+def _words(wanted: Any) -> str:
+    """Return a type in plain English."""
+    parts = get_args(wanted)
+    if get_origin(wanted) is Literal:
+        return f"one of {', '.join(parts)}"
+    return " or ".join(map(_words, parts)) if parts else _WORDS[wanted]
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}"
+
+
+def _decoded(content: bytes | str, encoding: str = "utf-8-sig") -> str:
+    try:
+        return content if isinstance(content, str) else content.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputError("not text in UTF-8") from None
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {brief(twice)} stands there twice")
+    return values
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
