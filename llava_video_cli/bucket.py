@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import LlvidError, MediaError
+from .errors import LlvidError, MediaError, first_line
 from .listing import Found, may_be_video
 
 _COPIED_AT_ONCE = 2**20
@@ -107,10 +107,10 @@ def file_system(address: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(address)
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
     except (ImportError, ValueError, OSError) as error:
-        words = (str(error) or reason).splitlines()[0]
+        words = first_line(error) if str(error) else reason
     raise LlvidError(f"{address} can't be opened: {words}", "s3://, gs:// and hdfs:// need no further package")
 
 
 def _unreadable(address: str, error: OSError) -> MediaError:
-    words = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+    words = error.strerror or first_line(error)
     return MediaError(f"{address}: can't be read: {words}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import LlvidError
+from .errors import LlvidError, first_line
 from .limits import Limits, cores
 
 _KNOCK_SECONDS = 10.0
@@ -154,8 +154,3 @@ def _ray() -> Any:
         raise LlvidError("--ray needs the package ray", "pip install 'llava-video-cli[ray]'") from None
     _quieten(ray)
     return ray
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, without what it drags along."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

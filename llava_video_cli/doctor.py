@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from . import machine, packages
 from .choice import Choice, Host, Problem, Question, choose
-from .errors import LlvidError
+from .errors import LlvidError, first_line
 from .models.hub import CachedCheckpoint, cache_folder, cached_checkpoints
 
 Result = TypeVar("Result")
@@ -89,7 +89,7 @@ def _try(
     except subprocess.TimeoutExpired as error:
         report.problems.append(Problem(f"{what} took more than {error.timeout:g} seconds", mend, stops))
     except Exception as error:  # noqa: BLE001 - whatever is broken, the rest of the report is wanted
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         report.problems.append(Problem(f"{what} failed: {reason}", mend, stops))
     return None
 

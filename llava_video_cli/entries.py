@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 from .bucket import is_address, opened, videos
-from .errors import LlvidError, MediaError
+from .errors import LlvidError, MediaError, first_line
 from .listing import Found, find
 
 LISTS = (".jsonl", ".parquet")
@@ -154,7 +154,7 @@ def _parquet(path: str, file: BinaryIO) -> Any:
     try:
         return parquet.ParquetFile(file)
     except ArrowInvalid as error:
-        raise MediaError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise MediaError(f"{path}: not a Parquet file: {first_line(error)}") from None
 
 
 def _column(path: str, names: Sequence[str]) -> str:

@@ -55,6 +55,22 @@ class OutOfMemoryError(ModelError):
     """What was asked for at a time needs more memory than is free; nothing is lost but the attempt."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line, for errors that say the reason at their end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def described(error: BaseException) -> str:
+    """Return an unknown error's class and the first line of what it says."""
+    words = first_line(error)
+    return words if words == type(error).__name__ else f"{type(error).__name__} {words}"
+
+
 def nearest(word: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
     """Return a hint that names the known word nearest to a mistyped one, or None if none is as near as `least` of 1."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=least)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from .conversation import Answer, Request
-from .errors import LlvidError, MediaError
+from .errors import LlvidError, MediaError, described
 from .image import Picture
 from .limits import Limits
 from .record import Failure, Record
@@ -158,8 +158,7 @@ class ReadAhead:
             except LlvidError as failure:
                 error = failure
             except Exception as failure:  # noqa: BLE001 - one odd file must not end the run
-                words = str(failure).strip().splitlines() or [""]
-                error = MediaError(f"{task.job.name}: can't be read: {type(failure).__name__} {words[0]}".rstrip())
+                error = MediaError(f"{task.job.name}: can't be read: {described(failure)}")
             if task.given_up:
                 return  # another thread has taken this one's place
             self._end(task, error)

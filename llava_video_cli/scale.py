@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .caption import CaptionJob, Task
-from .cluster import Joined, first_line
+from .cluster import Joined
 from .entries import Part, parts
-from .errors import LlvidError
+from .errors import LlvidError, first_line, last_line
 from .handover import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
 from .limits import Limits
 from .model import Model
@@ -247,7 +247,7 @@ def _check_going_on(error: Exception, came: int) -> None:
     from ray.exceptions import RaySystemError, RayTaskError
 
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaySystemError):
-        words = (str(error.cause).strip().splitlines() or [""])[-1]
+        words = last_line(error.cause)
         raise LlvidError(
             f"the workers can't take the work: {words}", "the same llvid has to be installed on every node"
         ) from None

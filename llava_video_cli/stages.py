@@ -17,7 +17,7 @@ from .bucket import fetched, is_address
 from .caption import CaptionJob
 from .conversation import Budget, Request
 from .entries import Part, found_in
-from .errors import LlvidError, MediaError, ModelError
+from .errors import LlvidError, MediaError, ModelError, described, first_line
 from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
 from .limits import Limits
 from .listing import Found
@@ -212,11 +212,10 @@ class Answerer:
         except LlvidError:
             raise
         except Exception as error:  # noqa: BLE001 - one odd video must not end the run
-            words = (str(error).strip().splitlines() or [""])[0]
-            if "CUDA" in words:
+            if "CUDA" in first_line(error):
                 os._exit(70)  # the device can't be used any more in this process: another one goes on
             if len(questions) == 1:
-                return [ModelError(f"can't be answered: {type(error).__name__} {words}".rstrip())]
+                return [ModelError(f"can't be answered: {described(error)}")]
         return [result for question in questions for result in self._guarded(model, [question])]
 
     def _said(self, batch: Sequence[Read], results: Sequence[Result]) -> Iterator[Said]:

@@ -17,7 +17,7 @@ from glob import escape
 from pathlib import Path
 from threading import Event
 
-from ..errors import ModelError, nearest
+from ..errors import ModelError, first_line, nearest
 from .checkpoint import check_architecture, check_weights, read_config, weight_names
 
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
@@ -363,7 +363,7 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, errors.HFValidationError):
-        return f"{model!r} is neither a folder nor a hub id: {_first_line(error)}", DEMO_HINT
+        return f"{model!r} is neither a folder nor a hub id: {first_line(error)}", DEMO_HINT
     if "/" not in model and (demo := nearest(model, ["demo"])):
         return f"there is no model {model!r}", demo
     if isinstance(error, errors.GatedRepoError):
@@ -389,11 +389,7 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"no room for {model}: {error.strerror}", ROOM_HINT
     if isinstance(error, errors.HTTPError):
-        return f"the hub can't be reached for {model}: {_first_line(error)}", pull
+        return f"the hub can't be reached for {model}: {first_line(error)}", pull
     if isinstance(error, OSError) and error.filename:
         return f"can't write {error.filename}: {error.strerror}", ROOM_HINT
-    return f"{model} can't be fetched: {_first_line(error)}", pull
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{model} can't be fetched: {first_line(error)}", pull

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import CHECKPOINT
-from ..errors import LlvidError, ModelError
+from ..errors import LlvidError, ModelError, first_line, last_line
 from ..model import Loading
 from .adaptation import adapted
 from .attention import choose_attention
@@ -82,7 +82,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     try:
         settings = LlavaNextVideoConfig.from_dict(config)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
-        raise ModelError(f"the config in {folder} can't be used: {_last_line(error)}") from None
+        raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
     if choice.quantize != "none" and stored is None:
         options["quantization_config"] = _quantization(choice, dtype)
     with _loading_errors(name, folder, choice):
@@ -139,7 +139,7 @@ def _loading_errors(name: str, folder: Path, choice: Choice) -> Iterator[None]:
             f"out of memory on {choice.device.name} while {name} was loaded: its weights take {needed:.1f} GB",
             f"{narrower}a smaller checkpoint, or more memory free",
         )
-    raise ModelError(f"the weights in {folder} can't be loaded: {_first_line(failure)}") from failure
+    raise ModelError(f"the weights in {folder} can't be loaded: {first_line(failure)}") from failure
 
 
 def _settle_generation(model: Any, folder: Path) -> None:
@@ -173,11 +173,3 @@ def _quieten() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each 8-bit product of float32
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

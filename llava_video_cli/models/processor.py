@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import CHECKPOINT
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .random_weights import has_random_weights
 
 
@@ -49,7 +49,7 @@ def _processor_from_parts(folder: Path, config: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} can't be loaded: {_first_line(error)}") from error
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}") from error
     size = config.vision_config.image_size
     sizes: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**sizes), LlavaNextImageProcessor(**sizes), tokenizer)
@@ -59,7 +59,3 @@ def _side(part: Any) -> int | None:
     """The side of the square that a part of the processor crops to, in pixels."""
     crop = part.crop_size
     return crop["height"] if crop and crop["height"] == crop["width"] else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

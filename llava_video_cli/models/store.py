@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..demo import CHECKPOINT
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, UsageError, first_line
 from ..model import Loading
 from .checkpoint import INDEX, describe, read_config
 from .hub import SMALL_FILES
@@ -79,7 +79,7 @@ def _whole_folder(to: Path) -> Iterator[Path]:
         beside.chmod(0o755)
         beside.replace(to)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ModelError(f"can't write {to}: {reason}", _HINT) from None
     finally:
         if beside is not None:
