@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import av.error
 import numpy as np
 
-from .container import Source, demux, read_packets, reason
+from .demux import Packets, Source, demux, is_unstamped, read_packets, reason, time_base_of, timeline_of
 from .errors import MediaError
-from .samples import SampleSource
 from .sampling import Stamps, Timeline
-from .survey import is_unstamped, time_base_of, timeline_of
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -25,9 +21,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-    from .survey import Packets
-
-AnySource: TypeAlias = Source | SampleSource
 # Decoders that take `skip_frame` once, when they open: what is skipped then can't be had later.
 _SKIP_AS_OPENED = {"libdav1d"}
 _log = logging.getLogger(__name__)
@@ -61,7 +54,7 @@ def use_threads(context: VideoCodecContext, count: int) -> None:
     context.thread_count = count
 
 
-def decode_run(source: AnySource, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
+def decode_run(source: Source, packets: Packets, run: Run) -> Iterator[tuple[int, VideoFrame]]:
     """Yield each target of the run with its picture, decoding no packet behind `stop` and none that can be left out.
 
     Raises OffTrackError or an FFmpegError at the first thing that is not as announced; whatever the decoder frowns at,
@@ -71,7 +64,7 @@ def decode_run(source: AnySource, packets: Packets, run: Run) -> Iterator[tuple[
     window = set(packets.stamps[run.entry : run.stop + 1].tolist())
     begin = int(packets.stamps[run.entry])
     last = begin - 1
-    for frame in _pictures(source, packets, run, begin):
+    for frame in _needed(source, packets, run, begin):
         stamp = frame.pts
         if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
             break
@@ -178,42 +171,14 @@ def _good_frames(source: Source, broken: list[str], progress: Callable[[float], 
             progress(min(1.0, packet.pos / source.size_bytes))
 
 
-def _pictures(source: AnySource, packets: Packets, run: Run, begin: int) -> Iterator[VideoFrame]:
-    if not isinstance(source, SampleSource):
-        return _needed(source.context, _between(source, packets, run), set(run.targets), begin)
-    if source.may_join:
-        return _joined(source, packets, run)
-    return _needed(source.context, source.cut(packets.stamps, run.entry, run.stop + 1), set(run.targets), begin)
-
-
-def _joined(source: SampleSource, packets: Packets, run: Run) -> Iterator[VideoFrame]:
-    """Decode packets of several samples; raises OffTrackError where one does not give as many pictures."""
-    joined: deque[range] = deque()
-
-    def decoded() -> Iterator[VideoFrame]:  # the pictures of a packet, which come a few packets later, have its stamp
-        for numbers, packet in source.cut_joined(run.entry, run.stop + 1):
-            joined.append(numbers)
-            yield from source.context.decode(packet)
-        yield from source.context.decode(None)
-
-    for stamp, pictures in groupby(decoded(), lambda frame: frame.pts):
-        frames, numbers = list(pictures), joined.popleft() if joined else range(0)
-        if (stamp, len(frames)) != (numbers.start, len(numbers)):
-            raise OffTrackError
-        for frame, shown in zip(frames, packets.stamps[numbers.start : numbers.stop].tolist(), strict=True):
-            frame.pts = shown
-            yield frame
-
-
-def _needed(
-    context: VideoCodecContext, packets: Iterable[Packet[VideoStream]], targets: set[int], begin: int
-) -> Iterator[VideoFrame]:
-    """Decode packets, leaving out pictures that no other one refers to, unless they are targets.
+def _needed(source: Source, packets: Packets, run: Run, begin: int) -> Iterator[VideoFrame]:
+    """Decode the packets of the run, leaving out pictures that no other one refers to, unless they are targets.
 
     The leading pictures of an open GOP, shown before `begin`, lack what they refer to: they are left out too.
     """
+    context, targets = source.context, set(run.targets)
     skips = context.codec.name not in _SKIP_AS_OPENED
-    for packet in packets:
+    for packet in _between(source, packets, run):
         if packet.size and (packet.pts is None or packet.pts >= begin):
             if skips:
                 context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"

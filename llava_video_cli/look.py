@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -41,15 +40,14 @@ class Look:
     orientation: Orientation
 
     @classmethod
-    def of(cls, frame: VideoFrame, matrix: Sequence[int] | None = None) -> Look:
-        """Return the look of a picture, turned as the header's display matrix says, or the picture itself without one.
+    def of(cls, frame: VideoFrame) -> Look:
+        """Return the look of a picture.
 
-        The matrix (a b u, c d v, x y w) shows a point (p, q) at (a p + c q, b p + d q).
+        Its display matrix (a b u, c d v, x y w) shows a point (p, q) at (a p + c q, b p + d q).
         """
-        told = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-        if matrix is None and told is not None:
-            matrix = struct.unpack("=9i", told)
-        return cls(frame.width, frame.height, _orientation(*matrix) if matrix else Orientation())
+        matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+        turned = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
+        return cls(frame.width, frame.height, turned)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from .container import Source, open_video
-from .decoding import AnySource, OffTrackError, Review, decode_through, first_picture, review
+from .decoding import OffTrackError, Review, decode_through, first_picture, review
+from .demux import Packets, Source, open_video, packets_of
 from .errors import MediaError
 from .limits import Clock, Deadline, Limits
 from .look import Look
-from .mediafile import check_file
 from .runs import Developer, Shot, shots
-from .samples import can_decode, open_samples
 from .sampling import Choice, Sampling, Timeline, choose
-from .survey import Packets, packets_of, packets_of_table
-from .track import Track, video_track
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded.
-
-    With a track the packets are its samples; else they come from FFmpeg's demuxer.
-    """
+    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded."""
 
     packets: Packets | None
-    track: Track | None = None
     seen: Review | None = None
 
 
@@ -37,15 +29,8 @@ def open_reading(
     path: str, limits: Limits, progress: Callable[[float], None], survey: Survey | None = None
 ) -> Iterator[Reading]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
-    deadline = Deadline(path, limits)
-    check_file(path, "video")
-    survey = survey or _header(path, limits)
-    with ExitStack() as stack:
-        if survey and survey.track:
-            reading = Reading(stack.enter_context(open_samples(path, survey.track, deadline)), survey, progress)
-        else:
-            source = stack.enter_context(open_video(path, deadline))
-            reading = Reading(source, survey or Survey(packets_of(source)), progress)
+    with open_video(path, Deadline(path, limits)) as source:
+        reading = Reading(source, survey or Survey(packets_of(source)), progress)
         try:
             yield reading
         finally:
@@ -54,21 +39,8 @@ def open_reading(
 
 def check(path: str, limits: Limits) -> None:
     """Decode one picture, however long the video is; raises MediaError where that can't be done."""
-    if survey := _header(path, limits):
-        with open_reading(path, limits, lambda _: None, survey) as reading:
-            assert reading.look, "the first picture's, or an error"
-    else:
-        with open_video(path, Deadline(path, limits)) as source:
-            first_look(source)
-
-
-def _header(path: str, limits: Limits) -> Survey | None:
-    """Return what the header of a file tells, where that is enough to read it without FFmpeg's demuxer."""
-    track = video_track(path)
-    if track is None or not can_decode(track) or track.width * track.height > limits.pixels:
-        return None
-    packets = packets_of_table(track.table, track.tick)
-    return Survey(packets, track) if packets else None
+    with open_video(path, Deadline(path, limits)) as source:
+        first_look(source)
 
 
 class Reading:
@@ -78,10 +50,10 @@ class Reading:
     start, or goes beyond the limits.
     """
 
-    def __init__(self, source: AnySource, survey: Survey, progress: Callable[[float], None]) -> None:
-        self._source, self._packets, self._track, self._progress = source, survey.packets, survey.track, progress
+    def __init__(self, source: Source, survey: Survey, progress: Callable[[float], None]) -> None:
+        self._source, self._packets, self._progress = source, survey.packets, progress
         self._timeline = survey.packets.timeline if survey.packets else None
-        self._developer, self._choice = Developer(survey.track.matrix if survey.track else None), Choice(())
+        self._developer, self._choice = Developer(), Choice(())
         self._seen = survey.seen
         self._shots: Generator[Shot, None, None] | None = None
         self._taken: list[tuple[int, int]] = []  # each shot's target and stamp
@@ -97,7 +69,7 @@ class Reading:
     @property
     def survey(self) -> Survey:
         """What is known of the file by now."""
-        return Survey(self._packets, self._track, self._seen)
+        return Survey(self._packets, self._seen)
 
     @property
     def count(self) -> int:
@@ -109,14 +81,6 @@ class Reading:
         """The size and the orientation of the pictures."""
         with suppress(OffTrackError):
             return self._developer.look
-        if self._track and self._packets:
-            first = [int(self._packets.timeline.stamps[0])]
-            with (
-                suppress(OffTrackError),
-                closing(shots(self._source, self._packets, first, self._developer, hold_all=False)) as found,
-            ):
-                next(found)
-                return self._developer.look
         with self._again() as source:
             return first_look(source)
 

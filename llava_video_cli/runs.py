@@ -6,15 +6,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import av.error
 from av.video.reformatter import VideoReformatter
 
-from .container import open_video
-from .decoding import AnySource, OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .decoding import OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .demux import Packets, Source, open_video
 from .limits import cores
 from .look import Look
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
-
-    from .survey import Packets
 
 _SEEK_COSTS = 4  # packets: what emptying the decoder and filling its threads again is worth
 _DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are handed on one at a time
@@ -78,14 +76,10 @@ def crew(runs: Sequence[Run], cores: int, most: int | None = None) -> tuple[int,
 
 
 class Developer:
-    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
+    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one."""
 
-    `matrix` is the header's display matrix, where the pictures don't carry it themselves.
-    """
-
-    def __init__(self, matrix: Sequence[int] | None = None) -> None:
+    def __init__(self) -> None:
         self.resized = False
-        self._matrix = matrix
         self._look: Look | None = None
         self._known = threading.Event()
         self._own = threading.local()
@@ -100,7 +94,7 @@ class Developer:
     def shot(self, target: int, stamp: int, frame: VideoFrame, leads: bool = True) -> Shot:
         """Return a picture's pixels. One that does not lead waits for one that does."""
         if leads and self._look is None:
-            self._look = Look.of(frame, self._matrix)
+            self._look = Look.of(frame)
             self._known.set()
         self._known.wait()
         self.resized = self.resized or not self.look.fits(frame)
@@ -114,7 +108,7 @@ class Developer:
 
 
 def shots(
-    source: AnySource, packets: Packets, targets: Sequence[int], developer: Developer, *, hold_all: bool
+    source: Source, packets: Packets, targets: Sequence[int], developer: Developer, *, hold_all: bool
 ) -> Generator[Shot, None, None]:
     """Yield the targets' pictures in order of time.
 
@@ -146,7 +140,7 @@ def shots(
 
 
 def _retry(
-    source: AnySource, packets: Packets, run: Run, left: list[int], developer: Developer
+    source: Source, packets: Packets, run: Run, left: list[int], developer: Developer
 ) -> Generator[Shot, None, None]:
     """Yield those of a run's pictures that are left, and take them off the list.
 
@@ -163,7 +157,7 @@ def _retry(
 
 
 def _from_start(
-    source: AnySource, packets: Packets, targets: Sequence[int], developer: Developer
+    source: Source, packets: Packets, targets: Sequence[int], developer: Developer
 ) -> Generator[Shot, None, None]:
     """Yield the pictures by one run over the whole file: not every keyframe is one that decoding can start at.
 
@@ -178,7 +172,7 @@ def _from_start(
             raise OffTrackError from error
 
 
-def _use_all(source: AnySource, threads: int) -> None:
+def _use_all(source: Source, threads: int) -> None:
     """Decode with threads, and make an error of whatever the decoder frowns at: threads hide errors otherwise."""
     use_threads(source.context, threads)
     source.context.options |= {"err_detect": "explode"}
@@ -188,7 +182,7 @@ class _Team:
     """Threads that each hold a decoder and take one run after the other."""
 
     def __init__(
-        self, source: AnySource, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
+        self, source: Source, packets: Packets, runs: Sequence[Run], developer: Developer, hold_all: bool
     ) -> None:
         self._packets, self._runs, self._developer, self._hold_all = packets, runs, developer, hold_all
         self._source = replace(source, deadline=source.deadline.helper())
@@ -232,7 +226,7 @@ class _Team:
 
     def _work(self, worker: int, threads: int) -> None:
         with ExitStack() as stack:
-            source: AnySource | None = None
+            source: Source | None = None
             while self._jobs and not self._source.deadline.stopped.is_set():
                 try:
                     number = self._jobs.popleft()
@@ -242,8 +236,7 @@ class _Team:
                     if source is None:
                         mine = self._source  # the first worker's alone: a container bears one thread at a time
                         if worker > 0:
-                            again: AbstractContextManager[AnySource] = mine.again(mine.deadline)
-                            mine = stack.enter_context(again)
+                            mine = stack.enter_context(open_video(mine.path, mine.deadline))
                         _use_all(mine, threads)
                         source = mine
                     for shot in self._decode(source, number):
@@ -253,7 +246,7 @@ class _Team:
                 except Exception as error:  # noqa: BLE001 - whoever waits for the run gets it
                     self._put(number, error)
 
-    def _decode(self, source: AnySource, number: int) -> Iterator[Shot]:
+    def _decode(self, source: Source, number: int) -> Iterator[Shot]:
         for target, frame in decode_run(source, self._packets, self._runs[number]):
             yield self._developer.shot(target, target, frame, leads=number == 0)
             del frame

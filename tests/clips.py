@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llava_video_cli import reading, runs
-from llava_video_cli.container import Source
+from llava_video_cli.demux import Source
 from llava_video_cli.video import Frames
 
 SAMPLES = Path(

@@ -6,13 +6,12 @@
     python tests/benchmarks/frames_cost.py floor /tmp/videos/h264_480p_2h.mp4
     python tests/benchmarks/frames_cost.py survey /tmp/videos/*.mkv
 
-`stages`: seconds of each step on one core, for 32 frames, and whether packets come by the header's tables or from
-FFmpeg's demuxer. `memory`: MB of the peak above the idle process, of 32 frames that are resized as they come, by the
-reader or by its caller, and of 32 that are held. `together`: two videos one after the other against two at a time, each
-on one core: in two threads, and in two processes, which share nothing. `floor`: 8 frames, exact and at keyframes, these
-also with the header read before, against the least that PyAV needs for 8 keyframes: to open the file, to seek to eight
-moments, to decode a picture at each. `survey`: what it costs to know all stamps, by the demuxer's way. The last line is
-one JSON document.
+`stages`: seconds of each step on one core, for 32 frames. `memory`: MB of the peak above the idle process, of 32 frames
+that are resized as they come, by the reader or by its caller, and of 32 that are held. `together`: two videos one after
+the other against two at a time, each on one core: in two threads, and in two processes, which share nothing. `floor`: 8
+frames, exact and at keyframes, these also with the header read before, against the least that PyAV needs for 8
+keyframes: to open the file, to seek to eight moments, to decode a picture at each. `survey`: what it costs to know all
+stamps. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -36,31 +35,23 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import peak_memory
 
-from llava_video_cli.container import Source, open_video
 from llava_video_cli.decoding import decode_run, use_threads
+from llava_video_cli.demux import open_video, packets_of
 from llava_video_cli.limits import Deadline, Limits
 from llava_video_cli.runs import Developer, plan
-from llava_video_cli.samples import open_samples
 from llava_video_cli.sampling import Sampling, choose
-from llava_video_cli.survey import packets_of, packets_of_table
-from llava_video_cli.track import video_track
 from llava_video_cli.video import cut, iter_frames, read_frames
 
 FRAMES, SIDE, RUNS = 32, 336, 5
 RUNS_TOGETHER = 11
 
 
-def stages(path: str) -> dict[str, float | int | str]:
+def stages(path: str) -> dict[str, float | int]:
     """Seconds of each step on one core."""
     times = [time.perf_counter()]
-    track = video_track(path)
-    deadline = Deadline(path, Limits())
-    with open_samples(path, track, deadline) if track else open_video(path, deadline) as source:
+    with open_video(path, Deadline(path, Limits())) as source:
         times.append(time.perf_counter())
-        if isinstance(source, Source):
-            packets = packets_of(source)
-        else:
-            packets = packets_of_table(source.track.table, source.track.tick)
+        packets = packets_of(source)
         assert packets is not None, "a file with usable stamps"
         times.append(time.perf_counter())
         runs = plan(packets, list(dict.fromkeys(choose(packets.timeline, Sampling(frames=FRAMES)).stamps)))
@@ -76,7 +67,6 @@ def stages(path: str) -> dict[str, float | int | str]:
     steps = ("open", "index", "decode", "convert", "resize")
     found = {step: round(after - before, 4) for step, before, after in zip(steps, times, times[1:], strict=False)}
     return {
-        "by": "samples" if track else "demuxer",
         **found,
         "demux_all": round(demuxed(path), 4),
         "packets": len(packets.stamps),

@@ -1,31 +1,144 @@
-"""What a video file really holds: its pictures and their stamps, without decoding them."""
+"""Opening a video file without FFmpeg reaching for any other file, and what its packets tell, none of them decoded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import av
 import av.error
 import numpy as np
+from av.stream import Disposition
 
-from .container import read_packets
-from .mp4 import SampleTable, sample_table
+from .errors import MediaError
+from .limits import Deadline
+from .mediafile import check_file
+from .mp4 import sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
-    from .container import Source
-
+# Containers that hold their pictures themselves. Playlists (hls, dash, concat), patterns of files (image2) and
+# devices are left out, so that a file from elsewhere can't make us read another file or the network.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,gif,apng,webp,jpegxl_anim,asf,ogg,nut,mxf"
+    ",gxf,ivf,obu,av1,h261,h263,h264,hevc,vvc,m4v,mpegvideo,vc1,dirac,mjpeg,mpjpeg,dv,rm,wtv,swf,yuv4mpegpipe,avs,"
+    "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
+)
+MAX_READ_ERRORS = 100
 # Here stamps give the order of decoding, which is that of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
 MAX_REORDER = 64  # frames; codecs allow 16: more is a clock that starts anew in the middle of a file
 _COMPARED = 64  # samples of a table that are held against FFmpeg's index
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An open video file, and the stream of it that is meant to be watched."""
+
+    path: str
+    container: InputContainer
+    stream: VideoStream
+    deadline: Deadline
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's size."""
+        return max(1, self.container.size)
+
+    @property
+    def context(self) -> VideoCodecContext:
+        """The decoder."""
+        return self.stream.codec_context
+
+    @property
+    def pixels(self) -> int:
+        """The size of a picture, as the header tells it."""
+        return self.context.width * self.context.height
+
+
+@contextmanager
+def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
+    """Open a video file for the `with` block.
+
+    The best video stream is taken; cover art is none. Raises MediaError for what is no readable video file, also
+    where FFmpeg finds that out inside the block.
+    """
+    check_file(path, "video")
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    try:
+        # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
+        container = av.open(
+            f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
+        )
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: can't be opened: {error}") from error
+    with container:
+        stream = _video_stream(path, container)
+        context = stream.codec_context
+        if context.width * context.height > deadline.limits.pixels:
+            raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
+        context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
+        try:
+            yield Source(path, container, stream, deadline)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"{path}: can't be read: {reason(error)}") from error
+
+
+def read_packets(source: Source, broken: list[str]) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets to the last, then the empty one that flushes the decoder.
+
+    An error of the container is appended to `broken`, and reading goes on behind it; after `MAX_READ_ERRORS` the
+    file counts as ended.
+    """
+    while len(broken) < MAX_READ_ERRORS:
+        try:
+            yield from demux(source)
+            return
+        except av.error.FFmpegError as error:
+            broken.append(reason(error))
+
+
+def demux(source: Source) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets from where the container stands, then the empty one, within the deadline."""
+    try:
+        for packet in source.container.demux(source.stream):
+            source.deadline.left()
+            yield packet
+    except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: nothing comes behind it
+        return
+
+
+def reason(error: av.error.FFmpegError) -> str:
+    """Return FFmpeg's bare words for an error."""
+    return str(error.strerror or error)
+
+
+def _words(error: av.error.FFmpegError) -> str:
+    return "" if isinstance(error, av.error.ArgumentError) else f" ({reason(error)})"
+
+
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
+    best = container.streams.best("video")
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise MediaError(f"{path}: no video stream" + (" (only cover art)" if best else ""))
+    stream = next((film for film in films if best and film.index == best.index), films[0])
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
+    return stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +189,6 @@ def packets_of(source: Source) -> Packets | None:
     return _from_table(source.path, source.container, source.stream) or _from_packets(source)
 
 
-def packets_of_table(table: SampleTable, tick: Fraction) -> Packets | None:
-    """Return what a table in an mp4's header tells, with FFmpeg's stamps, or None where these don't tell all."""
-    return _packets(table, table.begins - int(table.presentation.min()), 0, tick)
-
-
 def is_unstamped(source: Source) -> bool:
     """Whether the stamps in a file are those of decoding only."""
     return source.container.format.name in UNSTAMPED and source.stream.codec_context.has_b_frames
@@ -123,17 +231,13 @@ def _from_table(path: str, container: InputContainer, stream: VideoStream) -> Pa
         return None
     if first is None or first.pts is None or first.dts != index[0].timestamp:
         return None
-    return _packets(table, first.pts - int(table.presentation[0]), shift, time_base_of(stream))
-
-
-def _packets(table: SampleTable, shift: int, decoding_shift: int, tick: Fraction) -> Packets | None:
-    stamps = table.presentation + shift
+    stamps = table.presentation + (first.pts - int(table.presentation[0]))
     shown = np.sort(stamps)
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
-    timeline = timeline_of(shown, last_duration, tick, np.sort(stamps[table.keys]))
-    return Packets(stamps, table.decoding + decoding_shift, table.keys, timeline)
+    timeline = timeline_of(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
+    return Packets(stamps, table.decoding + shift, table.keys, timeline)
 
 
 def _from_packets(source: Source) -> Packets | None:
