@@ -179,9 +179,10 @@ def _needed(source: Source, packets: Packets, run: Run, begin: int) -> Iterator[
     context, targets = source.context, set(run.targets)
     skips = context.codec.name not in _SKIP_AS_OPENED
     for packet in _between(source, packets, run):
-        if packet.size and (packet.pts is None or packet.pts >= begin):
+        stamp = packet.pts
+        if packet.size and (stamp is None or stamp >= begin):
             if skips:
-                context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
+                context.skip_frame = "DEFAULT" if stamp in targets else "NONREF"
             yield from context.decode(packet)
     yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
 
@@ -197,13 +198,13 @@ def _between(source: Source, packets: Packets, run: Run) -> Iterator[Packet[Vide
         source.container.seek(int(landing), stream=source.stream, backward=True)
         begun = False
         for packet in demux(source):
-            if packet.size and packet.pts is not None:
-                if begun and packet.pts == behind:
+            if begun:
+                if behind is not None and packet.pts == behind and packet.size:
                     break
-                if not begun and (here := packets.position(packet.pts)) is not None:
-                    if here > run.entry:
-                        break  # landed late
-                    begun = here == run.entry
+            elif packet.size and packet.pts is not None and (here := packets.position(packet.pts)) is not None:
+                if here > run.entry:
+                    break  # landed late
+                begun = here == run.entry
             if begun:
                 yield packet
         if begun:

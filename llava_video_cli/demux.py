@@ -36,6 +36,7 @@ FORMATS = (
     "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
 )
 MAX_READ_ERRORS = 100
+_DEADLINE_PACKETS = 8  # after so many the time is looked at: for each it costs as much as the packet
 # Here stamps give the order of decoding, which is that of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
 MAX_REORDER = 64  # frames; codecs allow 16: more is a clock that starts anew in the middle of a file
@@ -114,8 +115,9 @@ def read_packets(source: Source, broken: list[str]) -> Iterator[Packet[VideoStre
 def demux(source: Source) -> Iterator[Packet[VideoStream]]:
     """Yield the stream's packets from where the container stands, then the empty one, within the deadline."""
     try:
-        for packet in source.container.demux(source.stream):
-            source.deadline.left()
+        for number, packet in enumerate(source.container.demux(source.stream)):
+            if number % _DEADLINE_PACKETS == 0:
+                source.deadline.left()
             yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: nothing comes behind it
         return
