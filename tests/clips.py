@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_video_cli import reading, runs
-from llava_video_cli.demux import Source
 from llava_video_cli.video import Frames
 
 SAMPLES = Path(
@@ -181,16 +179,3 @@ def assert_times(frames: Frames, oracle: list[tuple[int | None, str]], numbers: 
         float((stamp - first) * tick) for stamp in (oracle[number][0] for number in numbers) if stamp is not None
     ]
     assert frames.times_seconds == pytest.approx(expected, abs=1e-9)
-
-
-def refuse_full_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the reader fail where a run fails, which is tried again from elsewhere, or a whole file would be decoded."""
-
-    def refuse(source: Source, _: object) -> None:
-        raise AssertionError(f"{source.path} would be decoded in full")
-
-    def refuse_again(source: Source, *_: object) -> None:
-        raise AssertionError(f"a run of {source.path} went off track")
-
-    monkeypatch.setattr(reading, "review", refuse)
-    monkeypatch.setattr(runs, "decode_run_carefully", refuse_again)
