@@ -8,7 +8,6 @@ from pathlib import Path
 
 from . import packages
 from .errors import LlvidError, ModelError
-from .machine import Accelerators, Memory
 from .model import Loading
 from .models import precision
 from .models.adaptation import adapted, can_scale, factor_for
@@ -20,6 +19,7 @@ from .models.parameters import Quantized
 from .models.precision import stored_quantization
 from .models.random_weights import random_folder
 from .models.source import local_folder, locate
+from .system.machine import Accelerators, Memory
 
 # The published checkpoints, by the geometry that they have: told before anything is downloaded.
 _PUBLISHED = {

@@ -12,10 +12,11 @@ from pathlib import Path
 from platform import platform, python_version
 from typing import TypeVar
 
-from . import machine, packages
+from . import packages
 from .choice import Choice, Host, Problem, Question, choose
 from .errors import LlvidError, first_line
 from .models.hub import CachedCheckpoint, cache_folder, cached_checkpoints
+from .system import machine
 
 Result = TypeVar("Result")
 # What people's videos are made with; PyAV's own wheels decode all of them.

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from .errors import LlvidError, UsageError
-from .lock import lock
 from .output import JsonLines, Rows, rows_of
 from .record import Failure, Record
-from .wholefile import whole_file
+from .system.atomic_file import whole_file
+from .system.lock import lock
 
 _KEY_DIGITS = 32
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from .errors import MediaError
-from .machine import usable_cores
+from .system.machine import usable_cores
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .image import is_picture
 from .model import Quantize
 from .preset import Preset, sampling_shape, with_sampling
 from .record import path_to_text, text_to_path
+from .system.atomic_file import whole_file
 from .validation import (
     MessageForm,
     Text,
@@ -26,7 +27,6 @@ from .validation import (
     read_yaml,
     shape_of,
 )
-from .wholefile import whole_file
 
 _FORM = MessageForm({role: role for role in get_args(Role)}, ("video", "image"), "path")
 _SUFFIXES = (".yaml", ".yml", ".json")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import LlvidError
 from .record import Record
-from .wholefile import whole_file
+from .system.atomic_file import whole_file
 
 _ROWS = 5000  # of a row group: bounds the memory
 

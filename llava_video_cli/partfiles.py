@@ -19,10 +19,10 @@ from typing import BinaryIO
 
 from .bucket import buffered, file_system, is_address
 from .errors import LlvidError
-from .lock import lock
 from .output import JsonLines
 from .parquet import write_parquet
 from .record import Failure, Record
+from .system.lock import lock
 
 _RECORDS = 5000
 _SECONDS = 60.0

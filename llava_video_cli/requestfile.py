@@ -11,7 +11,6 @@ from typing import Any
 
 from .conversation import Answer, Generation, Media, Request
 from .errors import LlvidError, MediaError, UsageError
-from .fingerprint import fingerprint
 from .image import is_picture, read_image
 from .limits import Limits
 from .messages import Draft, below, read_drafts, turns_of
@@ -19,6 +18,7 @@ from .preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from .readahead import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
 from .sampling import Sampling
+from .system.digest import fingerprint
 from .timestamps import with_times
 from .validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from .video import Resize, read_frames

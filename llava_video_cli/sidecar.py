@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import LlvidError
 from .output import SIDECARS, Sidecar
 from .record import Record
-from .wholefile import whole_file
+from .system.atomic_file import whole_file
 
 
 @dataclass(frozen=True)

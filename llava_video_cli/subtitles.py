@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from .conversation import Budget, Request, Segment
 from .errors import MediaError
-from .fingerprint import fingerprint
 from .mediafile import check_file
+from .system.digest import fingerprint
 from .video import Frames
 
 _SUFFIXES = (".srt", ".vtt", ".ass")

@@ -15,8 +15,8 @@ from terminal import llvid
 
 from llava_video_cli.choice import Choice, Host, Problem, Question, choose
 from llava_video_cli.cli.app import run
-from llava_video_cli.machine import Accelerators, Card, Memory
 from llava_video_cli.model import Loading
+from llava_video_cli.system.machine import Accelerators, Card, Memory
 
 HF = "llava-hf/LLaVA-NeXT-Video-"
 

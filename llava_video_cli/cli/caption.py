@@ -21,9 +21,9 @@ from ..record import Failure, Record, path_to_text, settings_values
 from ..sampling import clock
 from ..sidecar import Sidecars
 from ..subtitles import notes_of
+from ..system.atomic_file import whole_file
 from ..todo import Todo, sort_out
 from ..video import read_windows
-from ..wholefile import whole_file
 from . import console
 from .ask import answer_all, collect
 from .foreseen import about, expected, first

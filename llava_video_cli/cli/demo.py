@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LlvidError
 from ..preset import Preset
-from ..wholefile import whole_file
+from ..system.atomic_file import whole_file
 from . import console
 from .ask import answer_all
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..choice import Choice, Question
 from ..doctor import Report, examine
-from ..machine import Accelerators
+from ..system.machine import Accelerators
 from . import console
 from .console import size
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes

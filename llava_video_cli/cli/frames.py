@@ -10,8 +10,8 @@ import typer
 
 from ..errors import LlvidError, MediaError, UsageError
 from ..record import media_values
+from ..system.atomic_file import whole_file
 from ..video import Frames, read_frames
-from ..wholefile import whole_file
 from . import console
 from .media import check
 from .options import FrameFlags, OutputFlags, PresetFlag, takes

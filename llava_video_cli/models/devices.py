@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ModelError, UsageError
-from ..machine import may_have_accelerator, memory, processor
+from ..system.machine import may_have_accelerator, memory, processor
 
 Kind = Literal["cpu", "cuda", "mps"]
 

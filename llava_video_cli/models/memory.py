@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import machine
+from ..system import machine
 from .checkpoint import TEXT_TOKENS
 
 # What is said by torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from ..errors import MediaError
-from ..fingerprint import fingerprint
+from ..system.digest import fingerprint
 from .download import download
 from .refusal import RefusedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .errors import LlvidError
+from ..errors import LlvidError
 
 
 def lock(descriptor: int, name: str) -> None:

@@ -1,0 +1,1 @@
+"""The machine that llvid runs on, and its files."""
