@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .conversation import Answer, Budget, Chunk, Generation, Request, Segment, Turn, Usage, join
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
-    from .image import Picture, read_image
-    from .limits import Limits
     from .model import Loading, Model
     from .models import open_model
     from .preset import Preset, load_preset
-    from .sampling import Sampling
-    from .sheet import contact_sheet
     from .timestamps import with_times
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
+    from .video.contact_sheet import contact_sheet
+    from .video.image import Picture, read_image
+    from .video.limits import Limits
+    from .video.sampling import Sampling
 
 _HOMES = {
     "conversation": ("Answer", "Budget", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
     "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
-    "image": ("Picture", "read_image"),
-    "limits": ("Limits",),
+    "video.image": ("Picture", "read_image"),
+    "video.limits": ("Limits",),
     "model": ("Loading", "Model"),
     "models": ("open_model",),
     "preset": ("Preset", "load_preset"),
-    "sampling": ("Sampling",),
-    "sheet": ("contact_sheet",),
+    "video.sampling": ("Sampling",),
+    "video.contact_sheet": ("contact_sheet",),
     "timestamps": ("with_times",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }

@@ -17,9 +17,9 @@ from .conversation import Generation, Request, Turn, Usage, join
 from .errors import LlvidError
 from .model import Model
 from .models.checkpoint import Checkpoint
-from .sampling import Sampling
 from .turns import Cell, Job, Series, take_turns
 from .video import Frames, read_frames
+from .video.sampling import Sampling
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come near one another
 

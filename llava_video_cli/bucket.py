@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import LlvidError, MediaError, first_line
-from .listing import Found, may_be_video
+from .video.files import Found, may_be_video
 
 _COPIED_AT_ONCE = 2**20
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from .errors import LlvidError, MediaError
-from .image import Picture, is_picture, read_image
-from .limits import Limits
-from .listing import Status
 from .preset import Preset
 from .readahead import Question, Result
 from .record import Failure, Record, media_values, path_to_text
 from .subtitles import Count, Heard, Subtitles, notes_of
 from .system.digest import fingerprint
 from .video import Resize, read_frames, read_windows
+from .video.files import Status
+from .video.image import Picture, is_picture, read_image
+from .video.limits import Limits
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 

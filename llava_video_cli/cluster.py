@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LlvidError, first_line
-from .limits import Limits, cores
+from .video.limits import Limits, cores
 
 _KNOCK_SECONDS = 10.0
 # Ray reads these as it is imported.

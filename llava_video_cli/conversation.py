@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from .errors import UsageError
-from .image import Picture
 from .video import Frames
+from .video.image import Picture
 
 Media: TypeAlias = Frames | Picture
 Role = Literal["system", "user", "assistant"]

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from .bucket import is_address, opened, videos
 from .errors import LlvidError, MediaError, first_line
-from .listing import Found, find
+from .video.files import Found, find
 
 LISTS = (".jsonl", ".parquet")
 _COLUMNS = ("video_path", "file", "video", "path")  # the first that is there names the video

@@ -10,10 +10,10 @@ from typing import Any
 
 from .caption import Task
 from .errors import LlvidError
-from .limits import Limits
 from .model import Model
 from .readahead import Question, Result
 from .video import Resize
+from .video.limits import Limits
 
 COLUMN = "row"
 

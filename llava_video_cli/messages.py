@@ -11,7 +11,6 @@ from typing import Any, cast, get_args
 
 from .conversation import Generation, Media, Role, Turn
 from .errors import LlvidError, UsageError
-from .image import is_picture
 from .model import Quantize
 from .preset import Preset, sampling_shape, with_sampling
 from .record import path_to_text, text_to_path
@@ -27,6 +26,7 @@ from .validation import (
     read_yaml,
     shape_of,
 )
+from .video.image import is_picture
 
 _FORM = MessageForm({role: role for role in get_args(Role)}, ("video", "image"), "path")
 _SUFFIXES = (".yaml", ".yml", ".json")

@@ -11,12 +11,12 @@ from typing import Any
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .model import Quantize
-from .sampling import Sampling, parse_time
 from .subtitles import Count, Heard, Subtitles, with_lines
 from .system.folders import config_folder
 from .timestamps import with_times
 from .validation import placed, read_fields, read_file, read_yaml, shape_of
 from .video import Frames
+from .video.sampling import Sampling, parse_time
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()

@@ -11,10 +11,10 @@ from urllib.parse import quote, unquote_to_bytes
 
 from .conversation import Answer, Media, Segment
 from .errors import LlvidError
-from .image import Picture
 from .model import Model
 from .preset import Preset
 from .subtitles import Subtitles
+from .video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
 _SCHEME = "file:"  # of a path that is no text

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import LlvidError, UsageError
-from .image import is_picture, read_image
-from .limits import Limits
 from .record import text_to_path
 from .results import Result, Results, number, shown_name
-from .sampling import Sampling
-from .sheet import sheet_of
 from .video import iter_frames
+from .video.contact_sheet import sheet_of
+from .video.image import is_picture, read_image
+from .video.limits import Limits
+from .video.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

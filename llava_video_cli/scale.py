@@ -21,12 +21,12 @@ from .cluster import Joined
 from .entries import Part, parts
 from .errors import LlvidError, first_line, last_line
 from .handover import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
-from .limits import Limits
 from .model import Model
 from .readahead import Question, Result
 from .record import Failure, Record, path_to_text
 from .strikes import Book, Tally
 from .video import Resize
+from .video.limits import Limits
 
 _LOOK_SECONDS, _LAST_SECONDS = 0.5, 5.0
 _KEY_DIGITS = 32

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from .conversation import Generation
 from .errors import UsageError, nearest
 from .messages import Draft
-from .sampling import Sampling
 from .validation import brief
+from .video.sampling import Sampling
 
 _WHOLE = ("max_new_tokens", "seed")
 _SAMPLING, _GENERATION = Sampling(), Generation()

@@ -19,13 +19,13 @@ from .conversation import Budget, Request
 from .entries import Part, found_in
 from .errors import LlvidError, MediaError, ModelError, described, first_line
 from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
-from .limits import Limits
-from .listing import Found
 from .model import Model
 from .readahead import Ended, Question, ReadAhead, Ready, Result
 from .record import settings_values
 from .strikes import MOST_STRIKES, Stage, Unit
 from .video import Resize
+from .video.files import Found
+from .video.limits import Limits
 
 ENTRIES = 16  # that a task reads, one after the other: as few as pay for the task
 _TABLE_BYTES = 16 * 2**20  # of frames that are handed on at a time

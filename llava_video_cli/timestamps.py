@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .conversation import Turn
-from .image import Picture
 from .video import Frames
+from .video.image import Picture
 
 
 def with_times(turns: Sequence[Turn]) -> tuple[Turn, ...]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from .caption import Task
 from .errors import LlvidError, MediaError
-from .listing import Found
 from .output import Sidecar
 from .record import Failure, path_to_text
 from .sidecar import Sidecars
+from .video.files import Found
 
 
 @dataclass

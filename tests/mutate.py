@@ -22,9 +22,9 @@ from typing import Any
 from clips import make_clip
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.limits import Limits
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import iter_frames, probe, read_frames
+from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.sampling import Sampling
 
 LIMITS = Limits(seconds=4.0, pixels=4096 * 2304, bytes=2**28)
 ABSURD = (0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

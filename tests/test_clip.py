@@ -11,7 +11,7 @@ from clips import sample
 from numpy.typing import NDArray
 
 from llava_video_cli import MediaError, Sampling, read_frames
-from llava_video_cli.clip import make_clip
+from llava_video_cli.video.encode import make_clip
 
 RANDOM = np.random.default_rng(0)
 

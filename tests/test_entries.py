@@ -12,7 +12,7 @@ from llava_video_cli import MediaError
 from llava_video_cli.bucket import fetched, videos
 from llava_video_cli.entries import Lines, Part, found_in, is_list, parts
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.listing import Found, find
+from llava_video_cli.video.files import Found, find
 
 
 def names(found: Iterable[Found | MediaError]) -> list[str]:

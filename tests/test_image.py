@@ -11,7 +11,7 @@ from clips import make_clip, picture, sample
 from PIL import Image
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.image import is_picture, read_image
+from llava_video_cli.video.image import is_picture, read_image
 
 RED, BLUE = (200, 30, 40), (20, 40, 210)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from llava_video_cli.caption import Task
 from llava_video_cli.errors import MediaError
 from llava_video_cli.ledger import Ledger
-from llava_video_cli.listing import Found, find
 from llava_video_cli.output import JsonLines
 from llava_video_cli.preset import Preset
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.sidecar import Sidecars
 from llava_video_cli.todo import sort_out
+from llava_video_cli.video.files import Found, find
+from llava_video_cli.video.sampling import Sampling
 
 TASK = Task(Preset("test", "", model="demo"))
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from clips import digest, make_clip, sample
 
-from llava_video_cli.decoding import Run
 from llava_video_cli.errors import MediaError
-from llava_video_cli.limits import Clock, Limits
-from llava_video_cli.mp4 import sample_table
-from llava_video_cli.runs import crew
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import Frames, iter_frames, probe, read_frames
+from llava_video_cli.video.decode import Run
+from llava_video_cli.video.limits import Clock, Limits
+from llava_video_cli.video.mp4_index import sample_table
+from llava_video_cli.video.parallel import crew
+from llava_video_cli.video.sampling import Sampling
 
 X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
 

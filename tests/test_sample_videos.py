@@ -10,9 +10,9 @@ import pytest
 from clips import assert_same, assert_times, decode_all, oracle_numbers, sample
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.limits import Limits
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import probe, read_frames
+from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.sampling import Sampling
 
 TOTALS = {
     "nasa_13013.mp4": 390, "av1.mkv": 125, "bt709_full_range.mp4": 30, "hevc_10bit.mp4": 30,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llava_video_cli.errors import MediaError, UsageError
-from llava_video_cli.sampling import MAX_FRAMES, Mode, Sampling, Timeline, choose, is_constant, parse_time
+from llava_video_cli.video.sampling import MAX_FRAMES, Mode, Sampling, Timeline, choose, is_constant, parse_time
 
 MS = Fraction(1, 1000)
 

@@ -23,12 +23,12 @@ from llava_video_cli.demo.world import write_clip
 from llava_video_cli.entries import found_in, parts
 from llava_video_cli.errors import LlvidError
 from llava_video_cli.estimate import estimate
-from llava_video_cli.listing import Found
 from llava_video_cli.model import Model
 from llava_video_cli.models import open_resize
 from llava_video_cli.preset import Preset
 from llava_video_cli.record import Failure, Record, settings_values
 from llava_video_cli.scale import Progress, run
+from llava_video_cli.video.files import Found
 
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
 DEMO = partial(open_model, "demo"), partial(open_resize, "demo")

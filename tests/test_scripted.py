@@ -14,7 +14,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.cli.media import MIXED, Shelf
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.messages import write_yaml
-from llava_video_cli.sampling import Sampling
+from llava_video_cli.video.sampling import Sampling
 
 
 def part(path: Path | str, kind: str = "video") -> dict[str, str]:

@@ -15,9 +15,9 @@ from terminal import scene
 from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.image import read_image
 from llava_video_cli.model import Model
 from llava_video_cli.serving.places import Places
+from llava_video_cli.video.image import read_image
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 from clips import picture
 
 from llava_video_cli.errors import UsageError
-from llava_video_cli.sampling import Sampling
-from llava_video_cli.sheet import contact_sheet, time_labels
 from llava_video_cli.video import Frames, VideoInfo
+from llava_video_cli.video.contact_sheet import contact_sheet, time_labels
+from llava_video_cli.video.sampling import Sampling
 
 
 def made_frames(count: int, width: int = 64, height: int = 36, step: float = 0.5) -> Frames:

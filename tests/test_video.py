@@ -26,9 +26,9 @@ from clips import (
 )
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.limits import Limits
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import probe, read_frames
+from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.sampling import Sampling
 
 MS = Fraction(1, 1000)
 GOP8: dict[str, Any] = {"x264-params": "keyint=8:min-keyint=8:scenecut=0:bframes=2"}

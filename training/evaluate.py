@@ -24,11 +24,11 @@ import numpy as np
 from llava_video_cli.conversation import Generation, Request, Turn
 from llava_video_cli.demo.questions import is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
-from llava_video_cli.image import Picture, read_image
 from llava_video_cli.model import Loading, Model
 from llava_video_cli.models import open_model
-from llava_video_cli.sampling import Sampling
 from llava_video_cli.video import Frames, read_frames
+from llava_video_cli.video.image import Picture, read_image
+from llava_video_cli.video.sampling import Sampling
 
 VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 PICTURE_KINDS = ("picture_shape", "picture_color", "picture_describe")

@@ -12,12 +12,12 @@ import typer
 
 from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
-from ..image import is_picture, read_image
 from ..ledger import Errors, Ledger
 from ..model import Model
 from ..record import Failure, path_to_text, settings_values
 from ..requestfile import BatchRequest, RequestJob, read_requests
-from ..sampling import Sampling
+from ..video.image import is_picture, read_image
+from ..video.sampling import Sampling
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite
 from .opening import unread
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes

@@ -14,16 +14,16 @@ import typer
 from ..caption import CaptionJob, Task
 from ..errors import ContextError, LlvidError, MediaError, UsageError
 from ..ledger import Errors, Ledger
-from ..listing import Found, find
 from ..model import Model
 from ..output import SIDECARS, Sidecar
 from ..record import Failure, Record, path_to_text, settings_values
-from ..sampling import clock
 from ..sidecar import Sidecars
 from ..subtitles import notes_of
 from ..system.atomic_file import whole_file
 from ..todo import Todo, sort_out
 from ..video import read_windows
+from ..video.files import Found, find
+from ..video.sampling import clock
 from . import console
 from .ask import answer_all, collect
 from .foreseen import about, expected, first

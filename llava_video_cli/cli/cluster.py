@@ -19,13 +19,13 @@ from ..cluster import Cluster, Joined
 from ..errors import ContextError, UsageError
 from ..estimate import Estimate, estimate
 from ..ledger import Errors, Ledger
-from ..limits import Limits
 from ..models import open_model, open_resize
 from ..parquet import check_parquet, write_parquet
 from ..partfiles import PartErrors, PartFiles, is_folder
 from ..record import Failure, Record
 from ..scale import Progress, run
 from ..strikes import Stage, Tally
+from ..video.limits import Limits
 from . import console
 from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
 from .meter import Meter

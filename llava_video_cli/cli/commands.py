@@ -12,10 +12,10 @@ from itertools import count, islice
 from pathlib import Path
 
 from ..errors import LlvidError, UsageError, nearest
-from ..image import Picture
 from ..messages import Conversation, write_conversation
 from ..session import SETTINGS
 from ..validation import brief
+from ..video.image import Picture
 from .chatting import Chat
 from .frames import save
 
@@ -118,7 +118,7 @@ def _add(chat: Chat, typed: str) -> None:
 
 
 def _frames(chat: Chat, _: str) -> None:
-    from ..sheet import contact_sheet
+    from ..video.contact_sheet import contact_sheet
 
     contents = dict(zip(chat.session.paths, chat.talk.contents(chat.session), strict=True))
     videos = {path: medium for path, medium in contents.items() if not isinstance(medium, Picture)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..sampling import clock
+from ..video.sampling import clock
 from . import console
 
 if TYPE_CHECKING:

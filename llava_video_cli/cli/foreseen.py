@@ -10,10 +10,10 @@ from dataclasses import replace
 from ..caption import Task
 from ..conversation import Request
 from ..errors import MediaError, UsageError
-from ..image import is_picture, read_image
-from ..sampling import MAX_FRAMES, longest
 from ..todo import Todo
 from ..video import announced_frames, cut
+from ..video.image import is_picture, read_image
+from ..video.sampling import MAX_FRAMES, longest
 from .opening import unread
 from .settings import Settings
 

@@ -81,7 +81,7 @@ def _check_file(path: Path, overwrite: bool) -> None:
 
 
 def _write_sheet(read: Frames, path: Path) -> list[Path]:
-    from ..sheet import contact_sheet
+    from ..video.contact_sheet import contact_sheet
 
     save(contact_sheet(read), path)
     return [path]

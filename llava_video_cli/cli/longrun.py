@@ -16,10 +16,10 @@ from ..batch import BatchSize, Pace, run
 from ..conversation import Request
 from ..errors import LlvidError
 from ..ledger import Errors, Ledger
-from ..limits import Limits
 from ..model import Model
 from ..readahead import Job
 from ..record import Failure, Record
+from ..video.limits import Limits
 from . import console
 from .meter import Meter
 from .opening import Opening

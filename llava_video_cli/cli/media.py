@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ..conversation import Media
 from ..errors import MediaError, UsageError
-from ..image import Picture, is_picture, read_image
-from ..sampling import Sampling
 from ..subtitles import Subtitles, find_subtitles, read_subtitles
 from ..video import check_video, read_frames
+from ..video.image import Picture, is_picture, read_image
+from ..video.sampling import Sampling
 from .options import SpeechFlag
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..batch import Pace
-from ..sampling import clock
+from ..video.sampling import clock
 from . import console
 
 if TYPE_CHECKING:

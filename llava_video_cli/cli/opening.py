@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..conversation import Media, Request
-from ..image import Picture
 from ..model import Model
 from ..models.loading import outline
 from ..models.outline import Outline
 from ..models.refusal import refusal
-from ..sampling import Sampling
 from ..video import Frames, VideoInfo, announced_frames
+from ..video.image import Picture
+from ..video.sampling import Sampling
 from . import console
 from .background import LOADING, Background
 from .download import prefetch

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ..model import Attention, DType, PoolMode, Quantize, Send
-from ..sampling import Mode
+from ..video.sampling import Mode
 
 Result = TypeVar("Result")
 

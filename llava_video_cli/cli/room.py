@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..conversation import Budget, Media, Usage
 from ..errors import ContextError
-from ..image import Picture
+from ..video.image import Picture
 
 _FEWEST_TOKENS = 16  # an answer of fewer is not worth a hint
 _MOST_NAMED = 4  # media, the largest first

@@ -12,7 +12,7 @@ from ..model import Loading, Model, Quantize
 from ..models import open_model
 from ..models.random_weights import PREFIX
 from ..preset import Preset, load_preset
-from ..sampling import Sampling, parse_time
+from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
 
 if TYPE_CHECKING:

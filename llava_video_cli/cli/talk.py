@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..conversation import Answer, Media, Request
-from ..image import Picture
 from ..messages import turns_of
 from ..model import Model
 from ..record import ask_values, media_values, settings_values
-from ..sampling import Sampling
 from ..session import Session
 from ..timestamps import with_times
 from ..video import Frames, announced_frames
+from ..video.image import Picture
+from ..video.sampling import Sampling
 from . import console, room
 from .ask import collect
 from .media import MIXED, Shelf

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from ..clip import MOST_BYTES, make_clip
 from ..conversation import Media, Request
 from ..errors import MediaError, ModelError, UsageError
-from ..image import Picture
 from ..model import Send
-from ..sampling import Sampling
 from ..video import Frames
+from ..video.encode import MOST_BYTES, make_clip
+from ..video.image import Picture
+from ..video.sampling import Sampling
 
 Engine = Literal["llvid", "vLLM", "SGLang", "transformers", "unknown"]
 

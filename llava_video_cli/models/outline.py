@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation import Budget, Media, Request, Turn
-from ..image import Picture
+from ..video.image import Picture
 from .adaptation import LEAST_TEXT_TOKENS, can_scale, factor_for
 from .anyres import picture_tokens
 from .checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..conversation import Media
-from ..image import Picture
+from ..video.image import Picture
 
 SHARE = 0.25  # of the free memory that caches of several conversations may take: batches need the rest
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..conversation import Turn
-from ..image import Picture
+from ..video.image import Picture
 from .checkpoint import Family
 
 IMAGE, VIDEO = "<image>", "<video>"

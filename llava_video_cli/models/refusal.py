@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..conversation import Budget, Media
 from ..errors import ContextError
-from ..image import Picture
+from ..video.image import Picture
 from .adaptation import can_scale, factor_for, strides_of
 from .checkpoint import Checkpoint
 

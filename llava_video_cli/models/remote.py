@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..conversation import Answer, Budget, Chunk, FinishReason, Media, Request, Usage, join
 from ..errors import LlvidError, ServerError, nearest
-from ..image import Picture
 from ..model import Send
+from ..video.image import Picture
 from .dialect import Dialect, Served, recognise
 from .endpoint import CutError, Endpoint, UnreachableError
 

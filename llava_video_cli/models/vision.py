@@ -13,7 +13,7 @@ from transformers.image_utils import SizeDict
 
 from ..conversation import Media
 from ..errors import ModelError
-from ..image import Picture
+from ..video.image import Picture
 from .anyres import picture_tokens
 from .loading import Loaded
 

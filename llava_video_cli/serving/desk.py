@@ -13,8 +13,8 @@ from typing import TypeAlias, cast
 
 from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
-from ..image import Picture
 from ..model import Model
+from ..video.image import Picture
 from .metrics import Metrics
 from .refusal import RefusedError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation import Media
-from ..image import Picture
 from ..record import media_values
-from ..sheet import sheet_of
+from ..video.contact_sheet import sheet_of
+from ..video.image import Picture
 
 _FILE = Path(__file__).with_name("page.html")
 _SHEET_PIXELS = 1280

@@ -11,8 +11,8 @@ from typing import Any
 from ..conversation import Request, Turn
 from ..model import Model
 from ..preset import Preset
-from ..sampling import Sampling
 from ..video import Frames, VideoInfo
+from ..video.sampling import Sampling
 from .desk import Desk
 from .guard import Guard
 from .metrics import Metrics

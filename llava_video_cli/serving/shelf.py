@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
-from ..image import Picture, is_picture, read_image
-from ..limits import Limits, cores
-from ..sampling import Sampling
 from ..video import Resize, read_frames
+from ..video.image import Picture, is_picture, read_image
+from ..video.limits import Limits, cores
+from ..video.sampling import Sampling
 from .places import Places
 from .refusal import RefusedError
 

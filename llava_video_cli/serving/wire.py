@@ -15,7 +15,6 @@ from ..conversation import Generation, Role
 from ..errors import UsageError
 from ..messages import Draft
 from ..preset import Preset, sampling_shape, with_sampling
-from ..sampling import Sampling
 from ..validation import (
     MOST_BYTES,
     InputError,
@@ -29,6 +28,7 @@ from ..validation import (
     read_object,
     shape_of,
 )
+from ..video.sampling import Sampling
 from .refusal import RefusedError
 
 _MOST_MARKS = 200_000  # commas and opening brackets of a body: each costs the parser up to a hundred times its byte

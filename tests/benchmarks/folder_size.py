@@ -25,8 +25,8 @@ from terminal import scene
 from llava_video_cli import load_preset
 from llava_video_cli.caption import Task
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.listing import Found, find
 from llava_video_cli.output import JsonLines
+from llava_video_cli.video.files import Found, find
 
 
 def memory(counts: list[int]) -> dict[str, Any]:

@@ -35,12 +35,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import peak_memory
 
-from llava_video_cli.decoding import decode_run, use_threads
-from llava_video_cli.demux import open_video, packets_of
-from llava_video_cli.limits import Deadline, Limits
-from llava_video_cli.runs import Developer, plan
-from llava_video_cli.sampling import Sampling, choose
 from llava_video_cli.video import cut, iter_frames, read_frames
+from llava_video_cli.video.decode import decode_run, use_threads
+from llava_video_cli.video.demux import open_video, packets_of
+from llava_video_cli.video.limits import Deadline, Limits
+from llava_video_cli.video.parallel import Developer, plan
+from llava_video_cli.video.sampling import Sampling, choose
 
 FRAMES, SIDE, RUNS = 32, 336, 5
 RUNS_TOGETHER = 11

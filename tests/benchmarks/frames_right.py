@@ -21,8 +21,8 @@ import av
 from clips import decode_all, digest
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.sampling import Sampling, Timeline, choose
 from llava_video_cli.video import iter_frames, probe, read_frames
+from llava_video_cli.video.sampling import Sampling, Timeline, choose
 
 NO_VIDEO = {".md", ".txt", ".json", ".sh"}
 MANY = 5000  # frames, from which on only those needed get a fingerprint

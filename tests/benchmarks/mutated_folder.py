@@ -24,8 +24,8 @@ from mutate import mutated, peak_memory, seeds
 from llava_video_cli import load_preset, open_model
 from llava_video_cli.batch import run
 from llava_video_cli.caption import CaptionJob, Task
-from llava_video_cli.limits import Limits
 from llava_video_cli.record import Failure, settings_values
+from llava_video_cli.video.limits import Limits
 
 
 def main() -> None:

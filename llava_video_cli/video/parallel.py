@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import av.error
 from av.video.reformatter import VideoReformatter
 
-from .decoding import OffTrackError, Run, decode_run, decode_run_carefully, use_threads
+from .decode import OffTrackError, Run, decode_run, decode_run_carefully, use_threads
 from .demux import Packets, Source, open_video
 from .limits import cores
-from .look import Look
+from .orientation import Look
 
 if TYPE_CHECKING:
     import numpy as np

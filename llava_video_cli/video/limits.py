@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from .errors import MediaError
-from .system.machine import usable_cores
+from ..errors import MediaError
+from ..system.machine import usable_cores
 
 
 @dataclass(frozen=True)

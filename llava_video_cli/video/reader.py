@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from .decoding import OffTrackError, Review, decode_through, first_picture, review
+from ..errors import MediaError
+from .decode import OffTrackError, Review, decode_through, first_picture, review
 from .demux import Packets, Source, open_video, packets_of
-from .errors import MediaError
 from .limits import Clock, Deadline, Limits
-from .look import Look
-from .runs import Developer, Shot, shots
+from .orientation import Look
+from .parallel import Developer, Shot, shots
 from .sampling import Choice, Sampling, Timeline, choose
 
 

@@ -15,10 +15,10 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 
-from .errors import MediaError
+from ..errors import MediaError
 from .limits import Deadline
-from .mediafile import check_file
-from .mp4 import sample_table
+from .media_file import check_file
+from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import io
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from .errors import MediaError
+from ..errors import MediaError
 
 if TYPE_CHECKING:
     import numpy as np

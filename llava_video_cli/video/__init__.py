@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .reading import Reading, Survey
+    from .reader import Reading, Survey
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoIn
     Raises MediaError for what can't be shown: no file, a folder, an empty file, no video, no video stream, no
     picture that can be decoded, more than the limits allow.
     """
-    from .reading import open_reading
+    from .reader import open_reading
 
     with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
         return _info(os.fspath(path), reading)
@@ -94,7 +94,7 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoIn
 
 def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
     """Raise MediaError for what `probe` refuses. Costs one decoded picture, however long the video is."""
-    from .reading import check
+    from .reader import check
 
     check(os.fspath(path), limits or Limits())
 
@@ -114,7 +114,7 @@ def iter_frames(
     """
     import numpy as np
 
-    from .reading import open_reading
+    from .reader import open_reading
 
     with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
         for shot in reading.shots(sampling or Sampling(), hold_all=False):
@@ -143,7 +143,7 @@ def read_frames(
     `progress` is called with the share that is done, 0 to 1, from time to time. Raises MediaError for what `probe`
     refuses, and when the video has nothing at `start_seconds`, or the frames would need more than the limits allow.
     """
-    from .reading import open_reading
+    from .reader import open_reading
 
     with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
         return _taken(os.fspath(path), reading, sampling or Sampling(), resize)
@@ -158,7 +158,7 @@ def announced_frames(
     """
     import numpy as np
 
-    from .reading import open_reading
+    from .reader import open_reading
 
     with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
         choice = reading.choice(sampling or Sampling())
@@ -184,7 +184,7 @@ class Windows:
 
         Raises what `read_frames` raises.
         """
-        from .reading import open_reading
+        from .reader import open_reading
 
         with open_reading(self.path, limits or Limits(), _silent, self.survey) as reading:
             return _taken(self.path, reading, part, resize)
@@ -199,7 +199,7 @@ def cut(
     progress: Callable[[float], None] = _silent,
 ) -> Windows:
     """Return the windows that `sampling.windows` cuts a video into. Raises what `probe` and `windows` raise."""
-    from .reading import open_reading
+    from .reader import open_reading
 
     name = os.fspath(path)
     with open_reading(name, limits or Limits(), progress) as reading:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import av.error
 import numpy as np
 
+from ..errors import MediaError
 from .demux import Packets, Source, demux, is_unstamped, read_packets, reason, time_base_of, timeline_of
-from .errors import MediaError
 from .sampling import Stamps, Timeline
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from .errors import MediaError
+from ..errors import MediaError
 
 # What the table of the system may lack, or call something else: .ts is a language too.
 _MORE = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, Protocol, get_args
 
-from .errors import MediaError, UsageError
+from ..errors import MediaError, UsageError
 
 Mode = Literal["uniform", "endpoints", "keyframes"]
 

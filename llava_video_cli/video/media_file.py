@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from .errors import MediaError, nearest
+from ..errors import MediaError, nearest
 
 _LOOKED_AT = 1000  # names in a folder, for a hint
 _ALIKE = 0.75  # names of videos share their ending at least

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .errors import UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from .video import Frames
+    from . import Frames
 
 _BACKGROUND, _CAPTION = (24, 24, 24), (235, 235, 235)
 _ASPECT = 16 / 9  # of the sheet that `columns=None` aims at, width to height

@@ -7,8 +7,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import MediaError
-from .mediafile import check_file
+from ..errors import MediaError
+from .media_file import check_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def _to_eight_bits(image: Image) -> Image:
 
 
 def _is_video(path: str) -> bool:
-    from .video import probe
+    from . import probe
 
     try:
         probe(path)
