@@ -13,10 +13,10 @@ from functools import partial
 from itertools import count, product
 from typing import Any
 
+from .checkpoint.config import Checkpoint
 from .conversation import Generation, Request, Turn, Usage, join
 from .errors import LlvidError
 from .model import Model
-from .models.checkpoint import Checkpoint
 from .turns import Cell, Job, Series, take_turns
 from .video import Frames, read_frames
 from .video.sampling import Sampling

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import packages
+from .checkpoint import local_folder, locate
+from .checkpoint.adaptation import adapted, can_scale, factor_for
+from .checkpoint.config import Checkpoint, describe, read_config
+from .checkpoint.hub import ROOM_HINT, cached, explained, resolve
+from .checkpoint.needs import Need
+from .checkpoint.random_weights import random_folder
+from .checkpoint.size import Quantized
 from .errors import LlvidError, ModelError
 from .model import Loading
 from .models import precision
-from .models.adaptation import adapted, can_scale, factor_for
-from .models.checkpoint import Checkpoint, describe, read_config
 from .models.devices import Device
-from .models.hub import ROOM_HINT, cached, explained, resolve
-from .models.needs import Need
-from .models.parameters import Quantized
 from .models.precision import stored_quantization
-from .models.random_weights import random_folder
-from .models.source import local_folder, locate
 from .system.machine import Accelerators, Memory
 
 # The published checkpoints, by the geometry that they have: told before anything is downloaded.

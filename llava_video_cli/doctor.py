@@ -13,9 +13,9 @@ from platform import platform, python_version
 from typing import TypeVar
 
 from . import packages
+from .checkpoint.hub import CachedCheckpoint, cache_folder, cached_checkpoints
 from .choice import Choice, Host, Problem, Question, choose
 from .errors import LlvidError, first_line
-from .models.hub import CachedCheckpoint, cache_folder, cached_checkpoints
 from .system import machine
 
 Result = TypeVar("Result")

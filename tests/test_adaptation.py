@@ -16,8 +16,8 @@ from test_parity import VIDEO
 from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join, open_model
-from llava_video_cli.models.adaptation import adapted, factor_for, strides_of
-from llava_video_cli.models.checkpoint import describe
+from llava_video_cli.checkpoint.adaptation import adapted, factor_for, strides_of
+from llava_video_cli.checkpoint.config import describe
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.loading import load
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llava_video_cli.checkpoint.config import check_weights, describe, read_config
 from llava_video_cli.errors import ModelError
-from llava_video_cli.models.checkpoint import check_weights, describe, read_config
 
 # The values of the published configs, as far as they hang together with a fact.
 VISION = {

@@ -15,7 +15,7 @@ from test_parity import CONVERSATIONS, STILL, VIDEO, moving_square
 from transformers import LlavaNextVideoProcessor
 
 from llava_video_cli import Generation, Loading, Request, Turn, open_model
-from llava_video_cli.models.anyres import picture_tokens
+from llava_video_cli.checkpoint.tokens import picture_tokens
 from llava_video_cli.models.loading import outline
 from llava_video_cli.models.outline import Outline
 from llava_video_cli.models.processor import load_processor

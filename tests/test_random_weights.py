@@ -10,11 +10,11 @@ from checkpoints import make_checkpoint
 from terminal import llvid
 
 from llava_video_cli import Generation, Loading, Request, Sampling, Turn, join, open_model, read_frames
+from llava_video_cli.checkpoint import locate
+from llava_video_cli.checkpoint.config import describe, read_config
+from llava_video_cli.checkpoint.random_weights import SIZES, has_random_weights, random_folder
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
-from llava_video_cli.models.checkpoint import describe, read_config
-from llava_video_cli.models.random_weights import SIZES, has_random_weights, random_folder
-from llava_video_cli.models.source import locate
 from llava_video_cli.models.weights import Drawn, draw
 
 CPU = torch.device("cpu")

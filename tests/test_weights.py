@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llava_video_cli import Loading, ModelError
-from llava_video_cli.models.checkpoint import describe, read_config
+from llava_video_cli.checkpoint.config import describe, read_config
+from llava_video_cli.checkpoint.random_weights import random_folder
 from llava_video_cli.models.devices import Device
 from llava_video_cli.models.loading import load
 from llava_video_cli.models.pace import note
 from llava_video_cli.models.precision import Choice, choose
-from llava_video_cli.models.random_weights import random_folder
 from llava_video_cli.models.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)

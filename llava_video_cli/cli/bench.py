@@ -126,10 +126,10 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
 
     if settings.remote is not None:
         return [Subject("server", settings.open)]
-    from ..models.adaptation import adapted
-    from ..models.checkpoint import describe, read_config
-    from ..models.random_weights import has_random_weights
-    from ..models.source import locate
+    from ..checkpoint import locate
+    from ..checkpoint.adaptation import adapted
+    from ..checkpoint.config import describe, read_config
+    from ..checkpoint.random_weights import has_random_weights
 
     folder, loading = locate(settings.model, settings.revision), settings.loading
     config = read_config(folder)

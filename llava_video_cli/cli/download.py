@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from ..models.hub import DownloadProgress, Fetched
+    from ..checkpoint.hub import DownloadProgress, Fetched
     from .settings import Settings
 
 _LINE_SECONDS = 60.0
@@ -25,7 +25,7 @@ def download(
     model: str, revision: str | None, spinner: console.Progress, *, quiet: bool, offline: bool = False
 ) -> Fetched:
     """Fetch a hub id's checkpoint and show how far it is, in the spinner's place; raises `ModelError`."""
-    from ..models.hub import fetch
+    from ..checkpoint.hub import fetch
 
     try:
         with Download(model, spinner, quiet=quiet) as shown:
@@ -38,7 +38,7 @@ def download(
 
 def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
     """Fetch the checkpoint of a run if it isn't here yet, where the user can see it; the hub isn't asked if it is."""
-    from ..models.source import cached_folder, local_folder
+    from ..checkpoint import cached_folder, local_folder
 
     if settings.remote is not None or local_folder(settings.model) is not None:
         return

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..checkpoint import local_folder, locate
+from ..checkpoint.hub import Fetched, folder_bytes
 from ..errors import UsageError
-from ..models.hub import Fetched, folder_bytes
-from ..models.source import local_folder, locate
 from . import console
 from .background import LOADING, Background
 from .download import download

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from ..checkpoint.random_weights import PREFIX
 from ..conversation import Budget, Generation
 from ..errors import UsageError
 from ..messages import Conversation
 from ..model import Loading, Model, Quantize
 from ..models import open_model
-from ..models.random_weights import PREFIX
 from ..preset import Preset, load_preset
 from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags

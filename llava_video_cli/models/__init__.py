@@ -13,7 +13,7 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     Raises `UsageError` or `ModelError`. The checkpoint's kind, whether its config can be changed as `loading` wants,
     and whether it fits the memory, where no GPU has to be asked, are checked before anything heavy is imported.
     """
-    from .source import locate
+    from ..checkpoint import locate
 
     loading = loading or Loading()
     folder = locate(model, revision)
@@ -29,7 +29,7 @@ def open_resize(model: str, revision: str | None = None) -> Resize:
 
     Raises `UsageError` or `ModelError`.
     """
-    from .source import locate
+    from ..checkpoint import locate
 
     folder = locate(model, revision)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import revision_of
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ModelError, OutOfMemoryError
 from ..model import Loading
@@ -26,7 +27,6 @@ from .loading import Loaded, load
 from .prefix import Prompt, Span
 from .prompt import IMAGE, VIDEO, render
 from .refusal import refusal
-from .source import revision_of
 from .stops import StoppedPieces
 from .vision import Vision
 

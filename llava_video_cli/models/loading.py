@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import locate_config
+from ..checkpoint.adaptation import adapted
+from ..checkpoint.config import Checkpoint, describe, read_config
+from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import LlvidError, ModelError, first_line, last_line
 from ..model import Loading
-from .adaptation import adapted
 from .attention import choose_attention
-from .checkpoint import Checkpoint, describe, read_config
 from .devices import find_device, is_cpu_only
 from .outline import Outline
 from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
-from .random_weights import has_random_weights
-from .source import locate_config
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start

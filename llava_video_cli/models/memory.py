@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.config import TEXT_TOKENS
 from ..system import machine
-from .checkpoint import TEXT_TOKENS
 
 # What is said by torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.
 _OUT_OF_MEMORY = (

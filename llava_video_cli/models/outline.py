@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.adaptation import LEAST_TEXT_TOKENS, can_scale, factor_for
+from ..checkpoint.config import Checkpoint
+from ..checkpoint.tokens import picture_tokens
 from ..conversation import Budget, Media, Request, Turn
 from ..video.image import Picture
-from .adaptation import LEAST_TEXT_TOKENS, can_scale, factor_for
-from .anyres import picture_tokens
-from .checkpoint import Checkpoint
 from .prompt import IMAGE, VIDEO, ChatTemplate, render
 
 # A text has at most so many tokens for each of its bytes (a space is three bytes to a tokenizer that lacks it), and

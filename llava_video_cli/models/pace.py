@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint
+from ..checkpoint.config import Checkpoint
 from .precision import Choice
 
 _LARGE_PARAMETERS = 800_000_000  # from here on a CPU takes long enough for a warning

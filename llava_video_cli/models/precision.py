@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..checkpoint.config import Checkpoint
+from ..checkpoint.needs import Need, need
+from ..checkpoint.size import Quantized
 from ..errors import ModelError, UsageError
 from ..model import DType, Quantize
-from .checkpoint import Checkpoint
 from .devices import Device
-from .needs import Need, need
-from .parameters import Quantized
 
 Width = Literal["float32", "float16", "bfloat16"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, first_line
-from .random_weights import has_random_weights
 
 
 def load_processor(folder: Path, config: Any) -> Any:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..checkpoint.config import Family
 from ..conversation import Turn
 from ..video.image import Picture
-from .checkpoint import Family
 
 IMAGE, VIDEO = "<image>", "<video>"
 # Text of the families' turn marks that tokenizers hold as plain text, not as special tokens.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checkpoint.adaptation import can_scale, factor_for, strides_of
+from ..checkpoint.config import Checkpoint
 from ..conversation import Budget, Media
 from ..errors import ContextError
 from ..video.image import Picture
-from .adaptation import can_scale, factor_for, strides_of
-from .checkpoint import Checkpoint
 
 # Further, answers of a checkpoint that wasn't trained on scaled positions fall apart; and 9 tokens still show a frame.
 _MOST_FACTOR, _MOST_STRIDE = 4.0, 8

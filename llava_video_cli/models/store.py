@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..checkpoint.config import INDEX, describe, read_config
+from ..checkpoint.hub import SMALL_FILES
+from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, UsageError, first_line
 from ..model import Loading
-from .checkpoint import INDEX, describe, read_config
-from .hub import SMALL_FILES
 from .loading import Loaded, load
 from .precision import stored_quantization
-from .random_weights import has_random_weights
 
 _MADE_ANEW = ("config.json", INDEX)  # all else that isn't weights is copied
 _HINT = "name another folder with --to"

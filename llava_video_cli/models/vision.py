@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.image_utils import SizeDict
 
+from ..checkpoint.tokens import picture_tokens
 from ..conversation import Media
 from ..errors import ModelError
 from ..video.image import Picture
-from .anyres import picture_tokens
 from .loading import Loaded
 
 # Frames that go through the vision tower together: bounds its activations for long prompts.

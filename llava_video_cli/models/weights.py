@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from .checkpoint import weight_names
+from ..checkpoint.config import weight_names
+from ..checkpoint.random_weights import has_random_weights
 from .precision import Choice
-from .random_weights import has_random_weights
 
 # The format's names of what checkpoints are stored in: 16 or 32 bits, and what bitsandbytes packs.
 _DTYPES = {

@@ -34,10 +34,10 @@ from clips import make_clip
 from fakes import Replayed
 
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, VideoInfo, read_frames
+from llava_video_cli.checkpoint import locate
 from llava_video_cli.models.capture import cuda_graphs
 from llava_video_cli.models.llava import LlavaVideo
 from llava_video_cli.models.loading import Loaded, load
-from llava_video_cli.models.source import locate
 
 COPIED_BYTES = {"cuda": 1 << 31, "cpu": 1 << 28}
 SIDE = 336  # pixels of a frame

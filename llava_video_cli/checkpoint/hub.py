@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 
 from ..errors import ModelError, first_line, nearest
-from .checkpoint import check_architecture, check_weights, read_config, weight_names
+from .config import check_architecture, check_weights, read_config, weight_names
 
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")

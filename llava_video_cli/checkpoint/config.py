@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
-from .parameters import TEXT_DEFAULTS, TEXT_SHARED, VISION_ABSENT, VISION_DEFAULTS, Parameters, count
+from .size import TEXT_DEFAULTS, TEXT_SHARED, VISION_ABSENT, VISION_DEFAULTS, Parameters, count
 
 Family = Literal["vicuna", "mistral", "chatml"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint
+from .config import Checkpoint
 
 
 def picture_tokens(checkpoint: Checkpoint, height: int, width: int) -> int:

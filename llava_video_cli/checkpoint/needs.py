@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint
-from .parameters import Quantized
+from .config import Checkpoint
+from .size import Quantized
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LIBRARIES_BYTES = 500_000_000  # torch's own, and what its allocator leaves in holes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
-from .checkpoint import check_architecture, check_name, check_weights, looks_like_folder, read_config
+from .config import check_architecture, check_name, check_weights, looks_like_folder, read_config
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
-from .checkpoint import Checkpoint, describe
+from .config import Checkpoint, describe
 
 # LLaVA-NeXT leaves this many tokens for text when it chooses a factor: `ceil((144 * frames + 1000) / 4096)`.
 LEAST_TEXT_TOKENS = 1000
