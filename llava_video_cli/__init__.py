@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .model import Loading, Model
     from .models import open_model
     from .preset import Preset, load_preset
-    from .timestamps import with_times
+    from .prompt.timestamps import with_times
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
     from .video.image import Picture, read_image
@@ -31,7 +31,7 @@ _HOMES = {
     "preset": ("Preset", "load_preset"),
     "video.sampling": ("Sampling",),
     "video.contact_sheet": ("contact_sheet",),
-    "timestamps": ("with_times",),
+    "prompt.timestamps": ("with_times",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,9 +13,9 @@ from typing import Any
 from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from .errors import LlvidError, MediaError
 from .preset import Preset
+from .prompt.subtitles import Count, Heard, Subtitles, notes_of
 from .readahead import Question, Result
 from .record import Failure, Record, media_values, path_to_text
-from .subtitles import Count, Heard, Subtitles, notes_of
 from .system.digest import fingerprint
 from .video import Resize, read_frames, read_windows
 from .video.files import Status

@@ -15,9 +15,9 @@ from .conversation import Answer, Chunk, Request, Segment, Usage
 from .errors import ContextError, LlvidError, MediaError, UsageError
 from .model import Model
 from .preset import Preset
+from .prompt.subtitles import Count, Heard, Subtitles, largest, notes_of
 from .readahead import Job, Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .subtitles import Count, Heard, Subtitles, largest, notes_of
 from .video import Frames, Resize, Windows
 from .video.limits import Limits
 from .video.sampling import Sampling, clock

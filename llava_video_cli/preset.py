@@ -11,9 +11,9 @@ from typing import Any
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .model import Quantize
-from .subtitles import Count, Heard, Subtitles, with_lines
+from .prompt.subtitles import Count, Heard, Subtitles, with_lines
+from .prompt.timestamps import with_times
 from .system.folders import config_folder
-from .timestamps import with_times
 from .validation import placed, read_fields, read_file, read_yaml, shape_of
 from .video import Frames
 from .video.sampling import Sampling, parse_time

@@ -13,7 +13,7 @@ from .conversation import Answer, Media, Segment
 from .errors import LlvidError
 from .model import Model
 from .preset import Preset
-from .subtitles import Subtitles
+from .prompt.subtitles import Subtitles
 from .video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")

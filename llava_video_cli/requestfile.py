@@ -13,10 +13,10 @@ from .conversation import Answer, Generation, Media, Request
 from .errors import LlvidError, MediaError, UsageError
 from .messages import Draft, below, read_drafts, turns_of
 from .preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
+from .prompt.timestamps import with_times
 from .readahead import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
 from .system.digest import fingerprint
-from .timestamps import with_times
 from .validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from .video import Resize, read_frames
 from .video.image import is_picture, read_image

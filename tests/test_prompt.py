@@ -9,7 +9,7 @@ from checkpoints import TEMPLATES
 
 from llava_video_cli import Frames, Picture, Sampling, Turn, VideoInfo
 from llava_video_cli.checkpoint.config import Family
-from llava_video_cli.models.prompt import own_form, render
+from llava_video_cli.prompt.chat_template import own_form, render
 
 VIDEO = Frames(np.zeros((1, 2, 2, 3), np.uint8), (0.0,), VideoInfo("v.mp4", 1.0, 2, 2, 1.0, "h264", 0), Sampling(1))
 STILL = Picture(np.zeros((2, 2, 3), np.uint8), "p.png")

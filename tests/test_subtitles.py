@@ -27,7 +27,15 @@ from llava_video_cli.caption import Task
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.preset import Preset
-from llava_video_cli.subtitles import Heard, Subtitles, find_subtitles, largest, notes_of, read_subtitles, thinned
+from llava_video_cli.prompt.subtitles import (
+    Heard,
+    Subtitles,
+    find_subtitles,
+    largest,
+    notes_of,
+    read_subtitles,
+    thinned,
+)
 
 SRT = """1
 00:00:00,500 --> 00:00:00,900

@@ -16,9 +16,9 @@ from ..errors import ContextError, LlvidError, MediaError, UsageError
 from ..ledger import Errors, Ledger
 from ..model import Model
 from ..output import SIDECARS, Sidecar
+from ..prompt.subtitles import notes_of
 from ..record import Failure, Record, path_to_text, settings_values
 from ..sidecar import Sidecars
-from ..subtitles import notes_of
 from ..system.atomic_file import whole_file
 from ..todo import Todo, sort_out
 from ..video import read_windows

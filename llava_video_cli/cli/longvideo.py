@@ -9,8 +9,8 @@ from ..batch import Pace
 from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..longvideo import conclude, long_values, look, look_notes, look_requests, note_of, telling
+from ..prompt.subtitles import Subtitles
 from ..record import settings_values
-from ..subtitles import Subtitles
 from ..video import announced_frames, cut
 from . import console
 from .ask import UNFINISHED, collect

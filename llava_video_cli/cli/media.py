@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ..conversation import Media
 from ..errors import MediaError, UsageError
-from ..subtitles import Subtitles, find_subtitles, read_subtitles
+from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles
 from ..video import check_video, read_frames
 from ..video.image import Picture, is_picture, read_image
 from ..video.sampling import Sampling

@@ -8,8 +8,8 @@ from dataclasses import replace
 from ..conversation import Media, Request
 from ..model import Model
 from ..models.loading import outline
-from ..models.outline import Outline
-from ..models.refusal import refusal
+from ..prompt.budget import Outline
+from ..prompt.refusal import refusal
 from ..video import Frames, VideoInfo, announced_frames
 from ..video.image import Picture
 from ..video.sampling import Sampling

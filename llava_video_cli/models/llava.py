@@ -16,6 +16,8 @@ from ..checkpoint import revision_of
 from ..conversation import Answer, Budget, Chunk, Request, Usage, join
 from ..errors import ModelError, OutOfMemoryError
 from ..model import Loading
+from ..prompt.chat_template import IMAGE, VIDEO, render
+from ..prompt.refusal import refusal
 from ..video import Frames
 from . import memory
 from .assembly import Assembly
@@ -25,8 +27,6 @@ from .decoder import Decoder
 from .generation import Run, stop_ids
 from .loading import Loaded, load
 from .prefix import Prompt, Span
-from .prompt import IMAGE, VIDEO, render
-from .refusal import refusal
 from .stops import StoppedPieces
 from .vision import Vision
 

@@ -15,9 +15,9 @@ from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import LlvidError, ModelError, first_line, last_line
 from ..model import Loading
+from ..prompt.budget import Outline
 from .attention import choose_attention
 from .devices import find_device, is_cpu_only
-from .outline import Outline
 from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.

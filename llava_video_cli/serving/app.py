@@ -22,8 +22,8 @@ from .. import conversation
 from ..conversation import Chunk, Media
 from ..errors import LlvidError
 from ..messages import turns_of
+from ..prompt.timestamps import with_times
 from ..record import media_values
-from ..timestamps import with_times
 from .desk import Event, Ticket
 from .form import Form
 from .guard import CLOSE

@@ -15,7 +15,7 @@ from ..checkpoint.config import Checkpoint
 from ..checkpoint.tokens import picture_tokens
 from ..conversation import Budget, Media, Request, Turn
 from ..video.image import Picture
-from .prompt import IMAGE, VIDEO, ChatTemplate, render
+from .chat_template import IMAGE, VIDEO, ChatTemplate, render
 
 # A text has at most so many tokens for each of its bytes (a space is three bytes to a tokenizer that lacks it), and
 # each turn's marks so many.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .conversation import Turn
-from .video import Frames
-from .video.image import Picture
+from ..conversation import Turn
+from ..video import Frames
+from ..video.image import Picture
 
 
 def with_times(turns: Sequence[Turn]) -> tuple[Turn, ...]:
