@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .conversation import Answer, Budget, Chunk, Generation, Request, Segment, Turn, Usage, join
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
+    from .inference import open_model
     from .model import Loading, Model
-    from .models import open_model
     from .preset import Preset, load_preset
     from .prompt.timestamps import with_times
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
@@ -27,7 +27,7 @@ _HOMES = {
     "video.image": ("Picture", "read_image"),
     "video.limits": ("Limits",),
     "model": ("Loading", "Model"),
-    "models": ("open_model",),
+    "inference": ("open_model",),
     "preset": ("Preset", "load_preset"),
     "video.sampling": ("Sampling",),
     "video.contact_sheet": ("contact_sheet",),

@@ -15,10 +15,10 @@ from .checkpoint.needs import Need
 from .checkpoint.random_weights import random_folder
 from .checkpoint.size import Quantized
 from .errors import LlvidError, ModelError
+from .inference import placement as precision
+from .inference.devices import Device
+from .inference.placement import stored_quantization
 from .model import Loading
-from .models import precision
-from .models.devices import Device
-from .models.precision import stored_quantization
 from .system.machine import Accelerators, Memory
 
 # The published checkpoints, by the geometry that they have: told before anything is downloaded.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llava_video_cli.models.capture import Capture
-from llava_video_cli.models.loading import Loaded
+from llava_video_cli.inference.cuda_graph import Capture
+from llava_video_cli.inference.loader import Loaded
 
 
 def wrapped(loaded: Loaded, call: Callable[..., Any] | None = None, **methods: Callable[..., Any]) -> Loaded:

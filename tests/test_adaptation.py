@@ -18,8 +18,8 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join, open_model
 from llava_video_cli.checkpoint.adaptation import adapted, factor_for, strides_of
 from llava_video_cli.checkpoint.config import describe
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import load
 
 REQUEST = Request((Turn("user", "What happens?", (VIDEO,)),), Generation(max_new_tokens=8))
 PROMPT = "USER: {}\nWhat happens? ASSISTANT:"

@@ -29,8 +29,8 @@ from llava_video_cli import (
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.questions import is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import load
 
 KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 CLIPS, COUNTS, SEED = 24, (4, 8, 16), 20261122

@@ -25,9 +25,9 @@ from llava_video_cli import (
     join,
     open_model,
 )
-from llava_video_cli.models.generation import circles, finish_reason
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
+from llava_video_cli.inference.engine import circles, finish_reason
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import load
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from transformers import LlavaNextVideoProcessor
 
 from llava_video_cli import Generation, Loading, Request, Turn, open_model
 from llava_video_cli.checkpoint.tokens import picture_tokens
-from llava_video_cli.models.loading import outline
-from llava_video_cli.models.processor import load_processor
+from llava_video_cli.inference.loader import outline
+from llava_video_cli.inference.processor import load_processor
 from llava_video_cli.prompt.budget import Outline
 from llava_video_cli.prompt.refusal import refusal
 

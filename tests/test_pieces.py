@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava_video_cli.models.pieces import TextPieces
+from llava_video_cli.inference.detokenizer import TextPieces
 
 
 def pieces_of(text: str) -> list[str]:

@@ -16,10 +16,10 @@ from llava_video_cli import Loading, open_model
 from llava_video_cli.checkpoint.config import Checkpoint, describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
 from llava_video_cli.errors import ModelError, UsageError
-from llava_video_cli.models.attention import choose_attention
-from llava_video_cli.models.devices import Device, find_device
-from llava_video_cli.models.loading import foresee
-from llava_video_cli.models.precision import Choice, Width, choose, stored_quantization
+from llava_video_cli.inference.attention import choose_attention
+from llava_video_cli.inference.devices import Device, find_device
+from llava_video_cli.inference.loader import foresee
+from llava_video_cli.inference.placement import Choice, Width, choose, stored_quantization
 
 GB = 1e9
 

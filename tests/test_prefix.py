@@ -28,11 +28,11 @@ from llava_video_cli import (
     open_model,
 )
 from llava_video_cli.errors import OutOfMemoryError
-from llava_video_cli.models.beginnings import Beginnings
-from llava_video_cli.models.kvcache import KVCache
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
-from llava_video_cli.models.prefix import Prompt, Span, common
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.kv_cache import KVCache
+from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.prefix_cache import Prompt, Span, common
+from llava_video_cli.inference.shared_prefixes import Beginnings
 
 GREEDY = Generation(max_new_tokens=8)
 

@@ -15,7 +15,7 @@ from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import SIZES, has_random_weights, random_folder
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
-from llava_video_cli.models.weights import Drawn, draw
+from llava_video_cli.inference.weights import Drawn, draw
 
 CPU = torch.device("cpu")
 

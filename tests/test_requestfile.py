@@ -15,8 +15,8 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import load
 from llava_video_cli.requestfile import RequestJob, read_requests
 
 PRESET = load_preset("demo")

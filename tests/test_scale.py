@@ -23,8 +23,8 @@ from llava_video_cli.demo.world import write_clip
 from llava_video_cli.entries import found_in, parts
 from llava_video_cli.errors import LlvidError
 from llava_video_cli.estimate import estimate
+from llava_video_cli.inference import open_resize
 from llava_video_cli.model import Model
-from llava_video_cli.models import open_resize
 from llava_video_cli.preset import Preset
 from llava_video_cli.record import Failure, Record, settings_values
 from llava_video_cli.scale import Progress, run

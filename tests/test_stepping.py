@@ -17,11 +17,11 @@ from test_stream_all import MIXED, asked, joined
 from transformers import MistralConfig
 
 from llava_video_cli import Loading, join, open_model
-from llava_video_cli.models.capture import cuda_graphs
-from llava_video_cli.models.kvcache import KVCache, new_cache
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import load
-from llava_video_cli.models.stepping import LayerStep, WholeStep, cache_name, choose_step
+from llava_video_cli.inference.cuda_graph import cuda_graphs
+from llava_video_cli.inference.decode_step import LayerStep, WholeStep, cache_name, choose_step
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.kv_cache import KVCache, new_cache
+from llava_video_cli.inference.loader import load
 
 LAYOUTS = ["demo", "vicuna", "mistral", "yi"]
 

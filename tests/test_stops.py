@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_video_cli import Answer, Chunk, Request, Sampling, Turn, join, open_model, read_frames
-from llava_video_cli.models.stops import Stops
+from llava_video_cli.inference.stop_strings import Stops
 
 TEXT = "A red circle moves right. It stays red, and it stays a circle."
 CASES: list[list[str]] = [

@@ -14,8 +14,8 @@ from llava_video_cli import Loading, Request, Sampling, Turn, open_model, read_f
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
-from llava_video_cli.models.loading import load
-from llava_video_cli.models.store import quantized, write
+from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.quantized import quantized, write
 
 QUESTIONS = ("What happens in this video?", "What shape is it?", "What color is it at the start?")
 

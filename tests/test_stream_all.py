@@ -11,7 +11,7 @@ import pytest
 from test_parity import OTHER, STILL, VIDEO, checkpoint, moving_square
 
 from llava_video_cli import Answer, Chunk, Frames, Generation, Picture, Request, Turn, join, open_model
-from llava_video_cli.models.llava import LlavaVideo
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 
 
 def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from llava_video_cli import Loading, ModelError
 from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
-from llava_video_cli.models.devices import Device
-from llava_video_cli.models.loading import load
-from llava_video_cli.models.pace import note
-from llava_video_cli.models.precision import Choice, choose
-from llava_video_cli.models.weights import weights
+from llava_video_cli.inference.devices import Device
+from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.placement import Choice, choose
+from llava_video_cli.inference.speed_estimate import note
+from llava_video_cli.inference.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
 WIDE = {"hidden_size": 256, "intermediate_size": 1024}

@@ -24,8 +24,8 @@ import numpy as np
 from llava_video_cli.conversation import Generation, Request, Turn
 from llava_video_cli.demo.questions import is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.inference import open_model
 from llava_video_cli.model import Loading, Model
-from llava_video_cli.models import open_model
 from llava_video_cli.video import Frames, read_frames
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.sampling import Sampling

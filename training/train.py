@@ -22,7 +22,7 @@ import torch
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from llava_video_cli.demo import CHECKPOINT
-from llava_video_cli.models import open_model
+from llava_video_cli.inference import open_model
 
 from .architecture import build_model, build_processor, build_tokenizer
 from .data import make_clips, make_stills

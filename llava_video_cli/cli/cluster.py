@@ -18,8 +18,8 @@ from ..caption import Task
 from ..cluster import Cluster, Joined
 from ..errors import ContextError, UsageError
 from ..estimate import Estimate, estimate
+from ..inference import open_model, open_resize
 from ..ledger import Errors, Ledger
-from ..models import open_model, open_resize
 from ..parquet import check_parquet, write_parquet
 from ..partfiles import PartErrors, PartFiles, is_folder
 from ..record import Failure, Record

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..conversation import Media, Request
+from ..inference.loader import outline
 from ..model import Model
-from ..models.loading import outline
 from ..prompt.budget import Outline
 from ..prompt.refusal import refusal
 from ..video import Frames, VideoInfo, announced_frames

@@ -93,7 +93,7 @@ def _stored(
     model: str, folder: Path, quantize: Literal["8bit", "4bit"], to: Path, output: OutputFlags
 ) -> dict[str, object]:
     """Store a checkpoint quantized; return what is to be told of it."""
-    from ..models.store import check_store, quantized, write
+    from ..inference.quantized import check_store, quantized, write
 
     check_store(folder, to, quantize)
     with console.progress(output.quiet) as spinner:

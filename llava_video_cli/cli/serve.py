@@ -126,7 +126,7 @@ def serve(
         for line in loaded.notes if not output.quiet else ():
             console.note(line)
 
-        from ..models.llava import LlavaVideo
+        from ..inference.families.llava_next_video import LlavaVideo
 
         service = open_service(
             loaded,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from ..checkpoint.random_weights import PREFIX
 from ..conversation import Budget, Generation
 from ..errors import UsageError
+from ..inference import open_model
 from ..messages import Conversation
 from ..model import Loading, Model, Quantize
-from ..models import open_model
 from ..preset import Preset, load_preset
 from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
@@ -58,7 +58,7 @@ class Settings:
         """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
         if not self.rope_auto:
             return self
-        from ..models.loading import outline
+        from ..inference.loader import outline
 
         found = outline(self.model, self.loading, self.revision)
         media = self.preset.sampling.frames * found.checkpoint.frame_tokens

@@ -35,9 +35,9 @@ from fakes import Replayed
 
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, VideoInfo, read_frames
 from llava_video_cli.checkpoint import locate
-from llava_video_cli.models.capture import cuda_graphs
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import Loaded, load
+from llava_video_cli.inference.cuda_graph import cuda_graphs
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import Loaded, load
 
 COPIED_BYTES = {"cuda": 1 << 31, "cpu": 1 << 28}
 SIDE = 336  # pixels of a frame

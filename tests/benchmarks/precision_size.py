@@ -91,7 +91,7 @@ for size in {"tiny", sys.argv[2]}:
 def load(folder: Path, tiny: Path, way: dict[str, Any], how: str) -> dict[str, float]:
     """Load as is wanted; return seconds and ratios."""
     from llava_video_cli import Loading
-    from llava_video_cli.models.loading import load as ours
+    from llava_video_cli.inference.loader import load as ours
 
     def loaded(of: Path) -> Any:
         if how == "llvid":

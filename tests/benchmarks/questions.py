@@ -29,9 +29,9 @@ from checkpoints import make_checkpoint
 from transformers import DynamicCache
 
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, join, open_model, read_frames
-from llava_video_cli.models.llava import LlavaVideo
-from llava_video_cli.models.loading import Loaded, load
-from llava_video_cli.models.stepping import cache_name
+from llava_video_cli.inference.decode_step import cache_name
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import Loaded, load
 
 TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
 VISION = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}

@@ -33,8 +33,8 @@ from llava_video_cli import Sampling, load_preset, open_model
 from llava_video_cli.batch import run as run_here
 from llava_video_cli.caption import CaptionJob, Task
 from llava_video_cli.cluster import Cluster
+from llava_video_cli.inference import open_resize
 from llava_video_cli.ledger import Ledger
-from llava_video_cli.models import open_resize
 from llava_video_cli.preset import Preset
 from llava_video_cli.record import Record, settings_values
 from llava_video_cli.scale import Progress, entries_of, run

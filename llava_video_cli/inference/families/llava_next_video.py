@@ -12,23 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import revision_of
-from ..conversation import Answer, Budget, Chunk, Request, Usage, join
-from ..errors import ModelError, OutOfMemoryError
-from ..model import Loading
-from ..prompt.chat_template import IMAGE, VIDEO, render
-from ..prompt.refusal import refusal
-from ..video import Frames
-from . import memory
-from .assembly import Assembly
-from .capture import Capture
-from .choosing import Choice
-from .decoder import Decoder
-from .generation import Run, stop_ids
-from .loading import Loaded, load
-from .prefix import Prompt, Span
-from .stops import StoppedPieces
-from .vision import Vision
+from ...checkpoint import revision_of
+from ...conversation import Answer, Budget, Chunk, Request, Usage, join
+from ...errors import ModelError, OutOfMemoryError
+from ...model import Loading
+from ...prompt.chat_template import IMAGE, VIDEO, render
+from ...prompt.refusal import refusal
+from ...video import Frames
+from .. import device_memory as memory
+from ..cuda_graph import Capture
+from ..decoder import Decoder
+from ..engine import Run, stop_ids
+from ..loader import Loaded, load
+from ..prefix_cache import Prompt, Span
+from ..prompt_batch import Assembly
+from ..sampler import Choice
+from ..stop_strings import StoppedPieces
+from ..vision import Vision
 
 if TYPE_CHECKING:
     import numpy as np

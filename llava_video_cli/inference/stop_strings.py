@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .pieces import Decode, TextPieces
+from .detokenizer import Decode, TextPieces
 
 
 class Stops:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ..conversation import FinishReason
-from .choosing import Choice
 from .decoder import Decoder, Rows
+from .sampler import Choice
 
 # An answer that ends in the same tokens this often, and for this long, goes round in circles.
 _CIRCLES, _CIRCLING_TOKENS, _LONGEST_CIRCLE = 6, 64, 48

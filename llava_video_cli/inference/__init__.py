@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import Loading, Model
 from ..video import Resize
-from .loading import foresee
+from .loader import foresee
 
 
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
@@ -19,7 +19,7 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     folder = locate(model, revision)
     foresee(model, folder, loading)
 
-    from .llava import LlavaVideo
+    from .families.llava_next_video import LlavaVideo
 
     return LlavaVideo.open(model, folder, loading)
 

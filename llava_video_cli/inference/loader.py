@@ -18,7 +18,7 @@ from ..model import Loading
 from ..prompt.budget import Outline
 from .attention import choose_attention
 from .devices import find_device, is_cpu_only
-from .precision import TRAINED_FRAMES, Choice, choose, stored_quantization
+from .placement import TRAINED_FRAMES, Choice, choose, stored_quantization
 
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
@@ -65,7 +65,8 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     import torch
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-    from . import memory, pace
+    from . import device_memory as memory
+    from . import speed_estimate as pace
     from .processor import load_processor  # brings along all that fetches: --help need not pay
     from .weights import weights
 
@@ -121,7 +122,7 @@ def _loading_errors(name: str, folder: Path, choice: Choice) -> Iterator[None]:
     """Turn what loading raises into one line."""
     from safetensors import SafetensorError
 
-    from .memory import is_out_of_memory
+    from .device_memory import is_out_of_memory
 
     try:
         yield

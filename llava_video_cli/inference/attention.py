@@ -7,7 +7,7 @@ from typing import Literal
 from ..errors import ModelError
 from ..model import Attention
 from .devices import Device
-from .precision import Width
+from .placement import Width
 
 Kernel = Literal["sdpa", "flash_attention_2", "eager"]
 

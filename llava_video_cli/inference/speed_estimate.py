@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.config import Checkpoint
-from .precision import Choice
+from .placement import Choice
 
 _LARGE_PARAMETERS = 800_000_000  # from here on a CPU takes long enough for a warning
 _ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # an answer that takes no longer needs none

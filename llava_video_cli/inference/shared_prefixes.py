@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 import torch
 
-from .kvcache import KVCache
-from .prefix import SHARE, Prompt
+from .kv_cache import KVCache
+from .prefix_cache import SHARE, Prompt
 
 # Keys and values of each layer, (KV heads, tokens, head width).
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]

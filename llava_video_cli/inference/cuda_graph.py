@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .stepping import LayerStep
+from .decode_step import LayerStep
 
 # Makes the same call, much faster, of one that fills the tensors it closes over.
 Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]

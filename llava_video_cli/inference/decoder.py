@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .capture import Capture, Captured, cuda_graphs
-from .kvcache import KVCache, new_cache
-from .stepping import LayerStep, cache_name, choose_step
+from .cuda_graph import Capture, Captured, cuda_graphs
+from .decode_step import LayerStep, cache_name, choose_step
+from .kv_cache import KVCache, new_cache
 from .turns import Turns
 
 # Prompts of about one length get as much room, and so share a captured step.

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from ..checkpoint.config import weight_names
 from ..checkpoint.random_weights import has_random_weights
-from .precision import Choice
+from .placement import Choice
 
 # The format's names of what checkpoints are stored in: 16 or 32 bits, and what bitsandbytes packs.
 _DTYPES = {

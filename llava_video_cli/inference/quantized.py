@@ -15,8 +15,8 @@ from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, UsageError, first_line
 from ..model import Loading
-from .loading import Loaded, load
-from .precision import stored_quantization
+from .loader import Loaded, load
+from .placement import stored_quantization
 
 _MADE_ANEW = ("config.json", INDEX)  # all else that isn't weights is copied
 _HINT = "name another folder with --to"

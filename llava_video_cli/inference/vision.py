@@ -15,7 +15,7 @@ from ..checkpoint.tokens import picture_tokens
 from ..conversation import Media
 from ..errors import ModelError
 from ..video.image import Picture
-from .loading import Loaded
+from .loader import Loaded
 
 # Frames that go through the vision tower together: bounds its activations for long prompts.
 _FRAMES_AT_ONCE = 32

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from . import memory
-from .beginnings import Beginnings
+from . import device_memory as memory
 from .decoder import Decoder, Rows
-from .prefix import Prefix, Prompt, heads
+from .prefix_cache import Prefix, Prompt, heads
+from .shared_prefixes import Beginnings
 from .vision import Vision
 
 _BEGINNINGS = 4  # for each conversation: several may be about to begin
