@@ -31,7 +31,7 @@ from llava_video_cli import (
     join,
 )
 from llava_video_cli.errors import ServerError
-from llava_video_cli.models.remote import RemoteModel, open_remote
+from llava_video_cli.remote.remote_model import RemoteModel, open_remote
 
 RANDOM = np.random.default_rng(1)
 

@@ -23,8 +23,8 @@ from terminal import asked, failed, llvid
 from test_desk import Clerk
 
 from llava_video_cli import Chunk, Request, open_model
-from llava_video_cli.announce import announced
 from llava_video_cli.preset import load_preset
+from llava_video_cli.remote.discovery import announced
 from llava_video_cli.serving.guard import Guard
 from llava_video_cli.serving.reply import Reply
 

@@ -15,10 +15,10 @@ from serving import QUESTION, Served, serving
 from terminal import failed, llvid, scene
 
 from llava_video_cli import open_model
-from llava_video_cli.announce import announce
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.model import Model
+from llava_video_cli.remote.discovery import announce
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

@@ -114,7 +114,7 @@ def serve(
         )
     bound = bind(host, port)  # before the model, which takes its time
 
-    from ..announce import announce
+    from ..remote.discovery import announce
     from ..serving.places import Places
     from ..serving.run import Server
     from ..serving.service import open_service

@@ -16,7 +16,7 @@ from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
 
 if TYPE_CHECKING:
-    from ..models.remote import RemoteModel
+    from ..remote.remote_model import RemoteModel
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
 
     import os
 
-    from ..models.remote import open_remote
+    from ..remote.remote_model import open_remote
 
     return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
 

@@ -16,8 +16,8 @@ from ..conversation import Answer, Budget, Chunk, FinishReason, Media, Request, 
 from ..errors import LlvidError, ServerError, nearest
 from ..model import Send
 from ..video.image import Picture
-from .dialect import Dialect, Served, recognise
-from .endpoint import CutError, Endpoint, UnreachableError
+from .client import CutError, Endpoint, UnreachableError
+from .engines import Dialect, Served, recognise
 
 if TYPE_CHECKING:
     import numpy as np
