@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .caption import Task
 from .cluster import Joined
 from .errors import LlvidError
 from .model import Model
-from .record import Failure
+from .runs.caption import Task
+from .runs.record import Failure
 from .scale import Progress, entries_of, run
 from .video import Resize
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .caption import Task
 from .errors import LlvidError
 from .model import Model
-from .readahead import Question, Result
+from .runs.caption import Task
+from .runs.prefetch import Question, Result
 from .video import Resize
 from .video.limits import Limits
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import LlvidError, UsageError
-from .record import text_to_path
 from .results import Result, Results, number, shown_name
+from .runs.record import text_to_path
 from .video import iter_frames
 from .video.contact_sheet import sheet_of
 from .video.image import is_picture, read_image

@@ -13,7 +13,7 @@ from typing import Any
 
 from .conversation import Segment
 from .errors import LlvidError, nearest
-from .record import text_to_path
+from .runs.record import text_to_path
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .caption import CaptionJob, Task
 from .cluster import Joined
-from .entries import Part, parts
 from .errors import LlvidError, first_line, last_line
 from .handover import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
 from .model import Model
-from .readahead import Question, Result
-from .record import Failure, Record, path_to_text
+from .runs.caption import CaptionJob, Task
+from .runs.inputs import Part, parts
+from .runs.prefetch import Question, Result
+from .runs.record import Failure, Record, path_to_text
 from .strikes import Book, Tally
 from .video import Resize
 from .video.limits import Limits

@@ -12,16 +12,16 @@ from typing import Any
 
 import ray
 
-from .batch import BatchSize, answered, kind_of
-from .bucket import fetched, is_address
-from .caption import CaptionJob
 from .conversation import Budget, Request
-from .entries import Part, found_in
 from .errors import LlvidError, MediaError, ModelError, described, first_line
 from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
 from .model import Model
-from .readahead import Ended, Question, ReadAhead, Ready, Result
-from .record import settings_values
+from .runs.batches import BatchSize, answered, kind_of
+from .runs.caption import CaptionJob
+from .runs.inputs import Part, found_in
+from .runs.prefetch import Ended, Question, ReadAhead, Ready, Result
+from .runs.record import settings_values
+from .runs.storage import fetched, is_address
 from .strikes import MOST_STRIKES, Stage, Unit
 from .video import Resize
 from .video.files import Found

@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from .record import versions
+from .runs.record import versions
 from .system.machine import Card, accelerators, memory, processor
 
 # Cores that others use, and their share of all, from which on a measurement is off.

@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
-from llava_video_cli.batch import BatchSize, Pace, run
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
-from llava_video_cli.readahead import Question, ReadAhead, Ready, Result
-from llava_video_cli.record import Failure, Record
+from llava_video_cli.runs.batches import BatchSize, Pace, run
+from llava_video_cli.runs.prefetch import Question, ReadAhead, Ready, Result
+from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.video import Resize
 from llava_video_cli.video.limits import Limits
 

@@ -220,7 +220,7 @@ def test_odd_names_round_trip(clip: Path, tmp_path: Path) -> None:
         input=listed, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0 and result.stderr == f"{len(named)} captioned\n".encode()
-    from llava_video_cli.record import text_to_path
+    from llava_video_cli.runs.record import text_to_path
 
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         from_csv = [row["video_path"] for row in csv.DictReader(file)]

@@ -16,7 +16,7 @@ from llava_video_cli.cli.commands import COMMANDS, completions
 from llava_video_cli.cli.inline import drawn, protocol
 from llava_video_cli.cli.room import refusal
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.messages import read_conversation
+from llava_video_cli.runs.conversation_file import read_conversation
 
 
 @pytest.fixture

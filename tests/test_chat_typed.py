@@ -14,7 +14,7 @@ from terminal import Typed, scene
 
 from llava_video_cli.cli.lines import history_file, read_history
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.messages import read_conversation
+from llava_video_cli.runs.conversation_file import read_conversation
 
 pytest.importorskip("pty", reason="no terminals of one's own on this system")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llava_video_cli import MediaError
-from llava_video_cli.bucket import fetched, videos
-from llava_video_cli.entries import Lines, Part, found_in, is_list, parts
 from llava_video_cli.errors import LlvidError
+from llava_video_cli.runs.inputs import Lines, Part, found_in, is_list, parts
+from llava_video_cli.runs.storage import fetched, videos
 from llava_video_cli.video.files import Found, find
 
 

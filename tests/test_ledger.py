@@ -11,8 +11,8 @@ import pytest
 from test_output import ALL, record
 
 from llava_video_cli.errors import LlvidError, UsageError
-from llava_video_cli.ledger import Errors, Ledger
-from llava_video_cli.record import Failure
+from llava_video_cli.runs.ledger import Errors, Ledger
+from llava_video_cli.runs.record import Failure
 
 FORMS = ["out.jsonl", "out.csv"]
 
@@ -82,7 +82,7 @@ def test_overwriting_begins_with_the_first_record_at_the_latest(tmp_path: Path) 
 
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    program = f"from llava_video_cli.ledger import Ledger\nfrom pathlib import Path\nLedger(Path({str(path)!r}))"
+    program = f"from llava_video_cli.runs.ledger import Ledger\nfrom pathlib import Path\nLedger(Path({str(path)!r}))"
     with Ledger(path):
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert f"another run is writing {path}" in result.stderr

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llava_video_cli.caption import Task
 from llava_video_cli.errors import MediaError
-from llava_video_cli.ledger import Ledger
-from llava_video_cli.output import JsonLines
 from llava_video_cli.preset import Preset
-from llava_video_cli.sidecar import Sidecars
-from llava_video_cli.todo import sort_out
+from llava_video_cli.runs.caption import Task
+from llava_video_cli.runs.formats import JsonLines
+from llava_video_cli.runs.ledger import Ledger
+from llava_video_cli.runs.plan import sort_out
+from llava_video_cli.runs.sidecar import Sidecars
 from llava_video_cli.video.files import Found, find
 from llava_video_cli.video.sampling import Sampling
 

@@ -33,9 +33,9 @@ from llava_video_cli import (
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.errors import OutOfMemoryError
-from llava_video_cli.longvideo import Look, conclude, long_values, look, note_of, telling
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import Subtitles
+from llava_video_cli.runs.windows import Look, conclude, long_values, look, note_of, telling
 from llava_video_cli.video import cut, read_windows
 
 PRESET = Preset("p", "", sampling=Sampling(2), generation=Generation(max_new_tokens=300))

@@ -14,7 +14,13 @@ from terminal import scene
 
 from llava_video_cli import LlvidError, UsageError, load_preset
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.messages import Conversation, Draft, read_conversation, write_conversation, write_yaml
+from llava_video_cli.runs.conversation_file import (
+    Conversation,
+    Draft,
+    read_conversation,
+    write_conversation,
+    write_yaml,
+)
 from llava_video_cli.validation import read_yaml
 
 FULL = """

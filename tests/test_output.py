@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.output import Csv, JsonLines, json_line, rows_of, srt, txt, vtt
-from llava_video_cli.record import Record, path_to_text, text_to_path
+from llava_video_cli.runs.formats import Csv, JsonLines, json_line, rows_of, srt, txt, vtt
+from llava_video_cli.runs.record import Record, path_to_text, text_to_path
 
 NAMES = [
     "plain.mp4", "two\nlines.mp4", 'quo"te.mp4', "com,ma.mp4", "semi;colon\tand tab.mp4", "return\r.mp4",
@@ -136,7 +136,7 @@ def test_what_datasets_loads_is_what_was_written(tmp_path: Path) -> None:
 
 def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    from llava_video_cli.parquet import write_parquet
+    from llava_video_cli.runs.parquet import write_parquet
 
     path = tmp_path / "captions.parquet"
     assert write_parquet(iter(ALL * 300), path) == 300 * len(ALL)

@@ -17,7 +17,7 @@ from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
-from llava_video_cli.requestfile import RequestJob, read_requests
+from llava_video_cli.runs.requests import RequestJob, read_requests
 
 PRESET = load_preset("demo")
 VIDEO_PART = {"type": "video", "path": "blue.mp4"}
@@ -84,7 +84,7 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
 
 
 def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> None:
-    from llava_video_cli import batch
+    from llava_video_cli.runs import batches as batch
 
     questions = ["What shape is it?", "Which way does it move?", "Does the color change?"] * 5
     lines = [{"id": n, "video": "red.mp4", "question": text} for n, text in enumerate(questions)]

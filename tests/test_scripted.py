@@ -13,7 +13,7 @@ from llava_video_cli import MediaError
 from llava_video_cli.cli.app import run
 from llava_video_cli.cli.media import MIXED, Shelf
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.messages import write_yaml
+from llava_video_cli.runs.conversation_file import write_yaml
 from llava_video_cli.video.sampling import Sampling
 
 

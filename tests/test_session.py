@@ -8,8 +8,8 @@ import pytest
 
 from llava_video_cli import Generation, Sampling, UsageError
 from llava_video_cli.conversation import Role
-from llava_video_cli.messages import Draft
-from llava_video_cli.session import SETTINGS, Exchange, Session
+from llava_video_cli.runs.conversation_file import Draft
+from llava_video_cli.runs.session import SETTINGS, Exchange, Session
 
 TALK = Session().add("a.mp4").ask("Who?").answered("Bo.").ask("Where?").answered("Here.")
 

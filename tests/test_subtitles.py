@@ -23,7 +23,6 @@ from llava_video_cli import (
     load_preset,
     open_model,
 )  # fmt: skip
-from llava_video_cli.caption import Task
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.preset import Preset
@@ -36,6 +35,7 @@ from llava_video_cli.prompt.subtitles import (
     read_subtitles,
     thinned,
 )
+from llava_video_cli.runs.caption import Task
 
 SRT = """1
 00:00:00,500 --> 00:00:00,900

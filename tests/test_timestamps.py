@@ -24,9 +24,9 @@ from llava_video_cli import (
     read_frames,
     with_times,
 )
-from llava_video_cli.caption import Task
 from llava_video_cli.cli.app import run
 from llava_video_cli.preset import Preset, read_preset
+from llava_video_cli.runs.caption import Task
 
 
 def video(*times: float, seconds: float = 12.0) -> Frames:

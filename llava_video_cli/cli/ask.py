@@ -11,11 +11,11 @@ import typer
 
 from ..conversation import Answer, Chunk
 from ..errors import UsageError
-from ..messages import read_conversation
 from ..model import Loading
 from ..prompt.subtitles import Subtitles, notes_of
-from ..record import ask_values, media_values, settings_values
 from ..remote.discovery import announced
+from ..runs.conversation_file import read_conversation
+from ..runs.record import ask_values, media_values, settings_values
 from ..video import announced_frames
 from . import console
 from .media import check, notes, read, read_speech

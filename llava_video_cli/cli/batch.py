@@ -12,10 +12,10 @@ import typer
 
 from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
-from ..ledger import Errors, Ledger
 from ..model import Model
-from ..record import Failure, path_to_text, settings_values
-from ..requestfile import BatchRequest, RequestJob, read_requests
+from ..runs.ledger import Errors, Ledger
+from ..runs.record import Failure, path_to_text, settings_values
+from ..runs.requests import BatchRequest, RequestJob, read_requests
 from ..video.image import is_picture, read_image
 from ..video.sampling import Sampling
 from .longrun import Pacing, Plan, carry_out, confirm_overwrite

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import MediaError, UsageError
 from ..model import Quantize
-from ..record import path_to_text
+from ..runs.record import path_to_text
 from . import console
 from .media import check
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes

@@ -11,16 +11,16 @@ from typing import Annotated, cast
 
 import typer
 
-from ..caption import CaptionJob, Task
 from ..errors import ContextError, LlvidError, MediaError, UsageError
-from ..ledger import Errors, Ledger
 from ..model import Model
-from ..output import SIDECARS, Sidecar
 from ..prompt.subtitles import notes_of
-from ..record import Failure, Record, path_to_text, settings_values
-from ..sidecar import Sidecars
+from ..runs.caption import CaptionJob, Task
+from ..runs.formats import SIDECARS, Sidecar
+from ..runs.ledger import Errors, Ledger
+from ..runs.plan import Todo, sort_out
+from ..runs.record import Failure, Record, path_to_text, settings_values
+from ..runs.sidecar import Sidecars
 from ..system.atomic_file import whole_file
-from ..todo import Todo, sort_out
 from ..video import read_windows
 from ..video.files import Found, find
 from ..video.sampling import clock
@@ -184,7 +184,7 @@ def _folder(
     table = Path(to) if to is not None else _default_table(paths, sidecars)
     is_parquet = table is not None and table.suffix.lower() == ".parquet"
     if is_parquet:
-        from ..parquet import check_parquet
+        from ..runs.parquet import check_parquet
 
         check_parquet()
     if table is None:
@@ -210,7 +210,7 @@ def _folder(
             return carry_out(_plan(todo, task, settings, sidecars), settings, output, pacing, ledger, errors)
         finally:
             if is_parquet:
-                from ..parquet import write_parquet
+                from ..runs.parquet import write_parquet
 
                 write_parquet(ledger.records(), table)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError
-from ..messages import read_conversation
-from ..session import Session
+from ..runs.conversation_file import read_conversation
+from ..runs.session import Session
 from . import console
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
 from .settings import settle

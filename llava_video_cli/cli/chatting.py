@@ -8,7 +8,7 @@ from pathlib import Path
 from ..conversation import Answer, Request
 from ..errors import UsageError
 from ..model import Model
-from ..session import Session
+from ..runs.session import Session
 from . import console, room
 from .inline import Protocol
 from .options import OutputFlags

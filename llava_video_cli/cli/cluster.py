@@ -12,17 +12,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..batch import Pace
-from ..bucket import is_address
-from ..caption import Task
 from ..cluster import Cluster, Joined
 from ..errors import ContextError, UsageError
 from ..estimate import Estimate, estimate
 from ..inference import open_model, open_resize
-from ..ledger import Errors, Ledger
-from ..parquet import check_parquet, write_parquet
-from ..partfiles import PartErrors, PartFiles, is_folder
-from ..record import Failure, Record
+from ..runs.batches import Pace
+from ..runs.caption import Task
+from ..runs.ledger import Errors, Ledger
+from ..runs.parquet import check_parquet, write_parquet
+from ..runs.parts import PartErrors, PartFiles, is_folder
+from ..runs.record import Failure, Record
+from ..runs.storage import is_address
 from ..scale import Progress, run
 from ..strikes import Stage, Tally
 from ..video.limits import Limits

@@ -12,8 +12,8 @@ from itertools import count, islice
 from pathlib import Path
 
 from ..errors import LlvidError, UsageError, nearest
-from ..messages import Conversation, write_conversation
-from ..session import SETTINGS
+from ..runs.conversation_file import Conversation, write_conversation
+from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video.image import Picture
 from .chatting import Chat

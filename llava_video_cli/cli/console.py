@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import LlvidError
-from ..output import json_line
+from ..runs.formats import json_line
 
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 

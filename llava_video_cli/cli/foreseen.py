@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ..caption import Task
 from ..conversation import Request
 from ..errors import MediaError, UsageError
-from ..todo import Todo
+from ..runs.caption import Task
+from ..runs.plan import Todo
 from ..video import announced_frames, cut
 from ..video.image import is_picture, read_image
 from ..video.sampling import MAX_FRAMES, longest

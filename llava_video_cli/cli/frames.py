@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError, MediaError, UsageError
-from ..record import media_values
+from ..runs.record import media_values
 from ..system.atomic_file import whole_file
 from ..video import Frames, read_frames
 from . import console

@@ -12,13 +12,13 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
-from ..batch import BatchSize, Pace, run
 from ..conversation import Request
 from ..errors import LlvidError
-from ..ledger import Errors, Ledger
 from ..model import Model
-from ..readahead import Job
-from ..record import Failure, Record
+from ..runs.batches import BatchSize, Pace, run
+from ..runs.ledger import Errors, Ledger
+from ..runs.prefetch import Job
+from ..runs.record import Failure, Record
 from ..video.limits import Limits
 from . import console
 from .meter import Meter

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ..batch import Pace
 from ..conversation import Request
 from ..errors import MediaError, UsageError
-from ..longvideo import conclude, long_values, look, look_notes, look_requests, note_of, telling
 from ..prompt.subtitles import Subtitles
-from ..record import settings_values
+from ..runs.batches import Pace
+from ..runs.record import settings_values
+from ..runs.windows import conclude, long_values, look, look_notes, look_requests, note_of, telling
 from ..video import announced_frames, cut
 from . import console
 from .ask import UNFINISHED, collect

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..batch import Pace
+from ..runs.batches import Pace
 from ..video.sampling import clock
 from . import console
 

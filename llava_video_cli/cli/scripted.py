@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import UsageError
-from ..messages import Conversation
-from ..session import Session
+from ..runs.conversation_file import Conversation
+from ..runs.session import Session
 from . import console
 from .ask import UNFINISHED
 from .options import OutputFlags

@@ -9,9 +9,9 @@ from ..checkpoint.random_weights import PREFIX
 from ..conversation import Budget, Generation
 from ..errors import UsageError
 from ..inference import open_model
-from ..messages import Conversation
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
+from ..runs.conversation_file import Conversation
 from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..conversation import Answer, Media, Request
-from ..messages import turns_of
 from ..model import Model
 from ..prompt.timestamps import with_times
-from ..record import ask_values, media_values, settings_values
-from ..session import Session
+from ..runs.conversation_file import turns_of
+from ..runs.record import ask_values, media_values, settings_values
+from ..runs.session import Session
 from ..video import Frames, announced_frames
 from ..video.image import Picture
 from ..video.sampling import Sampling

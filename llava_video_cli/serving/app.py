@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 from .. import conversation
 from ..conversation import Chunk, Media
 from ..errors import LlvidError
-from ..messages import turns_of
 from ..prompt.timestamps import with_times
-from ..record import media_values
+from ..runs.conversation_file import turns_of
+from ..runs.record import media_values
 from .desk import Event, Ticket
 from .form import Form
 from .guard import CLOSE

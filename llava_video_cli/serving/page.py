@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation import Media
-from ..record import media_values
+from ..runs.record import media_values
 from ..video.contact_sheet import sheet_of
 from ..video.image import Picture
 

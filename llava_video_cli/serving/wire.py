@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from ..conversation import Generation, Role
 from ..errors import UsageError
-from ..messages import Draft
 from ..preset import Preset, sampling_shape, with_sampling
+from ..runs.conversation_file import Draft
 from ..validation import (
     MOST_BYTES,
     InputError,

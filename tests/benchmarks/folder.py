@@ -27,13 +27,13 @@ import torch
 from peers import snippet
 
 from llava_video_cli import Loading, load_preset
-from llava_video_cli.batch import BatchSize, Pace, run
-from llava_video_cli.caption import CaptionJob, Task
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
-from llava_video_cli.ledger import Ledger
-from llava_video_cli.record import Record, settings_values
+from llava_video_cli.runs.batches import BatchSize, Pace, run
+from llava_video_cli.runs.caption import CaptionJob, Task
+from llava_video_cli.runs.ledger import Ledger
+from llava_video_cli.runs.record import Record, settings_values
 
 DISTINCT, SECONDS = 40, 5.0
 

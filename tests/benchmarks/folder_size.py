@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from terminal import scene
 
 from llava_video_cli import load_preset
-from llava_video_cli.caption import Task
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.output import JsonLines
+from llava_video_cli.runs.caption import Task
+from llava_video_cli.runs.formats import JsonLines
 from llava_video_cli.video.files import Found, find
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from terminal import scene
 
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.output import rows_of
+from llava_video_cli.runs.formats import rows_of
 
 
 def make(folder: Path, count: int) -> None:

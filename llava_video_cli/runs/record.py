@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from .conversation import Answer, Media, Segment
-from .errors import LlvidError
-from .model import Model
-from .preset import Preset
-from .prompt.subtitles import Subtitles
-from .video.image import Picture
+from ..conversation import Answer, Media, Segment
+from ..errors import LlvidError
+from ..model import Model
+from ..preset import Preset
+from ..prompt.subtitles import Subtitles
+from ..video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
 _SCHEME = "file:"  # of a path that is no text

@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from .bucket import buffered, file_system, is_address
-from .errors import LlvidError
-from .output import JsonLines
+from ..errors import LlvidError
+from ..system.lock import lock
+from .formats import JsonLines
 from .parquet import write_parquet
 from .record import Failure, Record
-from .system.lock import lock
+from .storage import buffered, file_system, is_address
 
 _RECORDS = 5000
 _SECONDS = 60.0

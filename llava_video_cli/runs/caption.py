@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .conversation import Answer, FinishReason, Media, Request, Segment, Usage
-from .errors import LlvidError, MediaError
-from .preset import Preset
-from .prompt.subtitles import Count, Heard, Subtitles, notes_of
-from .readahead import Question, Result
+from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
+from ..errors import LlvidError, MediaError
+from ..preset import Preset
+from ..prompt.subtitles import Count, Heard, Subtitles, notes_of
+from ..system.digest import fingerprint
+from ..video import Resize, read_frames, read_windows
+from ..video.files import Status
+from ..video.image import Picture, is_picture, read_image
+from ..video.limits import Limits
+from .prefetch import Question, Result
 from .record import Failure, Record, media_values, path_to_text
-from .system.digest import fingerprint
-from .video import Resize, read_frames, read_windows
-from .video.files import Status
-from .video.image import Picture, is_picture, read_image
-from .video.limits import Limits
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 

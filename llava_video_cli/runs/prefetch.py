@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from .conversation import Answer, Request
-from .errors import LlvidError, MediaError, described
+from ..conversation import Answer, Request
+from ..errors import LlvidError, MediaError, described
+from ..video import Resize
+from ..video.image import Picture
+from ..video.limits import Limits
 from .record import Failure, Record
-from .video import Resize
-from .video.image import Picture
-from .video.limits import Limits
 
 _MOST_GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
 _LOOK_SECONDS = 0.5  # how often hanging readers are looked for

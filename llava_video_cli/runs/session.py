@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from .conversation import Generation
-from .errors import UsageError, nearest
-from .messages import Draft
-from .validation import brief
-from .video.sampling import Sampling
+from ..conversation import Generation
+from ..errors import UsageError, nearest
+from ..validation import brief
+from ..video.sampling import Sampling
+from .conversation_file import Draft
 
 _WHOLE = ("max_new_tokens", "seed")
 _SAMPLING, _GENERATION = Sampling(), Generation()

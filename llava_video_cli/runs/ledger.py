@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from .errors import LlvidError, UsageError
-from .output import JsonLines, Rows, rows_of
+from ..errors import LlvidError, UsageError
+from ..system.atomic_file import whole_file
+from ..system.lock import lock
+from .formats import JsonLines, Rows, rows_of
 from .record import Failure, Record
-from .system.atomic_file import whole_file
-from .system.lock import lock
 
 _KEY_DIGITS = 32
 

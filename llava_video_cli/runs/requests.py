@@ -9,19 +9,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from .conversation import Answer, Generation, Media, Request
-from .errors import LlvidError, MediaError, UsageError
-from .messages import Draft, below, read_drafts, turns_of
-from .preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
-from .prompt.timestamps import with_times
-from .readahead import Question, Result
+from ..conversation import Answer, Generation, Media, Request
+from ..errors import LlvidError, MediaError, UsageError
+from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
+from ..prompt.timestamps import with_times
+from ..system.digest import fingerprint
+from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
+from ..video import Resize, read_frames
+from ..video.image import is_picture, read_image
+from ..video.limits import Limits
+from ..video.sampling import Sampling
+from .conversation_file import Draft, below, read_drafts, turns_of
+from .prefetch import Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .system.digest import fingerprint
-from .validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
-from .video import Resize, read_frames
-from .video.image import is_picture, read_image
-from .video.limits import Limits
-from .video.sampling import Sampling
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .errors import LlvidError
+from ..errors import LlvidError
+from ..system.atomic_file import whole_file
 from .record import Record
-from .system.atomic_file import whole_file
 
 _ROWS = 5000  # of a row group: bounds the memory
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import LlvidError
-from .output import SIDECARS, Sidecar
+from ..errors import LlvidError
+from ..system.atomic_file import whole_file
+from .formats import SIDECARS, Sidecar
 from .record import Record
-from .system.atomic_file import whole_file
 
 
 @dataclass(frozen=True)

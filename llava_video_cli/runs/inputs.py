@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
-from .bucket import is_address, opened, videos
-from .errors import LlvidError, MediaError, first_line
-from .video.files import Found, find
+from ..errors import LlvidError, MediaError, first_line
+from ..video.files import Found, find
+from .storage import is_address, opened, videos
 
 LISTS = (".jsonl", ".parquet")
 _COLUMNS = ("video_path", "file", "video", "path")  # the first that is there names the video

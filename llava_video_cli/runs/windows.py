@@ -9,18 +9,18 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .batch import Pace, run
+from ..conversation import Answer, Chunk, Request, Segment, Usage
+from ..errors import ContextError, LlvidError, MediaError, UsageError
+from ..model import Model
+from ..preset import Preset
+from ..prompt.subtitles import Count, Heard, Subtitles, largest, notes_of
+from ..video import Frames, Resize, Windows
+from ..video.limits import Limits
+from ..video.sampling import Sampling, clock
+from .batches import Pace, run
 from .caption import join_frames, total_usage
-from .conversation import Answer, Chunk, Request, Segment, Usage
-from .errors import ContextError, LlvidError, MediaError, UsageError
-from .model import Model
-from .preset import Preset
-from .prompt.subtitles import Count, Heard, Subtitles, largest, notes_of
-from .readahead import Job, Question, Result
+from .prefetch import Job, Question, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .video import Frames, Resize, Windows
-from .video.limits import Limits
-from .video.sampling import Sampling, clock
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
 _BRIEF_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context

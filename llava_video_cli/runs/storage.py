@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import LlvidError, MediaError, first_line
-from .video.files import Found, may_be_video
+from ..errors import LlvidError, MediaError, first_line
+from ..video.files import Found, may_be_video
 
 _COPIED_AT_ONCE = 2**20
 

@@ -10,8 +10,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, Protocol
 
-from .conversation import Segment
-from .errors import LlvidError
+from ..conversation import Segment
+from ..errors import LlvidError
 from .record import Record
 
 Sidecar = Literal["txt", "srt", "vtt"]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from ..errors import LlvidError, MediaError
+from ..video.files import Found
 from .caption import Task
-from .errors import LlvidError, MediaError
-from .output import Sidecar
+from .formats import Sidecar
 from .record import Failure, path_to_text
 from .sidecar import Sidecars
-from .video.files import Found
 
 
 @dataclass

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TypeAlias
 
-from .conversation import Generation
-from .errors import LlvidError, ModelError, OutOfMemoryError
-from .model import Model
-from .readahead import Ended, Job, Question, ReadAhead, Ready, Result
+from ..conversation import Generation
+from ..errors import LlvidError, ModelError, OutOfMemoryError
+from ..model import Model
+from ..video.image import Picture
+from ..video.limits import Limits, cores
+from .prefetch import Ended, Job, Question, ReadAhead, Ready, Result
 from .record import Failure, Record
-from .video.image import Picture
-from .video.limits import Limits, cores
 
 _PATIENCE_SECONDS = 3.0  # how long a batch waits to become whole
 _BETTER = 1.05  # times as fast: what makes a batch of twice the size worth it

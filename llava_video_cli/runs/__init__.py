@@ -1,0 +1,1 @@
+"""Many videos to records: resumable, one bad file at a time."""
