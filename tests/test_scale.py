@@ -16,10 +16,11 @@ from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster import Cluster, Joined
+from llava_video_cli.cluster.estimate import estimate
+from llava_video_cli.cluster.pipeline import Progress, run
+from llava_video_cli.cluster.session import Cluster, Joined
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.estimate import estimate
 from llava_video_cli.inference import open_resize
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset
@@ -27,7 +28,6 @@ from llava_video_cli.runs.batches import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.inputs import found_in, parts
 from llava_video_cli.runs.record import Failure, Record, settings_values
-from llava_video_cli.scale import Progress, run
 from llava_video_cli.video.files import Found
 
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))

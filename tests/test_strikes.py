@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava_video_cli.strikes import Book, Unit
+from llava_video_cli.cluster.failures import Book, Unit
 
 ONE, TWO, THREE = (("a", 0), ("b", 0), ("c", 0))
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..cluster import Cluster, Joined
+from ..cluster.estimate import Estimate, estimate
+from ..cluster.failures import Stage, Tally
+from ..cluster.pipeline import Progress, run
+from ..cluster.session import Cluster, Joined
 from ..errors import ContextError, UsageError
-from ..estimate import Estimate, estimate
 from ..inference import open_model, open_resize
 from ..runs.batches import Pace
 from ..runs.caption import Task
@@ -23,8 +25,6 @@ from ..runs.parquet import check_parquet, write_parquet
 from ..runs.parts import PartErrors, PartFiles, is_folder
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address
-from ..scale import Progress, run
-from ..strikes import Stage, Tally
 from ..video.limits import Limits
 from . import console
 from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write

@@ -30,14 +30,14 @@ from kill import make
 from sleeper import Sleeper, open_small
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster import Cluster
+from llava_video_cli.cluster.pipeline import Progress, entries_of, run
+from llava_video_cli.cluster.session import Cluster
 from llava_video_cli.inference import open_resize
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.batches import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.ledger import Ledger
 from llava_video_cli.runs.record import Record, settings_values
-from llava_video_cli.scale import Progress, entries_of, run
 
 STORE_BYTES = 200 * 2**20
 _LINKS = 30_000  # to one file: file systems allow some ten thousand

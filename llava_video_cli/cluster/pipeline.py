@@ -16,17 +16,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .cluster import Joined
-from .errors import LlvidError, first_line, last_line
-from .handover import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
-from .model import Model
-from .runs.caption import CaptionJob, Task
-from .runs.inputs import Part, parts
-from .runs.prefetch import Question, Result
-from .runs.record import Failure, Record, path_to_text
-from .strikes import Book, Tally
-from .video import Resize
-from .video.limits import Limits
+from ..errors import LlvidError, first_line, last_line
+from ..model import Model
+from ..runs.caption import CaptionJob, Task
+from ..runs.inputs import Part, parts
+from ..runs.prefetch import Question, Result
+from ..runs.record import Failure, Record, path_to_text
+from ..video import Resize
+from ..video.limits import Limits
+from .failures import Book, Tally
+from .session import Joined
+from .stage_messages import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
 
 _LOOK_SECONDS, _LAST_SECONDS = 0.5, 5.0
 _KEY_DIGITS = 32
@@ -140,7 +140,7 @@ class _Joining:
             yield from self._finished(name)
 
     def _finished(self, name: str) -> Iterator[Record | Failure]:
-        from .stages import uncounted
+        from .workers import uncounted
 
         ended = self._ended.get(name)
         if ended is None or len(self._results.get(name, ())) != ended.count:
@@ -156,7 +156,7 @@ def _looked_through(inputs: list[tuple[int, Part]], work: Work) -> Any:
     """Return the first stage, as a data set of entries."""
     import ray
 
-    from .stages import look_through
+    from .workers import look_through
 
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     parts_of_it = ray.data.from_arrow([table([each]) for each in inputs])
@@ -167,7 +167,7 @@ def _pieces(inputs: list[tuple[int, Part]], work: Work, joined: Joined, together
     """Yield what comes out of the pipeline, as it comes."""
     import ray
 
-    from .stages import ENTRIES, Answerer, read
+    from .workers import ENTRIES, Answerer, read
 
     if not inputs:
         return

@@ -12,20 +12,20 @@ from typing import Any
 
 import ray
 
-from .conversation import Budget, Request
-from .errors import LlvidError, MediaError, ModelError, described, first_line
-from .handover import Entry, Fatal, Packed, Read, Said, Work, table, values_of
-from .model import Model
-from .runs.batches import BatchSize, answered, kind_of
-from .runs.caption import CaptionJob
-from .runs.inputs import Part, found_in
-from .runs.prefetch import Ended, Question, ReadAhead, Ready, Result
-from .runs.record import settings_values
-from .runs.storage import fetched, is_address
-from .strikes import MOST_STRIKES, Stage, Unit
-from .video import Resize
-from .video.files import Found
-from .video.limits import Limits
+from ..conversation import Budget, Request
+from ..errors import LlvidError, MediaError, ModelError, described, first_line
+from ..model import Model
+from ..runs.batches import BatchSize, answered, kind_of
+from ..runs.caption import CaptionJob
+from ..runs.inputs import Part, found_in
+from ..runs.prefetch import Ended, Question, ReadAhead, Ready, Result
+from ..runs.record import settings_values
+from ..runs.storage import fetched, is_address
+from ..video import Resize
+from ..video.files import Found
+from ..video.limits import Limits
+from .failures import MOST_STRIKES, Stage, Unit
+from .stage_messages import Entry, Fatal, Packed, Read, Said, Work, table, values_of
 
 ENTRIES = 16  # that a task reads, one after the other: as few as pay for the task
 _TABLE_BYTES = 16 * 2**20  # of frames that are handed on at a time

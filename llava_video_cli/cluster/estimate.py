@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .cluster import Joined
-from .errors import LlvidError
-from .model import Model
-from .runs.caption import Task
-from .runs.record import Failure
-from .scale import Progress, entries_of, run
-from .video import Resize
+from ..errors import LlvidError
+from ..model import Model
+from ..runs.caption import Task
+from ..runs.record import Failure
+from ..video import Resize
+from .pipeline import Progress, entries_of, run
+from .session import Joined
 
 SAMPLE = 64  # videos: enough to fill a batch
 _HOUR_SECONDS = 3600.0

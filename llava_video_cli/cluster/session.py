@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import LlvidError, first_line
-from .video.limits import Limits, cores
+from ..errors import LlvidError, first_line
+from ..video.limits import Limits, cores
 
 _KNOCK_SECONDS = 10.0
 # Ray reads these as it is imported.

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import LlvidError
-from .model import Model
-from .runs.caption import Task
-from .runs.prefetch import Question, Result
-from .video import Resize
-from .video.limits import Limits
+from ..errors import LlvidError
+from ..model import Model
+from ..runs.caption import Task
+from ..runs.prefetch import Question, Result
+from ..video import Resize
+from ..video.limits import Limits
 
 COLUMN = "row"
 
