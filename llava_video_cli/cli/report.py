@@ -51,8 +51,8 @@ def report(
     output: OutputFlags,
 ) -> None:  # fmt: skip
     """Check every line, write the page, and print where it is."""
-    from ..report import write_report
-    from ..results import open_results
+    from ..report.page import write_report
+    from ..report.results import open_results
 
     # Not a hidden file for ".jsonl", and never inside a folder that the name makes up.
     target = Path(to if to is not None else f"{Path(results).stem.lstrip('.') or 'results'}-report.html")

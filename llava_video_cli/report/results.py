@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .conversation import Segment
-from .errors import LlvidError, nearest
-from .runs.record import text_to_path
+from ..conversation import Segment
+from ..errors import LlvidError, nearest
+from ..runs.record import text_to_path
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .errors import LlvidError, UsageError
+from ..errors import LlvidError, UsageError
+from ..runs.record import text_to_path
+from ..video import iter_frames
+from ..video.contact_sheet import sheet_of
+from ..video.image import is_picture, read_image
+from ..video.limits import Limits
+from ..video.sampling import Sampling
 from .results import Result, Results, number, shown_name
-from .runs.record import text_to_path
-from .video import iter_frames
-from .video.contact_sheet import sheet_of
-from .video.image import is_picture, read_image
-from .video.limits import Limits
-from .video.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,1 @@
+"""Results read back, and the page to look through them."""
