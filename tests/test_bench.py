@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from terminal import Typed, llvid
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
-from llava_video_cli.bench import Bench, Plan, Subject
+from llava_video_cli.diagnostics.alternating import Job, Series, take_turns
+from llava_video_cli.diagnostics.bench import Bench, Plan, Subject
 from llava_video_cli.errors import ContextError, LlvidError, ModelError, OutOfMemoryError
-from llava_video_cli.turns import Job, Series, take_turns
 
 USAGE = Usage(100, 0, 11, 0.5, 2.5, 3_000_000_000)
 

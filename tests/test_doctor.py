@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from terminal import llvid
 
-from llava_video_cli.choice import Choice, Host, Problem, Question, choose
 from llava_video_cli.cli.app import run
+from llava_video_cli.diagnostics.model_check import Choice, Host, Problem, Question, choose
 from llava_video_cli.model import Loading
 from llava_video_cli.system.machine import Accelerators, Card, Memory
 

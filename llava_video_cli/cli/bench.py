@@ -20,9 +20,9 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFla
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
-    from ..bench import Bench, Subject
-    from ..surroundings import Surroundings
-    from ..turns import Cell
+    from ..diagnostics.alternating import Cell
+    from ..diagnostics.bench import Bench, Subject
+    from ..diagnostics.environment import Surroundings
 
 # Below so many parameters nothing is gained by 4 bits.
 _SMALL = 100_000_000
@@ -85,8 +85,8 @@ def bench(
         if model.model is not None:
             raise UsageError("--random-weights and --model exclude each other")
         model = replace(model, model=f"random:{random_weights}")
-    from ..bench import Bench, Plan
-    from ..surroundings import look_around
+    from ..diagnostics.bench import Bench, Plan
+    from ..diagnostics.environment import look_around
 
     plan = Plan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else Plan(runs=runs)
     settings = settle(preset, model, FrameFlags(frames=max(plan.frames)), TextFlags())
@@ -122,7 +122,7 @@ def bench(
 
 def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
     """Return the model in each precision to be measured, the smallest first: of a CPU's memory only a peak is told."""
-    from ..bench import Subject
+    from ..diagnostics.bench import Subject
 
     if settings.remote is not None:
         return [Subject("server", settings.open)]

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..choice import Choice, Question
-from ..doctor import Report, examine
+from ..diagnostics.doctor import Report, examine
+from ..diagnostics.model_check import Choice, Question
 from ..system.machine import Accelerators
 from . import console
 from .console import size

@@ -12,11 +12,11 @@ from pathlib import Path
 from platform import platform, python_version
 from typing import TypeVar
 
+from ..checkpoint.hub import CachedCheckpoint, cache_folder, cached_checkpoints
+from ..errors import LlvidError, first_line
+from ..system import machine
 from . import packages
-from .checkpoint.hub import CachedCheckpoint, cache_folder, cached_checkpoints
-from .choice import Choice, Host, Problem, Question, choose
-from .errors import LlvidError, first_line
-from .system import machine
+from .model_check import Choice, Host, Problem, Question, choose
 
 Result = TypeVar("Result")
 # What people's videos are made with; PyAV's own wheels decode all of them.

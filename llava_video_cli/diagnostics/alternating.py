@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import ContextError, LlvidError, OutOfMemoryError
+from ..errors import ContextError, LlvidError, OutOfMemoryError
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..checkpoint import local_folder, locate
+from ..checkpoint.adaptation import adapted, can_scale, factor_for
+from ..checkpoint.config import Checkpoint, describe, read_config
+from ..checkpoint.hub import ROOM_HINT, cached, explained, resolve
+from ..checkpoint.needs import Need
+from ..checkpoint.random_weights import random_folder
+from ..checkpoint.size import Quantized
+from ..errors import LlvidError, ModelError
+from ..inference import placement as precision
+from ..inference.devices import Device
+from ..inference.placement import stored_quantization
+from ..model import Loading
+from ..system.machine import Accelerators, Memory
 from . import packages
-from .checkpoint import local_folder, locate
-from .checkpoint.adaptation import adapted, can_scale, factor_for
-from .checkpoint.config import Checkpoint, describe, read_config
-from .checkpoint.hub import ROOM_HINT, cached, explained, resolve
-from .checkpoint.needs import Need
-from .checkpoint.random_weights import random_folder
-from .checkpoint.size import Quantized
-from .errors import LlvidError, ModelError
-from .inference import placement as precision
-from .inference.devices import Device
-from .inference.placement import stored_quantization
-from .model import Loading
-from .system.machine import Accelerators, Memory
 
 # The published checkpoints, by the geometry that they have: told before anything is downloaded.
 _PUBLISHED = {

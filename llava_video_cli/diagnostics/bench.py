@@ -13,13 +13,13 @@ from functools import partial
 from itertools import count, product
 from typing import Any
 
-from .checkpoint.config import Checkpoint
-from .conversation import Generation, Request, Turn, Usage, join
-from .errors import LlvidError
-from .model import Model
-from .turns import Cell, Job, Series, take_turns
-from .video import Frames, read_frames
-from .video.sampling import Sampling
+from ..checkpoint.config import Checkpoint
+from ..conversation import Generation, Request, Turn, Usage, join
+from ..errors import LlvidError
+from ..model import Model
+from ..video import Frames, read_frames
+from ..video.sampling import Sampling
+from .alternating import Cell, Job, Series, take_turns
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come near one another
 
@@ -94,7 +94,7 @@ class Bench:
         load, rate = self.begin(verb, "s", subject.label), self.begin(f"{verb}, speed", "GB/s", subject.label)
         self.say(f"loading, {subject.label}")
         if subject.facts is not None:
-            from .inference.families import llava_next_video as llava  # noqa: F401 - importing torch and transformers is no part of loading
+            from ..inference.families import llava_next_video as llava  # noqa: F401 - importing torch and transformers is no part of loading
         began = time.perf_counter()
         try:
             model = subject.open()
@@ -124,7 +124,7 @@ def _give_back(device: str | None) -> None:
     if device is not None:
         import torch
 
-        from .inference.device_memory import give_back
+        from ..inference.device_memory import give_back
 
         give_back(torch.device(device))
 
@@ -232,7 +232,7 @@ class _Measured:
             return None
         import torch
 
-        from .inference.speed import copy_bytes_per_second, operations_per_second
+        from ..inference.speed import copy_bytes_per_second, operations_per_second
 
         settings, parameters = self._model.settings, self._subject.facts.parameters
         device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])

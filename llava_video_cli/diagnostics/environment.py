@@ -6,8 +6,8 @@ import os
 import platform
 from dataclasses import dataclass
 
-from .runs.record import versions
-from .system.machine import Card, accelerators, memory, processor
+from ..runs.record import versions
+from ..system.machine import Card, accelerators, memory, processor
 
 # Cores that others use, and their share of all, from which on a measurement is off.
 _BUSY_CORES, _BUSY_SHARE = 0.5, 0.25
