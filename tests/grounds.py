@@ -17,8 +17,8 @@ from terminal import scene
 
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.model import Model
-from llava_video_cli.serving.guard import Guard
-from llava_video_cli.serving.places import Places
+from llava_video_cli.server.auth import Guard
+from llava_video_cli.server.media import Places
 
 KEY = "right-key"
 MOST_BODY_BYTES = 2**20

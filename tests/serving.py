@@ -14,11 +14,11 @@ from typing import Any
 
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset, load_preset
-from llava_video_cli.serving.app import app
-from llava_video_cli.serving.guard import Guard
-from llava_video_cli.serving.places import Places
-from llava_video_cli.serving.run import Server, bind
-from llava_video_cli.serving.service import Service, open_service
+from llava_video_cli.server.app import app
+from llava_video_cli.server.auth import Guard
+from llava_video_cli.server.media import Places
+from llava_video_cli.server.serve import Server, bind
+from llava_video_cli.server.service import Service, open_service
 
 QUESTION = "What shape is it?"
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from llava_video_cli.conversation import Answer, Budget, Chunk, Generation, Request, Turn, Usage
 from llava_video_cli.errors import ContextError, LlvidError, ModelError, OutOfMemoryError
-from llava_video_cli.serving.desk import Desk, Event, Ticket
-from llava_video_cli.serving.metrics import Metrics
-from llava_video_cli.serving.refusal import RefusedError
+from llava_video_cli.server.errors import RefusedError
+from llava_video_cli.server.metrics import Metrics
+from llava_video_cli.server.scheduler import Desk, Event, Ticket
 
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 1)
 _PATIENCE_SECONDS = 20.0

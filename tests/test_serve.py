@@ -16,7 +16,7 @@ from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.model import Model
-from llava_video_cli.serving.places import Places
+from llava_video_cli.server.media import Places
 from llava_video_cli.video.image import read_image
 
 

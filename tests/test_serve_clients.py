@@ -25,8 +25,8 @@ from test_desk import Clerk
 from llava_video_cli import Chunk, Request, open_model
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote.discovery import announced
-from llava_video_cli.serving.guard import Guard
-from llava_video_cli.serving.reply import Reply
+from llava_video_cli.server.auth import Guard
+from llava_video_cli.server.replies import Reply
 
 
 @pytest.fixture

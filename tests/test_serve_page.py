@@ -15,7 +15,7 @@ from terminal import scene
 from llava_video_cli import open_model
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.model import Model
-from llava_video_cli.serving.guard import Guard
+from llava_video_cli.server.auth import Guard
 
 pytest.importorskip("uvicorn")
 

@@ -17,7 +17,7 @@ from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, t
 from .settings import settle
 
 if TYPE_CHECKING:
-    from ..serving.service import Seen
+    from ..server.service import Seen
 
 PORT = 8377
 _CONVERSATIONS = 8  # whose last prompts are kept, as far as the memory goes
@@ -100,8 +100,8 @@ def serve(
     settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
     folders = [_folder(path) for path in allow_media_dir or ()]
     try:
-        from ..serving.guard import Guard, is_loopback
-        from ..serving.run import bind, url_of
+        from ..server.auth import Guard, is_loopback
+        from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
         raise LlvidError(
             f"llvid serve needs the extra 'serve' ({error.name} is missing)", "pip install 'llava-video-cli[serve]'"
@@ -115,9 +115,9 @@ def serve(
     bound = bind(host, port)  # before the model, which takes its time
 
     from ..remote.discovery import announce
-    from ..serving.places import Places
-    from ..serving.run import Server
-    from ..serving.service import open_service
+    from ..server.media import Places
+    from ..server.serve import Server
+    from ..server.service import open_service
 
     with console.progress(output.quiet) as progress:
         prefetch(settings, progress, quiet=output.quiet)
@@ -144,7 +144,7 @@ def serve(
         if not output.quiet:
             console.note(f"{settings.model} answers at {url}/v1, and to a browser at {url}; Ctrl-C ends it")
 
-    from ..serving.app import app
+    from ..server.app import app
 
     signal.signal(signal.SIGTERM, _ended)  # uvicorn raises it again at the end
     with announce(url, loaded.name):

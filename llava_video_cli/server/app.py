@@ -24,14 +24,14 @@ from ..errors import LlvidError
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
-from .desk import Event, Ticket
-from .form import Form
-from .guard import CLOSE
+from .auth import CLOSE
+from .errors import RefusedError, refused
 from .page import page, sheet_values
-from .refusal import RefusedError, refused
-from .reply import Reply, refusal
+from .replies import Reply, refusal
+from .requests import ChatCompletion, read_body, read_completion
+from .responses import Form
+from .scheduler import Event, Ticket
 from .service import Seen, Service
-from .wire import ChatCompletion, read_body, read_completion
 
 Result = TypeVar("Result")
 Ready = TypeVar("Ready")

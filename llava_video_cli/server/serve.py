@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import LlvidError
-from .desk import Desk
+from .scheduler import Desk
 
 HEAD_SECONDS = 20.0  # for a request's head to come, and for a connection to say something at all
 _MOST_CONNECTIONS = 1000

@@ -19,8 +19,8 @@ from ..video import Resize, read_frames
 from ..video.image import Picture, is_picture, read_image
 from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
-from .places import Places
-from .refusal import RefusedError
+from .errors import RefusedError
+from .media import Places
 
 Result = TypeVar("Result")
 _GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .refusal import RefusedError
+from .errors import RefusedError
 
 _SEND_SECONDS = 60.0  # a client that takes nothing for that long is gone
 

@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from ..errors import MediaError
 from ..system.digest import fingerprint
-from .download import download
-from .refusal import RefusedError
+from .errors import RefusedError
+from .fetch import download
 
 _PREFIX = "llvid-serve-"
 

@@ -13,11 +13,11 @@ from ..model import Model
 from ..preset import Preset
 from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
-from .desk import Desk
-from .guard import Guard
+from .auth import Guard
+from .media import Places
+from .media_cache import Shelf
 from .metrics import Metrics
-from .places import Places
-from .shelf import Shelf
+from .scheduler import Desk
 
 
 @dataclass(frozen=True)
