@@ -15,7 +15,7 @@ _HEAD = """# Commands
 
 def reference() -> str:
     """Return the page: all commands; then the options that commands share, each once, by their panels."""
-    from llava_video_cli.cli.group import commands
+    from llava_video_cli.cli.lazy_commands import commands
 
     parts, panels = [_HEAD], dict[str, dict[str, tuple[str, list[str]]]]()
     for name, command in commands().items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from terminal import Typed, scene
 
-from llava_video_cli.cli.lines import history_file, read_history
+from llava_video_cli.cli.chat_input import history_file, read_history
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.runs.conversation_file import read_conversation
 

@@ -10,7 +10,7 @@ from clips import sample
 from terminal import QUESTION, asked, llvid, scene
 
 from llava_video_cli.cli.app import run
-from llava_video_cli.cli.group import ABOUT, commands
+from llava_video_cli.cli.lazy_commands import ABOUT, commands
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 

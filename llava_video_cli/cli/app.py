@@ -13,7 +13,7 @@ import typer
 from ..errors import LlvidError
 from . import console
 from .background import LOADING
-from .group import Commands
+from .lazy_commands import Commands
 
 # What the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does.
 _EXIT_PIPE = 141

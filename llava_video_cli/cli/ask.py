@@ -19,8 +19,8 @@ from ..runs.record import ask_values, media_values, settings_values
 from ..video import announced_frames
 from . import console
 from .media import check, notes, read, read_speech
-from .opening import Opening, stand_ins
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
+from .preflight import Opening, stand_ins
 from .settings import Settings, check_text, settle
 
 UNFINISHED = {
@@ -98,7 +98,7 @@ def ask(
 ) -> None:
     """Ask the questions and write the answers to stdout."""
     if messages is not None:
-        from .scripted import answer
+        from .ask_conversation import answer
 
         if media is not None or with_:
             raise UsageError("--messages and media or questions exclude each other", "write them into its file")
@@ -115,7 +115,7 @@ def ask(
     subtitles = read_speech(speech, paths)
     show_questions = len(asked) > 1 and console.stderr.is_terminal
     if windows is not None:
-        from .longvideo import ask_windows
+        from .ask_windows import ask_windows
 
         ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
         return

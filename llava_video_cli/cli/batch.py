@@ -18,9 +18,9 @@ from ..runs.record import Failure, path_to_text, settings_values
 from ..runs.requests import BatchRequest, RequestJob, read_requests
 from ..video.image import is_picture, read_image
 from ..video.sampling import Sampling
-from .longrun import Pacing, Plan, carry_out, confirm_overwrite
-from .opening import unread
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes
+from .preflight import unread
+from .run import Pacing, Plan, carry_out, confirm_overwrite
 from .settings import Settings, settle, weights_asked
 
 _EXAMPLES = """

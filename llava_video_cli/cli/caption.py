@@ -26,8 +26,7 @@ from ..video.files import Found, find
 from ..video.sampling import clock
 from . import console
 from .ask import answer_all, collect
-from .foreseen import about, expected, first
-from .longrun import Pacing, Plan, carry_out, confirm_overwrite, load
+from .expected_requests import about, expected, first
 from .media import check, listed, read_speech
 from .options import (
     AnyModelFlags,
@@ -40,6 +39,7 @@ from .options import (
     TextFlags,
     takes,
 )
+from .run import Pacing, Plan, carry_out, confirm_overwrite, load
 from .settings import Settings, check_text, settle, weights_asked
 
 _TABLES = (".jsonl", ".csv", ".parquet")

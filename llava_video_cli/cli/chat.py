@@ -17,8 +17,8 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFla
 from .settings import settle
 
 if TYPE_CHECKING:
-    from .chatting import Chat
-    from .lines import Lines
+    from .chat_input import Lines
+    from .chat_session import Chat
 
 _EXAMPLES = """
 Examples:
@@ -67,11 +67,11 @@ def chat(
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)
 
-    from .chatting import Chat, begun
-    from .commands import completions
-    from .inline import protocol
-    from .lines import Lines, history_file
-    from .talk import Talk
+    from .chat_answers import Talk
+    from .chat_commands import completions
+    from .chat_input import Lines, history_file
+    from .chat_session import Chat, begun
+    from .terminal_images import protocol
 
     drafts = written.drafts if written is not None else ()
     session = begun(Session.of(drafts, settings.preset.sampling, settings.preset.generation), settings)
@@ -93,7 +93,7 @@ def chat(
 
 
 def _loop(this: Chat, lines: Lines) -> int:
-    from .commands import take
+    from .chat_commands import take
 
     failed = False
     while True:

@@ -27,9 +27,9 @@ from ..runs.record import Failure, Record
 from ..runs.storage import is_address
 from ..video.limits import Limits
 from . import console
-from .longrun import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
 from .meter import Meter
 from .options import ClusterFlags, OutputFlags
+from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
 from .settings import Settings
 
 _TABLES = (".jsonl", ".csv", ".parquet")

@@ -14,11 +14,11 @@ from ..runs.windows import conclude, long_values, look, look_notes, look_request
 from ..video import announced_frames, cut
 from . import console
 from .ask import UNFINISHED, collect
-from .longrun import load
 from .media import check
 from .meter import Meter
-from .opening import unread
 from .options import OutputFlags
+from .preflight import unread
+from .run import load
 from .settings import Settings
 
 

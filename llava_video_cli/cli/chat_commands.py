@@ -16,7 +16,7 @@ from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video.image import Picture
-from .chatting import Chat
+from .chat_session import Chat
 from .frames import save
 
 _LOOKED_AT = 1000  # names in a folder, for completion
@@ -134,7 +134,7 @@ def _frames(chat: Chat, _: str) -> None:
         chat.sheets.add(target)
         chat.say(f"{target}: {len(frames.times_seconds)} frames of {path}")
         if chat.pictures is not None:
-            from .inline import drawn
+            from .terminal_images import drawn
 
             png = BytesIO()
             sheet.save(png, format="png")

@@ -9,9 +9,9 @@ from ..runs.conversation_file import Conversation
 from ..runs.session import Session
 from . import console
 from .ask import UNFINISHED
+from .chat_answers import Talk
 from .options import OutputFlags
 from .settings import Settings
-from .talk import Talk
 
 
 def answer(written: Conversation, settings: Settings, output: OutputFlags) -> None:

@@ -14,7 +14,7 @@ from ..runs.plan import Todo
 from ..video import announced_frames, cut
 from ..video.image import is_picture, read_image
 from ..video.sampling import MAX_FRAMES, longest
-from .opening import unread
+from .preflight import unread
 from .settings import Settings
 
 _MOST_TRIED = 20  # videos that can't be read, before somebody else is to find out

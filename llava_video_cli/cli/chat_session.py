@@ -9,11 +9,12 @@ from ..conversation import Answer, Request
 from ..errors import UsageError
 from ..model import Model
 from ..runs.session import Session
-from . import console, room
-from .inline import Protocol
+from . import console
+from . import token_budget as room
+from .chat_answers import Talk
 from .options import OutputFlags
 from .settings import Settings, check_text
-from .talk import Talk
+from .terminal_images import Protocol
 
 _UNFINISHED = {
     "length": "the answer was cut off at {} tokens; /set max_new_tokens allows more",

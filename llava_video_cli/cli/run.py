@@ -22,8 +22,8 @@ from ..runs.record import Failure, Record
 from ..video.limits import Limits
 from . import console
 from .meter import Meter
-from .opening import Opening
 from .options import OutputFlags
+from .preflight import Opening
 from .settings import Settings
 
 if TYPE_CHECKING:

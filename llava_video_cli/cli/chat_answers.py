@@ -15,11 +15,12 @@ from ..runs.session import Session
 from ..video import Frames, announced_frames
 from ..video.image import Picture
 from ..video.sampling import Sampling
-from . import console, room
+from . import console
+from . import token_budget as room
 from .ask import collect
 from .media import MIXED, Shelf
-from .opening import Opening, stand_ins, unread
 from .options import OutputFlags
+from .preflight import Opening, stand_ins, unread
 from .settings import Settings
 
 
