@@ -99,7 +99,7 @@ import resource, signal, sys
 from pathlib import Path
 from test_output import ALL
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.ledger import Ledger
+from llava_video_cli.runs.ledger import Ledger
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 100}, {size + 100}))
 with Ledger(Path({str(path)!r})) as ledger:

@@ -59,5 +59,8 @@ def test_the_wheel_holds_presets_the_demo_checkpoint_and_the_page() -> None:
     assert "llava_video_cli/demo/checkpoint/model.safetensors" in names
     assert "llava_video_cli/presets" in forced
     assert not [name for name in names if not name.startswith("llava_video_cli/")], "what trains the demo stays outside"
-    page = {f"llava_video_cli/page/{path.name}" for path in (ROOT / "llava_video_cli" / "page").iterdir()}
+    page = {
+        f"llava_video_cli/report/assets/{path.name}"
+        for path in (ROOT / "llava_video_cli" / "report" / "assets").iterdir()
+    }
     assert len(page) >= 5 and page <= names

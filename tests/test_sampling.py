@@ -215,7 +215,9 @@ def test_parse_time_refuses(text: str) -> None:
 
 
 def test_media_modules_import_nothing_heavy() -> None:
-    modules = "sampling, video, image, sheet"
-    code = f"import sys; from llava_video_cli import {modules}; print({{'av', 'numpy', 'PIL'}} & set(sys.modules))"
+    modules = "sampling, image, contact_sheet"
+    code = (
+        f"import sys; from llava_video_cli.video import {modules}; print({{'av', 'numpy', 'PIL'}} & set(sys.modules))"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"

@@ -13,7 +13,7 @@ from hub import COMMIT, hub
 LOCATE = """
 import sys
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.models.source import locate
+from llava_video_cli.checkpoint import locate
 try:
     print(locate(*sys.argv[1:]))
 except LlvidError as error:

@@ -84,7 +84,7 @@ def write_report(
 
 def _shell() -> list[str]:
     """Return the page in three parts: before the rows, between rows and pictures, after the pictures."""
-    folder = files(__package__) / "page"
+    folder = files(__package__) / "assets"
     html, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in _SHELL)
     script = "".join(scripts)
     for mark, text in (("style", style), ("script", script)):

@@ -30,7 +30,7 @@ FREE_GB = (40, 24, 16, 12, 10, 8, 6)
 LOAD = """
 import sys, time, torch
 from llava_video_cli import Loading
-from llava_video_cli.models.loading import load
+from llava_video_cli.inference.loader import load
 from pathlib import Path
 loading = Loading(quantize="4bit")
 load(Path(sys.argv[2]), loading)

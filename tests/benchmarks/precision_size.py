@@ -75,9 +75,9 @@ MAKE = """
 import sys
 from pathlib import Path
 from llava_video_cli import Loading
-from llava_video_cli.models.loading import load
-from llava_video_cli.models.random_weights import random_folder
-from llava_video_cli.models.store import quantized, write
+from llava_video_cli.inference.loader import load
+from llava_video_cli.checkpoint.random_weights import random_folder
+from llava_video_cli.inference.quantized import quantized, write
 for size in {"tiny", sys.argv[2]}:
     base = Path(sys.argv[1]) / size
     plain = random_folder(f"random:{size}")
