@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from checkpoints import LAYOUTS, make_checkpoint
-from test_parity import moving_square, still
+from scenes import moving_square, still
 
 from llava_video_cli import Answer, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.conversation import Media

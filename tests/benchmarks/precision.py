@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from checkpoints import make_checkpoint
-from test_parity import moving_square
+from scenes import moving_square
 
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, open_model, read_frames
 from llava_video_cli.demo import CHECKPOINT

@@ -126,7 +126,7 @@ def test_broken_packages_and_checkpoints_are_findings(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llava_next_video"}')
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     done = llvid(
         "doctor", "-m", "demo", "--json", "--imports", env={"PYTHONPATH": path, "HF_HOME": str(tmp_path / "home")}
     )

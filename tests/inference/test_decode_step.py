@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import Replayed
-from test_parity import OTHER, STILL, VIDEO, checkpoint
+from scenes import OTHER, STILL, VIDEO, checkpoint
 from test_stream_all import MIXED, asked, joined
 from transformers import MistralConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_parity import CONVERSATIONS, STILL, VIDEO, moving_square
+from scenes import CONVERSATIONS, STILL, VIDEO, moving_square
 from transformers import LlavaNextVideoProcessor
 
 from llava_video_cli import Generation, Loading, Request, Turn, open_model

@@ -119,7 +119,7 @@ def test_running_out_of_memory_while_answering_is_one_line_and_the_next_answer_c
 import resource
 from llava_video_cli import Generation, Request, Turn, join, open_model
 from llava_video_cli.errors import OutOfMemoryError
-from test_parity import moving_square
+from scenes import moving_square
 model = open_model("random:tiny")
 def asked(frames):
     return Request((Turn("user", "What?", (moving_square(frames),)),), Generation(max_new_tokens=8))
@@ -137,7 +137,7 @@ resource.setrlimit(resource.RLIMIT_AS, before)
 print(message)
 print(first == join(model.stream(few)).text)
 """
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from terminal import QUESTION, asked, llvid, scene
-from test_batch import USAGE, Echo
+from test_batches import USAGE, Echo
 
 from llava_video_cli import (
     Answer,

@@ -197,7 +197,7 @@ def test_the_report_is_there_and_says_what_its_page_says() -> None:
     report = json.loads((CHECKPOINT / "report.json").read_text())
     shares = [share for rows in report["accuracy"].values() for share in rows.values()]
     assert report["questions"] >= 500 and min(shares) >= 0.97
-    page = (Path(__file__).parents[1] / "docs" / "demo.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
     assert f"{100 * sum(shares) / len(shares):.1f} % right in all" in page
     assert f"{report['questions']} questions of each kind" in page
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 4_000_000

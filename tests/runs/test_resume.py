@@ -2,7 +2,7 @@
 
 `written_by_62cb6f9/` holds what commit 62cb6f9 wrote. Made with a checkout of that commit:
 
-    PYTHONPATH=CHECKOUT python tests/test_resume.py tests/written_by_62cb6f9
+    PYTHONPATH=CHECKOUT python tests/runs/test_resume.py tests/runs/written_by_62cb6f9
 
 A new version of that folder would prove nothing: add one beside it.
 """

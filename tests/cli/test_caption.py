@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from clips import SAMPLES, make_sound, sample
+from records import NAMES
 from terminal import llvid, scene
-from test_output import NAMES
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip as write_scene

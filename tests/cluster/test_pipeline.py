@@ -38,7 +38,7 @@ DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 def joined() -> Iterator[Joined]:
     """A cluster on this machine, for two actors and two readers."""
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).joined() as cluster:
         yield cluster
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clerk import Clerk
 from serving import serving
-from test_desk import Clerk
 
 from llava_video_cli import (
     Frames,

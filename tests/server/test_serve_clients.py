@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from clerk import Clerk
 from serving import QUESTION, Served, data_url, message, serving
 from terminal import asked, failed, llvid
-from test_desk import Clerk
 
 from llava_video_cli import Chunk, Request, open_model
 from llava_video_cli.preset import load_preset

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from test_parity import CONVERSATIONS, GREEDY, NEW_TOKENS, STILL, VIDEO, documented_ids, same
+from scenes import CONVERSATIONS, STILL, VIDEO
+from test_parity import GREEDY, NEW_TOKENS, documented_ids, same
 from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Request, Turn, join, open_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from edits import differences
 from fakes import wrapped
-from test_parity import CONVERSATIONS, STILL, VIDEO, checkpoint
+from scenes import CONVERSATIONS, STILL, VIDEO, checkpoint
 
 from llava_video_cli import (
     Frames,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_parity import OTHER, STILL, VIDEO, checkpoint, moving_square
+from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
 
 from llava_video_cli import Answer, Chunk, Frames, Generation, Picture, Request, Turn, join, open_model
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint import BASE, VICUNA, YI
-from test_parity import VIDEO
+from configs import BASE, VICUNA, YI
+from scenes import VIDEO
 from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join, open_model

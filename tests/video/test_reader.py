@@ -180,7 +180,7 @@ def test_work_is_shared_where_that_is_faster() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
 def test_damaged_files_cost_an_error_at_most() -> None:
-    command = [sys.executable, str(Path(__file__).parent / "mutate.py"), "--files", "200", "--seed", "1"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "mutate.py"), "--files", "200", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_output import ALL, record
+from records import ALL, record
 
 from llava_video_cli.errors import LlvidError, UsageError
 from llava_video_cli.runs.ledger import Errors, Ledger
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path, form: str) -> None:
     program = f"""
 import resource, signal, sys
 from pathlib import Path
-from test_output import ALL
+from records import ALL
 from llava_video_cli.errors import LlvidError
 from llava_video_cli.runs.ledger import Ledger
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -110,7 +110,7 @@ with Ledger(Path({str(path)!r})) as ledger:
         print(error, error.hint, sep="|")
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     assert result.stdout.startswith(f"can't write {path}: File too large|all that was written before is whole")
     assert path.read_bytes() == (tmp_path / f"4{form}").read_bytes()

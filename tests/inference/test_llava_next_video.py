@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import wrapped
-from test_parity import STILL, VIDEO, moving_square
+from scenes import STILL, VIDEO, moving_square
 
 from llava_video_cli import (
     ContextError,
