@@ -17,8 +17,7 @@ from llava_video_cli.preset import Preset, load_preset
 from llava_video_cli.server.app import app
 from llava_video_cli.server.auth import Guard
 from llava_video_cli.server.media import Places
-from llava_video_cli.server.serve import Server, bind
-from llava_video_cli.server.service import Service, open_service
+from llava_video_cli.server.serve import Server, Service, bind, open_service
 
 QUESTION = "What shape is it?"
 

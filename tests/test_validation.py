@@ -13,8 +13,8 @@ from llava_video_cli.model import Quantize
 from llava_video_cli.preset import Preset, read_preset, sampling_shape, with_sampling
 from llava_video_cli.runs.conversation_file import read_conversation
 from llava_video_cli.runs.requests import read_requests
-from llava_video_cli.server.errors import refused
 from llava_video_cli.server.requests import read_body, read_completion
+from llava_video_cli.server.responses import refused
 from llava_video_cli.validation import Text, fitting, read_fields, read_json, read_yaml, shape_of
 
 SHAPE = {"sampling": shape_of(Sampling), "generation": shape_of(Generation)}

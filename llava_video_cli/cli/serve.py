@@ -17,7 +17,7 @@ from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, t
 from .settings import settle
 
 if TYPE_CHECKING:
-    from ..server.service import Seen
+    from ..server.serve import Seen
 
 PORT = 8377
 _CONVERSATIONS = 8  # whose last prompts are kept, as far as the memory goes
@@ -116,8 +116,7 @@ def serve(
 
     from ..remote.discovery import announce
     from ..server.media import Places
-    from ..server.serve import Server
-    from ..server.service import open_service
+    from ..server.serve import Server, open_service
 
     with console.progress(output.quiet) as progress:
         prefetch(settings, progress, quiet=output.quiet)

@@ -25,13 +25,11 @@ from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
 from .auth import CLOSE
-from .errors import RefusedError, refused
 from .page import page, sheet_values
-from .replies import Reply, refusal
 from .requests import ChatCompletion, read_body, read_completion
-from .responses import Form
+from .responses import Form, RefusedError, Reply, refusal, refused
 from .scheduler import Event, Ticket
-from .service import Seen, Service
+from .serve import Seen, Service
 
 Result = TypeVar("Result")
 Ready = TypeVar("Ready")

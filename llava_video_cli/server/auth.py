@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from .errors import RefusedError
+from .responses import RefusedError
 
 # A body must go on coming, at this pace once the grace is over: slower senders hold memory and a place.
 _BODY_GRACE_SECONDS, _BODY_BYTES_PER_SECOND = 20.0, 16 * 1024

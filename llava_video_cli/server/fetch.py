@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httpx2
 
 from ..errors import MediaError
-from .errors import RefusedError
+from .responses import RefusedError
 
 _MOST_REDIRECTS = 3
 _STALL_SECONDS = 10.0

@@ -29,7 +29,7 @@ from ..validation import (
     shape_of,
 )
 from ..video.sampling import Sampling
-from .errors import RefusedError
+from .responses import RefusedError
 
 _MOST_MARKS = 200_000  # commas and opening brackets of a body: each costs the parser up to a hundred times its byte
 MOST_MEDIA = 64  # of a request

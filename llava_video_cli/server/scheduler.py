@@ -15,8 +15,8 @@ from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
 from ..model import Model
 from ..video.image import Picture
-from .errors import RefusedError
 from .metrics import Metrics
+from .responses import RefusedError
 
 _log = logging.getLogger(__name__)
 _Kind: TypeAlias = tuple[Generation, tuple[int, ...], int]

@@ -13,8 +13,8 @@ from clerk import USAGE, Clerk
 
 from llava_video_cli.conversation import Chunk, Generation, Request, Turn
 from llava_video_cli.errors import ContextError, LlvidError, ModelError
-from llava_video_cli.server.errors import RefusedError
 from llava_video_cli.server.metrics import Metrics
+from llava_video_cli.server.responses import RefusedError
 from llava_video_cli.server.scheduler import Desk, Event, Ticket
 
 _PATIENCE_SECONDS = 20.0

@@ -26,7 +26,7 @@ from llava_video_cli import Chunk, Request, open_model
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote.discovery import announced
 from llava_video_cli.server.auth import Guard
-from llava_video_cli.server.replies import Reply
+from llava_video_cli.server.responses import Reply
 
 
 @pytest.fixture
