@@ -1,6 +1,6 @@
-"""Requests that are broken, or made to break the server: each must get its proper 4xx, and the next one its answer.
+"""Requests that are broken, or meant to break the server: each must get its 4xx, and the next good one its answer.
 
-`python tests/broken_requests.py [COUNT] [SEED]` sends that many (500) and says what came of them.
+`python tests/broken_requests.py [COUNT] [SEED]` sends COUNT of them (500) and prints the failures.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grounds import KEY, MOST_BODY_BYTES, Case, Grounds, grounds
+from grounds import KEY, MAX_BODY_BYTES, Case, Grounds, grounds
 from serving import QUESTION, data_url, message
 
 _PATH = "/v1/chat/completions"
 
 
 def cases(grounds: Grounds, count: int, seed: int) -> Iterator[Case]:
-    """Yield so many cases, of all kinds in turn, each drawn anew."""
-    draw = random.Random(seed)
+    """Yield `count` cases, of all kinds in rotation, with random values."""
+    rng = random.Random(seed)
     kinds = (_json, _types, heads, _media, paths, hosts, _keys, heads, _types, paths)
-    turns = Counter[object]()
+    counts = Counter[object]()
     for number in range(count):
         kind = _slow if number % 50 == 25 else kinds[number % len(kinds)]
-        drawn = kind(grounds, draw)
-        yield drawn[(17 * seed + turns[kind]) % len(drawn)]
-        turns[kind] += 1
+        made = kind(grounds, rng)
+        yield made[(17 * seed + counts[kind]) % len(made)]
+        counts[kind] += 1
 
 
 def request(body: bytes, *headers: str, host: str = "127.0.0.1", length: int | None = None) -> bytes:
-    """Return a request as it goes over the wire."""
+    """Return the bytes of a request."""
     own = {name.partition(":")[0].lower() for name in headers}
     lines = [f"POST {_PATH} HTTP/1.1"]
     lines += [] if "host" in own else [f"Host: {host}"]
@@ -56,23 +56,23 @@ def _asking(name: str, url: str, *statuses: int, key: bool = False) -> Case:
     return Case(f"{name} {url[:80]}", [request(body)], statuses or (400,), key=key)
 
 
-def _json(grounds: Grounds, draw: random.Random) -> list[Case]:
+def _json(grounds: Grounds, rng: random.Random) -> list[Case]:
     good = json.dumps(_values(grounds)).encode()
-    cut = good[: draw.randrange(1, len(good) - 1)]
-    at = draw.randrange(len(good))
-    depth = draw.randrange(5000, 100_000)
+    cut = good[: rng.randrange(1, len(good) - 1)]
+    at = rng.randrange(len(good))
+    depth = rng.randrange(5000, 100_000)
     bodies = {
         "cut off": cut,
-        "no UTF-8": good[:at] + bytes([draw.randrange(0x80, 0xC0)]) + good[at:],
-        "noise": draw.randbytes(draw.randrange(1, 4000)),
+        "no UTF-8": good[:at] + bytes([rng.randrange(0x80, 0xC0)]) + good[at:],
+        "noise": rng.randbytes(rng.randrange(1, 4000)),
         "nested": b"[" * depth + b"]" * depth,
         "nested objects": b'{"a":' * depth + b"1" + b"}" * depth,
         "a list": b"[" + good + b"]",
-        "a number": str(draw.random()).encode(),
+        "a number": str(rng.random()).encode(),
         "no number": good[:-1] + b',"temperature":NaN}',
         "infinity": good[:-1] + b',"temperature":-Infinity}',
         "twice the same key": good[:-1] + b',"max_tokens":3}',
-        "a long number": good[:-1] + b',"seed":' + b"9" * draw.randrange(5000, 100_000) + b"}",
+        "a long number": good[:-1] + b',"seed":' + b"9" * rng.randrange(5000, 100_000) + b"}",
         "empty": b"",
         "half a character": good.replace(b"What", b"\\ud800"),
         "a mark at the start": b"\xef\xbb\xbf" + good,
@@ -89,7 +89,7 @@ def _json(grounds: Grounds, draw: random.Random) -> list[Case]:
 _ODD: tuple[Any, ...] = (0, -1, 1.5, True, "x", [], {}, [[]], {"a": 1}, [None], "\0", 10**30, 1e300)
 
 
-def _types(grounds: Grounds, draw: random.Random) -> list[Case]:
+def _types(grounds: Grounds, rng: random.Random) -> list[Case]:
     wrong: dict[str, Sequence[Any]] = {
         "messages": (
             None,
@@ -129,7 +129,7 @@ def _types(grounds: Grounds, draw: random.Random) -> list[Case]:
             {"nope": 1},
         ),
         "media_io_kwargs": (1, {"video": 1}, {"video": {"num_frames": -3}}, {"video": {"fps": "x"}}, {"nope": {}}),
-        draw.choice(("temprature", "frames", "prompt", "__class__", "", "ф")): (1, None, {}),
+        rng.choice(("temprature", "frames", "prompt", "__class__", "", "ф")): (1, None, {}),
     }
     contents: tuple[Any, ...] = (
         1, {}, [1], [{"type": "text"}], [{"type": "text", "text": 1}], [{"type": "video_url"}],
@@ -145,13 +145,13 @@ def _types(grounds: Grounds, draw: random.Random) -> list[Case]:
         [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
         [{"role": "user", "content": "word " * 40_000}],
     )  # fmt: skip
-    found = [({name: draw.choice(values)}, name) for name, values in wrong.items()]
-    found += [({"messages": [{"role": "user", "content": content}]}, "content") for content in contents]
-    found += [({"messages": messages}, "turns") for messages in turns]
+    invalid = [({name: rng.choice(values)}, name) for name, values in wrong.items()]
+    invalid += [({"messages": [{"role": "user", "content": content}]}, "content") for content in contents]
+    invalid += [({"messages": messages}, "turns") for messages in turns]
     made = [
-        Case(f"types: {name} {str(v)[:90]}", [request(_dumped(_values(grounds, **v)))], (400,)) for v, name in found
+        Case(f"types: {name} {str(v)[:90]}", [request(_dumped(_values(grounds, **v)))], (400,)) for v, name in invalid
     ]
-    other: Any = draw.choice(("gpt-4", 1, "../demo", [], ""))
+    other: Any = rng.choice(("gpt-4", 1, "../demo", [], ""))
     return [*made, Case(f"types: model {other}", [request(_dumped(_values(grounds, model=other)))], (404,))]
 
 
@@ -159,16 +159,16 @@ def _dumped(values: Any) -> bytes:
     return json.dumps(values).encode().replace(b"Infinity", b"1e999")
 
 
-def heads(grounds: Grounds, draw: random.Random) -> list[Case]:
-    """Return requests whose heads are wrong."""
+def heads(grounds: Grounds, rng: random.Random) -> list[Case]:
+    """Return requests with broken heads."""
     good = _dumped(_values(grounds))
-    evil = draw.choice(
+    evil = rng.choice(
         ("evil.example", "evil.example:8377", "127.0.0.1.evil.example", "169.254.169.254", "[::2]", "a@b", "[")
     )
-    origin = draw.choice(("https://evil.example", "null", "http://127.0.0.1:1", "file://", "http://localhost"))
-    flood = b"".join(b"10000\r\n" + b"x" * 0x10000 + b"\r\n" for _ in range(MOST_BODY_BYTES // 0x10000 + 2))
+    origin = rng.choice(("https://evil.example", "null", "http://127.0.0.1:1", "file://", "http://localhost"))
+    flood = b"".join(b"10000\r\n" + b"x" * 0x10000 + b"\r\n" for _ in range(MAX_BODY_BYTES // 0x10000 + 2))
     chunked = "Transfer-Encoding: chunked"
-    claim = draw.choice((2 * 2**30, MOST_BODY_BYTES + 1, 10**17))
+    claim = rng.choice((2 * 2**30, MAX_BODY_BYTES + 1, 10**17))
     return [
         Case(f"head: {claim} bytes claimed", [request(b"", f"Content-Length: {claim}")], (413,)),
         Case("head: a length of many digits", [request(b"", "Content-Length: " + "9" * 30)], (400, 413)),
@@ -180,16 +180,16 @@ def heads(grounds: Grounds, draw: random.Random) -> list[Case]:
         Case("head: a chunk of no size", [request(b"zz\r\nhello\r\n", chunked)], (400,), may_close=True),
         Case("head: a chunk of a size below zero", [request(b"-1\r\nhello\r\n", chunked)], (400,), may_close=True),
         Case(
-            "head: text", [request(good, f"Content-Type: {draw.choice(('text/plain', 'multipart/form-data'))}")], (415,)
+            "head: text", [request(good, f"Content-Type: {rng.choice(('text/plain', 'multipart/form-data'))}")], (415,)
         ),
         Case("head: packed", [request(zlib.compress(b" " * 2**20), "Content-Encoding: deflate")], (415,)),
         Case(f"head: host {evil}", [request(good, host=evil)], (400, 403)),
         Case("head: no host", [request(good).replace(b"Host: 127.0.0.1\r\n", b"")], (400,)),
         Case(f"head: origin {origin}", [request(good, f"Origin: {origin}")], (403,)),
-        Case("head: a long line", [request(good, "X-Long: " + "x" * draw.randrange(600_000, 900_000))], (400,), True),
+        Case("head: a long line", [request(good, "X-Long: " + "x" * rng.randrange(600_000, 900_000))], (400,), True),
         Case("head: many lines", [request(good, *(f"X-{n}: {'y' * 90}" for n in range(9000)))], (400,), True),
-        Case("head: no HTTP", [draw.randbytes(200) + b"\r\n\r\n"], (400,)),
-        Case("head: TLS", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + draw.randbytes(300)], (400,), True),
+        Case("head: no HTTP", [rng.randbytes(200) + b"\r\n\r\n"], (400,)),
+        Case("head: TLS", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(300)], (400,), True),
         Case("head: a line in a line", [request(good, "X-A: b\r\n \x00c")], (400,)),
         Case("path: none", [request(good).replace(_PATH.encode(), b"/v1/nothing")], (404,)),
         Case("path: up", [request(good).replace(_PATH.encode(), b"/../../etc/passwd")], (404,)),
@@ -215,18 +215,18 @@ def _slow(grounds: Grounds, _: random.Random) -> list[Case]:
     ]
 
 
-def _media(grounds: Grounds, draw: random.Random) -> list[Case]:
+def _media(grounds: Grounds, rng: random.Random) -> list[Case]:
     clip = grounds.clip.read_bytes()
-    cut = clip[: draw.randrange(1, len(clip) // 2)]
+    cut = clip[: rng.randrange(1, len(clip) // 2)]
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("clip.mp4", b"\0" * 10**7)
-    huge = draw.choice((20_000, 60_000))
+    huge = rng.choice((20_000, 60_000))
     secret = str(grounds.secret)
     contents = {
         "cut off": cut,
         "empty": b"",
-        "noise": draw.randbytes(5000),
+        "noise": rng.randbytes(5000),
         "text": b"hello " * 100,
         "a zip bomb": packed.getvalue(),
         "a gzip bomb": zlib.compress(b"\0" * 10**7),
@@ -243,20 +243,20 @@ def _media(grounds: Grounds, draw: random.Random) -> list[Case]:
         + b"\0" * 24,
         "an SDP": b"v=0\nm=video 5004 RTP/AVP 96\nc=IN IP4 127.0.0.1\n",
     }
-    kind = draw.choice(("video/mp4", "image/png", "application/octet-stream", ""))
+    kind = rng.choice(("video/mp4", "image/png", "application/octet-stream", ""))
     made = [_asking(f"media: {name}", _url(content, kind)) for name, content in contents.items()]
     good = data_url(grounds.clip)
     return [
         *made,
         _asking("media: no base64", "data:video/mp4;base64,%%%"),
-        _asking("media: base64 cut off", good[: len(good) - draw.randrange(1, 3)] + "!"),
+        _asking("media: base64 cut off", good[: len(good) - rng.randrange(1, 3)] + "!"),
         _asking("media: no comma", "data:video/mp4;base64"),
         _asking("media: as text", "data:text/plain,hello"),
         _asking("media: a long head", "data:" + "x" * 500 + ";base64,AAAA"),
         _asking("media: a list of pictures", "data:video/jpeg;base64,AAAA,AAAA"),
         _asking(
             "media: another scheme",
-            draw.choice(("ftp://a/b", "rtsp://a/b", "concat:a|b", "/etc/passwd", "x", "gopher:x")),
+            rng.choice(("ftp://a/b", "rtsp://a/b", "concat:a|b", "/etc/passwd", "x", "gopher:x")),
         ),
         Case("media: too many", [request(_dumped({"messages": [message("?", *["data:x;base64,AA"] * 65)]}))]),
         Case("media: past its end", [request(_dumped(_values(grounds, sampling={"start_seconds": 1e6})))]),
@@ -275,10 +275,10 @@ def _png(width: int, height: int, pixels: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def paths(grounds: Grounds, draw: random.Random) -> list[Case]:
-    """Return `file:` URLs that lead out of the folder, or to nothing."""
+def paths(grounds: Grounds, rng: random.Random) -> list[Case]:
+    """Return `file:` URLs that lead outside the folder, or to no file."""
     allowed, secret = grounds.allowed, grounds.secret
-    up = draw.choice(("..", "%2e%2e", "%2E.", ".%2e"))
+    up = rng.choice(("..", "%2e%2e", "%2E.", ".%2e"))
     outside = [
         secret.as_uri(), f"file://{allowed}/{up}/secret/square.mp4", f"file://{allowed}/link.mp4",
         f"file://{allowed}/folder/square.mp4", f"file://{allowed}/folder/../../secret/square.mp4",
@@ -298,35 +298,35 @@ def paths(grounds: Grounds, draw: random.Random) -> list[Case]:
     return [_asking("path:", url, 403) for url in outside] + [_asking("path:", url, 400, 403) for url in odd]
 
 
-def hosts(grounds: Grounds, draw: random.Random) -> list[Case]:
-    """Return URLs of hosts that may not be asked, or that play tricks."""
+def hosts(grounds: Grounds, rng: random.Random) -> list[Case]:
+    """Return URLs of hosts that are not allowed, or that send something harmful."""
     here = grounds.open.port
-    private = draw.choice(
+    private = rng.choice(
         ("10.0.0.1", "169.254.169.254", "[::1]", "0.0.0.0", "2130706433", "0x7f.1", "127.1", "192.168.0.1")
     )
-    refused = [
+    forbidden = [
         f"http://127.0.0.1:{here}/v1/models", f"http://localhost:{here}/health", f"http://{private}/x",
-        f"http://{private}:{grounds.trickster}/clip", "https://example.com/x.mp4", "http://allowed.invalid:81/x",
-        f"http://localhost.evil.example:{grounds.trickster}/", f"http://x.localhost:{grounds.trickster}/clip",
+        f"http://{private}:{grounds.malicious_port}/clip", "https://example.com/x.mp4", "http://allowed.invalid:81/x",
+        f"http://localhost.evil.example:{grounds.malicious_port}/", f"http://x.localhost:{grounds.malicious_port}/clip",
     ]  # fmt: skip
-    tricks = f"http://localhost:{grounds.trickster}"
-    return [_asking("host:", url, 403) for url in refused] + [
-        _asking("host:", f"http://user:word@localhost:{grounds.trickster}/clip", 400),
+    host = f"http://localhost:{grounds.malicious_port}"
+    return [_asking("host:", url, 403) for url in forbidden] + [
+        _asking("host:", f"http://user:word@localhost:{grounds.malicious_port}/clip", 400),
         _asking("host:", "http://[", 400),
         _asking("host:", "http:///x", 400),
         _asking("host:", "http://allowed.invalid:99999/x", 400),
         _asking("host: no such", "http://allowed.invalid/x", 400),
-        _asking("host: leads elsewhere", f"{tricks}/elsewhere", 403),
-        _asking("host: leads to a file", f"{tricks}/file", 400),
-        _asking("host: leads round", f"{tricks}/round", 400),
-        _asking("host: has nothing", f"{tricks}/nothing", 400),
-        _asking("host: too much", f"{tricks}/much", 400),
-        _asking("host: no HTTP", f"{tricks}/noise", 400),
-        _asking("host: drops", f"{tricks}/drops", 400),
+        _asking("host: leads elsewhere", f"{host}/elsewhere", 403),
+        _asking("host: leads to a file", f"{host}/file", 400),
+        _asking("host: leads round", f"{host}/round", 400),
+        _asking("host: has nothing", f"{host}/nothing", 400),
+        _asking("host: too much", f"{host}/much", 400),
+        _asking("host: no HTTP", f"{host}/noise", 400),
+        _asking("host: drops", f"{host}/drops", 400),
     ]
 
 
-def _keys(grounds: Grounds, draw: random.Random) -> list[Case]:
+def _keys(grounds: Grounds, rng: random.Random) -> list[Case]:
     good = _dumped(_values(grounds))
     wrong = (
         "Bearer wrong", "Bearer", "Bearer ", f"Basic {KEY}", KEY, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}",
@@ -342,12 +342,12 @@ def _keys(grounds: Grounds, draw: random.Random) -> list[Case]:
             (401,),
             key=True,
         ),
-        Case("key: none to look", [b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % draw.choice(paths)], (401,), key=True),
+        Case("key: none to look", [b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % rng.choice(paths)], (401,), key=True),
     ]
 
 
-def run(grounds: Grounds, count: int, seed: int, say: Callable[[str], None]) -> int:
-    """Send them; return how many went wrong."""
+def run(grounds: Grounds, count: int, seed: int, report: Callable[[str], None]) -> int:
+    """Send the cases; return how many failed."""
     wrong, kinds = 0, Counter[str]()
     for number, case in enumerate(cases(grounds, count, seed)):
         kinds[case.name.partition(":")[0]] += 1
@@ -355,11 +355,11 @@ def run(grounds: Grounds, count: int, seed: int, say: Callable[[str], None]) -> 
         if fault is None and not (
             grounds.answers() if number % 25 == 24 else grounds.open.send("GET", "/health")[0] == 200
         ):
-            fault = f"{case.name}: then the server did not answer"
+            fault = f"{case.name}: the server did not answer after it"
         if fault is not None:
             wrong += 1
-            say(fault)
-    say(f"{count} sent: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {wrong} went wrong")
+            report(fault)
+    report(f"{count} sent: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {wrong} failed")
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over WebDriver with nothing but the standard library."""
+"""A headless Chromium, driven over WebDriver with the standard library alone."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Browser:
 
     def choose(self, selector: str, path: Path) -> None:
         """Choose a file in an input."""
-        found = self.call("POST", "/element", {"using": "css selector", "value": selector})
-        self.call("POST", f"/element/{next(iter(found.values()))}/value", {"text": str(path)})
+        element = self.call("POST", "/element", {"using": "css selector", "value": selector})
+        self.call("POST", f"/element/{next(iter(element.values()))}/value", {"text": str(path)})
 
     def run(self, script: str) -> Any:
         """Return the value of a JavaScript expression (as JSON: chromedriver takes no lone surrogates)."""
@@ -60,9 +60,9 @@ class Browser:
 
     def wait(self, script: str) -> Any:
         """Return the value of an expression once it is true."""
-        until = time.monotonic() + 10
+        deadline = time.monotonic() + 10
         while not (value := self.run(script)):
-            assert time.monotonic() < until, f"never true: {script}"
+            assert time.monotonic() < deadline, f"never true: {script}"
             time.sleep(0.05)
         return value
 
@@ -75,16 +75,16 @@ class Browser:
         picture.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
 
     def logged(self) -> list[str]:
-        """What the page wrote to the console by now, errors and refusals of its policy included."""
+        """What the page has written to the console, errors and violations of its policy included."""
         return [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
 
 
 @contextmanager
 def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) -> Iterator[Browser]:
-    """Give a window of that size; skip the test where there is no Chromium to drive."""
+    """Give a window of that size; skip the test if there is no chromedriver."""
     driver = shutil.which("chromedriver")
     if driver is None:
-        pytest.skip("no chromedriver here")
+        pytest.skip("chromedriver is not installed")
     process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -92,8 +92,8 @@ def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) ->
         root = Browser(f"http://127.0.0.1:{line.rsplit(maxsplit=1)[-1].rstrip('.')}/session")
         size = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1, "mobile": False, "touch": False}}
         options = {"args": [*_FLAGS, f"--user-data-dir={profile}", *flags], "mobileEmulation": size}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = root.call("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        capabilities = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = root.call("POST", "", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
         window = Browser(f"{root.address}/{session}")
         try:
             yield window

@@ -1,4 +1,4 @@
-"""Where broken requests are sent: servers with a folder they may read, a secret beside it, and a host that tricks."""
+"""The servers for broken requests, with a folder they may read, a secret file outside it, and a malicious host."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from terminal import scene
 
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.model import Model
-from llava_video_cli.server.auth import Guard
-from llava_video_cli.server.media import Places
+from llava_video_cli.server.auth import Auth
+from llava_video_cli.server.media import MediaSources
+from llava_video_cli.server.requests import BodyReader
 
 KEY = "right-key"
-MOST_BODY_BYTES = 2**20
-SLOW_SECONDS = 0.4  # what a head or a body may take here
+MAX_BODY_BYTES = 2**20
+SLOW_SECONDS = 0.4  # that a head or a body may take here
 _ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request as bytes, sent in pieces; the statuses that are right for it, and whether just closing is right too."""
+    """A request as bytes, sent in pieces; the right statuses, and whether closing without one is right, too."""
 
     name: str
     pieces: Sequence[bytes]
@@ -47,7 +48,7 @@ class Grounds:
     allowed: Path
     clip: Path
     secret: Path
-    trickster: int
+    malicious_port: int
 
     def send(self, case: Case) -> int | None:
         """Send a case; return the status, or None where the connection was closed without one."""
@@ -56,7 +57,7 @@ class Grounds:
             for piece in case.pieces:
                 try:
                     connection.sendall(piece)
-                except OSError:  # refused on the way: what was said before that counts
+                except OSError:  # refused before its end: the status that was sent counts
                     break
                 time.sleep(case.pause_seconds)
             head = b""
@@ -66,7 +67,7 @@ class Grounds:
         return int(head.split()[1]) if head.startswith(b"HTTP/1.1 ") else None
 
     def check(self, case: Case) -> str | None:
-        """Send a case; return what is wrong with what came of it, or None."""
+        """Send a case; return what is wrong with the response, or None."""
         status = self.send(case)
         right = status in case.statuses or (status is None and case.may_close)
         return None if right else f"{case.name}: {status}, not {list(case.statuses)}"
@@ -78,7 +79,7 @@ class Grounds:
 
 @contextmanager
 def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
-    """Start the servers, with a secret beside the folder that they may read."""
+    """Start the servers, with a secret file outside the folder that they may read."""
     allowed, secrets = folder / "allowed", folder / "secret"
     allowed.mkdir()
     secrets.mkdir()
@@ -90,31 +91,28 @@ def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
     (allowed / "circle").symlink_to("circle")
     (allowed / "empty.mp4").touch()
     os.mkfifo(allowed / "pipe")
-    with _trickster() as port:
-        places = Places([allowed], [f"localhost:{port}", "allowed.invalid"], most_bytes=2**20, fetch_seconds=1.0)
+    with _malicious_host() as port:
+        sources = MediaSources([allowed], [f"localhost:{port}", "allowed.invalid"], max_bytes=2**20, fetch_seconds=1.0)
+        bounds = (MAX_BODY_BYTES, SLOW_SECONDS)
         with (
-            serving(
-                model, guard=Guard(None, MOST_BODY_BYTES, SLOW_SECONDS), places=places, head_seconds=SLOW_SECONDS
-            ) as opened,
-            serving(
-                model, guard=Guard(KEY, MOST_BODY_BYTES, SLOW_SECONDS), places=places, head_seconds=SLOW_SECONDS
-            ) as locked,
+            serving(model, None, Auth(), BodyReader(*bounds), sources, SLOW_SECONDS) as opened,
+            serving(model, None, Auth(KEY), BodyReader(*bounds), sources, SLOW_SECONDS) as locked,
         ):
             yield Grounds(opened, locked, allowed, clip, secret, port)
 
 
 @contextmanager
-def _trickster() -> Iterator[int]:
-    """Serve what an allowed host could send to harm."""
+def _malicious_host() -> Iterator[int]:
+    """Serve what an allowed host could send to do harm."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            places = {
+            locations = {
                 "/elsewhere": "http://169.254.169.254/latest", "/file": "file:///etc/passwd", "/round": "/round",
             }  # fmt: skip
-            if self.path in places:
+            if self.path in locations:
                 self.send_response(302)
-                self.send_header("Location", places[self.path])
+                self.send_header("Location", locations[self.path])
                 self.end_headers()
             elif self.path == "/much":
                 self._pour(b"\0" * 65536, 0.0)

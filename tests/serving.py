@@ -1,4 +1,4 @@
-"""The server in this process, on a free port: started through its front door, in a thread of its own."""
+"""The server in this process, on a free port, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset, load_preset
 from llava_video_cli.server.app import app
-from llava_video_cli.server.auth import Guard
-from llava_video_cli.server.media import Places
+from llava_video_cli.server.auth import Auth
+from llava_video_cli.server.media import MediaSources
+from llava_video_cli.server.requests import BodyReader
 from llava_video_cli.server.serve import Server, Service, bind, open_service
 
 QUESTION = "What shape is it?"
@@ -24,7 +25,7 @@ QUESTION = "What shape is it?"
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs."""
+    """A running server."""
 
     port: int
     service: Service
@@ -65,15 +66,16 @@ class Served:
 def serving(
     model: Model,
     preset: Preset | None = None,
-    guard: Guard | None = None,
-    places: Places | None = None,
+    auth: Auth | None = None,
+    body_reader: BodyReader | None = None,
+    sources: MediaSources | None = None,
     head_seconds: float = 20.0,
     **options: Any,
 ) -> Iterator[Served]:
-    """Give a running server, which has ended at the end of the block."""
-    service = open_service(model, preset or load_preset("demo"), guard, places, **options)
+    """Give a running server, which is stopped at the end of the block."""
+    service = open_service(model, preset or load_preset("demo"), auth, body_reader, sources, **options)
     bound, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(app(service), service.desk, bound, ready.set, 10.0, head_seconds)
+    server = Server(app(service), service.scheduler, bound, ready.set, 10.0, head_seconds)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     assert ready.wait(20)
@@ -86,7 +88,7 @@ def serving(
 
 
 def message(text: str, *urls: str) -> dict[str, Any]:
-    """Return a user's message with media: pictures by their names, else videos."""
+    """Return a user's message with media: pictures if their names say so, else videos."""
     kinds = ["image_url" if ".png" in url or "image/" in url[:20] else "video_url" for url in urls]
     parts: list[dict[str, Any]] = [{"type": kind, kind: {"url": url}} for kind, url in zip(kinds, urls, strict=True)]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
@@ -97,7 +99,7 @@ def data_url(path: Path, kind: str = "video/mp4") -> str:
 
 
 def events(content: bytes) -> Sequence[dict[str, Any]]:
-    """Return the events of a stream but for the last, which says that it is done."""
+    """Return the events of a stream without the last one, [DONE]."""
     lines = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
     assert lines[-1] == b"[DONE]"
     return [json.loads(line) for line in lines[:-1]]

@@ -13,8 +13,8 @@ from llava_video_cli.model import Quantize
 from llava_video_cli.preset import Preset, read_preset, sampling_shape, with_sampling
 from llava_video_cli.runs.conversation_file import read_conversation
 from llava_video_cli.runs.requests import read_requests
-from llava_video_cli.server.requests import read_body, read_completion
-from llava_video_cli.server.responses import refused
+from llava_video_cli.server.requests import parse_body, read_completion
+from llava_video_cli.server.responses import RequestError
 from llava_video_cli.validation import Text, fitting, read_fields, read_json, read_yaml, shape_of
 
 SHAPE = {"sampling": shape_of(Sampling), "generation": shape_of(Generation)}
@@ -105,7 +105,7 @@ def test_an_option_has_the_same_name_everywhere(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(f'{{"sampling": {options}, "messages": [{{"role": "user", "content": "x"}}]}}')
     (tmp_path / "r.jsonl").write_text(f'{{"video": "a", "question": "x", {options[1:]}')
     base = Preset("", "", sampling=Sampling(fps=2.0))
-    body = read_body(f'{{"messages": [{{"role": "user", "content": "x"}}], "sampling": {options}}}'.encode())
+    body = parse_body(f'{{"messages": [{{"role": "user", "content": "x"}}], "sampling": {options}}}'.encode())
     assert read_preset(tmp_path / "p.yaml").sampling == wanted
     assert read_conversation(tmp_path / "c.json").over(base).sampling == wanted
     assert next(read_requests(tmp_path / "r.jsonl", base)).sampling == wanted
@@ -134,8 +134,8 @@ def test_an_option_has_the_same_name_everywhere(tmp_path: Path) -> None:
 def test_a_refused_request_names_its_field(values: dict[str, Any], param: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_completion(values, "m", Preset("", ""))
-    refusal = refused(caught.value)
-    assert (refusal.status, refusal.param) == (400, param) and "\n" not in str(refusal)
+    error = RequestError.of(caught.value)
+    assert (error.status, error.param) == (400, param) and "\n" not in str(error)
 
 
 def test_a_whole_number_may_be_written_as_a_fraction_in_a_request() -> None:

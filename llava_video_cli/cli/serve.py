@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError, UsageError
+from ..server import GRACE_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, PORT
 from . import console
 from .background import LOADING, Background
 from .download import prefetch
@@ -17,10 +18,9 @@ from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, t
 from .settings import settle
 
 if TYPE_CHECKING:
-    from ..server.serve import Seen
+    from ..server.serve import AccessLogEntry
 
-PORT = 8377
-_CONVERSATIONS = 8  # whose last prompts are kept, as far as the memory goes
+_CONVERSATIONS = 8  # whose KV caches stay, if the memory suffices
 _EXAMPLES = """
 Examples:
 
@@ -37,8 +37,8 @@ def add_to(app: typer.Typer) -> None:
     about = (
         "Keep a model loaded and answer over HTTP, as OpenAI's API does.\n\n"
         "POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health, /metrics. "
-        "Requests that wait are answered together. The frame and text options are the defaults of requests that say "
-        "nothing else.\n"
+        "Waiting requests are answered together. The frame and text options are the defaults for requests that do not "
+        "set them.\n"
     )
     app.command("serve", help=about + _EXAMPLES)(serve)
 
@@ -47,21 +47,26 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     *,
     host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to listen on; only this machine's own needs no key.")
+        str,
+        typer.Option(
+            "--host", metavar="HOST", help="Address to listen on. One that other machines can reach needs an API key."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.")] = PORT,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on; 0 picks a free one.")
+    ] = PORT,
     api_key: Annotated[
         str | None,
         typer.Option(
             "--api-key", envvar="LLVID_API_KEY", metavar="KEY", show_default=False,
-            help="Answer only those who send it; rather by the environment, as others see a command line.",
+            help="Answer only clients that send this key. Better set LLVID_API_KEY: others can see a command line.",
         ),
     ] = None,
     allow_media_dir: Annotated[
         list[Path] | None,
         typer.Option(
             "--allow-media-dir", metavar="DIR", show_default=False,
-            help="Folder that file: URLs may name files in; repeatable.",
+            help="Folder with files that file: URLs may name; repeatable.",
         ),
     ] = None,
     allow_media_host: Annotated[
@@ -72,23 +77,28 @@ def serve(
         ),
     ] = None,
     max_queue: Annotated[
-        int, typer.Option("--max-queue", min=1, metavar="N", help="Requests inside at a time; more are told to wait.")
-    ] = 256,
+        int,
+        typer.Option(
+            "--max-queue", min=1, metavar="N", help="Requests that may wait or be answered at a time; others get 429."
+        ),
+    ] = MAX_REQUESTS,
     max_batch: Annotated[
         int | None,
         typer.Option(
             "--max-batch", min=1, metavar="N", show_default=False,
-            help="Requests answered together [default: what the memory has room for].",
+            help="Requests answered in one batch [default: as many as the memory has room for].",
         ),
     ] = None,
     max_request_bytes: Annotated[
         int, typer.Option("--max-request-bytes", min=1024, metavar="N", help="Largest request, data: URLs included.")
-    ] = 64 * 2**20,
+    ] = MAX_BODY_BYTES,
     grace: Annotated[
         float,
-        typer.Option("--grace", min=0, metavar="SECONDS", help="How long running answers are finished at the end."),
-    ] = 30.0,
-    log: Annotated[bool, typer.Option("--log", help="A line on stderr for each request.")] = False,
+        typer.Option(
+            "--grace", min=0, metavar="SECONDS", help="How long running answers may go on when the server is stopped."
+        ),
+    ] = GRACE_SECONDS,
+    log: Annotated[bool, typer.Option("--log", help="Write a line to stderr for each request.")] = False,
     model: ModelFlags,
     frames: FrameFlags,
     text: TextFlags,
@@ -100,7 +110,7 @@ def serve(
     settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
     folders = [_folder(path) for path in allow_media_dir or ()]
     try:
-        from ..server.auth import Guard, is_loopback
+        from ..server.auth import Auth, is_loopback
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
         raise LlvidError(
@@ -110,12 +120,15 @@ def serve(
         raise UsageError("an API key must be printable ASCII without spaces around it")
     if api_key is None and not is_loopback(host):
         raise UsageError(
-            f"on {host} others can reach the server: it needs an API key", "set LLVID_API_KEY, or leave --host out"
+            f"other machines can reach the server on {host}: it needs an API key",
+            "set LLVID_API_KEY, or leave --host out",
         )
-    bound = bind(host, port)  # before the model, which takes its time
+    bound = bind(host, port)  # before the model is loaded: an address in use is reported at once
 
     from ..remote.discovery import announce
-    from ..server.media import Places
+    from ..server.app import app
+    from ..server.media import MediaSources
+    from ..server.requests import BodyReader
     from ..server.serve import Server, open_service
 
     with console.progress(output.quiet) as progress:
@@ -130,35 +143,34 @@ def serve(
         service = open_service(
             loaded,
             settings.preset,
-            Guard(api_key, max_request_bytes),
-            Places(folders, allow_media_host or ()),
-            express=loaded.beside() if isinstance(loaded, LlavaVideo) else None,
-            most_inside=max_queue,
-            most_together=max_batch,
+            Auth(api_key),
+            BodyReader(max_request_bytes),
+            MediaSources(folders, allow_media_host or ()),
+            second_model=loaded.beside() if isinstance(loaded, LlavaVideo) else None,
+            max_requests=max_queue,
+            max_batch=max_batch,
             log=_log if log else None,
         )
     url = url_of(bound)
 
     def ready() -> None:
         if not output.quiet:
-            console.note(f"{settings.model} answers at {url}/v1, and to a browser at {url}; Ctrl-C ends it")
+            console.note(f"{settings.model} answers at {url}/v1, and in a browser at {url}; Ctrl-C stops the server")
 
-    from ..server.app import app
-
-    signal.signal(signal.SIGTERM, _ended)  # uvicorn raises it again at the end
+    signal.signal(signal.SIGTERM, _stopped)  # uvicorn raises it again at the end
     with announce(url, loaded.name):
-        Server(app(service), service.desk, bound, ready, grace).serve_until_stopped()
+        Server(app(service), service.scheduler, bound, ready, grace).serve_until_stopped()
 
 
-def _ended(*_: object) -> None:
-    """SIGTERM is how a server is ended: nothing has failed."""
+def _stopped(*_: object) -> None:
+    """Do nothing: SIGTERM is the usual way to stop a server, and no failure."""
 
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
-        raise UsageError(f"--allow-media-dir: {path} is no folder")
+        raise UsageError(f"--allow-media-dir: {path} is not a folder")
     return path.absolute()
 
 
-def _log(seen: Seen) -> None:
-    console.note(f"{seen.client} {seen.method} {seen.path} {seen.status} {seen.seconds:.2f}s")
+def _log(entry: AccessLogEntry) -> None:
+    console.note(f"{entry.client} {entry.method} {entry.path} {entry.status} {entry.seconds:.2f}s")

@@ -1,4 +1,4 @@
-"""The HTTP side: its paths, and the way of a request from its headers to the last byte of its answer."""
+"""The HTTP API: its paths, and how each request is checked, read, answered and counted."""
 
 from __future__ import annotations
 
@@ -24,54 +24,54 @@ from ..errors import LlvidError
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
-from .auth import CLOSE
 from .page import page, sheet_values
-from .requests import ChatCompletion, read_body, read_completion
-from .responses import Form, RefusedError, Reply, refusal, refused
+from .requests import CompletionRequest, parse_body, read_completion
+from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender
 from .scheduler import Event, Ticket
-from .serve import Seen, Service
+from .serve import AccessLogEntry, Service
 
 Result = TypeVar("Result")
-Ready = TypeVar("Ready")
-_CLIENT_LEFT = 499  # nginx's word for it; nobody gets it, the log and the figures do
+Prepared = TypeVar("Prepared")
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log and the metrics have it
 
-_SHORT_BODY_BYTES = 2**17  # read at once: a thread would take longer
+_SHORT_BODY_BYTES = 2**17  # parsed on the event loop: a thread would take longer
 
 
 def app(service: Service) -> Starlette:
     """Return the ASGI application."""
     routes = [
-        Route("/v1/chat/completions", _Post(service, Completions(service)), methods=["POST"]),
-        Route("/sheet", _Post(service, Sheets(service)), methods=["POST"]),
+        Route("/v1/chat/completions", _PostRoute(service, CompletionHandler(service)), methods=["POST"]),
+        Route("/sheet", _PostRoute(service, SheetHandler(service)), methods=["POST"]),
         Route("/", partial(_page, service), methods=["GET"]),
-        Route("/v1/models", partial(_guarded, service, _models), methods=["GET"]),
-        Route("/v1/models/{name:path}", partial(_guarded, service, _one_model), methods=["GET"]),
-        Route("/metrics", partial(_guarded, service, _metrics), methods=["GET"]),
-        Route("/health", partial(_open, service), methods=["GET"]),
+        Route("/v1/models", partial(_get, service, _models), methods=["GET"]),
+        Route("/v1/models/{name:path}", partial(_get, service, _one_model), methods=["GET"]),
+        Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
+        Route("/health", partial(_health, service), methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: partial(_unknown, service), Exception: _failed}
+    handlers: dict[Any, Any] = {HTTPException: partial(_http_error, service), Exception: _internal_error}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-async def _guarded(service: Service, answer: Callable[[Service, Request], Response], request: Request) -> Response:
-    began = time.monotonic()
+async def _get(service: Service, answer: Callable[[Service, Request], Response], request: Request) -> Response:
+    """Answer a GET request of a client that may send requests."""
+    start = time.monotonic()
     try:
-        service.guard.check(request.headers)
+        service.auth.check(request.headers)
         response = answer(service, request)
     except LlvidError as error:
-        response = refusal(refused(error))
-    _note(service, request, response.status_code, began)
+        response = RequestError.of(error).response()
+    _record(service, request, response.status_code, start)
     return response
 
 
 async def _page(service: Service, request: Request) -> Response:
     text, headers = page()
-    _note(service, request, 200, time.monotonic())
+    _record(service, request, 200, time.monotonic())
     return Response(text, media_type="text/html; charset=utf-8", headers=headers)
 
 
-async def _open(service: Service, request: Request) -> Response:
-    _note(service, request, 200, time.monotonic())
+async def _health(service: Service, request: Request) -> Response:
+    _record(service, request, 200, time.monotonic())
     return JSONResponse({"status": "ok"})
 
 
@@ -80,187 +80,191 @@ def _metrics(service: Service, _: Request) -> Response:
 
 
 def _models(service: Service, _: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [service.facts]})
+    return JSONResponse({"object": "list", "data": [service.model_values]})
 
 
 def _one_model(service: Service, request: Request) -> Response:
     if request.path_params["name"] != service.model.name:
-        raise RefusedError(404, "no such model", f"this server has {service.model.name}", code="model_not_found")
-    return JSONResponse(service.facts)
+        raise RequestError(404, "no such model", f"this server has {service.model.name}", code="model_not_found")
+    return JSONResponse(service.model_values)
 
 
-async def _unknown(service: Service, request: Request, error: Exception) -> Response:
+async def _http_error(service: Service, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    message = {404: "there is no such path", 405: "this path has no such method"}.get(status, error.detail)
-    _note(service, request, status, time.monotonic())
-    return refusal(RefusedError(status, message, headers=CLOSE | dict(error.headers or {})))
+    message = {404: "there is no such path", 405: "this path does not support the method"}.get(status, error.detail)
+    _record(service, request, status, time.monotonic())
+    return RequestError(status, message, headers=CLOSE | dict(error.headers or {})).response()
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    return refusal(RefusedError(500, "an error inside the server"))  # starlette raises it further, to the log
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return RequestError(500, "an error inside the server").response()  # starlette raises it again, for the log
 
 
-def _note(service: Service, request: Request, status: int, began: float) -> None:
+def _record(service: Service, request: Request, status: int, start: float) -> None:
+    """Count a request that has ended, and log it."""
     route = request.scope.get("route")
     service.metrics.requests.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
     if service.log is not None:
         client = request.client.host if request.client else "?"
-        service.log(Seen(client, request.method, request.url.path, status, time.monotonic() - began))
+        service.log(AccessLogEntry(client, request.method, request.url.path, status, time.monotonic() - start))
 
 
-class Answering(Protocol[Ready]):
-    """What is answered under a path: `read` tells what is asked, once the body, which may be large, is there."""
+class PostHandler(Protocol[Prepared]):
+    """Answers POST requests to one path, in two steps: the body, which may be large, is freed between them."""
 
-    async def read(self, body: bytes) -> Ready:
-        """Return what is asked; the body may go then."""
+    async def prepare(self, body: bytes) -> Prepared:
+        """Return all that the answer needs of the body."""
 
-    async def answer(self, ready: Ready, reply: Reply, began: float) -> None:
-        """Answer it."""
+    async def answer(self, prepared: Prepared, sender: ResponseSender, start: float) -> None:
+        """Send the answer; `start` is when the request arrived."""
 
 
-class _Post(Generic[Ready]):
-    """A path that takes JSON: who may ask is let in, and answered as long as he is there."""
+class _PostRoute(Generic[Prepared]):
+    """A path that takes JSON: checks and bounds its requests, and stops the work if the client disconnects."""
 
-    def __init__(self, service: Service, answering: Answering[Ready]) -> None:
-        self._service, self._answering = service, answering
+    def __init__(self, service: Service, handler: PostHandler[Prepared]) -> None:
+        self._service, self._handler = service, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, request, began = self._service, Request(scope), time.monotonic()
-        reply = Reply(send)
+        service, request, start = self._service, Request(scope), time.monotonic()
+        sender = ResponseSender(send)
         try:
-            service.guard.check(request.headers)
-            with service.desk.place():
-                async with service.guard.body(request.headers, receive) as body:
-                    ready = await _or_gone(self._answering.read(body), receive)
+            service.auth.check(request.headers)
+            with service.scheduler.admit():
+                async with service.body_reader.read(request.headers, receive) as body:
+                    prepared = await _unless_disconnected(self._handler.prepare(body), receive)
                     del body
-                await _or_gone(self._answering.answer(ready, reply, began), receive)
+                await _unless_disconnected(self._handler.answer(prepared, sender, start), receive)
         except ClientDisconnect:
-            reply.status = _CLIENT_LEFT
+            sender.status = _CLIENT_CLOSED_REQUEST
         except LlvidError as error:
-            await reply.refuse(refused(error), scope, receive)
+            await sender.send_error(RequestError.of(error), scope, receive)
         finally:
-            _note(service, request, reply.status, began)
+            _record(service, request, sender.status, start)
 
 
-class Sheets:
-    """`POST /sheet`: what the model sees of the one medium of a request in the form of `/v1/chat/completions`."""
+class SheetHandler:
+    """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def read(self, body: bytes) -> dict[str, Any]:
-        """Return the sheet's values."""
-        service, shelf = self._service, self._service.shelf
-        asked = await shelf.in_thread(lambda: read_completion(read_body(body), service.model.name, service.preset))
+    async def prepare(self, body: bytes) -> dict[str, Any]:
+        """Return the sheet's JSON values."""
+        service, cache = self._service, self._service.media_cache
+        asked = await cache.in_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
         if len(asked.urls) != 1:
-            raise RefusedError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
-        (medium,) = await shelf.read(asked.urls, asked.places, asked.sampling)
-        return await shelf.in_thread(partial(sheet_values, medium))
+            raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
+        (medium,) = await cache.read(asked.urls, asked.params, asked.sampling)
+        return await cache.in_thread(partial(sheet_values, medium))
 
-    async def answer(self, ready: dict[str, Any], reply: Reply, began: float) -> None:
-        """Send it."""
-        del began
-        await reply.whole(ready)
+    async def answer(self, prepared: dict[str, Any], sender: ResponseSender, start: float) -> None:
+        """Send them."""
+        del start
+        await sender.send_json(prepared)
 
 
-class Completions:
+class CompletionHandler:
     """`POST /v1/chat/completions`, streamed or whole."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def read(self, body: bytes) -> tuple[ChatCompletion, conversation.Request, list[Media]]:
-        """Return what is asked, read and decoded; the URLs, which may be long, are left out."""
+    async def prepare(self, body: bytes) -> tuple[CompletionRequest, conversation.Request, list[Media]]:
+        """Return the request with its media decoded, and without their URLs, which may be long."""
         service = self._service
 
-        def read() -> ChatCompletion:
-            return read_completion(read_body(body), service.model.name, service.preset)
+        def read() -> CompletionRequest:
+            return read_completion(parse_body(body), service.model.name, service.preset)
 
-        asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.shelf.in_thread(read)
-        media = await service.shelf.read(asked.urls, asked.places, asked.sampling)
+        asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.media_cache.in_thread(read)
+        media = await service.media_cache.read(asked.urls, asked.params, asked.sampling)
         turns = turns_of(asked.drafts, media)
         generation = asked.generation
         if generation.temperature > 0 and generation.seed is None:
-            generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can name it
+            generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
         request = conversation.Request(
             with_times(turns) if service.preset.timestamps else turns, generation, asked.stop
         )
         return replace(asked, drafts=()), request, media
 
     async def answer(
-        self, ready: tuple[ChatCompletion, conversation.Request, list[Media]], reply: Reply, began: float
+        self,
+        prepared: tuple[CompletionRequest, conversation.Request, list[Media]],
+        sender: ResponseSender,
+        start: float,
     ) -> None:
-        """Have the model answer, and send it on as it comes."""
-        asked, request, media = ready
+        """Have the model answer, and send the chunks as they arrive."""
+        asked, request, media = prepared
         service, loop, events = self._service, asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def deliver(event: Event) -> None:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        form = Form(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
-        told = [media_values("", medium) for medium in media]
-        ours = {
+        builder = ResponseBuilder(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
+        records = [media_values("", medium) for medium in media]
+        extra = {
             "settings": service.model.settings,
             "generation": asdict(request.generation),
-            "frames": [each["frames"] for each in told],
-            "notes": [line for each in told for line in each["notes"]],
+            "frames": [record["frames"] for record in records],
+            "notes": [line for record in records for line in record["notes"]],
         }
         ticket = Ticket(request, deliver, asked.stream)
-        service.desk.ask(ticket)
+        service.scheduler.submit(ticket)
         try:
-            pieces = _pieces(events)
-            last = await anext(pieces)
+            chunks = _chunks(events)
+            last = await anext(chunks)
             if asked.stream:
-                service.metrics.first_text_seconds.observe(time.monotonic() - began)
-                await reply.begin_stream()
-                await reply.event(form.first())
+                service.metrics.first_text_seconds.observe(time.monotonic() - start)
+                await sender.begin_stream()
+                await sender.send_event(builder.first_chunk())
                 if last.text:
-                    await reply.event(form.piece(last.text))
-                async for last in pieces:
+                    await sender.send_event(builder.text_chunk(last.text))
+                async for last in chunks:
                     if last.text:
-                        await reply.event(form.piece(last.text))
-            assert last.finish_reason is not None and last.usage is not None, "the last piece carries both"
-            self._count(last, began)
+                        await sender.send_event(builder.text_chunk(last.text))
+            assert last.finish_reason is not None and last.usage is not None, "the last chunk has both"
+            self._count(last, start)
             if asked.stream:
-                await reply.event(form.last(last.finish_reason))
+                await sender.send_event(builder.last_chunk(last.finish_reason))
                 if asked.include_usage:
-                    await reply.event(form.costs(last.finish_reason, last.usage, ours))
-                await reply.end_stream()
+                    await sender.send_event(builder.usage_chunk(last.finish_reason, last.usage, extra))
+                await sender.end_stream()
             else:
-                await reply.whole(form.whole(last.text, last.finish_reason, last.usage, ours))
+                await sender.send_json(builder.completion(last.text, last.finish_reason, last.usage, extra))
         finally:
-            service.desk.leave(ticket)
+            service.scheduler.cancel(ticket)
 
-    def _count(self, last: Chunk, began: float) -> None:
+    def _count(self, last: Chunk, start: float) -> None:
         metrics, usage = self._service.metrics, last.usage
         assert usage is not None
         metrics.answers.labels(last.finish_reason).inc()
         metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         metrics.tokens.labels("cached").inc(usage.cached_tokens)
         metrics.tokens.labels("generated").inc(usage.generated_tokens)
-        metrics.seconds.observe(time.monotonic() - began)
+        metrics.seconds.observe(time.monotonic() - start)
 
 
-async def _or_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """Return what comes of work; raises `ClientDisconnect`, and ends the work, if the client leaves before."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+async def _unless_disconnected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """Return the result of some work; if the client disconnects before its end, stop it, raise `ClientDisconnect`."""
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(receive())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for each in (task, gone):
+        for each in (task, disconnect):
             each.cancel()
-        await asyncio.wait({task, gone})
+        await asyncio.wait({task, disconnect})
         if not task.cancelled():
-            task.exception()  # asyncio complains about one that nobody looked at
+            task.exception()  # asyncio complains about an exception that nobody reads
 
 
-async def _pieces(events: asyncio.Queue[Event]) -> AsyncIterator[Chunk]:
-    """Yield an answer's pieces; the last one carries the reason and the usage."""
+async def _chunks(events: asyncio.Queue[Event]) -> AsyncIterator[Chunk]:
+    """Yield the chunks of an answer, up to the one with the finish reason."""
     while True:
         event = await events.get()
         if isinstance(event, LlvidError):

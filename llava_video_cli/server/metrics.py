@@ -1,4 +1,4 @@
-"""What Prometheus is told: counters of one server, in a registry of its own."""
+"""The server's Prometheus metrics, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The figures; `text` writes them in Prometheus's format."""
+    """The metrics of one server; `text` writes them in Prometheus's format."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("llvid_requests", "Requests by path and status.", ["path", "status"], registry=registry)
-        self.answers = Counter("llvid_answers", "Whole answers by their end.", ["finish_reason"], registry=registry)
+        self.answers = Counter(
+            "llvid_answers", "Finished answers by finish reason.", ["finish_reason"], registry=registry
+        )
         self.tokens = Counter(
-            "llvid_tokens", "Tokens of answered requests: prompt, cached (of the prompt) or generated.", ["kind"],
+            "llvid_tokens", "Tokens of finished answers: prompt, cached (of the prompt) or generated.", ["kind"],
             registry=registry,
         )  # fmt: skip
-        self.inside = Gauge("llvid_requests_inside", "Requests that wait or are being answered.", registry=registry)
-        self.batch_size = Histogram(
-            "llvid_batch_size", "Requests answered together.", buckets=_SIZES, registry=registry
-        )
+        self.active = Gauge("llvid_requests_inside", "Requests that wait or are being answered.", registry=registry)
+        self.batch_size = Histogram("llvid_batch_size", "Requests in a batch.", buckets=_SIZES, registry=registry)
         self.wait_seconds = Histogram(
-            "llvid_wait_seconds", "From a request being ready to its turn.", buckets=_SECONDS, registry=registry
-        )
+            "llvid_wait_seconds", "From a request entering the queue to the start of its batch.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
         self.first_text_seconds = Histogram(
             "llvid_first_text_seconds", "From a streamed request's arrival to its first text.", buckets=_SECONDS,
             registry=registry,
@@ -37,5 +38,5 @@ class Metrics:
         )  # fmt: skip
 
     def text(self) -> bytes:
-        """Return all figures."""
+        """Return all metrics."""
         return generate_latest(self._registry)

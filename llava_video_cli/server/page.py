@@ -1,4 +1,4 @@
-"""The page for quick demos, and the contact sheet that it shows."""
+"""The web page for quick demos, and the contact sheet that it shows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..video.image import Picture
 
 _FILE = Path(__file__).with_name("page.html")
 _SHEET_PIXELS = 1280
-_QUALITY = 85  # of a JPEG, in percent
+_JPEG_QUALITY = 85  # of 100
 
 
 def page() -> tuple[str, dict[str, str]]:
-    """Return the page and the headers that go with it: nothing but its own script and style runs in it."""
+    """Return the page and its headers, which let only its own script and style run."""
     text = _FILE.read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash(text, 'script')}; style-src {_hash(text, 'style')}; img-src data:; "
@@ -35,9 +35,9 @@ def page() -> tuple[str, dict[str, str]]:
 
 
 def sheet_values(medium: Media) -> dict[str, Any]:
-    """Return the JSON values of a medium: `sheet`, a JPEG as a `data:` URL, and its `frames`, None for a picture.
+    """Return the JSON values of a contact sheet with the frames that the model sees.
 
-    The frames are shown as the model sees them.
+    `sheet` is a JPEG as a `data:` URL, `frames` has the times (None for a picture), `notes` are for the user.
     """
     if isinstance(medium, Picture):
         from PIL import Image
@@ -47,14 +47,14 @@ def sheet_values(medium: Media) -> dict[str, Any]:
     else:
         sheet = sheet_of(medium.images, medium.times_seconds, width_pixels=_SHEET_PIXELS)
     stream = BytesIO()
-    sheet.save(stream, "JPEG", quality=_QUALITY)
+    sheet.save(stream, "JPEG", quality=_JPEG_QUALITY)
     url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-    told = media_values("", medium)
-    return {"sheet": url, "frames": told["frames"], "notes": told["notes"]}
+    record = media_values("", medium)
+    return {"sheet": url, "frames": record["frames"], "notes": record["notes"]}
 
 
 def _hash(text: str, tag: str) -> str:
-    """Return how a policy names the one script or style of a page."""
-    found = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    assert found is not None
-    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
+    """Return the hash by which a content security policy allows the one script or style of a page."""
+    match = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    assert match is not None
+    return f"'sha256-{base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Requests in the form of OpenAI's chat completions, read strictly.
+"""Requests: the bounded reading of a body, and strict reading of what it asks for, in the form of OpenAI's API.
 
 Source of the form: https://platform.openai.com/docs/api-reference/chat. `video_url`, `media_io_kwargs` and
 `repetition_penalty` are vLLM's; `sampling` is ours.
@@ -6,10 +6,16 @@ Source of the form: https://platform.openai.com/docs/api-reference/chat. `video_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, cast
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from ..conversation import Generation, Role
 from ..errors import UsageError
@@ -29,22 +35,26 @@ from ..validation import (
     shape_of,
 )
 from ..video.sampling import Sampling
-from .responses import RefusedError
+from . import MAX_BODY_BYTES
+from .responses import CLOSE, RequestError
 
-_MOST_MARKS = 200_000  # commas and opening brackets of a body: each costs the parser up to a hundred times its byte
-MOST_MEDIA = 64  # of a request
-_MOST_STOPS, _LONGEST_STOP = 16, 256
+# A slow sender holds memory and a place in the queue: after the grace, this rate is the least.
+_BODY_GRACE_SECONDS, _MIN_BODY_BYTES_PER_SECOND = 20.0, 16 * 1024
+_MAX_BODIES = 4  # of the largest size, in memory at the same time
+_MAX_JSON_VALUES = 200_000  # of a body: the parser needs up to a hundred times the bytes that a short value has
+_MAX_MEDIA = 64  # of a request
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 16, 256
 
 _FORM = MessageForm(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
     ("video_url", "image_url"), "url", ignored=("name", "refusal"),
 )  # fmt: skip
-# What changes nothing in the answer, or asks for what is so anyway.
+# Fields that change nothing in the answer, or ask for what is always so.
 _IGNORED = (
     "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
     "safety_identifier", "reasoning_effort", "verbosity",
 )  # fmt: skip
-# Fields that are understood only with the values of not being used, and what to say else.
+# Fields that are accepted only with a value that means "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "n": (1,), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
@@ -66,12 +76,72 @@ def _shape() -> dict[str, Any]:
     return {**_SHAPE, **shape_of(Generation), "sampling": sampling_shape()}
 
 
+@dataclass
+class BodyReader:
+    """Reads the bodies of all requests, and bounds their size, their time, and the memory that they take together."""
+
+    max_bytes: int = MAX_BODY_BYTES
+    grace_seconds: float = _BODY_GRACE_SECONDS
+    bytes_in_memory: int = field(default=0, init=False)
+
+    @asynccontextmanager
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> AsyncIterator[bytes]:
+        """Give a request's body; it counts as being in memory until the end of the block.
+
+        Raises `RequestError` if its header does not announce JSON, or if the body is too large or too slow, and
+        `ClientDisconnect` if the client disconnects.
+        """
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a foreign web page can't send this type without asking first
+            raise RequestError(415, "the Content-Type must be application/json", headers=CLOSE)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(415, "compressed bodies are not supported", headers=CLOSE)
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > self.max_bytes:
+            raise self._too_large()
+        size = 0
+        try:
+            parts = []
+            async for part in self._parts(receive):
+                size += len(part)
+                self.bytes_in_memory += len(part)
+                if size > self.max_bytes:
+                    raise self._too_large()
+                if self.bytes_in_memory > _MAX_BODIES * self.max_bytes:
+                    message, retry = "too much data is being sent at the same time", {"retry-after": "1"}
+                    raise RequestError(429, message, headers=CLOSE | retry)
+                parts.append(part)
+            body = b"".join(parts)
+            parts.clear()
+            yield body
+        finally:
+            self.bytes_in_memory -= size
+
+    async def _parts(self, receive: Receive) -> AsyncIterator[bytes]:
+        start, size, more = time.monotonic(), 0, True
+        while more:
+            left = start + self.grace_seconds + size / _MIN_BODY_BYTES_PER_SECOND - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, left))
+            except asyncio.TimeoutError:
+                raise RequestError(408, "the request arrived too slowly", headers=CLOSE) from None
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            size += len(part)
+            more = message.get("more_body", False)
+            yield part
+
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"the request is larger than {self.max_bytes:,} bytes", headers=CLOSE)
+
+
 @dataclass(frozen=True)
-class ChatCompletion:
-    """A request for an answer: `drafts` hold the URLs of their media, `places` say where each of these stood."""
+class CompletionRequest:
+    """A request for an answer: `drafts` hold the URLs of their media, `params` name the field of each URL."""
 
     drafts: tuple[Draft, ...]
-    places: tuple[str, ...]
+    params: tuple[str, ...]
     sampling: Sampling
     generation: Generation
     stop: tuple[str, ...] = ()
@@ -80,44 +150,45 @@ class ChatCompletion:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The media, in the order of the prompt."""
+        """The URLs of all media, in the order of the prompt."""
         return tuple(url for draft in self.drafts for url in draft.paths)
 
 
-def read_body(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
     """Return a body's JSON object.
 
-    Raises UsageError for anything else, and `RefusedError` before parsing for what would take gigabytes then.
+    Raises UsageError for anything else, and `RequestError`, before it parses, for a body that would take gigabytes.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_MARKS:
-        raise RefusedError(413, f"the JSON has more than {_MOST_MARKS:,} parts")
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_VALUES:
+        raise RequestError(413, f"the JSON has more than {_MAX_JSON_VALUES:,} values")
     with placed("the body"):
         return read_object(body, "utf-8")
 
 
-def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> ChatCompletion:
-    """Return what is asked for, with the preset's values where a request gives none.
+def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> CompletionRequest:
+    """Return the request, with the preset's values where it gives none.
 
-    Raises UsageError for what is not understood to the last field, and `RefusedError` for what another server may do.
+    Raises UsageError for a field or value that is not understood, and `RequestError` for one that this server does
+    not support.
     """
     for name, value in values.items():
         if name in _UNUSED and value is not None and not any(_same(value, unused) for unused in _UNUSED[name]):
-            raise RefusedError(400, f"{name!r} is not supported here", param=name, code="unsupported_parameter")
+            raise RequestError(400, f"{name!r} is not supported here", param=name, code="unsupported_parameter")
     if (other := values.get("model")) not in (None, model):
         hint = f"this server has {model}"
-        raise RefusedError(404, f"no such model: {brief(other)}", hint, param="model", code="model_not_found")
-    # JSON has one kind of number: some clients write 4.0 for 4
-    whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
-    given = read_fields(whole, _shape(), null_is_missing=True)
+        raise RequestError(404, f"no such model: {brief(other)}", hint, param="model", code="model_not_found")
+    # JSON has one type of number: some clients write 4.0 for 4
+    values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
+    given = read_fields(values, _shape(), null_is_missing=True)
     with placed(field="messages"):
-        drafts, places = _messages(fitting(given.get("messages"), list, "'messages'"), preset.system)
+        drafts, params = _messages(fitting(given.get("messages"), list, "'messages'"), preset.system)
     video = given.get("media_io_kwargs", {}).get("video", {})
     frames = {"frames" if name == "num_frames" else name: value for name, value in video.items()}
     with placed(field="sampling"):
         sampling = with_sampling(preset.sampling, frames | given.get("sampling", {}))
-    return ChatCompletion(
+    return CompletionRequest(
         drafts,
-        places,
+        params,
         sampling,
         _generation(given, preset.generation),
         _stops(given.get("stop", [])),
@@ -128,17 +199,17 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Ch
 
 def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Draft, ...], tuple[str, ...]]:
     drafts: list[Draft] = []
-    places: list[str] = []
+    params: list[str] = []
     for number, message in enumerate(messages):
         with placed(f"message {number + 1}", f"[{number}]"):
             role, text, media = read_message(message, _FORM)
             drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
-            places += (f"messages[{number}].content[{part}]" for part, _ in media)
-    if len(places) > MOST_MEDIA:
-        raise UsageError(f"{len(places)} videos and pictures are more than {MOST_MEDIA}")
+            params += (f"messages[{number}].content[{part}]" for part, _ in media)
+    if len(params) > _MAX_MEDIA:
+        raise UsageError(f"a request can have {_MAX_MEDIA} videos and pictures, got {len(params)}")
     size = sum(len(draft.text.encode()) for draft in drafts)
     if size > MOST_BYTES:
-        raise UsageError(f"{size:,} bytes of text are more than {MOST_BYTES:,}")
+        raise UsageError(f"a request can have {MOST_BYTES:,} bytes of text, got {size:,}")
     drafts = _merged(drafts)
     if drafts[0].role != "system" and system:
         drafts.insert(0, Draft("system", system))
@@ -150,12 +221,12 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
     if drafts[-1].role != "user":
         raise UsageError(f"the last message must be the user's, got the {drafts[-1].role}'s")
     if drafts[0].role == "system" and not drafts[0].text.strip():
-        del drafts[0]  # how a client says that it wants none
-    return tuple(drafts), tuple(places)
+        del drafts[0]  # an empty one means: no system text
+    return tuple(drafts), tuple(params)
 
 
 def _merged(drafts: Sequence[Draft]) -> list[Draft]:
-    """Return them with those of the same role in a row made one: some clients send media in a message of their own."""
+    """Return the messages with neighbours of the same role joined: some clients send media in a separate message."""
     merged: list[Draft] = []
     for draft in drafts:
         if merged and merged[-1].role == draft.role:
@@ -181,11 +252,13 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
 def _stops(value: object) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     with placed(field="stop"):
-        if not isinstance(stops, list) or len(stops) > _MOST_STOPS:
-            raise UsageError(f"'stop' must be text or a list of up to {_MOST_STOPS}, got {brief(value)}")
+        if not isinstance(stops, list) or len(stops) > _MAX_STOPS:
+            raise UsageError(f"'stop' must be a text or a list of up to {_MAX_STOPS} texts, got {brief(value)}")
         for stop in stops:
-            if not isinstance(stop, str) or not 0 < len(stop) <= _LONGEST_STOP:
-                raise UsageError(f"'stop' must be texts of 1 to {_LONGEST_STOP} characters, got {brief(stop)}")
+            if not isinstance(stop, str) or not 0 < len(stop) <= _MAX_STOP_CHARACTERS:
+                raise UsageError(
+                    f"each text in 'stop' must have 1 to {_MAX_STOP_CHARACTERS} characters, got {brief(stop)}"
+                )
     return tuple(dict.fromkeys(stops))
 
 

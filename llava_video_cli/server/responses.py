@@ -1,6 +1,6 @@
-"""What goes back to a client: an answer or an error in the form of OpenAI's chat completions, whole or streamed.
+"""What the server sends back: answers and errors in the form of OpenAI's chat completions, whole or streamed.
 
-Source of the form: https://platform.openai.com/docs/api-reference/chat. What stands under `llvid` is ours.
+Source of the form: https://platform.openai.com/docs/api-reference/chat. The field `llvid` is ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ..conversation import FinishReason, Usage
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
 from ..validation import InputError
 
-_SEND_SECONDS = 60.0  # a client that takes nothing for that long is gone
+CLOSE = {"connection": "close"}  # the header for errors after which the rest of a request is not read
+_SEND_SECONDS = 60.0  # a client that accepts no data for this long counts as disconnected
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _STATUS = (
     (UsageError, 400, None),
@@ -30,11 +31,11 @@ _STATUS = (
 )
 
 
-class RefusedError(LlvidError):
-    """A request that is not answered.
+class RequestError(LlvidError):
+    """A request that gets an error instead of an answer.
 
-    `status` is the HTTP status, `param` the field that it is about, `code` a word for programs, and `headers` go with
-    the answer.
+    `status` is the HTTP status, `param` the field of the request that is wrong, and `code` names the error for
+    programs. `headers` are sent with it.
     """
 
     def __init__(
@@ -50,56 +51,60 @@ class RefusedError(LlvidError):
         super().__init__(message, hint)
         self.status, self.param, self.code, self.headers = status, param, code, headers or {}
 
+    @classmethod
+    def of(cls, error: LlvidError) -> RequestError:
+        """Return any error of the package with its HTTP status."""
+        if isinstance(error, RequestError):
+            return error
+        status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
+        param = error.field.lstrip(".") if isinstance(error, InputError) else None
+        return cls(status, str(error), error.hint, param=param or None, code=code)
+
     @property
-    def form(self) -> dict[str, Any]:
-        """The error as OpenAI writes it; `hint`, the next step, is ours."""
+    def values(self) -> dict[str, Any]:
+        """The JSON values, as OpenAI writes an error; `hint`, the next step, is ours."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error | ({"hint": self.hint} if self.hint else {})}
 
-
-def refused(error: LlvidError) -> RefusedError:
-    """Return any error of ours as a refusal."""
-    if isinstance(error, RefusedError):
-        return error
-    status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
-    param = error.field.lstrip(".") if isinstance(error, InputError) else None
-    return RefusedError(status, str(error), error.hint, param=param or None, code=code)
+    def response(self) -> Response:
+        """Return the whole HTTP response."""
+        return JSONResponse(self.values, self.status, self.headers)
 
 
 @dataclass(frozen=True)
-class Form:
-    """How the answer to one request is written. `id` and `created` (seconds since 1970) are the same in all parts."""
+class ResponseBuilder:
+    """Builds the JSON values of one answer. `id` and `created` (seconds since 1970) are the same in all chunks."""
 
     id: str
     created: int
     model: str
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a whole answer; `ours` is what `llvid` holds besides the usage."""
+    def completion(self, text: str, reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a whole answer; `extra` is what the field `llvid` holds besides the usage."""
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
-            "finish_reason": _reason(reason),
+            "finish_reason": _openai_reason(reason),
         }
-        return self._head("chat.completion") | {"choices": [choice]} | _costs(reason, usage, ours)
+        return self._head("chat.completion") | {"choices": [choice]} | _usage_values(reason, usage, extra)
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def first_chunk(self) -> dict[str, Any]:
+        """Return the chunk before the text."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def text_chunk(self, text: str) -> dict[str, Any]:
         """Return a chunk with a piece of the text."""
         return self._chunk({"content": text})
 
-    def first(self) -> dict[str, Any]:
-        """Return the chunk that stands before all text."""
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def last(self, reason: FinishReason) -> dict[str, Any]:
+    def last_chunk(self, reason: FinishReason) -> dict[str, Any]:
         """Return the chunk that ends the text."""
-        return self._chunk({}, _reason(reason))
+        return self._chunk({}, _openai_reason(reason))
 
-    def costs(self, reason: FinishReason, usage: Usage, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the chunk that stands behind all others, without a choice."""
-        return self._head("chat.completion.chunk") | {"choices": []} | _costs(reason, usage, ours)
+    def usage_chunk(self, reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the chunk with the usage, which follows the last one and has no choice."""
+        return self._head("chat.completion.chunk") | {"choices": []} | _usage_values(reason, usage, extra)
 
     def _chunk(self, delta: Mapping[str, str], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -109,31 +114,10 @@ class Form:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def _costs(reason: FinishReason, usage: Usage, ours: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.generated_tokens,
-            "total_tokens": usage.prompt_tokens + usage.generated_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        },
-        "llvid": {"finish_reason": reason, "usage": asdict(usage), **ours},
-    }
+class ResponseSender:
+    """Sends one JSON document, or a stream of server-sent events.
 
-
-def _reason(reason: FinishReason) -> str:
-    return "stop" if reason == "repetition" else reason  # OpenAI has no word for it
-
-
-def refusal(error: RefusedError) -> Response:
-    """Return a refusal as a response."""
-    return JSONResponse(error.form, error.status, error.headers)
-
-
-class Reply:
-    """What is sent back: one JSON document, or a stream of server-sent events.
-
-    Sending raises `ClientDisconnect` where the client takes nothing any more.
+    Its methods raise `ClientDisconnect` if the client does not accept the data.
     """
 
     def __init__(self, send: Send) -> None:
@@ -141,42 +125,42 @@ class Reply:
         self.status = 200
         self._streaming = False
 
-    async def whole(self, values: Mapping[str, Any]) -> None:
-        """Send a whole answer."""
+    async def send_json(self, values: Mapping[str, Any]) -> None:
+        """Send a whole response."""
         body = _json(values)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._start(headers)
-        await self._body(body, more=False)
+        await self._send_head(headers)
+        await self._send_body(body, more=False)
 
     async def begin_stream(self) -> None:
         """Begin a stream."""
         self._streaming = True
         kind, cache = (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")
-        await self._start([kind, cache, (b"x-accel-buffering", b"no")])
+        await self._send_head([kind, cache, (b"x-accel-buffering", b"no")])
 
-    async def event(self, values: Mapping[str, Any]) -> None:
+    async def send_event(self, values: Mapping[str, Any]) -> None:
         """Send an event of the stream."""
-        await self._body(b"data: " + _json(values) + b"\n\n", more=True)
+        await self._send_body(b"data: " + _json(values) + b"\n\n", more=True)
 
     async def end_stream(self) -> None:
-        """Send OpenAI's mark for the end."""
-        await self._body(b"data: [DONE]\n\n", more=False)
+        """Send OpenAI's end mark."""
+        await self._send_body(b"data: [DONE]\n\n", more=False)
 
-    async def refuse(self, error: RefusedError, scope: Scope, receive: Receive) -> None:
-        """Say what went wrong; in a stream that has begun, as its last event."""
+    async def send_error(self, error: RequestError, scope: Scope, receive: Receive) -> None:
+        """Send an error; if a stream has begun, as its last event."""
         self.status = error.status
         if not self._streaming:
-            await refusal(error)(scope, receive, self._send)
+            await error.response()(scope, receive, self._send)
             return
         with suppress(ClientDisconnect):
-            await self._body(b"data: " + _json(error.form) + b"\n\n", more=False)
+            await self._send_body(b"data: " + _json(error.values) + b"\n\n", more=False)
 
-    async def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _send_head(self, headers: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": self.status, "headers": headers})
 
-    async def _body(self, content: bytes, more: bool) -> None:
+    async def _send_body(self, content: bytes, more: bool) -> None:
         message = {"type": "http.response.body", "body": content, "more_body": more}
-        # not wait_for: before Python 3.12 it swallows a cancellation that comes as the sending ends
+        # not wait_for: before Python 3.12 it loses a cancellation that arrives when the sending ends
         sending = asyncio.ensure_future(self._send(message))
         try:
             await asyncio.wait({sending}, timeout=_SEND_SECONDS)
@@ -185,6 +169,22 @@ class Reply:
             sending.result()
         finally:
             sending.cancel()
+
+
+def _usage_values(reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.generated_tokens,
+            "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        },
+        "llvid": {"finish_reason": reason, "usage": asdict(usage), **extra},
+    }
+
+
+def _openai_reason(reason: FinishReason) -> str:
+    return "stop" if reason == "repetition" else reason  # OpenAI has no name for a repetition
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Running the server: what it answers with, a socket, uvicorn on it, and an end in which nothing is lost that runs."""
+"""Running the server: the service with all its parts, the socket, and uvicorn, which stops without losing answers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from ..model import Model
 from ..preset import Preset
 from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
-from .auth import Guard
-from .media import Places, Shelf
+from . import GRACE_SECONDS, MAX_REQUESTS
+from .auth import Auth
+from .media import MediaCache, MediaSources
 from .metrics import Metrics
-from .scheduler import Desk
+from .requests import BodyReader
+from .scheduler import Scheduler
 
-HEAD_SECONDS = 20.0  # for a request's head to come, and for a connection to say something at all
-_MOST_CONNECTIONS = 1000
+HEAD_SECONDS = 20.0  # for the head of a request, and for the first bytes of a connection
+_MAX_CONNECTIONS = 1000
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A request that was answered, for a log."""
+class AccessLogEntry:
+    """One line of the access log: a request that has ended."""
 
     client: str
     method: str
@@ -42,54 +44,60 @@ class Seen:
 
 @dataclass(frozen=True)
 class Service:
-    """What answers are made with: `preset` has what a request leaves out, `facts` is what `/v1/models` says."""
+    """What the app needs to answer: `preset` has the values that a request may leave out.
+
+    `model_values` is the model's entry in `/v1/models`. `log` is called after each request.
+    """
 
     model: Model
     preset: Preset
-    guard: Guard
-    shelf: Shelf
-    desk: Desk
+    auth: Auth
+    body_reader: BodyReader
+    media_cache: MediaCache
+    scheduler: Scheduler
     metrics: Metrics
-    facts: Mapping[str, Any]
-    log: Callable[[Seen], None] | None = None
+    model_values: Mapping[str, Any]
+    log: Callable[[AccessLogEntry], None] | None = None
 
 
 def open_service(
     model: Model,
     preset: Preset,
-    guard: Guard | None = None,
-    places: Places | None = None,
+    auth: Auth | None = None,
+    body_reader: BodyReader | None = None,
+    sources: MediaSources | None = None,
     *,
-    express: Model | None = None,
-    most_inside: int = 256,
-    most_together: int | None = None,
-    log: Callable[[Seen], None] | None = None,
+    second_model: Model | None = None,
+    max_requests: int = MAX_REQUESTS,
+    max_batch: int | None = None,
+    log: Callable[[AccessLogEntry], None] | None = None,
 ) -> Service:
-    """Return a service around a loaded model; its threads begin.
+    """Return a service around a loaded model, and start its threads.
 
-    `express` is another model of the same weights, for short answers beside a long one.
+    `second_model` shares the weights of `model`; it gives short answers while `model` gives a long one.
     """
     metrics = Metrics()
     return Service(
         model,
         preset,
-        guard or Guard(),
-        Shelf(places or Places(), model.shrink),
-        Desk(
+        auth or Auth(),
+        body_reader or BodyReader(),
+        MediaCache(sources or MediaSources(), model.shrink),
+        Scheduler(
             model,
             metrics,
-            most_inside,
-            most_together,
-            express=express,
+            max_requests,
+            max_batch,
+            second_model=second_model,
             short_tokens=preset.generation.max_new_tokens,
         ),
         metrics,
-        _facts(model),
+        _model_values(model),
         log,
     )
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _model_values(model: Model) -> dict[str, Any]:
     import numpy as np
 
     frame = Frames(np.zeros((1, 1, 1, 3), np.uint8), (0.0,), VideoInfo("", 1.0, 1, 1, None, "", 0), Sampling(1))
@@ -109,7 +117,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket of its own on an address; raises LlvidError where that is taken, or none of this machine's."""
+    """Return a socket on an address; raises LlvidError if the address is in use, or not one of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -119,36 +127,36 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise LlvidError(f"can't listen on {host}, port {port}: {reason}", "--port names another one") from None
+        raise LlvidError(f"can't listen on {host}, port {port}: {reason}", "choose another one with --port") from None
     return bound
 
 
 def url_of(bound: socket.socket) -> str:
-    """Return where a client on this machine reaches it."""
+    """Return the URL for clients on this machine."""
     host, port = bound.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server(uvicorn.Server):
-    """Serves an app on a socket until `should_exit`, then finishes what is running, in a bounded time.
+    """Serves an app on a socket until `should_exit`, then gives running answers `grace_seconds` to finish.
 
-    `ready` is called once it answers.
+    `on_ready` is called as soon as the server accepts requests.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        desk: Desk,
+        scheduler: Scheduler,
         bound: socket.socket,
-        ready: Callable[[], None],
-        grace_seconds: float = 30.0,
+        on_ready: Callable[[], None],
+        grace_seconds: float = GRACE_SECONDS,
         head_seconds: float = HEAD_SECONDS,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=type("TimedProtocol", (Protocol,), {"head_seconds": head_seconds}),
+                http=type("TimedProtocol", (_TimedProtocol,), {"head_seconds": head_seconds}),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -156,57 +164,57 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MOST_CONNECTIONS,
+                limit_concurrency=_MAX_CONNECTIONS,
                 timeout_graceful_shutdown=max(1, round(grace_seconds)),
             )
         )
-        self._desk, self._bound, self._ready = desk, bound, ready
+        self._scheduler, self._socket, self._on_ready = scheduler, bound, on_ready
 
     def serve_until_stopped(self) -> None:
-        """Run; returns at the end."""
-        self.run(sockets=[self._bound])
+        """Run until `should_exit` is set."""
+        self.run(sockets=[self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to accept requests."""
         await super().startup(sockets)
-        self._ready()
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin nothing more, and finish what runs."""
-        self._desk.close()
+        """Start nothing more, and finish running answers."""
+        self._scheduler.close()
         await super().shutdown(sockets)
 
 
-class Protocol(H11Protocol):
-    """Closes a connection whose request does not come, or comes too slowly; uvicorn would wait for ever."""
+class _TimedProtocol(H11Protocol):
+    """Closes a connection if the head of a request does not arrive in time; uvicorn would wait forever."""
 
     head_seconds = HEAD_SECONDS
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a head."""
+        """Start the timer for the first head."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; the whole head must be there in time, however it is cut."""
+        """Pass the data on; the timer runs until the whole head has arrived."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the next head."""
+        """Start the timer for the next head."""
         super().on_response_complete()
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop the timer."""
         super().connection_lost(exc)
         self._stop_timer()
 
-    def _watch(self) -> None:
+    def _update_timer(self) -> None:
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
-            self._stop_timer()  # the application minds the body
+            self._stop_timer()  # `BodyReader` bounds the time of the body
         elif self._timer is None:
             self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clerk import Clerk
 from serving import serving
+from waiting_model import WaitingModel
 
 from llava_video_cli import (
     Frames,
@@ -41,22 +41,22 @@ STILL = Picture(np.zeros((2, 2, 3), np.uint8), "p.png")
 class Listener:
     """A server that is asked from the command line; it answers nothing of sense."""
 
-    clerk: Clerk
+    model: WaitingModel
     flags: tuple[str, ...]
 
     @property
     def told(self) -> list[str]:
         """The texts of all requests."""
-        return [text for batch in self.clerk.batches for text in batch]
+        return [text for batch in self.model.batches for text in batch]
 
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     pytest.importorskip("uvicorn")
     pytest.importorskip("starlette")
-    clerk = Clerk()
-    with serving(clerk) as served:
-        yield Listener(clerk, ("--preset", "demo", "--server", served.url))
+    model = WaitingModel()
+    with serving(model) as served:
+        yield Listener(model, ("--preset", "demo", "--server", served.url))
 
 
 def texts(*turns: Turn) -> list[str]:

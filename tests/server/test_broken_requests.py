@@ -1,4 +1,4 @@
-"""Some of the requests of broken_requests.py, and all that reach for files or hosts; and that it would notice."""
+"""A sample of the requests of broken_requests.py, and all those for forbidden files and hosts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grounds]:
         yield ready
 
 
-def test_each_broken_request_gets_its_4xx_and_the_next_its_answer(ground: Grounds) -> None:
-    said: list[str] = []
-    assert run(ground, 60, 1, said.append) == 0, said
+def test_each_broken_request_gets_its_4xx_and_the_next_request_its_answer(ground: Grounds) -> None:
+    lines: list[str] = []
+    assert run(ground, 60, 1, lines.append) == 0, lines
 
 
 @pytest.mark.parametrize("kind", [paths, heads, hosts])
-def test_each_trick_of_a_kind(ground: Grounds, kind: Kind) -> None:
+def test_each_broken_head_path_and_host(ground: Grounds, kind: Kind) -> None:
     faults = [ground.check(case) for case in kind(ground, random.Random(2))]
     assert [fault for fault in faults if fault] == []
     assert ground.answers()
 
 
-def test_a_good_request_would_be_noticed(ground: Grounds) -> None:
+def test_the_check_reports_a_wrong_status(ground: Grounds) -> None:
     good = request(b'{"messages":[{"role":"user","content":"?"}],"max_tokens":1}')
     assert ground.check(Case("good", [good])) == "good: 200, not [400]"
     assert ground.check(Case("good", [good], (401,), key=True)) is None

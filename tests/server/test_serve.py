@@ -1,4 +1,4 @@
-"""The server's answers: OpenAI's client unchanged, and what `llvid ask` says about the same frames."""
+"""The server gives OpenAI's client the answers that `llvid ask` gives about the same frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.model import Model
-from llava_video_cli.server.media import Places
+from llava_video_cli.server.media import MediaSources
 from llava_video_cli.video.image import read_image
 
 
@@ -27,7 +27,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def served(model: Model, clip: Path) -> Iterator[Served]:
-    with serving(model, places=Places([clip.parent])) as running:
+    with serving(model, sources=MediaSources([clip.parent])) as running:
         yield running
 
 
@@ -68,16 +68,16 @@ def test_openais_client_gets_the_answers_of_ask(client: Any, model: Model, clip:
     assert [each.id for each in client.models.list()] == ["demo"] and client.models.retrieve("demo").id == "demo"
 
 
-def test_the_answer_tells_what_the_model_saw(served: Served, clip: Path) -> None:
+def test_the_answer_has_the_frames_and_settings(served: Served, clip: Path) -> None:
     status, answer = served.post(
         {
             "messages": [message(QUESTION, clip.as_uri())],
             "sampling": {"frames": 4, "start_seconds": 1, "mode": "uniform"},
         }
     )
-    ours = answer["llvid"]
-    assert status == 200 and ours["frames"][0]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
-    assert ours["settings"]["model"] == "demo" and ours["finish_reason"] == "stop"
+    extra = answer["llvid"]
+    assert status == 200 and extra["frames"][0]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
+    assert extra["settings"]["model"] == "demo" and extra["finish_reason"] == "stop"
     _, answer = served.post(
         {"messages": [message(QUESTION, clip.as_uri())], "media_io_kwargs": {"video": {"num_frames": 2}}}
     )
@@ -103,7 +103,7 @@ def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: 
     assert answer["choices"][0]["message"]["content"] == join(model.stream(Request(turns))).text
 
 
-def test_what_ends_an_answer(served: Served, clip: Path) -> None:
+def test_stop_strings_and_the_length_limit_end_an_answer(served: Served, clip: Path) -> None:
     whole = served.answer(clip.as_uri(), "Describe the video.")
     assert served.answer(clip.as_uri(), "Describe the video.", stop=["circle moves", "xyz"]) == "A red "
     status, answer = served.post({"messages": [message("Describe the video.", clip.as_uri())], "max_tokens": 2})
@@ -118,9 +118,9 @@ def test_what_ends_an_answer(served: Served, clip: Path) -> None:
     assert "".join(texts) == "A red circle" and events(content)[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_seed_repeats_a_drawn_answer(served: Served, clip: Path) -> None:
-    drawn = {"messages": [message("Describe the video.", clip.as_uri())], "temperature": 3}
-    _, first = served.post(drawn)
+def test_the_seed_repeats_a_sampled_answer(served: Served, clip: Path) -> None:
+    sampled = {"messages": [message("Describe the video.", clip.as_uri())], "temperature": 3}
+    _, first = served.post(sampled)
     seed = first["llvid"]["generation"]["seed"]
-    _, again = served.post(drawn | {"seed": seed})
+    _, again = served.post(sampled | {"seed": seed})
     assert again["choices"] == first["choices"]

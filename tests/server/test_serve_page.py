@@ -1,4 +1,4 @@
-"""The server's page in a real browser: a video dropped, looked at, asked about, asked again; by keys, on a phone."""
+"""The server's page in a real browser: a video is chosen, shown and asked about; by keyboard, and on a phone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from terminal import scene
 from llava_video_cli import open_model
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.model import Model
-from llava_video_cli.server.auth import Guard
+from llava_video_cli.server.auth import Auth
 
 pytest.importorskip("uvicorn")
 
-ANSWERS = "[...document.querySelectorAll('li.answer:not(.waits)')].map(a => a.firstChild?.textContent ?? '')"
+ANSWERS = "[...document.querySelectorAll('li.answer:not(.waiting)')].map(a => a.firstChild?.textContent ?? '')"
 ABOUT = "document.getElementById('about').textContent"
 ERROR = "document.getElementById('error').textContent"
 SHOWN = "(s => !s.hidden && s.complete && s.naturalWidth)(document.getElementById('sheet'))"
@@ -49,35 +49,35 @@ def sheet(served: Served, path: Path, kind: str, **values: object) -> tuple[int,
     return status, json.loads(content)
 
 
-def test_the_sheet_shows_what_is_looked_at(served: Served, clip: Path, tmp_path: Path) -> None:
-    status, seen = sheet(served, clip, "video/mp4", sampling={"frames": 4})
-    assert status == 200 and isinstance(seen["frames"], dict)
-    assert seen["frames"]["count"] == 4 and str(seen["sheet"]).startswith("data:image/jpeg;base64,/9j/")
+def test_the_sheet_shows_the_frames(served: Served, clip: Path, tmp_path: Path) -> None:
+    status, answer = sheet(served, clip, "video/mp4", sampling={"frames": 4})
+    assert status == 200 and isinstance(answer["frames"], dict)
+    assert answer["frames"]["count"] == 4 and str(answer["sheet"]).startswith("data:image/jpeg;base64,/9j/")
     write_picture(tmp_path / "a.png", scene())
-    status, seen = sheet(served, tmp_path / "a.png", "image/png")
-    assert status == 200 and seen["frames"] is None
+    status, answer = sheet(served, tmp_path / "a.png", "image/png")
+    assert status == 200 and answer["frames"] is None
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:300])
-    status, told = sheet(served, broken, "video/mp4")
-    assert status == 400 and "not a video" in json.dumps(told)
+    status, error = sheet(served, broken, "video/mp4")
+    assert status == 400 and "not a video" in json.dumps(error)
     assert served.send("POST", "/sheet", b"{}", {"Content-Type": "text/plain"})[0] == 415
     text = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
     assert served.send("POST", "/sheet", text, {"Content-Type": "application/json"})[0] == 400
 
 
-def test_the_page_lets_nothing_in_but_itself(served: Served) -> None:
+def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:
     status, headers, body = served.send("GET", "/")
     policy = headers["content-security-policy"]
     assert status == 200 and "default-src 'none'" in policy and "unsafe" not in policy
     assert b"http://" not in body and b"https://" not in body and b"innerHTML" not in body
 
 
-def test_a_video_is_asked_about_twice_by_keys(window: Browser, served: Served, clip: Path) -> None:
+def test_two_questions_by_keyboard(window: Browser, served: Served, clip: Path) -> None:
     window.visit(f"{served.url}/")
     window.wait("document.getElementById('model').textContent === 'demo'")
     window.choose("#file", clip)
     assert window.wait(SHOWN) > 100
-    assert window.run(ABOUT) == "circle.mp4, 0:02: 8 frames are looked at"
+    assert window.run(ABOUT) == "circle.mp4, 0:02: the model sees 8 frames"
     assert "0:00" in window.run("document.getElementById('sheet').alt")
     window.type("What shape is it?" + KEYS["enter"])  # the focus is on the question already
     assert window.wait(f"{ANSWERS}.length === 1 && {ANSWERS}") == ["It is a circle."]
@@ -87,15 +87,15 @@ def test_a_video_is_asked_about_twice_by_keys(window: Browser, served: Served, c
     assert window.logged() == []
 
 
-def test_other_frames_begin_anew(window: Browser, served: Served, clip: Path) -> None:
+def test_another_number_of_frames_shows_another_sheet(window: Browser, served: Served, clip: Path) -> None:
     window.visit(f"{served.url}/")
     window.choose("#file", clip)
     window.wait(SHOWN)
     window.run("(at('frames').value = 3, at('frames').dispatchEvent(new Event('change')))")
-    window.wait(f"{ABOUT}.endsWith(': 3 frames are looked at')")
+    window.wait(f"{ABOUT}.endsWith(': the model sees 3 frames')")
 
 
-def test_what_is_no_video_is_said(window: Browser, served: Served, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served, tmp_path: Path) -> None:
     window.visit(f"{served.url}/")
     path = tmp_path / "<img src=x onerror=alert(1)>.mp4"
     path.write_bytes(b"no video")
@@ -105,8 +105,8 @@ def test_what_is_no_video_is_said(window: Browser, served: Served, tmp_path: Pat
     assert window.run("document.querySelectorAll('main img').length") == 1
 
 
-def test_a_locked_server_asks_for_its_key(window: Browser, model: Model) -> None:
-    with serving(model, guard=Guard(api_key="sesame")) as served:
+def test_the_page_asks_for_the_api_key(window: Browser, model: Model) -> None:
+    with serving(model, auth=Auth(api_key="sesame")) as served:
         window.visit(f"{served.url}/")
         window.wait("!document.getElementById('locked').hidden")
         assert "API key" in window.run(ERROR)
@@ -116,7 +116,7 @@ def test_a_locked_server_asks_for_its_key(window: Browser, model: Model) -> None
         assert window.run("document.getElementById('locked').hidden") and window.run(ERROR) == ""
 
 
-def test_a_phone_has_room_for_it(tmp_path: Path, served: Served) -> None:
+def test_the_page_fits_a_phone(tmp_path: Path, served: Served) -> None:
     clip = tmp_path / ("a long name " * 12 + ".mp4")
     write_clip(clip, scene())
     with browser(tmp_path / "profile", 360, 700) as phone:

@@ -1,4 +1,4 @@
-"""A model whose answers wait for a word."""
+"""A model whose answers wait until the test lets them go on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from llava_video_cli.errors import ContextError, OutOfMemoryError
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 1)
 
 
-class Clerk:
-    """A model that answers `text: <question>`; a question with `wait` in it waits for `go`, or for being given up."""
+class WaitingModel:
+    """A model that answers `text: <question>`. A question with `wait` in it waits for `go`, or until it is stopped."""
 
-    name = "clerk"
+    name = "waiting"
     notes: tuple[str, ...] = ()
 
-    def __init__(self, most: int = 100) -> None:
-        self.most = most
+    def __init__(self, max_batch: int = 100) -> None:
+        self.max_batch = max_batch
         self.go = threading.Event()
         self.batches: list[list[str]] = []
-        self.given_up = 0
+        self.stopped = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Clerk:
     ) -> Iterator[tuple[int, Chunk]]:
         texts = [request.turns[-1].text for request in requests]
         self.batches.append(texts)
-        if len(texts) > self.most:
+        if len(texts) > self.max_batch:
             raise OutOfMemoryError("no room")
         if any("too long" in text for text in texts):
             raise ContextError("it does not fit")
@@ -55,7 +55,7 @@ class Clerk:
                         yield number, Chunk(".")
                 yield number, Chunk(text, "stop", USAGE)
         except GeneratorExit:
-            self.given_up += 1
+            self.stopped += 1
             raise
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:  # noqa: ARG002 - the protocol's
