@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -141,6 +141,17 @@ class Segment:
     start_seconds: float
     end_seconds: float
     text: str
+
+
+def first_out_of_order(roles: Sequence[Role]) -> tuple[int, Role] | None:
+    """Return the index of the first turn with a wrong role, and the right role; None if the order is right.
+
+    One system turn may come first. After it, user and assistant alternate, and the user begins.
+    """
+    start = 1 if roles and roles[0] == "system" else 0
+    alternating: tuple[Role, Role] = ("user", "assistant")
+    expected = ((index, alternating[(index - start) % 2]) for index in range(start, len(roles)))
+    return next(((index, role) for index, role in expected if roles[index] != role), None)
 
 
 def join(chunks: Iterable[Chunk]) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..conversation import Generation
+from ..conversation import Generation, first_out_of_order
 from ..errors import UsageError, nearest
 from ..validation import brief
 from ..video.sampling import Sampling
@@ -48,13 +48,11 @@ class Session:
 
         Raises UsageError unless a system text (if any) comes first, and user and assistant take turns.
         """
+        if wrong := first_out_of_order([draft.role for draft in drafts]):
+            index, role = wrong
+            raise UsageError(f"message {index + 1} must be the {role}'s, got the {drafts[index].role}'s")
         system = drafts[0].text if drafts and drafts[0].role == "system" else None
         turns = drafts[1:] if system is not None else drafts
-        for number, draft in enumerate(turns):
-            wanted = ("user", "assistant")[number % 2]
-            if draft.role != wanted:
-                where = number + 1 + len(drafts) - len(turns)
-                raise UsageError(f"message {where} must be the {wanted}'s, got the {draft.role}'s")
         pairs = zip(turns[::2], turns[1::2], strict=False)
         exchanges = tuple(Exchange(asked.text, answer.text, asked.paths) for asked, answer in pairs)
         last = turns[-1] if len(turns) % 2 else Draft("user", "")

@@ -17,7 +17,7 @@ from typing import Any, cast
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from ..conversation import Generation, Role
+from ..conversation import Generation, Role, first_out_of_order
 from ..errors import UsageError
 from ..preset import Preset, sampling_shape, with_sampling
 from ..runs.conversation_file import Draft
@@ -213,11 +213,9 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
     drafts = _merged(drafts)
     if drafts[0].role != "system" and system:
         drafts.insert(0, Draft("system", system))
-    turns = drafts[1:] if drafts[0].role == "system" else drafts
-    for number, draft in enumerate(turns):
-        if draft.role != ("user", "assistant")[number % 2]:
-            rule = "after one system message at most, user and assistant take turns"
-            raise UsageError(f"{rule}: got the {draft.role}'s")
+    if wrong := first_out_of_order([draft.role for draft in drafts]):
+        rule = "after one system message at most, user and assistant take turns"
+        raise UsageError(f"{rule}: got the {drafts[wrong[0]].role}'s")
     if drafts[-1].role != "user":
         raise UsageError(f"the last message must be the user's, got the {drafts[-1].role}'s")
     if drafts[0].role == "system" and not drafts[0].text.strip():
