@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ from .background import LOADING, Background
 from .download import prefetch
 from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, takes
 from .settings import settle
-
-if TYPE_CHECKING:
-    from ..server.serve import AccessLogEntry
 
 _CONVERSATIONS = 8  # whose KV caches stay, if the memory suffices
 _EXAMPLES = """
@@ -149,7 +146,7 @@ def serve(
             second_model=loaded.beside() if isinstance(loaded, LlavaVideo) else None,
             max_requests=max_queue,
             max_batch=max_batch,
-            log=_log if log else None,
+            log=console.note if log else None,
         )
     url = url_of(bound)
 
@@ -170,7 +167,3 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise UsageError(f"--allow-media-dir: {path} is not a folder")
     return path.absolute()
-
-
-def _log(entry: AccessLogEntry) -> None:
-    console.note(f"{entry.client} {entry.method} {entry.path} {entry.status} {entry.seconds:.2f}s")

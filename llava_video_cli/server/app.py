@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .. import conversation
-from ..conversation import Chunk, Media
+from ..conversation import Chunk
 from ..errors import LlvidError
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
@@ -28,35 +28,38 @@ from .page import page, sheet_values
 from .requests import CompletionRequest, parse_body, read_completion
 from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender
 from .scheduler import Event, Ticket
-from .serve import AccessLogEntry, Service
+from .serve import Service
 
 Result = TypeVar("Result")
-Prepared = TypeVar("Prepared")
+# Sends an answer; called with the sender, and with the time when the request arrived.
+_SendAnswer: TypeAlias = Callable[[ResponseSender, float], Coroutine[Any, Any, None]]
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log and the metrics have it
-
 _SHORT_BODY_BYTES = 2**17  # parsed on the event loop: a thread would take longer
 
 
 def app(service: Service) -> Starlette:
     """Return the ASGI application."""
     routes = [
-        Route("/v1/chat/completions", _PostRoute(service, CompletionHandler(service)), methods=["POST"]),
-        Route("/sheet", _PostRoute(service, SheetHandler(service)), methods=["POST"]),
-        Route("/", partial(_page, service), methods=["GET"]),
+        Route("/v1/chat/completions", _PostRoute(service, _completion), methods=["POST"]),
+        Route("/sheet", _PostRoute(service, _sheet), methods=["POST"]),
+        Route("/", partial(_get, service, _page, public=True), methods=["GET"]),
         Route("/v1/models", partial(_get, service, _models), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(_get, service, _one_model), methods=["GET"]),
         Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
-        Route("/health", partial(_health, service), methods=["GET"]),
+        Route("/health", partial(_get, service, _health, public=True), methods=["GET"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: partial(_http_error, service), Exception: _internal_error}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-async def _get(service: Service, answer: Callable[[Service, Request], Response], request: Request) -> Response:
-    """Answer a GET request of a client that may send requests."""
+async def _get(
+    service: Service, answer: Callable[[Service, Request], Response], request: Request, *, public: bool = False
+) -> Response:
+    """Answer a GET request; a `public` path answers every client."""
     start = time.monotonic()
     try:
-        service.auth.check(request.headers)
+        if not public:
+            service.auth.check(request.headers)
         response = answer(service, request)
     except LlvidError as error:
         response = RequestError.of(error).response()
@@ -64,14 +67,12 @@ async def _get(service: Service, answer: Callable[[Service, Request], Response],
     return response
 
 
-async def _page(service: Service, request: Request) -> Response:
+def _page(_: Service, __: Request) -> Response:
     text, headers = page()
-    _record(service, request, 200, time.monotonic())
     return Response(text, media_type="text/html; charset=utf-8", headers=headers)
 
 
-async def _health(service: Service, request: Request) -> Response:
-    _record(service, request, 200, time.monotonic())
+def _health(_: Service, __: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
@@ -107,24 +108,18 @@ def _record(service: Service, request: Request, status: int, start: float) -> No
     service.metrics.requests.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
     if service.log is not None:
         client = request.client.host if request.client else "?"
-        service.log(AccessLogEntry(client, request.method, request.url.path, status, time.monotonic() - start))
+        seconds = time.monotonic() - start
+        service.log(f"{client} {request.method} {request.url.path} {status} {seconds:.2f}s")
 
 
-class PostHandler(Protocol[Prepared]):
-    """Answers POST requests to one path, in two steps: the body, which may be large, is freed between them."""
+class _PostRoute:
+    """A path that takes JSON: checks and bounds its requests, and stops the work if the client disconnects.
 
-    async def prepare(self, body: bytes) -> Prepared:
-        """Return all that the answer needs of the body."""
+    `prepare` reads the body and returns what sends the answer. The body, which may be large, is freed between the two.
+    """
 
-    async def answer(self, prepared: Prepared, sender: ResponseSender, start: float) -> None:
-        """Send the answer; `start` is when the request arrived."""
-
-
-class _PostRoute(Generic[Prepared]):
-    """A path that takes JSON: checks and bounds its requests, and stops the work if the client disconnects."""
-
-    def __init__(self, service: Service, handler: PostHandler[Prepared]) -> None:
-        self._service, self._handler = service, handler
+    def __init__(self, service: Service, prepare: Callable[[Service, bytes], Coroutine[Any, Any, _SendAnswer]]) -> None:
+        self._service, self._prepare = service, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request, start = self._service, Request(scope), time.monotonic()
@@ -133,9 +128,9 @@ class _PostRoute(Generic[Prepared]):
             service.auth.check(request.headers)
             with service.scheduler.admit():
                 async with service.body_reader.read(request.headers, receive) as body:
-                    prepared = await _unless_disconnected(self._handler.prepare(body), receive)
+                    send_answer = await _unless_disconnected(self._prepare(service, body), receive)
                     del body
-                await _unless_disconnected(self._handler.answer(prepared, sender, start), receive)
+                await _unless_disconnected(send_answer(sender, start), receive)
         except ClientDisconnect:
             sender.status = _CLIENT_CLOSED_REQUEST
         except LlvidError as error:
@@ -144,107 +139,82 @@ class _PostRoute(Generic[Prepared]):
             _record(service, request, sender.status, start)
 
 
-class SheetHandler:
+async def _sheet(service: Service, body: bytes) -> _SendAnswer:
     """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def prepare(self, body: bytes) -> dict[str, Any]:
-        """Return the sheet's JSON values."""
-        service, cache = self._service, self._service.media_cache
-        asked = await cache.in_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
-        if len(asked.urls) != 1:
-            raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
-        (medium,) = await cache.read(asked.urls, asked.params, asked.sampling)
-        return await cache.in_thread(partial(sheet_values, medium))
-
-    async def answer(self, prepared: dict[str, Any], sender: ResponseSender, start: float) -> None:
-        """Send them."""
-        del start
-        await sender.send_json(prepared)
+    cache = service.media_cache
+    asked = await cache.in_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
+    if len(asked.urls) != 1:
+        raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
+    (medium,) = await cache.read(asked.urls, asked.params, asked.sampling)
+    values = await cache.in_thread(partial(sheet_values, medium))
+    return lambda sender, _: sender.send_json(values)
 
 
-class CompletionHandler:
+async def _completion(service: Service, body: bytes) -> _SendAnswer:
     """`POST /v1/chat/completions`, streamed or whole."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def read() -> CompletionRequest:
+        return read_completion(parse_body(body), service.model.name, service.preset)
 
-    async def prepare(self, body: bytes) -> tuple[CompletionRequest, conversation.Request, list[Media]]:
-        """Return the request with its media decoded, and without their URLs, which may be long."""
-        service = self._service
+    asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.media_cache.in_thread(read)
+    media = await service.media_cache.read(asked.urls, asked.params, asked.sampling)
+    turns = turns_of(asked.drafts, media)
+    generation = asked.generation
+    if generation.temperature > 0 and generation.seed is None:
+        generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
+    request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation, asked.stop)
+    return partial(_answer, service, request, stream=asked.stream, include_usage=asked.include_usage)
 
-        def read() -> CompletionRequest:
-            return read_completion(parse_body(body), service.model.name, service.preset)
 
-        asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.media_cache.in_thread(read)
-        media = await service.media_cache.read(asked.urls, asked.params, asked.sampling)
-        turns = turns_of(asked.drafts, media)
-        generation = asked.generation
-        if generation.temperature > 0 and generation.seed is None:
-            generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
-        request = conversation.Request(
-            with_times(turns) if service.preset.timestamps else turns, generation, asked.stop
-        )
-        return replace(asked, drafts=()), request, media
+async def _answer(
+    service: Service,
+    request: conversation.Request,
+    sender: ResponseSender,
+    start: float,
+    *,
+    stream: bool,
+    include_usage: bool,
+) -> None:
+    """Have the model answer, and send the chunks as they arrive; `start` is when the request arrived."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
-    async def answer(
-        self,
-        prepared: tuple[CompletionRequest, conversation.Request, list[Media]],
-        sender: ResponseSender,
-        start: float,
-    ) -> None:
-        """Have the model answer, and send the chunks as they arrive."""
-        asked, request, media = prepared
-        service, loop, events = self._service, asyncio.get_running_loop(), asyncio.Queue[Event]()
+    def deliver(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def deliver(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        builder = ResponseBuilder(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
-        records = [media_values("", medium) for medium in media]
-        extra = {
-            "settings": service.model.settings,
-            "generation": asdict(request.generation),
-            "frames": [record["frames"] for record in records],
-            "notes": [line for record in records for line in record["notes"]],
-        }
-        ticket = Ticket(request, deliver, asked.stream)
-        service.scheduler.submit(ticket)
-        try:
-            chunks = _chunks(events)
-            last = await anext(chunks)
-            if asked.stream:
-                service.metrics.first_text_seconds.observe(time.monotonic() - start)
-                await sender.begin_stream()
-                await sender.send_event(builder.first_chunk())
+    builder = ResponseBuilder(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
+    records = [media_values("", medium) for medium in request.media]
+    extra = {
+        "settings": service.model.settings,
+        "generation": asdict(request.generation),
+        "frames": [record["frames"] for record in records],
+        "notes": [line for record in records for line in record["notes"]],
+    }
+    ticket = Ticket(request, deliver, stream)
+    service.scheduler.submit(ticket)
+    try:
+        chunks = _chunks(events)
+        last = await anext(chunks)
+        if stream:
+            service.metrics.first_text_seconds.observe(time.monotonic() - start)
+            await sender.begin_stream()
+            await sender.send_event(builder.first_chunk())
+            if last.text:
+                await sender.send_event(builder.text_chunk(last.text))
+            async for last in chunks:
                 if last.text:
                     await sender.send_event(builder.text_chunk(last.text))
-                async for last in chunks:
-                    if last.text:
-                        await sender.send_event(builder.text_chunk(last.text))
-            assert last.finish_reason is not None and last.usage is not None, "the last chunk has both"
-            self._count(last, start)
-            if asked.stream:
-                await sender.send_event(builder.last_chunk(last.finish_reason))
-                if asked.include_usage:
-                    await sender.send_event(builder.usage_chunk(last.finish_reason, last.usage, extra))
-                await sender.end_stream()
-            else:
-                await sender.send_json(builder.completion(last.text, last.finish_reason, last.usage, extra))
-        finally:
-            service.scheduler.cancel(ticket)
-
-    def _count(self, last: Chunk, start: float) -> None:
-        metrics, usage = self._service.metrics, last.usage
-        assert usage is not None
-        metrics.answers.labels(last.finish_reason).inc()
-        metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
-        metrics.tokens.labels("cached").inc(usage.cached_tokens)
-        metrics.tokens.labels("generated").inc(usage.generated_tokens)
-        metrics.seconds.observe(time.monotonic() - start)
+        assert last.finish_reason is not None and last.usage is not None, "the last chunk has both"
+        service.metrics.count_answer(last.finish_reason, last.usage, time.monotonic() - start)
+        if stream:
+            await sender.send_event(builder.last_chunk(last.finish_reason))
+            if include_usage:
+                await sender.send_event(builder.usage_chunk(last.finish_reason, last.usage, extra))
+            await sender.end_stream()
+        else:
+            await sender.send_json(builder.completion(last.text, last.finish_reason, last.usage, extra))
+    finally:
+        service.scheduler.cancel(ticket)
 
 
 async def _unless_disconnected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:

@@ -164,12 +164,14 @@ class MediaCache:
         """
         await self._slots.acquire()
         loop = asyncio.get_running_loop()
-        slot = _Slot(self._slots.release)
-        timer = loop.call_later(self._timeout_seconds, slot.free)
+        release = [self._slots.release]  # empty once the slot is free
 
-        def end() -> None:
+        def free() -> None:
             timer.cancel()
-            slot.free()
+            if release:
+                release.pop()()
+
+        timer = loop.call_later(self._timeout_seconds, free)
 
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()  # so that the caller can't cancel it
@@ -180,7 +182,7 @@ class MediaCache:
             except BaseException as error:  # noqa: BLE001 - the caller gets it
                 future.set_exception(error)
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(end)
+                loop.call_soon_threadsafe(free)
 
         threading.Thread(target=work, name="llvid-media", daemon=True).start()
         try:
@@ -218,18 +220,6 @@ class MediaCache:
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None
         return replace(frames, info=replace(frames.info, path=name))
-
-
-class _Slot:
-    """Calls `free` once, however often it is freed."""
-
-    def __init__(self, free: Callable[[], None]) -> None:
-        self._free: Callable[[], None] | None = free
-
-    def free(self) -> None:
-        if self._free is not None:
-            free, self._free = self._free, None
-            free()
 
 
 def _size(medium: Media) -> int:

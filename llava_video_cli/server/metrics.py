@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from ..conversation import FinishReason, Usage
+
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -36,6 +38,14 @@ class Metrics:
             "llvid_request_seconds", "From an answered request's arrival to its end.", buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
+
+    def count_answer(self, reason: FinishReason, usage: Usage, seconds: float) -> None:
+        """Count a finished answer, `seconds` after its request arrived."""
+        self.answers.labels(reason).inc()
+        self.tokens.labels("prompt").inc(usage.prompt_tokens)
+        self.tokens.labels("cached").inc(usage.cached_tokens)
+        self.tokens.labels("generated").inc(usage.generated_tokens)
+        self.seconds.observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics."""

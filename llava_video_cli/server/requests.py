@@ -206,10 +206,10 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
             drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
             params += (f"messages[{number}].content[{part}]" for part, _ in media)
     if len(params) > _MAX_MEDIA:
-        raise UsageError(f"a request can have {_MAX_MEDIA} videos and pictures, got {len(params)}")
+        raise UsageError(f"a request can have at most {_MAX_MEDIA} videos and pictures, got {len(params)}")
     size = sum(len(draft.text.encode()) for draft in drafts)
     if size > MOST_BYTES:
-        raise UsageError(f"a request can have {MOST_BYTES:,} bytes of text, got {size:,}")
+        raise UsageError(f"a request can have at most {MOST_BYTES:,} bytes of text, got {size:,}")
     drafts = _merged(drafts)
     if drafts[0].role != "system" and system:
         drafts.insert(0, Draft("system", system))

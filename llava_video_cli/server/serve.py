@@ -32,21 +32,10 @@ _MAX_CONNECTIONS = 1000
 
 
 @dataclass(frozen=True)
-class AccessLogEntry:
-    """One line of the access log: a request that has ended."""
-
-    client: str
-    method: str
-    path: str
-    status: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Service:
     """What the app needs to answer: `preset` has the values that a request may leave out.
 
-    `model_values` is the model's entry in `/v1/models`. `log` is called after each request.
+    `model_values` is the model's entry in `/v1/models`. `log` gets a line after each request.
     """
 
     model: Model
@@ -57,7 +46,7 @@ class Service:
     scheduler: Scheduler
     metrics: Metrics
     model_values: Mapping[str, Any]
-    log: Callable[[AccessLogEntry], None] | None = None
+    log: Callable[[str], None] | None = None
 
 
 def open_service(
@@ -70,7 +59,7 @@ def open_service(
     second_model: Model | None = None,
     max_requests: int = MAX_REQUESTS,
     max_batch: int | None = None,
-    log: Callable[[AccessLogEntry], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Service:
     """Return a service around a loaded model, and start its threads.
 
