@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from .limits import Limits
 from .sampling import Sampling, windows
@@ -44,6 +44,17 @@ class Frame:
     time_seconds: float
 
 
+class TokenRates(Protocol):
+    """How many tokens of a prompt a model takes for what it sees."""
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one frame of a video."""
+
+    def picture_tokens(self, height: int, width: int) -> int:
+        """Return the tokens of a still picture of so many pixels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Frames:
     """Frames of one video, in order of time. Compared by identity.
@@ -58,6 +69,26 @@ class Frames:
     info: VideoInfo
     sampling: Sampling
     notes: tuple[str, ...] = ()
+    is_video: ClassVar[bool] = True
+
+    @property
+    def path(self) -> str:
+        """The video's path."""
+        return self.info.path
+
+    @property
+    def frame_count(self) -> int:
+        """The number of frames."""
+        return len(self.images)
+
+    @property
+    def bytes(self) -> int:
+        """What they hold in memory."""
+        return self.images.nbytes
+
+    def tokens(self, rates: TokenRates) -> int:
+        """Return how many tokens of a prompt they take."""
+        return self.frame_count * rates.frame_tokens
 
     @property
     def part_seconds(self) -> tuple[float, float]:

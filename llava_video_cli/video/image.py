@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import MediaError
 from .media_file import check_file
@@ -15,15 +15,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from . import TokenRates
+
 _BACKGROUND = (255, 255, 255)  # what a viewer shows behind transparent parts
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A still picture, compared by identity: `pixels` is uint8 (height, width, 3), RGB, upright."""
+    """A still picture, compared by identity: `pixels` is uint8 (height, width, 3), RGB, upright.
+
+    What code asks of any medium, it answers as a video without frames and without notes.
+    """
 
     pixels: NDArray[np.uint8]
     path: str
+    is_video: ClassVar[bool] = False
+    frame_count: ClassVar[int] = 0
+    notes: ClassVar[tuple[str, ...]] = ()
+    part_seconds: ClassVar[tuple[float, float]] = (0.0, 0.0)
+
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory."""
+        return self.pixels.nbytes
+
+    def tokens(self, rates: TokenRates) -> int:
+        """Return how many tokens of a prompt it takes."""
+        height, width, _ = self.pixels.shape
+        return rates.picture_tokens(height, width)
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
