@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversation import Answer, Budget, Chunk, Generation, Request, Segment, Turn, Usage, join
+    from .conversation import Answer, Chunk, Generation, Request, Segment, Turn, Usage, join
     from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
     from .inference import open_model
     from .model import Loading, Model
     from .preset import Preset, load_preset
+    from .prompt.budget import Budget
     from .prompt.timestamps import with_times
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .video.sampling import Sampling
 
 _HOMES = {
-    "conversation": ("Answer", "Budget", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
+    "conversation": ("Answer", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
     "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
     "video.image": ("Picture", "read_image"),
     "video.limits": ("Limits",),
@@ -31,6 +32,7 @@ _HOMES = {
     "preset": ("Preset", "load_preset"),
     "video.sampling": ("Sampling",),
     "video.contact_sheet": ("contact_sheet",),
+    "prompt.budget": ("Budget",),
     "prompt.timestamps": ("with_times",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }

@@ -14,7 +14,6 @@ from .video.image import Picture
 Media: TypeAlias = Frames | Picture
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "repetition"]
-LEAST_CONTEXT_TOKENS = 4096  # of the published checkpoints
 
 
 @dataclass(frozen=True)
@@ -72,31 +71,6 @@ class Request:
     def media(self) -> tuple[Media, ...]:
         """All media, in the order in which the prompt holds them."""
         return tuple(medium for turn in self.turns for medium in turn.media)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a request takes of a model's context, all in tokens.
-
-    `answer_tokens` is the longest answer that is allowed; `media_tokens` has the part of the prompt that each medium
-    takes, in their order. An estimate is rather too high; `context_tokens` is 0 where nobody tells it.
-    """
-
-    prompt_tokens: int
-    answer_tokens: int
-    context_tokens: int
-    media_tokens: tuple[int, ...] = ()
-    is_estimate: bool = False
-
-    @property
-    def left(self) -> int:
-        """What is left; below zero the request does not fit."""
-        return (self.context_tokens or LEAST_CONTEXT_TOKENS) - self.prompt_tokens - self.answer_tokens
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether the request is sure not to fit."""
-        return self.left < 0 and not self.is_estimate
 
 
 @dataclass(frozen=True)

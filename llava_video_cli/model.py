@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .conversation import Answer, Budget, Chunk, Request
+from .conversation import Answer, Chunk, Request
+from .prompt.budget import Budget
 
 if TYPE_CHECKING:
     import numpy as np

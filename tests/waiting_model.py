@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_video_cli.conversation import Answer, Budget, Chunk, Request, Usage
+from llava_video_cli.conversation import Answer, Chunk, Request, Usage
 from llava_video_cli.errors import ContextError, OutOfMemoryError
+from llava_video_cli.prompt.budget import Budget
 
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 1)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's config says, read without any weights."""
+"""What a checkpoint's config says, and what a user changes of it, without any weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
-from .size import TEXT_DEFAULTS, TEXT_SHARED, VISION_ABSENT, VISION_DEFAULTS, Parameters, count
+from .size import Parameters, count
+from .tokens import AnyResRates
 
 Family = Literal["vicuna", "mistral", "chatml"]
 
@@ -18,32 +19,43 @@ ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 INDEX = "model.safetensors.index.json"  # of weights in more than one file
 # The vocabulary and the end token of Yi, the only language model of the published ones that speaks ChatML.
 _YI_VOCABULARY, _YI_END = 64000, 7
+# What the config classes of transformers fill in where a published config leaves a value out.
+_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048},
+    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+}
+_TEXT_SHARED = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
+_VISION_DEFAULTS = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_channels": 3, "image_size": 224,
+    "patch_size": 32,
+}  # fmt: skip
+# Where there is no vision config at all: CLIP ViT-L/14 at 336 pixels.
+_VISION_ABSENT = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_channels": 3, "image_size": 336,
+    "patch_size": 14,
+}  # fmt: skip
 _GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-# Tokens that stay free for questions and answers where it is told how many frames fit.
-TEXT_TOKENS = 512
+# RoPE scaling that a linear factor can be put on: none, or another linear one.
+_SCALABLE = ("default", "linear")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The facts of one LLaVA-NeXT-Video checkpoint that prompts and budgets need.
 
-    `position_count` is `max_position_embeddings`; `rope_factor` that of linear RoPE scaling, or 1. Sizes are in
-    pixels, `head_width` in elements; `widths` are those of the language model's layers and of their MLPs,
-    `vision_widths` the vision tower's. `grids` has the (height, width) that a picture's tiles may fill together.
+    `position_count` is `max_position_embeddings`; `rope_factor` is that of linear RoPE scaling, or 1. `rates` counts
+    the tokens of media. `head_width` is in elements; `widths` are those of the language model's layers and of their
+    MLPs, `vision_widths` the vision tower's.
     """
 
     family: Family
     image_token_id: int
     video_token_id: int
-    image_size: int
-    patch_size: int
-    pool_stride: int
+    rates: AnyResRates
     pool_mode: str
     position_count: int
     rope_type: str
     rope_factor: float
-    feature_strategy: str
-    grids: tuple[tuple[int, int], ...]
     layers: int
     kv_heads: int
     head_width: int
@@ -53,29 +65,25 @@ class Checkpoint:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that the checkpoint can tell apart, prompt and answer together."""
+        """Tokens of the longest context, prompt and answer together."""
         return int(self.position_count * self.rope_factor)
 
     @property
-    def frame_side(self) -> int:
-        """Patches along one side of a frame, before they are pooled."""
-        return self.image_size // self.patch_size
+    def can_scale(self) -> bool:
+        """Whether `--rope-factor` can be applied: it is linear scaling, and doesn't go on top of another kind."""
+        return self.rope_type in _SCALABLE
 
     @property
-    def frame_tokens(self) -> int:
-        """Tokens of one frame: the pooled patch grid, `side // stride` squared.
+    def can_pool(self) -> bool:
+        """Whether the pooling can be changed: a learned one can't."""
+        return self.pool_mode in ("average", "max")
 
-        Source: LlavaNextVideoPooler, whose pooling has kernel and stride `pool_stride`.
+    def factor_for(self, tokens: int) -> float:
+        """Return the smallest whole RoPE factor whose context holds so many tokens; its own if that is enough.
+
+        Source: LLaVA-NeXT's demo, which takes `ceil(tokens / max_position_embeddings)`.
         """
-        return (self.frame_side // self.pool_stride) ** 2
-
-    def frames_that_fit(self, text_tokens: int = TEXT_TOKENS) -> int:
-        """Return how many frames the context takes beside so many tokens of question and answer."""
-        return max(0, self.context_tokens - text_tokens) // self.frame_tokens
-
-    def kv_bytes(self, element_bytes: int = 2) -> int:
-        """Return what a token takes in the KV cache: for each layer, a key and a value of every KV head."""
-        return 2 * self.layers * self.kv_heads * self.head_width * element_bytes
+        return self.rope_factor if tokens <= self.context_tokens else float(math.ceil(tokens / self.position_count))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -152,19 +160,27 @@ def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -
         is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
         has_chatml_tokens = is_yi and text["model_type"] == "llama"
     family: Family = "chatml" if has_chatml_tokens else "mistral" if text["model_type"] == "mistral" else "vicuna"
-    found = Checkpoint(
-        family=family,
-        image_token_id=_first(config, "image_token_index", "image_token_id", 32001),
-        video_token_id=_first(config, "video_token_index", "video_token_id", 32000),
+    rates = AnyResRates(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         pool_stride=_whole(config.get("spatial_pool_stride", 2), "spatial_pool_stride"),
+        grids=_grids(config.get("image_grid_pinpoints")),
+        has_class_token=config.get("vision_feature_select_strategy", "default") != "default",
+    )
+    if not rates.frame_tokens:
+        raise ModelError(
+            f"the config leaves no tokens of a frame: {rates.image_size} pixels, patches of {rates.patch_size}, "
+            f"pooled by {rates.pool_stride}"
+        )
+    return Checkpoint(
+        family=family,
+        image_token_id=_first(config, "image_token_index", "image_token_id", 32001),
+        video_token_id=_first(config, "video_token_index", "video_token_id", 32000),
+        rates=rates,
         pool_mode=str(config.get("spatial_pool_mode", "average")),
         position_count=text["max_position_embeddings"],
         rope_type=rope_type,
         rope_factor=_factor(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
-        feature_strategy=str(config.get("vision_feature_select_strategy", "default")),
-        grids=_grids(config.get("image_grid_pinpoints")),
         layers=text["num_hidden_layers"],
         kv_heads=text["num_key_value_heads"],
         head_width=text["head_dim"],
@@ -172,20 +188,68 @@ def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -
         vision_widths=(vision["hidden_size"], vision["intermediate_size"]),
         parameters=count(text, vision, config),
     )
-    if not found.frame_tokens:
-        raise ModelError(
-            f"the config leaves no tokens of a frame: {found.image_size} pixels, patches of {found.patch_size}, "
-            f"pooled by {found.pool_stride}"
+
+
+def adapted(
+    config: Mapping[str, Any],
+    rope_factor: float | None = None,
+    pool_stride: int | None = None,
+    pool_mode: str | None = None,
+) -> dict[str, Any]:
+    """Return a config with another RoPE factor or another pooling; None leaves what it says.
+
+    `rope_factor` replaces the config's own, it doesn't multiply it. Raises `UsageError` for what the checkpoint can't
+    do, `ModelError` for a config that makes no sense.
+    """
+    checkpoint, changed = describe(config), dict(config)
+    if rope_factor is not None and rope_factor != checkpoint.rope_factor:
+        _check_factor(checkpoint, rope_factor)
+        text = dict(config.get("text_config") or {})
+        rope = dict(text.pop("rope_scaling", None) or text.get("rope_parameters") or {})
+        rope.pop("type", None)
+        text["rope_parameters"] = {**rope, "rope_type": "linear", "factor": float(rope_factor)}
+        changed["text_config"] = text
+    own = checkpoint.rates.pool_stride, checkpoint.pool_mode
+    pooling = own[0] if pool_stride is None else pool_stride, pool_mode or own[1]
+    if pooling != own:
+        _check_pooling(checkpoint, pool_stride)
+        changed["spatial_pool_stride"], changed["spatial_pool_mode"] = pooling
+    return changed
+
+
+def _check_factor(checkpoint: Checkpoint, factor: float) -> None:
+    if not checkpoint.can_scale:
+        raise UsageError(
+            "--rope-factor is linear scaling, but the checkpoint has RoPE scaling of another kind: "
+            f"{checkpoint.rope_type}"
         )
-    return found
+    if not math.isfinite(factor) or factor < 1:
+        raise UsageError(f"a RoPE factor must be 1 or more, got {factor:g}")
+    if factor < checkpoint.rope_factor:
+        raise UsageError(
+            f"the checkpoint's positions are scaled by {checkpoint.rope_factor:g} already; --rope-factor {factor:g} "
+            "would make the context shorter",
+            "the factor replaces the checkpoint's own: leave it out, or ask for more",
+        )
+
+
+def _check_pooling(checkpoint: Checkpoint, stride: int | None) -> None:
+    if not checkpoint.can_pool:
+        raise UsageError(f"the checkpoint's pooling is learned ({checkpoint.pool_mode}): it can't be changed")
+    rates = checkpoint.rates
+    if stride is not None and stride not in rates.strides:
+        raise UsageError(
+            f"--pool-stride {stride} doesn't divide the {rates.side}x{rates.side} patches of a frame",
+            f"those that do: {', '.join(map(str, rates.strides))}",
+        )
 
 
 def _text(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the language model's config with what transformers fills in."""
     given = _part(config, "text_config")
     kind = given.get("model_type") or "llama"
-    text = {"model_type": kind, **TEXT_SHARED, **TEXT_DEFAULTS.get(kind, TEXT_DEFAULTS["llama"]), **given}
-    for name in (*TEXT_SHARED, "intermediate_size", "max_position_embeddings"):
+    text = {"model_type": kind, **_TEXT_SHARED, **_TEXT_DEFAULTS.get(kind, _TEXT_DEFAULTS["llama"]), **given}
+    for name in (*_TEXT_SHARED, "intermediate_size", "max_position_embeddings"):
         _whole(text[name], name)
     heads = text["num_attention_heads"]
     text["num_key_value_heads"] = _whole(text["num_key_value_heads"] or heads, "num_key_value_heads")
@@ -195,10 +259,10 @@ def _text(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _vision(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the vision tower's config with what transformers fills in."""
-    vision = (VISION_ABSENT if config.get("vision_config") is None else VISION_DEFAULTS) | _part(
+    vision = (_VISION_ABSENT if config.get("vision_config") is None else _VISION_DEFAULTS) | _part(
         config, "vision_config"
     )
-    for name in VISION_DEFAULTS:
+    for name in _VISION_DEFAULTS:
         _whole(vision[name], name)
     return vision
 

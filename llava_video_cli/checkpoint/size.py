@@ -1,33 +1,31 @@
-"""How many parameters a checkpoint has, and the bytes they take, by the arithmetic of its config."""
+"""How many parameters a checkpoint has, and how much memory it takes to load it and to answer: by its config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .config import Checkpoint
 
 Quantized = Literal["none", "8bit", "4bit"]
-
-# What the config classes of transformers fill in where a published config leaves a value out.
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048},
-    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
-}
-TEXT_SHARED = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
-VISION_DEFAULTS = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_channels": 3, "image_size": 224,
-    "patch_size": 32,
-}  # fmt: skip
-# Where there is no vision config at all: CLIP ViT-L/14 at 336 pixels.
-VISION_ABSENT = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_channels": 3, "image_size": 336,
-    "patch_size": 14,
-}  # fmt: skip
 
 # nf4 with double quantization (QLoRA, arXiv 2305.14314): half a byte a weight, a byte for each block of 64, and four
 # for each 256 of those blocks.
 _NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _ROW_SCALE_BYTES = 4  # LLM.int8 keeps a float32 for each output row
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LIBRARIES_BYTES = 500_000_000  # torch's own, and what its allocator leaves in holes
+# Tensors of a layer's width, and of its MLP's width, that exist at the same time while a prompt is computed.
+_HIDDEN_COPIES, _INNER_COPIES = 6, 3
+FRAMES_AT_ONCE = 32  # that go through the vision tower together, which bounds its activations for long prompts
+
+# The share of the free memory that weights and one prompt may take: allocators leave holes, and other programs run too.
+LOAD_SHARE = {"cuda": 0.92, "cpu": 0.9, "mps": 0.9}
+# The share that a batch and kept KV caches may take of what is free after that. On a CPU the decoded frames that wait,
+# and the rest of the machine, need theirs.
+BATCH_SHARE = {"cuda": 0.9, "cpu": 0.5, "mps": 0.5}
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,52 @@ def count(text: Mapping[str, Any], vision: Mapping[str, Any], config: Mapping[st
         vision=_vision(vision),
         projector=_projector(hidden, vision["hidden_size"], config),
     )
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of memory: the weights, the KV cache of prompt and answer, and the tensors at work."""
+
+    weights_bytes: int
+    cache_bytes: int
+    other_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.cache_bytes + self.other_bytes
+
+
+def estimate_memory(
+    checkpoint: Checkpoint, quantize: Quantized, dtype: str, tokens: int, frames: int
+) -> MemoryEstimate:
+    """Return what a model and an answer need; `tokens` are those of its prompt, with so many frames, and of itself."""
+    size = ELEMENT_BYTES[dtype]
+    patches = checkpoint.rates.side**2 * min(frames, FRAMES_AT_ONCE)
+    # the vision tower is done, and its tensors are gone, when the language model begins
+    at_work = max(tokens * _layer(checkpoint.widths), patches * _layer(checkpoint.vision_widths)) * size
+    return MemoryEstimate(
+        checkpoint.parameters.total_bytes(quantize, size),
+        tokens * kv_bytes(checkpoint, size),
+        _LIBRARIES_BYTES + at_work,
+    )
+
+
+def answer_bytes(checkpoint: Checkpoint, dtype: str, tokens: int) -> int:
+    """Return about what one answer of a batch takes: the KV cache of all its tokens, and the widest layer's tensors."""
+    size = ELEMENT_BYTES[dtype]
+    return tokens * (kv_bytes(checkpoint, size) + _layer(checkpoint.widths) * size)
+
+
+def kv_bytes(checkpoint: Checkpoint, element_bytes: int = 2) -> int:
+    """Return what a token takes in the KV cache: for each layer, a key and a value of every KV head."""
+    return 2 * checkpoint.layers * checkpoint.kv_heads * checkpoint.head_width * element_bytes
+
+
+def _layer(widths: tuple[int, int]) -> int:
+    """Return the elements that a token takes in a layer."""
+    hidden, inner = widths
+    return _HIDDEN_COPIES * hidden + _INNER_COPIES * inner
 
 
 def _vision(vision: Mapping[str, Any]) -> int:

@@ -127,8 +127,7 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
     if settings.remote is not None:
         return [Subject("server", settings.open)]
     from ..checkpoint import locate
-    from ..checkpoint.adaptation import adapted
-    from ..checkpoint.config import describe, read_config
+    from ..checkpoint.config import adapted, describe, read_config
     from ..checkpoint.random_weights import has_random_weights
 
     folder, loading = locate(settings.model, settings.revision), settings.loading

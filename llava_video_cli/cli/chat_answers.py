@@ -60,7 +60,7 @@ class Talk:
         if self._opening.has_begun:
             return
         media = self._stand_ins(session, announced_frames)
-        budget = self._opening.outline.budget(self.request_with(session, media))
+        budget = self._opening.counter.budget(self.request_with(session, media))
         if budget.left < 0 and not self._output.quiet:
             ways = room.ways(budget, media)
             full = str(room.refusal(budget, session.paths, media, 0))

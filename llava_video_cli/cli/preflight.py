@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..conversation import Media, Request
-from ..inference.loader import outline
+from ..inference.loader import token_counter
 from ..model import Model
-from ..prompt.budget import Outline
-from ..prompt.refusal import refusal
+from ..prompt.budget import TokenCounter
 from ..video import Frames, VideoInfo, announced_frames
 from ..video.image import Picture
 from ..video.sampling import Sampling
@@ -19,8 +18,6 @@ from .download import prefetch
 from .options import OutputFlags
 from .settings import Settings
 
-# The text is counted by the tokenizer's own library: what transformers makes of it may differ by a mark or two.
-_SLACK_TOKENS = 16
 _LONG_SECONDS = 99999.0  # the time of a frame that isn't known yet, written out as `--timestamps` does
 
 
@@ -30,9 +27,9 @@ class Opening:
     def __init__(self, settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
         """Read the config; raises `ModelError` or `UsageError` for a model that can't be loaded as it is wanted."""
         self._settings, self._output, self._spinner = settings, output, spinner
-        self._known = None
+        self._counter = None
         if settings.remote is None:  # what a server's model takes, the server says
-            self._known = outline(settings.model, settings.loading, settings.revision)
+            self._counter = token_counter(settings.model, settings.loading, settings.revision)
         self._loading: Background[Model] | None = None
         self._told = False
 
@@ -46,10 +43,10 @@ class Opening:
 
         With `--rope-factor auto` they say how far the context must reach.
         """
-        requests = list(requests) if self._known is not None else []
+        requests = list(requests) if self._counter is not None else []
         if self._settings.rope_auto and requests:
             self._stretch(requests)
-        if all(self._surely_fits(request) for request in requests):
+        if all(self.counter.surely_fits(request) for request in requests):
             self._load()
 
     def insist(self, requests: Iterable[Request] = ()) -> None:
@@ -57,9 +54,7 @@ class Opening:
         if self._loading is not None:
             return
         for request in requests:
-            budget = self.outline.budget(request)
-            if budget.left < -_SLACK_TOKENS:
-                raise refusal(self._settings.model, self.outline.checkpoint, budget, request.media)
+            self.counter.check(request)
         self._load()
 
     def check(self, wait_seconds: float = 0.0) -> None:
@@ -77,10 +72,10 @@ class Opening:
         return model
 
     @property
-    def outline(self) -> Outline:
-        """What is known of a model before it is loaded here."""
-        assert self._known is not None, "nothing has to be found out of a server's model"
-        return self._known
+    def counter(self) -> TokenCounter:
+        """Counts the tokens of a model that is loaded here."""
+        assert self._counter is not None, "nothing has to be found out of a server's model"
+        return self._counter
 
     def _unsaid(self, model: Model) -> Iterator[str]:
         """Yield what a user should know about how the model was loaded, once; a server's notes are told before."""
@@ -89,20 +84,17 @@ class Opening:
             yield from model.notes
 
     def _stretch(self, requests: Sequence[Request]) -> None:
-        before = self.outline.checkpoint.rope_factor
-        self._known = self.outline.stretched(map(self.outline.budget, requests))
-        known = self._known.checkpoint
-        if known.rope_factor != before:
-            loading = replace(self._settings.loading, rope_factor=known.rope_factor)
+        before = self.counter.checkpoint.rope_factor
+        self._counter = self.counter.stretched(map(self.counter.budget, requests))
+        stretched = self._counter.checkpoint
+        if stretched.rope_factor != before:
+            loading = replace(self._settings.loading, rope_factor=stretched.rope_factor)
             self._settings = replace(self._settings, loading=loading)
             if not self._output.quiet:
-                console.note(f"--rope-factor {known.rope_factor:g}: the context is {known.context_tokens:,} tokens")
+                console.note(
+                    f"--rope-factor {stretched.rope_factor:g}: the context is {stretched.context_tokens:,} tokens"
+                )
         self._settings = replace(self._settings, rope_auto=False)
-
-    def _surely_fits(self, request: Request) -> bool:
-        if self.outline.bound(request).left >= 0:
-            return True
-        return self.outline.counts_text and self.outline.budget(request).left >= _SLACK_TOKENS
 
     def _load(self) -> None:
         if self._loading is None:

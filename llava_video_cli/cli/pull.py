@@ -103,7 +103,7 @@ def _stored(
         written = write(loaded, folder, to)
     if not output.quiet:
         console.note(f"stored in {quantize}: {console.size(written)}")
-    return {"folder": str(to), "bytes": written, "dtype": loaded.choice.dtype}
+    return {"folder": str(to), "bytes": written, "dtype": loaded.placement.dtype}
 
 
 def _outcome(found: Fetched) -> str:

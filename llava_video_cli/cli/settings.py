@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..checkpoint.random_weights import PREFIX
-from ..conversation import Budget, Generation
+from ..conversation import Generation
 from ..errors import UsageError
 from ..inference import open_model
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
+from ..prompt.budget import Budget
 from ..runs.conversation_file import Conversation
 from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
@@ -58,12 +59,12 @@ class Settings:
         """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
         if not self.rope_auto:
             return self
-        from ..inference.loader import outline
+        from ..inference.loader import token_counter
 
-        found = outline(self.model, self.loading, self.revision)
-        media = self.preset.sampling.frames * found.checkpoint.frame_tokens
-        budget = Budget(media, self.preset.generation.max_new_tokens, found.checkpoint.context_tokens, (media,))
-        factor = found.stretched([budget]).checkpoint.rope_factor
+        counter = token_counter(self.model, self.loading, self.revision)
+        media = self.preset.sampling.frames * counter.checkpoint.rates.frame_tokens
+        budget = Budget(media, self.preset.generation.max_new_tokens, counter.checkpoint.context_tokens, (media,))
+        factor = counter.stretched([budget]).checkpoint.rope_factor
         return replace(self, loading=replace(self.loading, rope_factor=factor), rope_auto=False)
 
 

@@ -1,12 +1,12 @@
-"""What a question takes of the context: said after each answer, and when it is too much."""
+"""What chat says of the context: after each answer, and when a question doesn't fit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..conversation import Budget, Media, Usage
+from ..conversation import Media, Usage
 from ..errors import ContextError
-from ..video.image import Picture
+from ..prompt.budget import Budget
 
 _FEWEST_TOKENS = 16  # an answer of fewer is not worth a hint
 _MOST_NAMED = 4  # media, the largest first
@@ -27,10 +27,10 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
     `undone_tokens` is what taking the last step back would give.
     """
     parts = sorted(zip(budget.media_tokens, paths, media, strict=True), key=lambda part: -part[0])
-    named = [f"{path} {tokens:,}{_frames(medium)}" for tokens, path, medium in parts[:_MOST_NAMED]]
+    named = [f"{path} {tokens:,}{_frames(medium.frame_count)}" for tokens, path, medium in parts[:_MOST_NAMED]]
     rest = sum(tokens for tokens, _, _ in parts[_MOST_NAMED:])
     named += [f"other media {rest:,}"] * bool(rest)
-    named.append(f"text {budget.prompt_tokens - sum(budget.media_tokens):,}")
+    named.append(f"text {budget.text_tokens:,}")
     message = (
         f"no room: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
         f"up to {budget.answer_tokens:,}, but the context is {budget.context_tokens:,}"
@@ -45,25 +45,10 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
 
 def ways(budget: Budget, media: Sequence[Media]) -> list[str]:
     """Return the settings each of which would do alone."""
-    found = []
-    videos = [(tokens, medium) for tokens, medium in zip(budget.media_tokens, media, strict=True) if _is_video(medium)]
-    frame_tokens = sum(tokens // _count(video) for tokens, video in videos)
-    fit = (sum(tokens for tokens, _ in videos) + budget.left) // frame_tokens if videos else 0
-    if fit >= 1:
-        found.append(f"/set frames {fit}")
-    answer_tokens = budget.context_tokens - budget.prompt_tokens
-    if answer_tokens >= _FEWEST_TOKENS:
-        found.append(f"/set max_new_tokens {answer_tokens}")
-    return found
+    frames, answer_tokens = budget.frames_each([medium.frame_count for medium in media]), budget.longest_answer
+    longer = [f"/set max_new_tokens {answer_tokens}"] if answer_tokens >= _FEWEST_TOKENS else []
+    return [*([f"/set frames {frames}"] if frames else []), *longer]
 
 
-def _is_video(medium: Media) -> bool:
-    return not isinstance(medium, Picture)
-
-
-def _count(medium: Media) -> int:
-    return 1 if isinstance(medium, Picture) else len(medium.images)
-
-
-def _frames(medium: Media) -> str:
-    return "" if isinstance(medium, Picture) else f" for {len(medium.images)} frames"
+def _frames(count: int) -> str:
+    return f" for {count} frames" if count else ""

@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 
-from ..conversation import Budget, Request
+from ..conversation import Request
 from ..errors import LlvidError, MediaError, ModelError, described, first_line
 from ..model import Model
+from ..prompt.budget import Budget
 from ..runs.batches import BatchSize, answered, kind_of
 from ..runs.caption import CaptionJob
 from ..runs.inputs import Part, found_in

@@ -250,7 +250,7 @@ class _Measured:
         limits, facts = self._limits, self._subject.facts
         if limits is None or facts is None:
             return frames * batch
-        parameters = facts.parameters
-        operations = 2 * parameters.language_linear * facts.frame_tokens + 2 * parameters.vision * facts.frame_side**2
+        parameters, rates = facts.parameters, facts.rates
+        operations = 2 * parameters.language_linear * rates.frame_tokens + 2 * parameters.vision * rates.side**2
         steps = self._plan.new_tokens * limits.step_bytes / limits.copy_bytes_per_second
         return frames * batch * operations / limits.operations_per_second + steps

@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import local_folder, locate
-from ..checkpoint.adaptation import adapted, can_scale, factor_for
-from ..checkpoint.config import Checkpoint, describe, read_config
+from ..checkpoint.config import Checkpoint, adapted, describe, read_config
 from ..checkpoint.hub import ROOM_HINT, cached, explained, resolve
-from ..checkpoint.needs import Need
 from ..checkpoint.random_weights import random_folder
-from ..checkpoint.size import Quantized
+from ..checkpoint.size import MemoryEstimate, Quantized
 from ..errors import LlvidError, ModelError
-from ..inference import placement as precision
-from ..inference.devices import Device
-from ..inference.placement import stored_quantization
+from ..inference.placement import Device, choose_placement, stored_quantization
 from ..model import Loading
+from ..prompt.budget import QUESTION_TOKENS, Budget
 from ..system.machine import Accelerators, Memory
 from . import packages
 
@@ -29,7 +26,6 @@ _PUBLISHED = {
     "llava-hf/LLaVA-NeXT-Video-34B-hf": "34B",
     "llava-hf/LLaVA-NeXT-Video-34B-DPO-hf": "34B",
 }
-_QUESTION_TOKENS = 100  # of a short question with what the chat template puts around it
 _FILE_BYTES = 2  # for each parameter in the published files
 _SLOW_PARAMETERS = 10**9
 
@@ -88,7 +84,7 @@ class Choice:
     frames: int | None = None
     tokens: int | None = None
     context_tokens: int | None = None
-    need: Need | None = None
+    need: MemoryEstimate | None = None
     room_bytes: int | None = None
 
 
@@ -102,9 +98,11 @@ def choose(question: Question, host: Host) -> tuple[Choice, list[Problem]]:
     loading = question.loading
     config = adapted(read_config(config_folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     checkpoint = describe(config)
-    tokens = (question.frames or 0) * checkpoint.frame_tokens + _QUESTION_TOKENS + question.max_new_tokens
+    media_tokens = (question.frames or 0) * checkpoint.rates.frame_tokens
+    tokens = media_tokens + QUESTION_TOKENS + question.max_new_tokens
     if question.rope_auto:
-        checkpoint = describe(adapted(config, factor_for(checkpoint, tokens)))
+        checkpoint = describe(adapted(config, checkpoint.factor_for(tokens)))
+    budget = Budget(media_tokens + QUESTION_TOKENS, question.max_new_tokens, checkpoint.context_tokens, (media_tokens,))
     problems = []
     if folder is None:
         size = _FILE_BYTES * checkpoint.parameters.total
@@ -119,8 +117,8 @@ def choose(question: Question, host: Host) -> tuple[Choice, list[Problem]]:
         tokens=tokens,
         context_tokens=checkpoint.context_tokens,
     )
-    if tokens > checkpoint.context_tokens:
-        problems.append(_too_long(checkpoint, tokens, question))
+    if budget.left < 0:
+        problems.append(_too_long(checkpoint, budget, question))
     device = _device(loading.device, host)
     if device is None:
         problems.append(Problem(f"there is no device {loading.device} here", "--device auto", True))
@@ -171,7 +169,7 @@ def _fit(
         problems.append(Problem("quantized weights need bitsandbytes", "pip install bitsandbytes", True))
     choice = replace(choice, device=device.name)
     try:
-        found = precision.choose(
+        found = choose_placement(
             choice.model, checkpoint, device, loading.quantize, loading.dtype, choice.frames, stored, choice.tokens
         )
     except LlvidError as error:
@@ -199,9 +197,9 @@ def _fit(
     return choice, problems
 
 
-def _too_long(checkpoint: Checkpoint, tokens: int, question: Question) -> Problem:
-    frames = checkpoint.frames_that_fit(_QUESTION_TOKENS + question.max_new_tokens)
-    more = f", or --rope-factor {factor_for(checkpoint, tokens):g}" if can_scale(checkpoint) else ""
+def _too_long(checkpoint: Checkpoint, budget: Budget, question: Question) -> Problem:
+    tokens, frames = budget.prompt_tokens + budget.answer_tokens, budget.frames_each([question.frames or 0])
+    more = f", or --rope-factor {checkpoint.factor_for(tokens):g}" if checkpoint.can_scale else ""
     return Problem(
         f"{question.frames} frames, a question and {question.max_new_tokens} tokens of answer are {tokens:,} tokens; "
         f"{question.model} takes {checkpoint.context_tokens:,}",

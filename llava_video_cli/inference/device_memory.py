@@ -1,19 +1,21 @@
-"""Memory of the device that a model runs on: what is free, what an answer takes, what a run took at most."""
+"""Memory of the device that a model runs on: what is free, what would fit, the peak of a run."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from ..checkpoint.config import TEXT_TOKENS
-from ..system import machine
+from ..checkpoint.config import Checkpoint
+from ..checkpoint.size import BATCH_SHARE, answer_bytes
+from ..conversation import Request
+from ..prompt.budget import SHORT_TEXT_TOKENS
+from .placement import unused_bytes
 
-# What is said by torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.
+# The words of torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.
 _OUT_OF_MEMORY = (
     "can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
     "could not create a primitive", "could not create a memory",
@@ -21,36 +23,21 @@ _OUT_OF_MEMORY = (
 # glibc's malloc.h; the largest is what its own rule comes to at most.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES, _LARGEST_BYTES = 2**17, 2**25
-# What may be filled: on a CPU, the rest of the machine and the frames that wait need theirs.
-_SHARE = {"cuda": 0.9, "cpu": 0.5, "mps": 0.5}
-# Tensors of a layer's width and of its MLP's width that stand side by side while a prompt is computed.
-_HIDDEN_COPIES, _MLP_COPIES = 6, 3
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return the bytes that may be filled on a device; infinity where the system doesn't tell."""
-    return _SHARE.get(device.type, 0.5) * _unused_bytes(device)
+    """Return the bytes that a batch or a kept cache may fill on a device; infinity where the system doesn't tell."""
+    return BATCH_SHARE.get(device.type, 0.5) * unused_bytes(device.type, device.index)
 
 
-def answer_bytes(model: Any, tokens: int) -> int:
-    """Return about what one answer of a batch takes: the KV cache of all its tokens, and the widest layer's tensors.
-
-    The cache has, for each token and layer, a key and a value of every KV head.
-    """
-    text = model.config.get_text_config()
-    heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    width = model.get_input_embeddings().weight.element_size()
-    cache = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head_width
-    layer = _HIDDEN_COPIES * text.hidden_size + _MLP_COPIES * text.intermediate_size
-    return int(tokens * (cache + layer) * width)
-
-
-def what_fits(model: Any, *, frame_tokens: int, frames: int, answer_tokens: int, can_quantize: bool) -> str:
-    """Return what would fit the memory that is free now, where an answer on so many frames didn't."""
-    device = model.get_input_embeddings().weight.device
-    tokens = min(free_bytes(device) / answer_bytes(model, 1), 2.0**31)
-    fit = int(tokens - TEXT_TOKENS - answer_tokens) // frame_tokens
+def what_fits(
+    device: torch.device, checkpoint: Checkpoint, dtype: str, requests: Sequence[Request], *, can_quantize: bool
+) -> str:
+    """Return what would fit the memory that is free now, where the answers to requests didn't."""
+    tokens = int(min(free_bytes(device) / answer_bytes(checkpoint, dtype, 1), 2.0**31))
+    answer_tokens = max(request.generation.max_new_tokens for request in requests)
+    fit = (tokens - SHORT_TEXT_TOKENS - answer_tokens) // checkpoint.rates.frame_tokens
+    frames = max((medium.frame_count for request in requests for medium in request.media), default=0)
     ways = [f"--frames {fit}" if 0 < fit < frames else "fewer --frames", "a smaller --max-new-tokens"]
     ways += ["--quantize 4bit"] * can_quantize
     return f"{', '.join(ways[:-1])} or {ways[-1]}; or close what else takes memory"
@@ -105,14 +92,3 @@ def peak_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _unused_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # what torch has taken from the device and not given out counts too
-        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    try:
-        return float(machine.memory().free_bytes)
-    except (OSError, ValueError, KeyError):  # the system doesn't tell
-        return float("inf")

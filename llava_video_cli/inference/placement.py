@@ -1,4 +1,4 @@
-"""Which precision a checkpoint is loaded in: the widest that leaves room for a prompt, by arithmetic alone."""
+"""Where and how a checkpoint is loaded: device, precision and attention kernel, by what is there and by arithmetic."""
 
 from __future__ import annotations
 
@@ -7,33 +7,102 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..checkpoint.config import Checkpoint
-from ..checkpoint.needs import Need, need
-from ..checkpoint.size import Quantized
+from ..checkpoint.size import LOAD_SHARE, MemoryEstimate, Quantized, estimate_memory
 from ..errors import ModelError, UsageError
-from ..model import DType, Quantize
-from .devices import Device
+from ..model import Attention, DType, Quantize
+from ..prompt.budget import SHORT_TEXT_TOKENS, TEXT_TOKENS
+from ..system.machine import may_have_accelerator, memory, processor
 
-Width = Literal["float32", "float16", "bfloat16"]
+DeviceKind = Literal["cpu", "cuda", "mps"]
+Precision = Literal["float32", "float16", "bfloat16"]
+Kernel = Literal["sdpa", "flash_attention_2", "eager"]
 
 TRAINED_FRAMES = 32
-_TEXT_TOKENS = 1000  # of question and answer, beside the frames, as LLaVA-NeXT's own demo counts
-_LEAST_TOKENS = 512  # beside one frame: without that much room there is no answer at all
-_SHARE = {"cuda": 0.92, "cpu": 0.9, "mps": 0.9}  # of what is free: allocators leave holes, and others live there too
 _SMALL = 500_000_000  # parameters below which a CPU's float32 is quick enough, and exact
 _GB = 1e9
 
 
 @dataclass(frozen=True)
-class Choice:
+class Device:
+    """A device, or several CUDA devices that may share a model.
+
+    `numbers` and `free_bytes` go together, in the order in which the devices are filled. `bfloat16` tells whether the
+    device multiplies in it natively.
+    """
+
+    kind: DeviceKind
+    numbers: tuple[int, ...]
+    free_bytes: tuple[float, ...]
+    bfloat16: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the first one, as torch has it."""
+        return f"cuda:{self.numbers[0]}" if self.kind == "cuda" else self.kind
+
+
+def find_device(device: str) -> Device:
+    """Return the device asked for; `auto` takes all CUDA devices, or Apple's, or the CPU.
+
+    Imports torch, but for a CPU. Raises `UsageError` for what is no device, `ModelError` for one that isn't there.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise UsageError(f"no device is called {device!r}", "auto, cpu, cuda, cuda:N or mps")
+    if kind == "cpu" or (kind == "auto" and not may_have_accelerator()):
+        return _cpu()
+    import torch
+
+    count = torch.cuda.device_count() if kind != "mps" and torch.cuda.is_available() else 0
+    if count and int(number or 0) < count:
+        return _cuda([int(number)] if number else list(range(count)))
+    if kind in ("auto", "mps") and torch.backends.mps.is_available():
+        return Device("mps", (0,), (float(torch.mps.recommended_max_memory()),), bfloat16=False)
+    if kind == "auto":
+        return _cpu()
+    raise ModelError(f"there is no device {device} here", "`--device auto` takes what is there")
+
+
+def unused_bytes(kind: str, number: int | None = None) -> float:
+    """Return the bytes that are free on a device; infinity where the system doesn't tell.
+
+    Of a CUDA device (None for the current one), what torch holds and has given to nobody counts as free.
+    """
+    if kind == "cuda":
+        import torch
+
+        held = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+        return float(torch.cuda.mem_get_info(number)[0] + held)
+    try:
+        return float(memory().free_bytes)
+    except (OSError, ValueError, KeyError):
+        return float("inf")
+
+
+def _cpu() -> Device:
+    return Device("cpu", (0,), (unused_bytes("cpu"),), processor().has_bfloat16)
+
+
+def _cuda(numbers: list[int]) -> Device:
+    import torch
+
+    free = {number: unused_bytes("cuda", number) for number in numbers}
+    numbers = sorted(numbers, key=lambda number: -free[number])  # stable: of equal ones the first stays the first
+    native = all(torch.cuda.get_device_capability(number) >= (8, 0) for number in numbers)
+    return Device("cuda", tuple(numbers), tuple(free[number] for number in numbers), native)
+
+
+@dataclass(frozen=True)
+class Placement:
     """What a checkpoint is loaded as, and on which devices; of several, accelerate shares its layers out.
 
     `need` is what it takes with the prompt that was thought of.
     """
 
     quantize: Quantized
-    dtype: Width
+    dtype: Precision
     device: Device
-    need: Need
+    need: MemoryEstimate
     note: str | None = None
 
     @property
@@ -44,12 +113,12 @@ class Choice:
     @property
     def most_bytes(self) -> dict[int, int]:
         """What each device may be filled with."""
-        share = _SHARE[self.device.kind]
+        share = LOAD_SHARE[self.device.kind]
         free = zip(self.device.numbers, self.device.free_bytes, strict=True)
         return {number: int(share * each) for number, each in free}
 
 
-def choose(
+def choose_placement(
     name: str,
     checkpoint: Checkpoint,
     device: Device,
@@ -58,7 +127,7 @@ def choose(
     frames: int | None = None,
     stored: Quantized | None = None,
     tokens: int | None = None,
-) -> Choice:
+) -> Placement:
     """Return the widest precision whose weights fit the device beside a prompt with so many frames.
 
     `tokens` are those of the prompt and the answer, if they are known.
@@ -75,14 +144,14 @@ def choose(
     if device.kind == "mps" and (stored or quantize in ("8bit", "4bit")):
         raise ModelError("bitsandbytes can't quantize on mps", "`--quantize none`, or `--device cpu`")
     frames = frames or TRAINED_FRAMES
-    tokens = tokens or min(frames * checkpoint.frame_tokens + _TEXT_TOKENS, checkpoint.context_tokens)
+    tokens = tokens or min(frames * checkpoint.rates.frame_tokens + TEXT_TOKENS, checkpoint.context_tokens)
     kinds: tuple[Quantized, ...] = ("none", "8bit", "4bit") if quantize == "auto" else (quantize,)
     if stored is not None or device.kind == "mps":
         kinds = (stored or "none",)
     tried = [
-        Choice(kind, width, part, need(checkpoint, kind, width, tokens, frames))
+        Placement(kind, precision, part, estimate_memory(checkpoint, kind, precision, tokens, frames))
         for kind in kinds
-        for width in _widths(checkpoint, device, kind, dtype)
+        for precision in _precisions(checkpoint, device, kind, dtype)
         for part in _parts(device)
     ]
     roomy = [each for each in tried if each.need.total_bytes <= _usable(each.device)]
@@ -116,7 +185,7 @@ def _parts(device: Device) -> Iterator[Device]:
         yield replace(device, numbers=device.numbers[:count], free_bytes=device.free_bytes[:count])
 
 
-def _widths(checkpoint: Checkpoint, device: Device, kind: Quantized, dtype: DType) -> tuple[Width, ...]:
+def _precisions(checkpoint: Checkpoint, device: Device, kind: Quantized, dtype: DType) -> tuple[Precision, ...]:
     if dtype != "auto":
         return (dtype,)
     if device.kind == "mps":
@@ -129,10 +198,10 @@ def _widths(checkpoint: Checkpoint, device: Device, kind: Quantized, dtype: DTyp
 
 
 def _usable(device: Device) -> float:
-    return _SHARE[device.kind] * sum(device.free_bytes)
+    return LOAD_SHARE[device.kind] * sum(device.free_bytes)
 
 
-def _tightest(checkpoint: Checkpoint, tried: list[Choice]) -> Choice | None:
+def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | None:
     """Return the smallest choice if it leaves room for a prompt of some frames at least, with a note on how many."""
     last = tried[-1]
     fit = 0
@@ -144,32 +213,32 @@ def _tightest(checkpoint: Checkpoint, tried: list[Choice]) -> Choice | None:
     return replace(last, note=note)
 
 
-def _fits(choice: Choice, checkpoint: Checkpoint, frames: int) -> bool:
+def _fits(choice: Placement, checkpoint: Checkpoint, frames: int) -> bool:
     return _least_need(choice, checkpoint, frames).total_bytes <= _usable(choice.device)
 
 
-def _least_need(choice: Choice, checkpoint: Checkpoint, frames: int) -> Need:
+def _least_need(choice: Placement, checkpoint: Checkpoint, frames: int) -> MemoryEstimate:
     """Return what a short question on so many frames takes."""
-    tokens = frames * checkpoint.frame_tokens + _LEAST_TOKENS
-    return need(checkpoint, choice.quantize, choice.dtype, tokens, frames)
+    tokens = frames * checkpoint.rates.frame_tokens + SHORT_TEXT_TOKENS
+    return estimate_memory(checkpoint, choice.quantize, choice.dtype, tokens, frames)
 
 
-def _noted(taken: Choice, widest: Choice) -> Choice:
-    """Return a choice with a word on it, if it isn't the one that would be taken where memory is no matter."""
-    if taken.is_shared:
-        note = f"{_loaded_as(taken)}, shared by {', '.join(f'cuda:{number}' for number in taken.device.numbers)}"
-    elif (taken.quantize, taken.dtype) != (widest.quantize, widest.dtype):
+def _noted(choice: Placement, widest: Placement) -> Placement:
+    """Return a choice with a note on it, unless it is the one that would be made with any amount of memory."""
+    if choice.is_shared:
+        note = f"{_loaded_as(choice)}, shared by {', '.join(f'cuda:{number}' for number in choice.device.numbers)}"
+    elif (choice.quantize, choice.dtype) != (widest.quantize, widest.dtype):
         needed = widest.need.total_bytes / _GB
         note = (
-            f"{_loaded_as(taken)}: {_words(widest.quantize, widest.dtype)} would take {needed:.1f} GB with a prompt, "
+            f"{_loaded_as(choice)}: {_words(widest.quantize, widest.dtype)} would take {needed:.1f} GB with a prompt, "
             f"and {sum(widest.device.free_bytes) / _GB:.1f} GB are free on {widest.device.name}"
         )
     else:
-        return taken
-    return replace(taken, note=note)
+        return choice
+    return replace(choice, note=note)
 
 
-def _loaded_as(choice: Choice) -> str:
+def _loaded_as(choice: Placement) -> str:
     return f"weights in {_words(choice.quantize, choice.dtype)} ({choice.need.weights_bytes / _GB:.1f} GB)"
 
 
@@ -177,7 +246,7 @@ def _words(quantize: Quantized, dtype: str = "16 bits") -> str:
     return {"none": dtype, "8bit": "8 bits", "4bit": "4 bits"}[quantize]
 
 
-def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Choice]) -> ModelError:
+def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Placement]) -> ModelError:
     """Return the error that says what it takes, what is free, and what would fit."""
     least = tried[-1]
     where = f"{least.device.name}" if not least.is_shared else f"{len(least.device.numbers)} CUDA devices together"
@@ -196,3 +265,33 @@ def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Choi
         hints.append("`--device cpu` uses the machine's memory, slowly")
     hints.append("a smaller checkpoint, or more memory free")
     return ModelError(message, "; ".join(hints[:2]))
+
+
+def choose_attention(attention: Attention, device: Device, dtype: Precision) -> Kernel:
+    """Return the attention kernel asked for; `auto` takes flash_attention_2 where it can run, else sdpa.
+
+    Raises `ModelError` with the reason for one that can't run on the device.
+    """
+    if attention in ("sdpa", "eager"):
+        return attention
+    why = _why_no_flash(device, dtype)
+    if why is None:
+        return "flash_attention_2"
+    if attention == "auto":
+        return "sdpa"
+    raise ModelError(f"flash_attention_2 can't be used: {why}", "`--attention auto` takes what is there")
+
+
+def _why_no_flash(device: Device, dtype: Precision) -> str | None:
+    if device.kind != "cuda":
+        return f"it runs on CUDA devices, not on {device.kind}"
+    if dtype == "float32":
+        return "it takes float16 or bfloat16, not float32"
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    if any(torch.cuda.get_device_capability(number) < (8, 0) for number in device.numbers):
+        return "it needs an Ampere GPU or a newer one"
+    if not is_flash_attn_2_available():
+        return "the package flash-attn isn't installed, or doesn't fit this torch"
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,15 @@ class Assembly:
     """
 
     def __init__(
-        self, decoder: Decoder, vision: Vision, pad_id: int, prefix_reuse: bool, conversations: int = 1
+        self,
+        decoder: Decoder,
+        vision: Vision,
+        pad_id: int,
+        answer_bytes: Callable[[int], int],
+        prefix_reuse: bool,
+        conversations: int = 1,
     ) -> None:
-        self._decoder, self._vision, self._pad_id = decoder, vision, pad_id
+        self._decoder, self._vision, self._pad_id, self._answer_bytes = decoder, vision, pad_id, answer_bytes
         self.prefix, self._prefix_reuse = Prefix(conversations), prefix_reuse
         self.beginnings = Beginnings(_BEGINNINGS * conversations if conversations > 1 else 0)
         self.spare: Any = None
@@ -115,7 +121,7 @@ class Assembly:
 
     def _make_room(self, rows: int, tokens: int) -> None:
         """Give the memory of single prompts back to a batch; those of several conversations if it needs it."""
-        needed = rows * memory.answer_bytes(self._decoder.model, tokens)
+        needed = rows * self._answer_bytes(tokens)
         if self.prefix.most == 1 or needed > memory.free_bytes(self._decoder.device):
             self.prefix.drop()
             self.beginnings.drop()

@@ -11,29 +11,20 @@ import torch
 from numpy.typing import NDArray
 from transformers.image_utils import SizeDict
 
-from ..checkpoint.tokens import picture_tokens
+from ..checkpoint.size import FRAMES_AT_ONCE
 from ..conversation import Media
 from ..errors import ModelError
 from ..video.image import Picture
 from .loader import Loaded
-
-# Frames that go through the vision tower together: bounds its activations for long prompts.
-_FRAMES_AT_ONCE = 32
 
 
 class Vision:
     """The vision tower, the pooling and the projector of a loaded checkpoint."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._model, self._processor, self._checkpoint = loaded.model, loaded.processor, loaded.checkpoint
+        self._model, self._processor, self._rates = loaded.model, loaded.processor, loaded.checkpoint.rates
         # Features live as long as their media: a second question on a video does not encode it again.
         self._known: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
-
-    def token_count(self, medium: Media) -> int:
-        """Return how many tokens of the prompt a medium takes, without encoding it."""
-        if not isinstance(medium, Picture):
-            return len(medium.images) * self._checkpoint.frame_tokens
-        return picture_tokens(self._checkpoint, *medium.pixels.shape[:2])
 
     def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
         """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.
@@ -57,9 +48,9 @@ class Vision:
     def _videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
         """Encode videos, uint8 (frames, height, width, 3) each; frames are cropped to a square and pooled."""
         parts: list[list[torch.Tensor]] = [[] for _ in videos]
-        for chunk in chunks([len(video) for video in videos], _FRAMES_AT_ONCE):
+        for chunk in chunks([len(video) for video in videos], FRAMES_AT_ONCE):
             pixels = torch.cat([self._pixels(videos[number][frames]) for number, frames in chunk])
-            counts = [(frames.stop - frames.start) * self._checkpoint.frame_tokens for _, frames in chunk]
+            counts = [(frames.stop - frames.start) * self._rates.frame_tokens for _, frames in chunk]
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
                 parts[number].append(part)
@@ -77,7 +68,7 @@ class Vision:
             images=[picture.pixels], return_tensors="pt", input_data_format="channels_last"
         )
         features = self._features("image", pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"])
-        return _checked(features, self.token_count(picture))
+        return _checked(features, picture.tokens(self._rates))
 
     def _features(self, kind: str, pixel_values: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
         model, config = self._model, self._model.config

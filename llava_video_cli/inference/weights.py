@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from ..checkpoint.config import weight_names
 from ..checkpoint.random_weights import has_random_weights
-from .placement import Choice
+from .placement import Placement
 
 # The format's names of what checkpoints are stored in: 16 or 32 bits, and what bitsandbytes packs.
 _DTYPES = {
@@ -67,15 +67,15 @@ class Mapped:
 
 
 @contextmanager
-def weights(folder: Path, config: Any, choice: Choice) -> Iterator[dict[str, Any]]:
+def weights(folder: Path, config: Any, placement: Placement) -> Iterator[dict[str, Any]]:
     """Give all tensors by their names, each as something that makes it when it is indexed: `tensor[...]`.
 
     Raises `SafetensorError` or `OSError` for files that can't be read.
     """
     if has_random_weights(folder):
-        yield draw(config, getattr(torch, choice.dtype), torch.device(choice.device.name))
+        yield draw(config, getattr(torch, placement.dtype), torch.device(placement.device.name))
         return
-    is_mps = choice.device.kind == "mps"  # safetensors reads straight into its memory
+    is_mps = placement.device.kind == "mps"  # safetensors reads straight into its memory
     tensors: dict[str, Any] = {}
     with ExitStack() as files:
         for path in (folder / name for name in weight_names(folder)):

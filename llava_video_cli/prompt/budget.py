@@ -1,4 +1,7 @@
-"""A checkpoint before its weights are read: what a request would take of its context. Nothing heavy is imported."""
+"""Whether a prompt and its answer fit the context of a model, and what would help if they don't.
+
+Nothing heavy is imported: a checkpoint is asked before its weights are read.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,148 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.adaptation import LEAST_TEXT_TOKENS, can_scale, factor_for
 from ..checkpoint.config import Checkpoint
-from ..checkpoint.tokens import picture_tokens
-from ..conversation import Budget, Media, Request, Turn
-from ..video.image import Picture
+from ..conversation import Media, Request, Turn
+from ..errors import ContextError
 from .chat_template import IMAGE, VIDEO, ChatTemplate, render
 
+# Tokens of question and answer beside the frames, as LLaVA-NeXT's demo counts: `ceil((144 * frames + 1000) / 4096)`.
+TEXT_TOKENS = 1000
+# Those of a short question and a short answer, where it is said how many frames would fit.
+SHORT_TEXT_TOKENS = 512
+QUESTION_TOKENS = 100  # of a short question with what the chat template puts around it
+_LEAST_CONTEXT_TOKENS = 4096  # of the published checkpoints
 # A text has at most so many tokens for each of its bytes (a space is three bytes to a tokenizer that lacks it), and
-# each turn's marks so many.
+# the marks around each turn at most so many.
 _MOST_TOKENS_A_BYTE, _MOST_TOKENS_A_TURN = 3, 100
+# Estimates for a server's model, whose tokenizer isn't here, meant to be too high: a token of text is seldom shorter
+# than three bytes; a frame of the published checkpoints takes 144 tokens, and a picture, cut into tiles, up to 20 times
+# a frame.
+_TOKEN_BYTES, _TURN_TOKENS, _FRAME_TOKENS, _PICTURE_FRAMES = 3, 16, 144, 20
+# The tokenizers library counts the text before the model is loaded; transformers may add or drop a token or two.
+_SLACK_TOKENS = 16
+# Beyond this factor, answers of a checkpoint that wasn't trained on scaled positions fall apart; up to this stride, the
+# 9 tokens that are left still show a frame.
+_MOST_FACTOR, _MOST_STRIDE = 4.0, 8
+_FEWEST_ANSWER_TOKENS = 64  # a hint offers no shorter answer
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What is known of a checkpoint without its weights; `folder` has its tokenizer and its chat template."""
+class Budget:
+    """What a request takes of a model's context, all in tokens.
+
+    `answer_tokens` is the longest answer that is allowed; `media_tokens` has the part of the prompt that each medium
+    takes, in their order. An estimate is rather too high; `context_tokens` is 0 where it is unknown.
+    """
+
+    prompt_tokens: int
+    answer_tokens: int
+    context_tokens: int
+    media_tokens: tuple[int, ...] = ()
+    is_estimate: bool = False
+
+    @property
+    def left(self) -> int:
+        """What is left; below zero the request does not fit."""
+        return (self.context_tokens or _LEAST_CONTEXT_TOKENS) - self.prompt_tokens - self.answer_tokens
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the request is sure not to fit."""
+        return self.left < 0 and not self.is_estimate
+
+    @property
+    def text_tokens(self) -> int:
+        """The part of the prompt that is no media."""
+        return self.prompt_tokens - sum(self.media_tokens)
+
+    @property
+    def longest_answer(self) -> int:
+        """The longest answer that would fit; below zero the prompt alone is too long."""
+        return self.context_tokens - self.prompt_tokens
+
+    def frames_each(self, counts: Sequence[int]) -> int:
+        """Return how many frames of each video would fit, if each had as many.
+
+        `counts` has the frames of each medium now, 0 for a picture. Without videos, the result is 0.
+        """
+        videos = [(tokens, count) for tokens, count in zip(self.media_tokens, counts, strict=True) if count]
+        frame_tokens = sum(tokens // count for tokens, count in videos)
+        return max(0, sum(tokens for tokens, _ in videos) + self.left) // frame_tokens if frame_tokens else 0
+
+
+@dataclass(frozen=True)
+class _EstimatedRates:
+    """What a server's model takes for media; a picture counts as the largest one."""
+
+    frame_tokens: int
+
+    def picture_tokens(self, height: int, width: int) -> int:
+        del height, width
+        return _PICTURE_FRAMES * self.frame_tokens
+
+
+def estimated(request: Request, frame_tokens: int, context_tokens: int) -> Budget:
+    """Return the budget of a request to a server; a number is 0 where the server doesn't tell it."""
+    rates = _EstimatedRates(frame_tokens or _FRAME_TOKENS)
+    media = tuple(medium.tokens(rates) for medium in request.media)
+    text = sum(len(turn.text.encode("utf-8", "replace")) // _TOKEN_BYTES + _TURN_TOKENS for turn in request.turns)
+    return Budget(text + sum(media), request.generation.max_new_tokens, context_tokens, media, is_estimate=True)
+
+
+def refusal(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[Media]) -> ContextError:
+    """Return the error of a request that doesn't fit; `budget` is what it takes, in the order of its `media`.
+
+    The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
+    answer.
+    """
+    counts = [medium.frame_count for medium in media]
+    frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts)
+    takes = (
+        f"the prompt takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, but the "
+        f"context is {budget.context_tokens:,}"
+    )
+    if each:
+        fit = _frames(each * videos) + (f" of {videos} videos" if videos > 1 else "")
+        takes = f"{name} takes {fit} with this question; {frames} were asked for ({takes})"
+    else:
+        takes = takes.replace("context is", f"context of {name} is") + (f" ({_frames(frames)})" if frames else "")
+    ways = [f"--frames {each}"] * bool(each) + _ways(checkpoint, budget, frames)
+    return ContextError(takes, f"what fits: {' or '.join(ways)}" if ways else "ask a shorter question")
+
+
+def question_refusal(name: str, budget: Budget) -> ContextError:
+    """Return the error of a question without media that doesn't fit."""
+    return ContextError(
+        f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "
+        f"but the context of {name} is {budget.context_tokens:,}",
+        "ask a shorter question, or allow a shorter answer with --max-new-tokens",
+    )
+
+
+def _frames(count: int) -> str:
+    return "1 frame" if count == 1 else f"{count} frames"
+
+
+def _ways(checkpoint: Checkpoint, budget: Budget, frames: int) -> list[str]:
+    """Return the settings, but for the number of frames, each of which would do alone."""
+    ways, rates, needed = [], checkpoint.rates, budget.prompt_tokens + budget.answer_tokens
+    for stride in rates.strides if frames and checkpoint.can_pool else ():
+        saved = frames * (rates.frame_tokens - replace(rates, pool_stride=stride).frame_tokens)
+        if needed - saved <= budget.context_tokens and rates.pool_stride < stride <= _MOST_STRIDE:
+            ways.append(f"--pool-stride {stride}")
+            break
+    factor = checkpoint.factor_for(needed)
+    if checkpoint.can_scale and factor <= _MOST_FACTOR:
+        ways.append(f"--rope-factor {factor:g}")
+    if budget.longest_answer >= _FEWEST_ANSWER_TOKENS:
+        ways.append(f"--max-new-tokens {budget.longest_answer}")
+    return ways
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts what requests take of a checkpoint's context; `folder` has its tokenizer and its chat template."""
 
     name: str
     checkpoint: Checkpoint
@@ -32,47 +162,49 @@ class Outline:
 
     @property
     def counts_text(self) -> bool:
-        """Whether texts can be counted."""
+        """Whether texts can be counted: that needs `tokenizer.json`."""
         return self._tokenizer is not None
 
-    def media_tokens(self, medium: Media) -> int:
-        """Return how many tokens of a prompt a medium takes."""
-        if isinstance(medium, Picture):
-            return picture_tokens(self.checkpoint, *medium.pixels.shape[:2])
-        return len(medium.images) * self.checkpoint.frame_tokens
-
     def budget(self, request: Request) -> Budget:
-        """Return what a request takes of the context, as `Model.budget` does; of text that can't be counted, nothing.
-
-        The text of a checkpoint without `tokenizer.json` can't be counted.
-        """
-        media = tuple(self.media_tokens(medium) for medium in request.media)
-        return self._budget(request, media, self._text_tokens(request.turns))
+        """Return what a request takes, as `Model.budget` does; text that can't be counted counts nothing."""
+        return self._budget(request, self._text_tokens(request.turns))
 
     def bound(self, request: Request) -> Budget:
         """Return a budget that a request surely keeps; costs next to nothing."""
-        media = tuple(self.media_tokens(medium) for medium in request.media)
-        text = sum(_MOST_TOKENS_A_BYTE * len(turn.text.encode()) + _MOST_TOKENS_A_TURN for turn in request.turns)
-        return self._budget(request, media, text)
+        turns = request.turns
+        return self._budget(
+            request, sum(_MOST_TOKENS_A_BYTE * len(turn.text.encode()) + _MOST_TOKENS_A_TURN for turn in turns)
+        )
 
-    def stretched(self, budgets: Iterable[Budget]) -> Outline:
-        """Return the checkpoint with the RoPE factor that requests of such budgets need; where none is, as it is.
+    def surely_fits(self, request: Request) -> bool:
+        """Whether a request fits without a doubt."""
+        if self.bound(request).left >= 0:
+            return True
+        return self.counts_text and self.budget(request).left >= _SLACK_TOKENS
+
+    def check(self, request: Request) -> None:
+        """Raise `ContextError` for a request that is sure not to fit."""
+        budget = self.budget(request)
+        if budget.left < -_SLACK_TOKENS:
+            raise refusal(self.name, self.checkpoint, budget, request.media)
+
+    def stretched(self, budgets: Iterable[Budget]) -> TokenCounter:
+        """Return one with the RoPE factor that requests of such budgets need; the same where none can be applied.
 
         Source: LLaVA-NeXT's demo, which leaves 1,000 tokens for text.
         """
-        known = self.checkpoint
-        if not can_scale(known):
+        if not self.checkpoint.can_scale:
             return self
-        needed = [
-            sum(budget.media_tokens)
-            + max(LEAST_TEXT_TOKENS, budget.prompt_tokens - sum(budget.media_tokens) + budget.answer_tokens)
-            for budget in budgets
-        ]
-        return replace(self, checkpoint=replace(known, rope_factor=factor_for(known, max(needed, default=0))))
+        needed = (
+            sum(budget.media_tokens) + max(TEXT_TOKENS, budget.text_tokens + budget.answer_tokens) for budget in budgets
+        )
+        factor = self.checkpoint.factor_for(max(needed, default=0))
+        return replace(self, checkpoint=replace(self.checkpoint, rope_factor=factor))
 
-    def _budget(self, request: Request, media: tuple[int, ...], text_tokens: int) -> Budget:
-        answer = request.generation.max_new_tokens
-        return Budget(sum(media) + text_tokens, answer, self.checkpoint.context_tokens, media)
+    def _budget(self, request: Request, text_tokens: int) -> Budget:
+        media = tuple(medium.tokens(self.checkpoint.rates) for medium in request.media)
+        answer_tokens = request.generation.max_new_tokens
+        return Budget(sum(media) + text_tokens, answer_tokens, self.checkpoint.context_tokens, media)
 
     def _text_tokens(self, turns: Sequence[Turn]) -> int:
         tokenizer = self._tokenizer
@@ -80,8 +212,7 @@ class Outline:
             return 0
         special, bos, eos = self._special_tokens
         text = render(turns, self._template, self.checkpoint.family, special, eos)
-        opened = bool(bos) and text.startswith(bos)
-        ids = tokenizer.encode(text, add_special_tokens=not opened).ids
+        ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids
         return len(ids) - len(re.findall(f"{IMAGE}|{VIDEO}", text))
 
     @cached_property
@@ -90,7 +221,7 @@ class Outline:
 
         try:
             return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception:  # noqa: BLE001 - it raises nothing narrower; what is wrong is said when the checkpoint is loaded
+        except Exception:  # noqa: BLE001 - it raises nothing narrower; loading the checkpoint says what is wrong
             return None
 
     @cached_property

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..checkpoint.config import Family
-from ..conversation import Turn
-from ..video.image import Picture
+from ..conversation import Media, Turn
 
 IMAGE, VIDEO = "<image>", "<video>"
 # Text of the families' turn marks that tokenizers hold as plain text, not as special tokens.
@@ -77,8 +76,8 @@ def _placeholders(turn: Turn) -> str:
     return "".join(f"{_placeholder(medium)}\n" for medium in turn.media)
 
 
-def _placeholder(medium: object) -> str:
-    return IMAGE if isinstance(medium, Picture) else VIDEO
+def _placeholder(medium: Media) -> str:
+    return VIDEO if medium.is_video else IMAGE
 
 
 def _messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:

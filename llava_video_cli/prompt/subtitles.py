@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from ..conversation import Budget, Request, Segment
+from ..conversation import Request, Segment
 from ..errors import MediaError
 from ..system.digest import fingerprint
 from ..video import Frames
 from ..video.media_file import check_file
+from .budget import Budget
 
 _SUFFIXES = (".srt", ".vtt", ".ass")
 _FORMATS = "srt,webvtt,ass"  # as FFmpeg calls them; none of them reaches for another file

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ..conversation import Answer, Budget, Chunk, FinishReason, Media, Request, Usage, join
+from ..conversation import Answer, Chunk, FinishReason, Request, Usage, join
 from ..errors import LlvidError, ServerError, nearest
 from ..model import Send
-from ..video.image import Picture
+from ..prompt.budget import Budget, estimated
 from .client import CutError, Endpoint, UnreachableError
 from .engines import Dialect, Served, recognise
 
@@ -27,9 +27,6 @@ _EACH = 16  # requests at a time that a server gets without being told how many
 _MOST_AT_A_TIME = 256
 _DOWN_SECONDS = 15.0  # until a server that went away is tried again
 _TRIES = 3  # of a request whose answer is cut off
-# Estimates, meant to be too high: a token of text is seldom shorter than three bytes; a frame of the published
-# checkpoints takes 144 tokens, and a picture, cut into tiles, up to 20 times a frame.
-_TOKEN_BYTES, _FRAME_TOKENS, _PICTURE_FRAMES, _TURN_TOKENS = 3, 144, 20, 16
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -153,11 +150,8 @@ class RemoteModel:
 
     def budget(self, request: Request) -> Budget:
         """Return an estimate: only the server has the tokenizer. Rather too much than too little."""
-        served = self._servers[0].served
-        media = tuple(_tokens(medium, served.frame_tokens or _FRAME_TOKENS) for medium in request.media)
-        text = sum(len(turn.text.encode("utf-8", "replace")) // _TOKEN_BYTES + _TURN_TOKENS for turn in request.turns)
-        context = min(server.served.context_tokens for server in self._servers)
-        return Budget(text + sum(media), request.generation.max_new_tokens, context, media, is_estimate=True)
+        context_tokens = min(server.served.context_tokens for server in self._servers)
+        return estimated(request, self._servers[0].served.frame_tokens, context_tokens)
 
     def fits(self, request: Request) -> int:
         """Return how many requests are asked at a time: what fits together, the servers decide."""
@@ -269,10 +263,6 @@ def _look(endpoint: Endpoint, model: str | None, *, patient: bool) -> Served:
     names = [each.model for each in served]
     hint = nearest(model, names) or f"it has {', '.join(names[:5])}"
     raise ServerError(f"{endpoint.name} does not have the model {model}", hint)
-
-
-def _tokens(medium: Media, frame_tokens: int) -> int:
-    return frame_tokens * (_PICTURE_FRAMES if isinstance(medium, Picture) else len(medium.images))
 
 
 def _first(values: object) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..conversation import Answer, Chunk, Request, Segment, Usage
-from ..errors import ContextError, LlvidError, MediaError, UsageError
+from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
 from ..preset import Preset
+from ..prompt.budget import question_refusal
 from ..prompt.subtitles import Count, Heard, Subtitles, largest, notes_of
 from ..video import Frames, Resize, Windows
 from ..video.limits import Limits
@@ -256,11 +257,7 @@ def _check_room(question: str, preset: Preset, model: Model) -> None:
     """Refuse what would come out only at the end, hours later."""
     budget = model.budget(_request(_ANSWER, question, (), preset))
     if budget.is_exceeded:
-        raise ContextError(
-            f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "
-            f"but the context of {model.name} is {budget.context_tokens:,}",
-            "ask a shorter question, or allow a shorter answer with --max-new-tokens",
-        )
+        raise question_refusal(model.name, budget)
 
 
 def _summed(usages: Sequence[Usage], seconds: float) -> Usage:

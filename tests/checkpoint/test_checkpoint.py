@@ -10,7 +10,9 @@ import pytest
 from configs import BASE, MISTRAL, PUBLISHED, VICUNA, VISION, YI
 
 from llava_video_cli.checkpoint.config import check_weights, describe, read_config
+from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.errors import ModelError
+from llava_video_cli.prompt.budget import SHORT_TEXT_TOKENS, Budget
 
 # The values of the published configs, as far as they hang together with a fact.
 
@@ -24,9 +26,10 @@ from llava_video_cli.errors import ModelError
     ],
 )
 def test_published_configs(name: str, family: str, context: int, frames: int, video_id: int) -> None:
-    found = describe(PUBLISHED[name])
-    assert (found.family, found.context_tokens, found.frame_tokens) == (family, context, 144)
-    assert (found.frames_that_fit(), found.video_token_id, found.image_token_id) == (frames, video_id, video_id + 1)
+    checkpoint = describe(PUBLISHED[name])
+    assert (checkpoint.family, checkpoint.context_tokens, checkpoint.rates.frame_tokens) == (family, context, 144)
+    assert (checkpoint.video_token_id, checkpoint.image_token_id) == (video_id, video_id + 1)
+    assert Budget(144 + SHORT_TEXT_TOKENS, 0, context, (144,)).frames_each([1]) == frames
 
 
 @pytest.mark.parametrize(
@@ -34,14 +37,14 @@ def test_published_configs(name: str, family: str, context: int, frames: int, vi
     [("7B", 512, 7.06, 14.1, 4.2), ("7B-32K", 128, 7.57, 15.1, 4.4), ("34B", 240, 34.75, 69.5, 18.5)],
 )
 def test_published_sizes(name: str, kv_kib: int, billions: float, bf16_gb: float, nf4_gib: float) -> None:
-    found = describe(PUBLISHED[name])
-    assert found.kv_bytes() == kv_kib * 1024
-    assert round(found.parameters.total / 1e9, 2) == billions
-    assert round(found.parameters.total_bytes("none") / 1e9, 1) == bf16_gb
-    assert round(found.parameters.total_bytes("4bit") / 2**30, 1) == nf4_gib
-    linear = found.parameters.linear_bytes("none")
-    assert found.parameters.linear_bytes("8bit") / linear == pytest.approx(0.5, abs=0.001)
-    assert found.parameters.linear_bytes("4bit") / linear == pytest.approx(0.258, abs=0.001)
+    checkpoint = describe(PUBLISHED[name])
+    assert kv_bytes(checkpoint) == kv_kib * 1024
+    assert round(checkpoint.parameters.total / 1e9, 2) == billions
+    assert round(checkpoint.parameters.total_bytes("none") / 1e9, 1) == bf16_gb
+    assert round(checkpoint.parameters.total_bytes("4bit") / 2**30, 1) == nf4_gib
+    linear = checkpoint.parameters.linear_bytes("none")
+    assert checkpoint.parameters.linear_bytes("8bit") / linear == pytest.approx(0.5, abs=0.001)
+    assert checkpoint.parameters.linear_bytes("4bit") / linear == pytest.approx(0.258, abs=0.001)
 
 
 TINY = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
@@ -66,19 +69,19 @@ def test_the_numbers_of_parameters_are_those_of_transformers(config: dict[str, A
 
     with torch.device("meta"):
         model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig.from_dict(dict(config)))
-    found = describe(config).parameters
+    checkpoint = describe(config).parameters
     parts = {"vision": "model.vision_tower.", "language_linear": "_proj.weight"}
     counted = dict.fromkeys(parts, 0)
     for name, weight in model.named_parameters():
         is_vision = name.startswith(parts["vision"])
         counted["vision"] += is_vision * weight.numel()
         counted["language_linear"] += (not is_vision and name.endswith("_proj.weight")) * weight.numel()
-    assert sum(weight.numel() for weight in model.parameters()) == found.total
-    assert counted == {"vision": found.vision, "language_linear": found.language_linear}
+    assert sum(weight.numel() for weight in model.parameters()) == checkpoint.total
+    assert counted == {"vision": checkpoint.vision, "language_linear": checkpoint.language_linear}
     linears = (
         part for name, part in model.named_modules() if "language_model" in name and isinstance(part, torch.nn.Linear)
     )
-    assert sum(part.out_features for part in linears) == found.language_linear_rows
+    assert sum(part.out_features for part in linears) == checkpoint.language_linear_rows
 
 
 def test_new_style_rope_parameters_are_read_too() -> None:
@@ -126,7 +129,7 @@ def test_a_config_that_makes_no_sense_is_an_error_of_one_line(change: dict[str, 
 
 @pytest.mark.parametrize(("stride", "tokens"), [(2, 144), (3, 64), (4, 36), (8, 9)])
 def test_tokens_a_frame(stride: int, tokens: int) -> None:
-    assert describe(VICUNA | {"spatial_pool_stride": stride}).frame_tokens == tokens
+    assert describe(VICUNA | {"spatial_pool_stride": stride}).rates.frame_tokens == tokens
 
 
 def folder_with(path: Path, config: object, *files: str) -> Path:

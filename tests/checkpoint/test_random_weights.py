@@ -13,6 +13,7 @@ from llava_video_cli import Generation, Loading, Request, Sampling, Turn, join, 
 from llava_video_cli.checkpoint import locate
 from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import SIZES, has_random_weights, random_folder
+from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
 from llava_video_cli.inference.weights import Drawn, draw
@@ -37,7 +38,7 @@ def test_the_sizes_are_those_of_the_published_checkpoints(
     count = sum(math.prod(drawn.shape) for drawn in tensors(size).values())
     assert round(count / 1e9, 2) == billions
     assert facts.parameters.total == count
-    assert (facts.context_tokens, facts.frame_tokens, facts.kv_bytes()) == (context, 144, kv_kib * 1024)
+    assert (facts.context_tokens, facts.rates.frame_tokens, kv_bytes(facts)) == (context, 144, kv_kib * 1024)
 
 
 def test_a_name_is_a_size_or_an_error() -> None:

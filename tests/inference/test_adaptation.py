@@ -16,8 +16,7 @@ from scenes import VIDEO
 from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join, open_model
-from llava_video_cli.checkpoint.adaptation import adapted, factor_for, strides_of
-from llava_video_cli.checkpoint.config import describe
+from llava_video_cli.checkpoint.config import adapted, describe
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
 
@@ -93,7 +92,7 @@ def test_a_factor_is_the_whole_one(style: str) -> None:
     assert adapted(config, 2.5) == config
     assert describe(adapted(config, 4)).context_tokens == 16384
     assert adapted(config, 4)["text_config"]["rope_parameters"]["rope_theta"] == 5e6
-    with pytest.raises(UsageError, match=r"scaled by 2\.5 already; --rope-factor 2 would take context away"):
+    with pytest.raises(UsageError, match=r"scaled by 2\.5 already; --rope-factor 2 would make the context shorter"):
         adapted(config, 2)
 
 
@@ -115,14 +114,14 @@ def test_a_factor_goes_on_no_other_scaling() -> None:
 def test_auto_is_llava_next_s_own_formula_where_more_is_needed(
     config: dict[str, Any], frames: int, factor: float
 ) -> None:
-    assert factor_for(describe(config), 144 * frames + 1000) == factor
+    assert describe(config).factor_for(144 * frames + 1000) == factor
 
 
 def test_a_stride_that_does_not_divide_is_refused_with_those_that_do() -> None:
     with pytest.raises(UsageError, match="--pool-stride 5 doesn't divide the 24x24 patches") as caught:
         adapted(VICUNA, pool_stride=5)
     assert caught.value.hint == "those that do: 2, 3, 4, 6, 8, 12"
-    assert [describe(adapted(VICUNA, pool_stride=s)).frame_tokens for s in strides_of(describe(VICUNA))] == [
+    assert [describe(adapted(VICUNA, pool_stride=s)).rates.frame_tokens for s in describe(VICUNA).rates.strides] == [
         144, 64, 36, 16, 9, 4,
     ]  # fmt: skip
     with pytest.raises(UsageError, match="learned"):

@@ -16,10 +16,16 @@ from llava_video_cli import Loading, open_model
 from llava_video_cli.checkpoint.config import Checkpoint, describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
 from llava_video_cli.errors import ModelError, UsageError
-from llava_video_cli.inference.attention import choose_attention
-from llava_video_cli.inference.devices import Device, find_device
 from llava_video_cli.inference.loader import foresee
-from llava_video_cli.inference.placement import Choice, Width, choose, stored_quantization
+from llava_video_cli.inference.placement import (
+    Device,
+    Placement,
+    Precision,
+    choose_attention,
+    choose_placement,
+    find_device,
+    stored_quantization,
+)
 
 GB = 1e9
 
@@ -38,8 +44,8 @@ def cpu(free_gb: float, bfloat16: bool = False) -> Device:
     return Device("cpu", (0,), (free_gb * GB,), bfloat16)
 
 
-def taken(size: str, device: Device, **options: Any) -> Choice:
-    return choose(size, checkpoint(size), device, **options)
+def placed(size: str, device: Device, **options: Any) -> Placement:
+    return choose_placement(size, checkpoint(size), device, **options)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def taken(size: str, device: Device, **options: Any) -> Choice:
 def test_the_widest_that_fits_beside_a_prompt(
     size: str, device: Device, frames: int, wanted: tuple[str, str, int]
 ) -> None:
-    choice = taken(size, device, frames=frames)
+    choice = placed(size, device, frames=frames)
     assert (choice.quantize, choice.dtype, len(choice.device.numbers)) == wanted
     assert choice.need.total_bytes <= 0.92 * sum(choice.device.free_bytes)
     is_plain = choice.quantize == "none" and not choice.is_shared and (device.kind, choice.dtype) != ("cpu", "bfloat16")
@@ -75,37 +81,37 @@ def test_the_widest_that_fits_beside_a_prompt(
 
 
 def test_one_line_says_what_was_chosen_and_why() -> None:
-    note = taken("7B", cuda(7.5), frames=8).note
+    note = placed("7B", cuda(7.5), frames=8).note
     assert note == (
         "weights in 4 bits (4.5 GB): bfloat16 would take 16.0 GB with a prompt, and 7.5 GB are free on cuda:0"
     )
-    assert str(taken("7B", cuda(11, 11)).note).endswith("shared by cuda:0, cuda:1")
-    tight = taken("7B", cuda(6.0), frames=32)
+    assert str(placed("7B", cuda(11, 11)).note).endswith("shared by cuda:0, cuda:1")
+    tight = placed("7B", cuda(6.0), frames=32)
     assert tight.quantize == "4bit" and "room for about" in str(tight.note)
 
 
 def test_what_is_asked_for_by_name_is_taken_or_refused_with_what_would_fit() -> None:
-    assert taken("7B", cuda(23), quantize="4bit").quantize == "4bit"
-    assert taken("7B", cuda(23), dtype="float16").dtype == "float16"
-    assert taken("7B", cuda(15.8), quantize="none").note is None, "the prompt may be short"
+    assert placed("7B", cuda(23), quantize="4bit").quantize == "4bit"
+    assert placed("7B", cuda(23), dtype="float16").dtype == "float16"
+    assert placed("7B", cuda(15.8), quantize="none").note is None, "the prompt may be short"
     with pytest.raises(
         ModelError,
         match=r"7B takes 15.\d GB .*14.1 GB of weights\), but of 8.0 GB free on cuda:0 it may",
     ) as refused:
-        taken("7B", cuda(8), quantize="none")
+        placed("7B", cuda(8), quantize="none")
     assert str(refused.value.hint).startswith("`--quantize 4bit` takes 4.5 GB; `--device cpu`")
     with pytest.raises(ModelError, match=r"34B takes 2\d.\d GB in 4 bits \(19.8 GB of weights\), but of 8.0 GB free"):
-        taken("34B", cuda(8))
+        placed("34B", cuda(8))
     with pytest.raises(ModelError, match="can't quantize on mps"):
-        taken("7B", Device("mps", (0,), (24 * GB,), False), quantize="4bit")
+        placed("7B", Device("mps", (0,), (24 * GB,), False), quantize="4bit")
 
 
 def test_what_is_stored_quantized_stays_so() -> None:
     config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     assert stored_quantization(config) == "4bit" and stored_quantization({}) is None
-    assert taken("7B", cuda(79), stored="4bit").quantize == "4bit"
+    assert placed("7B", cuda(79), stored="4bit").quantize == "4bit"
     with pytest.raises(UsageError, match="stored in 4 bits: they can't be loaded with --quantize none"):
-        taken("7B", cuda(79), stored="4bit", quantize="none")
+        placed("7B", cuda(79), stored="4bit", quantize="none")
     with pytest.raises(ModelError, match="'gptq'"):
         stored_quantization({"quantization_config": {"quant_method": "gptq"}})
 
@@ -113,7 +119,10 @@ def test_what_is_stored_quantized_stays_so() -> None:
 def test_attention_by_name_says_why_not() -> None:
     assert choose_attention("auto", cpu(8), "float32") == "sdpa"
     assert choose_attention("eager", cpu(8), "float32") == "eager"
-    cases: list[tuple[Device, Width, str]] = [(cpu(8), "bfloat16", "not on cpu"), (cuda(8), "float32", "not float32")]
+    cases: list[tuple[Device, Precision, str]] = [
+        (cpu(8), "bfloat16", "not on cpu"),
+        (cuda(8), "float32", "not float32"),
+    ]
     for device, dtype, why in cases:
         with pytest.raises(ModelError, match=why):
             choose_attention("flash_attention_2", device, dtype)
@@ -165,7 +174,7 @@ def test_out_of_memory_while_loading_is_one_line(clip: Path) -> None:
 
 
 def test_a_shared_model_names_what_each_device_may_hold() -> None:
-    choice = taken("7B", cuda(11, 11))
+    choice = placed("7B", cuda(11, 11))
     assert choice.is_shared and choice.most_bytes == {0: int(0.92 * 11 * GB), 1: int(0.92 * 11 * GB)}
     assert replace(choice, device=cuda(11)).is_shared is False
 

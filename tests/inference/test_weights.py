@@ -19,10 +19,9 @@ from safetensors.torch import save_file
 from llava_video_cli import Loading, ModelError
 from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
-from llava_video_cli.inference.devices import Device
 from llava_video_cli.inference.loader import load
-from llava_video_cli.inference.placement import Choice, choose
-from llava_video_cli.inference.speed_estimate import note
+from llava_video_cli.inference.placement import Device, Placement, choose_placement
+from llava_video_cli.inference.speed import slow_note
 from llava_video_cli.inference.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
@@ -72,19 +71,19 @@ def test_what_is_converted_or_quantized_does_not_stay_as_the_file_has_it_too(
 
 
 def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
-    def chosen(size: str, quantize: Any) -> tuple[Any, Choice]:
+    def chosen(size: str, quantize: Any) -> tuple[Any, Placement]:
         folder = random_folder(f"random:{size}")
         assert folder is not None
         facts = describe(read_config(folder))
-        return facts, choose(size, facts, CPU, quantize, "float32")
+        return facts, choose_placement(size, facts, CPU, quantize, "float32")
 
-    assert note(*chosen("tiny", "none"), 32) is None
+    assert slow_note(*chosen("tiny", "none"), 32) is None
     for quantize in ("none", "8bit", "4bit"):
         facts, choice = chosen("7B", quantize)
-        told = note(facts, choice, 32)
+        told = slow_note(facts, choice, 32)
         assert told is not None
         assert re.match(r"on this CPU, 32 frames take about [\d.]+ (s|min) to the first word, and each token", told)
-        assert note(facts, replace(choice, device=replace(CPU, kind="mps")), 32) is None
+        assert slow_note(facts, replace(choice, device=replace(CPU, kind="mps")), 32) is None
 
 
 def test_tensors_are_those_that_the_library_reads(stored: Path, tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_tensors_are_those_that_the_library_reads(stored: Path, tmp_path: Path) 
         "a": torch.randn(4097).half(), "i": torch.arange(-5, 6, dtype=torch.int8), "c": torch.randn(2, 2, 2).bfloat16(),
     }  # fmt: skip
     save_file(odd, tmp_path / "model.safetensors")
-    choice = choose("it", describe(read_config(stored)), CPU)
+    choice = choose_placement("it", describe(read_config(stored)), CPU)
     for folder in (tmp_path, stored):
         with weights(folder, None, choice) as mine, safe_open(folder / "model.safetensors", "pt") as theirs:
             assert sorted(mine) == sorted(theirs.keys())

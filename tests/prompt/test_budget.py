@@ -15,11 +15,9 @@ from scenes import CONVERSATIONS, STILL, VIDEO, moving_square
 from transformers import LlavaNextVideoProcessor
 
 from llava_video_cli import Generation, Loading, Request, Turn, open_model
-from llava_video_cli.checkpoint.tokens import picture_tokens
-from llava_video_cli.inference.loader import outline
+from llava_video_cli.inference.loader import token_counter
 from llava_video_cli.inference.processor import load_processor
-from llava_video_cli.prompt.budget import Outline
-from llava_video_cli.prompt.refusal import refusal
+from llava_video_cli.prompt.budget import TokenCounter, refusal
 
 TALKED = (
     Turn("system", "Be brief."),
@@ -32,13 +30,13 @@ TALKED = (
 @pytest.mark.parametrize("name", ["demo", "vicuna", "vicuna-dpo", "mistral", "yi", "yi-dpo"])
 def test_a_request_takes_what_it_takes_with_the_weights(layouts: dict[str, Path], name: str) -> None:
     model = "demo" if name == "demo" else str(layouts[name])
-    loaded, known = open_model(model), outline(model, Loading())
+    loaded, counter = open_model(model), token_counter(model, Loading())
     for turns in (*CONVERSATIONS.values(), TALKED):
         request = Request(turns, Generation(max_new_tokens=100))
-        budget = known.budget(request)
+        budget = counter.budget(request)
         assert budget == loaded.budget(request)
-        assert known.bound(request).prompt_tokens > budget.prompt_tokens
-        assert known.bound(request).media_tokens == budget.media_tokens
+        assert counter.bound(request).prompt_tokens > budget.prompt_tokens
+        assert counter.bound(request).media_tokens == budget.media_tokens
 
 
 def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> None:
@@ -47,13 +45,13 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
     folder = layouts["vicuna"]
     processor: Any = load_processor(folder, LlavaNextVideoConfig.from_pretrained(folder))
     assert isinstance(processor, LlavaNextVideoProcessor)
-    known, draw = outline(str(folder), Loading()).checkpoint, random.Random(3)
+    rates, draw = token_counter(str(folder), Loading()).checkpoint.rates, random.Random(3)
     sizes = [(draw.randint(1, 3000), draw.randint(1, 3000)) for _ in range(300)] + [(1, 4000), (4000, 1), (336, 336)]
-    for grids in (known.grids, known.grids[::-1]):  # of two that keep as much, the order must not decide
+    for grids in (rates.grids, rates.grids[::-1]):  # of two that keep as much, the order must not decide
         processor.image_processor.image_grid_pinpoints = [list(grid) for grid in grids]
         # transformers has no public name for what a picture takes
         wanted = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
-        assert [picture_tokens(replace(known, grids=grids), *size) for size in sizes] == wanted
+        assert [replace(rates, grids=grids).picture_tokens(*size) for size in sizes] == wanted
         assert max(wanted) > 2800
 
 
@@ -61,8 +59,8 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
 def test_a_bound_is_one(layouts: dict[str, Path], text: str) -> None:
     request = Request((Turn("user", text, (VIDEO,)),))
     for folder in layouts.values():
-        known = outline(str(folder), Loading())
-        assert known.bound(request).prompt_tokens >= known.budget(request).prompt_tokens
+        counter = token_counter(str(folder), Loading())
+        assert counter.bound(request).prompt_tokens >= counter.budget(request).prompt_tokens
 
 
 def test_a_text_that_cannot_be_counted_counts_nothing(layouts: dict[str, Path], tmp_path: Path) -> None:
@@ -73,9 +71,9 @@ def test_a_text_that_cannot_be_counted_counts_nothing(layouts: dict[str, Path], 
         (folder / "tokenizer.json").unlink()
         if content is not None:
             (folder / "tokenizer.json").write_text(content)
-        known = outline(str(folder), Loading())
-        assert not known.counts_text
-        assert known.budget(request).prompt_tokens == 3 * 144
+        counter = token_counter(str(folder), Loading())
+        assert not counter.counts_text
+        assert counter.budget(request).prompt_tokens == 3 * 144
 
 
 def test_a_template_that_opens_the_text_itself_opens_it_once(layouts: dict[str, Path], tmp_path: Path) -> None:
@@ -83,9 +81,9 @@ def test_a_template_that_opens_the_text_itself_opens_it_once(layouts: dict[str, 
     shutil.copytree(layouts["vicuna"], folder)
     template = "{{ bos_token }}USER: <video>\n{{ messages[0]['content'][1]['text'] }} ASSISTANT:"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    budget = outline(str(folder), Loading()).budget(request)
+    budget = token_counter(str(folder), Loading()).budget(request)
     assert budget == open_model(str(folder)).budget(request)
-    assert budget == outline(str(layouts["vicuna"]), Loading()).budget(request)
+    assert budget == token_counter(str(layouts["vicuna"]), Loading()).budget(request)
 
 
 def test_a_template_that_fails_counts_as_the_form_that_takes_its_place(
@@ -94,7 +92,7 @@ def test_a_template_that_fails_counts_as_the_form_that_takes_its_place(
     folder, request = tmp_path / "x", Request((Turn("user", "Why?", (VIDEO,)),))
     shutil.copytree(layouts["yi"], folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ raise_exception('no') }}"}))
-    assert outline(str(folder), Loading()).budget(request) == open_model(str(folder)).budget(request)
+    assert token_counter(str(folder), Loading()).budget(request) == open_model(str(folder)).budget(request)
 
 
 def asked(frames: int, tokens: int = 512, videos: int = 1) -> Request:
@@ -102,8 +100,8 @@ def asked(frames: int, tokens: int = 512, videos: int = 1) -> Request:
     return Request((Turn("user", "What happens?", (clip,) * videos),), Generation(max_new_tokens=tokens))
 
 
-def refused(known: Outline, request: Request) -> tuple[str, str]:
-    error = refusal("34B", known.checkpoint, known.budget(request), request.media)
+def refused(counter: TokenCounter, request: Request) -> tuple[str, str]:
+    error = refusal("34B", counter.checkpoint, counter.budget(request), request.media)
     return str(error), str(error.hint)
 
 
@@ -113,33 +111,35 @@ def test_each_way_of_a_hint_helps_alone_and_no_more_than_it_must(
 ) -> None:
     folder = str(layouts["yi"])
     request = asked(frames, tokens, videos)
-    message, hint = refused(outline(folder, Loading()), request)
+    message, hint = refused(token_counter(folder, Loading()), request)
     ways = dict(re.findall(r"--([\w-]+) ([\d.]+)", hint))
     assert f"{frames * videos} were asked for" in message
     fewer = int(ways["frames"])
     assert f"34B takes {fewer * videos} frames" in message
-    known = outline(folder, Loading())
-    assert known.budget(asked(fewer, tokens, videos)).left >= 0 > known.budget(asked(fewer + 1, tokens, videos)).left
+    counter = token_counter(folder, Loading())
+    assert (
+        counter.budget(asked(fewer, tokens, videos)).left >= 0 > counter.budget(asked(fewer + 1, tokens, videos)).left
+    )
     if "pool-stride" in ways:
         stride = int(ways["pool-stride"])
         smaller = max(s for s in (2, 3, 4, 6, 8) if s < stride)
-        assert outline(folder, Loading(pool_stride=stride)).budget(request).left >= 0
-        assert outline(folder, Loading(pool_stride=smaller)).budget(request).left < 0
+        assert token_counter(folder, Loading(pool_stride=stride)).budget(request).left >= 0
+        assert token_counter(folder, Loading(pool_stride=smaller)).budget(request).left < 0
     if "rope-factor" in ways:
         factor = float(ways["rope-factor"])
-        assert outline(folder, Loading(rope_factor=factor)).budget(request).left >= 0
-        assert outline(folder, Loading(rope_factor=factor - 1)).budget(request).left < 0
+        assert token_counter(folder, Loading(rope_factor=factor)).budget(request).left >= 0
+        assert token_counter(folder, Loading(rope_factor=factor - 1)).budget(request).left < 0
     if "max-new-tokens" in ways:
         answer = int(ways["max-new-tokens"])
-        assert known.budget(asked(frames, answer, videos)).left == 0
+        assert counter.budget(asked(frames, answer, videos)).left == 0
     assert ("rope-factor" in ways) == (frames < 200) and ("max-new-tokens" in ways) == (frames == 27)
 
 
-def test_a_prompt_that_no_number_of_frames_mends_is_refused_without_frames(layouts: dict[str, Path]) -> None:
-    known = outline(str(layouts["yi"]), Loading())
-    message, hint = refused(known, Request((Turn("user", "w7 " * 20000),)))
+def test_a_prompt_that_no_number_of_frames_fixes_is_refused_without_frames(layouts: dict[str, Path]) -> None:
+    counter = token_counter(str(layouts["yi"]), Loading())
+    message, hint = refused(counter, Request((Turn("user", "w7 " * 20000),)))
     assert message.endswith("but the context of 34B is 4,096") and hint == "ask a shorter question"
-    message, hint = refused(known, asked(3, 4000))
+    message, hint = refused(counter, asked(3, 4000))
     assert "(3 frames)" in message and "--frames" not in hint and "--rope-factor 2" in hint
 
 
@@ -148,5 +148,5 @@ def test_auto_stretches_as_far_as_llava_next_does(layouts: dict[str, Path]) -> N
         ("yi", 21, 512, 1), ("yi", 22, 512, 2), ("yi", 50, 512, 3), ("yi", 21, 2000, 2), ("vicuna", 32, 512, 2.5),
         ("vicuna", 70, 512, 3), ("mistral", 70, 512, 1),
     ):  # fmt: skip
-        known = outline(str(layouts[layout]), Loading())
-        assert known.stretched([known.budget(asked(frames, tokens))]).checkpoint.rope_factor == factor
+        counter = token_counter(str(layouts[layout]), Loading())
+        assert counter.stretched([counter.budget(asked(frames, tokens))]).checkpoint.rope_factor == factor

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import revision_of
-from ...conversation import Answer, Budget, Chunk, Request, Usage, join
+from ...conversation import Answer, Chunk, Request, Usage, join
 from ...errors import ModelError, OutOfMemoryError
 from ...model import Loading
+from ...prompt.budget import Budget, refusal
 from ...prompt.chat_template import IMAGE, VIDEO, render
-from ...prompt.refusal import refusal
-from ...video import Frames
 from .. import device_memory as memory
 from ..cuda_graph import Capture
 from ..decoder import Decoder
@@ -81,7 +80,9 @@ class LlavaVideo:
 
     def _assembled(self, conversations: int) -> Assembly:
         pad_id = self._tokenizer.pad_token_id
-        return Assembly(self._decoder, self._vision, pad_id, self._prefix_reuse, conversations)
+        return Assembly(
+            self._decoder, self._vision, pad_id, self._loaded.answer_bytes, self._prefix_reuse, conversations
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -95,12 +96,12 @@ class LlavaVideo:
         return {
             "model": self.name,
             "revision": self._revision,
-            "device": loaded.choice.device.name,
-            "dtype": loaded.choice.dtype,
-            "quantize": loaded.choice.quantize,
+            "device": loaded.placement.device.name,
+            "dtype": loaded.placement.dtype,
+            "quantize": loaded.placement.quantize,
             "attention": loaded.attention,
             "rope_factor": loaded.checkpoint.rope_factor,
-            "pool_stride": loaded.checkpoint.pool_stride,
+            "pool_stride": loaded.checkpoint.rates.pool_stride,
             "pool_mode": loaded.checkpoint.pool_mode,
         }
 
@@ -213,19 +214,21 @@ class LlavaVideo:
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
-        media = [self._vision.token_count(medium) for medium in request.media]
-        return self._budget(request, len(self._tokenized(request, media)), media)
+        return self._counted(request)[1]
 
-    def _budget(self, request: Request, tokens: int, media: Sequence[int]) -> Budget:
-        context, answer = self._loaded.checkpoint.context_tokens, request.generation.max_new_tokens
-        return Budget(tokens, answer, context, tuple(media))
+    def _counted(self, request: Request) -> tuple[list[int], Budget]:
+        """Return the ids of a request's prompt, and what it takes of the context."""
+        checkpoint = self._loaded.checkpoint
+        media = tuple(medium.tokens(checkpoint.rates) for medium in request.media)
+        ids = self._tokenized(request, media)
+        return ids, Budget(len(ids), request.generation.max_new_tokens, checkpoint.context_tokens, media)
 
     def fits(self, request: Request) -> int:
         """Return how many such requests fit the memory together, by the config's arithmetic."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
         free = memory.free_bytes(self._device) + self.held_bytes  # which a batch gets back
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
-        return max(1, int(min(free / memory.answer_bytes(self._model, tokens), most)))
+        return max(1, int(min(free / self._loaded.answer_bytes(tokens), most)))
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
@@ -233,9 +236,8 @@ class LlavaVideo:
 
     def _prompt(self, request: Request) -> Prompt:
         """Return a request's prompt, checked against the context before anything is encoded."""
-        counts = [self._vision.token_count(medium) for medium in request.media]
-        ids = self._tokenized(request, counts)
-        budget = self._budget(request, len(ids), counts)
+        ids, budget = self._counted(request)
+        counts = budget.media_tokens
         if budget.left < 0:
             raise refusal(self.name, self._loaded.checkpoint, budget, request.media)
         marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
@@ -279,14 +281,9 @@ class LlavaVideo:
             return
         # Outside the handler: the error holds the frames, and so the tensors, of what failed.
         memory.give_back(self._device)
-        frames = [medium for request in requests for medium in request.media if isinstance(medium, Frames)]
-        hint = memory.what_fits(
-            self._model,
-            frame_tokens=self._loaded.checkpoint.frame_tokens,
-            frames=max((len(medium.images) for medium in frames), default=0),
-            answer_tokens=max(request.generation.max_new_tokens for request in requests),
-            can_quantize=self._loaded.choice.quantize != "4bit" and self._device.type != "mps",
-        )
+        checkpoint, placement = self._loaded.checkpoint, self._loaded.placement
+        can_quantize = placement.quantize != "4bit" and self._device.type != "mps"
+        hint = memory.what_fits(self._device, checkpoint, placement.dtype, requests, can_quantize=can_quantize)
         raise OutOfMemoryError(f"out of memory on {self._device}", hint)
 
 
