@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises `ModelError` if the folder holds no such checkpoint: nothing to read, another architecture, or
     weights in a format other than safetensors.
     """
+    return _read(*_file(folder))
+
+
+def read_checkpoint(
+    folder: Path, rope_factor: float | None = None, pool_stride: int | None = None, pool_mode: str | None = None
+) -> tuple[dict[str, Any], Checkpoint]:
+    """Return what `adapted` makes of a folder's `config.json`. Raises what `read_config` and `adapted` raise."""
+    return _read_adapted(*_file(folder), rope_factor, pool_stride, pool_mode)
+
+
+def _file(folder: Path) -> tuple[Path, tuple[int, ...]]:
+    """Return a folder, and what changes with its config: as long as it is the same, the file is read only once."""
+    try:
+        status = (folder / "config.json").stat()
+    except (OSError, ValueError):  # reading says what is wrong
+        return folder, ()
+    return folder, (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -103,6 +125,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} holds no mapping", _WANTED)
     check_architecture(config, str(folder))
     return config
+
+
+@lru_cache(maxsize=8)
+def _read_adapted(folder: Path, status: tuple[int, ...], *changes: Any) -> tuple[dict[str, Any], Checkpoint]:
+    return adapted(_read(folder, status), *changes)
 
 
 _WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
@@ -145,21 +172,22 @@ def check_weights(folder: Path) -> None:
         raise ModelError(f"{folder} has {found}; weights must be safetensors", _WANTED)
 
 
-def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -> Checkpoint:
+def family_of(config: Mapping[str, Any], has_chatml_tokens: bool) -> Family:
+    """Return how a checkpoint's prompts are written; ChatML if its tokenizer has the token `<|im_start|>`."""
+    is_mistral = _part(config, "text_config").get("model_type") == "mistral"
+    return "chatml" if has_chatml_tokens else "mistral" if is_mistral else "vicuna"
+
+
+def describe(config: Mapping[str, Any]) -> Checkpoint:
     """Return the facts of a config; raises `ModelError` for one that makes no sense.
 
-    `has_chatml_tokens` tells whether the tokenizer knows `<|im_start|>`; where nobody has looked, a vocabulary or an
-    end token like Yi's says so.
+    The tokenizer isn't read: a vocabulary or an end token like Yi's counts as having ChatML's tokens.
     """
     text, vision = _text(config), _vision(config)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}  # in the order of transformers
     if not isinstance(rope, Mapping):
         raise ModelError(f"the config's RoPE scaling is no mapping: {rope!r}")
     rope_type = str(rope.get("rope_type") or rope.get("type") or "default")
-    if has_chatml_tokens is None:
-        is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
-        has_chatml_tokens = is_yi and text["model_type"] == "llama"
-    family: Family = "chatml" if has_chatml_tokens else "mistral" if text["model_type"] == "mistral" else "vicuna"
     rates = AnyResRates(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
@@ -172,8 +200,9 @@ def describe(config: Mapping[str, Any], has_chatml_tokens: bool | None = None) -
             f"the config leaves no tokens of a frame: {rates.image_size} pixels, patches of {rates.patch_size}, "
             f"pooled by {rates.pool_stride}"
         )
+    is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
     return Checkpoint(
-        family=family,
+        family=family_of(config, is_yi and text["model_type"] == "llama"),
         image_token_id=_first(config, "image_token_index", "image_token_id", 32001),
         video_token_id=_first(config, "video_token_index", "video_token_id", 32000),
         rates=rates,
@@ -195,8 +224,8 @@ def adapted(
     rope_factor: float | None = None,
     pool_stride: int | None = None,
     pool_mode: str | None = None,
-) -> dict[str, Any]:
-    """Return a config with another RoPE factor or another pooling; None leaves what it says.
+) -> tuple[dict[str, Any], Checkpoint]:
+    """Return a config with another RoPE factor or another pooling, and its facts; None leaves what the config says.
 
     `rope_factor` replaces the config's own, it doesn't multiply it. Raises `UsageError` for what the checkpoint can't
     do, `ModelError` for a config that makes no sense.
@@ -214,7 +243,7 @@ def adapted(
     if pooling != own:
         _check_pooling(checkpoint, pool_stride)
         changed["spatial_pool_stride"], changed["spatial_pool_mode"] = pooling
-    return changed
+    return changed, checkpoint if changed == config else describe(changed)
 
 
 def _check_factor(checkpoint: Checkpoint, factor: float) -> None:

@@ -127,12 +127,11 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
     if settings.remote is not None:
         return [Subject("server", settings.open)]
     from ..checkpoint import locate
-    from ..checkpoint.config import adapted, describe, read_config
+    from ..checkpoint.config import read_checkpoint
     from ..checkpoint.random_weights import has_random_weights
 
     folder, loading = locate(settings.model, settings.revision), settings.loading
-    config = read_config(folder)
-    facts = describe(adapted(config, loading.rope_factor, loading.pool_stride, loading.pool_mode))
+    config, facts = read_checkpoint(folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
     if quantize is not None:
         kinds: tuple[Quantize, ...] = (quantize,)
     elif "quantization_config" in config:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import local_folder, locate
-from ..checkpoint.config import Checkpoint, adapted, describe, read_config
+from ..checkpoint.config import Checkpoint, read_checkpoint
 from ..checkpoint.hub import ROOM_HINT, cached, explained, resolve
 from ..checkpoint.random_weights import random_folder
 from ..checkpoint.size import MemoryEstimate, Quantized
@@ -96,12 +96,12 @@ def choose(question: Question, host: Host) -> tuple[Choice, list[Problem]]:
     if config_folder is None:
         return choice, [Problem(f"{question.model} isn't downloaded, and what it needs isn't known before", pull)]
     loading = question.loading
-    config = adapted(read_config(config_folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
-    checkpoint = describe(config)
+    config, checkpoint = read_checkpoint(config_folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
     media_tokens = (question.frames or 0) * checkpoint.rates.frame_tokens
     tokens = media_tokens + QUESTION_TOKENS + question.max_new_tokens
     if question.rope_auto:
-        checkpoint = describe(adapted(config, checkpoint.factor_for(tokens)))
+        factor = checkpoint.factor_for(tokens)
+        _, checkpoint = read_checkpoint(config_folder, factor, loading.pool_stride, loading.pool_mode)
     budget = Budget(media_tokens + QUESTION_TOKENS, question.max_new_tokens, checkpoint.context_tokens, (media_tokens,))
     problems = []
     if folder is None:

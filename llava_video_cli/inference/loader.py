@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import locate_config
-from ..checkpoint.config import Checkpoint, adapted, describe, read_config
+from ..checkpoint.config import Checkpoint, family_of, read_checkpoint
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
 from ..demo import CHECKPOINT
@@ -48,9 +49,9 @@ class Loaded:
 
 def foresee(name: str, folder: Path, loading: Loading) -> None:
     """Raise what `load` would raise before it reads weights, as far as that can be told without torch."""
-    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
+    config, checkpoint = _config(folder, loading)
     if loading.device == "cpu" or (loading.device == "auto" and not may_have_accelerator()):
-        _placed(name, config, loading)
+        _placed(name, config, checkpoint, loading)
 
 
 def token_counter(model: str, loading: Loading, revision: str | None = None) -> TokenCounter:
@@ -59,9 +60,8 @@ def token_counter(model: str, loading: Loading, revision: str | None = None) -> 
     Raises what `open_model` raises before it loads anything.
     """
     folder = locate_config(model, revision)
-    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
     foresee(model, folder, loading)
-    return TokenCounter(model, describe(config), CHECKPOINT if has_random_weights(folder) else folder)
+    return TokenCounter(model, _config(folder, loading)[1], CHECKPOINT if has_random_weights(folder) else folder)
 
 
 def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
@@ -79,8 +79,8 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
 
     _quieten()
     name = name or folder.name
-    config = adapted(read_config(folder), loading.rope_factor, loading.pool_stride, loading.pool_mode)
-    placement = _placed(name, config, loading)
+    config, checkpoint = _config(folder, loading)
+    placement = _placed(name, config, checkpoint, loading)
     attention = choose_attention(loading.attention, placement.device, placement.dtype)
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
@@ -88,13 +88,13 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     dtype = getattr(torch, placement.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | _device_map(placement)
     try:
-        settings = LlavaNextVideoConfig.from_dict(config)
+        settings = LlavaNextVideoConfig.from_dict(deepcopy(config))
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
     if placement.quantize != "none" and stored is None:
         options["quantization_config"] = _quantization(placement, dtype)
     with _loading_errors(name, folder, placement):
-        slow = slow_note(describe(config), placement, loading.frames or TRAINED_FRAMES)
+        slow = slow_note(checkpoint, placement, loading.frames or TRAINED_FRAMES)
         with memory.own_pages(), weights(folder, settings, placement) as tensors:
             model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
                 None, config=settings, state_dict=tensors, output_loading_info=True, **options
@@ -105,14 +105,18 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     model.eval()
     _settle_generation(model, folder)
     processor = load_processor(folder, model.config)
-    checkpoint = describe(config, "<|im_start|>" in processor.tokenizer.get_vocab())
+    family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
     notes = tuple(note for note in (placement.note, slow) if note is not None)
-    return Loaded(model, processor, checkpoint, placement, attention, notes)
+    return Loaded(model, processor, replace(checkpoint, family=family), placement, attention, notes)
 
 
-def _placed(name: str, config: Mapping[str, Any], loading: Loading) -> Placement:
+def _config(folder: Path, loading: Loading) -> tuple[dict[str, Any], Checkpoint]:
+    return read_checkpoint(folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
+
+
+def _placed(name: str, config: Mapping[str, Any], checkpoint: Checkpoint, loading: Loading) -> Placement:
     stored, device = stored_quantization(config), find_device(loading.device)
-    return choose_placement(name, describe(config), device, loading.quantize, loading.dtype, loading.frames, stored)
+    return choose_placement(name, checkpoint, device, loading.quantize, loading.dtype, loading.frames, stored)
 
 
 def _device_map(placement: Placement) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from configs import BASE, MISTRAL, PUBLISHED, VICUNA, VISION, YI
 
-from llava_video_cli.checkpoint.config import check_weights, describe, read_config
+from llava_video_cli.checkpoint.config import check_weights, describe, family_of, read_checkpoint, read_config
 from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.errors import ModelError
 from llava_video_cli.prompt.budget import SHORT_TEXT_TOKENS, Budget
@@ -69,19 +71,19 @@ def test_the_numbers_of_parameters_are_those_of_transformers(config: dict[str, A
 
     with torch.device("meta"):
         model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig.from_dict(dict(config)))
-    checkpoint = describe(config).parameters
+    parameters = describe(config).parameters
     parts = {"vision": "model.vision_tower.", "language_linear": "_proj.weight"}
     counted = dict.fromkeys(parts, 0)
     for name, weight in model.named_parameters():
         is_vision = name.startswith(parts["vision"])
         counted["vision"] += is_vision * weight.numel()
         counted["language_linear"] += (not is_vision and name.endswith("_proj.weight")) * weight.numel()
-    assert sum(weight.numel() for weight in model.parameters()) == checkpoint.total
-    assert counted == {"vision": checkpoint.vision, "language_linear": checkpoint.language_linear}
+    assert sum(weight.numel() for weight in model.parameters()) == parameters.total
+    assert counted == {"vision": parameters.vision, "language_linear": parameters.language_linear}
     linears = (
         part for name, part in model.named_modules() if "language_model" in name and isinstance(part, torch.nn.Linear)
     )
-    assert sum(part.out_features for part in linears) == checkpoint.language_linear_rows
+    assert sum(part.out_features for part in linears) == parameters.language_linear_rows
 
 
 def test_new_style_rope_parameters_are_read_too() -> None:
@@ -99,8 +101,8 @@ def test_scaling_of_another_kind_gives_no_more_context() -> None:
 
 
 def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
-    assert describe(MISTRAL, has_chatml_tokens=True).family == "chatml"
-    assert describe(YI, has_chatml_tokens=False).family == "vicuna"
+    assert family_of(MISTRAL, has_chatml_tokens=True) == "chatml"
+    assert family_of(YI, has_chatml_tokens=False) == "vicuna"
 
 
 @pytest.mark.parametrize(
@@ -175,3 +177,23 @@ def test_weights_must_be_whole_and_safetensors(tmp_path: Path) -> None:
         check_weights(sharded)
     (sharded / "model-00002-of-00002.safetensors").write_bytes(b"")
     check_weights(sharded)
+
+
+def test_a_config_is_read_once_as_long_as_it_is_the_same(tmp_path: Path, clip: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(VICUNA))
+    assert read_checkpoint(tmp_path)[1] is read_checkpoint(tmp_path)[1]
+    path.write_text(json.dumps(YI))
+    assert read_checkpoint(tmp_path) == (YI, describe(YI)), "another file has taken its place"
+    program = (
+        "import sys, traceback\n"
+        "from llava_video_cli.cli.app import run\n"
+        "opened = []\n"
+        "def watch(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('/config.json'):\n"
+        "        opened.extend(frame.name for frame in traceback.extract_stack() if frame.name == '_read')\n"
+        "sys.addaudithook(watch)\n"
+        f"code = run(['ask', {str(clip)!r}, 'What?', '-m', 'demo'])\n"
+        "sys.exit(code or opened != ['_read'])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

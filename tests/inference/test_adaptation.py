@@ -89,9 +89,9 @@ def test_a_rope_factor_gives_what_a_config_with_it_gives(
 def test_a_factor_is_the_whole_one(style: str) -> None:
     text = {"max_position_embeddings": 4096, style: {"rope_type": "linear", "factor": 2.5, "rope_theta": 5e6}}
     config = BASE | {"text_config": text}
-    assert adapted(config, 2.5) == config
-    assert describe(adapted(config, 4)).context_tokens == 16384
-    assert adapted(config, 4)["text_config"]["rope_parameters"]["rope_theta"] == 5e6
+    assert adapted(config, 2.5)[0] == config
+    assert adapted(config, 4)[1].context_tokens == 16384
+    assert adapted(config, 4)[0]["text_config"]["rope_parameters"]["rope_theta"] == 5e6
     with pytest.raises(UsageError, match=r"scaled by 2\.5 already; --rope-factor 2 would make the context shorter"):
         adapted(config, 2)
 
@@ -121,7 +121,7 @@ def test_a_stride_that_does_not_divide_is_refused_with_those_that_do() -> None:
     with pytest.raises(UsageError, match="--pool-stride 5 doesn't divide the 24x24 patches") as caught:
         adapted(VICUNA, pool_stride=5)
     assert caught.value.hint == "those that do: 2, 3, 4, 6, 8, 12"
-    assert [describe(adapted(VICUNA, pool_stride=s)).rates.frame_tokens for s in describe(VICUNA).rates.strides] == [
+    assert [adapted(VICUNA, pool_stride=s)[1].rates.frame_tokens for s in describe(VICUNA).rates.strides] == [
         144, 64, 36, 16, 9, 4,
     ]  # fmt: skip
     with pytest.raises(UsageError, match="learned"):
@@ -129,5 +129,5 @@ def test_a_stride_that_does_not_divide_is_refused_with_those_that_do() -> None:
 
 
 def test_what_is_not_asked_for_stays() -> None:
-    assert adapted(VICUNA) == VICUNA
-    assert adapted(VICUNA, pool_mode="average", pool_stride=2) == VICUNA
+    assert adapted(VICUNA) == (VICUNA, describe(VICUNA))
+    assert adapted(VICUNA, pool_mode="average", pool_stride=2)[0] == VICUNA
