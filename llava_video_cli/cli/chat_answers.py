@@ -13,7 +13,6 @@ from ..runs.conversation_file import turns_of
 from ..runs.record import ask_values, media_values, settings_values
 from ..runs.session import Session
 from ..video import Frames, announced_frames
-from ..video.image import Picture
 from ..video.sampling import Sampling
 from . import console
 from . import token_budget as room
@@ -84,7 +83,7 @@ class Talk:
             known = self._shelf.holds(path, session.sampling)
             show = self._progress.watch(f"reading {path}")
             found.append(medium := self._shelf.read(path, session.sampling, show))
-            if not (known or self._output.quiet or isinstance(medium, Picture)):
+            if not (known or self._output.quiet):
                 for line in medium.notes:
                     console.note(f"{path}: {line}")
         self._progress.stop()

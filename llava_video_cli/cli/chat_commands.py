@@ -15,7 +15,7 @@ from ..errors import LlvidError, UsageError, nearest
 from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
 from ..validation import brief
-from ..video.image import Picture
+from ..video import Frames
 from .chat_session import Chat
 from .frames import save
 
@@ -112,7 +112,7 @@ def _path(typed: str) -> str:
 def _add(chat: Chat, typed: str) -> None:
     path = _path(typed)
     session = chat.session.add(path)
-    kind = "picture" if isinstance(chat.talk.contents(session)[-1], Picture) else "video"
+    kind = "video" if chat.talk.contents(session)[-1].is_video else "picture"
     chat.session = session
     chat.say(f"{path}: a {kind}, before the next question")
 
@@ -121,7 +121,7 @@ def _frames(chat: Chat, _: str) -> None:
     from ..video.contact_sheet import contact_sheet
 
     contents = dict(zip(chat.session.paths, chat.talk.contents(chat.session), strict=True))
-    videos = {path: medium for path, medium in contents.items() if not isinstance(medium, Picture)}
+    videos = {path: medium for path, medium in contents.items() if isinstance(medium, Frames)}
     if not videos:
         raise UsageError("there is no video in the conversation", "/video PATH adds one")
     for path, frames in videos.items():

@@ -66,9 +66,8 @@ def read_speech(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None:
 
 def notes(contents: Sequence[Media]) -> list[str]:
     """Return what a user should know about the media as they were read."""
-    videos = [medium for medium in contents if not isinstance(medium, Picture)]
     several = len(contents) > 1
-    lines = [f"{video.info.path}: {line}" if several else line for video in videos for line in video.notes]
+    lines = [f"{medium.path}: {line}" if several else line for medium in contents for line in medium.notes]
     return [*lines, MIXED] if several else lines
 
 

@@ -14,6 +14,7 @@ from transformers.image_utils import SizeDict
 from ..checkpoint.size import FRAMES_AT_ONCE
 from ..conversation import Media
 from ..errors import ModelError
+from ..video import Frames
 from ..video.image import Picture
 from .loader import Loaded
 
@@ -33,7 +34,7 @@ class Vision:
         """
         media = list(media)
         new = [medium for medium in dict.fromkeys(media) if medium not in self._known]
-        videos = [medium for medium in new if not isinstance(medium, Picture)]
+        videos = [medium for medium in new if isinstance(medium, Frames)]
         for video, features in zip(videos, self._videos([video.images for video in videos]), strict=True):
             self._known[video] = features
         for medium in new:

@@ -11,7 +11,6 @@ from typing import TypeAlias
 from ..conversation import Generation
 from ..errors import LlvidError, ModelError, OutOfMemoryError
 from ..model import Model
-from ..video.image import Picture
 from ..video.limits import Limits, cores
 from .prefetch import Ended, Job, Question, ReadAhead, Ready, Result
 from .record import Failure, Record
@@ -220,5 +219,4 @@ def answered(model: Model, questions: Sequence[Question], size: BatchSize) -> li
 
 def kind_of(question: Question) -> Kind:
     """Return what questions have to share to be answered together: the generation, and the frames of each medium."""
-    media = question.request.media
-    return question.request.generation, tuple(0 if isinstance(m, Picture) else len(m.images) for m in media)
+    return question.request.generation, tuple(medium.frame_count for medium in question.request.media)

@@ -17,7 +17,7 @@ from ..prompt.subtitles import Count, Heard, Subtitles, notes_of
 from ..system.digest import fingerprint
 from ..video import Resize, read_frames, read_windows
 from ..video.files import Status
-from ..video.image import Picture, is_picture, read_image
+from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from .prefetch import Question, Result
 from .record import Failure, Record, media_values, path_to_text
@@ -117,9 +117,8 @@ class CaptionJob:
         return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
 
     def _question(self, media: Media) -> Question:
-        part = (0.0, 0.0) if isinstance(media, Picture) else media.part_seconds
         request, heard = self.task.request(media, self.count)
-        return Question(request, _Part(*part, media_values(self.name, media), heard))
+        return Question(request, _Part(*media.part_seconds, media_values(self.name, media), heard))
 
 
 def caption_values(

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeAlias
 from ..conversation import Answer, Request
 from ..errors import LlvidError, MediaError, described
 from ..video import Resize
-from ..video.image import Picture
 from ..video.limits import Limits
 from .record import Failure, Record
 
@@ -32,8 +31,7 @@ class Question:
     @property
     def bytes(self) -> int:
         """What its media hold in memory."""
-        pixels = (m.pixels if isinstance(m, Picture) else m.images for m in self.request.media)
-        return sum(image.nbytes for image in pixels)
+        return sum(medium.bytes for medium in self.request.media)
 
 
 class Job(Protocol):

@@ -201,12 +201,13 @@ class MediaCache:
                 raise RequestError(429, "the media of other requests fill the memory", headers={"retry-after": "5"})
             with content.open() as path:
                 medium = self._decode(path, content.name, sampling)
-            self._count(_size(medium))
-            weakref.finalize(medium, self._count, -_size(medium))
+            self._count(medium.bytes)
+            weakref.finalize(medium, self._count, -medium.bytes)
         with self._lock:
             medium = self._cached.setdefault(key, medium)  # two requests may have read the same at the same time
-            while len(self._cached) > _MAX_CACHED or sum(map(_size, self._cached.values())) > self._max_bytes:
-                self._cached.popitem(last=False)
+            cached = self._cached
+            while len(cached) > _MAX_CACHED or sum(each.bytes for each in cached.values()) > self._max_bytes:
+                cached.popitem(last=False)
         return medium
 
     def _count(self, size_bytes: int) -> None:
@@ -220,10 +221,6 @@ class MediaCache:
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None
         return replace(frames, info=replace(frames.info, path=name))
-
-
-def _size(medium: Media) -> int:
-    return medium.pixels.nbytes if isinstance(medium, Picture) else medium.images.nbytes
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from typing import TypeAlias, cast
 from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
 from ..model import Model
-from ..video.image import Picture
 from . import MAX_REQUESTS
 from .metrics import Metrics
 from .responses import RequestError
@@ -62,7 +61,7 @@ class Ticket:
         """Requests with the same key may share a batch. A sampled answer would depend on its batch, so it has none."""
         generation = self.request.generation
         own = id(self) if generation.temperature > 0 else 0
-        frame_counts = tuple(0 if isinstance(medium, Picture) else len(medium.images) for medium in self.request.media)
+        frame_counts = tuple(medium.frame_count for medium in self.request.media)
         return replace(generation, max_new_tokens=1, seed=None), frame_counts, own
 
 
