@@ -27,7 +27,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Generation:
-    """How the answer is drawn: greedy at temperature 0, else sampled.
+    """How the answer is generated: greedy at temperature 0, else sampled.
 
     `seed` makes a sampled answer repeatable on the same machine and versions. Raises `UsageError` for a
     value outside its range.
@@ -51,16 +51,16 @@ class Generation:
             if not holds:
                 raise UsageError(f"{name} must be {wanted}, got {got}")
 
-    def asked(self, drawn_seed: int | None) -> Generation:
-        """Return the same without a seed that was drawn because nobody asked for one."""
-        return replace(self, seed=None) if drawn_seed is not None and self.seed == drawn_seed else self
+    def asked(self, random_seed: int | None) -> Generation:
+        """Return what the user asked for: without a seed that was chosen at random because none was given."""
+        return replace(self, seed=None) if random_seed is not None and self.seed == random_seed else self
 
 
 @dataclass(frozen=True)
 class Request:
     """A conversation that ends with a user's turn, and how to answer it.
 
-    The first of the texts `stop` ends the answer, and is no part of it.
+    The answer ends before the first of the texts `stop` that appears in it.
     """
 
     turns: tuple[Turn, ...]
@@ -77,7 +77,7 @@ class Request:
 class Usage:
     """What an answer cost: counts in tokens, times in seconds, memory in bytes.
 
-    `cached_tokens` of `prompt_tokens` were not computed again. `first_token_seconds` and `total_seconds`
+    `cached_tokens` of `prompt_tokens` were reused from an earlier prompt. `first_token_seconds` and `total_seconds`
     count from the moment the model got the request. `peak_memory_bytes` is the accelerator's peak, or,
     without one, the process's peak resident size.
     """
@@ -92,7 +92,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; the last one (and only it) carries the reason for the end, and the usage."""
+    """A piece of an answer; only the last one has the reason why the answer ended, and the usage."""
 
     text: str
     finish_reason: FinishReason | None = None

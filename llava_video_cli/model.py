@@ -1,4 +1,4 @@
-"""What answers requests, and how its weights are brought into memory: types alone, no torch."""
+"""The protocol of a model, and how its weights are loaded: types only, no torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Send = Literal["frames", "file"]  # what a server gets of a video
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are brought into memory; `auto` is decided by what is there.
+    """How weights are loaded; `auto` is decided by what the machine has.
 
-    `frames` is the number that prompts are expected to have, None for 32: it counts where memory is short.
-    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way, and of as many as
-    there are `conversations` that take turns, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` go
-    over the config's own (see `adapted`); None leaves them.
+    `frames` is the number that prompts are expected to have, None for 32: it matters where memory is short.
+    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way; of as many prompts
+    as there are `conversations` at a time, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` replace
+    the config's own; None leaves them.
     """
 
     quantize: Quantize = "auto"
@@ -43,7 +43,7 @@ class Loading:
 
 
 class Model(Protocol):
-    """Whatever answers requests."""
+    """Anything that answers requests."""
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Model(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about it, in lines: a precision that was chosen for lack of memory, say."""
+        """Lines that a user should know: for example, that a lower precision was chosen for lack of memory."""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""

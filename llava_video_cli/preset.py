@@ -11,7 +11,7 @@ from typing import Any
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .model import Quantize
-from .prompt.subtitles import Count, Heard, Subtitles, with_lines
+from .prompt.subtitles import Count, LineCount, Subtitles, with_lines
 from .prompt.timestamps import with_times
 from .system.folders import config_folder
 from .validation import placed, read_fields, read_file, read_yaml, shape_of
@@ -49,14 +49,14 @@ class Preset:
 
     def requests(
         self, questions: Sequence[str], media: Sequence[Media], subtitles: Subtitles | None, count: Count
-    ) -> tuple[Sequence[Request], Heard | None]:
+    ) -> tuple[Sequence[Request], LineCount | None]:
         """Return questions about the same media, with as many lines of a video's subtitles as fit all of them.
 
         `count` is `Model.budget`.
         """
         if subtitles is None or not isinstance(media[0], Frames):
             return [self.request(question, media) for question in questions], None
-        return subtitles.told(media[0], lambda lines: [self.request(q, media, lines) for q in questions], count)
+        return subtitles.requests(media[0], lambda lines: [self.request(q, media, lines) for q in questions], count)
 
 
 def preset_folders() -> tuple[Path, ...]:

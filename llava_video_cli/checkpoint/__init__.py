@@ -13,12 +13,11 @@ from .random_weights import random_folder
 
 
 def locate(model: str, revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint; fetches it from the hub's cache or the hub if it is a hub id.
+    """Return the folder of a checkpoint; one of the hub is downloaded if the cache lacks it.
 
-    Of `random:SIZE` it is one with a config and no weights, which are made while loading.
-
-    Only the config is fetched before the architecture is checked. Raises `UsageError` for a name that is
-    none, `ModelError` for a checkpoint that isn't there, can't be fetched, or that llvid can't run.
+    The folder of `random:SIZE` has a config and no weights: they are made while loading. Of the hub, only the config is
+    downloaded before the architecture is checked. Raises `UsageError` for text that can't be a name, `ModelError` for a
+    checkpoint that isn't there, can't be downloaded, or that llvid can't run.
     """
     check_name(model)
     if (random := random_folder(model)) is not None:
@@ -30,20 +29,20 @@ def locate(model: str, revision: str | None = None) -> Path:
 
 
 def locate_config(model: str, revision: str | None) -> Path:
-    """Return the folder that holds a model's config; of a hub id's checkpoint, it is fetched if the cache lacks it."""
+    """Return the folder that holds a model's config; from the hub, only the config is downloaded."""
     if (folder := local_folder(model)) is not None:
         return folder
     from huggingface_hub import try_to_load_from_cache
 
     with explained(model, revision):
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-        return Path(found).parent if isinstance(found, str) else resolve(model, revision)
+        path = try_to_load_from_cache(model, "config.json", revision=revision)
+        return Path(path).parent if isinstance(path, str) else resolve(model, revision)
 
 
 def local_folder(model: str) -> Path | None:
     """Return the folder of a checkpoint that needs no download, or None for a hub id.
 
-    Raises `UsageError` for a name that is none, `ModelError` for a folder that isn't there.
+    Raises `UsageError` for text that can't be a name, `ModelError` for a folder that isn't there.
     """
     check_name(model)
     if model == NAME:
@@ -60,7 +59,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def cached_folder(model: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a hub id's checkpoint if the cache has the whole of it; the hub isn't asked."""
+    """Return the folder of a hub id's checkpoint if it is complete in the cache; the hub isn't asked."""
     with suppress(ModelError), explained(model, revision):
         return cached(model, resolve(model, revision, offline=True).name)
     return None
@@ -75,5 +74,5 @@ def _from_hub(model: str, revision: str | None) -> Path:
     with explained(model, revision):
         folder = resolve(model, revision)
         check_architecture(read_config(folder), model)
-        whole = cached(model, folder.name)
-    return whole or fetch(model, folder.name).folder
+        complete = cached(model, folder.name)
+    return complete or fetch(model, folder.name).folder

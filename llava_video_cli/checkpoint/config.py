@@ -18,7 +18,7 @@ Family = Literal["vicuna", "mistral", "chatml"]
 
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 INDEX = "model.safetensors.index.json"  # of weights in more than one file
-# The vocabulary and the end token of Yi, the only language model of the published ones that speaks ChatML.
+# The size of the vocabulary and the end token of Yi: of the published language models, only Yi uses ChatML.
 _YI_VOCABULARY, _YI_END = 64000, 7
 # What the config classes of transformers fill in where a published config leaves a value out.
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -88,10 +88,9 @@ class Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a folder's `config.json`.
+    """Return a folder's `config.json`, which must not be changed: it is cached.
 
-    Raises `ModelError` if the folder holds no such checkpoint: nothing to read, another architecture, or
-    weights in a format other than safetensors.
+    Raises `ModelError` if it isn't there, can't be read, or is of another architecture.
     """
     return _read(*_file(folder))
 
@@ -104,7 +103,7 @@ def read_checkpoint(
 
 
 def _file(folder: Path) -> tuple[Path, tuple[int, ...]]:
-    """Return a folder, and what changes with its config: as long as it is the same, the file is read only once."""
+    """Return a folder, and what identifies its config's content, as keys of the caches below."""
     try:
         status = (folder / "config.json").stat()
     except (OSError, ValueError):  # reading says what is wrong
@@ -138,7 +137,7 @@ _WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, s
 def check_architecture(config: Mapping[str, Any], name: str) -> None:
     """Raise `ModelError` unless the config is of a LLaVA-NeXT-Video checkpoint.
 
-    Some published revisions say `model_type: llava_next` and only `architectures` tells them apart.
+    Some published revisions say `model_type: llava_next`; only `architectures` identifies them.
     """
     if config.get("model_type") == "llava_next_video" or ARCHITECTURE in (config.get("architectures") or ()):
         return
@@ -168,8 +167,8 @@ def check_weights(folder: Path) -> None:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files, such as {absent[0]}")
     if absent:
         others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        found = f"only {others[0]}" if others else "no weights"
-        raise ModelError(f"{folder} has {found}; weights must be safetensors", _WANTED)
+        content = f"only {others[0]}" if others else "no weights"
+        raise ModelError(f"{folder} has {content}; weights must be safetensors", _WANTED)
 
 
 def family_of(config: Mapping[str, Any], has_chatml_tokens: bool) -> Family:
@@ -275,9 +274,9 @@ def _check_pooling(checkpoint: Checkpoint, stride: int | None) -> None:
 
 def _text(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the language model's config with what transformers fills in."""
-    given = _part(config, "text_config")
-    kind = given.get("model_type") or "llama"
-    text = {"model_type": kind, **_TEXT_SHARED, **_TEXT_DEFAULTS.get(kind, _TEXT_DEFAULTS["llama"]), **given}
+    part = _part(config, "text_config")
+    kind = part.get("model_type") or "llama"
+    text = {"model_type": kind, **_TEXT_SHARED, **_TEXT_DEFAULTS.get(kind, _TEXT_DEFAULTS["llama"]), **part}
     for name in (*_TEXT_SHARED, "intermediate_size", "max_position_embeddings"):
         _whole(text[name], name)
     heads = text["num_attention_heads"]
@@ -332,11 +331,11 @@ def _ids(value: object) -> list[object]:
 
 
 def looks_like_folder(model: str) -> bool:
-    """Tell whether a model's name is a path rather than a hub id (`owner/name`)."""
+    """Return whether a model's name is a path rather than a hub id (`owner/name`)."""
     return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or Path(model).is_dir()
 
 
 def check_name(model: str) -> None:
-    """Raise `UsageError` for what can be neither a folder nor a hub id."""
+    """Raise `UsageError` for text that can be neither a folder nor a hub id."""
     if not model.strip() or model != model.strip() or "\0" in model:
         raise UsageError(f"no model has the name {model!r}")

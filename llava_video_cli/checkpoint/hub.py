@@ -1,4 +1,4 @@
-"""The hub and its cache: a checkpoint from the hub, whole and checked, all of one commit, and what is there already."""
+"""The Hugging Face hub and its cache: downloads a checkpoint of one commit, checks it, and lists what is there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .config import check_architecture, check_weights, read_config, weight_names
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 DEMO_HINT = "`--model demo` needs no download"
-ROOM_HINT = "HF_HOME=FOLDER names another place for downloads; what is there already stays for the next try"
+ROOM_HINT = "HF_HOME=FOLDER sets another folder for downloads; what is downloaded so far is kept for the next try"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES_AT_A_TIME = 4  # one connection seldom fills a fast line
@@ -45,7 +45,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far a download is. `done_bytes` of `total_bytes` are on the disk; `received_bytes` of them are new."""
+    """The progress of a download: `done_bytes` of `total_bytes` are on the disk, `received_bytes` of them are new."""
 
     done_bytes: int
     received_bytes: int
@@ -65,7 +65,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class CachedCheckpoint:
-    """A commit of a checkpoint in the hub's cache. `lacks` says what is missing, None if it is whole."""
+    """A commit of a checkpoint in the hub's cache. `lacks` says what is missing, None if nothing is."""
 
     model: str
     commit: str
@@ -81,20 +81,20 @@ def fetch(
     offline: bool = False,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Fetched:
-    """Bring a hub id's checkpoint into the cache: what is missing or has another size than the hub says.
+    """Download the files of a hub id's checkpoint that the cache lacks, or has in another size than the hub says.
 
-    The revision is resolved to a commit once, and all files are of that commit. Only the config is fetched before the
-    architecture is checked, and then the weights' files that the checkpoint's index names, and what else a checkpoint
-    needs: no pickles, no code. Without the hub, what is in the cache is taken if it is whole. What was received of a
-    file stays for the next try. Raises `ModelError`.
+    The revision is resolved to a commit once, and all files are of that commit. The config comes first, so that another
+    architecture is refused before anything large is downloaded; then the weights that the checkpoint's index names,
+    and what else a checkpoint needs: no pickles, no code. If the hub can't be reached, a complete checkpoint in the
+    cache is used. A file that is downloaded in part is kept for the next try. Raises `ModelError`.
     """
     with explained(model, revision):
         folder = resolve(model, revision, offline=offline)
         files = None if offline else _files(model, folder.name)
         if files is None:
-            if (whole := cached(model, folder.name)) is None:
+            if (complete := cached(model, folder.name)) is None:
                 raise ConnectionError
-            return Fetched(whole, folder.name, folder_bytes(whole), is_checked=False)
+            return Fetched(complete, folder.name, folder_bytes(complete), is_checked=False)
         received = _download(model, folder, [file for file in files if file.name == "config.json"])
         check_architecture(read_config(folder), model)
         small = [file for file in files if any(fnmatch(file.name, pattern) for pattern in SMALL_FILES)]
@@ -107,7 +107,7 @@ def fetch(
 def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
     """Return the cache's folder of the commit that a revision stands for now, with the config in it.
 
-    Without the hub, of the commit that it stood for when it was asked last. Raises what huggingface_hub raises.
+    If the hub can't be reached, it is the commit of the last time that it could. Raises what huggingface_hub raises.
     """
     from huggingface_hub import hf_hub_download
 
@@ -115,7 +115,7 @@ def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
 
 
 def cached(model: str, commit: str) -> Path | None:
-    """Return the cache's folder of a commit if it is whole."""
+    """Return the cache's folder of a commit if the checkpoint in it is complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -134,14 +134,14 @@ def folder_bytes(folder: Path) -> int:
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache, as the environment has it."""
+    """Return the folder of the hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached_checkpoints(cache: Path) -> list[CachedCheckpoint]:
-    """Return the LLaVA-NeXT-Video checkpoints in a cache, whole or not; what can't be read is left out."""
+    """Return the LLaVA-NeXT-Video checkpoints in a cache, complete or not; others are left out."""
     checkpoints = []
     for folder in sorted(cache.glob("models--*/snapshots/*")):
         try:
@@ -178,7 +178,7 @@ def _files(model: str, commit: str) -> list[HubFile] | None:
         size = (sibling.lfs.size if sibling.lfs else sibling.size) or 0
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(checksum)):  # it becomes the name of a file
-            raise ValueError(f"the hub's checksum of {sibling.rfilename} is none")
+            raise ValueError(f"what the hub gives as the checksum of {sibling.rfilename} isn't one")
         files.append(HubFile(sibling.rfilename, size, str(checksum)))
     return files
 
@@ -186,13 +186,13 @@ def _files(model: str, commit: str) -> list[HubFile] | None:
 def _weights(model: str, folder: Path, files: Sequence[HubFile]) -> list[HubFile]:
     """Return the weights' files: those of the index, or the only one."""
     names = weight_names(folder)
-    found = [file for file in files if file.name in names and file.name.endswith(".safetensors")]
-    if len(found) < len(names):
+    weights = [file for file in files if file.name in names and file.name.endswith(".safetensors")]
+    if len(weights) < len(names):
         pickles = [file.name for file in files if file.name.endswith((".bin", ".pt", ".pth"))]
-        lacks = f"{len(names) - len(found)} of {len(names)} weight files" if found else "weights as safetensors"
-        only = f", and only has {pickles[0]}" if pickles and not found else ""
+        lacks = f"{len(names) - len(weights)} of {len(names)} weight files" if weights else "weights as safetensors"
+        only = f", and only has {pickles[0]}" if pickles and not weights else ""
         raise ModelError(f"the hub's {model} lacks {lacks}{only}", "llvid reads no other weights: they can hold code")
-    return found
+    return weights
 
 
 def _download(
@@ -221,14 +221,14 @@ def _download(
             ROOM_HINT,
         )
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             done = sum(each.done_bytes for each in transfers)
             progress(DownloadProgress(total_bytes - missing_bytes + done, done - begun_bytes, total_bytes))
 
     workers = ThreadPoolExecutor(_FILES_AT_A_TIME, thread_name_prefix="llvid-fetch")
     try:
-        tell()
+        report()
         running = {
             workers.submit(each.run, hf_hub_url(model, each.file.name, revision=folder.name)) for each in transfers
         }
@@ -236,7 +236,7 @@ def _download(
             ended, running = wait(running, timeout=_TICK_SECONDS, return_when=FIRST_EXCEPTION)
             for future in ended:
                 future.result()
-            tell()
+            report()
     finally:
         stop.set()
         workers.shutdown(wait=False, cancel_futures=True)
@@ -246,10 +246,10 @@ def _download(
 
 @dataclass(frozen=True)
 class _Transfer:
-    """A file on its way to `blob`, where `snapshot_download` finds it and only links it.
+    """The download of a file to `blob`, where `snapshot_download` finds it and only links it.
 
-    huggingface_hub gives each process a partial file of its own (since 1.x), which a later one never takes up, with
-    hf_xet as well, and it checks no checksum. The checkpoints' files have up to 5 GB, so the part is kept here.
+    huggingface_hub (since 1.x, also with hf_xet) gives each process a partial file of its own, which the next one does
+    not continue, and checks no checksum. A checkpoint's files have up to 5 GB, so the partial file is kept here.
     """
 
     file: HubFile
@@ -258,12 +258,12 @@ class _Transfer:
 
     @property
     def partial(self) -> Path:
-        """Where the part lies until it is whole; `hf cache prune` knows the ending."""
+        """The partial file; `hf cache prune` knows its suffix."""
         return self.blob.with_name(f"{self.blob.name}.incomplete")
 
     @property
     def done_bytes(self) -> int:
-        """Bytes on the disk, of this process or another."""
+        """Bytes on the disk, whichever process wrote them."""
         return _size(self.partial) or _size(self.blob)  # in this order, as the partial file becomes the blob
 
     def run(self, url: str) -> None:
@@ -284,7 +284,7 @@ class _Transfer:
                 return
 
     def _get(self, url: str) -> None:
-        """Append what is missing to the partial file, and go on when the connection breaks off."""
+        """Append what is missing to the partial file; after a lost connection, try again."""
         from huggingface_hub import constants
         from huggingface_hub.errors import HTTPError
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -297,7 +297,7 @@ class _Transfer:
                 try:
                     with http_stream_backoff("GET", url, headers=headers, **options) as response:
                         hf_raise_for_status(response)
-                        if response.status_code != 206:  # a server that knows no ranges sends all of it
+                        if response.status_code != 206:  # a server without range requests sends the whole file
                             file.truncate(file.seek(0))
                         for block in response.iter_bytes(_BLOCK_BYTES):
                             if self.stop.is_set():
@@ -310,11 +310,11 @@ class _Transfer:
                 tries = 0 if file.tell() > kept else tries + 1
                 if tries == _MOST_TRIES:
                     raise ModelError(
-                        f"the connection to the hub broke off in {self.file.name}",
-                        "the same command goes on where it was",
+                        f"the connection to the hub was lost during {self.file.name}",
+                        "the same command continues where it stopped",
                     )
             file.flush()
-            os.fsync(file.fileno())  # a checksum is of no use if a power cut takes the bytes
+            os.fsync(file.fileno())  # a checksum is useless if a power cut loses the bytes
 
     def _check(self) -> None:
         """Raise `ModelError` for a partial file that isn't what the hub promised, and remove it."""
@@ -328,9 +328,9 @@ class _Transfer:
         if digest.hexdigest() != promised:
             self.partial.unlink()
             raise ModelError(
-                f"{self.file.name} came damaged: its checksum is {digest.hexdigest()[:12]}..., "
+                f"{self.file.name} arrived damaged: its checksum is {digest.hexdigest()[:12]}..., "
                 f"the hub promised {promised[:12]}...",
-                "it is removed, and the same command downloads it anew",
+                "it is removed; the same command downloads it again",
             )
 
 
@@ -377,14 +377,14 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
         return f"the hub has no model {model} (or it is private)", hint
     if status in (401, 403):
         hint = "`hf auth login`, then try again"
-        return f"the hub lets nobody have {model} who isn't logged in (status {status})", hint
+        return f"the hub gives {model} only to users who are logged in (status {status})", hint
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{model} is no checkpoint: it has no config.json", DEMO_HINT
     if status is not None:
-        return f"the hub fails: status {status} for {model}", "try again later"
+        return f"the hub failed: status {status} for {model}", "try again later"
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)):
         is_offline = isinstance(error.__cause__ or error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
-        why = "the hub isn't asked offline" if is_offline else "the hub can't be reached"
+        why = "the hub isn't asked in offline mode" if is_offline else "the hub can't be reached"
         return f"{model} isn't in the local cache and {why}", pull
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"no room for {model}: {error.strerror}", ROOM_HINT

@@ -1,7 +1,7 @@
-"""Models of the published sizes with random weights, made where they are to be: speed and memory without a download.
+"""`random:SIZE`: models of the published sizes with random weights, to measure speed and memory without a download.
 
 Their answers are noise. The configs in `random/` have the published geometries
-(https://huggingface.co/llava-hf/LLaVA-NeXT-Video-7B-hf and its siblings), but the demo checkpoint's tokenizer.
+(https://huggingface.co/llava-hf/LLaVA-NeXT-Video-7B-hf and its siblings), and the demo checkpoint's tokenizer.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _CONFIGS = Path(__file__).parent / "random"
 def random_folder(model: str) -> Path | None:
     """Return the folder that holds the config of `random:SIZE`, None for any other name.
 
-    Raises `UsageError` for a size that there isn't.
+    Raises `UsageError` for a size that doesn't exist.
     """
     if not model.startswith(PREFIX):
         return None
     size = model.removeprefix(PREFIX)
-    known = {name.lower(): name for name in SIZES}
-    if size.lower() not in known:
+    sizes = {name.lower(): name for name in SIZES}
+    if size.lower() not in sizes:
         raise UsageError(f"there are no random weights of size {size!r}", f"one of {', '.join(SIZES)}")
-    return _CONFIGS / known[size.lower()]
+    return _CONFIGS / sizes[size.lower()]
 
 
 def has_random_weights(folder: Path) -> bool:
-    """Whether a folder is one of those whose weights are made, not read."""
+    """Whether a folder is one of `random:SIZE`, whose weights are made, not read."""
     return folder.parent == _CONFIGS

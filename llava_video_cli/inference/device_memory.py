@@ -20,7 +20,7 @@ _OUT_OF_MEMORY = (
     "can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
     "could not create a primitive", "could not create a memory",
 )  # fmt: skip
-# glibc's malloc.h; the largest is what its own rule comes to at most.
+# From glibc's malloc.h; `_LARGEST_BYTES` is the most that its own rule sets.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES, _LARGEST_BYTES = 2**17, 2**25
 
@@ -45,10 +45,10 @@ def what_fits(
 
 @contextmanager
 def own_pages() -> Iterator[None]:
-    """Let large blocks have pages of their own, which go back when they are freed; for the GNU C library.
+    """Give large blocks pages of their own, which the system gets back when they are freed; for the GNU C library.
 
-    While weights are converted one after the other, what is kept would else lie in the holes of what is freed: of a
-    model of 1 B parameters, 400 MB of holes stay for ever, beside 300 MB of 4-bit weights.
+    Weights are converted one after the other. Without this, what is kept is allocated between what is freed, and the
+    holes stay: for a model of 1 B parameters 400 MB, beside 300 MB of 4-bit weights.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -58,26 +58,26 @@ def own_pages() -> Iterator[None]:
     mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
     try:
         yield
-    finally:  # as the library's own rule has it after blocks of that size: fresh pages cost time at each forward
+    finally:  # where the library's own rule ends after such blocks: fresh pages would cost time in each forward pass
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: on a CPU, torch's is a plain RuntimeError."""
+    """Return whether an error says that memory ran out: on a CPU, torch raises a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def give_back(device: torch.device) -> None:
-    """Hand what torch keeps for later back to the device."""
+    """Give the memory that torch keeps for later use back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the peak from here on, where the device counts it."""
+    """Start counting the peak anew, where the device counts it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -86,7 +86,7 @@ def peak_bytes(device: torch.device) -> int:
     """Return the accelerator's peak since `reset_peak`, or, without one, the process's peak resident size."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":  # the standard library can't tell there
+    if sys.platform == "win32":  # the standard library can't say there
         return 0
     import resource
 

@@ -42,9 +42,10 @@ class Device:
 
 
 def find_device(device: str) -> Device:
-    """Return the device asked for; `auto` takes all CUDA devices, or Apple's, or the CPU.
+    """Return the device of a name; `auto` takes all CUDA devices, or Apple's, or the CPU.
 
-    Imports torch, but for a CPU. Raises `UsageError` for what is no device, `ModelError` for one that isn't there.
+    Torch is imported unless it is the CPU. Raises `UsageError` for an unknown name, `ModelError` for a device that
+    isn't there.
     """
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
@@ -87,16 +88,16 @@ def _cuda(numbers: list[int]) -> Device:
     import torch
 
     free = {number: unused_bytes("cuda", number) for number in numbers}
-    numbers = sorted(numbers, key=lambda number: -free[number])  # stable: of equal ones the first stays the first
+    numbers = sorted(numbers, key=lambda number: -free[number])  # stable: equal ones keep their order
     native = all(torch.cuda.get_device_capability(number) >= (8, 0) for number in numbers)
     return Device("cuda", tuple(numbers), tuple(free[number] for number in numbers), native)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What a checkpoint is loaded as, and on which devices; of several, accelerate shares its layers out.
+    """How a checkpoint is loaded, and on which devices; accelerate spreads its layers over several.
 
-    `need` is what it takes with the prompt that was thought of.
+    `need` is the memory that it takes with the expected prompt.
     """
 
     quantize: Quantized
@@ -112,7 +113,7 @@ class Placement:
 
     @property
     def most_bytes(self) -> dict[int, int]:
-        """What each device may be filled with."""
+        """The bytes that each device may be filled with."""
         share = LOAD_SHARE[self.device.kind]
         free = zip(self.device.numbers, self.device.free_bytes, strict=True)
         return {number: int(share * each) for number, each in free}
@@ -128,13 +129,11 @@ def choose_placement(
     stored: Quantized | None = None,
     tokens: int | None = None,
 ) -> Placement:
-    """Return the widest precision whose weights fit the device beside a prompt with so many frames.
+    """Return the highest precision whose weights fit the device together with a prompt of so many frames.
 
-    `tokens` are those of the prompt and the answer, if they are known.
-
-    What a user asks for by name is taken if the weights alone fit. `stored` is the quantization of the checkpoint's
-    own files, which stays. Raises `UsageError` for what the device or the checkpoint can't do, `ModelError` where
-    nothing fits, with what would.
+    `tokens` are those of the prompt and the answer, if they are known. A quantization that a user names is used even if
+    only the weights fit. `stored` is the quantization of the checkpoint's own files, which can't be changed. Raises
+    `UsageError` for what the device or the checkpoint can't do, and `ModelError` where nothing fits, with a hint.
     """
     if stored is not None and quantize not in ("auto", stored):
         raise UsageError(
@@ -166,7 +165,7 @@ def choose_placement(
 
 
 def stored_quantization(config: Mapping[str, Any]) -> Quantized | None:
-    """Return how a checkpoint's own files are quantized, None for not. Raises `ModelError` for other ways than ours."""
+    """Return how a checkpoint's own files are quantized, or None. Raises `ModelError` for an unknown way."""
     stored = config.get("quantization_config")
     if stored is None:
         return None
@@ -180,7 +179,7 @@ def stored_quantization(config: Mapping[str, Any]) -> Quantized | None:
 
 
 def _parts(device: Device) -> Iterator[Device]:
-    """Yield the device alone, then with the others that it may share a model with."""
+    """Yield the first device alone, then with one more of the others at a time."""
     for count in range(1, len(device.numbers) + 1):
         yield replace(device, numbers=device.numbers[:count], free_bytes=device.free_bytes[:count])
 
@@ -202,7 +201,7 @@ def _usable(device: Device) -> float:
 
 
 def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | None:
-    """Return the smallest choice if it leaves room for a prompt of some frames at least, with a note on how many."""
+    """Return the smallest placement, with a note on how many frames fit, or None if not a single frame does."""
     last = tried[-1]
     fit = 0
     while fit < TRAINED_FRAMES and _fits(last, checkpoint, fit + 1):
@@ -213,33 +212,35 @@ def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | Non
     return replace(last, note=note)
 
 
-def _fits(choice: Placement, checkpoint: Checkpoint, frames: int) -> bool:
-    return _least_need(choice, checkpoint, frames).total_bytes <= _usable(choice.device)
+def _fits(placement: Placement, checkpoint: Checkpoint, frames: int) -> bool:
+    return _least_need(placement, checkpoint, frames).total_bytes <= _usable(placement.device)
 
 
-def _least_need(choice: Placement, checkpoint: Checkpoint, frames: int) -> MemoryEstimate:
-    """Return what a short question on so many frames takes."""
+def _least_need(placement: Placement, checkpoint: Checkpoint, frames: int) -> MemoryEstimate:
+    """Return what a short question about so many frames takes."""
     tokens = frames * checkpoint.rates.frame_tokens + SHORT_TEXT_TOKENS
-    return estimate_memory(checkpoint, choice.quantize, choice.dtype, tokens, frames)
+    return estimate_memory(checkpoint, placement.quantize, placement.dtype, tokens, frames)
 
 
-def _noted(choice: Placement, widest: Placement) -> Placement:
-    """Return a choice with a note on it, unless it is the one that would be made with any amount of memory."""
-    if choice.is_shared:
-        note = f"{_loaded_as(choice)}, shared by {', '.join(f'cuda:{number}' for number in choice.device.numbers)}"
-    elif (choice.quantize, choice.dtype) != (widest.quantize, widest.dtype):
-        needed = widest.need.total_bytes / _GB
+def _noted(placement: Placement, widest: Placement) -> Placement:
+    """Return a placement with a note for the user, unless it is what any amount of memory would give."""
+    if placement.is_shared:
         note = (
-            f"{_loaded_as(choice)}: {_words(widest.quantize, widest.dtype)} would take {needed:.1f} GB with a prompt, "
-            f"and {sum(widest.device.free_bytes) / _GB:.1f} GB are free on {widest.device.name}"
+            f"{_loaded_as(placement)}, shared by {', '.join(f'cuda:{number}' for number in placement.device.numbers)}"
+        )
+    elif (placement.quantize, placement.dtype) != (widest.quantize, widest.dtype):
+        wanted, needed = _words(widest.quantize, widest.dtype), widest.need.total_bytes / _GB
+        note = (
+            f"{_loaded_as(placement)}: {wanted} would take {needed:.1f} GB with a prompt, and "
+            f"{sum(widest.device.free_bytes) / _GB:.1f} GB are free on {widest.device.name}"
         )
     else:
-        return choice
-    return replace(choice, note=note)
+        return placement
+    return replace(placement, note=note)
 
 
-def _loaded_as(choice: Placement) -> str:
-    return f"weights in {_words(choice.quantize, choice.dtype)} ({choice.need.weights_bytes / _GB:.1f} GB)"
+def _loaded_as(placement: Placement) -> str:
+    return f"weights in {_words(placement.quantize, placement.dtype)} ({placement.need.weights_bytes / _GB:.1f} GB)"
 
 
 def _words(quantize: Quantized, dtype: str = "16 bits") -> str:
@@ -247,7 +248,7 @@ def _words(quantize: Quantized, dtype: str = "16 bits") -> str:
 
 
 def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Placement]) -> ModelError:
-    """Return the error that says what it takes, what is free, and what would fit."""
+    """Return the error that says what the checkpoint takes, what is free, and what would fit."""
     least = tried[-1]
     where = f"{least.device.name}" if not least.is_shared else f"{len(least.device.numbers)} CUDA devices together"
     least_need = _least_need(least, checkpoint, 1)

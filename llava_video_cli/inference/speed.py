@@ -12,12 +12,12 @@ import torch
 from ..checkpoint.config import Checkpoint
 from .placement import Placement
 
-# More than any cache holds.
+# More than a processor's caches hold.
 _COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
 _MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
-_LARGE_PARAMETERS = 800_000_000  # from here on a CPU takes long enough for a warning
-_ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # an answer that takes no longer needs none
-_SIDE, _ROWS = 2048, 128  # of the layer that is measured, and of a piece of a prompt
+_LARGE_PARAMETERS = 800_000_000  # with fewer, a CPU is quick enough without a warning
+_ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # such an answer that takes no longer needs no warning
+_SIDE, _ROWS = 2048, 128  # of the layer that is measured, and of a part of a prompt
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str | None:
-    """Return a line about how long a large checkpoint takes on this CPU, None where nobody needs it."""
+    """Return a note on how long a large checkpoint takes on this CPU; None if it is quick enough or on a GPU."""
     if placement.device.kind != "cpu" or checkpoint.parameters.total < _LARGE_PARAMETERS:
         return None
     speed = estimate_speed(checkpoint, placement, frames)

@@ -1,7 +1,7 @@
 """Turns and media to the text of a prompt, checked.
 
-The checkpoint's own chat template is used; where what it renders is wrong, the family's own form is written
-instead. See https://github.com/huggingface/transformers/issues/35869 for what a wrong count of placeholders does.
+The checkpoint's own chat template is used. If its result is wrong, the prompt is written in the family's form instead.
+See https://github.com/huggingface/transformers/issues/35869 for what a wrong number of placeholders does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..checkpoint.config import Family
 from ..conversation import Media, Turn
 
 IMAGE, VIDEO = "<image>", "<video>"
-# Text of the families' turn marks that tokenizers hold as plain text, not as special tokens.
+# Turn marks of the families that are plain text to their tokenizers, not special tokens.
 _TURN_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 ChatTemplate = Callable[[list[dict[str, Any]]], str]
@@ -23,20 +23,20 @@ ChatTemplate = Callable[[list[dict[str, Any]]], str]
 def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, special: Iterable[str], eos: str) -> str:
     """Return the prompt's text, with one `<video>` or `<image>` for each medium, in their order.
 
-    `special` are the tokenizer's special tokens: in anybody's text they are made harmless by a space behind
-    the first character. `eos` closes earlier answers in the families' own forms.
+    `special` are the tokenizer's special tokens: in the turns' texts, a space after the first character makes them
+    ordinary text. `eos` ends earlier answers in the families' forms.
     """
     marks = sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True)
     clean = [Turn(turn.role, _harmless(turn.text, marks), turn.media) for turn in turns]
     try:
         text = template(_messages(clean))
-    except Exception:  # noqa: BLE001 - a template is a program of the checkpoint's: it can raise anything
+    except Exception:  # noqa: BLE001 - a template is a program that comes with the checkpoint: it can raise anything
         return own_form(clean, family, eos)
     return text if _fault(text, clean) is None else own_form(clean, family, eos)
 
 
 def own_form(turns: Sequence[Turn], family: Family, eos: str) -> str:
-    """Return the family's safe form of a conversation, with the opening of the next answer.
+    """Return a conversation in the family's form, with the opening of the next answer.
 
     Source: the prompts that LLaVA-NeXT trained with (`conv_vicuna_v1`, `conv_mistral_instruct`,
     `conv_chatml_direct`), media first in their turn.
@@ -56,7 +56,7 @@ def _vicuna(turns: Sequence[Turn], eos: str) -> str:
 def _mistral(turns: Sequence[Turn], eos: str) -> str:
     text = system = ""
     for turn in turns:
-        if turn.role == "system":  # the family has no system turn: it stands at the head of the next question
+        if turn.role == "system":  # the family has no system turn: its text begins the next question
             system += turn.text + "\n\n"
         elif turn.role == "user":
             text += f"[INST] {system}{_placeholders(turn)}{turn.text} [/INST]"
@@ -67,7 +67,7 @@ def _mistral(turns: Sequence[Turn], eos: str) -> str:
 
 
 def _chatml(turns: Sequence[Turn], eos: str) -> str:
-    del eos  # <|im_end|> closes every turn
+    del eos  # <|im_end|> ends every turn
     text = "".join(f"<|im_start|>{turn.role}\n{_placeholders(turn)}{turn.text}<|im_end|>\n" for turn in turns)
     return text + "<|im_start|>assistant\n"
 
@@ -81,7 +81,7 @@ def _placeholder(medium: Media) -> str:
 
 
 def _messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:
-    """The conversation in the chat format of transformers."""
+    """Return the conversation in the chat format of transformers."""
     kinds = {IMAGE: "image", VIDEO: "video"}
     return [
         {
@@ -101,20 +101,20 @@ def _harmless(text: str, marks: Iterable[str]) -> str:
 
 
 def _fault(text: str, turns: Sequence[Turn]) -> str | None:
-    """Say what is wrong with a rendered prompt, or None: media, texts, turn ends, each once and in order."""
+    """Return what is wrong with a rendered prompt, or None: media and texts must stand in it once each, in order."""
     wanted = [_placeholder(medium) for turn in turns for medium in turn.media]
     if re.findall(f"{IMAGE}|{VIDEO}", text) != wanted:
         return "placeholders missing, repeated or out of order"
     position, between = 0, ""
     for turn in turns:
-        found = text.find(turn.text, position)
-        if found < 0:
+        start = text.find(turn.text, position)
+        if start < 0:
             return f"the {turn.role}'s text is missing"
-        between += text[position:found] + "\n"
-        position = found + len(turn.text)
+        between += text[position:start] + "\n"
+        position = start + len(turn.text)
     between += text[position:]
     if any(turn.role == "system" and turn.text and turn.text in between for turn in turns):
-        return "the system text stands there twice"
+        return "the system text is there twice"
     if r"<\s>" in between:
         return "a mistyped end-of-text token"
     return None

@@ -19,57 +19,57 @@ from ..video.media_file import check_file
 from .budget import Budget
 
 _SUFFIXES = (".srt", ".vtt", ".ass")
-_FORMATS = "srt,webvtt,ass"  # as FFmpeg calls them; none of them reaches for another file
-_MOST_BYTES = 16 * 2**20  # a film's lines are 100 KB, with effects some megabytes
-_LONGEST_LINE = 500  # characters: what is longer was not spoken
+_FORMATS = "srt,webvtt,ass"  # FFmpeg's names; none of these formats refers to another file
+_MOST_BYTES = 16 * 2**20  # the lines of a film take 100 KB, with effects some megabytes
+_LONGEST_LINE = 500  # characters: nobody speaks a longer line
 _FIRST_TRY = 16
 _OVERRIDE = re.compile(r"(\{[^{}]*\})")  # of ASS: {\i1}, {\an8}
-_BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and whatever a terminal would obey
+_BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and control characters
 
 Make: TypeAlias = Callable[[Sequence[Segment]], Sequence[Request]]
 Count: TypeAlias = Callable[[Request], Budget]
 
 
 @dataclass(frozen=True)
-class Heard:
-    """How many of the lines spoken in a part of a video are `told` to the model."""
+class LineCount:
+    """How many subtitle lines a part of a video has, and how many of them are `used` in the prompt."""
 
-    told: int
-    spoken: int
+    used: int
+    total: int
 
 
 @dataclass(frozen=True)
 class Subtitles:
-    """The lines of a file, in order of their beginnings, in seconds from the start of the video."""
+    """The lines of a file, in order of their start, in seconds from the start of the video."""
 
     path: str
     lines: tuple[Segment, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Names what is spoken, and when."""
+        """A fingerprint of the lines and their times."""
         return fingerprint(repr(self.lines).encode())
 
     def between(self, start_seconds: float, end_seconds: float) -> tuple[Segment, ...]:
-        """Return the lines of which a moment lies in `[start_seconds, end_seconds)`."""
+        """Return the lines that overlap `[start_seconds, end_seconds)`."""
         first = bisect_left(self._starts, start_seconds - self._longest_seconds)
-        some = self.lines[first : bisect_left(self._starts, end_seconds)]
-        return tuple(line for line in some if max(line.end_seconds, line.start_seconds + 1e-3) > start_seconds)
+        lines = self.lines[first : bisect_left(self._starts, end_seconds)]
+        return tuple(line for line in lines if max(line.end_seconds, line.start_seconds + 1e-3) > start_seconds)
 
-    def told(self, video: Frames, make: Make, count: Count) -> tuple[Sequence[Request], Heard]:
-        """Return requests on a video with as many of the lines spoken in its part as fit all of them.
+    def requests(self, video: Frames, make: Make, count: Count) -> tuple[Sequence[Request], LineCount]:
+        """Return requests about a video with as many lines of its part as fit into each of them.
 
-        `make` makes the requests with some lines, `count` is `Model.budget`. Where not all lines fit, those that do are
-        spread evenly over the part; the questions and the longest answers keep their room.
+        `make` makes the requests with the lines that it is given, `count` is `Model.budget`. If not all lines fit,
+        those that do are spread evenly over the part. Room for the questions and the longest answers is kept free.
         """
-        spoken = self.between(*video.part_seconds)
+        lines = self.between(*video.part_seconds)
 
         def left(number: int) -> int:
-            return min(count(request).left for request in make(thinned(spoken, number)))
+            return min(count(request).left for request in make(thinned(lines, number)))
 
-        most = min(len(spoken), max(0, left(0)))  # a line takes a token at the least
-        fit = largest(lambda number: left(number) >= 0, most)
-        return make(thinned(spoken, fit)), Heard(fit, len(spoken))
+        most = min(len(lines), max(0, left(0)))  # a line takes at least one token
+        used = largest(lambda number: left(number) >= 0, most)
+        return make(thinned(lines, used)), LineCount(used, len(lines))
 
     @cached_property
     def _starts(self) -> list[float]:
@@ -80,17 +80,17 @@ class Subtitles:
         return max((line.end_seconds - line.start_seconds for line in self.lines), default=0.0)
 
 
-def notes_of(parts: Iterable[Heard | None]) -> list[str]:
-    """Return what a user should know of the subtitles of a video's parts; None is a part without any file of them."""
-    known = [part for part in parts if part is not None]
-    told, spoken = sum(part.told for part in known), sum(part.spoken for part in known)
-    if known and not spoken:
+def notes_of(parts: Iterable[LineCount | None]) -> list[str]:
+    """Return notes for the user on the subtitles of a video's parts; None stands for a part without subtitles."""
+    counts = [part for part in parts if part is not None]
+    used, total = sum(part.used for part in counts), sum(part.total for part in counts)
+    if counts and not total:
         return ["the subtitles have no line in this part"]
-    return [f"{told} of {spoken} lines of the subtitles fit the context: taken evenly"] if told < spoken else []
+    return [f"{used} of {total} lines of the subtitles fit the context: spread evenly"] if used < total else []
 
 
 def with_lines(text: str, lines: Sequence[Segment]) -> str:
-    """Return a question behind the lines that are spoken in the video, each with the time of its beginning."""
+    """Return a question after the lines that are spoken in the video, each with its start time."""
     if not lines:
         return text
     spoken = "".join(f"{line.start_seconds:.1f}s: {line.text}\n" for line in lines)
@@ -98,7 +98,7 @@ def with_lines(text: str, lines: Sequence[Segment]) -> str:
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to `most` that fits, if all smaller ones do; those far beyond it are not tried."""
+    """Return the largest number up to `most` that fits, if all smaller ones do; far larger ones are not tried."""
     low, high = 0, min(_FIRST_TRY, most)
     while low < high and fits(high):
         low, high = high, min(2 * high, most)
@@ -129,7 +129,7 @@ def find_subtitles(video: str) -> str:
 def read_subtitles(path: str) -> Subtitles:
     """Return the lines of a SubRip, WebVTT or ASS file in UTF-8, without markup and control characters.
 
-    Raises MediaError for what is none, and for a file that is too large to be one.
+    Raises MediaError for a file that is no such file, or too large to be one.
     """
     check_file(path, "file of subtitles")
     size = Path(path).stat().st_size
@@ -150,7 +150,7 @@ def read_subtitles(path: str) -> Subtitles:
 
 
 def _lines(path: str, content: bytes) -> Iterator[Segment]:
-    """Yield what FFmpeg finds; it makes ASS of each format, and what a file says of its encoding is not asked for."""
+    """Yield the lines that FFmpeg reads, converted to ASS. What a file says of its encoding is ignored."""
     import av
     import av.error
 
@@ -168,12 +168,12 @@ def _lines(path: str, content: bytes) -> Iterator[Segment]:
 
 
 def _plain(event: object) -> str:
-    """Return the text of an event of ASS, the ninth field, on one line; drawings are none."""
+    """Return the text of an event of ASS, its ninth field, on one line; drawings are left out."""
     fields = getattr(event, "ass", b"").decode("utf-8", "replace").split(",", 8)
-    said, draws = "", False
+    text, draws = "", False
     for part in _OVERRIDE.split(fields[-1]) if len(fields) == 9 else ():
         if _OVERRIDE.fullmatch(part):
             draws = bool(re.search(r"\\p[1-9]", part)) or (draws and r"\p0" not in part)
         elif not draws:
-            said += part
-    return " ".join(_BREAK.sub(" ", said).split())[:_LONGEST_LINE]
+            text += part
+    return " ".join(_BREAK.sub(" ", text).split())[:_LONGEST_LINE]

@@ -13,7 +13,7 @@ from typing import Any
 from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from ..errors import LlvidError, MediaError
 from ..preset import Preset
-from ..prompt.subtitles import Count, Heard, Subtitles, notes_of
+from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.digest import fingerprint
 from ..video import Resize, read_frames, read_windows
 from ..video.files import Status
@@ -62,7 +62,7 @@ class Task:
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return fingerprint(name, self.fingerprint)
 
-    def request(self, media: Media, count: Count) -> tuple[Request, Heard | None]:
+    def request(self, media: Media, count: Count) -> tuple[Request, LineCount | None]:
         """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""
         (request,), heard = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
         return request, heard
@@ -75,7 +75,7 @@ class _Part:
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: Heard | None = None
+    heard: LineCount | None = None
 
 
 @dataclass(frozen=True)

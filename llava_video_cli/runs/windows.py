@@ -14,7 +14,7 @@ from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.budget import question_refusal
-from ..prompt.subtitles import Count, Heard, Subtitles, largest, notes_of
+from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
 from ..video import Frames, Resize, Windows
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
@@ -47,7 +47,7 @@ class Look:
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: Heard | None = None
+    heard: LineCount | None = None
     answers: tuple[Answer, ...] = ()
 
     def segment(self, number: int) -> Segment:

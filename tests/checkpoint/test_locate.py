@@ -86,6 +86,7 @@ def test_what_the_hub_refuses_is_one_clear_line(
 def test_a_model_that_is_not_cached_while_offline(tmp_path: Path) -> None:
     out, err = located("http://127.0.0.1:9", tmp_path / "home", "org/model", offline=True)
     assert (
-        out.startswith("ModelError: org/model isn't in the local cache and the hub isn't asked offline") and err == ""
+        out.startswith("ModelError: org/model isn't in the local cache and the hub isn't asked in offline mode")
+        and err == ""
     )
     assert "llvid pull org/model" in out and "--model demo" in out

@@ -145,7 +145,7 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
 def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     for model, words in (
-        ("nobody/nothing", "isn't in the local cache and the hub isn't asked offline"),
+        ("nobody/nothing", "isn't in the local cache and the hub isn't asked in offline mode"),
         ("./nothing", "the model folder ./nothing doesn't exist"),
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),

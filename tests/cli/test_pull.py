@@ -153,13 +153,13 @@ def test_a_hub_without_ranges_sends_the_file_again(hub: Hub, large_folder: Path,
 
 def test_a_hub_that_fails_is_told(hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(listing_status=500)
-    assert "the hub fails: status 500" in failed(pull(hub, tmp_path, "org/small"), 1)
+    assert "the hub failed: status 500" in failed(pull(hub, tmp_path, "org/small"), 1)
 
 
 @pytest.mark.parametrize("name", [SHARDS[1], "tokenizer.model", "tokenizer.json"])
 def test_a_wrong_checksum_is_told_and_the_bytes_go(name: str, hub: Hub, folder: Path, tmp_path: Path) -> None:
     hub.faults = Faults(wrong={name})
-    assert f"{name} came damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
+    assert f"{name} arrived damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
     hub.faults = Faults()
     done = pull(hub, tmp_path, "org/small")
     assert (Path(done.stdout.strip()) / name).read_bytes() == (folder / name).read_bytes()
@@ -171,7 +171,7 @@ def test_a_partial_file_that_is_damaged_is_no_trap(hub: Hub, folder: Path, tmp_p
     blob.with_name(f"{blob.name}.incomplete").write_bytes(b"damaged")
     path.unlink()
     blob.unlink()
-    assert "came damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
+    assert "arrived damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
     assert pull(hub, tmp_path, "org/small").returncode == 0
     assert path.read_bytes() == (folder / SHARDS[0]).read_bytes()
 
@@ -180,7 +180,7 @@ def test_a_partial_file_that_is_damaged_is_no_trap(hub: Hub, folder: Path, tmp_p
     ("status", "words"),
     [
         (401, "asks for a login or a licence"),
-        (403, "isn't logged in (status 403)"),
+        (403, "only to users who are logged in (status 403)"),
         (404, "the hub has no model org/small"),
     ],
 )

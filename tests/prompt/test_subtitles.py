@@ -27,7 +27,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import (
-    Heard,
+    LineCount,
     Subtitles,
     find_subtitles,
     largest,
@@ -143,7 +143,7 @@ def test_what_fits_is_spread_evenly_and_told() -> None:
     preset = Preset("p", "", generation=Generation(max_new_tokens=50))
     asks = ("Why?", "And who is the one in the middle?")
 
-    def counting(context: int) -> tuple[list[str], list[str], Heard]:
+    def counting(context: int) -> tuple[list[str], list[str], LineCount]:
         def count(request: Request) -> Budget:
             return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, context)
 
@@ -152,17 +152,21 @@ def test_what_fits_is_spread_evenly_and_told() -> None:
         return told_of(first), told_of(second), heard
 
     first, second, heard = counting(10_000)
-    assert heard == Heard(50, 50) and not notes_of([heard]) and first[1] == "10.0s: line 10" and first[-1] == "Why?"
+    assert heard == LineCount(50, 50) and not notes_of([heard]) and first[1] == "10.0s: line 10" and first[-1] == "Why?"
     assert first[:-1] == second[:-1], "a common beginning"
     first, _, heard = counting(500)
-    assert 15 < heard.told < 40 and len(first) == heard.told + 2
+    assert 15 < heard.used < 40 and len(first) == heard.used + 2
     times = [float(line.split("s:")[0]) for line in first[1:-1]]
     gaps = {b - a for a, b in pairwise(times)}
     assert times[0] == 10 and gaps <= {1.0, 2.0, 3.0} and times[-1] > 55
-    assert notes_of([heard, heard]) == [f"{2 * heard.told} of 100 lines of the subtitles fit the context: taken evenly"]
+    assert notes_of([heard, heard]) == [
+        f"{2 * heard.used} of 100 lines of the subtitles fit the context: spread evenly"
+    ]
     first, _, heard = counting(90)
-    assert first == ["Why?"] and heard == Heard(0, 50)
-    assert notes_of([Heard(0, 0), Heard(0, 0)]) == ["the subtitles have no line in this part"] and not notes_of([None])
+    assert first == ["Why?"] and heard == LineCount(0, 50)
+    assert notes_of([LineCount(0, 0), LineCount(0, 0)]) == ["the subtitles have no line in this part"] and not notes_of(
+        [None]
+    )
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 16, 17, 100, 1000])
@@ -188,7 +192,7 @@ def test_a_strangers_text_confuses_no_placeholder() -> None:
     frames = video()
     (request,), heard = preset.requests((QUESTION,), (frames,), Subtitles("s.srt", lines), model.budget)
     plain = model.budget(preset.request(QUESTION, (frames,)))
-    assert heard == Heard(len(tokens), len(tokens))
+    assert heard == LineCount(len(tokens), len(tokens))
     assert model.budget(request).media_tokens == plain.media_tokens and len(request.media) == 1
     assert list(model.stream(request))[-1].finish_reason, "as many features as places"
 
@@ -212,7 +216,7 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     cues = [f"{n}\n00:00:01,{n % 1000:03d} --> 00:00:01,999\nHello there, line {n}\n\n" for n in range(2000)]
     write(tmp_path / "long.srt", "".join(cues))
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "long.srt"), "--json")
-    assert code == 0 and "lines of the subtitles fit the context: taken evenly" in err
+    assert code == 0 and "lines of the subtitles fit the context: spread evenly" in err
     row = json.loads(out)
     assert row["notes"] == [err.strip()] and row["usage"]["prompt_tokens"] <= 4096 - 48
 
