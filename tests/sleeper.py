@@ -1,6 +1,6 @@
 """A model that takes the time of a GPU and gives its cores away, for tests and figures of runs on a cluster.
 
-It comes in by the front door: `scale.run(..., open_model=partial(Sleeper, ...), open_resize=open_small)`.
+It comes in by the front door: `cluster.pipeline.run(..., open_model=partial(Sleeper, ...), open_resize=open_small)`.
 """
 
 from __future__ import annotations

@@ -1,39 +1,36 @@
-"""A long run on a Ray cluster: the same records and the same messages, but the work is done elsewhere."""
+"""`llvid caption --ray`: the same records and messages, from a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..cluster.estimate import Estimate, estimate
-from ..cluster.failures import Stage, Tally
-from ..cluster.pipeline import Progress, run
-from ..cluster.session import Cluster, Joined
-from ..errors import ContextError, UsageError
+from ..cluster import ClusterOutput, caption_on_cluster, open_output
+from ..cluster.estimate import ClusterEstimate, estimate
+from ..cluster.failures import ClusterProgress, Stage
+from ..cluster.pipeline import LiveProgress
+from ..cluster.session import Cluster, ClusterSession
+from ..errors import UsageError
 from ..inference import open_model, open_resize
 from ..runs.batches import Pace
 from ..runs.caption import Task
-from ..runs.ledger import Errors, Ledger
-from ..runs.parquet import check_parquet, write_parquet
-from ..runs.parts import PartErrors, PartFiles, is_folder
+from ..runs.parts import is_folder
 from ..runs.record import Failure, Record
-from ..runs.storage import is_address
 from ..video.limits import Limits
 from . import console
 from .meter import Meter
 from .options import ClusterFlags, OutputFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Failures, Pacing, confirm_overwrite, one_more_chance, write
+from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, write
 from .settings import Settings
 
-_TABLES = (".jsonl", ".csv", ".parquet")
-_WINDOW_SECONDS = 10.0  # over which the rates of stages are told
+_RATE_WINDOW_SECONDS = 10.0
 _VERBS: dict[Stage, str] = {"read": "reading", "answer": "answering"}
 
 
@@ -54,7 +51,8 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
         raise UsageError(f"--ray must be auto or local, got {flags.ray!r}")
     if sidecars:
         raise UsageError(
-            "--sidecar does not go with --ray", "the same command with -o and without --ray makes them after"
+            "--sidecar does not go with --ray",
+            "run the same command with -o and --ray, then once more without --ray: it only writes the sidecars",
         )
     if subtitles:
         raise UsageError("--subtitles does not go with --ray: they are for one video")
@@ -71,195 +69,141 @@ def on_cluster(
     recursive: bool,
     overwrite: bool,
 ) -> int:
-    """Caption all that is not done yet; return the exit code."""
-    if to is not None and not is_folder(to) and Path(to).suffix.lower() not in _TABLES:
-        raise UsageError(
-            f"{to} must end in {', '.join(_TABLES)}, or be a folder/ or an address such as s3://bucket/name"
-        )
+    """Caption the videos that are not done yet; return the exit code."""
     cluster = _cluster(flags, settings.loading.device)
-    with ExitStack() as opened:
-        records = opened.enter_context(_output(to, output, overwrite=overwrite))
-        joined = opened.enter_context(_joined(cluster, output))
+    if overwrite and to is not None and not is_folder(to):
+        confirm_overwrite(Path(to), output)
+    with ExitStack() as stack:
+        records = stack.enter_context(open_output(to, overwrite=overwrite))
+        session = stack.enter_context(_connected(cluster, output))
         options: dict[str, Any] = {
             "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
             "open_resize": partial(open_resize, settings.model, settings.revision),
-            "done": records.done,
-            "home": records.home,
-            "folder": str(Path.cwd()),
+            "working_folder": str(Path.cwd()),
             "recursive": recursive,
             "limits": Limits(seconds=pacing.timeout_seconds),
             "batch_size": pacing.batch_size,
         }
         if flags.dry_run:
-            _show(estimate(paths, task, joined, **options), joined, output)
+            _show(
+                estimate(paths, task, session, done=records.done, output_folder=records.folder, **options),
+                session,
+                output,
+            )
             return 0
-        return _carry_out(partial(run, paths, task, joined, **options), task, output, records)
+        return _run(partial(caption_on_cluster, paths, task, session, records, **options), output, records)
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where records and failures go: a table, a folder, or stdout and stderr; `home` is what keys see paths from."""
-
-    to: Ledger | PartFiles | None = None
-    errors: Failures | None = None
-    home: str = ""
-
-    @property
-    def done(self) -> set[str]:
-        """The keys that stand there."""
-        return self.to.done if self.to is not None else set()
-
-
-@contextmanager
-def _output(to: str | None, output: OutputFlags, *, overwrite: bool) -> Iterator[_Output]:
-    if to is None:
-        yield _Output(home=os.getcwd())  # noqa: PTH109 - as a run on one machine sees it
-    elif is_folder(to):
-        check_parquet()
-        with PartFiles(to, overwrite=overwrite) as parts:
-            yield _Output(parts, PartErrors(parts), "/" if is_address(to) else _whole(to))
-    else:
-        table = Path(to)
-        is_parquet = table.suffix.lower() == ".parquet"
-        if is_parquet:
-            check_parquet()
-        if overwrite:
-            confirm_overwrite(table, output)
-        with Ledger(table.with_name(f"{table.name}.jsonl") if is_parquet else table, overwrite=overwrite) as ledger:
-            try:
-                yield _Output(ledger, Errors(table, overwrite=overwrite), _whole(table.parent))
-            finally:
-                if is_parquet:
-                    write_parquet(ledger.records(), table)
-
-
-def _whole(path: str | Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - links in a path stay
-
-
-def _carry_out(
-    captioning: Callable[..., Iterator[Record | Failure]], task: Task, output: OutputFlags, records: _Output
+def _run(
+    caption: Callable[..., Generator[Record | Failure, None, None]], output: OutputFlags, records: ClusterOutput
 ) -> int:
-    stop, progress = Event(), Progress()
-    meter = _Meter(progress, quiet=output.quiet)
-    if records.to is not None:
-        records.to.begin()
-    try:
-        with meter, one_more_chance(stop, output):
-            for outcome in captioning(stop=stop, progress=progress):
-                if isinstance(outcome, Failure) and _is_fatal(outcome, task):
-                    raise outcome.cause
-                write(outcome, records.to, records.errors, silent=False)
-                meter.count(failed=isinstance(outcome, Failure))
-    finally:
-        if records.errors is not None:
-            records.errors.close()
+    stop, progress = Event(), LiveProgress()
+    meter = _ClusterMeter(progress, quiet=output.quiet)
+    with closing(caption(stop=stop, progress=progress)) as outcomes, meter, one_more_chance(stop, output):
+        for outcome in outcomes:
+            if records.records is None:
+                write(outcome, None, None, silent=False)
+            meter.count(failed=isinstance(outcome, Failure))
     if not output.quiet:
-        _sum_up(meter, progress.tally, stop, records.errors)
+        _sum_up(meter, progress.latest, stop, records)
     if stop.is_set():
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if meter.failed else 0
 
 
-def _show(plan: Estimate, joined: Joined, output: OutputFlags) -> None:
-    """Write what would be done to stdout."""
-    hours = plan.hours(joined.most, joined.readers)
+def _show(result: ClusterEstimate, session: ClusterSession, output: OutputFlags) -> None:
+    """Write the estimate to stdout."""
+    workers, readers = session.max_workers, session.readers
+    hours = result.hours(workers, readers)
     if output.json:
-        values = asdict(plan) | {"workers": joined.most, "readers": joined.readers, "on_gpus": joined.on_gpus}
-        console.write_json(values | {"worker_hours": plan.worker_hours, "hours": hours})
+        values = asdict(result) | {"workers": workers, "readers": readers, "on_gpus": session.on_gpus}
+        console.write_json(values | {"worker_hours": result.worker_hours, "hours": hours})
         return
-    kind = "GPU" if joined.on_gpus else "worker"
-    lines = [f"{plan.todo:,} videos to do, {plan.done:,} done before, {plan.unreadable:,} can't be found"]
-    if plan.sample:
+    kind = "GPU" if session.on_gpus else "worker"
+    lines = [f"{result.todo:,} videos to do, {result.done:,} done before, {result.unreadable:,} can't be found"]
+    if result.sample:
         lines += [
-            f"measured on {plan.sample} of them, {plan.failed} failed: {plan.read_seconds:.3g} s of a core to read one,"
-            f" {plan.answer_seconds:.3g} s of a {kind} to answer",
-            f"{_span(plan.worker_hours)} of {kind}s; {_span(hours)} with {joined.most} of them and"
-            f" {_count(joined.readers, 'reader')}; {plan.readers_each:.2g} readers keep one {kind} busy",
+            f"measured on {result.sample} of them, {result.failed} failed: {result.read_seconds:.3g} s of a core to"
+            f" read one, {result.answer_seconds:.3g} s of a {kind} to answer",
+            f"{_duration(result.worker_hours)} of one {kind}; {_duration(hours)} with {_count(workers, kind)} and"
+            f" {_count(readers, 'reader')}; {result.readers_per_worker:.2g} readers keep one {kind} busy",
         ]
     console.write("\n".join(lines) + "\n")
 
 
-def _span(hours: float) -> str:
+def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.3g} hours" if hours < 1000 else f"{hours:,.0f} hours"
     return f"{60 * hours:.3g} minutes" if hours >= 1 / 60 else f"{3600 * hours:.3g} seconds"
 
 
-def _is_fatal(failure: Failure, task: Task) -> bool:
-    return isinstance(failure.cause, ContextError) and task.preset.sampling.fps is None
-
-
 def _cluster(flags: ClusterFlags, device: str) -> Cluster:
-    fewest, most = 1, None
+    lowest, highest = 1, None
     if flags.gpus is not None:
         low, dash, high = flags.gpus.partition("-")
         if not (low.isdigit() and (high.isdigit() if dash else not high)) or int(low) < 1:
             raise UsageError(f"--gpus must be a number or MIN-MAX, got {flags.gpus!r}")
-        fewest, most = int(low), int(high or low)
-        if most < fewest:
+        lowest, highest = int(low), int(high or low)
+        if highest < lowest:
             raise UsageError(f"--gpus must be MIN-MAX, got {flags.gpus!r}")
-    return Cluster(flags.ray or "auto", fewest, most, flags.readers, device)
+    return Cluster(flags.ray or "auto", lowest, highest, flags.readers, device)
 
 
 @contextmanager
-def _joined(cluster: Cluster, output: OutputFlags) -> Iterator[Joined]:
-    with ExitStack() as left:
+def _connected(cluster: Cluster, output: OutputFlags) -> Iterator[ClusterSession]:
+    with ExitStack() as stack:
         with console.progress(output.quiet) as spinner:
-            spinner.say("joining the Ray cluster" if cluster.address != "local" else "starting Ray")
-            joined = left.enter_context(cluster.joined())
+            spinner.say("connecting to the Ray cluster" if cluster.address != "local" else "starting Ray")
+            session = stack.enter_context(cluster.connected())
         if not output.quiet:
-            console.note(_described(joined))
-        yield joined
-
-
-def _described(joined: Joined) -> str:
-    pool = str(joined.most) if joined.fewest == joined.most else f"{joined.fewest} to {joined.most}"
-    kind = "a GPU each" if joined.on_gpus else "on CPUs"
-    where = f"; dashboard: http://{joined.dashboard}" if joined.dashboard else ""
-    return (
-        f"Ray, {_count(joined.nodes, 'node')}: {pool} worker{'s' * (pool != '1')} with a model, {kind};"
-        f" {_count(joined.readers, 'reader')}{where}"
-    )
+            low, high = session.min_workers, session.max_workers
+            workers = _count(high, "worker") if low == high else f"{low} to {high} workers"
+            kind = "a GPU each" if session.on_gpus else "on CPUs"
+            dashboard = f"; dashboard: http://{session.dashboard}" if session.dashboard else ""
+            console.note(
+                f"Ray, {_count(session.nodes, 'node')}: {workers} with a model, {kind};"
+                f" {_count(session.readers, 'reader')}{dashboard}"
+            )
+        yield session
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-class _Meter(Meter):
-    """Counts as the other one does, and tells the rates of the stages."""
+class _ClusterMeter(Meter):
+    """A meter that also shows the rate of each stage."""
 
-    def __init__(self, progress: Progress, *, quiet: bool) -> None:
+    def __init__(self, progress: LiveProgress, *, quiet: bool) -> None:
         super().__init__(0, "videos", Pace(), quiet=quiet)
         self._progress = progress
-        self._at, self._then, self._told = time.monotonic(), Tally(), list[str]()
+        self._before, self._before_at, self._words_shown = ClusterProgress(), time.monotonic(), list[str]()
 
     def show(self) -> None:
-        """Bring what is shown up to date."""
-        self.expect(self._progress.tally.found)
+        """Update the display."""
+        self.expect(self._progress.latest.to_do)
         super().show()
 
     def _stages(self) -> list[str]:
-        tally, passed = self._progress.tally, time.monotonic() - self._at
-        if passed >= _WINDOW_SECONDS or not self._told:
-            self._told = [
-                f"{verb} {(tally.units[stage] - self._then.units[stage]) / passed:.1f}/s by {tally.workers[stage]}"
+        now, seconds = self._progress.latest, time.monotonic() - self._before_at
+        if seconds >= _RATE_WINDOW_SECONDS or not self._words_shown:
+            self._words_shown = [
+                f"{verb} {(now.units[stage] - self._before.units[stage]) / seconds:.1f}/s by {now.workers[stage]}"
                 for stage, verb in _VERBS.items()
-                if tally.workers[stage]
+                if now.workers[stage]
             ]
-            if tally.struck:
-                self._told.append(f"{tally.struck} videos tried again after a worker died")
-            self._at, self._then = time.monotonic(), replace(tally, units=dict(tally.units))
-        return self._told
+            if now.retried:
+                self._words_shown.append(f"{now.retried} videos tried again after a worker died")
+            self._before, self._before_at = replace(now, units=dict(now.units)), time.monotonic()
+        return self._words_shown
 
 
-def _sum_up(meter: Meter, tally: Tally, stop: Event, errors: Failures | None) -> None:
+def _sum_up(meter: Meter, progress: ClusterProgress, stop: Event, records: ClusterOutput) -> None:
     parts = [f"{meter.done} captioned"]
-    if tally.done_before:
-        parts.append(f"{tally.done_before} done before")
+    if progress.done_before:
+        parts.append(f"{progress.done_before} done before")
     if meter.failed:
-        parts.append(f"{meter.failed} failed" + (f" (see {errors.path})" if errors is not None else ""))
+        parts.append(f"{meter.failed} failed" + (f" (see {records.failures.path})" if records.failures else ""))
     if stop.is_set():
         parts.append("stopped: the same command goes on")
     console.note(", ".join(parts))

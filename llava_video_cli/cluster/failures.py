@@ -1,8 +1,9 @@
-"""What the workers of a run on a cluster have begun: a worker that dies leaves it open, and that is a strike.
+"""What workers have begun, so that a video that kills workers is found and given up.
 
-One `Book` is kept where the run was started, and outlives every worker. A worker writes down what it begins, as a
-batch, and what it has done. What is begun again while it stands open took a worker down, or stood beside what did:
-it is taken alone from then on, so that only the culprit gets a second strike, and is given up then.
+One `AttemptLog` lives on the node that started the run, and outlives every worker. A worker reports what it begins and
+what it has finished. A unit that is begun again while it is still open was lost with a worker: it killed that worker,
+or it was in the same batch as the unit that did. From then on its video is processed alone, so that only a video that
+is itself the cause is counted a second time. It is then given up.
 """
 
 from __future__ import annotations
@@ -14,98 +15,98 @@ from typing import Literal, TypeAlias
 
 Stage = Literal["read", "answer"]
 Unit: TypeAlias = tuple[str, int]  # a video's key, and the number of the question about it
-MOST_STRIKES = 2
-_ALIVE_SECONDS = 60.0  # within which a worker was heard of
+MAX_CRASHES = 2
+_ACTIVE_SECONDS = 60.0  # a worker that reported within this time counts as active
 
 
 @dataclass(frozen=True)
-class Tally:
+class ClusterProgress:
     """How far a run is.
 
-    `found` are to be done, `done_before` are done already. `seconds` are those of workers at work, by stage, and
-    `units` what they did in them. `workers` were heard of lately. `struck` are videos that stood open when a worker
-    died.
+    `to_do` counts the videos that the run has to process, `done_before` those that an earlier run did. By stage,
+    `units` counts what workers have finished, `seconds` is their working time, and `workers` counts the active ones.
+    `retried` counts the videos that are processed again because a worker died.
     """
 
-    found: int = 0
+    to_do: int = 0
     done_before: int = 0
     units: dict[Stage, int] = field(default_factory=lambda: {"read": 0, "answer": 0})
     seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "answer": 0.0})
     workers: dict[Stage, int] = field(default_factory=lambda: {"read": 0, "answer": 0})
-    struck: int = 0
+    retried: int = 0
 
 
-class Book:
-    """The book; all calls come from one thread at a time."""
+class AttemptLog:
+    """The record of all attempts. It is called from one thread at a time."""
 
     def __init__(self) -> None:
         self._open: dict[Stage, set[Unit]] = {"read": set(), "answer": set()}
-        self._strikes: dict[str, int] = {}
-        self._planned: dict[int, tuple[int, int]] = {}
-        self._heard: dict[Stage, dict[str, float]] = {"read": {}, "answer": {}}
-        self._tally = Tally()
+        self._crashes: dict[str, int] = {}
+        self._input_counts: dict[int, tuple[int, int]] = {}
+        self._last_reports: dict[Stage, dict[str, float]] = {"read": {}, "answer": {}}
+        self._progress = ClusterProgress()
         self._stopped = False
-        self._loads: dict[str, int] = {}
+        self._load_crashes: dict[str, int] = {}
 
     def begin(self, stage: Stage, worker: str, units: Iterable[Unit]) -> dict[str, int] | None:
-        """Open the units of a batch; return the strikes of those videos that are to be taken alone instead.
+        """Begin a batch, except the units whose videos must be processed alone; return those videos' crash counts.
 
-        Returns None if nothing is to be begun any more.
+        Returns None if the run was stopped: then nothing may begin.
         """
         if self._stopped:
             return None
-        self._heard[stage][worker] = time.monotonic()
+        self._last_reports[stage][worker] = time.monotonic()
         alone: dict[str, int] = {}
         units = list(units)
         for unit in units:
             if unit in self._open[stage]:
                 self._open[stage].discard(unit)
-                self._strikes[unit[0]] = self._strikes.get(unit[0], 0) + 1
-            if unit[0] in self._strikes:
-                alone[unit[0]] = self._strikes[unit[0]]
+                self._crashes[unit[0]] = self._crashes.get(unit[0], 0) + 1
+            if unit[0] in self._crashes:
+                alone[unit[0]] = self._crashes[unit[0]]
         self._open[stage].update(unit for unit in units if unit[0] not in alone)
         return alone
 
     def begin_alone(self, stage: Stage, worker: str, unit: Unit) -> bool:
-        """Open a unit that is taken alone; return whether it may be begun."""
+        """Begin a unit that is processed alone; return False if the run was stopped."""
         if not self._stopped:
-            self._heard[stage][worker] = time.monotonic()
+            self._last_reports[stage][worker] = time.monotonic()
             self._open[stage].add(unit)
         return not self._stopped
 
     def end(self, stage: Stage, worker: str, units: Iterable[Unit], seconds: float) -> None:
-        """Close units, which took a worker so many seconds."""
-        self._heard[stage][worker] = time.monotonic()
+        """Close units that a worker finished in that many seconds."""
+        self._last_reports[stage][worker] = time.monotonic()
         for unit in units:
             self._open[stage].discard(unit)
-            self._tally.units[stage] += 1
-        self._tally.seconds[stage] += seconds
+            self._progress.units[stage] += 1
+        self._progress.seconds[stage] += seconds
 
     def begin_loading(self, worker: str) -> int:
-        """Take note that a worker loads its model; return how often it died of that, one time after the other."""
-        self._loads[worker] = self._loads.get(worker, -1) + 1
-        return self._loads[worker]
+        """Record that a worker loads its model; return how many times in a row it died while loading."""
+        self._load_crashes[worker] = self._load_crashes.get(worker, -1) + 1
+        return self._load_crashes[worker]
 
     def end_loading(self, worker: str) -> None:
-        """Take note that it is loaded."""
-        self._loads.pop(worker, None)
+        """Record that the worker's model is loaded."""
+        self._load_crashes.pop(worker, None)
 
-    def planned(self, part: int, found: int, done: int) -> None:
-        """Take note of what is in a part of the input; a part that is looked through again counts once."""
-        self._planned[part] = found, done
+    def count_input(self, part: int, to_do: int, done: int) -> None:
+        """Record how many videos a part of the input has; a part that is listed again counts once."""
+        self._input_counts[part] = to_do, done
 
     def stop(self) -> None:
-        """Let nothing be begun any more; what is running is finished."""
+        """Let nothing more begin; what is running is finished."""
         self._stopped = True
 
-    def tally(self) -> Tally:
+    def progress(self) -> ClusterProgress:
         """Return how far the run is."""
-        since = time.monotonic() - _ALIVE_SECONDS
-        counts = self._planned.values()
+        since = time.monotonic() - _ACTIVE_SECONDS
+        counts = self._input_counts.values()
         return replace(
-            self._tally,
-            found=sum(found for found, _ in counts),
+            self._progress,
+            to_do=sum(to_do for to_do, _ in counts),
             done_before=sum(done for _, done in counts),
-            workers={stage: sum(at > since for at in heard.values()) for stage, heard in self._heard.items()},
-            struck=len(self._strikes),
+            workers={stage: sum(at > since for at in times.values()) for stage, times in self._last_reports.items()},
+            retried=len(self._crashes),
         )

@@ -1,9 +1,8 @@
-"""The same Records, made by Ray Data on a cluster: its workers look through the input, read, and answer.
+"""The stages of a run as a Ray Data pipeline: its workers list the input, read the videos, and answer.
 
-Ray Data streams, holds stages back that are ahead of the next one, grows and shrinks the pool of actors, and starts
-again what died with a worker or a node; the Book (strikes.py) tells it which videos not to start a third time. Only
-records come to the process that started the run, which writes them down as any run does: so there is one output,
-without duplicates, and the same command goes on after that process died.
+Ray Data streams between the stages, holds a stage back when the next one is slower, grows and shrinks the pool of
+actors, and starts again what was lost with a worker or a node. The `AttemptLog` (failures.py) tells it which videos to
+give up. Only records reach the process that started the run.
 """
 
 from __future__ import annotations
@@ -24,244 +23,253 @@ from ..runs.prefetch import Question, Result
 from ..runs.record import Failure, Record, path_to_text
 from ..video import Resize
 from ..video.limits import Limits
-from .failures import Book, Tally
-from .session import Joined
-from .stage_messages import COLUMN, Entry, Fatal, Said, Work, pack, table, values_of
+from .failures import AttemptLog, ClusterProgress
+from .session import ClusterSession
+from .stage_messages import COLUMN, FatalError, InputVideo, StageContext, VideoAnswer, pack, table, values_of
 
-_LOOK_SECONDS, _LAST_SECONDS = 0.5, 5.0
+_WATCH_SECONDS, _LAST_WATCH_SECONDS = 0.5, 5.0
 _KEY_DIGITS = 32
-_FEWEST_TOGETHER, _MOST_TOGETHER = 8, 64  # questions that an actor is handed at a time
-_HANDED_BYTES = 2**29
-_READER_BYTES = 2**29  # what a reader's process takes; its own figure keeps Ray from joining the two stages
+_MIN_QUESTIONS, _MAX_QUESTIONS = 8, 64  # that an actor gets at a time
+_QUESTIONS_BYTES = 2**29
+_READER_BYTES = 2**29  # of a reader's process; a memory figure of its own keeps Ray from fusing the two stages
 _FRAME_BYTES = 336 * 336 * 3  # of the published checkpoints
+_TABLES: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 @dataclass
-class Progress:
-    """How far a run is, brought up to date twice a second."""
+class LiveProgress:
+    """The progress of a run, updated twice a second."""
 
-    tally: Tally = field(default_factory=Tally)
+    latest: ClusterProgress = field(default_factory=ClusterProgress)
 
 
 def run(
     paths: Iterable[str],
     task: Task,
-    joined: Joined,
+    session: ClusterSession,
     *,
     open_model: Callable[[], Model],
     open_resize: Callable[[], Resize],
     done: set[str],
-    home: str,
-    folder: str | None = None,
+    output_folder: str,
+    working_folder: str | None = None,
     recursive: bool = False,
     limits: Limits | None = None,
     batch_size: int | None = None,
     stop: threading.Event | None = None,
-    progress: Progress | None = None,
+    progress: LiveProgress | None = None,
 ) -> Generator[Record | Failure, None, None]:
-    """Yield what comes of each video that the paths stand for and whose key is not in `done`, to which keys are added.
+    """Yield the outcome of each video that the paths name and whose key is not in `done`; new keys are added to it.
 
-    `home` is the folder of the output, `folder` what relative paths are seen from. Must run in a `Cluster.joined`
-    block. `open_model` and `open_resize` (which is its `shrink` without the weights) are called in the workers. With
-    `stop` set, what is running is finished and nothing else. Raises LlvidError for what ends a run: a model that can't
-    be loaded, a cluster that is gone.
+    Relative paths are relative to `working_folder`, keys use paths as seen from `output_folder`. Call this in the block
+    of `Cluster.connected`. `open_model` and `open_resize` (which is its `shrink` without the weights) are called in the
+    workers. Once `stop` is set, what is running is finished and nothing more begins. Raises LlvidError for what ends a
+    run: a model that can't be loaded, a cluster that is lost.
     """
     import ray
 
-    stop, progress = stop or threading.Event(), progress or Progress()
-    each, there = replace(limits or Limits(), cores=1), folder or str(Path.cwd())
+    stop, progress = stop or threading.Event(), progress or LiveProgress()
+    limits = replace(limits or Limits(), cores=1)
+    folder = working_folder or str(Path.cwd())
     failed: set[str] = set()
-    with _book(stop, progress) as book:
-        work = Work(uuid.uuid4().hex, task, there, home, each, open_model, open_resize, book, None, batch_size)
+    with _attempt_log(stop, progress) as attempts:
+        context = StageContext(
+            uuid.uuid4().hex, task, folder, output_folder, limits, open_model, open_resize, attempts, None, batch_size
+        )
         while True:
-            joining, came = _Joining(task, done, failed), 0
+            assembler, count = _OutcomeAssembler(task, done, failed), 0
             inputs = list(enumerate(parts(paths, recursive=recursive)))
-            now = replace(work, done=_packed(done | {key for key in failed if len(key) == _KEY_DIGITS}))
+            finished = done | {key for key in failed if len(key) == _KEY_DIGITS}
+            attempt = replace(context, done=_shared_keys(finished))
             try:
-                for outcome in joining.outcomes(_pieces(inputs, now, joined, batch_size or _together(task))):
-                    came += 1
+                answers = _answers(inputs, attempt, session, batch_size or _questions_per_call(task))
+                for outcome in assembler.outcomes(answers):
+                    count += 1
                     yield outcome
                 return
             except ray.exceptions.RayError as error:
-                _check_going_on(error, came)  # what Ray Data could not make good by itself: what is left is another run
+                _check_can_retry(error, count)  # Ray Data could not recover by itself: run again with what is left
 
 
-def entries_of(
+def list_inputs(
     paths: Iterable[str],
     task: Task,
     *,
     done: set[str],
-    home: str,
-    folder: str | None = None,
+    output_folder: str,
+    working_folder: str | None = None,
     recursive: bool = False,
-    progress: Progress,
-) -> Iterator[Entry]:
-    """Yield the videos that `run` would do; `progress` tells at the end how many are done already."""
+    progress: LiveProgress,
+) -> Iterator[InputVideo]:
+    """Yield the videos that `run` would process; at the end, `progress` has the number of those that are done."""
     import ray
 
     inputs = list(enumerate(parts(paths, recursive=recursive)))
-    with _book(threading.Event(), progress) as book:
-        there = folder or str(Path.cwd())
-        work = Work("", task, there, home, Limits(), _nothing, _nothing, book, _packed(done), None)
+    with _attempt_log(threading.Event(), progress) as attempts:
+        folder = working_folder or str(Path.cwd())
+        context = StageContext(
+            "", task, folder, output_folder, Limits(), _not_opened, _not_opened, attempts, _shared_keys(done), None
+        )
         try:
-            for rows in _looked_through(inputs, work).iter_batches(batch_size=None, batch_format="pyarrow"):
+            for rows in _listing(inputs, context).iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from values_of(rows)
         except ray.exceptions.RayError as error:
-            _check_going_on(error, 0)
-        progress.tally = ray.get(book.tally.remote())
+            _check_can_retry(error, 0)
+        progress.latest = ray.get(attempts.progress.remote())
 
 
-class _Joining:
-    """Puts together what is said of each video, and leaves out what came before."""
+class _OutcomeAssembler:
+    """Joins the answers about each video to its outcome, and drops what an earlier attempt has yielded."""
 
     def __init__(self, task: Task, done: set[str], failed: set[str]) -> None:
         self._task, self._done, self._failed = task, done, failed
         self._results: dict[str, list[tuple[Question, Result]]] = {}
-        self._ended: dict[str, Said] = {}
+        self._last_answers: dict[str, VideoAnswer] = {}
         self._settings: Mapping[str, Any] = {}
 
-    def outcomes(self, pieces: Iterable[Said | Fatal]) -> Iterator[Record | Failure]:
-        for said in pieces:
-            if isinstance(said, Fatal):
-                raise said.error
-            entry = said.entry
-            name = entry.key or entry.path
+    def outcomes(self, answers: Iterable[VideoAnswer | FatalError]) -> Iterator[Record | Failure]:
+        for answer in answers:
+            if isinstance(answer, FatalError):
+                raise answer.error
+            video = answer.video
+            name = video.key or video.path
             if name in self._done or name in self._failed:
                 continue
-            if entry.error is not None:
+            if video.error is not None:
                 self._failed.add(name)
-                yield Failure({"video_path": path_to_text(entry.path)}, entry.error)
+                yield Failure({"video_path": path_to_text(video.path)}, video.error)
                 continue
-            self._settings = said.settings or self._settings
-            if said.question is not None and said.result is not None:
-                self._results.setdefault(name, []).append((said.question, said.result))
-            if said.count is not None:
-                self._ended[name] = said
-            yield from self._finished(name)
+            self._settings = answer.settings or self._settings
+            if answer.question is not None and answer.result is not None:
+                self._results.setdefault(name, []).append((answer.question, answer.result))
+            if answer.count is not None:
+                self._last_answers[name] = answer
+            yield from self._complete(name)
 
-    def _finished(self, name: str) -> Iterator[Record | Failure]:
-        from .workers import uncounted
+    def _complete(self, name: str) -> Iterator[Record | Failure]:
+        from .workers import no_budget
 
-        ended = self._ended.get(name)
-        if ended is None or len(self._results.get(name, ())) != ended.count:
+        last = self._last_answers.get(name)
+        if last is None or len(self._results.get(name, ())) != last.count:
             return
-        del self._ended[name]
-        job = CaptionJob(ended.entry.path, name, self._task, self._settings, uncounted)
-        for outcome in job.outcomes(self._results.pop(name, []), ended.error):
+        del self._last_answers[name]
+        job = CaptionJob(last.video.path, name, self._task, self._settings, no_budget)
+        for outcome in job.outcomes(self._results.pop(name, []), last.error):
             (self._done if isinstance(outcome, Record) else self._failed).add(name)
             yield outcome
 
 
-def _looked_through(inputs: list[tuple[int, Part]], work: Work) -> Any:
-    """Return the first stage, as a data set of entries."""
+def _listing(inputs: list[tuple[int, Part]], context: StageContext) -> Any:
+    """Return the first stage, as a data set of videos."""
     import ray
 
-    from .workers import look_through
+    from .workers import list_videos
 
-    tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    parts_of_it = ray.data.from_arrow([table([each]) for each in inputs])
-    return parts_of_it.map_batches(look_through, batch_size=1, fn_args=(work,), num_cpus=1, **tables)
+    tables = ray.data.from_arrow([table([numbered_part]) for numbered_part in inputs])
+    return tables.map_batches(list_videos, batch_size=1, fn_args=(context,), num_cpus=1, **_TABLES)
 
 
-def _pieces(inputs: list[tuple[int, Part]], work: Work, joined: Joined, together: int) -> Iterator[Said | Fatal]:
-    """Yield what comes out of the pipeline, as it comes."""
+def _answers(
+    inputs: list[tuple[int, Part]], context: StageContext, session: ClusterSession, questions_per_call: int
+) -> Iterator[VideoAnswer | FatalError]:
+    """Yield the output of the last stage, as it comes."""
     import ray
 
-    from .workers import ENTRIES, Answerer, read
+    from .workers import VIDEOS_PER_READ_TASK, ModelWorker, read
 
     if not inputs:
         return
-    tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    answering = {"num_gpus": 1} if joined.on_gpus else {"num_cpus": joined.cores_each}
-    frames = (
-        _looked_through(inputs, work)
-        .repartition(target_num_rows_per_block=ENTRIES)
+    model_worker = {"num_gpus": 1} if session.on_gpus else {"num_cpus": session.cores_per_worker}
+    questions = (
+        _listing(inputs, context)
+        .repartition(target_num_rows_per_block=VIDEOS_PER_READ_TASK)
         .map_batches(
             read,
-            batch_size=ENTRIES,
-            fn_args=(work,),
+            batch_size=VIDEOS_PER_READ_TASK,
+            fn_args=(context,),
             num_cpus=1,
             memory=_READER_BYTES,
-            concurrency=joined.readers,
-            **tables,
+            concurrency=session.readers,
+            **_TABLES,
         )
     )
-    answers = frames.map_batches(
-        Answerer,
-        batch_size=together,
-        fn_constructor_args=(work,),
-        compute=ray.data.ActorPoolStrategy(min_size=joined.fewest, max_size=joined.most),
-        **answering,
-        **tables,
+    answers = questions.map_batches(
+        ModelWorker,
+        batch_size=questions_per_call,
+        fn_constructor_args=(context,),
+        compute=ray.data.ActorPoolStrategy(min_size=session.min_workers, max_size=session.max_workers),
+        **model_worker,
+        **_TABLES,
     )
-    # nothing ahead: what has come is to be written down, not to wait for the next
+    # no prefetch: an answer is written at once and does not wait for the next one
     for rows in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         if COLUMN in rows.column_names:
             yield from values_of(rows)
 
 
-def _watch(book: Any, stop: threading.Event, over: threading.Event, progress: Progress) -> None:
+def _watch(attempts: Any, stop: threading.Event, finished: threading.Event, progress: LiveProgress) -> None:
     import ray
 
-    told = False
-    while not over.wait(_LOOK_SECONDS):
+    stop_sent = False
+    while not finished.wait(_WATCH_SECONDS):
         try:
-            if stop.is_set() and not told:
-                ray.get(book.stop.remote())
-                told = True
-            progress.tally = ray.get(book.tally.remote(), timeout=5)
+            if stop.is_set() and not stop_sent:
+                ray.get(attempts.stop.remote())
+                stop_sent = True
+            progress.latest = ray.get(attempts.progress.remote(), timeout=5)
         except ray.exceptions.RayError:
             continue
 
 
 @contextmanager
-def _book(stop: threading.Event, progress: Progress) -> Iterator[Any]:
-    """Give the actor with the Book, on the node that the run was started on: it lives as long as the run."""
+def _attempt_log(stop: threading.Event, progress: LiveProgress) -> Iterator[Any]:
+    """Give the actor with the AttemptLog, on the node that started the run: it lives as long as the run."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    book: Any = ray.remote(Book).options(num_cpus=0, scheduling_strategy=here).remote()
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(book, stop, over, progress), name="llvid-watch", daemon=True)
+    attempts: Any = ray.remote(AttemptLog).options(num_cpus=0, scheduling_strategy=here).remote()
+    finished = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(attempts, stop, finished, progress), name="llvid-watch", daemon=True
+    )
     watcher.start()
     try:
-        yield book
+        yield attempts
         with suppress(ray.exceptions.RayError):
-            progress.tally = ray.get(book.tally.remote(), timeout=_LAST_SECONDS)
+            progress.latest = ray.get(attempts.progress.remote(), timeout=_LAST_WATCH_SECONDS)
     finally:
-        over.set()
+        finished.set()
         watcher.join()
-        ray.kill(book)
+        ray.kill(attempts)
 
 
-def _packed(keys: Iterable[str]) -> Any:
-    """Return a reference to keys as workers look them up."""
+def _shared_keys(keys: Iterable[str]) -> Any:
+    """Return a Ray reference to packed keys."""
     import ray
 
     return ray.put(memoryview(pack(keys)))
 
 
-def _check_going_on(error: Exception, came: int) -> None:
-    """Raise what ends a run; return if what is left may be begun anew, after `came` outcomes."""
+def _check_can_retry(error: Exception, outcomes: int) -> None:
+    """Raise an error that ends the run; return if the rest may be tried again, after so many outcomes."""
     from ray.exceptions import RaySystemError, RayTaskError
 
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaySystemError):
-        words = last_line(error.cause)
         raise LlvidError(
-            f"the workers can't take the work: {words}", "the same llvid has to be installed on every node"
+            f"the workers can't read their tasks: {last_line(error.cause)}", "install the same llvid on every node"
         ) from None
     if isinstance(error, RayTaskError):
-        raise error  # a mistake of ours
-    if not came:
-        raise LlvidError(f"the cluster can't go on: {first_line(error)}", "run again to go on") from None
+        raise error  # a bug of ours
+    if not outcomes:
+        raise LlvidError(f"the cluster failed: {first_line(error)}", "run the same command again to resume") from None
 
 
-def _together(task: Task) -> int:
+def _questions_per_call(task: Task) -> int:
     frames = task.preset.sampling.frames or 32
-    return max(_FEWEST_TOGETHER, min(_MOST_TOGETHER, _HANDED_BYTES // (frames * _FRAME_BYTES)))
+    return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (frames * _FRAME_BYTES)))
 
 
-def _nothing() -> Any:
-    """Stand in for what looking through the input does not need."""
-    raise AssertionError("only looked through")
+def _not_opened() -> Any:
+    """Stand in for the model, which the listing of the input does not need."""
+    raise AssertionError("the input is only listed")

@@ -1,4 +1,4 @@
-"""The Ray cluster that a run takes place on: joined, or made on this machine; and what a run takes of it."""
+"""The Ray cluster of a run: connected to, or started on this machine; and how much of it the run uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from ..errors import LlvidError, first_line
 from ..video.limits import Limits, cores
 
-_KNOCK_SECONDS = 10.0
-# Ray reads these as it is imported.
+_CONNECT_SECONDS = 10.0
+# Ray reads these while it is imported.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # what it tells of workers that died would go to stdout
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # its messages about dead workers would go to stdout
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_WAIT_POLICY": "passive",
 }
@@ -28,49 +28,50 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run takes place, and on how much of it.
+    """The cluster that a run wants, and how much of it.
 
-    `address` is `local` (a cluster on this machine, for this run) or `auto` (the one that this machine is part of).
-    The pool holds `fewest` to `most` actors with a model, each with a GPU where there are GPUs, or by `device`: `cuda`
-    waits for them, `cpu` leaves them alone. `readers` read at a time. None takes what is there.
+    `address` is `local` (a new cluster on this machine, for this run) or `auto` (the one that this machine is part of).
+    `min_workers` to `max_workers` actors hold a model. Each gets a GPU if the cluster has GPUs; with the `device`
+    `cuda` they wait for GPUs, with `cpu` they use none. `readers` is the number of videos that are read at a time. None
+    uses all that the cluster has.
     """
 
     address: str = "auto"
-    fewest: int = 1
-    most: int | None = None
+    min_workers: int = 1
+    max_workers: int | None = None
     readers: int | None = None
     device: str = "auto"
     memory_bytes: int | None = None
 
     @contextmanager
-    def joined(self) -> Iterator[Joined]:
-        """Be part of the cluster for the length of a block. Raises LlvidError if it can't be reached."""
-        ray = _ray()
+    def connected(self) -> Iterator[ClusterSession]:
+        """Connect to the cluster for the length of a block. Raises LlvidError if it can't be reached."""
+        ray = _import_ray()
         if ray.is_initialized():
-            yield self._sized(ray, "")
+            yield self._session(ray, "")
             return
         try:
-            self._knock()
-            with _hushed():
+            self._check_reachable()
+            with _silent_stderr():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
-            where, hint = self.address, "`ray start --head` makes one; `--ray local` needs none"
+            where, hint = self.address, "`ray start --head` starts one; `--ray local` needs none"
             words = first_line(error)
             if "any running Ray instance" in words:
-                where, words = "this machine", "none runs, and RAY_ADDRESS names none"
+                where, words = "this machine", "none is running, and RAY_ADDRESS is not set"
             raise LlvidError(f"no Ray cluster at {where}: {words}", hint) from None
         try:
-            yield self._sized(ray, str(getattr(context, "dashboard_url", "") or ""))
+            yield self._session(ray, str(getattr(context, "dashboard_url", "") or ""))
         finally:
             ray.shutdown()
 
-    def _knock(self) -> None:
-        """Raise OSError if nobody listens where the cluster should be: Ray itself tries for minutes."""
+    def _check_reachable(self) -> None:
+        """Raise OSError if nothing listens at the address: Ray itself would try for minutes."""
         address = os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit():
             try:
-                socket.create_connection((host, int(port)), _KNOCK_SECONDS).close()
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             except OSError as error:
                 raise ConnectionError(f"{address}: {error.strerror or error}") from None
 
@@ -78,72 +79,62 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "address": self.address}
         if self.address == "local":
             options["include_dashboard"] = None  # if it is installed
-            # CPUs are what Ray gives work out by; the system shares the real ones out
-            options["num_cpus"] = (self.readers or cores(Limits())) + max(self.most or 1, cores(Limits())) + 1
+            # Ray only counts these CPUs to schedule tasks; the system shares the real ones
+            options["num_cpus"] = (self.readers or cores(Limits())) + max(self.max_workers or 1, cores(Limits())) + 1
             if self.memory_bytes:
                 options["object_store_memory"] = self.memory_bytes
         return options
 
-    def _sized(self, ray: Any, dashboard: str) -> Joined:
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+    def _session(self, ray: Any, dashboard: str) -> ClusterSession:
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         on_gpus = self.device.startswith("cuda") or (gpus > 0 and self.device != "cpu")
-        most = self.most or gpus or 1
+        max_workers = self.max_workers or gpus or 1
         if not on_gpus:
             if cpus < 2:
-                raise LlvidError(f"the cluster has {cpus} CPUs: one to read and one to answer are needed")
-            most = min(most, cpus - 1)  # a reader needs one too
-        # the pool begins with what is there and grows into what an autoscaler adds
-        fewest = min(self.fewest, most, max(1, gpus) if on_gpus else most)
-        readers = self.readers or max(1, cores(Limits()) if self.address == "local" else cpus - most)
+                raise LlvidError(f"the cluster has {cpus} CPUs, but a run needs one to read and one to answer")
+            max_workers = min(max_workers, cpus - 1)  # a reader needs one too
+        # the pool starts with the GPUs that exist, and grows when an autoscaler adds more
+        min_workers = min(self.min_workers, max_workers, max(1, gpus) if on_gpus else max_workers)
+        readers = self.readers or max(1, cores(Limits()) if self.address == "local" else cpus - max_workers)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        # as many threads as a model's products get on a CPU: Ray sets them by the CPUs that a worker takes
-        each = max(1, cores(Limits()) // most) if self.address == "local" and not on_gpus else 1
-        return Joined(fewest, most, readers, on_gpus, nodes, gpus, cpus, dashboard, each)
+        # Ray sets the threads of a worker's matrix products to the number of its CPUs
+        per_worker = max(1, cores(Limits()) // max_workers) if self.address == "local" and not on_gpus else 1
+        return ClusterSession(min_workers, max_workers, readers, on_gpus, nodes, dashboard, per_worker)
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A cluster that was reached, and what a run takes of it."""
+class ClusterSession:
+    """A connected cluster, and how much of it a run uses. `cores_per_worker` is for workers without a GPU."""
 
-    fewest: int
-    most: int
+    min_workers: int
+    max_workers: int
     readers: int
     on_gpus: bool
     nodes: int
-    gpus: int
-    cpus: int
     dashboard: str
-    cores_each: int = 1
+    cores_per_worker: int = 1
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep a line of Ray's C++ part, which nothing else turns off, from stderr."""
+def _silent_stderr() -> Iterator[None]:
+    """Drop what is written to stderr: no option turns off one line of Ray's C++ part."""
     try:
-        kept = os.dup(2)
-    except OSError:  # closed
+        stderr = os.dup(2)
+    except OSError:  # it is closed
         yield
         return
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def _quieten(ray: Any) -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _ray() -> Any:
-    """Import Ray, which then sends nothing anywhere and keeps its words to itself. Raises LlvidError without it."""
+def _import_ray() -> Any:
+    """Import Ray, without its usage statistics and its messages. Raises LlvidError if it is not installed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -152,5 +143,9 @@ def _ray() -> Any:
         import ray.util.scheduling_strategies
     except ImportError:
         raise LlvidError("--ray needs the package ray", "pip install 'llava-video-cli[ray]'") from None
-    _quieten(ray)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray

@@ -1,4 +1,4 @@
-"""What the workers of a run on a cluster know, and what one stage hands to the next: tables of pickled values."""
+"""What the stages of a run on a cluster pass to each other: tables of pickled values."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ COLUMN = "row"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What all workers of a run know; `name` tells runs apart that share a worker.
+class StageContext:
+    """What every worker of a run is given.
 
-    `folder` is the one that the run was started in, `home` that of its output. `done` refers to the packed keys of what
-    needn't be done. `book` is the actor with the Book.
+    `run_id` tells runs apart that share a worker. Relative paths are relative to `working_folder`, where the run was
+    started; keys use paths as seen from `output_folder`. `attempts` is the Ray actor that holds the `AttemptLog`,
+    `done` a Ray reference to the packed keys of finished videos.
     """
 
-    name: str
+    run_id: str
     task: Task
-    folder: str
-    home: str
+    working_folder: str
+    output_folder: str
     limits: Limits
     open_model: Callable[[], Model]
     open_resize: Callable[[], Resize]
-    book: Any
+    attempts: Any
     done: Any
     batch_size: int | None
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A video to do, with the key of its record; one that can't be found has an error instead."""
+class InputVideo:
+    """A video of the input, with the key of its record; one that can't be found has an error and no key."""
 
     path: str
     key: str
@@ -48,10 +49,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A question about a video, and, with the last one, how many there are and the error that ended the reading."""
+class VideoQuestion:
+    """A question about a video.
 
-    entry: Entry
+    The last question of a video has the `count` of all of them, and the error that ended the reading, if any. A video
+    without questions has one such message, with a count of 0 and no `question`.
+    """
+
+    video: InputVideo
     number: int = 0
     question: Question | None = None
     count: int | None = None
@@ -59,10 +64,10 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Said:
-    """The same with what came of it."""
+class VideoAnswer:
+    """A `VideoQuestion` with its result. The question has lost its frames."""
 
-    entry: Entry
+    video: InputVideo
     question: Question | None = None
     result: Result | None = None
     count: int | None = None
@@ -71,8 +76,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Fatal:
-    """What makes going on useless."""
+class FatalError:
+    """An error that ends the run."""
 
     error: LlvidError
 
@@ -85,17 +90,17 @@ def table(values: Iterable[Any]) -> Any:
 
 
 def values_of(rows: Any) -> list[Any]:
-    """Return the values of a table, which came from another process of the same run."""
+    """Return the values of a table that another process of the same run made."""
     return [pickle.loads(row.as_buffer()) for row in rows.column(COLUMN)]
 
 
 def pack(keys: Iterable[str]) -> bytes:
-    """Return keys in 16 bytes each, sorted."""
+    """Return keys as 16 bytes each, sorted."""
     return b"".join(sorted(map(bytes.fromhex, keys)))
 
 
-class Packed:
-    """Packed keys, looked up by bisection."""
+class PackedKeys:
+    """A set of packed keys, searched by bisection."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -107,6 +112,6 @@ class Packed:
         return bytes(self._content[16 * index : 16 * index + 16])
 
     def __contains__(self, key: str) -> bool:
-        wanted = bytes.fromhex(key)
-        at = bisect_left(self, wanted)
-        return at < len(self) and self[at] == wanted
+        packed = bytes.fromhex(key)
+        index = bisect_left(self, packed)
+        return index < len(self) and self[index] == packed

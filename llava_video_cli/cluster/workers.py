@@ -1,4 +1,4 @@
-"""The three stages of a run on a cluster, as its workers run them: look through the input, read frames, answer."""
+"""The three stages of a run on a cluster, as its workers run them: list the input, read frames, answer."""
 
 from __future__ import annotations
 
@@ -25,115 +25,129 @@ from ..runs.storage import fetched, is_address
 from ..video import Resize
 from ..video.files import Found
 from ..video.limits import Limits
-from .failures import MOST_STRIKES, Stage, Unit
-from .stage_messages import Entry, Fatal, Packed, Read, Said, Work, table, values_of
+from .failures import MAX_CRASHES, Stage, Unit
+from .stage_messages import (
+    FatalError,
+    InputVideo,
+    PackedKeys,
+    StageContext,
+    VideoAnswer,
+    VideoQuestion,
+    table,
+    values_of,
+)
 
-ENTRIES = 16  # that a task reads, one after the other: as few as pay for the task
-_TABLE_BYTES = 16 * 2**20  # of frames that are handed on at a time
-_AHEAD_BYTES = 2**28  # that a reader holds
-_ROWS = 1000  # of a table of entries
-_MOST_LOADS = 3  # that a worker dies of before the run is given up
+VIDEOS_PER_READ_TASK = 16  # read one after the other: the fewest that are worth the cost of a task
+_TABLE_BYTES = 16 * 2**20  # of frames that are passed on together
+_PREFETCH_BYTES = 2**28  # of frames that a reader holds
+_VIDEOS_PER_TABLE = 1000
+_MAX_LOAD_CRASHES = 3  # of one worker, before the run is given up
 
 
-def look_through(rows: Any, work: Work) -> Iterator[Any]:
-    """Yield the entries of parts of the input that are not done yet."""
-    _settle(work)
-    done = Packed(memoryview(ray.get(work.done)))
+def list_videos(rows: Any, context: StageContext) -> Iterator[Any]:
+    """Yield the videos of parts of the input that are not done yet."""
+    _enter_working_folder(context)
+    done = PackedKeys(memoryview(ray.get(context.done)))
     for number, part in values_of(rows):
-        known = 0
-        entries: list[Entry] = []
-        todo = 0
-        for entry in _entries(part, work):
-            if not entry.error and entry.key in done:
-                known += 1
+        done_count = to_do = 0
+        videos: list[InputVideo] = []
+        for video in _videos(part, context):
+            if not video.error and video.key in done:
+                done_count += 1
                 continue
-            entries.append(entry)
-            todo += 1
-            if len(entries) == _ROWS:
-                yield table(entries)
-                entries = []
-        yield table(entries)
-        ray.get(work.book.planned.remote(number, todo, known))
+            videos.append(video)
+            to_do += 1
+            if len(videos) == _VIDEOS_PER_TABLE:
+                yield table(videos)
+                videos = []
+        yield table(videos)
+        ray.get(context.attempts.count_input.remote(number, to_do, done_count))
 
 
-def _entries(part: Part, work: Work) -> Iterator[Entry]:
+def _videos(part: Part, context: StageContext) -> Iterator[InputVideo]:
     try:
         for found in found_in(part):
             if isinstance(found, Found):
-                yield Entry(found.path, work.task.key(_place(found.path, work), found.status))
+                yield InputVideo(found.path, context.task.key(_path_from_output(found.path, context), found.status))
             else:
-                yield Entry(str(found).split(": ", 1)[0], "", found)
+                yield InputVideo(str(found).split(": ", 1)[0], "", found)
     except LlvidError as error:
-        yield Entry(str(error).split(": ", 1)[0], "", error)
+        yield InputVideo(str(error).split(": ", 1)[0], "", error)
 
 
-def _place(path: str, work: Work) -> str:
-    """Return a path as seen from the output, as a run on one machine sees it."""
+def _path_from_output(path: str, context: StageContext) -> str:
+    """Return a path as seen from the output, as a run on one machine does."""
     if is_address(path):
         return path
     folder, name = os.path.split(path)
-    return os.path.join(_seen_from(os.path.join(work.folder, folder), work.home), name)  # noqa: PTH118
+    return os.path.join(_relative(os.path.join(context.working_folder, folder), context.output_folder), name)  # noqa: PTH118
 
 
 @cache
-def _seen_from(folder: str, home: str) -> str:
-    return os.path.relpath(folder, home)
+def _relative(folder: str, start: str) -> str:
+    return os.path.relpath(folder, start)
 
 
-def read(rows: Any, work: Work) -> Iterator[Any]:
-    """Yield the frames of entries, at the model's size."""
-    _settle(work)
-    units = {(entry.key, 0): entry for entry in values_of(rows) if not entry.error}
-    yield table(Read(entry, count=0, error=entry.error) for entry in values_of(rows) if entry.error)
+def read(rows: Any, context: StageContext) -> Iterator[Any]:
+    """Yield the questions about videos, with their frames at the model's size."""
+    _enter_working_folder(context)
+    videos: list[InputVideo] = values_of(rows)
+    yield table(VideoQuestion(video, count=0, error=video.error) for video in videos if video.error)
     try:
-        resize = _resize(work)
+        resize = _resize(context)
     except LlvidError as error:
-        yield table([Fatal(error)])
+        yield table([FatalError(error)])
         return
-    held, ready = 0, list[Read]()
-    for batch, failure in _in_turn(work, "read", _worker(), units):
-        for each in [Read(entry, count=0, error=failure) for entry in batch] if failure else _read(batch, resize, work):
+    held_bytes, ready = 0, list[VideoQuestion]()
+    units = {(video.key, 0): video for video in videos if not video.error}
+    for batch, error in _attempts(context, "read", _worker_id(), units):
+        if error:
+            questions = iter([VideoQuestion(video, count=0, error=error) for video in batch])
+        else:
+            questions = _read(batch, resize, context)
+        for each in questions:
             ready.append(each)
-            held += each.question.bytes if each.question else 0
-            if held > _TABLE_BYTES:
+            held_bytes += each.question.bytes if each.question else 0
+            if held_bytes > _TABLE_BYTES:
                 yield table(ready)
-                held, ready = 0, []
+                held_bytes, ready = 0, []
     yield table(ready)
 
 
 _resizes: dict[str, Resize] = {}
 
 
-def _resize(work: Work) -> Resize:
-    if work.name not in _resizes:
+def _resize(context: StageContext) -> Resize:
+    if context.run_id not in _resizes:
         _resizes.clear()
-        _resizes[work.name] = work.open_resize()
-    return _resizes[work.name]
+        _resizes[context.run_id] = context.open_resize()
+    return _resizes[context.run_id]
 
 
-def _read(entries: Sequence[Entry], resize: Resize, work: Work) -> Iterator[Read]:
-    """Read videos one after the other; the last question of each says that there are no more."""
-    jobs = (_Job(entry.path, entry.key, work.task, {}, uncounted) for entry in entries)
-    ahead = ReadAhead(jobs, resize, work.limits, 1, _AHEAD_BYTES)
-    waiting: dict[int, Read] = {}
+def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -> Iterator[VideoQuestion]:
+    """Read videos one after the other; the last question of each says how many there are."""
+    jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_budget) for video in videos)
+    prefetch = ReadAhead(jobs, resize, context.limits, 1, _PREFETCH_BYTES)
+    waiting: dict[int, VideoQuestion] = {}
     try:
-        while not ahead.drained:
-            event = ahead.next(1.0)
+        while not prefetch.drained:
+            event = prefetch.next(1.0)
             if isinstance(event, Ready):
-                if event.number in waiting:
-                    yield waiting[event.number]
                 before = waiting.get(event.number)
-                waiting[event.number] = Read(entries[event.number], before.number + 1 if before else 0, event.question)
-                ahead.release(event.question)
+                if before:
+                    yield before
+                number = before.number + 1 if before else 0
+                waiting[event.number] = VideoQuestion(videos[event.number], number, event.question)
+                prefetch.release(event.question)
             elif isinstance(event, Ended):
-                last = waiting.pop(event.number, Read(entries[event.number]))
+                last = waiting.pop(event.number, VideoQuestion(videos[event.number]))
                 yield replace(last, count=event.count, error=event.error)
     finally:
-        ahead.stop()
+        prefetch.stop()
 
 
-class _Job(CaptionJob):
-    """A video that may have to be fetched first."""
+class _StoredVideoJob(CaptionJob):
+    """A video on this machine, or in a bucket, from which it is copied first."""
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
         """Yield the questions, as of a file on this machine."""
@@ -147,46 +161,50 @@ class _Job(CaptionJob):
                 raise MediaError(str(error).replace(copy, self.name), error.hint) from None
 
 
-class Answerer:
-    """An actor that holds the model."""
+class ModelWorker:
+    """A Ray actor that holds the model."""
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._size = work, BatchSize(work.batch_size)
-        self._name = ray.get_runtime_context().get_actor_id() or _worker()
+    def __init__(self, context: StageContext) -> None:
+        self._context, self._size = context, BatchSize(context.batch_size)
+        self._id = ray.get_runtime_context().get_actor_id() or _worker_id()
         self._model: Model | None = None
         self._settings: Mapping[str, Any] = {}
 
     def __call__(self, rows: Any) -> Iterator[Any]:
-        """Yield what the model says to questions, those of a kind together."""
-        _settle(self._work)
-        reads = values_of(rows)
+        """Yield the model's answers; questions of one kind are answered together."""
+        _enter_working_folder(self._context)
+        messages: list[VideoQuestion | FatalError] = values_of(rows)
         try:
-            model = self._model or self._open()
+            model = self._model or self._load()
         except LlvidError as error:
-            yield table([Fatal(error)])
+            yield table([FatalError(error)])
             return
         yield table(
-            each if isinstance(each, Fatal) else Said(each.entry, count=each.count, error=each.error)
-            for each in reads
-            if isinstance(each, Fatal) or each.question is None
+            each if isinstance(each, FatalError) else VideoAnswer(each.video, count=each.count, error=each.error)
+            for each in messages
+            if isinstance(each, FatalError) or each.question is None
         )
-        asked = {(each.entry.key, each.number): each for each in reads if isinstance(each, Read) and each.question}
-        for batch, failure in _in_turn(self._work, "answer", self._name, asked):
-            yield table(self._said(batch, [failure] * len(batch) if failure else self._answer(model, batch)))
+        units = {
+            (each.video.key, each.number): each
+            for each in messages
+            if isinstance(each, VideoQuestion) and each.question is not None
+        }
+        for batch, error in _attempts(self._context, "answer", self._id, units):
+            yield table(self._answers(batch, [error] * len(batch) if error else self._results(model, batch)))
 
-    def _open(self) -> Model:
-        deaths = ray.get(self._work.book.begin_loading.remote(self._name))
-        if deaths >= _MOST_LOADS:
+    def _load(self) -> Model:
+        crashes = ray.get(self._context.attempts.begin_loading.remote(self._id))
+        if crashes >= _MAX_LOAD_CRASHES:
             raise ModelError(
-                f"a worker died {deaths} times while it loaded the model",
-                "it may need more memory than the machine has: fewer workers, or `--quantize 4bit`",
+                f"a worker died {crashes} times while it loaded the model",
+                "it may need more memory than the machine has: use fewer workers, or `--quantize 4bit`",
             )
-        self._model = self._work.open_model()
-        self._settings = settings_values(self._model, self._work.task.preset)
-        ray.get(self._work.book.end_loading.remote(self._name))
+        self._model = self._context.open_model()
+        self._settings = settings_values(self._model, self._context.task.preset)
+        ray.get(self._context.attempts.end_loading.remote(self._id))
         return self._model
 
-    def _answer(self, model: Model, batch: Sequence[Read]) -> list[Result]:
+    def _results(self, model: Model, batch: Sequence[VideoQuestion]) -> list[Result]:
         results: dict[int, Result] = {}
         kinds: dict[Any, list[int]] = {}
         questions = [each.question for each in batch if each.question]
@@ -197,78 +215,78 @@ class Answerer:
                 try:
                     wanted = self._size.wanted(model.fits(questions[indices[0]].request))
                 except LlvidError:
-                    wanted = 1  # answering will say what is wrong with it
+                    wanted = 1  # the attempt to answer it will give the error
                 now, indices = indices[:wanted], indices[wanted:]
                 began = time.monotonic()
-                answers = self._guarded(model, [questions[index] for index in now])
+                answers = self._isolated(model, [questions[index] for index in now])
                 if not any(isinstance(answer, LlvidError) for answer in answers):
                     self._size.learn(len(now), time.monotonic() - began)
                 results |= dict(zip(now, answers, strict=True))
         return [results[index] for index in range(len(batch))]
 
-    def _guarded(self, model: Model, questions: list[Question]) -> list[Result]:
-        """Answer; an error that nobody knows is that of one question, unless it took the GPU with it."""
+    def _isolated(self, model: Model, questions: list[Question]) -> list[Result]:
+        """Answer; an unknown error counts for the one question that causes it, unless the GPU is lost with it."""
         try:
             return answered(model, questions, self._size)
         except LlvidError:
             raise
         except Exception as error:  # noqa: BLE001 - one odd video must not end the run
             if "CUDA" in first_line(error):
-                os._exit(70)  # the device can't be used any more in this process: another one goes on
+                os._exit(70)  # this process can't use the device any more: Ray starts another one
             if len(questions) == 1:
                 return [ModelError(f"can't be answered: {described(error)}")]
-        return [result for question in questions for result in self._guarded(model, [question])]
+        return [result for question in questions for result in self._isolated(model, [question])]
 
-    def _said(self, batch: Sequence[Read], results: Sequence[Result]) -> Iterator[Said]:
+    def _answers(self, batch: Sequence[VideoQuestion], results: Sequence[Result]) -> Iterator[VideoAnswer]:
         for each, result in zip(batch, results, strict=True):
             question = each.question and replace(each.question, request=replace(each.question.request, turns=()))
-            yield Said(each.entry, question, result, each.count, each.error, self._settings)
+            yield VideoAnswer(each.video, question, result, each.count, each.error, self._settings)
 
 
-def _in_turn(
-    work: Work, stage: Stage, worker: str, items: Mapping[Unit, Any]
+def _attempts(
+    context: StageContext, stage: Stage, worker: str, units: Mapping[Unit, Any]
 ) -> Iterator[tuple[list[Any], LlvidError | None]]:
-    """Yield items to be done now: all together, but those alone that a worker died with, or why they are not done.
+    """Yield the batches to process now: first all units together, then alone those of videos that a worker died with.
 
-    An item counts as done when the next one is asked for.
+    A batch that is given up comes with its error. A batch counts as processed when the next one is asked for.
     """
-    if not items:
+    if not units:
         return
-    strikes = ray.get(work.book.begin.remote(stage, worker, list(items)))
-    if strikes is None:
+    crashes = ray.get(context.attempts.begin.remote(stage, worker, list(units)))
+    if crashes is None:
         return
-    together = [unit for unit in items if unit[0] not in strikes]
+    together = [unit for unit in units if unit[0] not in crashes]
     began = time.monotonic()
     if together:
-        yield [items[unit] for unit in together], None
-        work.book.end.remote(stage, worker, together, time.monotonic() - began)
-    for unit in (unit for unit in items if unit[0] in strikes):
-        entry = getattr(items[unit], "entry", items[unit])
-        if strikes[unit[0]] >= MOST_STRIKES:
-            yield [items[unit]], _culprit(entry.path, strikes[unit[0]])
-        elif ray.get(work.book.begin_alone.remote(stage, worker, unit)):
+        yield [units[unit] for unit in together], None
+        context.attempts.end.remote(stage, worker, together, time.monotonic() - began)
+    for unit in (unit for unit in units if unit[0] in crashes):
+        video = getattr(units[unit], "video", units[unit])
+        if crashes[unit[0]] >= MAX_CRASHES:
+            yield [units[unit]], _given_up(video.path, crashes[unit[0]])
+        elif ray.get(context.attempts.begin_alone.remote(stage, worker, unit)):
             began = time.monotonic()
-            yield [items[unit]], None
-            ray.get(work.book.end.remote(stage, worker, [unit], time.monotonic() - began))
+            yield [units[unit]], None
+            ray.get(context.attempts.end.remote(stage, worker, [unit], time.monotonic() - began))
 
 
-def _culprit(path: str, strikes: int) -> MediaError:
+def _given_up(path: str, crashes: int) -> MediaError:
     return MediaError(
-        f"{path}: given up: {strikes} workers died while they were at it",
-        "the next run tries it again; out of memory is the usual reason",
+        f"{path}: given up: {crashes} workers died while they processed it",
+        "the next run tries it again; the usual reason is that memory ran out",
     )
 
 
-def _worker() -> str:
+def _worker_id() -> str:
     return str(ray.get_runtime_context().get_worker_id())
 
 
-def _settle(work: Work) -> None:
-    """Make relative paths mean what they mean where the run was started, if that folder is there."""
+def _enter_working_folder(context: StageContext) -> None:
+    """Give relative paths the meaning that they had where the run was started, if this node has that folder."""
     with suppress(OSError):
-        os.chdir(work.folder)
+        os.chdir(context.working_folder)
 
 
-def uncounted(request: Request) -> Budget:
-    """Stand in for `Model.budget` where no subtitles have to fit."""
+def no_budget(request: Request) -> Budget:
+    """Stand in for `Model.budget`, which only subtitles need: a run on a cluster has none."""
     raise AssertionError(f"nothing is counted on a cluster: {request.generation}")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kill import command, make, records
 
 _LAST_SECONDS = 90.0  # in which the agents of a Ray whose command was killed notice that
-VICTIMS = {"actor": "MapWorker(MapBatches(Answerer))", "reader": "MapBatches(read)"}
+VICTIMS = {"actor": "MapWorker(MapBatches(ModelWorker))", "reader": "MapBatches(read)"}
 
 
 def descendants(pid: int) -> dict[int, str]:

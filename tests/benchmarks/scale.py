@@ -30,7 +30,7 @@ from kill import make
 from sleeper import Sleeper, open_small
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster.pipeline import Progress, entries_of, run
+from llava_video_cli.cluster.pipeline import LiveProgress, list_inputs, run
 from llava_video_cli.cluster.session import Cluster
 from llava_video_cli.inference import open_resize
 from llava_video_cli.preset import Preset
@@ -78,10 +78,12 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
             jobs = (CaptionJob(str(p), key, task, settings, model.budget) for p, key in zip(some, keys, strict=True))
             return seconds_of(run_here(jobs, model), out)
 
-        with Cluster("local", 2, 2, 2, memory_bytes=STORE_BYTES).joined() as joined:
+        with Cluster("local", 2, 2, 2, memory_bytes=STORE_BYTES).connected() as session:
 
             def ray(some: list[Path], out: Path) -> float:
-                return seconds_of(run(list(map(str, some)), task, joined, done=set(), home=name, **opened), out)
+                return seconds_of(
+                    run(list(map(str, some)), task, session, done=set(), output_folder=name, **opened), out
+                )
 
             for turn in range(options.rounds):
                 for kind, each in (("here", here), ("ray", ray)):
@@ -107,10 +109,10 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
             os.link(one, folder / f"link{number:05d}.mp4")
         paths = sorted(str(path) for path in folder.iterdir())
         for actors in options.actors:
-            with Cluster("local", actors, actors, 2, memory_bytes=STORE_BYTES).joined() as joined:
+            with Cluster("local", actors, actors, 2, memory_bytes=STORE_BYTES).connected() as session:
                 outcomes = run(
-                    paths[: options.each * actors], task, joined, done=set(), home=name, batch_size=options.batch,
-                    open_model=partial(Sleeper, options.seconds), open_resize=open_small,
+                    paths[: options.each * actors], task, session, done=set(), output_folder=name,
+                    batch_size=options.batch, open_model=partial(Sleeper, options.seconds), open_resize=open_small,
                 )  # fmt: skip
                 # the first wave is the start, and the last one, when some have nothing left, the end
                 came = [time.monotonic() for _ in outcomes]
@@ -133,15 +135,17 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.entries):
             if number < _LINKS:
                 os.link(one, folder / f"{number:07d}.mp4")
-        with Cluster("local", 1, 1, 2, memory_bytes=STORE_BYTES).joined():
+        with Cluster("local", 1, 1, 2, memory_bytes=STORE_BYTES).connected():
             for count in (1000, options.entries // 10, options.entries):
                 listed = Path(name) / f"{count}.jsonl"
                 with listed.open("w") as file:
                     for number in range(count):
                         file.write(f'{{"video_path": "clips/{number % _LINKS:07d}.mp4"}}\n')
-                began, progress = time.monotonic(), Progress()
-                found = sum(1 for _ in entries_of([str(listed)], task, done=set(), home=name, progress=progress))
-                assert found == count == progress.tally.found
+                began, progress = time.monotonic(), LiveProgress()
+                found = sum(
+                    1 for _ in list_inputs([str(listed)], task, done=set(), output_folder=name, progress=progress)
+                )
+                assert found == count == progress.latest.to_do
                 seconds[count] = time.monotonic() - began
                 megabytes[count] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 print(count, round(seconds[count], 2), "s", round(megabytes[count]), "MiB", flush=True)

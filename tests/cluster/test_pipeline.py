@@ -17,8 +17,8 @@ from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
 from llava_video_cli.cluster.estimate import estimate
-from llava_video_cli.cluster.pipeline import Progress, run
-from llava_video_cli.cluster.session import Cluster, Joined
+from llava_video_cli.cluster.pipeline import LiveProgress, run
+from llava_video_cli.cluster.session import Cluster, ClusterSession
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.errors import LlvidError
 from llava_video_cli.inference import open_resize
@@ -35,12 +35,12 @@ DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 
 
 @pytest.fixture(scope="module")
-def joined() -> Iterator[Joined]:
+def session() -> Iterator[ClusterSession]:
     """A cluster on this machine, for two actors and two readers."""
     pytest.importorskip("ray", reason="needs the extra `ray`")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).joined() as cluster:
-        yield cluster
+    with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).connected() as session:
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_ray(
-    paths: Iterable[object], task: Task, cluster: Joined, home: Path, model: Any, resize: Any = open_small, **more: Any
+    paths: Iterable[object],
+    task: Task,
+    session: ClusterSession,
+    output_folder: Path,
+    model: Any,
+    resize: Any = open_small,
+    **more: Any,
 ) -> Iterator[Record | Failure]:
     return run(
-        [str(path) for path in paths], task, cluster, open_model=model, open_resize=resize, home=str(home),
-        **({"done": set()} | more),
+        [str(path) for path in paths], task, session, open_model=model, open_resize=resize,
+        output_folder=str(output_folder), **({"done": set()} | more),
     )  # fmt: skip
 
 
@@ -90,27 +96,27 @@ def here(folder: Path, task: Task, model: Model) -> tuple[dict[str, Any], dict[s
     return split(run_here(jobs, model))
 
 
-def test_records_are_the_same_as_without_ray(joined: Joined, folder: Path) -> None:
+def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Path) -> None:
     task = Task(load_preset("demo"))
-    one = replace(joined, fewest=1, most=1, readers=1)
+    one = replace(session, min_workers=1, max_workers=1, readers=1)
     outcomes = split(on_ray([folder], task, one, folder, *DEMO))
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
 
 
-def test_windows_are_joined_and_what_is_done_is_not_done_again(joined: Joined, folder: Path) -> None:
+def test_windows_are_joined_and_what_is_done_is_not_done_again(session: ClusterSession, folder: Path) -> None:
     task = replace(TASK, every_seconds=0.5)
-    done, failed = split(on_ray([folder], task, joined, folder, Sleeper, batch_size=3))
+    done, failed = split(on_ray([folder], task, session, folder, Sleeper, batch_size=3))
     assert (done, failed) == here(folder, task, Sleeper())
     assert [len(values["segments"]) for values in done.values()] == [4] * 20 and len(failed) == 1
     known = {values["key"] for values in done.values()}
     left = known.pop()
-    progress = Progress()
-    again, failed_again = split(on_ray([folder], task, joined, folder, Sleeper, done=set(known), progress=progress))
+    progress = LiveProgress()
+    again, failed_again = split(on_ray([folder], task, session, folder, Sleeper, done=set(known), progress=progress))
     assert [values["key"] for values in again.values()] == [left] and failed_again == failed
 
 
 def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
-    joined: Joined, folder: Path, tmp_path: Path
+    session: ClusterSession, folder: Path, tmp_path: Path
 ) -> None:
     poison = [
         make_clip(tmp_path / f"{width}.mp4", range(8), size=(width, 64)) for width in (ANSWERS_NO_WIDER, READS_NO_WIDER)
@@ -118,40 +124,48 @@ def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
     deaths = tmp_path / "deaths"
     paths = [poison[1], *sorted(folder.glob("*.mp4")), poison[0]]  # read by different tasks
     models = partial(Sleeper, deaths=deaths), partial(open_small, deaths)
-    done, failed = split(on_ray(paths, TASK, joined, tmp_path, *models))
+    done, failed = split(on_ray(paths, TASK, session, tmp_path, *models))
     assert len(done) == 20 and set(failed) == {str(folder / "broken.mp4"), *map(str, poison)}
     for path in poison:
-        assert failed[str(path)] == f"{path}: given up: 2 workers died while they were at it"
+        assert failed[str(path)] == f"{path}: given up: 2 workers died while they processed it"
     died = deaths.read_text().splitlines()
     assert died.count("reading") == 2 and len(died) == 4
     first, second = (int(line.split()[1]) for line in died if line != "reading")
     assert first > second == 1, "alone the second time"
 
 
-def test_stopping_finishes_what_is_running_and_nothing_else(joined: Joined, folder: Path, tmp_path: Path) -> None:
+def test_stopping_finishes_what_is_running_and_nothing_else(
+    session: ClusterSession, folder: Path, tmp_path: Path
+) -> None:
     stop, came = Event(), 0
     copies = [tmp_path / f"{number:03d}.mp4" for number in range(150)]
     for copy in copies:
         os.link(folder / "00.mp4", copy)
-    outcomes = on_ray(copies, TASK, joined, tmp_path, partial(Sleeper, 0.1), batch_size=4, stop=stop)
+    outcomes = on_ray(copies, TASK, session, tmp_path, partial(Sleeper, 0.1), batch_size=4, stop=stop)
     for _ in outcomes:
         stop.set()
         came += 1
     assert 1 <= came < 75
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_run(joined: Joined, folder: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run(session: ClusterSession, folder: Path) -> None:
     broken = partial(open_model, str(folder / "none"))
     with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):
-        list(on_ray([folder], TASK, joined, folder, broken))
+        list(on_ray([folder], TASK, session, folder, broken))
 
 
-def test_an_estimate_is_measured_on_a_sample_of_what_is_left(joined: Joined, folder: Path) -> None:
-    first = on_ray([folder / "00.mp4"], TASK, joined, folder, Sleeper)
+def test_an_estimate_is_measured_on_a_sample_of_what_is_left(session: ClusterSession, folder: Path) -> None:
+    first = on_ray([folder / "00.mp4"], TASK, session, folder, Sleeper)
     done = {outcome.key for outcome in first if isinstance(outcome, Record)}
     paths = [str(folder), str(folder / "none.mp4")]
     got = estimate(
-        paths, TASK, joined, open_model=partial(Sleeper, 0.05), open_resize=open_small, done=done, home=str(folder)
+        paths,
+        TASK,
+        session,
+        open_model=partial(Sleeper, 0.05),
+        open_resize=open_small,
+        done=done,
+        output_folder=str(folder),
     )
     assert (got.todo, got.done, got.unreadable, got.sample, got.failed) == (20, 1, 1, 20, 1)
     assert 0.05 <= got.answer_seconds < 5 and 0 < got.read_seconds < 10
