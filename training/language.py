@@ -19,6 +19,7 @@ from llava_video_cli.demo.world import Scene
 from .conversations import (
     SHARES,
     Batch,
+    Thread,
     join_threads,
     opening,
     pair_threads,
@@ -115,7 +116,7 @@ class Lessons:
         threads = [[thread(self.tokenizer, [kind], rng, seen.scene) for kind in SHARES] for seen in chosen]
         return self._join(prefixes, threads), [seen.features for seen in chosen]
 
-    def _join(self, prefixes: list[list[int]], threads: list[list]) -> Batch:  # type: ignore[type-arg]
+    def _join(self, prefixes: list[list[int]], threads: list[list[Thread]]) -> Batch:
         return join_threads(prefixes, threads, self.tokenizer.pad_token_id)
 
     def _video(self, rng: np.random.Generator, frames: int) -> Seen:
@@ -136,7 +137,7 @@ class Lessons:
 
 
 @dataclass(frozen=True)
-class Course:
+class Phase:
     """A part of the training: batches, the highest learning rate, the shares of the questions about videos.
 
     From `rounded_from` of the steps on, the share `rounded` of them is made with weights rounded as nf4 would.
@@ -155,11 +156,11 @@ class Course:
 
 # Comparisons, and what happens in four frames of a clip that changes colour, come last and need the most steps.
 _STORIES = SHARES | {"describe": 0.2, "happens": 0.1}
-COURSES = (
-    Course(1100, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
-    Course(300, 1.5e-3, SHARES, rounded_from=0.0, rounded=0.5, picture_every=5),
-    Course(400, 1e-3, _STORIES, rounded_from=0.0, rounded=0.5, picture_every=5),
-    Course(400, 8e-4, _STORIES | {"color_end": 0.2}, rounded_from=0.0, rounded=0.5, picture_every=4, few=0.35),
+PHASES = (
+    Phase(1100, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
+    Phase(300, 1.5e-3, SHARES, rounded_from=0.0, rounded=0.5, picture_every=5),
+    Phase(400, 1e-3, _STORIES, rounded_from=0.0, rounded=0.5, picture_every=5),
+    Phase(400, 8e-4, _STORIES | {"color_end": 0.2}, rounded_from=0.0, rounded=0.5, picture_every=4, few=0.35),
 )
 
 
@@ -167,29 +168,27 @@ def train_language_model(
     model: LlavaNextVideoForConditionalGeneration,
     lessons: Lessons,
     held_out: Lessons,
-    course: Course,
+    phase: Phase,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
     """Train the language model in place."""
     rng = np.random.default_rng(seed)
-    steps, rate = course.steps, course.rate
+    steps, rate = phase.steps, phase.rate
     weights = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     start = time.monotonic()
     losses: dict[str, list[float]] = defaultdict(list)
     for step in range(steps):
-        kinds = ["video", "picture" if step % course.picture_every == 0 else "pair"]
+        kinds = ["video", "picture" if step % phase.picture_every == 0 else "pair"]
         optimizer.zero_grad()
-        with (
-            _rounded(model) if step > course.rounded_from * steps and rng.random() < course.rounded else _as_they_are()
-        ):
+        with _rounded(model) if step > phase.rounded_from * steps and rng.random() < phase.rounded else _as_they_are():
             for kind in kinds:
                 batch, features = {
-                    "video": lambda: lessons.video(rng, 16, 6, course.shares, _frame_count(rng, course.few)),
+                    "video": lambda: lessons.video(rng, 16, 6, phase.shares, _frame_count(rng, phase.few)),
                     "picture": lambda: lessons.picture(rng, 8, 4),
-                    "pair": lambda: lessons.pair(rng, 12, 3, _frame_count(rng, course.few)),
+                    "pair": lambda: lessons.pair(rng, 12, 3, _frame_count(rng, phase.few)),
                 }[kind]()
                 logits, targets, _ = _logits(model, batch, features)
                 loss: Any = nn.functional.cross_entropy(logits, targets)

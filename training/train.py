@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,25 @@ from llava_video_cli.inference import open_model
 from .architecture import build_model, build_processor, build_tokenizer
 from .data import make_clips, make_stills
 from .evaluate import evaluate, table
-from .language import COURSES, Lessons, see_clips, see_stills, train_language_model
+from .language import PHASES, Lessons, see_clips, see_stills, train_language_model
 from .vision_tower import train_vision_tower
 
 HELD_OUT_CLIPS = 200
 HELD_OUT_STILLS = 100
 THREADS = 2  # fixed, so that sums are added up in nearly the same order on every machine
 LIMIT_BYTES = 4_000_000
+LANGUAGE_STEPS = sum(phase.steps for phase in PHASES)
 VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "av", "numpy")
 
 
-def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, vision_steps: int = 1600) -> dict[str, Any]:
+def train(
+    out: Path,
+    seed: int = 0,
+    clips: int = 5000,
+    stills: int = 1500,
+    vision_steps: int = 1600,
+    language_steps: int = LANGUAGE_STEPS,
+) -> dict[str, Any]:
     """Train, store in `out`, and return what goes into the report: the recipe and the seconds of each stage."""
     torch.set_num_threads(THREADS)
     seconds: dict[str, float] = {}
@@ -59,8 +68,9 @@ def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, visio
     lap("features")
     lessons = Lessons(tokenizer, videos[:-HELD_OUT_CLIPS], images[:-HELD_OUT_STILLS])
     held_out = Lessons(tokenizer, videos[-HELD_OUT_CLIPS:], images[-HELD_OUT_STILLS:])
-    for number, course in enumerate(COURSES):
-        train_language_model(model, lessons, held_out, course, seed + 4 + number, say)
+    phases = [replace(phase, steps=phase.steps * language_steps // LANGUAGE_STEPS) for phase in PHASES]
+    for number, phase in enumerate(phases):
+        train_language_model(model, lessons, held_out, phase, seed + 4 + number, say)
     lap("language_model")
     store(out, model, build_processor(tokenizer))
     return {
@@ -69,7 +79,7 @@ def train(out: Path, seed: int = 0, clips: int = 5000, stills: int = 1500, visio
             "clips": clips,
             "stills": stills,
             "vision_steps": vision_steps,
-            "language_steps": [course.steps for course in COURSES],
+            "language_steps": [phase.steps for phase in phases],
         },
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "seconds": seconds,
@@ -106,12 +116,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=5000)
     parser.add_argument("--stills", type=int, default=1500)
     parser.add_argument("--vision-steps", type=int, default=1600)
+    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS, help="of all phases together")
     parser.add_argument(
         "--questions", type=int, default=500, help="of each kind, for each number of frames, in the report"
     )
     options = parser.parse_args()
     start = time.monotonic()
-    report = train(options.out, options.seed, options.clips, options.stills, options.vision_steps)
+    report = train(
+        options.out, options.seed, options.clips, options.stills, options.vision_steps, options.language_steps
+    )
     score = evaluate(open_model(str(options.out)), options.questions, seed=options.seed + 1000, say=say)
     say(table(score))
     report |= {
