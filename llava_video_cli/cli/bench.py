@@ -1,4 +1,4 @@
-"""`llvid bench`: what this machine does, as a table and as a JSON document."""
+"""`llvid bench`: how fast this machine is, as a table and as a JSON document."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFla
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
-    from ..diagnostics.alternating import Cell
-    from ..diagnostics.bench import Bench, Subject
-    from ..diagnostics.environment import Surroundings
+    from ..diagnostics.bench import Bench, BenchModel, MachineInfo, Measurement
 
-# Below so many parameters nothing is gained by 4 bits.
+# A model with fewer parameters gains nothing from 4 bits.
 _SMALL = 100_000_000
 _LABELS = {"none": "not quantized", "auto": "as it is loaded"}
 _EXAMPLES = """
@@ -52,7 +50,7 @@ def bench(
     video: Annotated[
         str | None,
         typer.Argument(
-            metavar="VIDEO", show_default=False, help="What is read [default: a clip made for it, 10 s of 720p]."
+            metavar="VIDEO", show_default=False, help="The video to read [default: a generated clip, 10 s of 720p]."
         ),
     ] = None,
     *,
@@ -70,7 +68,7 @@ def bench(
         float | None,
         typer.Option(
             "--seconds", min=1, metavar="S", show_default=False,
-            help="Time for the runs in each precision; what takes longer is left out [default: 60].",
+            help="Time for the runs in each precision; what would take longer is left out [default: 60].",
         ),
     ] = None,
     quick: Annotated[
@@ -80,15 +78,14 @@ def bench(
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:  # fmt: skip
-    """Measure, write the table and the document; after Ctrl-C, of what was measured by then."""
+    """Measure, and write the table and the document; after Ctrl-C, of what is measured so far."""
     if random_weights is not None:
         if model.model is not None:
             raise UsageError("--random-weights and --model exclude each other")
         model = replace(model, model=f"random:{random_weights}")
-    from ..diagnostics.bench import Bench, Plan
-    from ..diagnostics.environment import look_around
+    from ..diagnostics.bench import Bench, BenchPlan, machine_info
 
-    plan = Plan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else Plan(runs=runs)
+    plan = BenchPlan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else BenchPlan(runs=runs)
     settings = settle(preset, model, FrameFlags(frames=max(plan.frames)), TextFlags())
     plan = replace(plan, prompt=settings.preset.prompt, seconds=seconds or plan.seconds)
     if video is not None and check([video]) != [None]:
@@ -96,36 +93,37 @@ def bench(
     presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
     subjects = _subjects(settings, model.quantize or presets)
     with console.progress(output.quiet) as progress, _clip(video, progress) as path:
-        progress.say("looking at the machine")
-        machine = look_around()
+        progress.say("reading the machine's facts")
+        machine = machine_info()
         if machine.is_busy and not output.quiet:
-            console.note(f"the machine is busy (load {machine.load:.1f} on {machine.cores} cores): figures will be off")
-        measured = Bench(path, plan, progress.say)
+            busy = f"load {machine.load:.1f} on {machine.cores} cores"
+            console.note(f"the machine is busy ({busy}): the results will be inaccurate")
+        results = Bench(path, plan, progress.say)
         is_whole = False
         try:
-            measured.reading()
+            results.reading()
             for subject in subjects:
-                measured.model(subject)
+                results.model(subject)
             is_whole = True
         except KeyboardInterrupt:
             progress.stop()
-            console.note("interrupted: these are the figures so far")
+            console.note("interrupted: these are the results so far")
             raise
         finally:
             progress.stop()
             if not output.quiet and not output.json:
-                _tell(measured, machine, settings.model)
+                _write_tables(results, machine, settings.model)
             clip = {"name": path_to_text(video) if video else "10 s of 720p, made for it"}
             what = {"machine": asdict(machine), "model": settings.model, "video": clip, "is_whole": is_whole}
-            console.write_json(what | measured.values)
+            console.write_json(what | results.values)
 
 
-def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
-    """Return the model in each precision to be measured, the smallest first: of a CPU's memory only a peak is told."""
-    from ..diagnostics.bench import Subject
+def _subjects(settings: Settings, quantize: Quantize | None) -> list[BenchModel]:
+    """Return the model in each precision to measure, the smallest first: a CPU only reports the highest peak so far."""
+    from ..diagnostics.bench import BenchModel
 
     if settings.remote is not None:
-        return [Subject("server", settings.open)]
+        return [BenchModel("server", settings.open)]
     from ..checkpoint import locate
     from ..checkpoint.config import read_checkpoint
     from ..checkpoint.random_weights import has_random_weights
@@ -141,7 +139,7 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
     is_random = has_random_weights(folder)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return [
-        Subject(
+        BenchModel(
             label=_LABELS.get(kind, kind),
             open=replace(settings, loading=replace(loading, quantize=kind, prefix_reuse=False)).open,
             facts=facts,
@@ -154,7 +152,7 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[Subject]:
 
 @contextmanager
 def _clip(video: str | None, progress: console.Progress) -> Iterator[str]:
-    """Give the path of the video, or of a clip that is gone at the end."""
+    """Give the path of the video, or of a generated clip that is removed at the end."""
     if video is not None:
         yield video
         return
@@ -163,39 +161,39 @@ def _clip(video: str | None, progress: console.Progress) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(prefix="llvid-bench-") as folder:
         path = Path(folder) / "clip.mp4"
-        progress.say("making a clip of 10 s")
+        progress.say("generating a clip of 10 s")
         write_clip(path, replace(scene(), width=1280, height=720, duration_seconds=10.0))
         yield str(path)
 
 
-def _tell(measured: Bench, machine: Surroundings, model: str) -> None:
-    """Write the figures as tables: those of the machine, then those of the model, a column for each precision."""
+def _write_tables(results: Bench, machine: MachineInfo, model: str) -> None:
+    """Write the machine, then the table of results with a column for each precision."""
     from rich.table import Table
     from rich.text import Text
 
     gpus = [f"{gpu.name} ({gpu.total_bytes / 1e9:.0f} GB)" for gpu in machine.gpus] or ["no GPU"]
     memory = f"{machine.memory_bytes / 1e9:.0f} GB, " if machine.memory_bytes else ""
     console.note(f"{machine.cpu}, {machine.cores} cores, {memory}{', '.join(gpus)}; {model}")
-    cells = measured.cells
+    cells = results.cells
     labels = list(dict.fromkeys(cell.precision for cell in cells))
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("", "frames", "batch", *(label or "machine" for label in labels)):
         table.add_column(
             Text(console.shown(name, one_line=True)), justify="left" if not name else "right", no_wrap=not name
         )
-    rows: dict[tuple[object, ...], dict[str | None, Cell]] = {}
+    rows: dict[tuple[object, ...], dict[str | None, Measurement]] = {}
     for cell in cells:
         rows.setdefault((cell.what, cell.unit, cell.frames, cell.batch), {})[cell.precision] = cell
     for (what, unit, frames, batch), row in rows.items():
-        figures = [Text(console.shown(_figure(row[label]), one_line=True)) if label in row else "" for label in labels]
-        table.add_row(f"{what}, {unit}" if unit else f"{what}", str(frames or ""), str(batch or ""), *figures)
+        texts = [Text(console.shown(_shown(row[label]), one_line=True)) if label in row else "" for label in labels]
+        table.add_row(f"{what}, {unit}" if unit else f"{what}", str(frames or ""), str(batch or ""), *texts)
     console.stderr.print(table)
     for note in dict.fromkeys(cell.note for cell in cells if cell.runs and cell.note):
         console.note(f"* {note}")
 
 
-def _figure(cell: Cell) -> str:
-    """Return a cell as it is read: the median, with a star if there is something to be said of it."""
+def _shown(cell: Measurement) -> str:
+    """Return the text of a cell: the median, with a star if there is a note."""
     if cell.median is None:
         return f"({cell.note})"
     return (f"{cell.median:.3g}" if cell.unit else f"{cell.median:.0%}") + ("*" if cell.note else "")

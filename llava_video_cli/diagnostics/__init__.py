@@ -1,1 +1,1 @@
-"""What this machine has, and what it can do."""
+"""What this machine has, and how fast it is."""

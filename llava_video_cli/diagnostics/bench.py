@@ -1,11 +1,14 @@
-"""How fast this machine reads videos and runs a model: figures, as they come.
+"""How fast this machine reads videos and runs a model, measured with alternating runs.
 
-All of a model's go through the two methods that every model has, so that one behind a server is measured the same way.
+A model is measured through the two methods that every model has, so one behind a server is measured the same way.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,17 +18,20 @@ from typing import Any
 
 from ..checkpoint.config import Checkpoint
 from ..conversation import Generation, Request, Turn, Usage, join
-from ..errors import LlvidError
+from ..errors import ContextError, LlvidError, OutOfMemoryError
 from ..model import Model
+from ..runs.record import versions
+from ..system.machine import Card, accelerators, memory, processor
 from ..video import Frames, read_frames
 from ..video.sampling import Sampling
-from .alternating import Cell, Job, Series, take_turns
 
-_GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come near one another
+_GOLDEN = 0.6180339887498949  # its multiples modulo 1 are never close to each other
+# A measurement is off if other programs use more than so many cores, and more than this share of all cores.
+_BUSY_CORES, _BUSY_SHARE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured: `runs` of each cell after one to warm up, in `seconds` for each precision of the model."""
 
     frames: tuple[int, ...] = (8, 16, 32)
@@ -37,11 +43,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to be measured: how it is opened in one precision, named by `label`, and what is known of it beforehand.
+class BenchModel:
+    """A model to measure: how it is opened in one precision, which `label` names, and its facts.
 
-    `weight_bytes` are those that loading reads, or makes if they are random. Of a model behind a server nothing is
-    known: neither loading nor the bandwidth limit is measured.
+    `weight_bytes` is what loading reads, or makes if the weights are random. A model behind a server has no facts, so
+    neither its loading nor its share of the bandwidth limit is measured.
     """
 
     label: str
@@ -52,49 +58,128 @@ class Subject:
 
 
 @dataclass
-class Bench:
-    """Figures of one video and any number of models. They may be asked for at any time, also after Ctrl-C."""
+class Measurement:
+    """A cell of the table: what was measured in which unit, for how many frames and videos, and the value of each run.
 
-    video: str
-    plan: Plan = field(default_factory=Plan)
-    say: Callable[[str], None] = lambda _: None
-    settings: list[dict[str, Any]] = field(default_factory=list)
-    series: list[Series] = field(default_factory=list)
+    `precision` is that of the weights. It is None for what does not depend on the model, and so are `frames` and
+    `batch`. `note` gives the reason if there are no runs, or only a first one.
+    """
+
+    what: str
+    unit: str
+    precision: str | None = None
+    frames: int | None = None
+    batch: int | None = None
+    runs: list[float] = field(default_factory=list)
+    note: str | None = None
 
     @property
-    def cells(self) -> list[Cell]:
-        """All figures so far, in the order in which they were begun."""
-        return [series.cell for series in self.series if series.runs or series.note]
+    def median(self) -> float | None:
+        """The median of the runs; None without any."""
+        return statistics.median(self.runs) if self.runs else None
 
     @property
     def values(self) -> dict[str, Any]:
-        """The JSON values of what was measured, and of all figures so far."""
+        """The JSON values."""
+        return {**asdict(self), "median": self.median}
+
+
+@dataclass(frozen=True, eq=False)
+class TimedTask:
+    """A call that returns a value for each of its measurements, or None where there is none.
+
+    `cost` is its expected time, in proportion to that of other tasks.
+    """
+
+    measurements: tuple[Measurement, ...]
+    run: Callable[[], Sequence[float | None]]
+    cost: float
+
+
+@dataclass(frozen=True)
+class MachineInfo:
+    """The machine of a measurement. `cores` are those that this process may use, `load` that of the last minute."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    gpus: tuple[Card, ...]
+    system: str
+    load: float | None
+    versions: dict[str, str]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other programs use so much of it that a measurement would be off."""
+        return self.load is not None and self.load > max(_BUSY_CORES, _BUSY_SHARE * self.cores)
+
+
+def machine_info() -> MachineInfo:
+    """Return what this machine is; what can't be determined is empty."""
+    cpu = processor()
+    try:
+        memory_bytes: int | None = memory().total_bytes
+    except OSError:
+        memory_bytes = None
+    try:
+        cards = accelerators().cards
+    except OSError:
+        cards = ()
+    return MachineInfo(
+        cpu=cpu.name,
+        cores=cpu.cores,
+        memory_bytes=memory_bytes,
+        gpus=cards,
+        system=f"{platform.system()} {platform.machine()}",
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        versions=versions(),
+    )
+
+
+@dataclass
+class Bench:
+    """The measurements of one video and any number of models. They can be read at any time, also after Ctrl-C."""
+
+    video: str
+    plan: BenchPlan = field(default_factory=BenchPlan)
+    say: Callable[[str], None] = lambda _: None
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[Measurement]:
+        """All measurements that have a value or a note, in the order in which they were begun."""
+        return [measurement for measurement in self.measurements if measurement.runs or measurement.note]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The JSON values of the plan and of all measurements so far."""
         return {
             "plan": asdict(self.plan),
             "settings": self.settings,
             "cells": [cell.values for cell in self.cells],
         }
 
-    def begin(self, *what: Any) -> Series:
-        """Begin a new series, from the values of its cell."""
-        self.series.append(Series(*what))
-        return self.series[-1]
+    def begin(self, *fields: Any) -> Measurement:
+        """Add a measurement with these fields."""
+        self.measurements.append(Measurement(*fields))
+        return self.measurements[-1]
 
     def reading(self) -> None:
-        """Measure how fast frames are read: those that are handed on, a second."""
-        jobs = [
-            Job((self.begin("read", "frames/s", None, frames),), partial(self._read, frames), frames)
+        """Measure how many sampled frames are read in a second."""
+        tasks = [
+            TimedTask((self.begin("read", "frames/s", None, frames),), partial(self._read, frames), frames)
             for frames in self.plan.frames
         ]
-        take_turns(jobs, self.plan.runs, self.plan.seconds / 4, self.say)
+        measure_alternating(tasks, self.plan.runs, self.plan.seconds / 4, self.say)
 
-    def model(self, subject: Subject) -> None:
-        """Measure a model in one precision; what can't be measured has a note instead of figures."""
+    def model(self, subject: BenchModel) -> None:
+        """Measure a model in one precision; what can't be measured gets a note instead of runs."""
         verb = "make weights" if subject.is_random else "load"
         load, rate = self.begin(verb, "s", subject.label), self.begin(f"{verb}, speed", "GB/s", subject.label)
         self.say(f"loading, {subject.label}")
         if subject.facts is not None:
-            from ..inference.families import llava_next_video as llava  # noqa: F401 - importing torch and transformers is no part of loading
+            from ..inference.families import llava_next_video as llava  # noqa: F401 - to import torch and transformers is no part of loading
         began = time.perf_counter()
         try:
             model = subject.open()
@@ -106,20 +191,20 @@ class Bench:
             rate.runs.append(subject.weight_bytes / load.runs[0] / 1e9)
         self.settings.append(model.settings)
         try:
-            _Measured(self, subject, model).all()
+            _ModelBench(self, subject, model).measure()
         finally:
             device = model.settings.get("device")
             del model
-            _give_back(device if subject.facts is not None else None)
+            _free(device if subject.facts is not None else None)
 
     def _read(self, frames: int) -> Sequence[float | None]:
         began = time.perf_counter()
-        taken = read_frames(self.video, Sampling(frames=frames))
-        return [len(taken.images) / (time.perf_counter() - began)]
+        images = read_frames(self.video, Sampling(frames=frames)).images
+        return [len(images) / (time.perf_counter() - began)]
 
 
-def _give_back(device: str | None) -> None:
-    """Let the memory of a model go that nothing but itself refers to, so that the next one has it."""
+def _free(device: str | None) -> None:
+    """Free the memory of a model that only refers to itself, for the next model."""
     gc.collect()
     if device is not None:
         import torch
@@ -130,65 +215,66 @@ def _give_back(device: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """What the machine allows a model at most: `step_bytes` are read for each new token."""
+class _DeviceSpeed:
+    """The limits that a device sets to the speed of a model, of which `step_bytes` are read for each new token."""
 
     copy_bytes_per_second: float
     operations_per_second: float
     step_bytes: int
 
 
-class _Measured:
-    """A loaded model under measurement."""
+class _ModelBench:
+    """The measurements of a loaded model."""
 
-    def __init__(self, bench: Bench, subject: Subject, model: Model) -> None:
+    def __init__(self, bench: Bench, subject: BenchModel, model: Model) -> None:
         self._bench, self._plan, self._subject, self._model = bench, bench.plan, subject, model
-        self._limits = self._find_limits()
+        self._speed = self._device_speed()
         self._frames: dict[int, Frames] = {}
-        self._moves = count(1)
+        self._shifts = count(1)
         self._peak_bytes = 0
 
-    def all(self) -> None:
-        """Measure all that the plan names."""
-        plan, jobs = self._plan, []
+    def measure(self) -> None:
+        """Measure everything that the plan names."""
+        plan, tasks = self._plan, []
         first = {frames: self._begin("first token", "s", frames) for frames in plan.frames}
         from_file = {frames: self._begin("first token, from file", "s", frames) for frames in plan.frames}
         tokens = {frames: self._begin("tokens", "tokens/s", frames) for frames in plan.frames}
         shares = {frames: self._begin("of the bandwidth limit", "", frames) for frames in plan.frames}
         for frames in plan.frames:
             cost = self._cost(frames)
-            jobs.append(Job((first[frames], tokens[frames]), partial(self._stream, frames), cost))
-            jobs.append(Job((from_file[frames],), partial(self._stream_from_file, frames), cost))
+            tasks.append(TimedTask((first[frames], tokens[frames]), partial(self._stream, frames), cost))
+            tasks.append(TimedTask((from_file[frames],), partial(self._stream_from_file, frames), cost))
         for batch, frames in product(plan.batches, plan.frames):
             videos = self._begin("videos", "videos/s", frames, batch)
-            jobs.append(Job((videos,), partial(self._batch, frames, batch), self._cost(frames, batch)))
+            tasks.append(TimedTask((videos,), partial(self._batch, frames, batch), self._cost(frames, batch)))
         peak = self._begin("peak memory", "GB")
         try:
-            take_turns(jobs, plan.runs, plan.seconds, self._bench.say, None if self._limits is None else 1.0)
+            measure_alternating(tasks, plan.runs, plan.seconds, self._bench.say, None if self._speed is None else 1.0)
         finally:
-            if (limits := self._limits) is not None:
-                most = limits.copy_bytes_per_second / limits.step_bytes
-                for frames, series in tokens.items():
-                    shares[frames].runs += [speed / most for speed in series.runs]
+            if (speed := self._speed) is not None:
+                limit = speed.copy_bytes_per_second / speed.step_bytes
+                for frames, measurement in tokens.items():
+                    shares[frames].runs += [value / limit for value in measurement.runs]
             if self._peak_bytes:
                 peak.runs.append(self._peak_bytes / 1e9)
 
     def _stream(self, frames: int) -> Sequence[float | None]:
-        usage = self._usage(self._fresh(frames))
+        usage = self._usage(self._new_frames(frames))
         later = usage.generated_tokens - 1
         seconds = usage.total_seconds - usage.first_token_seconds
         return [usage.first_token_seconds, later / seconds if later and seconds > 0 else None]
 
     def _stream_from_file(self, frames: int) -> Sequence[float | None]:
-        # from another moment of the first half each time, so that nothing is known of the frames
-        start = self._seen(frames).info.duration_seconds / 2 * (next(self._moves) * _GOLDEN % 1)
+        # each run starts at another moment of the first half, so that no cache has these frames
+        start = self._video_frames(frames).info.duration_seconds / 2 * (next(self._shifts) * _GOLDEN % 1)
         began = time.perf_counter()
-        taken = read_frames(self._bench.video, Sampling(frames=frames, start_seconds=start), resize=self._model.shrink)
+        sampling = Sampling(frames=frames, start_seconds=start)
+        shown = read_frames(self._bench.video, sampling, resize=self._model.shrink)
         read_seconds = time.perf_counter() - began
-        return [read_seconds + self._usage(taken).first_token_seconds]
+        return [read_seconds + self._usage(shown).first_token_seconds]
 
     def _batch(self, frames: int, batch: int) -> Sequence[float | None]:
-        requests = [self._request(self._fresh(frames)) for _ in range(batch)]
+        requests = [self._request(self._new_frames(frames)) for _ in range(batch)]
         if (most := self._model.fits(requests[0])) < batch:
             raise LlvidError(f"only {most} fit the memory")
         began = time.perf_counter()
@@ -206,28 +292,28 @@ class _Measured:
         turn = Turn("user", self._plan.prompt, (frames,))
         return Request((turn,), Generation(max_new_tokens=self._plan.new_tokens))
 
-    def _seen(self, frames: int) -> Frames:
-        """Return so many frames of the video, as the model sees them; raises `LlvidError` if it has fewer."""
+    def _video_frames(self, frames: int) -> Frames:
+        """Return so many frames of the video at the model's size; raises `LlvidError` if it has fewer."""
         if frames not in self._frames:
-            taken = read_frames(self._bench.video, Sampling(frames=frames), resize=self._model.shrink)
-            if len(taken.images) < frames:
-                raise LlvidError(f"the video has only {len(taken.images)}")
-            self._frames[frames] = taken
+            shown = read_frames(self._bench.video, Sampling(frames=frames), resize=self._model.shrink)
+            if len(shown.images) < frames:
+                raise LlvidError(f"the video has only {len(shown.images)}")
+            self._frames[frames] = shown
         return self._frames[frames]
 
-    def _fresh(self, frames: int) -> Frames:
-        """Return frames that the model has not seen: those of the video, moved a little further each time."""
+    def _new_frames(self, frames: int) -> Frames:
+        """Return frames that no cache of the model has: those of the video, each time shifted a little further."""
         import numpy as np
 
-        seen = self._seen(frames)
-        down, right = divmod(next(self._moves), seen.images.shape[2])
-        return replace(seen, images=np.roll(seen.images, (down, right), axis=(1, 2)))
+        shown = self._video_frames(frames)
+        down, right = divmod(next(self._shifts), shown.images.shape[2])
+        return replace(shown, images=np.roll(shown.images, (down, right), axis=(1, 2)))
 
-    def _begin(self, what: str, unit: str, frames: int | None = None, batch: int | None = None) -> Series:
+    def _begin(self, what: str, unit: str, frames: int | None = None, batch: int | None = None) -> Measurement:
         return self._bench.begin(what, unit, self._subject.label, frames, batch)
 
-    def _find_limits(self) -> _Limits | None:
-        """Measure what the model's device allows; None for a model behind a server."""
+    def _device_speed(self) -> _DeviceSpeed | None:
+        """Measure the speed of the model's device; None for a model behind a server."""
         if self._subject.facts is None:
             return None
         import torch
@@ -238,19 +324,88 @@ class _Measured:
         device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])
         self._bench.say("measuring the memory's speed")
         copied = copy_bytes_per_second(device)
-        known = [series for series in self._bench.series if series.what == "copy"]
-        (known[0] if known else self._bench.begin("copy", "GB/s")).runs.append(copied / 1e9)
-        # the layers and the head, which is about half of what the language model has beside them
+        earlier = [measurement for measurement in self._bench.measurements if measurement.what == "copy"]
+        (earlier[0] if earlier else self._bench.begin("copy", "GB/s")).runs.append(copied / 1e9)
+        # the layers and the head; the head is about half of the language model's other parameters
         linear = parameters.linear_bytes(settings["quantize"], dtype.itemsize)
         step_bytes = linear + dtype.itemsize * parameters.language_rest // 2
-        return _Limits(copied, operations_per_second(device, dtype), step_bytes)
+        return _DeviceSpeed(copied, operations_per_second(device, dtype), step_bytes)
 
     def _cost(self, frames: int, batch: int = 1) -> float:
-        """Return about the seconds that such a batch takes at best; in proportion only where no limits are known."""
-        limits, facts = self._limits, self._subject.facts
-        if limits is None or facts is None:
+        """Return the least seconds that such a batch takes; only in proportion if the device's speed is unknown."""
+        speed, facts = self._speed, self._subject.facts
+        if speed is None or facts is None:
             return frames * batch
         parameters, rates = facts.parameters, facts.rates
         operations = 2 * parameters.language_linear * rates.frame_tokens + 2 * parameters.vision * rates.side**2
-        steps = self._plan.new_tokens * limits.step_bytes / limits.copy_bytes_per_second
-        return frames * batch * operations / limits.operations_per_second + steps
+        steps = self._plan.new_tokens * speed.step_bytes / speed.copy_bytes_per_second
+        return frames * batch * operations / speed.operations_per_second + steps
+
+
+def measure_alternating(
+    tasks: Sequence[TimedTask], runs: int, seconds: float, say: Callable[[str], None], scale: float | None = None
+) -> None:
+    """Run each task once to warm up, then alternate between them until each has its runs or the time is up.
+
+    A task that would take longer than the remaining time is left out, with a note. If the time allows a task one run
+    only, that first run counts. `scale` is the seconds of a task of cost 1, if they are known beforehand.
+    """
+    deadline = time.perf_counter() + seconds
+    durations: dict[TimedTask, float] = {}
+    first_values: dict[TimedTask, Sequence[float | None]] = {}
+    for task in sorted(tasks, key=lambda task: task.cost):
+        expected = 0.0 if scale is None else scale * task.cost
+        if expected > deadline - time.perf_counter():
+            minutes = f"{expected / 60:.0f} min"
+            _set_note(task, f"too long: {f'{expected:.0f} s' if expected < 120 else minutes}")
+            continue
+        say(f"{_name(task)}, warming up")
+        began = time.perf_counter()
+        if (values := _values(task)) is not None:
+            first_values[task], durations[task] = values, time.perf_counter() - began
+            scale = durations[task] / task.cost
+    alternating = list(durations)
+    while alternating and sum(durations[task] for task in alternating) > deadline - time.perf_counter():
+        task = max(alternating, key=lambda task: durations[task])
+        alternating.remove(task)
+        _add(task, first_values[task])
+        _set_note(task, "one run, not warmed up: the time was up")
+    for number in range(runs):
+        if number and sum(durations[task] for task in alternating) > deadline - time.perf_counter():
+            break
+        for task in tuple(alternating):
+            say(f"{_name(task)}, run {number + 1} of {runs}")
+            if (values := _values(task)) is None:
+                alternating.remove(task)
+            else:
+                _add(task, values)
+
+
+def _values(task: TimedTask) -> Sequence[float | None] | None:
+    """Run a task; return None if it fails, with the reason as its note."""
+    try:
+        return task.run()
+    except ContextError:
+        _set_note(task, "doesn't fit the context")
+    except OutOfMemoryError:
+        _set_note(task, "out of memory")
+    except LlvidError as error:
+        _set_note(task, str(error))
+    return None
+
+
+def _add(task: TimedTask, values: Sequence[float | None]) -> None:
+    for measurement, value in zip(task.measurements, values, strict=True):
+        if value is not None:
+            measurement.runs.append(value)
+
+
+def _set_note(task: TimedTask, note: str) -> None:
+    for measurement in task.measurements:
+        measurement.note = note
+
+
+def _name(task: TimedTask) -> str:
+    first = task.measurements[0]
+    parts = [f"{first.frames} frames" if first.frames else "", f"batch {first.batch}" if first.batch else ""]
+    return ", ".join([first.what, *filter(None, parts)])

@@ -1,4 +1,4 @@
-"""The installed packages that llvid needs: their versions, and whether they fit each other. Nothing is imported."""
+"""The packages that llvid needs: their versions, and whether they work together. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OURS = "llava-video-cli"
-# Those whose own needs are looked at too: one that is too old for the other is what breaks most often.
+# Their own requirements are checked too: the most frequent fault is one that is too old for another.
 _CHECKED = ("torch", "torchvision", "transformers", "accelerate", "bitsandbytes", "av", "huggingface-hub", "tokenizers")
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """A package that is absent or has a version that doesn't fit; `mend` is the command that puts it right."""
+class Problem:
+    """Something that is wrong. `hint` is the command or option that helps; with `stops`, the model can't run."""
 
     text: str
-    mend: str
+    hint: str | None = None
+    stops: bool = False
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of what llvid needs itself, None for what is absent."""
-    return {requirement.name: _version(requirement.name) for requirement in _needs(OURS)}
+    """Return the versions of the packages that llvid requires, None for one that is not installed."""
+    return {requirement.name: _version(requirement.name) for requirement in _requirements(OURS)}
 
 
-def misfits() -> list[Misfit]:
-    """Return what doesn't fit, by what the packages themselves say that they need."""
-    found = []
+def problems() -> list[Problem]:
+    """Return the requirements of llvid and of its main packages that are not met."""
+    unmet = []
     for owner in (OURS, *_CHECKED):
-        for need in _needs(owner):
-            got = _version(need.name)
-            if got is not None and need.specifier.contains(got, prereleases=True):
+        for requirement in _requirements(owner):
+            got = _version(requirement.name)
+            if got is not None and requirement.specifier.contains(got, prereleases=True):
                 continue
             if got is None and owner != OURS:
-                continue  # an optional part, or one that came some other way than by pip
-            wants = f"{need.name}{need.specifier}"
+                continue  # an optional part, or not installed by pip
+            wanted = f"{requirement.name}{requirement.specifier}"
             by = "llvid" if owner == OURS else f"{owner} {_version(owner)}"
-            text = f"{by} needs {wants}, " + (f"{got} is installed" if got else "which isn't installed")
-            found.append(Misfit(text, f"pip install '{wants}'"))
-    if broken := _torchvision_without_cuda():
-        found.append(broken)
-    return found
+            text = f"{by} needs {wanted}, " + (f"{got} is installed" if got else "which isn't installed")
+            unmet.append(Problem(text, f"pip install '{wanted}'", stops=True))
+    if problem := _torchvision_without_cuda():
+        unmet.append(problem)
+    return unmet
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a package is there."""
+    """Return whether a package is installed."""
     return _version(name) is not None
 
 
-def _needs(name: str) -> Iterator[Requirement]:
-    """Yield what a package needs here, without its extras."""
+def _requirements(name: str) -> Iterator[Requirement]:
+    """Yield the requirements of a package on this machine, without its extras."""
     from packaging.requirements import Requirement
 
     try:
@@ -75,15 +76,16 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _torchvision_without_cuda() -> Misfit | None:
+def _torchvision_without_cuda() -> Problem | None:
     """Find a torchvision built for CUDA beside a torch that isn't: it fails with "torchvision::nms does not exist"."""
     torch, vision = _folder("torch"), _folder("torchvision")
     if torch is None or vision is None or any((torch / "lib").glob("*torch_cuda.*")):
         return None
     if any(b"libtorch_cuda" in path.read_bytes() for path in vision.glob("_C*.so")):
-        return Misfit(
+        return Problem(
             "torchvision is built for CUDA and torch is not: torchvision can't be imported",
             "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu",
+            stops=True,
         )
     return None
 

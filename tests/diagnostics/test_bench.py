@@ -16,23 +16,29 @@ from numpy.typing import NDArray
 from terminal import Typed, llvid
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
-from llava_video_cli.diagnostics.alternating import Job, Series, take_turns
-from llava_video_cli.diagnostics.bench import Bench, Plan, Subject
+from llava_video_cli.diagnostics.bench import (
+    Bench,
+    BenchModel,
+    BenchPlan,
+    Measurement,
+    TimedTask,
+    measure_alternating,
+)
 from llava_video_cli.errors import ContextError, LlvidError, ModelError, OutOfMemoryError
 
 USAGE = Usage(100, 0, 11, 0.5, 2.5, 3_000_000_000)
 
 
-class Told:
-    """A model that tells what it was made to tell, and keeps what it was asked."""
+class FixedModel:
+    """A model with fixed answers that keeps what it was asked."""
 
-    name = "told"
-    settings: dict[str, Any] = {"model": "told"}  # noqa: RUF012 - the protocol's form
+    name = "fixed"
+    settings: dict[str, Any] = {"model": "fixed"}  # noqa: RUF012 - the protocol's form
 
     def __init__(self, most: int = 99, out_of_memory_from: int = 99) -> None:
         self.streamed: list[Frames] = []
         self.batches: list[list[Frames]] = []
-        self.itself: Told | None = None
+        self.itself: FixedModel | None = None
         self._most, self._out_of_memory_from = most, out_of_memory_from
 
     def stream(self, request: Request) -> Iterator[Chunk]:
@@ -69,18 +75,18 @@ class Told:
         return image[::8, ::8]
 
 
-def benched(clip: Path, model: Told, **plan: Any) -> dict[tuple[str, int | None, int | None], Any]:
-    bench = Bench(str(clip), replace(Plan(frames=(2,), batches=(1, 3), runs=2), **plan))
-    bench.model(Subject("as it is", lambda: model))
-    assert bench.settings == [{"model": "told"}]
+def benched(clip: Path, model: FixedModel, **plan: Any) -> dict[tuple[str, int | None, int | None], Any]:
+    bench = Bench(str(clip), replace(BenchPlan(frames=(2,), batches=(1, 3), runs=2), **plan))
+    bench.model(BenchModel("as it is", lambda: model))
+    assert bench.settings == [{"model": "fixed"}]
     return {(cell.what, cell.frames, cell.batch): cell for cell in bench.cells}
 
 
-def test_figures_are_those_of_the_usage_and_a_run_to_warm_up_is_not_counted(clip: Path) -> None:
-    model = Told()
+def test_values_are_those_of_the_usage_and_the_warm_up_run_is_not_counted(clip: Path) -> None:
+    model = FixedModel()
     cells = benched(clip, model)
-    assert cells["first token", 2, None].runs == (0.5, 0.5)
-    assert cells["tokens", 2, None].runs == (5.0, 5.0)  # 10 after the first one, in 2 seconds
+    assert cells["first token", 2, None].runs == [0.5, 0.5]
+    assert cells["tokens", 2, None].runs == [5.0, 5.0]  # 10 after the first one, in 2 seconds
     assert cells["peak memory", None, None].median == 3.0
     assert all(seconds > 0.5 for seconds in cells["first token, from file", 2, None].runs)
     assert [len(batch) for batch in model.batches] == [1, 3] * 3
@@ -88,15 +94,15 @@ def test_figures_are_those_of_the_usage_and_a_run_to_warm_up_is_not_counted(clip
 
 
 def test_a_model_never_sees_the_same_frames_twice(clip: Path) -> None:
-    model = Told()
+    model = FixedModel()
     benched(clip, model, runs=4)
     media = model.streamed + [frames for batch in model.batches for frames in batch]
     assert len(media) == 5 * (2 + 1 + 3)
     assert len({frames.images.tobytes() for frames in media}) == len(media)
 
 
-def test_a_cell_that_can_not_be_measured_says_why_and_the_others_go_on(clip: Path) -> None:
-    cells = benched(clip, Told(most=5, out_of_memory_from=3), frames=(2, 4, 64), batches=(1, 3, 8))
+def test_a_cell_that_can_not_be_measured_has_the_reason_and_the_others_go_on(clip: Path) -> None:
+    cells = benched(clip, FixedModel(most=5, out_of_memory_from=3), frames=(2, 4, 64), batches=(1, 3, 8))
     assert cells["videos", 2, 3].note == "out of memory" and not cells["videos", 2, 3].runs
     assert cells["videos", 2, 8].note == "only 5 fit the memory"
     assert cells["videos", 4, 1].note == "doesn't fit the context"
@@ -105,88 +111,88 @@ def test_a_cell_that_can_not_be_measured_says_why_and_the_others_go_on(clip: Pat
 
 
 def test_a_model_that_can_not_be_loaded_is_a_note_too(clip: Path) -> None:
-    def refuse() -> Told:
+    def refuse() -> FixedModel:
         raise ModelError("the weights don't fit")
 
-    bench = Bench(str(clip), Plan())
-    bench.model(Subject("4bit", refuse))
+    bench = Bench(str(clip), BenchPlan())
+    bench.model(BenchModel("4bit", refuse))
     (cell,) = bench.cells
     assert (cell.what, cell.note, cell.median) == ("load", "the weights don't fit", None)
 
 
-def test_a_model_is_let_go_before_the_next_one_is_loaded(clip: Path) -> None:
-    models: list[weakref.ref[Told]] = []
+def test_a_model_is_freed_before_the_next_one_is_loaded(clip: Path) -> None:
+    models: list[weakref.ref[FixedModel]] = []
 
-    def fresh() -> Told:
+    def fresh() -> FixedModel:
         assert all(model() is None for model in models)
-        model = Told()
+        model = FixedModel()
         model.itself = model
         models.append(weakref.ref(model))
         return model
 
-    bench = Bench(str(clip), Plan(frames=(2,), batches=(1,), runs=1))
+    bench = Bench(str(clip), BenchPlan(frames=(2,), batches=(1,), runs=1))
     for _ in range(2):
-        bench.model(Subject("4bit", fresh))
+        bench.model(BenchModel("4bit", fresh))
     assert len(models) == 2 and models[1]() is None
 
 
-def job(calls: list[int], number: int, cost: float, error: LlvidError | None = None) -> Job:
+def task(calls: list[int], number: int, cost: float, error: LlvidError | None = None) -> TimedTask:
     def run() -> list[float | None]:
         calls.append(number)
         if error is not None:
             raise error
         return [float(len(calls)), None]
 
-    return Job((Series(f"job {number}", "s"), Series("never", "s")), run, cost)
+    return TimedTask((Measurement(f"task {number}", "s"), Measurement("never", "s")), run, cost)
 
 
-def test_jobs_take_turns_cheap_ones_first() -> None:
+def test_tasks_alternate_the_cheap_ones_first() -> None:
     calls: list[int] = []
-    jobs = [job(calls, 2, 2), job(calls, 1, 1), job(calls, 3, 3, ModelError("broken"))]
-    said: list[str] = []
-    take_turns(jobs, 2, 60, said.append)
+    tasks = [task(calls, 2, 2), task(calls, 1, 1), task(calls, 3, 3, ModelError("broken"))]
+    messages: list[str] = []
+    measure_alternating(tasks, 2, 60, messages.append)
     assert calls == [1, 2, 3, 1, 2, 1, 2]
-    assert jobs[0].series[0].runs == [5.0, 7.0] and jobs[0].series[1].runs == []
-    assert jobs[2].series[0].note == "broken" and jobs[2].series[0].runs == []
-    assert said[0] == "job 1, warming up" and said[-1] == "job 2, run 2 of 2"
+    assert tasks[0].measurements[0].runs == [5.0, 7.0] and tasks[0].measurements[1].runs == []
+    assert tasks[2].measurements[0].note == "broken" and tasks[2].measurements[0].runs == []
+    assert messages[0] == "task 1, warming up" and messages[-1] == "task 2, run 2 of 2"
 
 
-def test_what_takes_longer_than_the_time_that_is_left_is_left_out() -> None:
+def test_a_task_that_takes_longer_than_the_remaining_time_is_left_out() -> None:
     calls: list[int] = []
-    jobs = [job(calls, 1, 1.0), job(calls, 2, 1e4)]
-    take_turns(jobs, 2, 1000, lambda _: None, scale=1.0)
+    tasks = [task(calls, 1, 1.0), task(calls, 2, 1e4)]
+    measure_alternating(tasks, 2, 1000, lambda _: None, scale=1.0)
     assert 2 in calls  # the first one took less than was thought, and so would this one
     calls.clear()
-    take_turns([job(calls, 1, 1.0), slow := job(calls, 2, 5000.0)], 2, 1000, lambda _: None, scale=1e6)
-    assert calls == [] and slow.series[0].note == "too long: 83333333 min"
+    measure_alternating([task(calls, 1, 1.0), slow := task(calls, 2, 5000.0)], 2, 1000, lambda _: None, scale=1e6)
+    assert calls == [] and slow.measurements[0].note == "too long: 83333333 min"
 
 
-def test_where_the_time_is_over_the_first_run_counts() -> None:
+def test_the_first_run_counts_where_the_time_is_up() -> None:
     def run() -> list[float | None]:
         time.sleep(0.2)
         return [1.0]
 
-    slow = Job((Series("slow", "s"),), run, 1.0)
-    take_turns([slow], 3, 0.3, lambda _: None)
-    assert slow.series[0].cell.runs == (1.0,) and slow.series[0].note == "one run, not warmed up: the time was over"
+    slow = TimedTask((Measurement("slow", "s"),), run, 1.0)
+    measure_alternating([slow], 3, 0.3, lambda _: None)
+    assert slow.measurements[0].runs == [1.0] and slow.measurements[0].note == "one run, not warmed up: the time was up"
 
 
 def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
     result = llvid("bench", str(clip), "--random-weights", "tiny", "--quick", "--quantize", "4bit")
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
-    told = json.loads(line)
-    cells = {(cell["what"], cell["frames"], cell["batch"]): cell for cell in told["cells"]}
-    assert told["is_whole"] and told["model"] == "random:tiny" and told["video"]["name"] == str(clip)
-    assert told["machine"]["cores"] >= 1 and told["machine"]["cpu"] and told["machine"]["versions"]["torch"]
-    assert told["settings"][0]["quantize"] == "4bit"
+    document = json.loads(line)
+    cells = {(cell["what"], cell["frames"], cell["batch"]): cell for cell in document["cells"]}
+    assert document["is_whole"] and document["model"] == "random:tiny" and document["video"]["name"] == str(clip)
+    assert document["machine"]["cores"] >= 1 and document["machine"]["cpu"] and document["machine"]["versions"]["torch"]
+    assert document["settings"][0]["quantize"] == "4bit"
     for key in [
         ("read", 8, None), ("make weights", None, None), ("copy", None, None), ("first token", 8, None),
         ("first token, from file", 8, None), ("tokens", 8, None), ("of the bandwidth limit", 8, None),
         ("videos", 8, 1), ("videos", 8, 8), ("peak memory", None, None),
     ]:  # fmt: skip
         assert cells[key]["median"] > 0, key
-    assert "videos/s" in result.stderr and "4bit" in result.stderr and told["machine"]["cpu"] in result.stderr
+    assert "videos/s" in result.stderr and "4bit" in result.stderr and document["machine"]["cpu"] in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,18 +204,18 @@ def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
         (("-m", "demo", "--runs", "0"), "--runs"),
     ],
 )
-def test_a_slip_is_an_error_before_anything_is_measured(arguments: tuple[str, ...], says: str) -> None:
+def test_a_mistake_is_an_error_before_anything_is_measured(arguments: tuple[str, ...], says: str) -> None:
     result = llvid("bench", *arguments)
     assert result.returncode in (1, 2) and says in result.stderr and not result.stdout
     assert "Traceback" not in result.stderr
 
 
-def test_after_ctrl_c_what_was_measured_is_told(clip: Path) -> None:
+def test_after_ctrl_c_the_results_so_far_are_written(clip: Path) -> None:
     arguments = ("bench", str(clip), "-m", "demo", "--runs", "1000000", "--seconds", "1000")
     bench = Typed(*arguments, cwd=clip.parent)
     bench.until("read, 16 frames, run")
     os.kill(bench.process.pid, signal.SIGINT)
     assert bench.end() == 130
-    assert "interrupted: these are the figures so far" in bench.shown and "Traceback" not in bench.shown
-    told = json.loads(bench.shown[bench.shown.index("{") : bench.shown.rindex("}") + 1])
-    assert not told["is_whole"] and all(cell["what"] == "read" and cell["runs"] for cell in told["cells"])
+    assert "interrupted: these are the results so far" in bench.shown and "Traceback" not in bench.shown
+    document = json.loads(bench.shown[bench.shown.index("{") : bench.shown.rindex("}") + 1])
+    assert not document["is_whole"] and all(cell["what"] == "read" and cell["runs"] for cell in document["cells"])

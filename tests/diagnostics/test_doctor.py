@@ -1,4 +1,4 @@
-"""`llvid doctor`: what is told, what can't run, and that nothing that is broken breaks it."""
+"""`llvid doctor`: what it shows, what can't run, and that a broken part does not break it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from terminal import llvid
 
 from llava_video_cli.cli.app import run
-from llava_video_cli.diagnostics.model_check import Choice, Host, Problem, Question, choose
+from llava_video_cli.diagnostics.doctor import HostResources, ModelFit, Workload, fit_model
+from llava_video_cli.diagnostics.packages import Problem
 from llava_video_cli.model import Loading
 from llava_video_cli.system.machine import Accelerators, Card, Memory
 
@@ -28,7 +29,7 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, json.loads(out)
 
 
-def test_the_demo_runs_and_everything_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_and_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     code, values = examined(capsys, "-m", "demo")
     assert code == 0 and values["can_run"] is True and values["model"]["is_here"] is True
     assert all(values["packages"][name] for name in ("torch", "torchvision", "transformers", "av", "accelerate"))
@@ -42,7 +43,7 @@ def test_the_demo_runs_and_everything_is_told(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words", "mend"),
+    ("arguments", "words", "hint"),
     [
         (("-m", "demo", "--frames", "600"), "demo takes 4,096", "--frames 438, or --rope-factor 2"),
         (("-m", "demo", "--device", "cuda:7"), "no device cuda:7", "--device auto"),
@@ -53,14 +54,14 @@ def test_the_demo_runs_and_everything_is_told(capsys: pytest.CaptureFixture[str]
         (("-m", f"{HF}34B-hf", "--frames", "32"), "takes 4,096", "--frames 24, or --rope-factor 2"),
     ],
 )  # fmt: skip
-def test_what_can_not_run_ends_with_1_and_what_mends_it(
-    arguments: tuple[str, ...], words: str, mend: str | None, capsys: pytest.CaptureFixture[str]
+def test_what_can_not_run_ends_with_1_and_a_hint(
+    arguments: tuple[str, ...], words: str, hint: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, values = examined(capsys, *arguments)
     stopping = [problem for problem in values["problems"] if problem["stops"] and words in problem["text"]]
     assert code == 1 and values["can_run"] is False and stopping
-    if mend is not None:
-        assert stopping[0]["mend"] == mend
+    if hint is not None:
+        assert stopping[0]["mend"] == hint
 
 
 def test_an_auto_rope_factor_makes_room(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,49 +71,51 @@ def test_an_auto_rope_factor_makes_room(capsys: pytest.CaptureFixture[str]) -> N
 
 GB = 10**9
 CARD = Card("cuda:0", "a card", "8.9", 24 * GB, 23 * GB, True)
-BIG = Host(Memory(256 * GB, 200 * GB), Accelerators((CARD,), has_nvidia=True, torch_built_for="13.0"), 500 * GB)
+BIG = HostResources(
+    Memory(256 * GB, 200 * GB), Accelerators((CARD,), has_nvidia=True, torch_built_for="13.0"), 500 * GB
+)
 
 
-def chosen(model: str, host: Host = BIG, frames: int = 32, **loading: Any) -> tuple[Choice, list[Problem]]:
-    return choose(Question(HF + model, None, Loading(**loading), frames, 512), host)
+def chosen(model: str, host: HostResources = BIG, frames: int = 32, **loading: Any) -> tuple[ModelFit, list[Problem]]:
+    return fit_model(Workload(HF + model, None, Loading(**loading), frames, 512), host)
 
 
 def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
-    choice, problems = chosen("7B-hf")
-    assert (choice.device, choice.dtype, choice.quantize) == ("cuda:0", "bfloat16", "none")
-    assert choice.need is not None and 14.1e9 < choice.need.weights_bytes < 14.2e9
-    assert choice.tokens == 32 * 144 + 100 + 512 and choice.need.cache_bytes == choice.tokens * 512 * 1024
+    fit, problems = chosen("7B-hf")
+    assert (fit.device, fit.dtype, fit.quantize) == ("cuda:0", "bfloat16", "none")
+    assert fit.need is not None and 14.1e9 < fit.need.weights_bytes < 14.2e9
+    assert fit.tokens == 32 * 144 + 100 + 512 and fit.need.cache_bytes == fit.tokens * 512 * 1024
     (problem,) = problems
-    assert problem.mend == f"llvid pull {HF}7B-hf" and not problem.stops and "14.1 GB" in problem.text
+    assert problem.hint == f"llvid pull {HF}7B-hf" and not problem.stops and "14.1 GB" in problem.text
 
     small = replace(BIG, accelerators=Accelerators((replace(CARD, free_bytes=8 * GB, has_bfloat16=False),)))
-    choice, problems = chosen("7B-hf", small, frames=8)
-    assert (choice.dtype, choice.quantize) == ("float16", "4bit") and not any(problem.stops for problem in problems)
+    fit, problems = chosen("7B-hf", small, frames=8)
+    assert (fit.dtype, fit.quantize) == ("float16", "4bit") and not any(problem.stops for problem in problems)
     assert any("weights in 4 bits (4.5 GB): float16 would take" in problem.text for problem in problems)
     stopping = [problem for problem in chosen("7B-hf", small, frames=8, quantize="none")[1] if problem.stops]
     assert "in float16 (14.1 GB of weights), but of 8.0 GB free on cuda:0" in stopping[0].text
-    assert str(stopping[0].mend).startswith("`--quantize 4bit` takes 4.5 GB")
+    assert str(stopping[0].hint).startswith("`--quantize 4bit` takes 4.5 GB")
     assert not any(problem.stops for problem in chosen("34B-hf", frames=24, quantize="4bit")[1])
     stopping = [problem for problem in chosen("34B-hf", small, frames=24, quantize="4bit")[1] if problem.stops]
-    assert "more memory" in str(stopping[0].mend)
+    assert "more memory" in str(stopping[0].hint)
 
 
 def test_a_full_disk_and_an_unknown_model() -> None:
     _, problems = chosen("7B-hf", replace(BIG, disk_free_bytes=GB))
     assert [problem.text for problem in problems if problem.stops] == ["1.0 GB are free on the disk"]
-    choice, problems = choose(Question("org/unknown", "v2", Loading(), 8, 512), BIG)
-    assert choice.need is None and [problem.mend for problem in problems] == ["llvid pull org/unknown --revision v2"]
+    fit, problems = fit_model(Workload("org/unknown", "v2", Loading(), 8, 512), BIG)
+    assert fit.need is None and [problem.hint for problem in problems] == ["llvid pull org/unknown --revision v2"]
 
 
 def test_a_cpu_takes_float32_only_where_there_is_room() -> None:
     none = replace(BIG, accelerators=Accelerators())
     assert chosen("7B-hf", none)[0].dtype == "float32"
-    choice, problems = chosen("7B-hf", replace(none, memory=Memory(32 * GB, 24 * GB)))
-    assert choice.dtype == "bfloat16" and any("on the CPU" in problem.text for problem in problems)
+    fit, problems = chosen("7B-hf", replace(none, memory=Memory(32 * GB, 24 * GB)))
+    assert fit.dtype == "bfloat16" and any("on the CPU" in problem.text for problem in problems)
     mac = replace(BIG, accelerators=Accelerators(has_mps=True))
     assert chosen("7B-hf", mac)[0].dtype == "float16"
-    mends = [problem.mend for problem in chosen("7B-hf", mac, quantize="4bit")[1]]
-    assert "`--quantize none`, or `--device cpu`" in mends
+    hints = [problem.hint for problem in chosen("7B-hf", mac, quantize="4bit")[1]]
+    assert "`--quantize none`, or `--device cpu`" in hints
 
 
 def test_broken_packages_and_checkpoints_are_findings(tmp_path: Path) -> None:
@@ -132,14 +135,14 @@ def test_broken_packages_and_checkpoints_are_findings(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     values = json.loads(done.stdout)
-    mends = {problem["text"]: problem["mend"] for problem in values["problems"]}
-    assert mends["llvid needs av<19,>=17.1, 9.0.0 is installed"] == "pip install 'av<19,>=17.1'"
-    assert mends["asking PyAV for codecs failed: av is broken"] == "pip install --force-reinstall av"
-    text = next(text for text in mends if text.startswith("importing torch failed"))
-    assert "torch is broken" in text and mends[text] == "pip install --force-reinstall torch torchvision"
-    text = next(text for text in mends if text.startswith("org/cut"))
-    assert "lacks 1 of 1 weight files" in text and mends[text] == f"llvid pull org/cut --revision {'c' * 40}"
-    assert values["memory"] and values["model"]["need"], "what is not broken is told all the same"
+    hints = {problem["text"]: problem["mend"] for problem in values["problems"]}
+    assert hints["llvid needs av<19,>=17.1, 9.0.0 is installed"] == "pip install 'av<19,>=17.1'"
+    assert hints["asking PyAV for codecs failed: av is broken"] == "pip install --force-reinstall av"
+    text = next(text for text in hints if text.startswith("importing torch failed"))
+    assert "torch is broken" in text and hints[text] == "pip install --force-reinstall torch torchvision"
+    text = next(text for text in hints if text.startswith("org/cut"))
+    assert "lacks 1 of 1 weight files" in text and hints[text] == f"llvid pull org/cut --revision {'c' * 40}"
+    assert values["memory"] and values["model"]["need"], "what is not broken is still shown"
 
 
 def test_no_torch_is_imported_where_there_is_no_card() -> None:
