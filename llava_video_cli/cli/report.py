@@ -22,7 +22,7 @@ Examples:
 _ABOUT = (
     "Make one HTML page to look through results: contact sheets, captions, times, with search and filters. "
     "Reads what `llvid caption` and `llvid batch` wrote, and the failures in NAME.errors.jsonl beside it. "
-    "The page holds everything itself, and opens in any browser without a network."
+    "The page is one file and opens in any browser, without a network."
 )
 
 
@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 @takes(output=OutputFlags)
 def report(
     results: Annotated[
-        str, typer.Argument(metavar="OUT.jsonl", help="A file of results, a JSON object a line.", show_default=False)
+        str, typer.Argument(metavar="OUT.jsonl", help="A JSONL file of results.", show_default=False)
     ],
     *,
     to: Annotated[
@@ -45,39 +45,39 @@ def report(
         ),
     ] = None,
     no_sheets: Annotated[
-        bool, typer.Option("--no-sheets", help="Leave the contact sheets out: no video is read again.")
+        bool, typer.Option("--no-sheets", help="Leave out the contact sheets: no video is read again.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     output: OutputFlags,
 ) -> None:  # fmt: skip
-    """Check every line, write the page, and print where it is."""
+    """Check every line, write the page, and print its path."""
     from ..report.page import write_report
     from ..report.results import open_results
 
-    # Not a hidden file for ".jsonl", and never inside a folder that the name makes up.
+    # Not a hidden file for ".jsonl", and in the current folder.
     target = Path(to if to is not None else f"{Path(results).stem.lstrip('.') or 'results'}-report.html")
     _check(target, overwrite)
-    found = open_results(Path(results))
+    source = open_results(Path(results))
     with (
         console.progress(output.quiet) as progress,
         whole_file(target) as beside,
         beside.open("w", encoding="utf-8", newline="\n") as page,
     ):
         progress.say("writing the page")
-        gone = write_report(
+        unreadable = write_report(
             page,
-            found,
+            source,
             sheets=not no_sheets,
-            progress=lambda done: progress.say(f"reading frames: {done} of {found.count} results"),
+            progress=lambda done: progress.say(f"reading frames: {done} of {source.count} results"),
         )
     if not output.quiet:
-        for line in found.notes:
+        for line in source.notes:
             console.note(line)
-        if gone:
-            console.note(f"{gone} video{'' if gone == 1 else 's'} can't be read any more")
+        if unreadable:
+            console.note(f"{unreadable} video{'' if unreadable == 1 else 's'} can't be read any more")
     if output.json:
-        counts = {"results": found.count, "failures": len(found.failures), "unreadable": gone}
-        console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": found.notes})
+        counts = {"results": source.count, "failures": len(source.failures), "unreadable": unreadable}
+        console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": source.notes})
     else:
         console.write(f"{target}\n")
 

@@ -1,8 +1,8 @@
 """One self-contained HTML page to look through results: contact sheets, captions, times.
 
-The page is a shell (`page/`) around blocks of JSON and base64: what a stranger wrote - names, captions, errors - stands
-in no markup, and the shell's script sets it as text. Rows come first and pictures last, so that a browser shows a
-page of 100 MB as soon as it has read the rows.
+The page is a template (`assets/`) around blocks of JSON and base64. Untrusted text (names, captions, errors) is only in
+those blocks, never in markup, and the page's script inserts it as text. The rows come first and the pictures last, so a
+browser shows a page of 100 MB as soon as it has read the rows.
 """
 
 from __future__ import annotations
@@ -37,55 +37,55 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-_SHELL = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
+_TEMPLATE = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
 _SHOWN_FRAMES = 8
 _SHEET_PIXELS, _CELL_PIXELS = 640, 320  # the widest sheet, and its widest cell
 _PICTURE_PIXELS = 480  # of a still picture, on its longer side
-_SHEET_AREA = 640 * 400  # pixels of frames on one sheet; upright videos would take twice that
-_SHEET_BYTES = 20_000  # what a sheet should take at most
+_SHEET_AREA = 640 * 400  # pixels of frames on one sheet, which upright videos would otherwise exceed twice
+_SHEET_BYTES = 20_000  # of a sheet at most
 _QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
-_STEEPEST = 3  # height to width; more of a frame's height is cut off, or a sliver would fill the page
-_AT_A_TIME, _AHEAD = 2, 4  # videos
+_STEEPEST = 3  # height to width; a taller frame is cropped, as it would fill the page
+_READERS, _PREFETCHED = 2, 4  # videos
 _MOST_TIMES = 256  # frames marked on a time line
 _LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What a row shows of its video: a JPEG, or why there is none."""
+class SheetImage:
+    """The contact sheet of a row as a JPEG, or the error that prevented it."""
 
     jpeg: bytes = b""
-    gone: str = ""
+    error: str = ""
 
 
 def write_report(
     file: TextIO, results: Results, *, sheets: bool = True, progress: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Write the page, and return how many videos could not be read any more.
+    """Write the page, and return how many videos could not be read.
 
-    Memory doesn't grow with the number of results. With `sheets`, each video is opened once more, for up to 30 seconds;
-    `progress` is called with the number of results whose videos are read.
+    The memory does not grow with the number of results. With `sheets`, each video is read once more, for at most 30
+    seconds; `progress` is called with the number of results whose videos are read.
     """
-    shell = _shell()
-    file.write(shell[0])
+    template = _template()
+    file.write(template[0])
     file.write(_block("head", _json(_head(results))))
     file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, sheets)) + "\n]"))
-    file.write(shell[1])
-    gone = done = 0
+    file.write(template[1])
+    unreadable = done = 0
     if sheets:
         with closing(_sheets(results)) as read:
             for index, (sheet, rows) in enumerate(read):
                 file.write(_sheet_block(index, sheet))
-                gone, done = gone + bool(sheet.gone), done + rows
+                unreadable, done = unreadable + bool(sheet.error), done + rows
                 progress(done)
-    file.write(shell[2])
-    return gone
+    file.write(template[2])
+    return unreadable
 
 
-def _shell() -> list[str]:
-    """Return the page in three parts: before the rows, between rows and pictures, after the pictures."""
+def _template() -> list[str]:
+    """Return the template in three parts: before the rows, between rows and pictures, after the pictures."""
     folder = files(__package__) / "assets"
-    html, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in _SHELL)
+    html, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in _TEMPLATE)
     script = "".join(scripts)
     for mark, text in (("style", style), ("script", script)):
         import hashlib
@@ -101,7 +101,7 @@ def _block(name: str, text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that no HTML parser sees an end or a comment in: ASCII, without `<`, `>` and `&`."""
+    """Return JSON that can't end or open an HTML element or comment: ASCII, without `<`, `>` and `&`."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -116,14 +116,14 @@ def _head(results: Results) -> dict[str, Any]:
 
 
 def _rows(results: Results, sheets: bool) -> Iterator[dict[str, Any]]:
-    """Yield what the page's script needs for each row; what is empty is left out."""
+    """Yield each row as the page's script reads it; empty fields are left out."""
     settings: dict[str, Any] | None = None
-    for index, (_, group) in enumerate(groupby(results, _view)):
+    for index, (_, group) in enumerate(groupby(results, _sheet_source)):
         for result in group:
             row = _row(result)
             if sheets:
                 row["sheet"] = index
-            if result.settings != settings:  # a row without settings has those of the row before
+            if result.settings != settings:  # without settings, a row has those of the row before
                 row["settings"] = settings = result.settings
             yield row
     for failure in results.failures:
@@ -152,17 +152,17 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _View:
-    """What a sheet is made from: `sampling` is None for what may be a picture."""
+class _SheetSource:
+    """The source of a sheet; `sampling` is None for what may be a picture."""
 
     video: str
     sampling: Sampling | None
 
 
-def _view(result: Result) -> _View:
+def _sheet_source(result: Result) -> _SheetSource:
     if not result.frames:
-        return _View(result.video, None)
-    return _View(result.video, _few(_sampling(result), result))
+        return _SheetSource(result.video, None)
+    return _SheetSource(result.video, _few(_sampling(result), result))
 
 
 def _sampling(result: Result) -> Sampling:
@@ -177,10 +177,10 @@ def _sampling(result: Result) -> Sampling:
 
 
 def _few(sampling: Sampling, result: Result) -> Sampling:
-    """Return the sampling for a sheet: at most eight frames, where possible among those that the model saw.
+    """Return the sampling for a sheet: at most eight frames, if possible from those that the model saw.
 
-    An eighth (a seventh, ...) of a uniform sampling is uniform too, if it comes out even. Where a video was captioned
-    in windows, the sampling is of one window, and the sheet shows the whole.
+    Every second (third, ...) frame of a uniform sampling is a uniform sampling too, if their number divides evenly. If
+    a video was captioned in windows, its sampling is that of one window, but the sheet shows the whole video.
     """
     if len(result.segments) > 1:
         return replace(sampling, frames=_SHOWN_FRAMES, fps=None)
@@ -193,14 +193,14 @@ def _few(sampling: Sampling, result: Result) -> Sampling:
     return replace(sampling, frames=next(even, _SHOWN_FRAMES))
 
 
-def _sheets(results: Results) -> Generator[tuple[Sheet, int]]:
-    """Yield the sheet of each video in order, with the number of results in a row that it is for."""
-    pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="llvid-sheet")
-    waiting: deque[tuple[Future[Sheet], int]] = deque()
+def _sheets(results: Results) -> Generator[tuple[SheetImage, int]]:
+    """Yield the sheet of each video in order, with the number of consecutive results that share it."""
+    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="llvid-sheet")
+    waiting: deque[tuple[Future[SheetImage], int]] = deque()
     try:
-        for view, group in groupby(results, _view):
-            waiting.append((pool.submit(_sheet, view, results.path.parent), sum(1 for _ in group)))
-            if len(waiting) > _AHEAD:
+        for source, group in groupby(results, _sheet_source):
+            waiting.append((pool.submit(_sheet, source, results.path.parent), sum(1 for _ in group)))
+            if len(waiting) > _PREFETCHED:
                 first, rows = waiting.popleft()
                 yield first.result(), rows
         for future, rows in waiting:
@@ -209,20 +209,20 @@ def _sheets(results: Results) -> Generator[tuple[Sheet, int]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sheet(view: _View, folder: Path) -> Sheet:
-    path = _found(text_to_path(view.video), folder)
+def _sheet(source: _SheetSource, folder: Path) -> SheetImage:
+    path = _resolved(text_to_path(source.video), folder)
     try:
-        return Sheet(_jpeg(_picture(path, view.sampling)))
+        return SheetImage(_jpeg(_picture(path, source.sampling)))
     except LlvidError as failure:
-        return Sheet(gone=str(failure).removeprefix(f"{path}: "))
+        return SheetImage(error=str(failure).removeprefix(f"{path}: "))
 
 
-def _found(path: str, folder: Path) -> str:
-    """Return a path from here, or else from the folder of the results."""
+def _resolved(path: str, folder: Path) -> str:
+    """Return a path relative to the current folder, or else to the folder of the results."""
     try:
         beside = folder / path
         return os.fspath(beside) if not Path(path).exists() and beside.exists() else path
-    except (OSError, ValueError):  # a name that no file can have: the reader says so
+    except (OSError, ValueError):  # a name that can't be a file's: the reader reports it
         return path
 
 
@@ -244,7 +244,7 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
 
 
 def _small_frames(path: str, sampling: Sampling) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
-    """Return the frames, no wider than a cell, and their times; one of full size lies in memory at a time."""
+    """Return the frames, no wider than a cell, and their times; one full-size frame is in memory at a time."""
     import numpy as np
     from PIL import Image as Pillow
 
@@ -270,7 +270,7 @@ def _jpeg(image: Image) -> bytes:
     return file.getvalue()
 
 
-def _sheet_block(index: int, sheet: Sheet) -> str:
-    if sheet.gone:
-        return f'<script type="application/json" id="sheet-{index}" data-gone>{_json(sheet.gone)}</script>\n'
+def _sheet_block(index: int, sheet: SheetImage) -> str:
+    if sheet.error:
+        return f'<script type="application/json" id="sheet-{index}" data-gone>{_json(sheet.error)}</script>\n'
     return f'<script type="text/plain" id="sheet-{index}">{base64.b64encode(sheet.jpeg).decode()}</script>\n'

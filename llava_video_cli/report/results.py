@@ -1,4 +1,4 @@
-"""What `llvid caption` and `llvid batch` wrote, read back: a result a line, and the failures beside it."""
+"""Reads what `llvid caption` and `llvid batch` wrote: one result per line, and the failures beside it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..runs.record import text_to_path
 
 @dataclass(frozen=True)
 class Result:
-    """One line: a video or picture, as the line names it, and what the model said of it.
+    """One line: a video or picture, as the line names it, and the model's answer.
 
-    `text` is the caption or the answer. `id` and `question` are a batch's. `frames`, `usage` and `settings` are the
-    line's own objects (`settings` with `prompt` and `model` before the rest), empty where the line has none.
+    `text` is the caption or the answer. `id` and `question` come from a batch. `frames`, `usage` and `settings` are
+    objects of the line, empty if it has none; `settings` begins with the line's `prompt` and `model`.
     """
 
     video: str
@@ -37,8 +37,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A video without a result, and why."""
+class FailedVideo:
+    """A video without a result, and the reason."""
 
     video: str
     id: str
@@ -48,50 +48,50 @@ class Failure:
 
 @dataclass(frozen=True)
 class Results:
-    """A results file whose every line was looked at; iterating reads the results again, one at a time.
+    """A checked file of results; each iteration reads it again, one result at a time.
 
-    `notes` are lines for the user. Lines that were added after it was opened are left out.
+    `notes` are for the user. Lines that were added after the check are left out.
     """
 
     path: Path
     count: int
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedVideo, ...]
     notes: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Result]:
-        return islice(map(_result, _objects(self.path, [])), self.count)
+        return islice(map(_result, _lines_of(self.path, [])), self.count)
 
 
 def open_results(path: Path) -> Results:
-    """Look at every line of a results file, and read `NAME.errors.jsonl` beside it if there is one.
+    """Check every line of a results file, and read `NAME.errors.jsonl` beside it if there is one.
 
-    A last line that was torn off in the middle is left out, and noted. Raises LlvidError for what can't be opened, has
-    nothing in it, or has a line that is no result; the message names the line.
+    An incomplete last line is left out, with a note. Raises LlvidError for a file that can't be opened, has no results,
+    or has a line that is not a result; the message names the line.
     """
     notes: list[str] = []
-    count = sum(1 for _ in map(_result, _objects(path, notes)))
+    count = sum(1 for _ in map(_result, _lines_of(path, notes)))
     beside = path.with_name(f"{path.stem}.errors.jsonl")
-    failures = tuple(map(_failure, _objects(beside, notes))) if beside.is_file() else ()
+    failures = tuple(map(_failure, _lines_of(beside, notes))) if beside.is_file() else ()
     if not count and not failures:
         raise LlvidError(f"{path} has no results in it")
     return Results(path, count, failures, tuple(notes))
 
 
 def shown_name(video: str) -> str:
-    r"""Return a line's `video_path` as text to read: bytes that are not UTF-8 become `\xe9`."""
+    r"""Return a line's `video_path` as readable text: bytes that are not UTF-8 become `\xe9`."""
     path = text_to_path(video)
     return path if path == video else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
-class _Object:
-    """A line's JSON object, and where it stands."""
+class _Line:
+    """The JSON object of a line, and the place of the line for messages."""
 
     value: dict[str, Any]
     where: str
 
     def text(self, *names: str) -> str:
-        """Return the first of the fields that is there, as text; empty for none."""
+        """Return the first of these fields that the line has, as text; empty if it has none."""
         value = next((self.value[name] for name in names if self.value.get(name) is not None), "")
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -107,7 +107,7 @@ class _Object:
         return self.text("video_path", "video")
 
 
-def _objects(path: Path, notes: list[str]) -> Iterator[_Object]:
+def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -123,17 +123,17 @@ def _objects(path: Path, notes: list[str]) -> Iterator[_Object]:
                     raise LlvidError(f"{where}: not JSON", _HINT) from None
                 if not isinstance(value, dict):
                     raise LlvidError(f"{where}: not a JSON object", _HINT)
-                yield _Object(value, where)
+                yield _Line(value, where)
     except FileNotFoundError:
-        raise LlvidError(f"{path}: no such file", _meant(path)) from None
+        raise LlvidError(f"{path}: no such file", _nearest_name(path)) from None
     except IsADirectoryError:
         raise LlvidError(f"{path}: a folder, not a file of results", "name the JSONL file in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: a name that can't be a file's
         words = error.strerror if isinstance(error, OSError) else error
         raise LlvidError(f"{path}: can't be opened: {words}") from None
 
 
-_HINT = "the results of `llvid caption -o` and `llvid batch -o` are read, a JSON object a line"
+_HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
 
 
 def _parse(line: bytes) -> Any:
@@ -145,18 +145,17 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _meant(path: Path) -> str | None:
+def _nearest_name(path: Path) -> str | None:
     try:
         return nearest(path.name, (entry.name for entry in islice(path.parent.iterdir(), 1000)))
     except OSError:
         return None
 
 
-def _result(line: _Object) -> Result:
-    said = [line.value.get(name) for name in ("caption", "answer")]
-    if not line.video or not any(isinstance(text, str) for text in said):
-        failure = isinstance(line.value.get("error"), str)
-        hint = "name the file of the results: the failures beside it are shown too" if failure else _HINT
+def _result(line: _Line) -> Result:
+    if not line.video or not any(isinstance(line.value.get(name), str) for name in ("caption", "answer")):
+        is_failure = isinstance(line.value.get("error"), str)
+        hint = "name the file of results: the failures beside it are shown too" if is_failure else _HINT
         raise LlvidError(f"{line.where}: no video with a caption or an answer", hint)
     frames = line.object("frames")
     return Result(
@@ -174,14 +173,14 @@ def _result(line: _Object) -> Result:
     )
 
 
-def _failure(line: _Object) -> Failure:
+def _failure(line: _Line) -> FailedVideo:
     if not isinstance(line.value.get("error"), str):
         raise LlvidError(f"{line.where}: no video with an error")
-    return Failure(line.video, line.text("id"), line.text("error"), line.text("hint"))
+    return FailedVideo(line.video, line.text("id"), line.text("error"), line.text("hint"))
 
 
 def number(value: Any) -> float | None:
-    """Return a JSON value as a finite number, or None if it is none."""
+    """Return a JSON value as a float, or None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
