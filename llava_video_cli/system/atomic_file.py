@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..errors import LlvidError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path beside the wanted one, with the same ending; renamed at the end, removed after a failure.
+    """Give a temporary path in the same folder, with the same suffix; it is renamed at the end, or removed on failure.
 
-    A full disk or a Ctrl-C so leaves no half file. Raises `LlvidError` if it can't be written.
+    So a full disk or Ctrl-C leaves no partial file. Raises `LlvidError` if the file can't be written.
     """
-    # A short name: the wanted one may be as long as names get.
-    beside = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
+    # A short name, as the final one may have the greatest possible length.
+    temporary = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         raise LlvidError(f"can't write {path}: {error.strerror or error}", "name another place with -o") from None
     finally:
         with suppress(OSError):
-            beside.unlink()
+            temporary.unlink()

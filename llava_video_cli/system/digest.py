@@ -1,10 +1,10 @@
-"""A short name of a content."""
+"""A short fingerprint of bytes."""
 
 from __future__ import annotations
 
 
 def fingerprint(content: bytes, key: bytes = b"") -> str:
-    """Return 32 hexadecimal digits that two contents do not share; `key`, of 64 bytes at most, makes others."""
-    import hashlib  # loads OpenSSL: 15 ms that the start of the program needn't pay
+    """Return 32 hexadecimal digits that differ for different contents, or for different keys of at most 64 bytes."""
+    import hashlib  # it loads OpenSSL: 15 ms that most commands don't need
 
     return hashlib.blake2b(content, key=key, digest_size=16).hexdigest()

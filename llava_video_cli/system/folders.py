@@ -1,4 +1,4 @@
-"""Where llvid keeps its own files, as the XDG base directory specification has it."""
+"""The folders of llvid's own files, by the XDG base directory specification."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from stat import S_IFDIR
 
 
 def config_folder() -> Path:
-    """Return the folder of what the user wrote for llvid."""
+    """Return the folder of the user's presets."""
     return (_base("XDG_CONFIG_HOME") or Path.home() / ".config") / "llvid"
 
 
 def state_folder() -> Path:
-    """Return the folder of what llvid keeps from one run to the next."""
+    """Return the folder of what llvid remembers between runs."""
     return (_base("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llvid"
 
 
 def runtime_folder() -> Path:
-    """Return the folder of what lasts as long as a process, made if need be.
+    """Return the folder of files that live as long as a process; it is created if necessary.
 
-    Raises OSError if it can't be made, or if other users have access to it.
+    Raises OSError if it can't be created, or if other users have access to it.
     """
     runtime = _base("XDG_RUNTIME_DIR")
     folder = runtime / "llvid" if runtime else Path(tempfile.gettempdir()) / f"llvid-{os.getuid()}"

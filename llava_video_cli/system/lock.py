@@ -1,4 +1,4 @@
-"""A file or folder taken by one run, for as long as it holds it open."""
+"""A lock on an open file or folder, so that only one run uses it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..errors import LlvidError
 
 
 def lock(descriptor: int, name: str) -> None:
-    """Take what is open for this process; death gives it back. Raises LlvidError if another run has it.
+    """Lock an open file or folder until it is closed or the process ends. Raises LlvidError if another run has it.
 
-    Where there are no locks (Windows, some network file systems) nothing is taken.
+    Nothing is locked where there are no locks: on Windows and on some network file systems.
     """
     if sys.platform == "win32":
         return

@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, graphics cards; asked without importing torch."""
+"""What this machine has: processor, memory, graphics cards. This process does not import torch for it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if torch.cuda.is_available():
 mps = torch.backends.mps.is_available()
 print(json.dumps({"cards": cards, "mps": mps, "built": torch.version.cuda or torch.version.hip or ""}))
 """
-# Instructions for products of bfloat16, as the kernel names them on x86 and on ARM.
+# Instructions for bfloat16 products, as the kernel names them on x86 and ARM.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The CPU. `cores` are those that this process may use; `has_bfloat16` tells of products in hardware."""
+    """The CPU. `cores` are those that this process may use; `has_bfloat16` means bfloat16 products in hardware."""
 
     name: str
     cores: int
@@ -41,7 +41,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Memory:
-    """The machine's memory, or what a container may take of it; `free_bytes` counts what the system would give up."""
+    """The memory of the machine or of its container; `free_bytes` includes caches that the system can drop."""
 
     total_bytes: int
     free_bytes: int
@@ -61,7 +61,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Accelerators:
-    """What torch sees; `has_nvidia` tells that there is an NVIDIA card, whether torch sees it or not.
+    """The devices that torch can use; `has_nvidia` means that there is an NVIDIA card, even if torch can't use it.
 
     `torch_built_for` is the version of CUDA or ROCm that torch was built for, or empty.
     """
@@ -78,7 +78,7 @@ def usable_cores() -> int:
 
 
 def processor() -> Processor:
-    """Return the CPU, from what the kernel tells of it."""
+    """Return the CPU, as the kernel describes it."""
     name, flags = platform.processor() or platform.machine(), set[str]()
     path = Path("/proc/cpuinfo")
     if path.exists():
@@ -96,7 +96,7 @@ def processor() -> Processor:
 
 
 def memory() -> Memory:
-    """Return the memory; raises OSError where the system doesn't tell."""
+    """Return the memory; raises OSError if the system does not report it."""
     path = Path("/proc/meminfo")
     if not path.exists():
         total = int(_sysctl("hw.memsize") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -110,20 +110,20 @@ def memory() -> Memory:
 
 
 def accelerators() -> Accelerators:
-    """Return what torch sees; it is asked, in a process of its own, only where there may be something to see.
+    """Return the devices that torch can use. A process of its own asks torch, and only if there may be a device.
 
-    Raises OSError with the reason if torch can't be asked.
+    Raises OSError with the reason if torch fails.
     """
     has_nvidia = _has_nvidia()
     if not may_have_accelerator():
         return Accelerators()
-    told = _ask_python(_ASK_TORCH)
-    cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(told["cards"]))
-    return Accelerators(cards, bool(told["mps"]), has_nvidia, told["built"])
+    answer = _ask_python(_ASK_TORCH)
+    cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(answer["cards"]))
+    return Accelerators(cards, bool(answer["mps"]), has_nvidia, answer["built"])
 
 
 def may_have_accelerator() -> bool:
-    """Whether there may be a device that torch can use beside the CPU."""
+    """Return whether torch may have another device than the CPU."""
     return _has_nvidia() or sys.platform != "linux" or Path("/dev/kfd").exists()
 
 
@@ -132,14 +132,14 @@ def _has_nvidia() -> bool:
 
 
 def check_import(module: str) -> None:
-    """Import a module in a process of its own, which takes seconds; raises OSError with the reason if that fails."""
+    """Import a module in a separate process, which takes seconds; raises OSError with the reason if that fails."""
     _ask_python(f"import {module}\nprint('{{}}')")
 
 
 def _ask_python(program: str) -> dict[str, Any]:
     """Run a program whose last line is JSON; raises OSError with its last line of stderr if it fails."""
-    # Not from the current folder: `python -c` would import a torch.py that lies there.
-    done = subprocess.run(
+    # Not in the current folder: `python -c` would import a torch.py from it.
+    result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=sys.prefix,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -149,15 +149,15 @@ def _ask_python(program: str) -> dict[str, Any]:
         timeout=_ASK_SECONDS,
         check=False,
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"it ended with code {result.returncode}"]
         raise OSError(lines[-1])
-    values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    values: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return values
 
 
 def _cached_bytes() -> int:
-    """Return what of a container's memory holds files that were read: it gives way."""
+    """Return how much of a container's memory caches files; the system can drop it."""
     with suppress(OSError, ValueError):
         lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
@@ -167,13 +167,13 @@ def _cached_bytes() -> int:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return None
 
 
 def _sysctl(name: str) -> str | None:
     try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+        result = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None
