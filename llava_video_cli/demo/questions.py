@@ -1,4 +1,4 @@
-"""The questions that the demo checkpoint knows: their wordings, their right answers, and how an answer is judged."""
+"""The questions that the demo checkpoint knows: their wordings, their right answers, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Media = Literal["video", "picture", "both"]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A kind of question: what it is asked about, and its wordings, the main one first."""
+class QuestionKind:
+    """A kind of question: the media that it is about, and its wordings, the main one first."""
 
     kind: str
     media: Media
@@ -24,7 +24,7 @@ class Question:
 
 
 def _all(*parts: str) -> tuple[str, ...]:
-    """Every sentence that the parts make; alternatives within a part are divided by `|`, an empty one is left out."""
+    """All combinations of the parts as sentences; `|` separates the alternatives of a part, which may be empty."""
     choices = product(*(part.split("|") for part in parts))
     return tuple(" ".join(word for word in choice if word) for choice in choices)
 
@@ -50,8 +50,8 @@ _STORY = (
 )
 
 QUESTIONS = (
-    Question("describe", "video", _STORY),
-    Question(
+    QuestionKind("describe", "video", _STORY),
+    QuestionKind(
         "happens",
         "video",
         (
@@ -65,7 +65,7 @@ QUESTIONS = (
             "What is going on in this video?",
         ),
     ),
-    Question(
+    QuestionKind(
         "shape",
         "video",
         (
@@ -80,7 +80,7 @@ QUESTIONS = (
             "What shape moves?",
         ),
     ),
-    Question(
+    QuestionKind(
         "color_start",
         "video",
         (
@@ -95,7 +95,7 @@ QUESTIONS = (
             "What color does it start with?",
         ),
     ),
-    Question(
+    QuestionKind(
         "color_end",
         "video",
         (
@@ -108,7 +108,7 @@ QUESTIONS = (
             "What color does it end with?",
         ),
     ),
-    Question(
+    QuestionKind(
         "direction",
         "video",
         (
@@ -125,7 +125,7 @@ QUESTIONS = (
             "What is its direction?",
         ),
     ),
-    Question(
+    QuestionKind(
         "change",
         "video",
         (
@@ -138,11 +138,11 @@ QUESTIONS = (
             "Is there a change of color?",
         ),
     ),
-    Question("moves", "video", ("Does it move?", "Is it moving?", "Does the shape move?", "Does it stay still?")),
-    Question(
+    QuestionKind("moves", "video", ("Does it move?", "Is it moving?", "Does the shape move?", "Does it stay still?")),
+    QuestionKind(
         "color", "video", ("What color is it?", "What is the color?", "What color is the shape?", "Which color is it?")
     ),
-    Question(
+    QuestionKind(
         "picture_shape",
         "picture",
         (
@@ -156,7 +156,7 @@ QUESTIONS = (
             "Name the shape.",
         ),
     ),
-    Question(
+    QuestionKind(
         "picture_color",
         "picture",
         (
@@ -169,7 +169,7 @@ QUESTIONS = (
             "Which color does it have?",
         ),
     ),
-    Question(
+    QuestionKind(
         "picture_describe",
         "picture",
         (
@@ -183,7 +183,7 @@ QUESTIONS = (
             "Caption this image.",
         ),
     ),
-    Question(
+    QuestionKind(
         "same_shape",
         "both",
         (
@@ -195,7 +195,7 @@ QUESTIONS = (
             "Is the shape in the picture the same as in the video?",
         ),
     ),
-    Question(
+    QuestionKind(
         "same_color",
         "both",
         (
@@ -212,7 +212,7 @@ BY_KIND = {question.kind: question for question in QUESTIONS}
 
 
 def worded(kind: str, rng: np.random.Generator, *, plain: float = 0.4) -> str:
-    """The question in words: its main wording with the share `plain`, else any other, in either spelling of colour."""
+    """A random wording: the main one with the probability `plain`, else any of them, also with British spelling."""
     wordings = BY_KIND[kind].wordings
     if rng.random() < plain:
         return wordings[0]
@@ -235,7 +235,7 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
     if kind in ("shape", "picture_shape"):
         return f"It is a {shape}."
     if kind == "color_start":
-        return f"It starts {start}."  # after "It is" a small model never learns to tell start from end
+        return f"It starts {start}."  # with "It is" a small model never learns the difference between start and end
     if kind == "color_end":
         return f"It ends {end}."
     if kind == "direction":
@@ -252,7 +252,7 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
     if kind == "picture_describe":
         return f"A {start} {shape}."
     assert picture is not None, f"{kind} needs a picture"
-    # Both are named before the verdict: a small model that has to begin with yes or no hardly learns to compare.
+    # Both are named before the verdict: a small model hardly learns to compare if it has to begin with yes or no.
     if kind == "same_shape":
         verdict = "yes" if picture.shape == shape else "no"
         return f"The picture shows a {picture.shape} and the video shows a {shape}: {verdict}."
@@ -262,20 +262,19 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
 
 
 def is_right(kind: str, scene: Scene, answer: str, text: str = "", picture: Scene | None = None) -> bool:
-    """Whether the answer's deciding words are those of the right one.
+    """Whether the answer has the same key words as the right one.
 
-    The deciding words are shapes, colours (in their order), directions, yes and no; of a comparison only yes and no.
+    Key words are shapes, colours (in their order), directions, yes and no; for a comparison only yes and no.
     """
     expected = right_answer(kind, scene, text, picture)
     if kind.startswith("same_"):
         return _words(answer, ("yes", "no")) == _words(expected, ("yes", "no"))
-    deciding = ("yes", "no", *SHAPES, *COLORS, *DIRECTIONS)
-    return sorted(_words(answer, deciding)) == sorted(_words(expected, deciding)) and (
+    key_words = ("yes", "no", *SHAPES, *COLORS, *DIRECTIONS)
+    return sorted(_words(answer, key_words)) == sorted(_words(expected, key_words)) and (
         _words(answer, tuple(COLORS)) == _words(expected, tuple(COLORS))
     )
 
 
 def _words(text: str, wanted: tuple[str, ...]) -> list[str]:
-    """The wanted words of the text in their order, each once."""
-    found = [word for word in re.findall(r"[a-z]+", text.lower()) if word in wanted]
-    return list(dict.fromkeys(found))
+    """The wanted words that the text has, in their order, each once."""
+    return list(dict.fromkeys(word for word in re.findall(r"[a-z]+", text.lower()) if word in wanted))

@@ -1,4 +1,4 @@
-"""The demo checkpoint's world: one coloured shape on a dark ground, drawn as frames, video files and pictures."""
+"""The demo checkpoint's world: one coloured shape on a dark background, as frames, video files and pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = (
 RATES = (8, 10, 12, 15, 20, 24, 25, 30, 50, 60)
 CODECS = {".mp4": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4", ".mov": "libx264"}
 
-_REACH = 1.24  # the farthest point of any shape from its middle, in radii (the triangle's corners)
+_REACH = 1.24  # the farthest point of any shape from its centre, in radii (the triangle's corners)
 
 Color = tuple[int, int, int]
 Image = NDArray[np.uint8]
@@ -38,10 +38,10 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scene:
-    """What one clip shows, and how it is filmed.
+    """What a clip shows, and how it is encoded.
 
-    Places and lengths are fractions of the side of the central square of the picture; (0, 0) is that square's top left
-    corner. `change_at` is the fraction of the clip after which the shape has its second colour.
+    Places and lengths are fractions of the side of the picture's central square, from its top left corner. `change_at`
+    is the fraction of the clip after which the shape has its second colour.
     """
 
     width: int
@@ -76,7 +76,7 @@ class Scene:
         return max(1, round(self.duration_seconds * self.frames_per_second))
 
     def place(self, fraction: float) -> tuple[float, float]:
-        """Where the shape's middle is after that fraction of the clip."""
+        """The place of the shape's centre after that fraction of the clip."""
         right, down = DIRECTIONS[self.direction]
         return self.x + right * self.travel * fraction, self.y + down * self.travel * fraction
 
@@ -93,7 +93,7 @@ def random_scene(
     rates: tuple[int, ...] = RATES,
     longest_seconds: float = 8.0,
 ) -> Scene:
-    """A scene drawn at random; `changes` settles whether the colour changes (otherwise 40 % of the clips)."""
+    """A random scene; `changes` says whether the colour changes (by default in 40 % of the scenes)."""
     sizes = [size for size in SIZES if max(size) <= largest_side]
     width, height = sizes[rng.integers(len(sizes))]
     start, other = (str(name) for name in rng.permutation(list(COLORS))[:2])
@@ -155,7 +155,7 @@ def frames(scene: Scene) -> Iterator[Image]:
 
 
 def write_clip(path: str | Path, scene: Scene) -> None:
-    """Encode the clip; the suffix (.mp4, .mkv, .mov, .webm, .avi) chooses container and codec."""
+    """Encode the clip; the suffix (.mp4, .mkv, .mov, .webm, .avi) selects container and codec."""
     codec = CODECS[Path(path).suffix]
     level = scene.compression
     if codec == "libx264":
@@ -168,7 +168,7 @@ def write_clip(path: str | Path, scene: Scene) -> None:
         stream: Any = container.add_stream(codec, rate=Fraction(scene.frames_per_second), options=options)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         if scene.width * scene.height < 640 * 360:
-            stream.codec_context.thread_count = 1  # starting threads costs more than they save
+            stream.codec_context.thread_count = 1  # to start threads takes longer than they save
         for image in frames(scene):
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)
@@ -197,7 +197,7 @@ def _rgb(values: NDArray[np.float64]) -> Color:
 
 
 def _draw(image: Image, scene: Scene, fraction: float) -> None:
-    """Draw the shape with a soft edge, touching only the box around it."""
+    """Draw the shape with a soft edge; only the box around it is changed."""
     side = min(scene.width, scene.height)
     x, y = scene.place(fraction)
     across = (scene.width - side) / 2 + x * side
@@ -217,7 +217,7 @@ def _draw(image: Image, scene: Scene, fraction: float) -> None:
 
 
 def _distance(shape: str, columns: NDArray[Any], rows: NDArray[Any], radius: float) -> NDArray[Any]:
-    """Pixels from the outline, negative inside; the three shapes have about the same area."""
+    """The distance to the outline in pixels, negative inside; the three shapes have about the same area."""
     if shape == "circle":
         outside: NDArray[Any] = np.hypot(columns, rows) - radius
     elif shape == "square":
