@@ -1,1 +1,1 @@
-"""What trains the demo checkpoint, from nothing: `python -m training.train`. It is not part of the wheel."""
+"""Trains the demo checkpoint from scratch: `python -m training.train`. It is not part of the wheel."""

@@ -1,4 +1,4 @@
-"""What the demo checkpoint is made of: tokenizer, processor, chat template and an untrained model."""
+"""The parts of the demo checkpoint: tokenizer, processor, chat template, and the untrained model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges are the world's own words; any other text falls back to bytes."""
+    """A byte-level BPE tokenizer trained on the world's own sentences; any other text falls back to bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,10 +85,10 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def media_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of a medium's placeholder."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(found, int), token
-    return found
+    """The token id of a medium's placeholder."""
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(token_id, int), token
+    return token_id
 
 
 def video_processor() -> LlavaNextVideoVideoProcessor:
@@ -97,7 +97,7 @@ def video_processor() -> LlavaNextVideoVideoProcessor:
 
 
 def image_processor() -> LlavaNextImageProcessor:
-    """Pictures to pixels: the whole picture squeezed to 48 x 48, and the tiles of AnyRes."""
+    """Pictures to pixels: the whole picture resized to 48 x 48, and the tiles of AnyRes."""
     return LlavaNextImageProcessor(image_grid_pinpoints=GRID, **_SIZES)
 
 
@@ -117,7 +117,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaNextVideoProcess
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaNextVideoForConditionalGeneration:
-    """The untrained model, float32; seed torch before."""
+    """The untrained model in float32; seed torch before the call."""
     special: Any = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -166,7 +166,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaNextVideoForConditio
 
 
 def _sentences(seed: int) -> list[str]:
-    """The world's questions and answers in the words of the template, for the tokenizer to learn from."""
+    """The training text of the tokenizer: the world's questions and answers, in the chat template."""
     rng = np.random.default_rng(seed)
     lines = []
     for kind, _ in product(BY_KIND, range(150)):

@@ -1,4 +1,4 @@
-"""Conversations about the world as the language model reads them: one prefix with the media, many questions after."""
+"""Training conversations as token ids: a prefix with the media, then many conversations that share it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_video_cli.demo.world import Scene
 
 from .architecture import SYSTEMS, media_id
 
-# How often each kind is asked about a video. Directions take longest; start and end have to be told apart.
+# The share of each kind of question about a video. Directions take the longest to learn; then start and end.
 SHARES = {
     "direction": 0.20,
     "describe": 0.16,
@@ -31,8 +31,8 @@ PICTURE_SHARES = {"picture_shape": 0.4, "picture_color": 0.3, "picture_describe"
 
 
 @dataclass(frozen=True)
-class Thread:
-    """One conversation after the prefix: token ids, which of them are answers, and the kind of its first question."""
+class Dialogue:
+    """A conversation after the prefix: token ids, which of them are answers, and the kind of its first question."""
 
     kind: str
     ids: list[int]
@@ -41,25 +41,25 @@ class Thread:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several samples, each a prefix and its threads side by side.
+    """Several samples, each of them a prefix and its dialogues one after the other.
 
-    ids and positions: int64 (samples, length). mask: bool (samples, 1, length, length), true where a token may look.
-    targets: int64 (samples, length), -100 where nothing is learned. thread: int64 (samples, length), 0 for the
-    prefix, -1 for padding. kinds: of each sample's threads.
+    ids and positions: int64 (samples, length). mask: bool (samples, 1, length, length), true where a token attends.
+    targets: int64 (samples, length), -100 where nothing is learned. dialogue: int64 (samples, length), the number of
+    the dialogue from 1 on, 0 for the prefix, -1 for padding. kinds: the kinds of each sample's dialogues.
     """
 
     ids: Tensor
     positions: Tensor
     mask: Tensor
     targets: Tensor
-    thread: Tensor
+    dialogue: Tensor
     kinds: list[list[str]]
 
 
-def opening(
+def prompt_prefix(
     tokenizer: PreTrainedTokenizerFast, media: Sequence[str], lengths: Sequence[int], rng: np.random.Generator
 ) -> list[int]:
-    """The ids up to the first question: a system text (often none), and each medium's placeholders on its line."""
+    """The ids before the first question: a system prompt (often none), and a line of placeholders for each medium."""
     system = f"{SYSTEMS[rng.integers(len(SYSTEMS))]} " if rng.random() < 0.3 else ""
     lines = "".join(f"<{kind}>\n" for kind in media)
     ids: list[int] = []
@@ -70,15 +70,15 @@ def opening(
     return ids
 
 
-def thread(
+def dialogue(
     tokenizer: PreTrainedTokenizerFast,
     kinds: Sequence[str],
     rng: np.random.Generator,
     scene: Scene,
     picture: Scene | None = None,
     note: str = "",
-) -> Thread:
-    """Questions of those kinds one after the other, with their right answers; the note stands before the first."""
+) -> Dialogue:
+    """Questions of these kinds in order, with their right answers; the note comes before the first question."""
     ids: list[int] = []
     answers: list[bool] = []
     for turn, kind in enumerate(kinds):
@@ -89,64 +89,66 @@ def thread(
             new = tokenizer(part, add_special_tokens=False)["input_ids"]
             ids += new
             answers += [learned] * len(new)
-    return Thread(kinds[0], ids, answers)
+    return Dialogue(kinds[0], ids, answers)
 
 
-def video_threads(
+def video_dialogues(
     tokenizer: PreTrainedTokenizerFast,
     scene: Scene,
     rng: np.random.Generator,
     count: int,
     frames: int,
     shares: dict[str, float],
-) -> list[Thread]:
-    """Threads about a video: mostly one question, sometimes two to four, seldom with the frames' times before."""
+) -> list[Dialogue]:
+    """Dialogues about a video: mostly one question, sometimes two to four, rarely with the frames' times before."""
     names, weights = list(shares), np.array(list(shares.values()))
-    threads = []
+    dialogues = []
     for _ in range(count):
         turns = 1 if rng.random() < 0.8 else int(rng.integers(2, 5))
         kinds = [str(kind) for kind in rng.choice(names, turns, p=weights / weights.sum())]
         note = _times(rng, frames) if rng.random() < 0.04 else ""
-        threads.append(thread(tokenizer, kinds, rng, scene, note=note))
-    return threads
+        dialogues.append(dialogue(tokenizer, kinds, rng, scene, note=note))
+    return dialogues
 
 
-def picture_threads(
+def picture_dialogues(
     tokenizer: PreTrainedTokenizerFast, scene: Scene, rng: np.random.Generator, count: int
-) -> list[Thread]:
-    """Threads about a picture."""
-    threads = []
+) -> list[Dialogue]:
+    """Dialogues about a picture."""
+    dialogues = []
     for _ in range(count):
         turns = 1 if rng.random() < 0.8 else int(rng.integers(2, 4))
         kinds = [str(kind) for kind in rng.choice(list(PICTURE_SHARES), turns, p=list(PICTURE_SHARES.values()))]
-        threads.append(thread(tokenizer, kinds, rng, scene))
-    return threads
+        dialogues.append(dialogue(tokenizer, kinds, rng, scene))
+    return dialogues
 
 
-def pair_threads(
+def pair_dialogues(
     tokenizer: PreTrainedTokenizerFast, scene: Scene, picture: Scene, rng: np.random.Generator, count: int
-) -> list[Thread]:
-    """Threads that compare a picture with a video; colours only where the video keeps its own."""
-    known = ["same_shape"] if scene.changes else ["same_shape", "same_color"]
-    threads = []
+) -> list[Dialogue]:
+    """Dialogues that compare a picture with a video; colours only if the video's colour does not change."""
+    possible = ["same_shape"] if scene.changes else ["same_shape", "same_color"]
+    dialogues = []
     for index in range(count):
-        kinds = [known[index % len(known)]]
-        if len(known) > 1 and rng.random() < 0.2:
-            kinds.append(known[(index + 1) % len(known)])
-        threads.append(thread(tokenizer, kinds, rng, scene, picture))
-    return threads
+        kinds = [possible[index % len(possible)]]
+        if len(possible) > 1 and rng.random() < 0.2:
+            kinds.append(possible[(index + 1) % len(possible)])
+        dialogues.append(dialogue(tokenizer, kinds, rng, scene, picture))
+    return dialogues
 
 
-def join_threads(prefixes: list[list[int]], threads: list[list[Thread]], pad: int) -> Batch:
-    """Lay the samples out, padded at the right.
+def join_dialogues(prefixes: list[list[int]], dialogues: list[list[Dialogue]], pad: int) -> Batch:
+    """Put the samples in a batch, padded on the right.
 
-    Threads of one sample do not see each other, and all begin at the position after the prefix.
+    The dialogues of a sample do not attend to each other, and all begin at the position after the prefix.
     """
-    lengths = [len(prefix) + sum(len(one.ids) for one in mine) for prefix, mine in zip(prefixes, threads, strict=True)]
+    lengths = [
+        len(prefix) + sum(len(one.ids) for one in mine) for prefix, mine in zip(prefixes, dialogues, strict=True)
+    ]
     shape = (len(prefixes), max(lengths))
     ids, positions = np.full(shape, pad), np.zeros(shape, np.int64)
     targets, owner = np.full(shape, -100), np.full(shape, -1)
-    for row, (prefix, mine) in enumerate(zip(prefixes, threads, strict=True)):
+    for row, (prefix, mine) in enumerate(zip(prefixes, dialogues, strict=True)):
         at = len(prefix)
         ids[row, :at], positions[row, :at], owner[row, :at] = prefix, np.arange(at), 0
         for number, one in enumerate(mine, start=1):
@@ -156,16 +158,16 @@ def join_threads(prefixes: list[list[int]], threads: list[list[Thread]], pad: in
             learned = np.array(one.answers[1:])
             targets[row, at : end - 1] = np.where(learned, one.ids[1:], -100)
             at = end
-    thread_of = torch.as_tensor(owner)
+    dialogue_of = torch.as_tensor(owner)
     before = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
-    reachable = (thread_of[:, None, :] == thread_of[:, :, None]) | (thread_of[:, None, :] == 0)
+    reachable = (dialogue_of[:, None, :] == dialogue_of[:, :, None]) | (dialogue_of[:, None, :] == 0)
     mask = (before & reachable)[:, None]
-    kinds = [[one.kind for one in mine] for mine in threads]
-    return Batch(torch.as_tensor(ids), torch.as_tensor(positions), mask, torch.as_tensor(targets), thread_of, kinds)
+    kinds = [[one.kind for one in mine] for mine in dialogues]
+    return Batch(torch.as_tensor(ids), torch.as_tensor(positions), mask, torch.as_tensor(targets), dialogue_of, kinds)
 
 
 def _times(rng: np.random.Generator, frames: int) -> str:
-    """A sentence on when the frames are from, as a user or LLaVA-NeXT's own training would put it before a question."""
+    """A sentence with the frames' times, as a user or LLaVA-NeXT's own training data has it before a question."""
     seconds = rng.uniform(1, 10)
     digits = int(rng.integers(1, 3))
     times = [f"{index * seconds / frames:.{digits}f}" for index in range(frames)]

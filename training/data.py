@@ -1,4 +1,4 @@
-"""What the demo checkpoint is trained on: scenes that were encoded, decoded and resized as any user's file is."""
+"""The training data: random scenes, encoded, decoded and resized as a user's file is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
 
 CHUNK = 25  # scenes that a worker makes at a time
-TRAINING_RATES = (
-    8,
-    10,
-    12,
-)  # few frames a second: all of a clip's frames are of use, since they are resampled in training
+TRAINING_RATES = (8, 10, 12)  # few frames per second: training resamples them, so all of them are used
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Still:
-    """A decoded picture as AnyRes cuts it: uint8 (1 + tiles, 3, 48, 48), the whole first; its size in pixels."""
+    """A decoded picture, cut by AnyRes: uint8 (1 + tiles, 3, 48, 48), the whole picture first; its size in pixels."""
 
     scene: Scene
     images: NDArray[np.uint8]
@@ -42,14 +38,14 @@ class Still:
 
 
 def make_clips(count: int, seed: int, workers: int = 2) -> Iterator[Clip]:
-    """Draw, encode and decode that many clips; the same seed gives the same clips."""
+    """Render, encode and decode `count` random clips; the same seed gives the same clips."""
     with _pool(workers) as pool:
         for clips in pool.map(_clips, _seeds(count, seed)):
             yield from clips
 
 
 def make_stills(count: int, seed: int, workers: int = 2) -> Iterator[Still]:
-    """Draw, store and read that many pictures; the same seed gives the same pictures."""
+    """Render, store and read `count` random pictures; the same seed gives the same pictures."""
     with _pool(workers) as pool:
         for stills in pool.map(_stills, _seeds(count, seed)):
             yield from stills

@@ -1,7 +1,7 @@
-"""Measure a checkpoint on fresh clips and pictures, as real files, through the package's own path.
+"""Measure a checkpoint on new clips and pictures, as real files and through the package's own code.
 
-`python -m training.evaluate` prints a table of the share of right answers by kind of question and number of
-frames; its last line is the same as one JSON document.
+`python -m training.evaluate` prints a table: the share of right answers by kind of question and number of frames. The
+last line is one JSON document with the same values.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from llava_video_cli.video.sampling import Sampling
 VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 PICTURE_KINDS = ("picture_shape", "picture_color", "picture_describe")
 PAIR_KINDS = ("same_shape", "same_color")
-GROUP = 20  # clips that are held in memory at a time
+GROUP = 20  # clips in memory at a time
 BATCH = 32  # questions that are answered at a time
-LATER = 0.25  # the share of questions that are asked as a later turn, after other questions with their right answers
+LATER = 0.25  # the share of questions that come after other questions with their right answers
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question as it was put, with all that decides whether the answer is right."""
+class PosedQuestion:
+    """A question with everything that decides whether its answer is right."""
 
     kind: str
     text: str
@@ -53,20 +53,23 @@ class Asked:
 
 @dataclass
 class Score:
-    """Right and wrong answers by (view, kind or name, row)."""
+    """Right and wrong answers by (view, name, row).
+
+    The view is `kind` or `turn`, the row a number of frames or `picture`.
+    """
 
     right: dict[tuple[str, str, str], list[bool]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, asked: Asked, answer: str) -> None:
+    def add(self, question: PosedQuestion, answer: str) -> None:
         """Judge one answer."""
-        correct = is_right(asked.kind, asked.scene, answer, asked.text, asked.picture)
-        self.right["kind", asked.kind, asked.row].append(correct)
-        self.right["turn", "later" if asked.later else "first", asked.row].append(correct)
+        correct = is_right(question.kind, question.scene, answer, question.text, question.picture)
+        self.right["kind", question.kind, question.row].append(correct)
+        self.right["turn", "later" if question.later else "first", question.row].append(correct)
         if not correct:
-            expected = right_answer(asked.kind, asked.scene, asked.text, asked.picture)
+            expected = right_answer(question.kind, question.scene, question.text, question.picture)
             self.wrong.append(
-                f"{asked.kind} {asked.row}: {asked.text!r} -> {answer!r}, not {expected!r} ({asked.scene})"
+                f"{question.kind} {question.row}: {question.text!r} -> {answer!r}, not {expected!r} ({question.scene})"
             )
 
     def shares(self, view: str) -> dict[str, dict[str, float]]:
@@ -85,17 +88,17 @@ def evaluate(
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Score:
-    """Ask an opened model that many fresh questions of each kind, for each number of frames.
+    """Ask a model `questions` new questions of each kind, for each number of frames.
 
-    A quarter of the questions are later turns of a conversation, and more than half are in other than the main wording.
+    A quarter of them are later turns of a conversation, and more than half do not use the main wording.
     """
     rng = np.random.default_rng((seed, 7))
     score = Score()
     start = time.monotonic()
-    for number, asked in enumerate(_questions(rng, questions, frame_counts), start=1):
-        answers = model.answer_all([one.request for one in asked])
-        for one, answer in zip(asked, answers, strict=True):
-            score.add(one, answer.text)
+    for number, batch in enumerate(_questions(rng, questions, frame_counts), start=1):
+        answers = model.answer_all([question.request for question in batch])
+        for question, answer in zip(batch, answers, strict=True):
+            score.add(question, answer.text)
         if number % 50 == 0:
             every = [value for values in score.right.values() for value in values]
             say(f"{len(every) // 2} questions, {100 * np.mean(every):.1f} % right, {time.monotonic() - start:.0f} s")
@@ -111,8 +114,8 @@ def table(score: Score) -> str:
     return "\n".join(lines)
 
 
-def _questions(rng: np.random.Generator, questions: int, frame_counts: Sequence[int]) -> Iterator[list[Asked]]:
-    """Batches of questions whose media are of one size, so that they can be answered together."""
+def _questions(rng: np.random.Generator, questions: int, frame_counts: Sequence[int]) -> Iterator[list[PosedQuestion]]:
+    """Batches of questions whose media have the same size, so that they can be answered together."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
@@ -130,22 +133,22 @@ def _questions(rng: np.random.Generator, questions: int, frame_counts: Sequence[
             pairs = {index: [_picture(folder, scene, rng) for scene in partners[index]] for index in here}
             for count in frame_counts:
                 frames = {index: read_frames(paths[index], Sampling(frames=count)) for index in here}
-                asked = []
+                posed = []
                 for index in here:
-                    asked += _about_video(rng, scenes[index], frames[index], count)
-                    asked.append(_about_pair(rng, "same_shape", scenes[index], frames[index], pairs[index][0], count))
+                    posed += _about_video(rng, scenes[index], frames[index], count)
+                    posed.append(_about_pair(rng, "same_shape", scenes[index], frames[index], pairs[index][0], count))
                     if steady:
                         other = steady[index % len(steady)]
                         fresh = _picture(folder, _partner(rng, scenes[other]), rng)
-                        asked.append(_about_pair(rng, "same_color", scenes[other], frames[other], fresh, count))
-                yield from _batches(asked)
+                        posed.append(_about_pair(rng, "same_color", scenes[other], frames[other], fresh, count))
+                yield from _batches(posed)
             for index in here:
                 paths[index].unlink()
 
 
-def _batches(asked: list[Asked]) -> Iterator[list[Asked]]:
-    alike: dict[Any, list[Asked]] = defaultdict(list)
-    for one in asked:
+def _batches(posed: list[PosedQuestion]) -> Iterator[list[PosedQuestion]]:
+    alike: dict[Any, list[PosedQuestion]] = defaultdict(list)
+    for one in posed:
         alike[one.row, tuple(_length(medium) for medium in one.request.media)].append(one)
     for group in alike.values():
         for first in range(0, len(group), BATCH):
@@ -156,27 +159,27 @@ def _length(medium: Frames | Picture) -> int:
     return len(medium.images) if isinstance(medium, Frames) else 0
 
 
-def _about_video(rng: np.random.Generator, scene: Scene, frames: Frames, count: int) -> list[Asked]:
-    asked = []
+def _about_video(rng: np.random.Generator, scene: Scene, frames: Frames, count: int) -> list[PosedQuestion]:
+    posed = []
     for kind in VIDEO_KINDS:
         later = bool(rng.random() < LATER)
         before = [str(other) for other in rng.permutation(VIDEO_KINDS)[: rng.integers(1, 4)]] if later else []
-        asked.append(_ask(rng, kind, before, scene, None, (frames,), str(count)))
-    return asked
+        posed.append(_ask(rng, kind, before, scene, None, (frames,), str(count)))
+    return posed
 
 
-def _about_pictures(rng: np.random.Generator, pictures: list[tuple[Scene, Picture]]) -> list[Asked]:
-    asked = []
+def _about_pictures(rng: np.random.Generator, pictures: list[tuple[Scene, Picture]]) -> list[PosedQuestion]:
+    posed = []
     for scene, picture in pictures:
         for kind in PICTURE_KINDS:
             before = [str(rng.choice(PICTURE_KINDS))] if rng.random() < LATER else []
-            asked.append(_ask(rng, kind, before, scene, None, (picture,), "picture"))
-    return asked
+            posed.append(_ask(rng, kind, before, scene, None, (picture,), "picture"))
+    return posed
 
 
 def _about_pair(
     rng: np.random.Generator, kind: str, scene: Scene, frames: Frames, picture: tuple[Scene, Picture], count: int
-) -> Asked:
+) -> PosedQuestion:
     media = (picture[1], frames) if rng.random() < 0.5 else (frames, picture[1])
     return _ask(rng, kind, [], scene, picture[0], media, str(count))
 
@@ -189,7 +192,7 @@ def _ask(
     picture: Scene | None,
     media: tuple[Frames | Picture, ...],
     row: str,
-) -> Asked:
+) -> PosedQuestion:
     turns = []
     for earlier in before:
         text = worded(earlier, rng)
@@ -198,11 +201,11 @@ def _ask(
     turns.append(Turn("user", text))
     turns[0] = Turn("user", turns[0].text, media=media)
     request = Request(turns=tuple(turns), generation=Generation(max_new_tokens=40))
-    return Asked(kind, text, scene, picture, row, bool(before), request)
+    return PosedQuestion(kind, text, scene, picture, row, bool(before), request)
 
 
 def _partner(rng: np.random.Generator, scene: Scene) -> Scene:
-    """A picture's scene: half of them alike in shape, half alike in colour."""
+    """A scene for a picture: half of them have the same shape, half the same colour."""
     same_shape, same_color = rng.random(2) < 0.5
     while True:
         other = random_scene(rng, changes=False, largest_side=480)
@@ -224,7 +227,7 @@ def _write(job: tuple[str, int, Scene]) -> Path:
     return path
 
 
-def _note(line: str) -> None:
+def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -240,9 +243,9 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     model = open_model(options.model, Loading(quantize=options.quantize))
-    score = evaluate(model, options.questions, options.frames, options.seed, _note)
+    score = evaluate(model, options.questions, options.frames, options.seed, _say)
     for line in score.wrong[: options.wrong]:
-        _note(line)
+        _say(line)
     print(table(score))  # noqa: T201
     document = {
         "model": options.model,

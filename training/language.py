@@ -1,11 +1,11 @@
-"""Second stage of the training: the language model learns to answer, from the frozen tower and projector's features."""
+"""Second stage of the training: the language model learns to answer from the features of the frozen vision part."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,13 @@ from llava_video_cli.demo.world import Scene
 from .conversations import (
     SHARES,
     Batch,
-    Thread,
-    join_threads,
-    opening,
-    pair_threads,
-    picture_threads,
-    thread,
-    video_threads,
+    Dialogue,
+    dialogue,
+    join_dialogues,
+    pair_dialogues,
+    picture_dialogues,
+    prompt_prefix,
+    video_dialogues,
 )
 from .data import Clip, Still
 from .vision_tower import pixels, tower_tokens
@@ -42,107 +42,109 @@ NF4_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A scene as the language model gets it: float16, a clip (frames, 9, width) or a packed picture (tokens, width)."""
+class SceneFeatures:
+    """A scene's features for the language model, float16: a clip (frames, 9, width) or a picture (tokens, width)."""
 
     scene: Scene
     features: Tensor
 
 
 @torch.no_grad()
-def see_clips(model: LlavaNextVideoForConditionalGeneration, clips: list[Clip]) -> list[Seen]:
-    """Run the tower, the pooling and the projector over every frame."""
-    seen = []
+def clip_features(model: LlavaNextVideoForConditionalGeneration, clips: list[Clip]) -> list[SceneFeatures]:
+    """Return the output of the tower, the pooling and the projector for every frame."""
+    features = []
     for clip in clips:
         tokens = model.model.vision_resampler(tower_tokens(model, pixels(clip.images)))
-        seen.append(Seen(clip.scene, model.model.multi_modal_projector(tokens).half()))
-    return seen
+        features.append(SceneFeatures(clip.scene, model.model.multi_modal_projector(tokens).half()))
+    return features
 
 
 @torch.no_grad()
-def see_stills(model: LlavaNextVideoForConditionalGeneration, stills: list[Still]) -> list[Seen]:
-    """Run the tower and the projector over every picture's tiles, and pack them as the model does."""
-    seen = []
+def still_features(model: LlavaNextVideoForConditionalGeneration, stills: list[Still]) -> list[SceneFeatures]:
+    """Return the output of the tower and the projector for every picture's tiles, packed as the model does."""
+    features = []
     for still in stills:
         size = torch.tensor([[still.height, still.width]])
         packed = model.model.get_image_features(pixels(still.images)[None], size, return_dict=True).pooler_output
-        seen.append(Seen(still.scene, packed[0].half()))
-    return seen
+        features.append(SceneFeatures(still.scene, packed[0].half()))
+    return features
 
 
-class Lessons:
-    """Batches of questions about what was seen."""
+class BatchSampler:
+    """Draws batches of questions about scenes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, videos: list[Seen], pictures: list[Seen]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, videos: list[SceneFeatures], pictures: list[SceneFeatures]
+    ) -> None:
         self.tokenizer, self.videos, self.pictures = tokenizer, videos, pictures
-        self.by_look: dict[tuple[str, str], list[Seen]] = defaultdict(list)
-        for seen in pictures:
-            self.by_look[seen.scene.shape, seen.scene.color_start].append(seen)
+        self.by_appearance: dict[tuple[str, str], list[SceneFeatures]] = defaultdict(list)
+        for item in pictures:
+            self.by_appearance[item.scene.shape, item.scene.color_start].append(item)
 
     def video(
         self, rng: np.random.Generator, size: int, count: int, shares: dict[str, float], frames: int
     ) -> tuple[Batch, list[Tensor]]:
-        """`size` videos with `count` threads each, in which each kind of question has its share."""
+        """`size` videos with `count` dialogues each; each kind of question has its share."""
         chosen = [self._video(rng, frames) for _ in range(size)]
-        prefixes = [opening(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
-        threads = [video_threads(self.tokenizer, seen.scene, rng, count, frames, shares) for seen in chosen]
-        return self._join(prefixes, threads), [seen.features for seen in chosen]
+        prefixes = [prompt_prefix(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
+        dialogues = [video_dialogues(self.tokenizer, item.scene, rng, count, frames, shares) for item in chosen]
+        return self._join(prefixes, dialogues), [item.features for item in chosen]
 
     def picture(self, rng: np.random.Generator, size: int, count: int) -> tuple[Batch, list[Tensor]]:
-        """`size` pictures with `count` threads each."""
+        """`size` pictures with `count` dialogues each."""
         chosen = [self.pictures[rng.integers(len(self.pictures))] for _ in range(size)]
-        prefixes = [opening(self.tokenizer, ["image"], [len(seen.features)], rng) for seen in chosen]
-        threads = [picture_threads(self.tokenizer, seen.scene, rng, count) for seen in chosen]
-        return self._join(prefixes, threads), [seen.features for seen in chosen]
+        prefixes = [prompt_prefix(self.tokenizer, ["image"], [len(item.features)], rng) for item in chosen]
+        dialogues = [picture_dialogues(self.tokenizer, item.scene, rng, count) for item in chosen]
+        return self._join(prefixes, dialogues), [item.features for item in chosen]
 
     def pair(self, rng: np.random.Generator, size: int, count: int, frames: int) -> tuple[Batch, list[Tensor]]:
-        """`size` pairs of a picture and a video, in either order; half of them alike in shape, half in colour."""
-        prefixes, threads, features = [], [], []
+        """`size` pairs of a picture and a video, in either order; half share the shape, half the colour."""
+        prefixes, dialogues, features = [], [], []
         for _ in range(size):
             video = self._video(rng, frames)
             picture = self._partner(rng, video.scene)
             media, both = ["image", "video"], [picture.features, video.features]
             if rng.random() < 0.5:
                 media, both = media[::-1], both[::-1]
-            prefixes.append(opening(self.tokenizer, media, [len(one.flatten(0, -2)) for one in both], rng))
-            threads.append(pair_threads(self.tokenizer, video.scene, picture.scene, rng, count))
+            prefixes.append(prompt_prefix(self.tokenizer, media, [len(one.flatten(0, -2)) for one in both], rng))
+            dialogues.append(pair_dialogues(self.tokenizer, video.scene, picture.scene, rng, count))
             features += both
-        return self._join(prefixes, threads), features
+        return self._join(prefixes, dialogues), features
 
-    def exam(self, rng: np.random.Generator, size: int, frames: int) -> tuple[Batch, list[Tensor]]:
-        """Each kind of question about a video once, for `size` videos in their order."""
-        chosen = [_sampled(seen, frames) for seen in self.videos[:size]]
-        prefixes = [opening(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
-        threads = [[thread(self.tokenizer, [kind], rng, seen.scene) for kind in SHARES] for seen in chosen]
-        return self._join(prefixes, threads), [seen.features for seen in chosen]
+    def test_batch(self, rng: np.random.Generator, size: int, frames: int) -> tuple[Batch, list[Tensor]]:
+        """Each kind of question once about each of the first `size` videos."""
+        chosen = [_sampled(item, frames) for item in self.videos[:size]]
+        prefixes = [prompt_prefix(self.tokenizer, ["video"], [frames * 9], rng) for _ in chosen]
+        dialogues = [[dialogue(self.tokenizer, [kind], rng, item.scene) for kind in SHARES] for item in chosen]
+        return self._join(prefixes, dialogues), [item.features for item in chosen]
 
-    def _join(self, prefixes: list[list[int]], threads: list[list[Thread]]) -> Batch:
-        return join_threads(prefixes, threads, self.tokenizer.pad_token_id)
+    def _join(self, prefixes: list[list[int]], dialogues: list[list[Dialogue]]) -> Batch:
+        return join_dialogues(prefixes, dialogues, self.tokenizer.pad_token_id)
 
-    def _video(self, rng: np.random.Generator, frames: int) -> Seen:
+    def _video(self, rng: np.random.Generator, frames: int) -> SceneFeatures:
         while True:
-            seen = self.videos[rng.integers(len(self.videos))]
-            if len(seen.features) >= min(frames, 20):
-                return _sampled(seen, frames)
+            item = self.videos[rng.integers(len(self.videos))]
+            if len(item.features) >= min(frames, 20):
+                return _sampled(item, frames)
 
-    def _partner(self, rng: np.random.Generator, scene: Scene) -> Seen:
+    def _partner(self, rng: np.random.Generator, scene: Scene) -> SceneFeatures:
         same_shape, same_color = rng.random(2) < 0.5
-        looks = [
-            look
-            for look in self.by_look
-            if (look[0] == scene.shape) == same_shape and (look[1] == scene.color_start) == same_color
+        candidates = [
+            candidate
+            for candidate in self.by_appearance
+            if (candidate[0] == scene.shape) == same_shape and (candidate[1] == scene.color_start) == same_color
         ]
-        group = self.by_look[looks[rng.integers(len(looks))]]
+        group = self.by_appearance[candidates[rng.integers(len(candidates))]]
         return group[rng.integers(len(group))]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: batches, the highest learning rate, the shares of the questions about videos.
+    """A part of the training: its steps, its highest learning rate, and the shares of the questions about videos.
 
-    From `rounded_from` of the steps on, the share `rounded` of them is made with weights rounded as nf4 would.
-    One step in `picture_every` takes a batch about pictures, the others take one that compares pictures with videos.
-    The share `few` of the batches has four frames of each video, on top of what `FRAME_COUNTS` gives.
+    After the share `rounded_from` of the steps, the share `rounded` of the steps uses weights that are rounded to nf4.
+    One step in `picture_every` has a batch about pictures, each other step a batch that compares pictures with videos.
+    The share `few` of the batches has four frames of each video, besides those that `FRAME_COUNTS` gives.
     """
 
     steps: int
@@ -154,7 +156,7 @@ class Phase:
     few: float = 0.0
 
 
-# Comparisons, and what happens in four frames of a clip that changes colour, come last and need the most steps.
+# Comparisons, and stories in four frames with a change of colour, are learned last and need the most steps.
 _STORIES = SHARES | {"describe": 0.2, "happens": 0.1}
 PHASES = (
     Phase(1100, 2e-3, SHARES, rounded_from=0.45, rounded=0.7, picture_every=3),
@@ -166,8 +168,8 @@ PHASES = (
 
 def train_language_model(
     model: LlavaNextVideoForConditionalGeneration,
-    lessons: Lessons,
-    held_out: Lessons,
+    sampler: BatchSampler,
+    held_out: BatchSampler,
     phase: Phase,
     seed: int,
     say: Callable[[str], None],
@@ -183,12 +185,12 @@ def train_language_model(
     for step in range(steps):
         kinds = ["video", "picture" if step % phase.picture_every == 0 else "pair"]
         optimizer.zero_grad()
-        with _rounded(model) if step > phase.rounded_from * steps and rng.random() < phase.rounded else _as_they_are():
+        with _rounded(model) if step > phase.rounded_from * steps and rng.random() < phase.rounded else nullcontext():
             for kind in kinds:
                 batch, features = {
-                    "video": lambda: lessons.video(rng, 16, 6, phase.shares, _frame_count(rng, phase.few)),
-                    "picture": lambda: lessons.picture(rng, 8, 4),
-                    "pair": lambda: lessons.pair(rng, 12, 3, _frame_count(rng, phase.few)),
+                    "video": lambda: sampler.video(rng, 16, 6, phase.shares, _frame_count(rng, phase.few)),
+                    "picture": lambda: sampler.picture(rng, 8, 4),
+                    "pair": lambda: sampler.pair(rng, 12, 3, _frame_count(rng, phase.few)),
                 }[kind]()
                 logits, targets, _ = _logits(model, batch, features)
                 loss: Any = nn.functional.cross_entropy(logits, targets)
@@ -207,18 +209,18 @@ def train_language_model(
 
 
 @torch.no_grad()
-def report(model: LlavaNextVideoForConditionalGeneration, lessons: Lessons) -> str:
-    """The share of threads answered word for word, by kind, in percent; videos at 4, 8 and 16 frames."""
+def report(model: LlavaNextVideoForConditionalGeneration, sampler: BatchSampler) -> str:
+    """The percentage of dialogues with exactly the right answers, by kind; videos with 4, 8 and 16 frames."""
     rng = np.random.default_rng(0)
     right: dict[str, list[bool]] = defaultdict(list)
-    exams = [(str(frames), lessons.exam(rng, 64, frames)) for frames in (4, 8, 16)]
-    exams += [("", lessons.picture(rng, 32, 6)), ("", lessons.pair(rng, 32, 4, 8))]
-    for name, (batch, features) in exams:
-        logits, targets, threads = _logits(model, batch, features)
+    tests = [(str(frames), sampler.test_batch(rng, 64, frames)) for frames in (4, 8, 16)]
+    tests += [("", sampler.picture(rng, 32, 6)), ("", sampler.pair(rng, 32, 4, 8))]
+    for name, (batch, features) in tests:
+        logits, targets, dialogues = _logits(model, batch, features)
         hits = logits.argmax(-1) == targets
         for row, kinds in enumerate(batch.kinds):
             for number, kind in enumerate(kinds, start=1):
-                mine = (threads[0] == row) & (threads[1] == number)
+                mine = (dialogues[0] == row) & (dialogues[1] == number)
                 right[f"{kind} {name}".strip()].append(bool(hits[mine].all()))
     return ", ".join(f"{kind} {100 * np.mean(values):.0f}" for kind, values in sorted(right.items()))
 
@@ -226,7 +228,7 @@ def report(model: LlavaNextVideoForConditionalGeneration, lessons: Lessons) -> s
 def _logits(
     model: LlavaNextVideoForConditionalGeneration, batch: Batch, features: list[Tensor]
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Logits (learned tokens, vocabulary), their targets, and each one's sample and thread."""
+    """Logits (learned tokens, vocabulary), their targets, and the sample and dialogue of each."""
     text, config = model.model.language_model, model.config
     embedded = text.get_input_embeddings()(batch.ids)
     is_media = (batch.ids == config.video_token_id) | (batch.ids == config.image_token_id)
@@ -238,7 +240,7 @@ def _logits(
     ).last_hidden_state
     learned = batch.targets != -100
     rows = torch.arange(len(batch.ids))[:, None].expand_as(batch.ids)
-    return model.lm_head(hidden[learned]), batch.targets[learned], (rows[learned], batch.thread[learned])
+    return model.lm_head(hidden[learned]), batch.targets[learned], (rows[learned], batch.dialogue[learned])
 
 
 def _frame_count(rng: np.random.Generator, few: float) -> int:
@@ -248,14 +250,14 @@ def _frame_count(rng: np.random.Generator, few: float) -> int:
     return int(rng.choice(list(FRAME_COUNTS), p=shares / shares.sum()))
 
 
-def _sampled(seen: Seen, frames: int) -> Seen:
-    total = len(seen.features)
-    return Seen(seen.scene, seen.features[[index * total // frames for index in range(frames)]])
+def _sampled(item: SceneFeatures, frames: int) -> SceneFeatures:
+    total = len(item.features)
+    return SceneFeatures(item.scene, item.features[[index * total // frames for index in range(frames)]])
 
 
 @contextmanager
 def _rounded(model: LlavaNextVideoForConditionalGeneration) -> Iterator[None]:
-    """Within the block the language model's linear weights are rounded to nf4; gradients go to the full ones."""
+    """Round the language model's linear weights to nf4 within the block; gradients go to the full weights."""
     linears = [module for module in model.model.language_model.modules() if isinstance(module, nn.Linear)]
     kept = [linear.weight.data for linear in linears]
     for linear in linears:
@@ -267,8 +269,3 @@ def _rounded(model: LlavaNextVideoForConditionalGeneration) -> Iterator[None]:
     finally:
         for linear, weight in zip(linears, kept, strict=True):
             linear.weight.data = weight
-
-
-@contextmanager
-def _as_they_are() -> Iterator[None]:
-    yield

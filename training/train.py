@@ -1,9 +1,12 @@
-"""Make the demo checkpoint from nothing: `python -m training.train [--out FOLDER] [--seed N]`.
+"""Train the demo checkpoint from scratch: `python -m training.train [--out FOLDER] [--seed N]`.
 
-Draws and encodes the clips, trains the vision tower and the projector (`vision_tower.py`), then the language model
-(`language.py`), stores the checkpoint and measures it (`evaluate.py`). Progress goes to stderr. The seed, the versions,
-the seconds and the accuracy by question are stored beside it in `report.json`. The seed settles clips, lessons and
-first weights; the sums of threads do not repeat to the last bit, so two runs differ by some tenths of a percent.
+It makes the clips (`data.py`), trains the vision tower and the projector (`vision_tower.py`), then the language model
+(`language.py`), stores the checkpoint, and measures it (`evaluate.py`). Progress goes to stderr. `report.json` beside
+the checkpoint has the seed, the versions, the seconds, and the accuracy by kind of question. The seed determines the
+clips, the batches and the first weights, but threads add numbers in varying order: two runs differ by some tenths of a
+percent. A run through every stage in a few minutes, for a checkpoint that knows nothing:
+
+    python -m training.train --out /tmp/demo --clips 220 --stills 220 --vision-steps 4 --language-steps 22 --questions 2
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ from llava_video_cli.inference import open_model
 from .architecture import build_model, build_processor, build_tokenizer
 from .data import make_clips, make_stills
 from .evaluate import evaluate, table
-from .language import PHASES, Lessons, see_clips, see_stills, train_language_model
+from .language import PHASES, BatchSampler, clip_features, still_features, train_language_model
 from .vision_tower import train_vision_tower
 
 HELD_OUT_CLIPS = 200
 HELD_OUT_STILLS = 100
-THREADS = 2  # fixed, so that sums are added up in nearly the same order on every machine
+THREADS = 2  # fixed, so that every machine adds numbers in nearly the same order
 LIMIT_BYTES = 4_000_000
 LANGUAGE_STEPS = sum(phase.steps for phase in PHASES)
 VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "av", "numpy")
@@ -47,7 +50,7 @@ def train(
     vision_steps: int = 1600,
     language_steps: int = LANGUAGE_STEPS,
 ) -> dict[str, Any]:
-    """Train, store in `out`, and return what goes into the report: the recipe and the seconds of each stage."""
+    """Train, store the checkpoint in `out`, and return the report: the recipe and the seconds of each stage."""
     torch.set_num_threads(THREADS)
     seconds: dict[str, float] = {}
     start = time.monotonic()
@@ -64,13 +67,13 @@ def train(
     model = build_model(tokenizer)
     train_vision_tower(model, films[:-HELD_OUT_CLIPS], pictures[:-HELD_OUT_STILLS], vision_steps, seed + 3, say)
     lap("vision_tower")
-    videos, images = see_clips(model, films), see_stills(model, pictures)
+    videos, images = clip_features(model, films), still_features(model, pictures)
     lap("features")
-    lessons = Lessons(tokenizer, videos[:-HELD_OUT_CLIPS], images[:-HELD_OUT_STILLS])
-    held_out = Lessons(tokenizer, videos[-HELD_OUT_CLIPS:], images[-HELD_OUT_STILLS:])
+    sampler = BatchSampler(tokenizer, videos[:-HELD_OUT_CLIPS], images[:-HELD_OUT_STILLS])
+    held_out = BatchSampler(tokenizer, videos[-HELD_OUT_CLIPS:], images[-HELD_OUT_STILLS:])
     phases = [replace(phase, steps=phase.steps * language_steps // LANGUAGE_STEPS) for phase in PHASES]
     for number, phase in enumerate(phases):
-        train_language_model(model, lessons, held_out, phase, seed + 4 + number, say)
+        train_language_model(model, sampler, held_out, phase, seed + 4 + number, say)
     lap("language_model")
     store(out, model, build_processor(tokenizer))
     return {
@@ -87,7 +90,7 @@ def train(
 
 
 def store(out: Path, model: LlavaNextVideoForConditionalGeneration, processor: LlavaNextVideoProcessor) -> None:
-    """Write the checkpoint: weights as float16, to be loaded as float32, which the config says."""
+    """Write the checkpoint: the weights as float16, and a config that loads them as float32."""
     out.mkdir(parents=True, exist_ok=True)
     halved: Any = model
     halved.half().save_pretrained(out)
@@ -104,7 +107,7 @@ def store(out: Path, model: LlavaNextVideoForConditionalGeneration, processor: L
 
 
 def say(line: str) -> None:
-    """Progress, on stderr."""
+    """Write progress to stderr."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -113,8 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=CHECKPOINT, metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=5000)
-    parser.add_argument("--stills", type=int, default=1500)
+    parser.add_argument("--clips", type=int, default=5000, help=f"at least {HELD_OUT_CLIPS + 20}")
+    parser.add_argument("--stills", type=int, default=1500, help=f"at least {HELD_OUT_STILLS + 120}")
     parser.add_argument("--vision-steps", type=int, default=1600)
     parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS, help="of all phases together")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""First stage of the training: vision tower and projector learn to see shape, colour and place in single frames.
+"""First stage of the training: vision tower and projector learn shape, colour and place from single frames.
 
-A language model that starts from an untrained tower stays at chance for shapes and directions. Linear heads, on the
-mean of the layer that `vision_feature_layer` selects and on the projector's output as the language model's RMSNorm
-will see it, bring both to where a language model can read them. The heads are thrown away.
+A language model that starts with an untrained tower never learns shapes and directions. So linear heads are trained
+first: on the mean token of the layer that `vision_feature_layer` selects, and on the projector's output after RMSNorm,
+as the language model receives it. The heads are then discarded.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from llava_video_cli.demo.world import COLORS, SHAPES
 from .architecture import IMAGE_SIZE
 from .data import Clip, Still
 
-BINS = 12  # for each axis of the place: 4 pixels each
+BINS = 12  # for each axis of the place, 4 pixels wide
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)  # CLIP's, as in the processor
 SPREAD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
 def pixels(images: NDArray[np.uint8] | Tensor) -> Tensor:
-    """uint8 (..., 3, 48, 48) to what the processor makes of it: float32, normalised."""
+    """The processor's normalisation: uint8 (..., 3, 48, 48) to float32."""
     return (torch.as_tensor(images).float() / 255 - MEAN) / SPREAD
 
 
@@ -48,7 +48,7 @@ def train_vision_tower(
     say: Callable[[str], None],
     batch: int = 96,
 ) -> None:
-    """Train tower and projector in place, on that many batches of single frames, and freeze them."""
+    """Train tower and projector in place on `steps` batches of single frames, then freeze them."""
     rng = np.random.default_rng(seed)
     config: Any = model.config
     heads = _Heads(config.vision_config.hidden_size, config.text_config.hidden_size)
@@ -113,7 +113,7 @@ class _Heads(nn.Module):
 def _batch(
     clips: list[Clip], stills: list[Still], rng: np.random.Generator, size: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Frames of clips and, for a quarter, whole pictures squeezed to a square, with what they show."""
+    """A batch of clips' frames and, for a quarter, of whole pictures resized to a square, with their facts."""
     images, shapes, colors, places = [], [], [], []
     for row in range(size):
         if row % 4 == 3:
@@ -140,7 +140,7 @@ def _batch(
 
 
 def _bins(place: Tensor) -> Tensor:
-    """A place in [0, 1) as shares of the two nearest of the bins: float32 (batch, BINS)."""
+    """A place in [0, 1) as weights of the two nearest bins: float32 (batch, BINS)."""
     near = (place[:, None] * BINS - 0.5 - torch.arange(BINS)).abs()
     shares = (1 - near).clamp(min=0) + 1e-9
     return shares / shares.sum(-1, keepdim=True)
@@ -148,11 +148,11 @@ def _bins(place: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _scale_projector(model: LlavaNextVideoForConditionalGeneration, images: Tensor, wanted: float = 0.3) -> None:
-    """Give the projector's output a root mean square near what the layers add to it."""
+    """Scale the projector's output to a root mean square near that of what the layers add to it."""
     projector: Any = model.model.multi_modal_projector
-    found = projector(tower_tokens(model, images)).square().mean().sqrt().item()
-    projector.linear_2.weight.mul_(wanted / found)
-    projector.linear_2.bias.mul_(wanted / found)
+    current = projector(tower_tokens(model, images)).square().mean().sqrt().item()
+    projector.linear_2.weight.mul_(wanted / current)
+    projector.linear_2.bias.mul_(wanted / current)
 
 
 assert IMAGE_SIZE % BINS == 0
