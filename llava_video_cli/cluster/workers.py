@@ -100,9 +100,9 @@ def read(rows: Any, context: StageContext) -> Iterator[Any]:
         return
     held_bytes, ready = 0, list[VideoQuestion]()
     units = {(video.key, 0): video for video in videos if not video.error}
-    for batch, error in _attempts(context, "read", _worker_id(), units):
-        if error:
-            questions = iter([VideoQuestion(video, count=0, error=error) for video in batch])
+    for batch, failure in _attempts(context, "read", _worker_id(), units):
+        if failure:
+            questions = iter([VideoQuestion(video, count=0, error=failure) for video in batch])
         else:
             questions = _read(batch, resize, context)
         for each in questions:
@@ -189,8 +189,8 @@ class ModelWorker:
             for each in messages
             if isinstance(each, VideoQuestion) and each.question is not None
         }
-        for batch, error in _attempts(self._context, "answer", self._id, units):
-            yield table(self._answers(batch, [error] * len(batch) if error else self._results(model, batch)))
+        for batch, failure in _attempts(self._context, "answer", self._id, units):
+            yield table(self._answers(batch, [failure] * len(batch) if failure else self._results(model, batch)))
 
     def _load(self) -> Model:
         crashes = ray.get(self._context.attempts.begin_loading.remote(self._id))
