@@ -105,13 +105,10 @@ class PackedKeys:
     def __init__(self, content: memoryview) -> None:
         self._content = content
 
-    def __len__(self) -> int:
-        return len(self._content) // 16
-
-    def __getitem__(self, index: int) -> bytes:
-        return bytes(self._content[16 * index : 16 * index + 16])
-
     def __contains__(self, key: str) -> bool:
-        packed = bytes.fromhex(key)
-        index = bisect_left(self, packed)
-        return index < len(self) and self[index] == packed
+        packed, count = bytes.fromhex(key), len(self._content) // 16
+        index = bisect_left(range(count), packed, key=self._key)
+        return index < count and self._key(index) == packed
+
+    def _key(self, index: int) -> bytes:
+        return bytes(self._content[16 * index : 16 * index + 16])

@@ -51,163 +51,68 @@ _STORY = (
 
 QUESTIONS = (
     QuestionKind("describe", "video", _STORY),
-    QuestionKind(
-        "happens",
-        "video",
-        (
-            "What happens in this video?",
-            "What happens in the video?",
-            "What happens?",
-            "What happens here?",
-            "What is happening?",
-            "What is happening in this video?",
-            "What is going on?",
-            "What is going on in this video?",
-        ),
-    ),
-    QuestionKind(
-        "shape",
-        "video",
-        (
-            "What shape is it?",
-            "What shape is in the video?",
-            "What shape do you see?",
-            "Which shape is it?",
-            "What is the shape?",
-            "What kind of shape is it?",
-            "What shape is shown?",
-            "Name the shape.",
-            "What shape moves?",
-        ),
-    ),
-    QuestionKind(
-        "color_start",
-        "video",
-        (
-            "What color is it at the start?",
-            *_all(
-                "What|Which", "color", "is it|is the shape|does it have", "at the start?|at the beginning?|at first?"
-            ),
-            "What is its color at the start?",
-            "What is the color at the start?",
-            "What is the first color?",
-            "What color is it in the first frame?",
-            "What color does it start with?",
-        ),
-    ),
-    QuestionKind(
-        "color_end",
-        "video",
-        (
-            "What color is it at the end?",
-            *_all("What|Which", "color", "is it|is the shape|does it have", "at the end?|in the end?|at last?"),
-            "What is its color at the end?",
-            "What is the color at the end?",
-            "What is the last color?",
-            "What color is it in the last frame?",
-            "What color does it end with?",
-        ),
-    ),
-    QuestionKind(
-        "direction",
-        "video",
-        (
-            "Which way does it move?",
-            "Which way does it go?",
-            "Which way does the shape move?",
-            "Which direction does it move?",
-            "In which direction does it move?",
-            "In what direction does it move?",
-            "What direction does it move in?",
-            "Where does it go?",
-            "Where does it move?",
-            "How does it move?",
-            "What is its direction?",
-        ),
-    ),
-    QuestionKind(
-        "change",
-        "video",
-        (
-            "Does the color change?",
-            "Does its color change?",
-            "Does it change color?",
-            "Does it change its color?",
-            "Does the shape change color?",
-            "Does the color of the shape change?",
-            "Is there a change of color?",
-        ),
-    ),
-    QuestionKind("moves", "video", ("Does it move?", "Is it moving?", "Does the shape move?", "Does it stay still?")),
-    QuestionKind(
-        "color", "video", ("What color is it?", "What is the color?", "What color is the shape?", "Which color is it?")
-    ),
-    QuestionKind(
-        "picture_shape",
-        "picture",
-        (
-            "What shape is it?",
-            "What shape is in the picture?",
-            "What shape do you see?",
-            "Which shape is it?",
-            "What is the shape?",
-            "What kind of shape is it?",
-            "What shape is shown?",
-            "Name the shape.",
-        ),
-    ),
-    QuestionKind(
-        "picture_color",
-        "picture",
-        (
-            "What color is it?",
-            "What is the color?",
-            "What is its color?",
-            "What color is the shape?",
-            "Which color is it?",
-            "What color is the shape in the picture?",
-            "Which color does it have?",
-        ),
-    ),
-    QuestionKind(
-        "picture_describe",
-        "picture",
-        (
-            "Describe the picture.",
-            *_all("Describe", "the|this", "picture|image", "in detail.|in one sentence."),
-            *_all("Describe", "the|this", "picture.|image."),
-            "What do you see?",
-            "What is in the picture?",
-            "What is in this image?",
-            "What does the picture show?",
-            "Caption this image.",
-        ),
-    ),
-    QuestionKind(
-        "same_shape",
-        "both",
-        (
-            "Is it the same shape?",
-            "Is the shape the same?",
-            "Are the shapes the same?",
-            "Do they show the same shape?",
-            "Is it the same shape in the picture and in the video?",
-            "Is the shape in the picture the same as in the video?",
-        ),
-    ),
-    QuestionKind(
-        "same_color",
-        "both",
-        (
-            "Is it the same color?",
-            "Is the color the same?",
-            "Are the colors the same?",
-            "Do they have the same color?",
-            "Is it the same color in the picture and in the video?",
-            "Is the color in the picture the same as in the video?",
-        ),
-    ),
-)
+    QuestionKind("happens", "video", (
+        "What happens in this video?", "What happens in the video?", "What happens?", "What happens here?",
+        "What is happening?", "What is happening in this video?", "What is going on?",
+        "What is going on in this video?",
+    )),
+    QuestionKind("shape", "video", (
+        "What shape is it?", "What shape is in the video?", "What shape do you see?", "Which shape is it?",
+        "What is the shape?", "What kind of shape is it?", "What shape is shown?", "Name the shape.",
+        "What shape moves?",
+    )),
+    QuestionKind("color_start", "video", (
+        "What color is it at the start?",
+        *_all("What|Which", "color", "is it|is the shape|does it have", "at the start?|at the beginning?|at first?"),
+        "What is its color at the start?", "What is the color at the start?", "What is the first color?",
+        "What color is it in the first frame?", "What color does it start with?",
+    )),
+    QuestionKind("color_end", "video", (
+        "What color is it at the end?",
+        *_all("What|Which", "color", "is it|is the shape|does it have", "at the end?|in the end?|at last?"),
+        "What is its color at the end?", "What is the color at the end?", "What is the last color?",
+        "What color is it in the last frame?", "What color does it end with?",
+    )),
+    QuestionKind("direction", "video", (
+        "Which way does it move?", "Which way does it go?", "Which way does the shape move?",
+        "Which direction does it move?", "In which direction does it move?", "In what direction does it move?",
+        "What direction does it move in?", "Where does it go?", "Where does it move?", "How does it move?",
+        "What is its direction?",
+    )),
+    QuestionKind("change", "video", (
+        "Does the color change?", "Does its color change?", "Does it change color?", "Does it change its color?",
+        "Does the shape change color?", "Does the color of the shape change?", "Is there a change of color?",
+    )),
+    QuestionKind("moves", "video", (
+        "Does it move?", "Is it moving?", "Does the shape move?", "Does it stay still?",
+    )),
+    QuestionKind("color", "video", (
+        "What color is it?", "What is the color?", "What color is the shape?", "Which color is it?",
+    )),
+    QuestionKind("picture_shape", "picture", (
+        "What shape is it?", "What shape is in the picture?", "What shape do you see?", "Which shape is it?",
+        "What is the shape?", "What kind of shape is it?", "What shape is shown?", "Name the shape.",
+    )),
+    QuestionKind("picture_color", "picture", (
+        "What color is it?", "What is the color?", "What is its color?", "What color is the shape?",
+        "Which color is it?", "What color is the shape in the picture?", "Which color does it have?",
+    )),
+    QuestionKind("picture_describe", "picture", (
+        "Describe the picture.", *_all("Describe", "the|this", "picture|image", "in detail.|in one sentence."),
+        *_all("Describe", "the|this", "picture.|image."), "What do you see?", "What is in the picture?",
+        "What is in this image?", "What does the picture show?", "Caption this image.",
+    )),
+    QuestionKind("same_shape", "both", (
+        "Is it the same shape?", "Is the shape the same?", "Are the shapes the same?", "Do they show the same shape?",
+        "Is it the same shape in the picture and in the video?",
+        "Is the shape in the picture the same as in the video?",
+    )),
+    QuestionKind("same_color", "both", (
+        "Is it the same color?", "Is the color the same?", "Are the colors the same?", "Do they have the same color?",
+        "Is it the same color in the picture and in the video?",
+        "Is the color in the picture the same as in the video?",
+    )),
+)  # fmt: skip
 BY_KIND = {question.kind: question for question in QUESTIONS}
 
 

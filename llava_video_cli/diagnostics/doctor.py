@@ -59,16 +59,6 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class HostResources:
-    """What the machine has; None for what could not be determined."""
-
-    memory: machine.Memory | None
-    accelerators: machine.Accelerators | None
-    disk_free_bytes: int | None
-    has_bfloat16: bool = False
-
-
-@dataclass(frozen=True)
 class ModelFit:
     """What a model needs, and how it would run; None for what could not be determined.
 
@@ -139,9 +129,7 @@ def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
         if not can_decode
     ]
     _check_cache(diagnosis)
-    has_bfloat16 = diagnosis.processor is not None and diagnosis.processor.has_bfloat16
-    host = HostResources(diagnosis.memory, diagnosis.accelerators, diagnosis.cache_free_bytes, has_bfloat16)
-    result = _try(diagnosis, f"examining {workload.model}", lambda: fit_model(workload, host), stops=True)
+    result = _try(diagnosis, f"examining {workload.model}", lambda: fit_model(workload, diagnosis), stops=True)
     if result is not None:
         diagnosis.model = result[0]
         diagnosis.problems += result[1]
@@ -214,8 +202,8 @@ def _check_cache(diagnosis: Diagnosis) -> None:
     ]
 
 
-def fit_model(workload: Workload, host: HostResources) -> tuple[ModelFit, list[Problem]]:
-    """Return how a model would run, by its config and without its weights, and the problems.
+def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Problem]]:
+    """Return how a model would run on a machine, by its config and without its weights, and the problems.
 
     Raises `LlvidError` for a model that does not exist or can't be read.
     """
@@ -238,8 +226,8 @@ def fit_model(workload: Workload, host: HostResources) -> tuple[ModelFit, list[P
         size = _FILE_BYTES * checkpoint.parameters.total
         fit = replace(fit, download_bytes=size)
         problems.append(Problem(f"{workload.model} isn't downloaded: about {size / 1e9:.1f} GB", pull))
-        if host.disk_free_bytes is not None and host.disk_free_bytes < size:
-            problems.append(Problem(f"{host.disk_free_bytes / 1e9:.1f} GB are free on the disk", ROOM_HINT, True))
+        if host.cache_free_bytes is not None and host.cache_free_bytes < size:
+            problems.append(Problem(f"{host.cache_free_bytes / 1e9:.1f} GB are free on the disk", ROOM_HINT, True))
     fit = replace(
         fit,
         parameters=checkpoint.parameters.total,
@@ -271,7 +259,7 @@ def _folders(workload: Workload) -> tuple[Path | None, Path | None]:
         return (random_folder(f"random:{size}") if size else None), None
 
 
-def _device(wanted: str, host: HostResources) -> Device | None:
+def _device(wanted: str, host: Diagnosis) -> Device | None:
     """Return the device that the model would run on; None for one that does not exist."""
     accelerators = host.accelerators or machine.Accelerators()
     if wanted in ("auto", "cuda") and accelerators.cards:
@@ -286,7 +274,7 @@ def _device(wanted: str, host: HostResources) -> Device | None:
     if wanted in ("auto", "mps") and accelerators.has_mps:
         return Device("mps", (0,), (free_bytes,), bfloat16=False)
     if wanted in ("auto", "cpu"):
-        return Device("cpu", (0,), (free_bytes,), host.has_bfloat16)
+        return Device("cpu", (0,), (free_bytes,), host.processor is not None and host.processor.has_bfloat16)
     return None
 
 

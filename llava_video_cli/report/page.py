@@ -8,6 +8,7 @@ browser shows a page of 100 MB as soon as it has read the rows.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections import deque
@@ -88,8 +89,6 @@ def _template() -> list[str]:
     html, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in _TEMPLATE)
     script = "".join(scripts)
     for mark, text in (("style", style), ("script", script)):
-        import hashlib
-
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         html = html.replace(f"{{{{{mark}-hash}}}}", f"'sha256-{digest}'").replace(f"{{{{{mark}}}}}", text)
     before, _, rest = html.partition("{{rows}}")

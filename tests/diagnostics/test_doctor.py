@@ -14,7 +14,7 @@ import pytest
 from terminal import llvid
 
 from llava_video_cli.cli.app import run
-from llava_video_cli.diagnostics.doctor import HostResources, ModelFit, Workload, fit_model
+from llava_video_cli.diagnostics.doctor import Diagnosis, ModelFit, Workload, fit_model
 from llava_video_cli.diagnostics.packages import Problem
 from llava_video_cli.model import Loading
 from llava_video_cli.system.machine import Accelerators, Card, Memory
@@ -71,12 +71,14 @@ def test_an_auto_rope_factor_makes_room(capsys: pytest.CaptureFixture[str]) -> N
 
 GB = 10**9
 CARD = Card("cuda:0", "a card", "8.9", 24 * GB, 23 * GB, True)
-BIG = HostResources(
-    Memory(256 * GB, 200 * GB), Accelerators((CARD,), has_nvidia=True, torch_built_for="13.0"), 500 * GB
+BIG = Diagnosis(
+    memory=Memory(256 * GB, 200 * GB),
+    accelerators=Accelerators((CARD,), has_nvidia=True, torch_built_for="13.0"),
+    cache_free_bytes=500 * GB,
 )
 
 
-def chosen(model: str, host: HostResources = BIG, frames: int = 32, **loading: Any) -> tuple[ModelFit, list[Problem]]:
+def chosen(model: str, host: Diagnosis = BIG, frames: int = 32, **loading: Any) -> tuple[ModelFit, list[Problem]]:
     return fit_model(Workload(HF + model, None, Loading(**loading), frames, 512), host)
 
 
@@ -101,7 +103,7 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
 
 
 def test_a_full_disk_and_an_unknown_model() -> None:
-    _, problems = chosen("7B-hf", replace(BIG, disk_free_bytes=GB))
+    _, problems = chosen("7B-hf", replace(BIG, cache_free_bytes=GB))
     assert [problem.text for problem in problems if problem.stops] == ["1.0 GB are free on the disk"]
     fit, problems = fit_model(Workload("org/unknown", "v2", Loading(), 8, 512), BIG)
     assert fit.need is None and [problem.hint for problem in problems] == ["llvid pull org/unknown --revision v2"]
