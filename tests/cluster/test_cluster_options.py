@@ -1,4 +1,4 @@
-"""`llvid caption --ray` before there is a cluster: what is refused, and how."""
+"""`llvid caption --ray` before it connects to a cluster: what is refused, and how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llava_video_cli.cli.app import run
         (["--ray", "local", "-o", "out.srt"], "out.srt must end in .jsonl, .csv, .parquet"),
     ],
 )
-def test_flags_that_make_no_sense(
+def test_flags_that_are_refused(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["caption", str(tmp_path), "-m", "demo", *arguments]) == 2
@@ -31,7 +31,7 @@ def test_flags_that_make_no_sense(
 
 
 @pytest.mark.parametrize("from_environment", [False, True])
-def test_a_ray_client_is_sent_to_ray_job_submit(
+def test_a_ray_client_is_refused_with_a_hint_to_ray_job_submit(
     from_environment: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = "ray://head.example:10001"
@@ -44,7 +44,7 @@ def test_a_ray_client_is_sent_to_ray_job_submit(
     assert hint == f"hint: {command} -o /shared/captions.jsonl --ray auto"
 
 
-def test_without_the_package(
+def test_without_ray_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as an import of what is not installed

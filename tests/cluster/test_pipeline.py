@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster on this machine: the same records, and nothing lost with a worker."""
+"""Runs on a Ray cluster on this machine: the same records, and nothing is lost with a worker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[ClusterSession]:
-    """A cluster on this machine, for two actors and two readers."""
+    """A cluster on this machine with two actors and two readers."""
     pytest.importorskip("ray", reason="needs the extra `ray`")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     with Cluster("local", 2, 2, 2, memory_bytes=200 * 2**20).connected() as session:
@@ -45,7 +45,7 @@ def session() -> Iterator[ClusterSession]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of the demo's world, and a file that is none."""
+    """Clips of the demo's world, and a file that is not a video."""
     path = tmp_path_factory.mktemp("scale")
     for number in range(20):
         shape = ("circle", "square", "triangle")[number % 3]
@@ -70,7 +70,7 @@ def on_ray(
 
 
 def split(outcomes: Iterable[Record | Failure]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Records without what a clock says, and failures' words, by path; none twice."""
+    """Records without their times, and failures' messages, by path; none twice."""
     done: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for outcome in outcomes:
@@ -87,10 +87,10 @@ def split(outcomes: Iterable[Record | Failure]) -> tuple[dict[str, Any], dict[st
 def here(folder: Path, task: Task, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
     """The same without Ray."""
     settings = settings_values(model, task.preset)
-    found = [each for part in parts([str(folder)]) for each in found_in(part)]
+    entries = [each for part in parts([str(folder)]) for each in found_in(part)]
     jobs = [
         CaptionJob(each.path, task.key(f"./{Path(each.path).name}", each.status), task, settings, model.budget)
-        for each in found
+        for each in entries
         if isinstance(each, Found)
     ]
     return split(run_here(jobs, model))
@@ -103,19 +103,19 @@ def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Pa
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
 
 
-def test_windows_are_joined_and_what_is_done_is_not_done_again(session: ClusterSession, folder: Path) -> None:
+def test_windows_are_joined_and_finished_videos_are_skipped(session: ClusterSession, folder: Path) -> None:
     task = replace(TASK, every_seconds=0.5)
     done, failed = split(on_ray([folder], task, session, folder, Sleeper, batch_size=3))
     assert (done, failed) == here(folder, task, Sleeper())
     assert [len(values["segments"]) for values in done.values()] == [4] * 20 and len(failed) == 1
-    known = {values["key"] for values in done.values()}
-    left = known.pop()
+    keys = {values["key"] for values in done.values()}
+    left = keys.pop()
     progress = LiveProgress()
-    again, failed_again = split(on_ray([folder], task, session, folder, Sleeper, done=set(known), progress=progress))
+    again, failed_again = split(on_ray([folder], task, session, folder, Sleeper, done=set(keys), progress=progress))
     assert [values["key"] for values in again.values()] == [left] and failed_again == failed
 
 
-def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
+def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(
     session: ClusterSession, folder: Path, tmp_path: Path
 ) -> None:
     poison = [
@@ -134,18 +134,16 @@ def test_a_video_that_takes_workers_down_ends_as_a_failure_and_the_rest_goes_on(
     assert first > second == 1, "alone the second time"
 
 
-def test_stopping_finishes_what_is_running_and_nothing_else(
-    session: ClusterSession, folder: Path, tmp_path: Path
-) -> None:
-    stop, came = Event(), 0
+def test_a_stop_only_finishes_what_is_running(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+    stop, count = Event(), 0
     copies = [tmp_path / f"{number:03d}.mp4" for number in range(150)]
     for copy in copies:
         os.link(folder / "00.mp4", copy)
     outcomes = on_ray(copies, TASK, session, tmp_path, partial(Sleeper, 0.1), batch_size=4, stop=stop)
     for _ in outcomes:
         stop.set()
-        came += 1
-    assert 1 <= came < 75
+        count += 1
+    assert 1 <= count < 75
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run(session: ClusterSession, folder: Path) -> None:

@@ -161,13 +161,13 @@ def test_a_template_that_loses_the_placeholder_is_noticed(tmp_path: Path, fresh:
 def stills(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Scene, Picture]]:
     from llava_video_cli import read_image
 
-    folder, rng, found = tmp_path_factory.mktemp("stills"), np.random.default_rng(SEED + 1), []
+    folder, rng, pictures = tmp_path_factory.mktemp("stills"), np.random.default_rng(SEED + 1), []
     for number in range(CLIPS):
         scene = random_scene(rng, changes=False, largest_side=640)
         path = folder / f"{number}{('.png', '.jpg', '.webp')[number % 3]}"
         write_picture(path, scene)
-        found.append((scene, read_image(path)))
-    return found
+        pictures.append((scene, read_image(path)))
+    return pictures
 
 
 def test_the_answers_about_pictures_are_right(demo: Model, stills: list[tuple[Scene, Picture]]) -> None:

@@ -1,4 +1,4 @@
-"""`llvid report` as a user types it: one page, whatever the results hold; one clear line where there can be none."""
+"""`llvid report` as a user runs it: one page for any results, or one clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_picture
 
 
-def test_stdout_holds_the_path_and_stderr_what_to_know(
+def test_stdout_has_the_path_and_stderr_the_notes(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_stdout_holds_the_path_and_stderr_what_to_know(
     }
 
 
-def test_a_row_holds_what_the_line_says(tmp_path: Path) -> None:
+def test_a_row_has_the_values_of_its_line(tmp_path: Path) -> None:
     segments = [{"start_seconds": k, "end_seconds": k + 1, "text": f"part {k}"} for k in range(2)]
     results = write(
         tmp_path / "c.jsonl",
@@ -65,7 +65,7 @@ def test_a_row_holds_what_the_line_says(tmp_path: Path) -> None:
     assert fifth == {"name": "a/f.mp4", "error": "no video stream", "hint": "try"}
 
 
-def test_lines_of_batch_and_lines_with_little_in_them(tmp_path: Path) -> None:
+def test_lines_of_batch_and_lines_with_few_fields(tmp_path: Path) -> None:
     results = write(
         tmp_path / "out.jsonl",
         {"id": "q1", "video": "a.mp4", "question": "What is it?", "answer": "A circle."},
@@ -86,7 +86,7 @@ def test_lines_of_batch_and_lines_with_little_in_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_stranger_wrote_is_no_markup(text: str, tmp_path: Path) -> None:
+def test_untrusted_text_never_becomes_markup(text: str, tmp_path: Path) -> None:
     lines = [line(f"clips/{text}", text, prompt=text, notes=text, finish_reason=text, settings={text: {text: text}})]
     results = write(tmp_path / "h.jsonl", *lines)
     write(tmp_path / "h.errors.jsonl", {"video_path": text, "error": text, "hint": text})
@@ -100,18 +100,18 @@ def test_what_a_stranger_wrote_is_no_markup(text: str, tmp_path: Path) -> None:
 
 
 def tags(text: str) -> list[str]:
-    found = []
+    tags = []
 
     class Tags(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            found.append(tag)
+            tags.append(tag)
             assert not any(name.startswith("on") for name, _ in attrs)
 
     Tags().feed(text)
-    return found
+    return tags
 
 
-def test_the_policy_lets_nothing_in_but_the_pages_own_script_and_style(tmp_path: Path) -> None:
+def test_the_policy_only_allows_the_pages_own_script_and_style(tmp_path: Path) -> None:
     text = reported(write(tmp_path / "p.jsonl", line()), "--no-sheets").text
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy
@@ -140,7 +140,7 @@ def test_a_sheet_shows_the_frames_that_the_model_saw(clip: Path, tmp_path: Path)
     assert runs == [4, 2, 4], "four in a row, two in a row, two rows of four"
 
 
-def test_pictures_upright_videos_and_slivers_keep_a_sheet_small(tmp_path: Path) -> None:
+def test_sheets_of_pictures_and_of_very_narrow_images_stay_small(tmp_path: Path) -> None:
     write_picture(tmp_path / "p.png", scene(width=1600, height=1200))
     Image.new("RGB", (1, 3000)).save(tmp_path / "sliver.png")
     noise = np.random.default_rng(1).integers(0, 256, (1080, 1920, 3), np.uint8)
@@ -153,7 +153,7 @@ def test_pictures_upright_videos_and_slivers_keep_a_sheet_small(tmp_path: Path) 
     assert len(page.text) < 300_000
 
 
-def test_paths_from_here_or_from_the_results_and_odd_bytes(clip: Path, tmp_path: Path) -> None:
+def test_paths_relative_to_here_or_to_the_results_and_odd_bytes(clip: Path, tmp_path: Path) -> None:
     shutil.copy(clip, tmp_path / "beside.mp4")
     shutil.copy(clip, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
     names = ("beside.mp4", "file:caf%E9.mp4", "file:no%00thing", "x" * 300, "nul\0", "\ud800.mp4", ".", "gone.mp4")
@@ -164,7 +164,7 @@ def test_paths_from_here_or_from_the_results_and_odd_bytes(clip: Path, tmp_path:
     assert all(isinstance(sheet, str) and sheet for sheet in sheets[2:]) and sheets[-1] == "no such file"
 
 
-def test_a_torn_last_line_is_noted_and_a_growing_file_is_no_trouble(
+def test_an_incomplete_last_line_gives_a_note_and_a_growing_file_is_fine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = write(tmp_path / "t.jsonl", line(), line())
@@ -182,7 +182,7 @@ def test_a_torn_last_line_is_noted_and_a_growing_file_is_no_trouble(
     assert len(reported(results).rows) == 1, "all failed"
 
 
-def test_what_is_no_file_of_results_gets_one_clear_line(
+def test_a_file_without_results_gives_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

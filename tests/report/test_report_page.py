@@ -1,4 +1,4 @@
-"""The page of `llvid report` in a real browser: nothing obeyed, searched, filtered, driven by keys, quick."""
+"""The page of `llvid report` in a real browser: safe, searchable, with filters and keys, and quick."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def opened(window: Browser, folder: Path, *lines: dict[str, Any], errors: tuple[
     window.open(folder / "out.html")
 
 
-def test_hostile_names_and_texts_are_shown_and_not_obeyed(window: Browser, tmp_path: Path) -> None:
+def test_hostile_names_and_texts_are_shown_and_not_executed(window: Browser, tmp_path: Path) -> None:
     lines = [line(text, text, notes=text, prompt=text, settings={text: text}) for text in HOSTILE]
     lines += [line(question=text, finish_reason=text, model={text: text}, id=text) for text in HOSTILE]
     lines += [line(f"{text}/a.mp4", segments=[{"text": text}, {"text": text}]) for text in HOSTILE]
@@ -125,7 +125,7 @@ def test_a_time_line_by_keys_and_by_pointer(window: Browser, tmp_path: Path, cli
     assert window.run("document.activeElement.getAttribute('aria-label')") == "b.mp4"
 
 
-def test_thousands_of_rows_are_listed_lazily(window: Browser, tmp_path: Path) -> None:
+def test_thousands_of_rows_are_rendered_lazily(window: Browser, tmp_path: Path) -> None:
     with (tmp_path / "out.jsonl").open("w") as file:
         for number in range(5000):
             file.write(json.dumps(line(f"clips/{number}.mp4", f"Number {number}. " * 20)) + "\n")
@@ -138,7 +138,7 @@ def test_thousands_of_rows_are_listed_lazily(window: Browser, tmp_path: Path) ->
     assert window.run("(t => { apply(); return performance.now() - t; })(performance.now())") < 500
 
 
-def test_a_phone_and_the_dark(tmp_path: Path) -> None:
+def test_a_phone_in_dark_mode(tmp_path: Path) -> None:
     name = "a_folder_of_a_very_long_name_without_any_break_in_it_at_all/" * 3 + "x" * 120 + ".mp4"
     with browser(tmp_path / "profile", 390, 844, "--force-dark-mode") as window:
         opened(window, tmp_path, line(name, settings={"k" * 90: "v" * 90}), line("b.mp4", notes="n" * 200))
