@@ -303,7 +303,9 @@ def _place(
     free = sum(placement.device.free_bytes)
     fit = replace(
         fit,
-        device=", ".join(f"cuda:{number}" for number in placement.device.numbers) if placement.is_shared else device.name,
+        device=", ".join(f"cuda:{number}" for number in placement.device.numbers)
+        if placement.is_shared
+        else device.name,
         dtype=placement.dtype,
         quantize=placement.quantize,
         attention=attention,
