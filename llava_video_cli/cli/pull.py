@@ -93,12 +93,12 @@ def _stored(
     model: str, folder: Path, quantize: Literal["8bit", "4bit"], to: Path, output: OutputFlags
 ) -> dict[str, object]:
     """Store a checkpoint quantized; return what is to be told of it."""
-    from ..inference.quantized import check_store, quantized, write
+    from ..inference.quantized import check_store, load_quantized, write
 
     check_store(folder, to, quantize)
     with console.progress(output.quiet) as spinner:
         spinner.say(f"quantizing {model}")
-        loaded = Background(LOADING, quantized, folder, quantize, model).result()
+        loaded = Background(LOADING, load_quantized, folder, quantize, model).result()
         spinner.say(f"writing {to}")
         written = write(loaded, folder, to)
     if not output.quiet:

@@ -137,13 +137,14 @@ def serve(
 
         from ..inference.families.llava_next_video import LlavaVideo
 
+        assert isinstance(loaded, LlavaVideo)  # there is no --server here
         service = open_service(
             loaded,
             settings.preset,
             Auth(api_key),
             BodyReader(max_request_bytes),
             MediaSources(folders, allow_media_host or ()),
-            second_model=loaded.beside() if isinstance(loaded, LlavaVideo) else None,
+            second_model=loaded.with_shared_weights(),
             max_requests=max_queue,
             max_batch=max_batch,
             log=console.note if log else None,

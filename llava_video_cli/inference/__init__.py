@@ -38,7 +38,7 @@ def open_resize(model: str, revision: str | None = None) -> Resize:
     from transformers import LlavaNextVideoConfig
 
     from .processor import load_processor
-    from .vision import shrunk
+    from .vision import resize
 
     config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
-    return partial(shrunk, processor=load_processor(folder, config))
+    return partial(resize, processor=load_processor(folder, config))

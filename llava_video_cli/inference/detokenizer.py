@@ -1,57 +1,92 @@
-"""Token ids to text, piece by piece: whole words and whole characters only."""
+"""Token ids to text, piece by piece: whole words and whole characters only, up to a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Decode = Callable[[list[int]], str]
-
 # Scripts written without spaces start here (CJK radicals); a piece may end behind any of their characters.
 _UNSPACED = 0x2E80
 _REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
-# An id at a time is decoded with some ids before it, so that the tokenizer sees where a word begins.
+# New ids are decoded with some ids before them, so that the tokenizer sees where a word begins.
 _CONTEXT_IDS = 6
 
 
-class TextPieces:
-    """Decodes a growing sequence of ids; the pieces joined are the decoded whole, without outer white space."""
+class Detokenizer:
+    """Decodes a growing sequence of ids; the pieces joined are the decoded whole, without outer white space.
 
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
+    The first of the strings `stop` ends the text, and is no part of it.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
+        self._decode, self._stop = decode, StopStrings(stop)
         self._ids: list[int] = []
         self._start = 0  # ids from here on are decoded together
-        self._shown = 0  # ids up to here are in `_held` or were handed out
+        self._decoded = 0  # ids up to here are in `_held` or were handed out
         self._held = ""
-        self._begun = False
+        self._has_text = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has come; there is no text behind it."""
+        return self._stop.is_found
 
     def push(self, ids: Sequence[int]) -> str:
-        """Take further ids; return the text that is now sure, or an empty string."""
+        """Take further ids; return the text that is now certain, or an empty string."""
         self._ids += ids
-        self._take()
+        self._decode_new()
         cut = _last_boundary(self._held)
         piece, self._held = self._held[:cut], self._held[cut:]
-        return self._trimmed(piece)
+        return self._stop.push(self._trimmed(piece))
 
     def finish(self) -> str:
-        """Return what is left; an unfinished character is shown as U+FFFD."""
-        self._take(final=True)
+        """Return the rest of the text; an unfinished character is shown as U+FFFD."""
+        if self.is_stopped:
+            return ""
+        self._decode_new(final=True)
         piece, self._held = self._held.rstrip(), ""
-        return self._trimmed(piece)
+        text = self._stop.push(self._trimmed(piece))
+        return text if self.is_stopped else text + self._stop.finish()
 
-    def _take(self, final: bool = False) -> None:
-        known = self._decode(self._ids[self._start : self._shown])
+    def _decode_new(self, final: bool = False) -> None:
+        before = self._decode(self._ids[self._start : self._decoded])
         text = self._decode(self._ids[self._start :])
-        if len(text) <= len(known) or (text.endswith(_REPLACEMENT) and not final):
+        if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not final):
             return
-        self._held += text[len(known) :]
-        self._start = max(self._start, self._shown - _CONTEXT_IDS) if self._shown else 0
-        self._shown = len(self._ids)
+        self._held += text[len(before) :]
+        self._start = max(self._start, self._decoded - _CONTEXT_IDS) if self._decoded else 0
+        self._decoded = len(self._ids)
 
     def _trimmed(self, piece: str) -> str:
-        if not self._begun:
+        if not self._has_text:
             piece = piece.lstrip()
-            self._begun = bool(piece)
+            self._has_text = bool(piece)
         return piece
+
+
+class StopStrings:
+    """Takes a text piece by piece and returns what stands before the first of the strings."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        self._held = ""
+        self.is_found = False
+
+    def push(self, piece: str) -> str:
+        """Take a piece; return the text that is certain to stand before a stop string."""
+        self._held += piece
+        found = [at for at in map(self._held.find, self._strings) if at >= 0]
+        if found:
+            text, self._held, self.is_found = self._held[: min(found)], "", True
+            return text
+        keep = max((_overlap(self._held, string) for string in self._strings), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def finish(self) -> str:
+        """Return what was held back, as no stop string came of it."""
+        text, self._held = self._held, ""
+        return text
 
 
 def _last_boundary(text: str) -> int:
@@ -63,3 +98,8 @@ def _last_boundary(text: str) -> int:
         if index < end and ord(text[index]) >= _UNSPACED:
             return index + 1
     return 0
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

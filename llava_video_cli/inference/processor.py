@@ -1,4 +1,4 @@
-"""The checkpoint's processor, mended: how frames and pictures become tensors, and the tokenizer."""
+"""The checkpoint's processor, completed: how frames and pictures become tensors, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import ModelError, first_line
 
 
 def load_processor(folder: Path, config: Any) -> Any:
-    """Return the checkpoint's processor, with what old or incomplete copies lack filled in from the config.
+    """Return the checkpoint's processor; what old or incomplete copies lack is filled in from the config.
 
-    Without its preprocessor files a copy would get the class defaults, 224 pixels and 64 tokens a frame: the
-    vision tower's own `image_size` is used. Raises `ModelError` if there is no tokenizer.
+    A copy without its preprocessor files would get the class defaults, 224 pixels and 64 tokens a frame; the vision
+    tower's own `image_size` is used instead. Raises `ModelError` if there is no tokenizer.
     """
     from transformers import LlavaNextVideoProcessor
 
     folder = CHECKPOINT if has_random_weights(folder) else folder
     try:
         processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - what a missing file raises differs by version: RecursionError in 5.23
+    except Exception:  # noqa: BLE001 - a missing file raises other errors in each version: RecursionError in 5.23
         processor = _processor_from_parts(folder, config)
     size = config.vision_config.image_size
     for part in (processor.image_processor, processor.video_processor):
@@ -56,6 +56,6 @@ def _processor_from_parts(folder: Path, config: Any) -> Any:
 
 
 def _side(part: Any) -> int | None:
-    """The side of the square that a part of the processor crops to, in pixels."""
+    """Return the side of the square that a part of the processor crops to, in pixels; None if it is no square."""
     crop = part.crop_size
     return crop["height"] if crop and crop["height"] == crop["width"] else None

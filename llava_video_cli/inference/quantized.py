@@ -1,4 +1,4 @@
-"""A checkpoint stored already quantized: later loads read a quarter of the bytes, and quantize nothing."""
+"""A checkpoint stored quantized: later loads read a quarter of the bytes, and quantize nothing."""
 
 from __future__ import annotations
 
@@ -18,69 +18,66 @@ from ..model import Loading
 from .loader import Loaded, load
 from .placement import stored_quantization
 
-_MADE_ANEW = ("config.json", INDEX)  # all else that isn't weights is copied
+_REWRITTEN = ("config.json", INDEX)  # all other files but the weights are copied
 _HINT = "name another folder with --to"
 
 
 def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> None:
-    """Raise what speaks against storing, before weights are read.
+    """Check before weights are read that a checkpoint can be stored.
 
-    `UsageError` for a target that has something in it, and for a checkpoint that is quantized already; `ModelError`
-    for a disk without room.
+    Raises `UsageError` for a target that is not empty and for a checkpoint that is quantized already, `ModelError` for
+    a disk that is too full.
     """
     if to.exists() and not to.is_dir():
         raise UsageError(f"{to} is a file", _HINT)
     if to.is_dir() and any(to.iterdir()):
-        raise UsageError(f"{to} has something in it already", _HINT)
+        raise UsageError(f"{to} is not empty", _HINT)
     config = read_config(folder)
-    if (already := stored_quantization(config)) is not None:
-        raise UsageError(f"{folder} is stored in {already} already", "name the checkpoint that it was made of")
-    there = next(each for each in (to.absolute(), *to.absolute().parents) if each.exists())
-    needed_bytes, free_bytes = describe(config).parameters.total_bytes(quantize), shutil.disk_usage(there).free
+    if (quantization := stored_quantization(config)) is not None:
+        raise UsageError(f"{folder} is stored in {quantization} already", "name the checkpoint that it was made from")
+    existing = next(each for each in (to.absolute(), *to.absolute().parents) if each.exists())
+    needed_bytes, free_bytes = describe(config).parameters.total_bytes(quantize), shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise ModelError(f"{to} needs {needed_bytes / 1e9:.1f} GB, {free_bytes / 1e9:.1f} GB are free", _HINT)
 
 
-def quantized(folder: Path, quantize: Literal["8bit", "4bit"], name: str) -> Loaded:
-    """Return a checkpoint, quantized while it is loaded in the precision that this machine would take.
-
-    Raises `ModelError` for what can't be loaded.
-    """
+def load_quantized(folder: Path, quantize: Literal["8bit", "4bit"], name: str) -> Loaded:
+    """Load a checkpoint and quantize it, in the data type that this machine would take. Raises `ModelError`."""
     return load(folder, Loading(quantize=quantize), name)
 
 
 def write(loaded: Loaded, folder: Path, to: Path) -> int:
-    """Write a quantized checkpoint, and what is no weights of the folder that it came from; return the bytes.
+    """Write a quantized checkpoint, with the other files of the folder that it came from; return its bytes.
 
-    It is there whole or not at all, and answers as the one that was quantized while loading. Raises `ModelError`.
+    After a failure nothing of it is left. It answers as one that is quantized while loading. Raises `ModelError`.
     """
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # something that loading imports switches it on again
-    small = CHECKPOINT if has_random_weights(folder) else folder
-    with _whole_folder(to) as beside:
-        loaded.model.save_pretrained(beside)
-        for path in sorted(small.iterdir()):
-            if path.name not in _MADE_ANEW and any(path.match(pattern) for pattern in SMALL_FILES):
-                shutil.copyfile(path, beside / path.name)
+    logging.disable_progress_bar()  # a module that loading imports switches it on again
+    source = CHECKPOINT if has_random_weights(folder) else folder
+    with _new_folder(to) as temporary:
+        loaded.model.save_pretrained(temporary)
+        for path in sorted(source.iterdir()):
+            if path.name not in _REWRITTEN and any(path.match(pattern) for pattern in SMALL_FILES):
+                shutil.copyfile(path, temporary / path.name)
     return sum(path.stat().st_size for path in to.iterdir())
 
 
 @contextmanager
-def _whole_folder(to: Path) -> Iterator[Path]:
-    """Give a folder beside the wanted one, renamed at the end, removed after a failure."""
+def _new_folder(to: Path) -> Iterator[Path]:
+    """Give a temporary folder next to `to`, which is renamed at the end, or removed after a failure."""
     from safetensors import SafetensorError
 
-    beside: Path | None = None
+    temporary: Path | None = None
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".llvid-{to.name[:32]}-", dir=to.parent))
-        yield beside
-        beside.chmod(0o755)
-        beside.replace(to)
+        temporary = Path(tempfile.mkdtemp(prefix=f".llvid-{to.name[:32]}-", dir=to.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(to)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ModelError(f"can't write {to}: {reason}", _HINT) from None
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

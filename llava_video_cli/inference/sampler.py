@@ -1,4 +1,4 @@
-"""Logits to tokens: the likeliest, or drawn, with transformers' own processors."""
+"""Logits to tokens: the likeliest, or sampled, with transformers' own processors."""
 
 from __future__ import annotations
 
@@ -21,57 +21,56 @@ from transformers.generation import (
 from ..conversation import Generation
 
 
-class Choice:
-    """How the tokens of a batch are chosen: greedy at temperature 0, else sampled by temperature and top-p.
+class Sampler:
+    """Picks the next tokens of a batch: greedy at temperature 0, else sampled by temperature and top-p.
 
-    `ids` and `mask` are those of the prompts, int64 (rows, tokens). What a checkpoint's own generation config forbids
+    `ids` and `mask` are those of the prompts, int64 (rows, tokens). What the checkpoint's own generation config forbids
     is forbidden here, too.
     """
 
     def __init__(
-        self, generation: Generation, config: Any, stops: Sequence[int], ids: torch.Tensor, mask: torch.Tensor
+        self, generation: Generation, config: Any, stop_ids: Sequence[int], ids: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        self._drawn, device = generation.temperature > 0, ids.device
-        self._processors = _processors(generation, config, stops, device)
-        # padding must not count as said before: a token of the same prompt does so anyway
+        self._is_greedy, device = generation.temperature == 0, ids.device
+        self._processors = _processors(generation, config, stop_ids, device)
+        # a repetition penalty must not count padding: it is replaced with a token of the same prompt
         self._ids = torch.where(mask == 1, ids, ids[:, -1:])
         self._random = None
-        if self._drawn and generation.seed is not None:
+        if not self._is_greedy and generation.seed is not None:
             self._random = torch.Generator(device).manual_seed(generation.seed)
 
-    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+    def sample(self, logits: torch.Tensor) -> torch.Tensor:
         """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device."""
         scores = logits.float()
         if self._processors:
             scores = self._processors(self._ids, scores)
-        if self._drawn:
-            odds = torch.softmax(scores, dim=-1)
-            chosen = torch.multinomial(odds, 1, generator=self._random)[:, 0]
+        if self._is_greedy:
+            new_ids = scores.argmax(dim=-1)
         else:
-            chosen = scores.argmax(dim=-1)
+            new_ids = torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=self._random)[:, 0]
         if self._processors:
-            self._ids = torch.cat([self._ids, chosen[:, None]], dim=1)
-        return chosen
+            self._ids = torch.cat([self._ids, new_ids[:, None]], dim=1)
+        return new_ids
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows alone."""
+        """Keep these rows alone, int64 (rows)."""
         self._ids = self._ids[rows]
 
 
-def _processors(generation: Generation, config: Any, stops: Sequence[int], device: torch.device) -> Any:
+def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], device: torch.device) -> Any:
     """Return transformers' processors, in the order in which `generate` has them."""
-    made: list[Any] = []
+    processors: list[Any] = []
     if generation.repetition_penalty != 1:
-        made.append(RepetitionPenaltyLogitsProcessor(penalty=generation.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty=generation.repetition_penalty))
     if config.no_repeat_ngram_size:
-        made.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
     if config.bad_words_ids:
-        made.append(NoBadWordsLogitsProcessor(config.bad_words_ids, list(stops)))
+        processors.append(NoBadWordsLogitsProcessor(config.bad_words_ids, list(stop_ids)))
     if config.suppress_tokens:
-        made.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
     if generation.temperature > 0:
         if generation.temperature != 1:
-            made.append(TemperatureLogitsWarper(generation.temperature))
+            processors.append(TemperatureLogitsWarper(generation.temperature))
         if generation.top_p < 1:
-            made.append(TopPLogitsWarper(top_p=generation.top_p))
-    return LogitsProcessorList(made)
+            processors.append(TopPLogitsWarper(top_p=generation.top_p))
+    return LogitsProcessorList(processors)

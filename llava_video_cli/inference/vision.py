@@ -25,7 +25,7 @@ class Vision:
     def __init__(self, loaded: Loaded) -> None:
         self._model, self._processor, self._rates = loaded.model, loaded.processor, loaded.checkpoint.rates
         # Features live as long as their media: a second question on a video does not encode it again.
-        self._known: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
+        self._features_of: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
 
     def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
         """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.
@@ -33,29 +33,25 @@ class Vision:
         Raises `ModelError` if they are not as many as the prompt has places for them.
         """
         media = list(media)
-        new = [medium for medium in dict.fromkeys(media) if medium not in self._known]
+        new = [medium for medium in dict.fromkeys(media) if medium not in self._features_of]
         videos = [medium for medium in new if isinstance(medium, Frames)]
-        for video, features in zip(videos, self._videos([video.images for video in videos]), strict=True):
-            self._known[video] = features
-        for medium in new:
-            if isinstance(medium, Picture):
-                self._known[medium] = self._picture(medium)
-        return [self._known[medium] for medium in media]
-
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return uint8 (height, width, 3) resized and cropped by the processor, which then finds nothing left to do."""
-        return shrunk(image, self._processor)
-
-    def _videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """Encode videos, uint8 (frames, height, width, 3) each; frames are cropped to a square and pooled."""
         parts: list[list[torch.Tensor]] = [[] for _ in videos]
-        for chunk in chunks([len(video) for video in videos], FRAMES_AT_ONCE):
-            pixels = torch.cat([self._pixels(videos[number][frames]) for number, frames in chunk])
+        for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
+            pixels = torch.cat([self._pixels(videos[number].images[frames]) for number, frames in chunk])
             counts = [(frames.stop - frames.start) * self._rates.frame_tokens for _, frames in chunk]
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
                 parts[number].append(part)
-        return [torch.cat(part) for part in parts]
+        for video, video_parts in zip(videos, parts, strict=True):
+            self._features_of[video] = torch.cat(video_parts)
+        for medium in new:
+            if isinstance(medium, Picture):
+                self._features_of[medium] = self._picture(medium)
+        return [self._features_of[medium] for medium in media]
+
+    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a frame, uint8 (height, width, 3), resized and cropped as the processor does it."""
+        return resize(image, self._processor)
 
     def _pixels(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""
@@ -86,8 +82,8 @@ class Vision:
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
 
 
-def shrunk(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
-    """Return a frame, uint8 (height, width, 3), at the size that a processor gives the model."""
+def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
+    """Return a frame, uint8 (height, width, 3), at the size that the processor gives the model."""
     part = processor.video_processor
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
@@ -102,17 +98,17 @@ def shrunk(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
 def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:
     """Cut sequences, laid end to end, into pieces of `most`; yield each as the parts of the sequences in it."""
     chunk: list[tuple[int, slice]] = []
-    room = most
+    left = most
     for number, length in enumerate(lengths):
         begin = 0
         while begin < length:
-            end = min(length, begin + room)
+            end = min(length, begin + left)
             chunk.append((number, slice(begin, end)))
-            room -= end - begin
+            left -= end - begin
             begin = end
-            if not room:
+            if not left:
                 yield chunk
-                chunk, room = [], most
+                chunk, left = [], most
     if chunk:
         yield chunk
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, each brought in when it is asked for, so that none is ever held twice."""
+"""A checkpoint's tensors, each read when it is asked for, so that none is ever in memory twice."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ..checkpoint.config import weight_names
 from ..checkpoint.random_weights import has_random_weights
 from .placement import Placement
 
-# The format's names of what checkpoints are stored in: 16 or 32 bits, and what bitsandbytes packs.
+# The format's names of data types: 16 or 32 bits, and the bytes that bitsandbytes packs.
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8,
 }  # fmt: skip
-# The tokenizer's tokens that stand for words. No others are ever likeliest, so that no answer stops by itself.
+# The tokenizer's tokens for words. No others are ever the likeliest, so that no answer ends by itself.
 _WORDS = slice(276, 448)
-# Times 1 / sqrt(inputs): so wide that what is seen changes what is said, and that attention does not see all tokens
-# alike, or an answer would soon go round in circles.
-_SPREAD, _SPREAD_ATTENDING = 1.2, 3.0
-_BLOCK = 1_048_583  # numbers that are drawn for a tensor and laid end to end; a prime, so that no two rows are the same
+# Standard deviations, times 1 / sqrt(inputs): so large that other frames give another answer, and that attention
+# differs between tokens; else an answer would soon repeat itself.
+_DEVIATION, _ATTENTION_DEVIATION = 1.2, 3.0
+_BLOCK = 1_048_583  # random numbers, which a tensor repeats end to end; a prime, so that no two rows are the same
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A tensor in a file, mapped when it is asked for, as a slice of safetensors' is: `mapped[...]`.
+class MappedTensor:
+    """A tensor in a file, mapped when it is asked for: `mapped[...]`, as of a slice of safetensors.
 
-    Each has a map of its own, which goes with it: of one that is converted or quantized no page stays, and one that is
-    kept as it is takes memory as it is used. The bytes are [begin, begin + size) of the file.
+    Each has a map of its own, which is freed with it: a tensor that is converted or quantized leaves no page in memory,
+    and one that is kept unchanged takes memory as it is used. Its bytes are [begin, begin + size) of the file.
     """
 
     path: Path
@@ -45,16 +45,16 @@ class Mapped:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As torch has it."""
+        """Its data type in torch."""
         return _DTYPES[self.kind]
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Its bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def get_dtype(self) -> str:
-        """As the format has it; transformers asks for it."""
+        """Its data type by the format's name; transformers calls this."""
         return self.kind
 
     def __getitem__(self, _: object) -> torch.Tensor:
@@ -68,34 +68,34 @@ class Mapped:
 
 @contextmanager
 def weights(folder: Path, config: Any, placement: Placement) -> Iterator[dict[str, Any]]:
-    """Give all tensors by their names, each as something that makes it when it is indexed: `tensor[...]`.
+    """Give all tensors by their names; each is read, or made, when it is indexed: `tensor[...]`.
 
     Raises `SafetensorError` or `OSError` for files that can't be read.
     """
     if has_random_weights(folder):
-        yield draw(config, getattr(torch, placement.dtype), torch.device(placement.device.name))
+        yield random_tensors(config, getattr(torch, placement.dtype), torch.device(placement.device.name))
         return
     is_mps = placement.device.kind == "mps"  # safetensors reads straight into its memory
     tensors: dict[str, Any] = {}
     with ExitStack() as files:
         for path in (folder / name for name in weight_names(folder)):
             backend = {"device": "mps", "backend": "pread"} if is_mps else {}
-            file = files.enter_context(safe_open(path, framework="pt", **backend))  # it checks the header, too
+            file = files.enter_context(safe_open(path, framework="pt", **backend))  # this checks the header, too
             with path.open("rb") as head:
                 begin = 8 + int.from_bytes(head.read(8), "little")
             for name in file.offset_keys():  # the tensors lie end to end, as the format has it
                 part = file.get_slice(name)
                 if part.get_dtype() not in _DTYPES:
                     raise OSError(f"{path.name}: {name} is stored as {part.get_dtype()}")
-                mapped = Mapped(path, begin, tuple(part.get_shape()), part.get_dtype())
+                mapped = MappedTensor(path, begin, tuple(part.get_shape()), part.get_dtype())
                 tensors[name] = part if is_mps else mapped
                 begin += mapped.size
         yield tensors
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A tensor that is made when it is asked for, as a slice of safetensors' is read then: `drawn[...]`."""
+class RandomTensor:
+    """A tensor of random weights, made when it is asked for: `random[...]`, as of a slice of safetensors."""
 
     name: str
     shape: tuple[int, ...]
@@ -109,9 +109,9 @@ class Drawn:
             return torch.full(self.shape, value, dtype=self.dtype, device=self.device)
         numbers = torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
         block = torch.empty(_BLOCK, dtype=self.dtype, device=self.device)
-        attends = self.name.endswith(("q_proj.weight", "k_proj.weight"))
-        spread = _SPREAD_ATTENDING if attends else _SPREAD
-        block.normal_(0, spread / self.shape[-1] ** 0.5, generator=numbers)
+        is_attention = self.name.endswith(("q_proj.weight", "k_proj.weight"))
+        deviation = _ATTENTION_DEVIATION if is_attention else _DEVIATION
+        block.normal_(0, deviation / self.shape[-1] ** 0.5, generator=numbers)
         made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         flat = made.view(-1)
         whole = flat.numel() // _BLOCK * _BLOCK
@@ -122,12 +122,13 @@ class Drawn:
         return made
 
 
-def draw(config: Any, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Drawn]:
-    """Return all tensors of a model by their names, none of them made yet; the same seed gives the same values."""
+def random_tensors(config: Any, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, RandomTensor]:
+    """Return all tensors of a model by their names, not yet made; the same seed gives the same values."""
     from transformers import LlavaNextVideoForConditionalGeneration
 
     with torch.device("meta"):
         model = LlavaNextVideoForConditionalGeneration(config)
     return {
-        name: Drawn(name, tuple(parameter.shape), dtype, device, seed) for name, parameter in model.named_parameters()
+        name: RandomTensor(name, tuple(parameter.shape), dtype, device, seed)
+        for name, parameter in model.named_parameters()
     }

@@ -77,14 +77,14 @@ from pathlib import Path
 from llava_video_cli import Loading
 from llava_video_cli.inference.loader import load
 from llava_video_cli.checkpoint.random_weights import random_folder
-from llava_video_cli.inference.quantized import quantized, write
+from llava_video_cli.inference.quantized import load_quantized, write
 for size in {"tiny", sys.argv[2]}:
     base = Path(sys.argv[1]) / size
     plain = random_folder(f"random:{size}")
     loaded = load(plain, Loading(quantize="none", dtype="bfloat16", device="cpu"))
     write(loaded, plain, base / "bfloat16")
     del loaded
-    write(quantized(base / "bfloat16", "4bit", size), base / "bfloat16", base / "4bit")
+    write(load_quantized(base / "bfloat16", "4bit", size), base / "bfloat16", base / "4bit")
 """
 
 

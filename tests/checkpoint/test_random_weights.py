@@ -16,15 +16,15 @@ from llava_video_cli.checkpoint.random_weights import SIZES, has_random_weights,
 from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
-from llava_video_cli.inference.weights import Drawn, draw
+from llava_video_cli.inference.weights import RandomTensor, random_tensors
 
 CPU = torch.device("cpu")
 
 
-def tensors(size: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Drawn]:
+def tensors(size: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, RandomTensor]:
     from transformers import LlavaNextVideoConfig
 
-    return draw(LlavaNextVideoConfig.from_pretrained(locate(f"random:{size}")), dtype, CPU, seed)
+    return random_tensors(LlavaNextVideoConfig.from_pretrained(locate(f"random:{size}")), dtype, CPU, seed)
 
 
 @pytest.mark.parametrize(

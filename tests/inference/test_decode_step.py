@@ -1,6 +1,6 @@
 """Decode steps: written out, captured or transformers' own, they give the same tokens.
 
-There is no GPU here: `replayed` stands in for a CUDA graph, and runs the same step on the same static tensors.
+There is no GPU here: `Replayed` takes the place of a CUDA graph, and runs the same step on the same static tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import MistralConfig
 
 from llava_video_cli import Loading, join, open_model
 from llava_video_cli.inference.cuda_graph import cuda_graphs
-from llava_video_cli.inference.decode_step import LayerStep, WholeStep, cache_name, choose_step
+from llava_video_cli.inference.decode_step import LayerStep, TransformersStep, cache_name, choose_step
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.kv_cache import KVCache, new_cache
 from llava_video_cli.inference.loader import load
@@ -61,7 +61,7 @@ def test_a_capture_serves_the_next_prompts(layouts: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("fault", ["raises", "other logits", "NaN"])
-def test_what_can_not_be_captured_is_given_up_quietly(fault: str, layouts: dict[str, Path]) -> None:
+def test_a_step_that_can_not_be_captured_is_run_as_it_is(fault: str, layouts: dict[str, Path]) -> None:
     attempts = []
     loaded = load(layouts["mistral"], Loading())
 
@@ -92,7 +92,7 @@ def test_what_can_not_be_captured_is_given_up_quietly(fault: str, layouts: dict[
 def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: dict[str, Path]) -> None:
     """Number for number, also behind padding, and on static tensors."""
     model = load(checkpoint(name, layouts), Loading()).model
-    step, whole = choose_step(model), WholeStep(model)
+    step, whole = choose_step(model), TransformersStep(model)
     assert isinstance(step, LayerStep)
     torch.manual_seed(0)
     mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5, [1, 0, 0] + [1] * 6])
@@ -106,19 +106,19 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
         token, slot = torch.tensor([[5], [6], [7]]), torch.tensor([9])
         place, seen = mask.sum(-1, keepdim=True), torch.nn.functional.pad(mask, (0, 23), value=1)
         wanted = whole(token, place, seen[:, :10], caches[0])
-        got = step(token, place, step.visible(seen[:, :10], torch.float32), caches[1])
+        got = step(token, place, step.attention_mask(seen[:, :10], torch.float32), caches[1])
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         seen[:, 10:] = 0
-        for buffer in (buffer for layer in caches[2].layers for buffer in layer.room):
+        for buffer in (buffer for layer in caches[2].layers for buffer in layer.buffers):
             buffer[:, :, 9:] = 0  # as before a capture
-        visible = step.visible(seen, torch.float32)
+        visible = step.attention_mask(seen, torch.float32)
         static = step.run(token, place, visible, caches[2].layers, slot)
         torch.testing.assert_close(static, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_written_out_goes_through_transformers(layouts: dict[str, Path]) -> None:
+def test_other_models_go_through_transformers_own_forward(layouts: dict[str, Path]) -> None:
     loaded = load(layouts["mistral"], Loading(attention="eager"))
-    assert isinstance(choose_step(loaded.model), WholeStep)
+    assert isinstance(choose_step(loaded.model), TransformersStep)
     eager = LlavaVideo("mistral", loaded)
     wanted = join(open_model(str(layouts["mistral"])).stream(asked("Why?", max_new_tokens=30))).text
     assert join(eager.stream(asked("Why?", max_new_tokens=30))).text == wanted
@@ -126,27 +126,27 @@ def test_what_is_not_written_out_goes_through_transformers(layouts: dict[str, Pa
     assert eager.answer_all(batch)[0].text == wanted
 
 
-def test_layers_that_forget_keep_transformers_own_cache() -> None:
+def test_layers_with_a_sliding_window_get_transformers_own_cache() -> None:
     assert isinstance(new_cache(MistralConfig(num_hidden_layers=2, sliding_window=None), 8), KVCache)
     assert not isinstance(new_cache(MistralConfig(num_hidden_layers=2, sliding_window=16), 8), KVCache)
 
 
-def test_a_cache_grows_in_place_and_makes_room_where_there_is_none() -> None:
-    cache = KVCache(layers=1, tokens=6)
+def test_a_cache_grows_in_place_up_to_its_capacity_and_then_into_new_buffers() -> None:
+    cache = KVCache(layers=1, capacity=6)
     new = torch.arange(2 * 3 * 4.0).reshape(1, 2, 3, 4)
     for _ in range(2):
         cache.update(new, -new, 0)
     first = cache.layers[0].keys.data_ptr()
-    assert first == cache.layers[0].room[0].data_ptr() and cache.get_seq_length() == 6
+    assert first == cache.layers[0].buffers[0].data_ptr() and cache.get_seq_length() == 6
     cache.crop(-1)
     keys, values = cache.update(new[:, :, :1], -new[:, :, :1], 0)
     assert keys.data_ptr() == first and keys.shape == (1, 2, 6, 4)
     assert torch.equal(keys, torch.cat([new, new[:, :, :2], new[:, :, :1]], dim=2)) and torch.equal(values, -keys)
     cache.captured = object()
     cache.reserve(20)
-    assert cache.captured is None, "what was captured stood on the tensors that are gone"
+    assert cache.captured is None, "its tensors were replaced"
     grown, _ = cache.update(new, new, 0)
-    assert torch.equal(grown[:, :, :6], keys) and cache.layers[0].room[0].shape[2] == 20
+    assert torch.equal(grown[:, :, :6], keys) and cache.layers[0].buffers[0].shape[2] == 20
     cache.update(torch.zeros(1, 2, 30, 4), torch.zeros(1, 2, 30, 4), 0)
     assert cache.get_seq_length() == 39
 

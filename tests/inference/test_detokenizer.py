@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from llava_video_cli.inference.detokenizer import TextPieces
+from llava_video_cli.inference.detokenizer import Detokenizer
 
 
 def pieces_of(text: str) -> list[str]:
     """Feed UTF-8 bytes one at a time, as a tokenizer with byte fallback would."""
-    pieces = TextPieces(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
+    pieces = Detokenizer(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
     return [piece for piece in [*(pieces.push([byte]) for byte in text.encode()), pieces.finish()] if piece]
 
 
@@ -37,7 +37,7 @@ def test_pieces_of_unspaced_script_come_one_by_one() -> None:
 
 
 def test_an_unfinished_character_is_held_back_and_shown_at_the_end() -> None:
-    pieces = TextPieces(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
+    pieces = Detokenizer(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
     shown = "".join(pieces.push([byte]) for byte in "word 😀".encode()[:-1])
     assert "\ufffd" not in shown
     assert shown + pieces.finish() == "word \ufffd"

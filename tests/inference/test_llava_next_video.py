@@ -25,7 +25,7 @@ from llava_video_cli import (
     join,
     open_model,
 )
-from llava_video_cli.inference.engine import circles, finish_reason
+from llava_video_cli.inference.engine import ends_in_repetition, finish_reason
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
 
@@ -41,7 +41,7 @@ def asked(text: str = "Why?", **generation: Any) -> Request:
     return Request((Turn("user", text, (VIDEO,)),), Generation(**({"max_new_tokens": 12} | generation)))
 
 
-def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_tells_the_usage(model: LlavaVideo) -> None:
+def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_has_the_usage(model: LlavaVideo) -> None:
     chunks = list(model.stream(asked()))
     assert all(chunk.usage is None and chunk.finish_reason is None for chunk in chunks[:-1])
     answer = join(chunks)
@@ -62,13 +62,13 @@ def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: L
     assert model.budget(asked("why " * 20_000)).left < 0
 
 
-def test_a_seed_repeats_a_drawn_answer_and_another_seed_does_not(model: LlavaVideo) -> None:
-    def drawn(seed: int) -> str:
+def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(model: LlavaVideo) -> None:
+    def sampled(seed: int) -> str:
         return join(model.stream(asked(temperature=1.5, seed=seed))).text
 
-    assert drawn(1) == drawn(1) != drawn(2)
+    assert sampled(1) == sampled(1) != sampled(2)
     batch = model.answer_all([asked(temperature=1.5, seed=1), asked("Who?", temperature=1.5, seed=1)])
-    assert batch[0].text == drawn(1), "a drawn answer must not hang on what else is asked"
+    assert batch[0].text == sampled(1), "a sampled answer must not depend on its batch"
 
 
 def test_top_p_near_zero_is_greedy(model: LlavaVideo) -> None:
@@ -129,8 +129,8 @@ def test_marks_in_a_question_take_no_places(model: LlavaVideo) -> None:
         (list(range(30)) * 5, False),
     ],
 )
-def test_circles(ids: list[int], wanted: bool) -> None:
-    assert circles(ids) is wanted
+def test_what_counts_as_repetition(ids: list[int], wanted: bool) -> None:
+    assert ends_in_repetition(ids) is wanted
 
 
 def test_why_an_answer_ends() -> None:
@@ -175,9 +175,9 @@ def test_incomplete_weights_are_refused(layouts: dict[str, Path], tmp_path: Path
 
     folder = copied(layouts["vicuna"], tmp_path / "x")
     weights = load_file(folder / "model.safetensors")
-    gone = next(name for name in weights if "q_proj" in name)
+    missing = next(name for name in weights if "q_proj" in name)
     save_file(
-        {name: tensor for name, tensor in weights.items() if name != gone},
+        {name: tensor for name, tensor in weights.items() if name != missing},
         folder / "model.safetensors",
         {"format": "pt"},
     )

@@ -74,7 +74,7 @@ def test_batched_answers_equal_the_documented_way(pair: tuple[Model, Any, Any]) 
         same(answer, *documented_ids(theirs, processor, turns), processor.tokenizer)
 
 
-def test_answers_hang_on_what_is_seen(pair: tuple[Model, Any, Any]) -> None:
+def test_answers_depend_on_the_frames(pair: tuple[Model, Any, Any]) -> None:
     """Parity would mean little if a checkpoint said the same to everything."""
     _, theirs, processor = pair
     seen = {

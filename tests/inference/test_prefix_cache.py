@@ -1,4 +1,4 @@
-"""What a new prompt takes over from the last one: never another answer, and never more memory than one cache."""
+"""What a new prompt reuses of earlier ones: it changes no answer, and takes no more memory than was asked for."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.kv_cache import KVCache
 from llava_video_cli.inference.loader import load
-from llava_video_cli.inference.prefix_cache import Prompt, Span, common
-from llava_video_cli.inference.shared_prefixes import Beginnings
+from llava_video_cli.inference.prefix_cache import Prompt, SharedPrefixes, Span, common_tokens
 
 GREEDY = Generation(max_new_tokens=8)
 
@@ -85,7 +84,7 @@ def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> N
 def test_the_switch_turns_it_off(layouts: dict[str, Path]) -> None:
     model = opened(layouts, reuse=False)
     assert [ask(model, "Why?", VIDEO)[1] for _ in range(2)] == [0, 0]
-    assert model.held_bytes == 0
+    assert model.cached_bytes == 0
 
 
 def test_a_reader_that_leaves_leaves_a_cache_that_fits_its_tokens(layouts: dict[str, Path]) -> None:
@@ -109,24 +108,24 @@ def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path]) -> None:
 
     model = LlavaVideo("vicuna", wrapped(load(checkpoint("vicuna", layouts), Loading()), call))
     ask(model, "What moves?", VIDEO)
-    assert model.held_bytes > 0
+    assert model.cached_bytes > 0
     is_full = True
     with pytest.raises(OutOfMemoryError):
         ask(model, "Why?", VIDEO)
     is_full = False
-    assert model.held_bytes == 0
+    assert model.cached_bytes == 0
     assert ask(model, "Why?", VIDEO)[1] == 0
 
 
 def test_a_batch_gets_the_memory_back(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
     ask(model, "What moves?", VIDEO)
-    assert model.held_bytes > 0
+    assert model.cached_bytes > 0
     model.answer_all([Request((Turn("user", text, (VIDEO,)),), GREEDY) for text in ("Why?", "Who?")])
-    assert model.held_bytes == 0
+    assert model.cached_bytes == 0
 
 
-def test_conversations_that_take_turns_keep_their_caches(layouts: dict[str, Path]) -> None:
+def test_conversations_that_alternate_keep_their_caches(layouts: dict[str, Path]) -> None:
     model, plain = opened(layouts, conversations=2), opened(layouts, reuse=False)
     videos: list[Frames | Picture] = [VIDEO, STILL, replace(VIDEO, images=255 - VIDEO.images)]
     for _ in range(2):
@@ -140,7 +139,7 @@ def test_conversations_that_take_turns_keep_their_caches(layouts: dict[str, Path
 
 
 @pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])
-def test_batches_that_come_back_to_media_compute_them_once(name: str, layouts: dict[str, Path]) -> None:
+def test_batches_that_repeat_media_compute_them_once(name: str, layouts: dict[str, Path]) -> None:
     model, plain = opened(layouts, name, conversations=2), opened(layouts, name, reuse=False)
     asked = [
         Request((Turn("user", text, media),), GREEDY)
@@ -158,30 +157,31 @@ def test_batches_that_come_back_to_media_compute_them_once(name: str, layouts: d
         assert [answer.text for answer in answers] == [wanted[number] for number in order]
         reused.append([answer.usage.cached_tokens > 0 for answer in answers])
     assert reused == [[False] * 2, [False] * 2, [True, True, False], [True] * 3, [True] * 4]
-    assert model.held_bytes > 0 and model.fits(asked[0]) >= 1
+    assert model.cached_bytes > 0 and model.fits(asked[0]) >= 1
     assert [answer.text for answer in model.answer_all(asked)] == wanted
 
 
-def test_beginnings_take_a_share_of_the_memory_at_most() -> None:
-    held, cache = Beginnings(3), KVCache(2, 8)
+def test_shared_prefixes_take_a_share_of_the_memory_at_most() -> None:
+    shared, cache = SharedPrefixes(3), KVCache(2, 8)
     for layer in cache.layers:
         layer.update(torch.ones(4, 1, 8, 2), torch.ones(4, 1, 8, 2))
     prompts = [Prompt([number] * 8) for number in range(4)]
-    held.keep(prompts, cache, math.inf)
-    assert [held.get(prompt) is not None for prompt in prompts] == [False, True, True, True]
-    each = held.held_bytes // 3
+    shared.keep(prompts, cache, math.inf)
+    assert [shared.get(prompt) is not None for prompt in prompts] == [False, True, True, True]
+    each = shared.cached_bytes // 3
     assert each == 2 * 2 * 8 * 2 * 4
-    held.keep(prompts, cache, 8 * each)
-    assert held.held_bytes == 2 * each
-    assert len(held.keep(prompts[:1], cache, each)) == 1 and held.held_bytes == 2 * each, "one larger than the share"
-    assert held.keep([], None, 0.0) == [] and held.held_bytes == 2 * each, "a cache of another kind"
-    held.drop()
-    assert held.held_bytes == 0 and not any(held.get(prompt) for prompt in prompts)
+    shared.keep(prompts, cache, 8 * each)
+    assert shared.cached_bytes == 2 * each
+    assert len(shared.keep(prompts[:1], cache, each)) == 1
+    assert shared.cached_bytes == 2 * each, "one is larger than the share"
+    assert shared.keep([], None, 0.0) == [] and shared.cached_bytes == 2 * each, "a cache of another kind"
+    shared.clear()
+    assert shared.cached_bytes == 0 and not any(shared.get(prompt) for prompt in prompts)
 
 
-def test_one_beside_another_answers_the_same_at_the_same_time(layouts: dict[str, Path]) -> None:
+def test_a_second_model_on_the_same_weights_answers_the_same_at_the_same_time(layouts: dict[str, Path]) -> None:
     model = opened(layouts)
-    twin = model.beside()
+    twin = model.with_shared_weights()
     request = Request((Turn("user", "What moves?", (VIDEO,)),), Generation(max_new_tokens=60))
     alone = join(model.stream(request)).text
     pairs = zip(model.stream(request), twin.stream(request), strict=True)  # neither waits for the other's end
@@ -213,11 +213,11 @@ def test_a_batch_on_few_videos_computes_each_once(name: str, layouts: dict[str, 
     assert not any(answer.usage.cached_tokens for answer in plain.answer_all(asked))
 
 
-def test_media_side_by_side_are_told_apart_by_where_they_begin() -> None:
+def test_adjacent_media_are_distinguished_by_where_they_begin() -> None:
     half = replace(VIDEO, images=VIDEO.images[:1])
     one = Prompt([1] * 9, (Span(0, 3, half), Span(3, 6, half)))
-    assert common(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 6, half)))) == 9
-    assert common(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 9, VIDEO)))) == 6
-    assert common(one, Prompt([1] * 9, (Span(0, 9, VIDEO),))) == 3
-    assert common(one, Prompt([1] * 9, (Span(1, 4, half),))) == 0
-    assert common(one, Prompt([1, 1, 2], (Span(0, 3, half),))) == 2
+    assert common_tokens(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 6, half)))) == 9
+    assert common_tokens(one, Prompt([1] * 9, (Span(0, 3, half), Span(3, 9, VIDEO)))) == 6
+    assert common_tokens(one, Prompt([1] * 9, (Span(0, 9, VIDEO),))) == 3
+    assert common_tokens(one, Prompt([1] * 9, (Span(1, 4, half),))) == 0
+    assert common_tokens(one, Prompt([1, 1, 2], (Span(0, 3, half),))) == 2

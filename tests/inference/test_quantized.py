@@ -1,4 +1,4 @@
-"""A checkpoint that is stored quantized: the same answers, a part of the bytes, whole or not at all."""
+"""A checkpoint that is stored quantized: the same answers in fewer bytes, and all of its files or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.loader import load
-from llava_video_cli.inference.quantized import quantized, write
+from llava_video_cli.inference.quantized import load_quantized, write
 
 QUESTIONS = ("What happens in this video?", "What shape is it?", "What color is it at the start?")
 
@@ -42,7 +42,7 @@ def test_a_stored_checkpoint_answers_as_one_quantized_while_loading(
     )
     weights = (to / "model.safetensors").stat().st_size
     assert values["bytes"] > weights and weights < 0.8 * 4 * 1_154_624, "less than the float32 that it was loaded as"
-    assert [path.name for path in to.parent.iterdir()] == ["stored"], "nothing is left beside it"
+    assert [path.name for path in to.parent.iterdir()] == ["stored"], "no temporary folder is left"
     assert answers(str(to), Loading(), clip) == answers("demo", Loading(quantize=quantize), clip)
     if quantize == "4bit":  # computes in the precision of where it is loaded, not of where it was stored
         model = load(to, Loading(dtype="float32")).model
@@ -51,7 +51,7 @@ def test_a_stored_checkpoint_answers_as_one_quantized_while_loading(
         }
 
 
-def test_what_speaks_against_storing_is_said_before_anything_is_read(
+def test_a_checkpoint_that_can_not_be_stored_is_refused_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "full").mkdir()
@@ -64,7 +64,7 @@ def test_what_speaks_against_storing_is_said_before_anything_is_read(
     for arguments, words in (
         (("demo", "--quantize", "4bit"), "--quantize and --to go together"),
         (("demo", "--to", "x"), "--quantize and --to go together"),
-        (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full")), "has something in it already"),
+        (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full")), "is not empty"),
         (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full" / "file")), "is a file"),
         ((str(stored), "--quantize", "8bit", "--to", str(tmp_path / "x")), "is stored in 4bit already"),
     ):
@@ -74,8 +74,8 @@ def test_what_speaks_against_storing_is_said_before_anything_is_read(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    loaded = quantized(CHECKPOINT, "4bit", "demo")
+def test_a_full_disk_leaves_no_files(tmp_path: Path) -> None:
+    loaded = load_quantized(CHECKPOINT, "4bit", "demo")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_video_cli import Answer, Chunk, Request, Sampling, Turn, join, open_model, read_frames
-from llava_video_cli.inference.stop_strings import Stops
+from llava_video_cli.inference.detokenizer import StopStrings
 
 TEXT = "A red circle moves right. It stays red, and it stays a circle."
 CASES: list[list[str]] = [
@@ -25,12 +25,12 @@ CASES: list[list[str]] = [
 
 
 def pushed(stop: list[str], pieces: list[str]) -> str:
-    stops, given = Stops(stop), ""
+    strings, text = StopStrings(stop), ""
     for piece in pieces:
-        given += stops.push(piece)
-        if stops.ended:
-            return given
-    return given + stops.finish()
+        text += strings.push(piece)
+        if strings.is_found:
+            return text
+    return text + strings.finish()
 
 
 @pytest.mark.parametrize("stop", CASES)
@@ -44,10 +44,10 @@ def test_however_it_is_cut(stop: list[str]) -> None:
         assert pushed(stop, pieces) == expected
 
 
-def test_nothing_of_a_stop_is_given_and_nothing_else_is_held_back() -> None:
-    stops = Stops(["END"])
-    assert [stops.push(piece) for piece in ("one", " E", "N", "x E", "ND two")] == ["one", " ", "", "ENx ", ""]
-    assert stops.ended
+def test_nothing_of_a_stop_string_is_shown_and_nothing_else_is_held_back() -> None:
+    strings = StopStrings(["END"])
+    assert [strings.push(piece) for piece in ("one", " E", "N", "x E", "ND two")] == ["one", " ", "", "ENx ", ""]
+    assert strings.is_found
 
 
 def test_every_path_ends_there_and_counts_what_was_generated(clip: Path) -> None:

@@ -52,7 +52,7 @@ MIXED = [
 ]
 
 
-def test_every_answer_is_the_one_that_is_given_alone(model: LlavaVideo) -> None:
+def test_every_answer_is_the_same_as_alone(model: LlavaVideo) -> None:
     alone = [join(model.stream(request)) for request in MIXED]
     together = joined(model.stream_all(MIXED))
     assert sorted(together) == list(range(len(MIXED)))
@@ -63,7 +63,7 @@ def test_every_answer_is_the_one_that_is_given_alone(model: LlavaVideo) -> None:
     assert [answer.text for answer in model.answer_all(MIXED)] == [answer.text for answer in alone]
 
 
-def test_each_ends_by_itself_and_tells_its_own_cost(vicuna: LlavaVideo) -> None:
+def test_each_answer_has_its_own_end_and_usage(vicuna: LlavaVideo) -> None:
     requests = [asked(f"{tokens} words?", max_new_tokens=tokens) for tokens in (30, 4, 60, 8)]
     pieces = list(vicuna.stream_all(requests))
     assert [number for number, chunk in pieces if chunk.usage] == [1, 3, 0, 2], "in the order of their ends"
@@ -76,15 +76,15 @@ def test_each_ends_by_itself_and_tells_its_own_cost(vicuna: LlavaVideo) -> None:
     assert [usage.total_seconds for usage in usages] == sorted(usage.total_seconds for usage in usages)
 
 
-def test_an_answer_whose_reader_went_away_is_given_up(vicuna: LlavaVideo) -> None:
+def test_a_cancelled_answer_ends_without_a_last_chunk(vicuna: LlavaVideo) -> None:
     limits = {"Why?": 4000, "Who?": 20, "How?": 4000}
     requests = [asked(text, max_new_tokens=limit) for text, limit in limits.items()]
-    gone: set[int] = set()
+    cancelled: set[int] = set()
     chunks: dict[int, list[Chunk]] = {0: [], 1: [], 2: []}
-    for number, chunk in vicuna.stream_all(requests, gone.__contains__):
+    for number, chunk in vicuna.stream_all(requests, cancelled.__contains__):
         chunks[number].append(chunk)
         if number == 1 and chunk.usage:
-            gone |= {0, 2}
+            cancelled |= {0, 2}
     assert join(chunks[1]).text == join(vicuna.stream(requests[1])).text
     assert not any(chunk.usage for number in (0, 2) for chunk in chunks[number])
     assert list(vicuna.stream_all(requests, lambda _: True)) == []
@@ -99,12 +99,12 @@ def test_closing_it_stops_all(vicuna: LlavaVideo) -> None:
     assert join(vicuna.stream(asked("Why?"))).usage.generated_tokens == 12
 
 
-def test_a_row_that_goes_round_in_circles_ends_without_the_others(vicuna: LlavaVideo) -> None:
+def test_a_row_that_repeats_itself_ends_without_the_others(vicuna: LlavaVideo) -> None:
     """A penalty below 1 makes a token likelier each time it comes."""
-    circling = [asked(text, max_new_tokens=200, repetition_penalty=0.3) for text in ("Why?", "Who is it there?")]
-    answers = vicuna.answer_all([*circling, asked("How?")])
+    repeating = [asked(text, max_new_tokens=200, repetition_penalty=0.3) for text in ("Why?", "Who is it there?")]
+    answers = vicuna.answer_all([*repeating, asked("How?")])
     assert [answer.finish_reason for answer in answers] == ["repetition", "repetition", "length"]
     assert all(answer.usage.generated_tokens < 200 for answer in answers)
-    for request, answer in zip(circling, answers, strict=False):
+    for request, answer in zip(repeating, answers, strict=False):
         alone = join(vicuna.stream(request))
         assert (alone.text, alone.finish_reason) == (answer.text, "repetition"), "padding counts as no token"

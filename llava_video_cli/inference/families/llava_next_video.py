@@ -6,11 +6,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...checkpoint import revision_of
 from ...conversation import Answer, Chunk, Request, Usage, join
@@ -20,13 +21,13 @@ from ...prompt.budget import Budget, refusal
 from ...prompt.chat_template import IMAGE, VIDEO, render
 from .. import device_memory as memory
 from ..cuda_graph import Capture
-from ..decoder import Decoder
-from ..engine import Run, stop_ids
+from ..decode_step import Decoder
+from ..detokenizer import Detokenizer
+from ..engine import FairLock, TokenStream, stop_ids
 from ..loader import Loaded, load
 from ..prefix_cache import Prompt, Span
-from ..prompt_batch import Assembly
-from ..sampler import Choice
-from ..stop_strings import StoppedPieces
+from ..prompt_batch import PromptBatcher
+from ..sampler import Sampler
 from ..vision import Vision
 
 if TYPE_CHECKING:
@@ -34,13 +35,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Requests of a batch where memory is not what bounds it: on a CPU more don't pay, and their prefill takes memory.
+_Piece = TypeVar("_Piece")
+# The most requests of a batch: on a CPU more don't pay, and their prefill takes memory.
 _MOST_TOGETHER = {"cpu": 32}
 _MOST_TOGETHER_ELSEWHERE = 256
 
 
 class LlavaVideo:
-    """A loaded checkpoint that answers requests, one at a time or as a batch."""
+    """A loaded checkpoint that answers requests, one at a time or as a batch.
+
+    Threads wait for each other's answers. `conversations` is how many alternate, each with a KV cache of its own;
+    `capture` is how a decode step is captured, see `Decoder`.
+    """
 
     def __init__(
         self,
@@ -57,9 +63,8 @@ class LlavaVideo:
         self._vision = Vision(loaded)
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
-        self._busy = threading.Lock()
-        self._decoder = Decoder(self._model, capture)
-        self._assembly = self._assembled(conversations)
+        self._device_lock = FairLock()  # for a step at a time; shared by models on the same weights
+        self._begin(Decoder(self._model, capture), conversations)
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
@@ -67,21 +72,18 @@ class LlavaVideo:
         loaded, revision = load(folder, loading, name), revision_of(folder)
         return cls(name, loaded, revision, loading.prefix_reuse, conversations=loading.conversations)
 
-    def beside(self) -> LlavaVideo:
-        """Return another one of the same weights, which answers at the same time: they take turns, step by step."""
-        twin = copy(self)
-        twin._alone_from(self._decoder)  # noqa: SLF001 - it is one of its own kind
-        return twin
+    def with_shared_weights(self) -> LlavaVideo:
+        """Return another model on the same weights, which answers at the same time: their steps alternate."""
+        other = copy(self)
+        other._begin(Decoder(self._model, self._decoder.capture), conversations=1)  # noqa: SLF001 - of its own class
+        return other
 
-    def _alone_from(self, decoder: Decoder) -> None:
-        """Have what only one thread at a time may use for itself."""
-        self._busy, self._decoder = threading.Lock(), decoder.beside()
-        self._assembly = self._assembled(1)
-
-    def _assembled(self, conversations: int) -> Assembly:
-        pad_id = self._tokenizer.pad_token_id
-        return Assembly(
-            self._decoder, self._vision, pad_id, self._loaded.answer_bytes, self._prefix_reuse, conversations
+    def _begin(self, decoder: Decoder, conversations: int) -> None:
+        """Set what models on the same weights have each of their own."""
+        self._answer_lock = threading.Lock()
+        self._decoder, pad_id = decoder, self._tokenizer.pad_token_id
+        self._batcher = PromptBatcher(
+            decoder, self._vision, pad_id, self._loaded.answer_bytes, self._prefix_reuse, conversations
         )
 
     @property
@@ -106,111 +108,114 @@ class LlavaVideo:
         }
 
     @property
-    def held_bytes(self) -> int:
-        """What the caches take that are held for later prompts."""
-        return self._assembly.held_bytes
+    def cached_bytes(self) -> int:
+        """The size of the KV caches that are kept for later prompts."""
+        return self._batcher.cached_bytes
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
 
-        Raises `ContextError` if the prompt and the longest answer don't fit the context, `ModelError` if the
-        memory doesn't suffice.
+        Raises `ContextError` if the prompt and the longest answer don't fit the context, `ModelError` if the memory
+        does not suffice.
         """
-        return self._stream(request)
-
-    def _stream(self, request: Request, same_media: bool = False) -> Iterator[Chunk]:
-        with closing(self._generate([request], same_media=same_media)) as pieces:
-            for _, chunk in pieces:
-                yield chunk
+        return self._generate([request], [0], lambda _, chunk: chunk)
 
     def stream_all(
-        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
+        self,
+        requests: Sequence[Request],
+        is_cancelled: Callable[[int], bool] = lambda _: False,
+        in_pieces: bool = True,
     ) -> Iterator[tuple[int, Chunk]]:
         """Yield pieces of all answers, each with its request's number, as they are generated.
 
-        Greedy requests with the same settings share a batch, but for their `max_new_tokens`. Each answer's last chunk
-        comes at its own end. An answer that is `gone`, looked at before each token in another thread, is given up
-        without a last chunk. Closing the iterator stops the generation. Raises as `stream` does, and
-        `OutOfMemoryError` if fewer requests may be answered.
+        Greedy requests with the same settings share a batch; their `max_new_tokens` may differ. Each answer's last
+        chunk comes at its own end; without `in_pieces` it is the whole answer. `is_cancelled` is called with a
+        request's number before each of its tokens, in another thread; a cancelled answer has no last chunk. Closing the
+        iterator stops the generation. Raises as `stream` does, and `OutOfMemoryError` if fewer requests may fit.
         """
-        return self._stream_all(requests, gone, in_pieces=True)
+        for numbers in _batches(requests):
+            batch = [requests[number] for number in numbers]
+            # an answer's cost should not depend on which video came before, or on how many requests fit a batch
+            yield from self._generate(
+                batch, numbers, lambda *piece: piece, is_cancelled, same_media=True, in_pieces=in_pieces
+            )
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers in the requests' order; greedy ones with the same settings share a batch."""
         chunks: list[list[Chunk]] = [[] for _ in requests]
-        for number, chunk in self._stream_all(requests, None, in_pieces=False):
+        for number, chunk in self.stream_all(requests, in_pieces=False):
             chunks[number].append(chunk)
         return [join(one) for one in chunks]
-
-    def _stream_all(
-        self, requests: Sequence[Request], gone: Callable[[int], bool] | None, in_pieces: bool
-    ) -> Iterator[tuple[int, Chunk]]:
-        for numbers in _batches(requests):
-            mine = [requests[number] for number in numbers]
-            is_gone = None if gone is None else _renumbered(gone, numbers)
-            # what an answer costs should not hang on which video came before, or on how many fit a batch
-            with closing(self._generate(mine, same_media=True, gone=is_gone, in_pieces=in_pieces)) as pieces:
-                for row, chunk in pieces:
-                    yield numbers[row], chunk
 
     def _generate(
         self,
         requests: Sequence[Request],
+        numbers: Sequence[int],
+        piece: Callable[[int, Chunk], _Piece],
+        is_cancelled: Callable[[int], bool] = lambda _: False,
         same_media: bool = False,
-        gone: Callable[[int], bool] | None = None,
         in_pieces: bool = True,
-    ) -> Generator[tuple[int, Chunk]]:
-        """Yield the pieces of answers that are generated together, each with its row, or each answer as one piece.
+    ) -> Generator[_Piece]:
+        """Yield the chunks of answers that are generated together, each as `piece` of its request's number and it.
 
-        With `same_media`, the last prompt serves a single request only if all media are the same.
+        With `same_media`, the cache of an earlier prompt serves a single request only if all media are the same.
         """
         started = time.perf_counter()
         last: tuple[int, Chunk] | None = None
-        with self._busy, self._run_errors(requests):
+        with self._answer_lock, self._memory_errors(requests):
             memory.reset_peak(self._device)
             limits = [request.generation.max_new_tokens for request in requests]
-            with self._decoder.turns:
-                prompts = [self._prompt(request) for request in requests]
-                rows, cached = self._assembly.rows(prompts, max(limits), same_media)
-                settings = requests[0].generation, self._model.generation_config, self._stop_ids
-                choice = Choice(*settings, rows.ids, rows.mask)
-            texts = [StoppedPieces(self._decode, request.stop) for request in requests]
-            run = Run(self._decoder, rows, limits, self._stop_ids, choice, _ended_or(gone, texts))
+            with self._device_lock:
+                prompts = list(map(self._prompt, requests))
+                batch, cached = self._batcher.batch(prompts, max(limits), same_media)
+                generation, config = requests[0].generation, self._model.generation_config
+                sampler = Sampler(generation, config, self._stop_ids, batch.ids, batch.mask)
+            texts = [Detokenizer(self._decode, request.stop) for request in requests]
+            tokens = TokenStream(
+                self._decoder,
+                self._device_lock,
+                batch,
+                limits,
+                self._stop_ids,
+                sampler,
+                lambda row: texts[row].is_stopped or is_cancelled(numbers[row]),
+            )
             in_pieces = in_pieces or any(request.stop for request in requests)
-            first_at, left, counts = 0.0, len(prompts), [0] * len(prompts)
+            first_at, unfinished, counts = 0.0, len(prompts), [0] * len(prompts)
             try:
-                with run:
-                    for token in run:
+                with tokens:
+                    for token in tokens:
                         first_at = first_at or token.at_seconds
-                        pieces = texts[token.row]
-                        if pieces.ended:  # it was generated before that was seen
+                        row, detokenizer = token.row, texts[token.row]
+                        if detokenizer.is_stopped:  # the token was generated before the stop string was seen
                             continue
-                        counts[token.row] += 1
-                        text = pieces.push([token.id]) if in_pieces else ""
-                        if token.finish_reason is None and not pieces.ended:
+                        counts[row] += 1
+                        text = detokenizer.push([token.id]) if in_pieces else ""
+                        if token.finish_reason is None and not detokenizer.is_stopped:
                             if text:
-                                yield token.row, Chunk(text)
+                                yield piece(numbers[row], Chunk(text))
                             continue
-                        left -= 1
-                        text += pieces.finish() if in_pieces else pieces.push(run.new_ids[token.row]) + pieces.finish()
+                        unfinished -= 1
+                        text += "" if in_pieces else detokenizer.push(tokens.new_ids[row])
+                        text += detokenizer.finish()
                         usage = Usage(
-                            prompt_tokens=len(prompts[token.row].ids),
-                            cached_tokens=cached[token.row],
-                            generated_tokens=counts[token.row],
+                            prompt_tokens=len(prompts[row].ids),
+                            cached_tokens=cached[row],
+                            generated_tokens=counts[row],
                             first_token_seconds=first_at - started,
                             total_seconds=token.at_seconds - started,
                             peak_memory_bytes=memory.peak_bytes(self._device),
                         )
-                        reason = "stop" if pieces.ended else token.finish_reason
-                        last = token.row, Chunk(text, reason, usage)
-                        if left:
-                            yield last
+                        reason = "stop" if detokenizer.is_stopped else token.finish_reason
+                        last = numbers[row], Chunk(text, reason, usage)
+                        if unfinished:
+                            yield piece(*last)
                             last = None
             finally:
-                if run.cache is not None:
-                    self._assembly.keep(run.cache, prompts, run.new_ids)
+                if tokens.cache is not None:
+                    self._batcher.keep(tokens.cache, prompts, tokens.new_ids)
         if last:
-            yield last  # behind the lock: a reader that stops here must not keep others out
+            yield piece(*last)  # outside the lock: a reader that stops here must not keep others out
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
@@ -224,14 +229,14 @@ class LlavaVideo:
         return ids, Budget(len(ids), request.generation.max_new_tokens, checkpoint.context_tokens, media)
 
     def fits(self, request: Request) -> int:
-        """Return how many such requests fit the memory together, by the config's arithmetic."""
+        """Return how many such requests fit the memory together; at least 1."""
         tokens = len(self._prompt(request).ids) + request.generation.max_new_tokens
-        free = memory.free_bytes(self._device) + self.held_bytes  # which a batch gets back
+        free = memory.free_bytes(self._device) + self.cached_bytes  # which a batch gets back
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
         return max(1, int(min(free / self._loaded.answer_bytes(tokens), most)))
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a frame at the vision tower's size, uint8 (side, side, 3), made as the processor makes it."""
+        """Return a frame at the vision tower's size, uint8 (side, side, 3), resized as the processor does it."""
         return self._vision.shrink(image)
 
     def _prompt(self, request: Request) -> Prompt:
@@ -253,24 +258,22 @@ class LlavaVideo:
     def _tokenized(self, request: Request, media_tokens: Iterable[int]) -> list[int]:
         """Return the prompt's ids, with as many places for each medium as it has tokens."""
         tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
-        text = render(request.turns, self._chat_template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
+        processor = self._loaded.processor
+        template = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
+        text = render(request.turns, template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
         counts = iter(media_tokens)
         text = re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text)
         # A template may write the opening token itself; the tokenizer must not write it again.
-        opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids: list[int] = tokenizer(text, add_special_tokens=not opened)["input_ids"]
+        has_opening = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        ids: list[int] = tokenizer(text, add_special_tokens=not has_opening)["input_ids"]
         return ids
-
-    def _chat_template(self, messages: list[dict[str, Any]]) -> str:
-        text: str = self._loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return text
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     @contextmanager
-    def _run_errors(self, requests: Sequence[Request]) -> Iterator[None]:
+    def _memory_errors(self, requests: Sequence[Request]) -> Iterator[None]:
         """Turn running out of memory into an `OutOfMemoryError`, with the device's memory given back."""
         try:
             yield
@@ -279,7 +282,7 @@ class LlavaVideo:
                 raise
         else:
             return
-        # Outside the handler: the error holds the frames, and so the tensors, of what failed.
+        # Outside the handler: the error refers to the frames, and so to the tensors, of what failed.
         memory.give_back(self._device)
         checkpoint, placement = self._loaded.checkpoint, self._loaded.placement
         can_quantize = placement.quantize != "4bit" and self._device.type != "mps"
@@ -292,16 +295,7 @@ def _batches(requests: Sequence[Request]) -> list[list[int]]:
     batches: dict[object, list[int]] = {}
     for number, request in enumerate(requests):
         generation = request.generation
-        drawn = generation.temperature > 0  # a drawn answer would depend on its batch
-        key = number if drawn else replace(generation, max_new_tokens=1, seed=None)
+        is_sampled = generation.temperature > 0  # a sampled answer would depend on its batch
+        key = number if is_sampled else replace(generation, max_new_tokens=1, seed=None)
         batches.setdefault(key, []).append(number)
     return list(batches.values())
-
-
-def _ended_or(gone: Callable[[int], bool] | None, texts: Sequence[StoppedPieces]) -> Callable[[int], bool]:
-    """Return whether a row is given up: it is gone, or a text that ends it has come."""
-    return lambda row: texts[row].ended or (gone is not None and gone(row))
-
-
-def _renumbered(gone: Callable[[int], bool], numbers: Sequence[int]) -> Callable[[int], bool]:
-    return lambda row: gone(numbers[row])
