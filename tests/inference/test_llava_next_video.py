@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,45 @@ def test_a_reader_that_leaves_stops_the_generation(model: LlavaVideo) -> None:
     assert isinstance(stream, Generator)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "llvid-generate" and thread.is_alive()]
+    assert join(model.stream(asked())).usage.generated_tokens == 12
+
+
+def test_a_second_stream_in_the_same_thread_is_an_error_and_not_a_wait_for_ever(model: LlavaVideo) -> None:
+    first = model.stream(asked(max_new_tokens=5000))
+    next(first)
+    for second in (model.stream(asked()), model.stream_all([asked(), asked("Who?")])):
+        with pytest.raises(ModelError, match="still answering in this thread") as caught:
+            next(second)
+        assert caught.value.hint is not None and "close the first iterator" in caught.value.hint
+    with pytest.raises(ModelError, match="still answering in this thread"):
+        model.answer_all([asked()])
+    assert next(first).text, "the first goes on"
+    assert isinstance(first, Generator)
+    first.close()
+    assert join(model.stream(asked())).usage.generated_tokens == 12
+
+    collected = model.stream(asked(max_new_tokens=5000))
+    next(collected)
+    del collected
+    gc.collect()
+    assert join(model.stream(asked())).usage.generated_tokens == 12
+
+
+def test_an_answer_that_is_read_to_its_last_chunk_keeps_nobody_out(model: LlavaVideo) -> None:
+    first = model.stream(asked())
+    assert next(chunk for chunk in first if chunk.usage).usage is not None
+    assert join(model.stream(asked())).usage.generated_tokens == 12
+
+
+def test_another_thread_waits_for_the_first_answer(model: LlavaVideo) -> None:
+    first = model.stream(asked(max_new_tokens=40))
+    next(first)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(lambda: join(model.stream(asked())))
+        assert not wait([second], 0.5).done
+        # the iterator belongs to the thread that uses it last
+        assert pool.submit(lambda: join(first)).result(60).usage.generated_tokens > 0
+        assert second.result(60).usage.generated_tokens == 12
     assert join(model.stream(asked())).usage.generated_tokens == 12
 
 

@@ -80,7 +80,7 @@ class LlavaVideo:
 
     def _begin(self, decoder: Decoder, conversations: int) -> None:
         """Set what models on the same weights have each of their own."""
-        self._answer_lock = threading.Lock()
+        self._answer_lock, self._answering_thread = threading.Lock(), 0
         self._decoder, pad_id = decoder, self._tokenizer.pad_token_id
         self._batcher = PromptBatcher(
             decoder, self._vision, pad_id, self._loaded.answer_bytes, self._prefix_reuse, conversations
@@ -116,7 +116,7 @@ class LlavaVideo:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
 
         Raises `ContextError` if the prompt and the longest answer don't fit the context, `ModelError` if the memory
-        does not suffice.
+        does not suffice, or if this thread has an iterator of this model that it has not finished or closed.
         """
         return self._generate([request], [0], lambda _, chunk: chunk)
 
@@ -162,7 +162,7 @@ class LlavaVideo:
         """
         started = time.perf_counter()
         last: tuple[int, Chunk] | None = None
-        with self._answer_lock, self._memory_errors(requests):
+        with self._one_answer_at_a_time(), self._memory_errors(requests):
             memory.reset_peak(self._device)
             limits = [request.generation.max_new_tokens for request in requests]
             with self._device_lock:
@@ -194,6 +194,7 @@ class LlavaVideo:
                         if token.finish_reason is None and not detokenizer.is_stopped:
                             if text:
                                 yield piece(numbers[row], Chunk(text))
+                                self._answering_thread = threading.get_ident()  # it may have changed
                             continue
                         unfinished -= 1
                         text += "" if in_pieces else detokenizer.push(tokens.new_ids[row])
@@ -210,12 +211,27 @@ class LlavaVideo:
                         last = numbers[row], Chunk(text, reason, usage)
                         if unfinished:
                             yield piece(*last)
+                            self._answering_thread = threading.get_ident()
                             last = None
             finally:
                 if tokens.cache is not None:
                     self._batcher.keep(tokens.cache, prompts, tokens.new_ids)
         if last:
             yield piece(*last)  # outside the lock: a reader that stops here must not keep others out
+
+    @contextmanager
+    def _one_answer_at_a_time(self) -> Iterator[None]:
+        """Wait for other threads' answers; raise `ModelError` where this thread would wait for itself."""
+        if self._answering_thread == threading.get_ident():
+            raise ModelError(
+                "this model is still answering in this thread", "finish or close the first iterator before the next"
+            )
+        with self._answer_lock:
+            self._answering_thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._answering_thread = 0
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
