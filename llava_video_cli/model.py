@@ -1,8 +1,8 @@
-"""The protocol of a model, and how its weights are loaded: types only, no torch."""
+"""The protocol of a model, and how its weights are loaded: types alone, no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,12 +22,12 @@ Send = Literal["frames", "file"]  # what a server gets of a video
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are loaded; `auto` is decided by what the machine has.
+    """How weights are loaded; `auto` is decided by the machine and the checkpoint.
 
-    `frames` is the number that prompts are expected to have, None for 32: it matters where memory is short.
-    `prefix_reuse` keeps the KV cache of the last prompt, for the next one that begins the same way; of as many prompts
-    as there are `conversations` at a time, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` replace
-    the config's own; None leaves them.
+    `frames` is how many a prompt is expected to have, None for 32: it matters where memory is short. `prefix_reuse`
+    keeps the KV cache of the last prompt for the next one that begins the same way; where several `conversations`
+    alternate, it keeps one for each, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` replace the
+    config's own (see `adapted`), None keeps them.
     """
 
     quantize: Quantize = "auto"
@@ -43,11 +43,11 @@ class Loading:
 
 
 class Model(Protocol):
-    """Anything that answers requests."""
+    """What answers requests: weights in this process, or a server."""
 
     @property
     def name(self) -> str:
-        """The name it was asked for by."""
+        """The name that it was opened with."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Model(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines that a user should know: for example, that a lower precision was chosen for lack of memory."""
+        """What a user should know about it, in lines: that memory was short for full precision, for example."""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""
@@ -63,23 +63,14 @@ class Model(Protocol):
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers to many requests, generated together where that is possible.
 
-        Raises `OutOfMemoryError` if fewer of them may be answered.
-        """
-
-    def stream_all(
-        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
-    ) -> Iterator[tuple[int, Chunk]]:
-        """Yield pieces of all answers, each with its request's number, generated together where that is possible.
-
-        Each answer's last chunk comes at its own end. An answer that is `gone` may be given up, without a last chunk;
-        it is asked in another thread. Closing the iterator stops the generation. Raises as `answer_all` does.
+        Raises `OutOfMemoryError` if fewer at a time may fit the memory.
         """
 
     def budget(self, request: Request) -> Budget:
-        """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
+        """Return what a request takes of the context, also if it does not fit; nothing is encoded."""
 
     def fits(self, request: Request) -> int:
-        """Return how many requests like this one may be answered together in the memory that is free; at least 1."""
+        """Return how many requests like this one the free memory allows to answer together; at least 1."""
 
     def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return what the model sees of a frame, at its input size: the answers are the same. Safe in threads."""
+        """Return uint8 (height, width, 3) at the model's input size. Answers are the same. Safe in threads."""

@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 from ..conversation import Chunk, Generation, Request
 from ..errors import LlvidError, ModelError
-from ..model import Model
+from ..inference import LocalModel
 from . import MAX_REQUESTS
 from .metrics import Metrics
 from .responses import RequestError
@@ -78,12 +78,12 @@ class Scheduler:
 
     def __init__(
         self,
-        model: Model,
+        model: LocalModel,
         metrics: Metrics,
         max_requests: int = MAX_REQUESTS,
         max_batch: int | None = None,
         *,
-        second_model: Model | None = None,
+        second_model: LocalModel | None = None,
         long_batch_seconds: float = 5.0,
         short_tokens: int = 512,
     ) -> None:
@@ -148,7 +148,7 @@ class Scheduler:
         for ticket in waiting:
             ticket.deliver(_shutting_down())
 
-    def _work(self, model: Model, next_batch: Callable[[Model], list[Ticket] | None]) -> None:
+    def _work(self, model: LocalModel, next_batch: Callable[[LocalModel], list[Ticket] | None]) -> None:
         while (batch := next_batch(model)) is not None:
             start = time.monotonic()
             for ticket in batch:
@@ -157,7 +157,7 @@ class Scheduler:
             self._answer(model, batch)
             self._last_seconds, self._last_count = time.monotonic() - start, len(batch)
 
-    def _next(self, model: Model) -> list[Ticket] | None:
+    def _next(self, model: LocalModel) -> list[Ticket] | None:
         """Wait for requests; return the oldest and others for its batch, or None after `close`."""
         with self._changed:
             self._batch_start = None
@@ -173,7 +173,7 @@ class Scheduler:
             self._changed.notify_all()
         return self._limit(model, batch)
 
-    def _next_short(self, model: Model) -> list[Ticket] | None:
+    def _next_short(self, model: LocalModel) -> list[Ticket] | None:
         """Wait until a batch runs long while short requests wait; return the oldest of these and others like it."""
         with self._changed:
             while not self._closed:
@@ -196,7 +196,7 @@ class Scheduler:
         self._waiting = [ticket for ticket in self._waiting if id(ticket) not in ids]
         return batch
 
-    def _limit(self, model: Model, batch: list[Ticket]) -> list[Ticket]:
+    def _limit(self, model: LocalModel, batch: list[Ticket]) -> list[Ticket]:
         """Return the first tickets of a batch, as many as fit the memory; put the others back at the queue's head."""
         fits = 1
         if len(batch) > 1:
@@ -209,7 +209,7 @@ class Scheduler:
             self._changed.notify_all()
         return [ticket for ticket in batch[:fits] if not ticket.is_cancelled]
 
-    def _answer(self, model: Model, batch: Sequence[Ticket]) -> None:
+    def _answer(self, model: LocalModel, batch: Sequence[Ticket]) -> None:
         """Answer a batch; if it fails, answer it in halves. A request that fails alone gets the error."""
         if not batch:
             return
@@ -228,7 +228,7 @@ class Scheduler:
             _log.exception("an answer failed")  # a bug: the log has its traceback, and the server goes on
             _deliver(batch, LlvidError("an error inside the server"))
 
-    def _run(self, model: Model, batch: Sequence[Ticket]) -> None:
+    def _run(self, model: LocalModel, batch: Sequence[Ticket]) -> None:
         requests = [ticket.request for ticket in batch]
         if len(batch) == 1:  # `stream` also reuses a prefix that only a part of the last prompt shares
             chunks: Iterator[tuple[int, Chunk]] = ((0, chunk) for chunk in model.stream(requests[0]))

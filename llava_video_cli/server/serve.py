@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..conversation import Request, Turn
 from ..errors import LlvidError
-from ..model import Model
+from ..inference import LocalModel
 from ..preset import Preset
 from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
@@ -38,7 +38,7 @@ class Service:
     `model_values` is the model's entry in `/v1/models`. `log` gets a line after each request.
     """
 
-    model: Model
+    model: LocalModel
     preset: Preset
     auth: Auth
     body_reader: BodyReader
@@ -50,13 +50,13 @@ class Service:
 
 
 def open_service(
-    model: Model,
+    model: LocalModel,
     preset: Preset,
     auth: Auth | None = None,
     body_reader: BodyReader | None = None,
     sources: MediaSources | None = None,
     *,
-    second_model: Model | None = None,
+    second_model: LocalModel | None = None,
     max_requests: int = MAX_REQUESTS,
     max_batch: int | None = None,
     log: Callable[[str], None] | None = None,
@@ -86,7 +86,7 @@ def open_service(
     )
 
 
-def _model_values(model: Model) -> dict[str, Any]:
+def _model_values(model: LocalModel) -> dict[str, Any]:
     import numpy as np
 
     frame = Frames(np.zeros((1, 1, 1, 3), np.uint8), (0.0,), VideoInfo("", 1.0, 1, 1, None, "", 0), Sampling(1))

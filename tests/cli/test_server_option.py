@@ -17,7 +17,7 @@ from terminal import failed, llvid, scene
 from llava_video_cli import open_model
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.model import Model
+from llava_video_cli.inference import LocalModel
 from llava_video_cli.remote.discovery import announce
 
 pytest.importorskip("uvicorn")
@@ -25,12 +25,12 @@ pytest.importorskip("starlette")
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> LocalModel:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: Model) -> Iterator[Served]:
+def served(model: LocalModel) -> Iterator[Served]:
     with serving(model) as running:
         yield running
 

@@ -15,18 +15,18 @@ from terminal import scene
 from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.model import Model
+from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.media import MediaSources
 from llava_video_cli.video.image import read_image
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> LocalModel:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: Model, clip: Path) -> Iterator[Served]:
+def served(model: LocalModel, clip: Path) -> Iterator[Served]:
     with serving(model, sources=MediaSources([clip.parent])) as running:
         yield running
 
@@ -39,13 +39,13 @@ def client(served: Served) -> Iterator[Any]:
         yield client
 
 
-def asked(model: Model, path: Path, question: str, frames: int = 8) -> str:
+def asked(model: LocalModel, path: Path, question: str, frames: int = 8) -> str:
     """The answer that `llvid ask` gives."""
     medium = read_image(path) if path.suffix == ".png" else read_frames(path, Sampling(frames))
     return join(model.stream(Request((Turn("user", question, (medium,)),)))).text
 
 
-def test_openais_client_gets_the_answers_of_ask(client: Any, model: Model, clip: Path, tmp_path: Path) -> None:
+def test_openais_client_gets_the_answers_of_ask(client: Any, model: LocalModel, clip: Path, tmp_path: Path) -> None:
     picture = tmp_path / "square.png"
     write_picture(picture, scene(shape="square", x=0.5))
     cases = [(clip, "video/mp4"), (picture, "image/png"), (sample("bikes.mp4"), "video/mp4")]
@@ -84,7 +84,7 @@ def test_the_answer_has_the_frames_and_settings(served: Served, clip: Path) -> N
     assert answer["llvid"]["frames"][0]["count"] == 2
 
 
-def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: Model, clip: Path) -> None:
+def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: LocalModel, clip: Path) -> None:
     frames = read_frames(clip, Sampling(8))
     turns = (
         Turn("system", "Be brief."),

@@ -14,7 +14,7 @@ from terminal import scene
 
 from llava_video_cli import open_model
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.model import Model
+from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.auth import Auth
 
 pytest.importorskip("uvicorn")
@@ -26,12 +26,12 @@ SHOWN = "(s => !s.hidden && s.complete && s.naturalWidth)(document.getElementByI
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> LocalModel:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: Model) -> Iterator[Served]:
+def served(model: LocalModel) -> Iterator[Served]:
     with serving(model) as running:
         yield running
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served,
     assert window.run("document.querySelectorAll('main img').length") == 1
 
 
-def test_the_page_asks_for_the_api_key(window: Browser, model: Model) -> None:
+def test_the_page_asks_for_the_api_key(window: Browser, model: LocalModel) -> None:
     with serving(model, auth=Auth(api_key="sesame")) as served:
         window.visit(f"{served.url}/")
         window.wait("!document.getElementById('locked').hidden")
