@@ -167,7 +167,7 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
 
     import os
 
-    from ..remote.remote_model import open_remote
+    from ..remote import open_remote
 
     return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
 

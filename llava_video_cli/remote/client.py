@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: requests with what may be tried again, answers as events, errors in a line."""
+"""One OpenAI-compatible server: requests, tried again where that helps, answers as events, errors in one line."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ import httpx2
 
 from ..errors import ContextError, ModelError, ServerError, UsageError
 
-_TIMEOUT = httpx2.Timeout(connect=10, read=900, write=300, pool=None)  # read: a queue, and the prefill on a CPU
-_LOOK_TIMEOUT = httpx2.Timeout(15)
-_CONNECTING_SECONDS = 3.0  # of tries while a server comes up
-_BUSY_SECONDS = 600.0  # of tries while it says that it is busy
+_TIMEOUT = httpx2.Timeout(connect=10, read=900, write=300, pool=None)  # read: a queue and a prefill on a CPU
+_LIST_TIMEOUT = httpx2.Timeout(15)
+_CONNECTING_SECONDS = 3.0  # of tries while a server starts
+_BUSY_SECONDS = 600.0  # of tries while it answers that it is busy
 _MOST_PAUSE_SECONDS = 30.0
-_MOST_CUTS = 2  # of a connection, before anything of the answer came
+_MOST_DISCONNECTS = 2  # before the first byte of an answer
 _BUSY = (429, 502, 503, 504)
 _MOST_ERROR_BYTES, _MOST_EVENT_BYTES, _MOST_LIST_BYTES = 2**16, 2**20, 2**22
-_MOST_ANSWER_BYTES = 2**28  # events around short pieces of text weigh much more than it
-_LONGEST_REASON = 300  # characters of what a server says went wrong
+_MOST_ANSWER_BYTES = 2**28  # events are much larger than the short pieces of text in them
+_LONGEST_REASON = 300  # characters of a server's error message
 _CONTEXT_WORDS = ("context_length_exceeded", "context length", "context window", "max_model_len", "context of")
 _START = "`llvid serve` starts one"
 _HOST = re.compile(r"[\w.:-]+")
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
-class CutError(ModelError):
-    """A connection that ended in the middle of an answer: another try may get all of it."""
+class DisconnectedError(ModelError):
+    """The connection ended in the middle of an answer: another try may get all of it."""
 
 
 class UnreachableError(ServerError):
-    """A server that can't be connected to."""
+    """No connection to the server is possible."""
 
 
 class Endpoint:
     """The server at `url`, which ends in `/v1`. Safe in threads."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Take an address as a user writes it; raises `UsageError` for what is none. Nothing is connected yet."""
+        """Take an address as a user writes it; raises `UsageError` if it is not valid. Nothing is connected yet."""
         self.url = _address(url)
         self.is_local = _is_loopback(self.url.host)
         self.name = str(self.url).removesuffix("/v1")
@@ -54,39 +54,39 @@ class Endpoint:
             if not key.strip().isascii() or not key.strip().isprintable():
                 raise UsageError("LLVID_API_KEY holds characters that no key has")
             headers["Authorization"] = f"Bearer {key.strip()}"
-        # the default context reads all certificates, which http has no use for
+        # the default context reads all certificates, which plain http does not need
         verify = True if self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = httpx2.Client(
             headers=headers,
             timeout=_TIMEOUT,
             verify=verify,
-            trust_env=not self.is_local,  # a proxy has no way to this machine
+            trust_env=not self.is_local,  # a proxy can't reach this machine
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
     def models(self, *, patient: bool = True) -> tuple[list[Mapping[str, Any]], Mapping[str, str]]:
-        """Return the entries of the list of models, and the answer's headers. Raises `ServerError`."""
-        request = self._client.build_request("GET", f"{self.url}/models", timeout=_LOOK_TIMEOUT)
-        with self._answered(request, _CONNECTING_SECONDS if patient else 0) as response:
+        """Return the entries of the list of models, and the response's headers. Raises `ServerError`."""
+        request = self._client.build_request("GET", f"{self.url}/models", timeout=_LIST_TIMEOUT)
+        with self._response(request, _CONNECTING_SECONDS if patient else 0) as response:
             try:
-                entries = json.loads(_bounded(response, _MOST_LIST_BYTES))["data"]
+                entries = json.loads(_read_at_most(response, _MOST_LIST_BYTES))["data"]
             except httpx2.TransportError as error:
                 raise UnreachableError(f"{self.name} ends the connection: {_reason(str(error))}") from None
             except (ValueError, KeyError, TypeError, RecursionError):
                 entries = None
             if not isinstance(entries, list):
-                raise ServerError(f"{self.name} is no OpenAI-compatible server: it lists no models", _START)
+                raise ServerError(f"{self.name} is not an OpenAI-compatible server: it lists no models", _START)
             return [entry for entry in entries if isinstance(entry, dict)], response.headers
 
     def events(self, body: Mapping[str, Any], *, patient: bool = True) -> Iterator[dict[str, Any]]:
         """Yield the events of an answer as they come; closing the iterator closes the connection.
 
-        `patient` waits for a server that is coming up. Raises `ServerError`, or `ModelError` for this request alone.
+        `patient` waits for a server that is starting. Raises `ServerError`, or `ModelError` for this request alone.
         """
         content = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         request = self._client.build_request("POST", f"{self.url}/chat/completions", content=content, headers=headers)
-        with self._answered(request, _CONNECTING_SECONDS if patient else 0) as response:
+        with self._response(request, _CONNECTING_SECONDS if patient else 0) as response:
             seen = 0
             try:
                 for event in httpx2.EventSource(response, _MOST_EVENT_BYTES):
@@ -101,7 +101,7 @@ class Endpoint:
             except httpx2.TimeoutException:
                 raise ModelError(f"{self.name} went silent in the middle of an answer") from None
             except httpx2.TransportError as error:
-                raise CutError(
+                raise DisconnectedError(
                     f"{self.name} ended the connection in the middle of an answer: {_reason(str(error))}"
                 ) from None
 
@@ -109,24 +109,24 @@ class Endpoint:
         try:
             values = json.loads(data)
         except (ValueError, RecursionError):
-            raise ModelError(f"{self.name} sent what is not JSON: {_reason(data)}") from None
+            raise ModelError(f"{self.name} sent something that is not JSON: {_reason(data)}") from None
         if not isinstance(values, dict):
-            raise ModelError(f"{self.name} sent what is no event: {_reason(data)}")
+            raise ModelError(f"{self.name} sent something that is not an event: {_reason(data)}")
         if values.get("error"):
-            raise _refusal(self.name, 500, data.encode())
+            raise _error(self.name, 500, data.encode())
         return values
 
     @contextmanager
-    def _answered(self, request: httpx2.Request, connecting_seconds: float) -> Iterator[httpx2.Response]:
-        """Give the answer to a request, once it is one: nothing of its body has been read."""
-        response = self._sent(request, connecting_seconds)
+    def _response(self, request: httpx2.Request, connecting_seconds: float) -> Iterator[httpx2.Response]:
+        """Give a response of status 200, whose body is not read yet."""
+        response = self._send(request, connecting_seconds)
         try:
             yield response
         finally:
             response.close()
 
-    def _sent(self, request: httpx2.Request, connecting_seconds: float) -> httpx2.Response:
-        began, cuts, tries = time.monotonic(), 0, 0
+    def _send(self, request: httpx2.Request, connecting_seconds: float) -> httpx2.Response:
+        began, disconnects, tries = time.monotonic(), 0, 0
         while True:
             tries += 1
             passed = time.monotonic() - began
@@ -137,23 +137,23 @@ class Endpoint:
                 if passed + pause > connecting_seconds:
                     raise UnreachableError(f"{self.name} can't be reached: {_reason(str(error))}", _START) from None
             except httpx2.TimeoutException:
-                raise ModelError(f"{self.name} gave no answer in time") from None
-            except httpx2.TransportError as error:  # a server that ends, or a connection kept too long
-                cuts += 1
-                if cuts > _MOST_CUTS:
+                raise ModelError(f"{self.name} did not answer in time") from None
+            except httpx2.TransportError as error:  # the server ends, or the connection was idle for too long
+                disconnects += 1
+                if disconnects > _MOST_DISCONNECTS:
                     raise UnreachableError(f"{self.name} ends the connection: {_reason(str(error))}") from None
             else:
                 if response.status_code == 200:
                     return response
                 try:
-                    content = _bounded(response, _MOST_ERROR_BYTES)
+                    content = _read_at_most(response, _MOST_ERROR_BYTES)
                 except httpx2.TransportError:
                     content = b""
                 finally:
                     response.close()
-                pause = max(pause, _asked_pause(response)) * random.uniform(1.0, 1.2)
+                pause = max(pause, _retry_after_seconds(response)) * random.uniform(1.0, 1.2)
                 if response.status_code not in _BUSY or passed + pause > _BUSY_SECONDS:
-                    raise _refusal(self.name, response.status_code, content)
+                    raise _error(self.name, response.status_code, content)
             time.sleep(pause)
 
 
@@ -168,11 +168,11 @@ def _address(url: str) -> httpx2.URL:
     except (httpx2.InvalidURL, ValueError, TypeError):
         usable = False
     if not usable:
-        raise UsageError(f"{url!r} is no address of a server", hint)
+        raise UsageError(f"{url!r} is not the address of a server", hint)
     if address.userinfo:
         raise UsageError("a server's address holds no password", "a key goes into the environment: LLVID_API_KEY")
     if address.query or address.fragment:
-        raise UsageError(f"{url!r} is no address of a server", hint)
+        raise UsageError(f"{url!r} is not the address of a server", hint)
     path = address.path.rstrip("/")
     for ending in ("/chat/completions", "/models", "/v1"):
         path = path.removesuffix(ending)
@@ -188,7 +188,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _bounded(response: httpx2.Response, most_bytes: int) -> bytes:
+def _read_at_most(response: httpx2.Response, most_bytes: int) -> bytes:
     content = bytearray()
     for piece in response.iter_raw():
         content += piece
@@ -197,35 +197,35 @@ def _bounded(response: httpx2.Response, most_bytes: int) -> bytes:
     return bytes(content[:most_bytes])
 
 
-def _asked_pause(response: httpx2.Response) -> float:
-    """Return the seconds that a server wants to be left alone for."""
+def _retry_after_seconds(response: httpx2.Response) -> float:
+    """Return how many seconds a server asks to wait before the next try."""
     try:
         return min(max(0.0, float(response.headers.get("retry-after", ""))), _MOST_PAUSE_SECONDS)
     except ValueError:
         return 0.0
 
 
-def _refusal(name: str, status: int, content: bytes) -> ServerError | ModelError:
-    """Return the error that a server's answer stands for."""
+def _error(name: str, status: int, content: bytes) -> ServerError | ModelError:
+    """Return the error for a server's response."""
     text = content.decode("utf-8", "replace")
     reason = _reason(_message(text) or text) or f"status {status}"
     if status in (401, 403):
         return ServerError(f"{name} refuses the key: {reason}", "LLVID_API_KEY in the environment holds the key")
     if 300 <= status < 400:
-        return ServerError(f"{name} sends elsewhere (status {status})", "name the address that it moved to")
+        return ServerError(f"{name} redirects (status {status})", "use the address that it has moved to")
     if status in (404, 405):
         return ServerError(f"{name} does not answer such requests: {reason}", "is it an OpenAI-compatible server?")
     if status in _BUSY:
         return ServerError(f"{name} is too busy: {reason}")
     if status == 413:
-        return ModelError(f"{name} takes no request as large as this", "fewer --frames, or --send file")
+        return ModelError(f"{name} does not take requests as large as this", "fewer --frames, or --send file")
     if any(words in text for words in _CONTEXT_WORDS):
         return ContextError(f"{name}: {reason}", "fewer --frames, or a smaller --max-new-tokens")
     return ModelError(f"{name}: {reason}")
 
 
 def _message(text: str) -> str | None:
-    """Return what OpenAI's, vLLM's, SGLang's and FastAPI's forms of an error say."""
+    """Return the message in an error's body, in the forms of OpenAI, vLLM, SGLang and FastAPI."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -237,6 +237,6 @@ def _message(text: str) -> str | None:
 
 
 def _reason(text: str) -> str:
-    """Return a server's words in one line of bounded length."""
+    """Return a server's message in one line of bounded length."""
     line = " ".join(_ERRNO.sub("", text[: 8 * _LONGEST_REASON]).split()).rstrip(".")
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."

@@ -1,4 +1,4 @@
-"""A running server tells the programs of the same user where it is, by a locked file in the user's runtime folder."""
+"""How programs find a running server of the same user: by a locked file in the user's runtime folder."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -8,7 +8,7 @@ from ..system.folders import runtime_folder
 
 
 def announce(url: str, model: str) -> AbstractContextManager[object]:
-    """Announce a server until what is returned is closed or the process ends. Without file locks, nothing is done."""
+    """Announce a server until the returned object is closed or the process ends; without file locks, do nothing."""
     with suppress(OSError, ValueError, ImportError):
         import fcntl
 
@@ -28,11 +28,11 @@ def announced(model: str) -> str | None:
         import fcntl
 
         for path in runtime_folder().glob("*.server"):
-            if path.lstat().st_mode == S_IFREG | 0o600:  # not a link or a pipe, and closed to others
+            if path.lstat().st_mode == S_IFREG | 0o600:  # not a link or a pipe, and not readable by others
                 with path.open() as file:
                     try:
                         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                        path.unlink()  # nobody holds it: its server is dead
+                        path.unlink()  # the lock is free: its server has ended
                     except BlockingIOError:
                         url, _, name = file.read().partition("\n")
                         if name == model and url.startswith("http://"):

@@ -1,4 +1,4 @@
-"""How each engine wants to be asked: who answers, and what it needs so that it sees the frames that were chosen."""
+"""Engines behind a server: which one it is, and how to ask it so that it sees the frames that were chosen."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _WHOLE = Sampling()
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model that a server has. `context_tokens` and `frame_tokens` are 0 where it doesn't tell."""
+class ServedModel:
+    """A model that a server has. `context_tokens` and `frame_tokens` are 0 if the server does not list them."""
 
     engine: Engine
     model: str
@@ -40,23 +40,23 @@ class Served:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def recognise(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, str]) -> list[Served]:
-    """Return the models of a server's list, from the first on.
+def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, str]) -> list[ServedModel]:
+    """Return the models of a server's list, in its order.
 
-    `owned_by` tells llvid, vLLM and SGLang. `transformers serve` names a checkpoint's owner there: it is told by the
+    llvid, vLLM and SGLang stand in `owned_by`. `transformers serve` writes a checkpoint's owner there; it shows by the
     `status` of each entry (from 5.24 on) and by the id that it gives each request.
     """
-    return [_served(entry, headers) for entry in entries if isinstance(entry.get("id"), str)]
+    return [_served_model(entry, headers) for entry in entries if isinstance(entry.get("id"), str)]
 
 
-def _served(entry: Mapping[str, Any], headers: Mapping[str, str]) -> Served:
+def _served_model(entry: Mapping[str, Any], headers: Mapping[str, str]) -> ServedModel:
     engine = _OWNERS.get(str(entry.get("owned_by")), "unknown")
     if engine == "unknown" and (isinstance(entry.get("status"), dict) or "x-request-id" in headers):
         engine = "transformers"
     own = entry.get("llvid")
     own = own if engine == "llvid" and isinstance(own, dict) else {}
     settings = own.get("settings")
-    return Served(
+    return ServedModel(
         engine,
         entry["id"],
         _count(entry.get("max_model_len")),
@@ -70,22 +70,23 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 < value < 2**40 else 0
 
 
-class Dialect:
-    """Writes requests for engines; what was encoded of a medium is kept as long as the medium is."""
+class RequestWriter:
+    """Writes requests for engines; an encoded medium is kept as long as the medium itself."""
 
     def __init__(self, send: Send = "frames") -> None:
         self._send = send
         self._encoded: WeakKeyDictionary[Media, list[str]] = WeakKeyDictionary()
 
     @contextmanager
-    def body(self, request: Request, served: Served, *, is_local: bool) -> Iterator[dict[str, Any]]:
-        """Give the body of a request; the files that it names are there for the block.
+    def body(self, request: Request, served: ServedModel, *, is_local: bool) -> Iterator[dict[str, Any]]:
+        """Give the body of a request; files that it refers to exist until the block ends.
 
-        Raises `UsageError` or `ModelError` for what the engine can't be asked, `MediaError` for what is too large.
+        Raises `UsageError` or `ModelError` if the engine can't take the request, `MediaError` for a file that is too
+        large.
         """
         needs_files = served.engine == "transformers" and any(isinstance(medium, Frames) for medium in request.media)
-        with tempfile.TemporaryDirectory(prefix="llvid-") if needs_files else nullcontext() as home:
-            if home is not None and not is_local:
+        with tempfile.TemporaryDirectory(prefix="llvid-") if needs_files else nullcontext() as folder:
+            if folder is not None and not is_local:
                 raise ModelError(
                     "transformers serve reads videos from its own disk only: it has to run on this machine",
                     "llvid serve and vLLM take them over the network",
@@ -93,7 +94,7 @@ class Dialect:
             messages = []
             share = MOST_BYTES // max(1, len(request.media))
             for turn in request.turns:
-                parts = [part for medium in turn.media for part in self._parts(medium, served, home, share)]
+                parts = [part for medium in turn.media for part in self._parts(medium, served, folder, share)]
                 text = {"type": "text", "text": turn.text}
                 messages.append({"role": turn.role, "content": [*parts, text] if parts else turn.text})
             yield {
@@ -104,18 +105,18 @@ class Dialect:
                 **self._frames(request, served.engine),
             }
 
-    def _parts(self, medium: Media, served: Served, home: str | None, most_bytes: int) -> list[dict[str, Any]]:
+    def _parts(self, medium: Media, served: ServedModel, folder: str | None, most_bytes: int) -> list[dict[str, Any]]:
         """Return the parts of a message that stand for a medium."""
         if isinstance(medium, Picture):
             return [_image(url) for url in self._urls(medium, lambda: [_png(medium.pixels)])]
         if served.engine == "SGLang" and self._send == "frames":
-            # its processor for LLaVA takes a video as the pictures of its frames, and knows no clips
+            # its processor for LLaVA takes the frames of a video as pictures, and no clips
             urls = self._urls(medium, lambda: [_png(image) for image in medium.images])
             return [{**_image(url), "modalities": "video"} for url in urls]
-        if home is not None:  # it finds no sound in a video without a track, and fails; it takes no data: URLs
+        if folder is not None:  # it fails on a video without a sound track, and takes no data: URLs
             if self._send == "file":
                 return [_video(_with_sound(medium))]
-            file = Path(tempfile.mkstemp(suffix=".mp4", dir=home)[1])
+            file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
             file.write_bytes(make_clip(medium.images, with_sound=True, most_bytes=most_bytes))
             return [_video(str(file))]
         if self._send == "file":
@@ -133,7 +134,7 @@ class Dialect:
         if not videos:
             return {}
         if self._send == "frames":
-            count = max(len(video.images) for video in videos)  # one that has fewer gives each of its own
+            count = max(len(video.images) for video in videos)  # of a shorter one all frames are used
             sampling = {"frames": count}
         else:
             wanted = {video.sampling for video in videos}
@@ -157,7 +158,7 @@ class Dialect:
 
 
 def _generation(request: Request, engine: Engine) -> dict[str, Any]:
-    """Return how the answer is to be drawn, in the engine's words."""
+    """Return the fields of sampling and of the answer's length, as the engine names them."""
     generation = request.generation
     fields: dict[str, Any] = {
         "max_tokens": generation.max_new_tokens,
@@ -166,10 +167,10 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     }
     if generation.seed is not None and generation.temperature > 0:
         fields["seed"] = generation.seed
-    if engine == "transformers":  # it always tells the usage, and refuses fields that it doesn't know
+    if engine == "transformers":  # it always sends the usage, and refuses unknown fields
         if generation.repetition_penalty != 1:
             fields["frequency_penalty"] = generation.repetition_penalty - 1  # it adds 1 and multiplies
-        if generation.temperature > 0:  # alone it would not draw
+        if generation.temperature > 0:  # a temperature alone does not make it sample
             fields["generation_config"] = '{"do_sample": true, "top_k": 0}'
         return fields
     if generation.repetition_penalty != 1:
@@ -199,10 +200,10 @@ def _file(frames: Frames) -> str:
         size = path.stat().st_size
         if size > _MOST_FILE_BYTES:
             raise MediaError(
-                f"{path}: {size / 2**20:.0f} MiB are too many to be sent ({_MOST_FILE_BYTES / 2**20:.0f} at most)",
+                f"{path}: {size / 2**20:.0f} MiB are too many to send ({_MOST_FILE_BYTES / 2**20:.0f} at most)",
                 "--send frames sends only what the model sees",
             )
-        return _data_url("video/mp4", path.read_bytes())  # what it is, a reader finds out from its content
+        return _data_url("video/mp4", path.read_bytes())  # readers find the real type from the content
     except OSError as error:
         raise MediaError(f"{path}: can't be read: {error.strerror}") from None
 
