@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 
 import av.error
 import numpy as np
+from av.packet import Packet
 
 from ..errors import MediaError
+from .av1 import SequenceHeader, needed_bytes, sequence_header
 from .demux import Packets, Source, demux, is_unstamped, read_packets, reason, time_base_of, timeline_of
 from .sampling import Stamps, Timeline
 
 if TYPE_CHECKING:
-    from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Decoders that take `skip_frame` once, when they open: what is skipped then can't be had later.
-_SKIP_AS_OPENED = {"libdav1d"}
 _log = logging.getLogger(__name__)
 
 
@@ -177,12 +176,22 @@ def _needed(source: Source, packets: Packets, run: Run, begin: int) -> Iterator[
     The leading pictures of an open GOP, shown before `begin`, lack what they refer to: they are left out too.
     """
     context, targets = source.context, set(run.targets)
-    skips = context.codec.name not in _SKIP_AS_OPENED
+    is_av1 = context.codec.canonical_name == "av1"  # dav1d takes `skip_frame` once, when it opens
+    sequence: SequenceHeader | None = None
     for packet in _between(source, packets, run):
         stamp = packet.pts
         if packet.size and (stamp is None or stamp >= begin):
-            if skips:
+            if not is_av1:
                 context.skip_frame = "DEFAULT" if stamp in targets else "NONREF"
+            elif packet.is_keyframe:
+                sequence = sequence_header(bytes(packet), context.extradata)
+            elif sequence and stamp not in targets:
+                content = memoryview(packet)
+                needed = needed_bytes(content, sequence)
+                if not needed:
+                    continue
+                if needed < len(content):
+                    packet = Packet(bytes(content[:needed]))
             yield from context.decode(packet)
     yield from context.decode(None)  # what waits to be put in order: cheaper than the packets that would push it out
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _SEEK_COSTS = 4  # packets: what emptying the decoder and filling its threads again is worth
 _DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are handed on one at a time
 _DECODER_BYTES_A_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
+_SMALL_PIXELS = (
+    100_000_000  # of all packets together: decoded sooner than threads and a second opening pay for themselves
+)
 _THREAD_GAIN = 0.8  # of a core that frame threads keep busy; independent decoders keep all of it
 
 
@@ -118,7 +121,8 @@ def shots(
     """
     runs = plan(packets, targets)
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_A_PIXEL * max(1, source.pixels)))
-    workers, threads = crew(runs, cores(source.deadline.limits), most)
+    small = sum(run.length for run in runs) * source.pixels < _SMALL_PIXELS
+    workers, threads = (1, 1) if small else crew(runs, cores(source.deadline.limits), most)
     team = _Team(source, packets, runs, developer, hold_all)
     try:
         team.start(workers, threads)
@@ -195,7 +199,7 @@ class _Team:
 
     def start(self, workers: int, threads: int) -> None:
         """Begin to decode; a single decoder that holds nothing back works in the thread that asks for its results."""
-        if workers == 1 and not self._hold_all:
+        if workers == 1 and (threads == 1 or not self._hold_all):
             _use_all(self._source, threads)
             return
         self._threads = [

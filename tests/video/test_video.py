@@ -55,6 +55,11 @@ MADE: dict[str, dict[str, Any]] = {
         "deadline": "good", "b": "200k", "g": "30",
     },
     "vp9.webm": {"codec": "libvpx-vp9", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good"},
+    "av1.mp4": {"codec": "libsvtav1", "stamps": range(60), "preset": "10", "g": "20"},
+    "av1_low_delay.mkv": {
+        "codec": "libsvtav1", "stamps": range(0, 2000, 50), "time_base": MS, "preset": "10",
+        "svtav1-params": "pred-struct=1:scm=1",
+    },
     "mpeg2.mpg": {"codec": "mpeg2video", "bf": "2", "g": "8"},
     "mjpeg.mov": {"codec": "mjpeg"},
     "b_frames.avi": {"codec": "mpeg4", "bf": "2", "g": "8"},
