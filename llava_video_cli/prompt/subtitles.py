@@ -15,7 +15,7 @@ from ..conversation import Request, Segment
 from ..errors import MediaError
 from ..system.digest import fingerprint
 from ..video import Frames
-from ..video.media_file import check_file
+from ..video.files import check_file
 from .budget import Budget
 
 _SUFFIXES = (".srt", ".vtt", ".ass")

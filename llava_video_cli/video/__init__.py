@@ -1,4 +1,4 @@
-"""Videos: what they are, and the frames that a sampling takes from them."""
+"""Videos: what they are, and the frames that a sampling selects from them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
+from ..errors import MediaError
 from .limits import Limits
-from .sampling import Sampling, windows
+from .sampling import Sampling, Timeline, select_stamps, windows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .reader import Reading, Survey
+    from .reader import VideoIndex, VideoReader
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, as its content says; the header's own claims are not trusted.
+    """What a video is, by its content; what the header claims is not trusted.
 
-    `duration_seconds` runs from the first picture's appearance to the last one's disappearance; sound doesn't
-    count. `width` and `height` are pixels as shown, after rotation; non-square pixels are not stretched.
-    `average_fps` is None for a single picture. `rotation_degrees` is the clockwise turn (0, 90, 180, 270) that
-    was applied to the stored pictures.
+    `duration_seconds` runs from the first picture's appearance to the last one's disappearance, whatever the sound.
+    `width` and `height` are pixels as shown, after rotation; non-square pixels are not stretched. `average_fps` is
+    None for a single picture. `rotation_degrees` is the clockwise rotation (0, 90, 180, 270) that was applied to the
+    stored pictures.
     """
 
     path: str
@@ -38,7 +39,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame of a video: `image` uint8 (height, width, 3), RGB, upright; its time from the first picture on."""
+    """One frame of a video: `image` uint8 (height, width, 3), RGB, upright, and its time since the first picture."""
 
     image: NDArray[np.uint8]
     time_seconds: float
@@ -59,9 +60,9 @@ class TokenRates(Protocol):
 class Frames:
     """Frames of one video, in order of time. Compared by identity.
 
-    `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. `times_seconds` has
-    the time of each frame, counted from the first picture on screen, so that neither a late start nor an edit
-    list shifts them. `notes` are lines for the user: fewer frames than asked for, broken packets, ...
+    `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. `times_seconds` are
+    counted from the first picture on screen, so that neither a late start nor an edit list shifts them. `notes` are
+    lines for the user: fewer frames than asked for, broken packets, ...
     """
 
     images: NDArray[np.uint8]
@@ -92,17 +93,17 @@ class Frames:
 
     @property
     def part_seconds(self) -> tuple[float, float]:
-        """The part `[start, end)` of the video that they were taken from."""
+        """The part `[start, end)` of the video that the frames are from."""
         whole, end = self.info.duration_seconds, self.sampling.end_seconds
         return self.sampling.start_seconds, whole if end is None else min(end, whole)
 
 
-# Makes another picture of one, uint8 (height, width, 3) both.
+# From a picture to another one, both uint8 (height, width, 3).
 Resize: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]"
 
 
 def _silent(_: float) -> None:
-    """No progress is shown."""
+    """Show no progress."""
 
 
 def _unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -110,24 +111,101 @@ def _unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
-def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
-    """Return what a video is, from its table of packets and one decoded picture.
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A video whose packets are indexed, so that each further use opens it at most once and indexes nothing."""
 
-    A file whose packets carry no usable stamps (AVI with B-frames, raw streams) is decoded once from start to end.
+    info: VideoInfo
+    timeline: Timeline
+    index: VideoIndex
+
+    def announced(self, sampling: Sampling) -> Frames:
+        """Return the frames that `read` would, with their times, but all black and of one pixel; opens nothing.
+
+        Where some can't be decoded, `read` returns fewer. Raises what `read` raises for a sampling.
+        """
+        import numpy as np
+
+        try:
+            selection = select_stamps(self.timeline, sampling)
+        except MediaError as error:
+            raise MediaError(f"{self.info.path}: {error}", error.hint) from None
+        return Frames(
+            images=np.broadcast_to(np.uint8(0), (len(selection.stamps), 1, 1, 3)),
+            times_seconds=tuple(self.timeline.seconds(stamp) for stamp in selection.stamps),
+            info=self.info,
+            sampling=sampling,
+            notes=selection.notes,
+        )
+
+    def read(
+        self,
+        sampling: Sampling,
+        *,
+        limits: Limits | None = None,
+        progress: Callable[[float], None] = _silent,
+        resize: Resize = _unchanged,
+    ) -> Frames:
+        """Return what `read_frames` returns; raises what it raises. Safe in threads."""
+        return _read(self.info.path, sampling, limits, progress, resize, self.index)
+
+    def cut(self, every_seconds: float, sampling: Sampling) -> Windows:
+        """Return the windows that `sampling.windows` cuts the video into; raises what it raises."""
+        return Windows(self, tuple(windows(self.info.duration_seconds, every_seconds, sampling)))
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A video that is cut into windows, each with its own sampling."""
+
+    video: Video
+    parts: tuple[Sampling, ...]
+
+    @property
+    def path(self) -> str:
+        """The video's file."""
+        return self.video.info.path
+
+    def read(self, part: Sampling, *, limits: Limits | None = None, resize: Resize = _unchanged) -> Frames:
+        """Return the frames of a window; the limits count for it alone. Raises what `read_frames` raises."""
+        return self.video.read(part, limits=limits, resize=resize)
+
+
+def inspect(
+    path: str | os.PathLike[str], limits: Limits | None = None, *, progress: Callable[[float], None] = _silent
+) -> Video:
+    """Index a video's packets and decode one picture.
+
+    A file whose packets have no usable stamps (AVI with B-frames, raw streams) is decoded once from start to end.
     Raises MediaError for what can't be shown: no file, a folder, an empty file, no video, no video stream, no
     picture that can be decoded, more than the limits allow.
     """
-    from .reader import open_reading
+    from .reader import open_reader
 
-    with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
-        return _info(os.fspath(path), reading)
+    with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
+        return Video(_info(os.fspath(path), reader), reader.timeline, reader.index)
+
+
+def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
+    """Return what a video is. Raises what `inspect` raises."""
+    return inspect(path, limits).info
 
 
 def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
-    """Raise MediaError for what `probe` refuses. Costs one decoded picture, however long the video is."""
-    from .reader import check
+    """Raise MediaError for what `inspect` refuses. Costs one decoded picture, however long the video is."""
+    from .demux import open_video
+    from .limits import Deadline
+    from .reader import first_geometry
 
-    check(os.fspath(path), limits or Limits())
+    with open_video(os.fspath(path), Deadline(os.fspath(path), limits or Limits())) as video:
+        first_geometry(video)
+
+
+def announced_frames(
+    path: str | os.PathLike[str], sampling: Sampling | None = None, *, limits: Limits | None = None
+) -> Frames:
+    """Return what `Video.announced` returns. Raises what it and `inspect` raise."""
+    return inspect(path, limits).announced(sampling or Sampling())
 
 
 def iter_frames(
@@ -138,20 +216,20 @@ def iter_frames(
     progress: Callable[[float], None] = _silent,
     resize: Resize = _unchanged,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames that `read_frames` returns, one at a time, so that they needn't lie in memory together.
+    """Yield the frames that `read_frames` returns one at a time, so that they are not all in memory together.
 
-    What `resize` makes of a frame is handed on in its place, and the frame is let go before the next one is decoded.
+    If there is a `resize`, what it returns is yielded, and the decoded frame is released before the next is decoded.
     Raises what `read_frames` raises, where it happens.
     """
     import numpy as np
 
-    from .reader import open_reading
+    from .reader import open_reader
 
-    with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
-        for shot in reading.shots(sampling or Sampling(), hold_all=False):
-            frame = Frame(np.ascontiguousarray(resize(shot.image)), reading.timeline.seconds(shot.stamp))
-            del shot
-            with reading.clock.paused():
+    with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
+        for decoded in reader.frames(sampling or Sampling(), hold_all=False):
+            frame = Frame(np.ascontiguousarray(resize(decoded.image)), reader.timeline.seconds(decoded.stamp))
+            del decoded
+            with reader.clock.paused():
                 yield frame
             del frame
 
@@ -164,61 +242,18 @@ def read_frames(
     progress: Callable[[float], None] = _silent,
     resize: Resize = _unchanged,
 ) -> Frames:
-    """Return the frames that `sampling` (by default `Sampling()`) takes from a video.
+    """Return the frames that `sampling` (by default `Sampling()`) selects from a video.
 
-    Each is bit for bit the picture that decoding the whole file would give, or what `resize` makes of it, which then
-    is all that is kept. Broken packets are skipped, and the nearest good frame takes the place of one that is lost; a
-    note says so. (Damage that the decoder doesn't complain about can't be seen here either, and may look different
-    from one run to the next.) Where a video changes its size, all frames are scaled to that of the first one taken.
+    Each is bit for bit the picture that decoding the whole file would give. With a `resize`, only what it makes of
+    each picture is kept. Broken packets are skipped, the nearest good frame replaces a lost one, and a note says so.
+    (Damage that the decoder does not report can't be detected, and may look different from one run to the next.)
+    Where a video changes its size, all frames are scaled to that of the first one.
 
-    `progress` is called with the share that is done, 0 to 1, from time to time. Raises MediaError for what `probe`
-    refuses, and when the video has nothing at `start_seconds`, or the frames would need more than the limits allow.
+    `progress` is called from time to time with the finished share, 0 to 1. Raises MediaError for what `inspect`
+    refuses, when the video has nothing at `start_seconds`, and when the frames would need more than the limits allow.
+    What is no video is refused at once, before anything is decoded: no separate check is needed.
     """
-    from .reader import open_reading
-
-    with open_reading(os.fspath(path), limits or Limits(), progress) as reading:
-        return _taken(os.fspath(path), reading, sampling or Sampling(), resize)
-
-
-def announced_frames(
-    path: str | os.PathLike[str], sampling: Sampling | None = None, *, limits: Limits | None = None
-) -> Frames:
-    """Return the frames that `read_frames` would, with their times, but all black and of one pixel: none is decoded.
-
-    Where some can't be decoded, `read_frames` may return fewer. Raises what it raises for a sampling.
-    """
-    import numpy as np
-
-    from .reader import open_reading
-
-    with open_reading(os.fspath(path), limits or Limits(), _silent) as reading:
-        choice = reading.choice(sampling or Sampling())
-        return Frames(
-            images=np.broadcast_to(np.uint8(0), (len(choice.stamps), 1, 1, 3)),
-            times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in choice.stamps),
-            info=_info(os.fspath(path), reading),
-            sampling=sampling or Sampling(),
-            notes=choice.notes,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """A video that was surveyed once and cut into windows, each with a sampling of its own."""
-
-    path: str
-    parts: tuple[Sampling, ...]
-    survey: Survey
-
-    def read(self, part: Sampling, *, limits: Limits | None = None, resize: Resize = _unchanged) -> Frames:
-        """Return the frames of a window; the limits count for it alone. Safe in threads.
-
-        Raises what `read_frames` raises.
-        """
-        from .reader import open_reading
-
-        with open_reading(self.path, limits or Limits(), _silent, self.survey) as reading:
-            return _taken(self.path, reading, part, resize)
+    return _read(os.fspath(path), sampling or Sampling(), limits, progress, resize)
 
 
 def cut(
@@ -229,13 +264,8 @@ def cut(
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
 ) -> Windows:
-    """Return the windows that `sampling.windows` cuts a video into. Raises what `probe` and `windows` raise."""
-    from .reader import open_reading
-
-    name = os.fspath(path)
-    with open_reading(name, limits or Limits(), progress) as reading:
-        parts = windows(reading.timeline.duration_seconds, every_seconds, sampling or Sampling())
-        return Windows(name, tuple(parts), reading.survey)
+    """Return what `Video.cut` returns. Raises what `inspect` and `sampling.windows` raise."""
+    return inspect(path, limits, progress=progress).cut(every_seconds, sampling or Sampling())
 
 
 def read_windows(
@@ -248,7 +278,7 @@ def read_windows(
 ) -> Iterator[tuple[float, float, Frames]]:
     """Yield `[start_seconds, end_seconds)` and the frames of each window that `cut` makes.
 
-    The file is surveyed once; the limits count for each window. Raises what `read_frames` raises.
+    The file is indexed once; the limits count for each window. Raises what `read_frames` raises.
     """
     whole = cut(path, every_seconds, sampling, limits=limits)
     for part in whole.parts:
@@ -256,31 +286,41 @@ def read_windows(
         yield part.start_seconds, part.end_seconds, whole.read(part, limits=limits, resize=resize)
 
 
-def _taken(path: str, reading: Reading, sampling: Sampling, resize: Resize) -> Frames:
+def _read(
+    path: str,
+    sampling: Sampling,
+    limits: Limits | None,
+    progress: Callable[[float], None],
+    resize: Resize,
+    index: VideoIndex | None = None,
+) -> Frames:
     import numpy as np
 
-    images: NDArray[np.uint8] | None = None
-    stamps: list[int] = []
-    for shot in reading.shots(sampling, hold_all=resize is _unchanged):
-        image = resize(shot.image)
-        if images is None or reading.began_anew:
-            images, stamps, reading.began_anew = np.empty((reading.count, *image.shape), np.uint8), [], False
-        images[len(stamps)] = image
-        stamps.append(shot.stamp)
-        del shot, image
-    assert images is not None, "a sampling takes at least one frame"
-    return Frames(
-        images=images[: len(stamps)],
-        times_seconds=tuple(reading.timeline.seconds(stamp) for stamp in stamps),
-        info=_info(path, reading),
-        sampling=sampling,
-        notes=tuple(reading.notes()),
-    )
+    from .reader import open_reader
+
+    with open_reader(path, limits or Limits(), progress, index) as reader:
+        images: NDArray[np.uint8] | None = None
+        stamps: list[int] = []
+        for decoded in reader.frames(sampling, hold_all=resize is _unchanged):
+            image = resize(decoded.image)
+            if images is None or reader.restarted:
+                images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False
+            images[len(stamps)] = image
+            stamps.append(decoded.stamp)
+            del decoded, image
+        assert images is not None, "a sampling selects at least one frame"
+        return Frames(
+            images=images[: len(stamps)],
+            times_seconds=tuple(reader.timeline.seconds(stamp) for stamp in stamps),
+            info=_info(path, reader),
+            sampling=sampling,
+            notes=tuple(reader.notes()),
+        )
 
 
-def _info(path: str, reading: Reading) -> VideoInfo:
-    timeline, look = reading.timeline, reading.look
-    height, width, _ = look.shape
+def _info(path: str, reader: VideoReader) -> VideoInfo:
+    timeline, geometry = reader.timeline, reader.geometry
+    height, width, _ = geometry.shape
     count = len(timeline.stamps)
     return VideoInfo(
         path=path,
@@ -288,6 +328,6 @@ def _info(path: str, reading: Reading) -> VideoInfo:
         width=width,
         height=height,
         average_fps=(count - 1) / timeline.seconds(timeline.stamps[-1]) if count > 1 else None,
-        codec=reading.codec,
-        rotation_degrees=look.orientation.clockwise_degrees,
+        codec=reader.codec,
+        rotation_degrees=geometry.orientation.clockwise_degrees,
     )

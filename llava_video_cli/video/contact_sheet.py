@@ -1,4 +1,4 @@
-"""Contact sheets: the frames of a sampling at a glance, each with its time."""
+"""Contact sheets: the frames of a sampling in one picture, each with its time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ _MIN_CELL = 48  # pixels; narrower pictures have no room for their times
 def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int = 1280) -> Image:
     """Return the frames as a grid, in reading order, with the time of each printed below it.
 
-    The sheet is `width_pixels` wide, and as high as it has to be. `columns=None` takes
-    the number that makes the sheet about as wide as a screen. Raises UsageError for fewer than one column, or a
-    sheet too narrow for its columns.
+    The sheet is `width_pixels` wide and as high as needed. `columns=None` chooses the number that brings the sheet's
+    shape nearest to a screen's. Raises UsageError for fewer than one column, or a sheet too narrow for its columns.
     """
     return sheet_of(frames.images, frames.times_seconds, columns, width_pixels)
 
@@ -33,7 +32,7 @@ def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int 
 def sheet_of(
     images: NDArray[np.uint8], times_seconds: tuple[float, ...], columns: int | None = None, width_pixels: int = 1280
 ) -> Image:
-    """Return the sheet of `images`, uint8 (frames, height, width, 3); the rest is as with `contact_sheet`."""
+    """Do the same for `images`, uint8 (frames, height, width, 3)."""
     from PIL import Image, ImageDraw, ImageFont
 
     count, height, width, _ = images.shape
@@ -68,7 +67,7 @@ def sheet_of(
 
 
 def time_labels(times_seconds: tuple[float, ...]) -> list[str]:
-    """Return `M:SS.ss` (`H:MM:SS.ss` from an hour on) for each time, with no more digits than tell them apart."""
+    """Return `M:SS.ss` (`H:MM:SS.ss` from an hour on) for each time, with enough digits to tell them apart."""
     for digits in (1, 2, 3):
         labels = [_clock(seconds, digits, long=max(times_seconds) >= 3600) for seconds in times_seconds]
         if len(set(labels)) == len(set(times_seconds)):
@@ -85,7 +84,7 @@ def _clock(seconds: float, digits: int, *, long: bool) -> str:
 
 
 def _columns(count: int, aspect: float) -> int:
-    """Return the number of columns whose sheet comes nearest to the wanted shape, with few empty places."""
+    """Return the number of columns that brings the sheet nearest to the wanted shape, with few empty cells."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)

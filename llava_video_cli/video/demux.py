@@ -1,4 +1,4 @@
-"""Opening a video file without FFmpeg reaching for any other file, and what its packets tell, none of them decoded."""
+"""Open a video file so that FFmpeg can reach no other file, and index its packets without decoding them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import MediaError
+from .files import check_file
 from .limits import Deadline
-from .media_file import check_file
 from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
 
@@ -36,16 +36,16 @@ FORMATS = (
     "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
 )
 MAX_READ_ERRORS = 100
-_DEADLINE_PACKETS = 8  # after so many the time is looked at: for each it costs as much as the packet
-# Here stamps give the order of decoding, which is that of showing only without B-frames.
+_DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
+# Their stamps give the order of decoding, which is the order of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
-MAX_REORDER = 64  # frames; codecs allow 16: more is a clock that starts anew in the middle of a file
-_COMPARED = 64  # samples of a table that are held against FFmpeg's index
+MAX_REORDER = 64  # frames; codecs allow 16; more means that the clock restarts within the file
+_COMPARED = 64  # samples of the header's table that are compared with FFmpeg's index
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """An open video file, and the stream of it that is meant to be watched."""
+class OpenVideo:
+    """An open video file and its main video stream."""
 
     path: str
     container: InputContainer
@@ -64,16 +64,16 @@ class Source:
 
     @property
     def pixels(self) -> int:
-        """The size of a picture, as the header tells it."""
+        """The number of pixels of a picture, as the header says."""
         return self.context.width * self.context.height
 
 
 @contextmanager
-def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
+def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
     """Open a video file for the `with` block.
 
-    The best video stream is taken; cover art is none. Raises MediaError for what is no readable video file, also
-    where FFmpeg finds that out inside the block.
+    The best video stream is used, never cover art. Raises MediaError for what is no readable video file, also where
+    FFmpeg finds that out inside the block.
     """
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
@@ -93,38 +93,38 @@ def open_video(path: str, deadline: Deadline) -> Iterator[Source]:
             raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
         context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
-            yield Source(path, container, stream, deadline)
+            yield OpenVideo(path, container, stream, deadline)
         except av.error.FFmpegError as error:
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
 
 
-def read_packets(source: Source, broken: list[str]) -> Iterator[Packet[VideoStream]]:
-    """Yield the stream's packets to the last, then the empty one that flushes the decoder.
+def demux_all(video: OpenVideo, broken: list[str]) -> Iterator[Packet[VideoStream]]:
+    """Yield all of the stream's packets, then the empty one that flushes the decoder.
 
-    An error of the container is appended to `broken`, and reading goes on behind it; after `MAX_READ_ERRORS` the
-    file counts as ended.
+    An error of the container is appended to `broken`, and reading goes on after it. After `MAX_READ_ERRORS` errors
+    reading ends.
     """
     while len(broken) < MAX_READ_ERRORS:
         try:
-            yield from demux(source)
+            yield from demux(video)
             return
         except av.error.FFmpegError as error:
             broken.append(reason(error))
 
 
-def demux(source: Source) -> Iterator[Packet[VideoStream]]:
-    """Yield the stream's packets from where the container stands, then the empty one, within the deadline."""
+def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets from the current position on, then the empty one; check the deadline meanwhile."""
     try:
-        for number, packet in enumerate(source.container.demux(source.stream)):
+        for number, packet in enumerate(video.container.demux(video.stream)):
             if number % _DEADLINE_PACKETS == 0:
-                source.deadline.left()
+                video.deadline.left()
             yield packet
-    except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: nothing comes behind it
+    except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
         return
 
 
 def reason(error: av.error.FFmpegError) -> str:
-    """Return FFmpeg's bare words for an error."""
+    """Return FFmpeg's own message for an error."""
     return str(error.strerror or error)
 
 
@@ -144,11 +144,11 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
 
 
 @dataclass(frozen=True, eq=False)
-class Packets:
-    """The packets of a stream in decoding order, int64: `stamps[i]` is the presentation stamp of packet i.
+class PacketIndex:
+    """The packets of a stream in decoding order.
 
-    `decoding` has their decoding stamps, `keys` the indices of the keyframes; `timeline` holds the pictures that are
-    shown, without the packets that an edit list hides.
+    `stamps` and `decoding`, int64 (packets,), are their presentation and decoding stamps. `keys`, int64 (keyframes,),
+    are the numbers of the keyframes. `timeline` has the pictures that are shown, without those that an edit list hides.
     """
 
     stamps: NDArray[np.int64]
@@ -161,12 +161,12 @@ class Packets:
         return np.argsort(self.stamps, kind="stable")
 
     def position(self, stamp: int) -> int | None:
-        """Return the packet that has this stamp."""
+        """Return the number of the packet that has this stamp, None if there is none."""
         place = int(np.searchsorted(self.stamps, stamp, sorter=self._order))
         if place == len(self.stamps):
             return None
-        found = int(self._order[place])
-        return found if self.stamps[found] == stamp else None
+        position = int(self._order[place])
+        return position if self.stamps[position] == stamp else None
 
     def entry(self, target: int, position: int) -> int:
         """Return the packet where decoding has to start for the picture `target`, which is packet `position`.
@@ -180,26 +180,26 @@ class Packets:
         return 0
 
 
-def packets_of(source: Source) -> Packets | None:
-    """Return what a file's packets tell, or None where their stamps can't be trusted.
+def packet_index(video: OpenVideo) -> PacketIndex | None:
+    """Return the index of a file's packets, or None where their stamps can't be trusted.
 
-    From the table in the header, where there is one and FFmpeg reads it in the same way; otherwise by reading all
-    packets, which takes 5 microseconds for each and the time to read the file.
+    It is made from the table in the header if there is one and it agrees with FFmpeg's index. Otherwise all packets
+    are read, which takes 5 microseconds for each and the time to read the file.
     """
-    if is_unstamped(source):
+    if is_unstamped(video):
         return None
-    return _from_table(source.path, source.container, source.stream) or _from_packets(source)
+    return _from_header(video.path, video.container, video.stream) or _from_packets(video)
 
 
-def is_unstamped(source: Source) -> bool:
-    """Whether the stamps in a file are those of decoding only."""
-    return source.container.format.name in UNSTAMPED and source.stream.codec_context.has_b_frames
+def is_unstamped(video: OpenVideo) -> bool:
+    """Return whether a file has only decoding stamps."""
+    return video.container.format.name in UNSTAMPED and video.stream.codec_context.has_b_frames
 
 
-def timeline_of(stamps: Stamps, last_duration: int, time_base: Fraction, keyframes: Stamps = ()) -> Timeline:
-    """Return the timeline of pictures shown at `stamps`, which ends with the last one's duration.
+def make_timeline(stamps: Stamps, last_duration: int, time_base: Fraction, keyframes: Stamps = ()) -> Timeline:
+    """Return the timeline of pictures shown at `stamps`; the last one stays for `last_duration`.
 
-    At a constant rate the last picture stays as long as the others do (flv says 1 ms of each).
+    At a constant rate it stays as long as the others, whatever its packet says (in flv, each says 1 ms).
     """
     first, last = int(stamps[0]), int(stamps[-1])
     if len(stamps) > 1 and is_constant(stamps):
@@ -214,7 +214,7 @@ def time_base_of(stream: VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1000)
 
 
-def _from_table(path: str, container: InputContainer, stream: VideoStream) -> Packets | None:
+def _from_header(path: str, container: InputContainer, stream: VideoStream) -> PacketIndex | None:
     if "mp4" not in container.format.name or (table := sample_table(path, stream.id)) is None:
         return None
     index, count = stream.index_entries, len(table.decoding)
@@ -238,20 +238,20 @@ def _from_table(path: str, container: InputContainer, stream: VideoStream) -> Pa
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
-    timeline = timeline_of(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
-    return Packets(stamps, table.decoding + shift, table.keys, timeline)
+    timeline = make_timeline(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
+    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline)
 
 
-def _from_packets(source: Source) -> Packets | None:
-    hidden_vp8 = source.stream.codec_context.codec.canonical_name == "vp8"
-    seen = [
+def _from_packets(video: OpenVideo) -> PacketIndex | None:
+    hidden_vp8 = video.stream.codec_context.codec.canonical_name == "vp8"
+    rows = [
         (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-        for packet in read_packets(source, [])
+        for packet in demux_all(video, [])
         if packet.size and not (hidden_vp8 and _is_alternate_reference(packet))
     ]
-    if not seen or any(stamp is None for stamp, *_ in seen):
+    if not rows or any(stamp is None for stamp, *_ in rows):
         return None
-    stamps, dts, durations, keyframe, hidden = (np.array(column) for column in zip(*seen, strict=True))
+    stamps, dts, durations, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
     stamps = stamps.astype(np.int64)
     decoding = np.array([s if d is None else d for s, d in zip(stamps.tolist(), dts.tolist(), strict=True)], np.int64)
     shown = stamps[~hidden]
@@ -264,8 +264,8 @@ def _from_packets(source: Source) -> Packets | None:
     keys = np.flatnonzero(keyframe)
     keyframes = np.sort(stamps[keyframe & ~hidden])
     last_duration = int(durations[~hidden][order[-1]])
-    timeline = timeline_of(ordered, last_duration, time_base_of(source.stream), keyframes)
-    return Packets(stamps, decoding, keys, timeline)
+    timeline = make_timeline(ordered, last_duration, time_base_of(video.stream), keyframes)
+    return PacketIndex(stamps, decoding, keys, timeline)
 
 
 def _is_alternate_reference(packet: Packet[VideoStream]) -> bool:

@@ -1,4 +1,4 @@
-"""Frames as a small video file that holds these frames and no others, for another program to decode."""
+"""Encode frames as a small video file that holds exactly these frames, for another program to decode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Of all clips of a request: base64 makes a third more of it, and `llvid serve` takes 64 MiB.
+# Of all clips of a request: base64 adds a third, and `llvid serve` accepts 64 MiB.
 MOST_BYTES = 44 * 2**20
 # Quantizers of libx264rgb: 0 is lossless. Measured on four real videos: at 10 a value of 0 to 255 is off by at most 5
 # and by 0.5 on average, at 24 by at most 25 and by 1.8.
@@ -24,10 +24,9 @@ def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes
     """Return an mp4 of frames, uint8 (frames, height, width, 3), RGB.
 
     H.264 in RGB without loss: PyAV, OpenCV, decord and torchcodec decode it to the same bits; a GPU's decoder can't.
-    One frame a second and a count in the header: whoever takes `n` of them, or one a second, takes each once. What
-    gets larger than `most_bytes` loses a little. `with_sound` adds a silent track, for readers that want one.
-
-    Raises `MediaError` for what stays too large.
+    It has one frame per second and their number in the header: a reader that samples `n` frames, or one per second,
+    gets each frame once. A file larger than `most_bytes` is encoded again with some loss. `with_sound` adds a silent
+    track, for readers that need one. Raises `MediaError` for what is still too large then.
     """
     for quantizer in _QUANTIZERS:
         data = _encoded(images, quantizer, with_sound, most_bytes)
@@ -41,7 +40,7 @@ def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes
 
 
 def _encoded(images: NDArray[np.uint8], quantizer: int, with_sound: bool, most_bytes: int) -> bytes | None:
-    """Return the file, or None as soon as it gets too large."""
+    """Return the file, or None as soon as it is too large."""
     import av
 
     target = io.BytesIO()

@@ -1,33 +1,38 @@
-"""The files that a run is asked to go through."""
+"""Video files: list those that a run is asked for, and check one before a decoder opens it."""
 
 from __future__ import annotations
 
 import mimetypes
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol
 
-from ..errors import MediaError
+from ..errors import MediaError, nearest
 
-# What the table of the system may lack, or call something else: .ts is a language too.
-_MORE = {
+# Endings that the system's table may lack, or give to something else (.ts is a language too).
+_VIDEO_ENDINGS = {
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv",
     ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
 }  # fmt: skip
+_LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
+_SIMILARITY = 0.75  # names of videos share their ending at least
 
 
 class Status(Protocol):
-    """What tells that a file is as it was; `os.stat_result` has it."""
+    """What shows whether a file has changed; `os.stat_result` has it."""
 
     @property
     def st_size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
 
     @property
     def st_mtime_ns(self) -> int:
-        """When it was changed."""
+        """When it was last changed, in nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,20 @@ class Found:
 
 
 def find(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Found | MediaError]:
-    """Yield the files that `paths` name, each once, and of folders the videos in them, sorted by name.
+    """Yield each file that `paths` name, and the videos in each folder that they name, sorted by name; each file once.
 
-    A folder's files are videos by their ending; sound files are taken as well, which often are videos, hidden ones are
-    not. A file that is named itself is taken whatever it is. What can't be found is yielded as an error.
+    In a folder, files count as videos by their ending. Sound files are included, as they often are videos; hidden
+    files are not. A file that is named itself is always included. What can't be opened is yielded as an error.
     """
     seen: set[str] = set()
     for path in paths:
-        for found in _named(path, recursive):
-            if isinstance(found, Found):
-                whole = os.path.abspath(found.path)  # noqa: PTH100
+        for file in _named(path, recursive):
+            if isinstance(file, Found):
+                whole = os.path.abspath(file.path)  # noqa: PTH100
                 if whole in seen:
                     continue
                 seen.add(whole)
-            yield found
+            yield file
 
 
 def _named(path: str, recursive: bool) -> Iterator[Found | MediaError]:
@@ -94,6 +99,45 @@ def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaEr
 
 @cache
 def may_be_video(suffix: str) -> bool:
-    """Whether files of that ending, in small letters, are videos or sound."""
+    """Return whether files with that ending, in small letters, are videos or sound."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
-    return suffix in _MORE or kind.startswith(("video/", "audio/"))
+    return suffix in _VIDEO_ENDINGS or kind.startswith(("video/", "audio/"))
+
+
+def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles"]) -> None:
+    """Raise MediaError unless `path` is a regular file that is readable and not empty.
+
+    Pipes and devices are refused: reading one could wait for ever.
+    """
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        raise MediaError(f"{path}: no such file", _hint(path)) from None
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise MediaError(f"{path}: can't be opened: {words}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{path}: a folder, not a {wanted}", "name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise MediaError(f"{path}: the file is empty")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"{path}: can't be opened: Permission denied")
+
+
+def _hint(path: str) -> str | None:
+    """Return a hint for a path that does not exist."""
+    if "://" in path:
+        return "only files are read: download it first"
+    if path == "-":
+        return "a video can't come from stdin: name a file"
+    if path.endswith("?"):
+        return "the video comes first, then the questions"
+    folder = Path(path).parent
+    try:
+        return nearest(
+            Path(path).name, (entry.name for entry in islice(folder.iterdir(), _LISTED_NAMES)), least=_SIMILARITY
+        )
+    except OSError:
+        return None

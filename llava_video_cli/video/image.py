@@ -1,4 +1,4 @@
-"""Still pictures: reading them upright as RGB, and telling them from videos."""
+"""Still pictures: read them upright as RGB, and tell them from videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import MediaError
-from .media_file import check_file
+from .files import check_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,8 @@ class Picture:
 def is_picture(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a still picture by its content, whatever its name ends in.
 
-    An animation (GIF, WebP, PNG of several frames) is a video where the video reader can decode it; where it
-    can't, its first frame is the picture. False for what can't be opened: `probe` then says why.
+    An animation (GIF, WebP, PNG of several frames) is a video if the video reader can decode it; otherwise its first
+    frame is the picture. False for what can't be opened: reading it as a video then says why.
     """
     from PIL import Image
 
@@ -68,11 +68,11 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def read_image(path: str | os.PathLike[str], most_pixels: int | None = None) -> Picture:
-    """Return a picture as it is meant to be seen.
+    """Return a picture as it should be shown.
 
-    EXIF rotation and mirroring are applied, palettes and CMYK converted, 16 bits reduced to 8, transparent parts put
-    on white. Raises MediaError for what is no picture, is cut off, or has more pixels than `most_pixels`, or than PIL's
-    limit for decompression bombs (about 179 million).
+    EXIF rotation and mirroring are applied, palettes and CMYK are converted, 16 bits are reduced to 8, transparent
+    parts get a white background. Raises MediaError for what is no picture, is cut off, or has more pixels than
+    `most_pixels` or than PIL's limit for decompression bombs (about 179 million).
     """
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError

@@ -1,4 +1,4 @@
-"""How far a reader goes with a file that may have been made to waste its time."""
+"""What a reader may spend on a file, which may have been made to waste its time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..system.machine import usable_cores
 
 @dataclass(frozen=True)
 class Limits:
-    """What one video may cost. None sets no limit.
+    """What reading one video may cost. None means no limit.
 
-    `pixels` is of one picture (twice that of 8K), `bytes` of all the frames that lie in memory at a time, `seconds` of
-    reading and decoding. `cores` is for decoding: 1 is best where several videos are read at the same time.
+    `seconds` of reading and decoding; `pixels` of one picture (by default twice as many as 8K); `bytes` of all the
+    frames in memory at the same time; `cores` for decoding (1 is best where several videos are read together).
     """
 
     seconds: float | None = 900.0
@@ -27,18 +27,18 @@ class Limits:
 
     @property
     def pixels_of_buffers(self) -> int:
-        """Return what FFmpeg is told, also for a size that changes on the way: it counts the margins of its buffers."""
+        """Return the limit for FFmpeg, which counts its buffers' margins, and checks sizes that change later, too."""
         return self.pixels + self.pixels // 4 + 2**16
 
 
 def cores(limits: Limits) -> int:
-    """Return the number of cores to decode on: those that this process may use, within the limits."""
+    """Return the number of cores to decode on: all that this process may use, within the limits."""
     usable = usable_cores()
     return max(1, min(usable, limits.cores or usable))
 
 
 class Clock:
-    """The seconds since a reader began, but for those that its caller took between two frames."""
+    """The seconds since a reader started, without the time that its caller spends between two frames."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -46,7 +46,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """What has passed."""
+        """The seconds so far."""
         paused_at = self._paused_at  # read once: other threads ask too
         return (time.monotonic() if paused_at is None else paused_at) - self._started
 
@@ -63,7 +63,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment at which a reader gives a file up."""
+    """The moment at which a reader gives up."""
 
     path: str
     limits: Limits
@@ -71,7 +71,7 @@ class Deadline:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def left(self) -> float | None:
-        """Return the seconds that are left, None for any number. Raises MediaError when there are none."""
+        """Return the seconds that are left, None without a limit. Raises MediaError when none are left."""
         if self.stopped.is_set():
             raise MediaError(f"{self.path}: reading was stopped")
         if self.limits.seconds is None:
@@ -83,6 +83,6 @@ class Deadline:
             )
         return left
 
-    def helper(self) -> Deadline:
-        """Return the same moment for a thread that may be stopped by itself, with `stopped.set()`."""
+    def for_thread(self) -> Deadline:
+        """Return the same deadline for a worker thread, which can be stopped alone, with `stopped.set()`."""
         return replace(self, stopped=threading.Event())

@@ -1,7 +1,7 @@
-"""The boxes and the sample tables of an mp4 or mov file: when each picture is shown, without reading a single one.
+"""Read the sample tables of an mp4 or mov file: when each picture is shown, without reading the pictures.
 
-ISO/IEC 14496-12, sections 8.6 (times) and 8.16 (fragments). FFmpeg keeps the decoding stamps in its index, but not how
-far each picture's time on screen lies behind.
+ISO/IEC 14496-12, sections 8.6 (times) and 8.16 (fragments). FFmpeg's index has the decoding stamps, but
+not the presentation stamps.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAX_BOXES = 1000  # side by side; a file of nothing but headers would keep the reader busy
-_MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tables; more is left to FFmpeg
-_BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # what reading a broken header raises
+_MAX_BOXES = 1000  # side by side: a file made of box headers only would keep the reader busy
+_MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tables; FFmpeg reads what has more
+_BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # raised by reading a broken header
 _Span = tuple[int, int]  # where a box's content begins and ends in the file
 _Boxes = dict[str, list[_Span]]
 
@@ -28,7 +28,7 @@ _Boxes = dict[str, list[_Span]]
 class SampleTable:
     """The samples of a track in decoding order, int64 in ticks of the track.
 
-    `keys` are the numbers of those that decoding can start at. What an edit list shifts all of them by is not in it.
+    `keys` are the numbers of those that decoding can start at. An edit list's shift of the whole track is not applied.
     """
 
     decoding: NDArray[np.int64]
@@ -38,9 +38,9 @@ class SampleTable:
 
 
 def sample_table(path: str, track_id: int) -> SampleTable | None:
-    """Read a track's table; None where there is none, or one that does not tell all.
+    """Return a track's table, or None where there is none or where it is not the whole truth.
 
-    The latter are fragmented files, edit lists that cut, and samples without a length.
+    It is not in fragmented files, with edit lists that cut, and with samples that have no duration.
     """
     try:
         with Path(path).open("rb") as file:
@@ -75,7 +75,7 @@ def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
 
 
 def _boxes(file: BinaryIO, span: _Span) -> _Boxes:
-    """Return the boxes that stand side by side in a span, by their type. Raises ValueError for broken ones."""
+    """Return the boxes of a span by their type, without those inside them. Raises ValueError for broken ones."""
     found: _Boxes = {}
     at, end = span
     for _ in range(_MAX_BOXES):
@@ -111,7 +111,7 @@ def _entries(file: BinaryIO, span: _Span, columns: int) -> NDArray[np.int64]:
 
 
 def _repeated(file: BinaryIO, span: _Span) -> NDArray[np.int64]:
-    """The values of a run-length coded table (stts, ctts), one for each sample."""
+    """Return the values of a run-length coded table (stts, ctts), one for each sample."""
     counts, values = _entries(file, span, 2).T
     if (counts < 0).any() or counts.sum() > _MAX_SAMPLES:
         raise ValueError(f"{counts.sum()} samples")
@@ -119,7 +119,7 @@ def _repeated(file: BinaryIO, span: _Span) -> NDArray[np.int64]:
 
 
 def _only_shifts(file: BinaryIO, span: _Span, shown: tuple[int, int], ticks: Fraction) -> bool:
-    """Whether an edit list hides no picture: it is one edit of the whole track, after an empty one or alone.
+    """Return whether an edit list hides no picture: one edit of the whole track, alone or after an empty one.
 
     `shown` are the first and the last picture's times.
     """

@@ -1,4 +1,4 @@
-"""How a video's pictures are shown: their size, and how they are turned and mirrored."""
+"""The geometry of a video's pictures: their size, and how they are rotated and mirrored to be shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a decoded picture is turned and mirrored to be shown: transposed first, flipped after."""
+    """How a decoded picture is rotated and mirrored to be shown: it is transposed first, then flipped."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -25,38 +25,38 @@ class Orientation:
 
     @property
     def clockwise_degrees(self) -> int:
-        """The turn, of 0, 90, 180 or 270 degrees; a mirror image along the vertical axis comes on top of it."""
+        """The rotation: 0, 90, 180 or 270 degrees. A mirror image has a flip about the vertical axis in addition."""
         if self.transpose:
             return 270 if self.flip_rows else 90
         return 180 if self.flip_rows else 0
 
 
 @dataclass(frozen=True)
-class Look:
-    """How all the pictures of a video are handed on: the stored size in pixels, and how they are turned."""
+class Geometry:
+    """The stored size of a video's pictures in pixels, and their orientation."""
 
     width: int
     height: int
     orientation: Orientation
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> Look:
-        """Return the look of a picture.
+    def of(cls, frame: VideoFrame) -> Geometry:
+        """Return the geometry of a picture.
 
-        Its display matrix (a b u, c d v, x y w) shows a point (p, q) at (a p + c q, b p + d q).
+        Its display matrix (a b u, c d v, x y w) moves a point (p, q) to (a p + c q, b p + d q).
         """
         matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-        turned = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
-        return cls(frame.width, frame.height, turned)
+        orientation = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
+        return cls(frame.width, frame.height, orientation)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of the pixels as shown: (height, width, 3)."""
-        turned = self.orientation.transpose
-        return (self.width, self.height, 3) if turned else (self.height, self.width, 3)
+        transposed = self.orientation.transpose
+        return (self.width, self.height, 3) if transposed else (self.height, self.width, 3)
 
     def fits(self, frame: VideoFrame) -> bool:
-        """Whether a picture has this size already."""
+        """Return whether a picture has this size already."""
         return (frame.width, frame.height) == (self.width, self.height)
 
     def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:

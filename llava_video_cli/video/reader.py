@@ -1,4 +1,4 @@
-"""One video being read: what its packets announce, the pictures that a sampling takes, the safe way if that fails."""
+"""Read one video: its packet index, the frames that a sampling selects, and the safe way where the index is wrong."""
 
 from __future__ import annotations
 
@@ -8,200 +8,202 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..errors import MediaError
-from .decode import OffTrackError, Review, decode_through, first_picture, review
-from .demux import Packets, Source, open_video, packets_of
+from .decode import FullDecode, MismatchError, decode_fully, decode_through, first_picture
+from .demux import OpenVideo, PacketIndex, open_video, packet_index
 from .limits import Clock, Deadline, Limits
-from .orientation import Look
-from .parallel import Developer, Shot, shots
-from .sampling import Choice, Sampling, Timeline, choose
+from .orientation import Geometry
+from .parallel import Converter, DecodedFrame, decode_targets
+from .sampling import Sampling, Selection, Timeline, select_stamps
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was found out about a file, for reading it again: its packets, and its pictures if all were decoded."""
+class VideoIndex:
+    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded."""
 
-    packets: Packets | None
-    seen: Review | None = None
+    packets: PacketIndex | None
+    decoded: FullDecode | None = None
 
 
 @contextmanager
-def open_reading(
-    path: str, limits: Limits, progress: Callable[[float], None], survey: Survey | None = None
-) -> Iterator[Reading]:
+def open_reader(
+    path: str, limits: Limits, progress: Callable[[float], None], index: VideoIndex | None = None
+) -> Iterator[VideoReader]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
-    with open_video(path, Deadline(path, limits)) as source:
-        reading = Reading(source, survey or Survey(packets_of(source)), progress)
+    with open_video(path, Deadline(path, limits)) as video:
+        reader = VideoReader(video, index or VideoIndex(packet_index(video)), progress)
         try:
-            yield reading
+            yield reader
         finally:
-            reading.close()  # before the file: the threads of a reader that left early are still at work on it
+            reader.close()  # before the file: a caller that leaves early has threads at work on it
 
 
-def check(path: str, limits: Limits) -> None:
-    """Decode one picture, however long the video is; raises MediaError where that can't be done."""
-    with open_video(path, Deadline(path, limits)) as source:
-        first_look(source)
+class VideoReader:
+    """An open video.
 
+    `restarted` is set when the frames so far are void and the first one comes again.
 
-class Reading:
-    """An open video. `began_anew` is set when all the shots given so far count no more, and the first one comes again.
-
-    What it does raises MediaError for a video that has no picture that can be decoded, has nothing at the sampling's
-    start, or goes beyond the limits.
+    Its methods raise MediaError for a video that has no picture that can be decoded, has nothing at the sampling's
+    start, or exceeds the limits.
     """
 
-    def __init__(self, source: Source, survey: Survey, progress: Callable[[float], None]) -> None:
-        self._source, self._packets, self._progress = source, survey.packets, progress
-        self._timeline = survey.packets.timeline if survey.packets else None
-        self._developer, self._choice = Developer(), Choice(())
-        self._seen = survey.seen
-        self._shots: Generator[Shot, None, None] | None = None
-        self._taken: list[tuple[int, int]] = []  # each shot's target and stamp
-        self._replaced, self.began_anew = False, False
+    def __init__(self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None]) -> None:
+        self._video, self._packets, self._progress = video, index.packets, progress
+        self._timeline = index.packets.timeline if index.packets else None
+        self._converter, self._selection = Converter(), Selection(())
+        self._decoded = index.decoded
+        self._frames: Generator[DecodedFrame, None, None] | None = None
+        self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
+        self._replaced, self.restarted = False, False
 
     @property
     def timeline(self) -> Timeline:
-        """When the pictures come on screen; found by decoding all of them where the packets don't tell."""
+        """When the pictures are shown. All of them are decoded for it where the packets' stamps can't be trusted."""
         if self._timeline is None:
-            self._timeline = self._review().timeline
+            self._timeline = self._decode_fully().timeline
         return self._timeline
 
     @property
-    def survey(self) -> Survey:
-        """What is known of the file by now."""
-        return Survey(self._packets, self._seen)
+    def index(self) -> VideoIndex:
+        """What the next reading of the file can start from."""
+        return VideoIndex(self._packets, self._decoded)
 
     @property
     def count(self) -> int:
-        """The number of shots that the sampling wants."""
-        return len(self._choice.stamps)
+        """The number of frames that the sampling selects."""
+        return len(self._selection.stamps)
 
     @property
-    def look(self) -> Look:
-        """The size and the orientation of the pictures."""
-        with suppress(OffTrackError):
-            return self._developer.look
-        with self._again() as source:
-            return first_look(source)
+    def geometry(self) -> Geometry:
+        """The size and the orientation of the pictures. Where no frame was read, this takes the decoder for itself."""
+        with suppress(MismatchError):
+            return self._converter.geometry
+        if self._frames is None and (frame := first_picture(self._video)):
+            return Geometry.of(frame)
+        with self._open_again() as video:
+            return first_geometry(video)
 
     @property
     def clock(self) -> Clock:
-        """What the limit of time goes by."""
-        return self._source.deadline.clock
+        """The clock that the time limit is measured by."""
+        return self._video.deadline.clock
 
     @property
     def codec(self) -> str:
         """The codec's usual name."""
-        return self._source.context.codec.canonical_name
+        return self._video.context.codec.canonical_name
 
-    def choice(self, sampling: Sampling) -> Choice:
-        """Return what the sampling takes, as far as the packets tell: frames that are damaged turn up later."""
-        self._choose(sampling)
-        return self._choice
+    def select(self, sampling: Sampling) -> Selection:
+        """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
+        timeline = self.timeline  # its own errors name the file already
+        try:
+            self._selection = select_stamps(timeline, sampling)
+        except MediaError as error:
+            raise MediaError(f"{self._video.path}: {error}", error.hint) from None
+        return self._selection
 
-    def shots(self, sampling: Sampling, *, hold_all: bool) -> Generator[Shot, None, None]:
-        """Return the pictures that the sampling takes; with `hold_all` they may all lie in memory together."""
-        self._shots = self._taken_by(sampling, hold_all)
-        return self._shots
+    def frames(self, sampling: Sampling, *, hold_all: bool) -> Generator[DecodedFrame, None, None]:
+        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time."""
+        self._frames = self._select_and_decode(sampling, hold_all)
+        return self._frames
 
     def close(self) -> None:
-        """End what `shots` has begun."""
-        if self._shots is not None:
-            self._shots.close()
+        """Stop the decoding that `frames` has started."""
+        if self._frames is not None:
+            self._frames.close()
 
-    def _taken_by(self, sampling: Sampling, hold_all: bool) -> Generator[Shot, None, None]:
-        self._choose(sampling)
+    def _select_and_decode(self, sampling: Sampling, hold_all: bool) -> Generator[DecodedFrame, None, None]:
+        self.select(sampling)
         if packets := self._packets:
-            targets = list(dict.fromkeys(self._choice.stamps))
-            with closing(shots(self._source, packets, targets, self._developer, hold_all=hold_all)) as found:
+            targets = list(dict.fromkeys(self._selection.stamps))
+            decoding = decode_targets(self._video, packets, targets, self._converter, hold_all=hold_all)
+            with closing(decoding) as pictures:
                 try:
-                    for shot in self._in_order(found, hold_all):
-                        self._progress(len(self._taken) / self.count)
-                        yield shot
-                        del shot
+                    for frame in self._in_order(pictures, hold_all):
+                        self._progress(len(self._yielded) / self.count)
+                        yield frame
+                        del frame
                     return
-                except OffTrackError:
+                except MismatchError:
                     pass
-        seen = self._review()
-        decoded = seen.timeline
-        if packets is None or _contradicts(seen, packets.timeline):
-            self._timeline = decoded  # the packets don't tell what is shown when
-            self._choose(sampling)
-            self.began_anew = bool(self._taken) and hold_all
+        full = self._decode_fully()
+        if packets is None or _contradicts(full, packets.timeline):
+            self._timeline = full.timeline  # the packets' stamps are wrong
+            self.select(sampling)
+            self.restarted = bool(self._yielded) and hold_all
             if hold_all:
-                self._taken.clear()
-        last = self._taken[-1][0] if self._taken else None
-        targets = [stamp for stamp in dict.fromkeys(self._choice.stamps) if last is None or stamp > last]
-        with self._again() as source:
-            decoding = decode_through(source, decoded.stamps, targets, lambda share: self._progress((1 + share) / 2))
-            yield from self._in_order((self._developer.shot(*found) for found in decoding), hold_all, behind=last)
+                self._yielded.clear()
+        last = self._yielded[-1][0] if self._yielded else None
+        targets = [stamp for stamp in dict.fromkeys(self._selection.stamps) if last is None or stamp > last]
+        with self._open_again() as video:
+            decoded = decode_through(
+                video, full.timeline.stamps, targets, lambda share: self._progress((1 + share) / 2)
+            )
+            yield from self._in_order((self._converter.convert(*each) for each in decoded), hold_all, after=last)
         self._progress(1.0)
 
     def notes(self) -> list[str]:
-        """Return what a user should know about the shots, once all have been given."""
-        notes = list(self._choice.notes)
-        if self._seen and (broken := len(self._seen.broken)):
+        """Return what a user should know about the frames, once all have been yielded."""
+        notes = list(self._selection.notes)
+        if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
-        if lost := len(self._choice.stamps) - len(self._taken):
+        if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
-        if self._developer.resized:
+        if self._converter.resized:
             notes.append("the picture changes its size; all frames are scaled to that of the first")
         return notes
 
-    def _in_order(self, found: Iterable[Shot], hold_all: bool, behind: int | None = None) -> Iterator[Shot]:
-        """Yield a shot for each choice: twice what was chosen twice, once what stands in for several lost ones."""
-        shots = iter(found)
-        for target, times in groupby(stamp for stamp in self._choice.stamps if behind is None or stamp > behind):
-            shot = next(shots)
-            assert shot.target == target, "pictures come in the order of their targets"
-            if not self._taken:
-                self._check_memory(shot, len(self._choice.stamps) if hold_all else 1)
-            self._replaced = self._replaced or shot.stamp != target
-            if self._taken and self._taken[-1][1] == shot.stamp:
+    def _in_order(
+        self, decoded: Iterable[DecodedFrame], hold_all: bool, after: int | None = None
+    ) -> Iterator[DecodedFrame]:
+        """Yield a frame for each selected stamp behind `after`.
+
+        A frame whose stamp is selected twice comes twice; one that replaces several lost frames comes once.
+        """
+        frames = iter(decoded)
+        for target, times in groupby(stamp for stamp in self._selection.stamps if after is None or stamp > after):
+            frame = next(frames)
+            assert frame.target == target, "pictures come in the order of their targets"
+            if not self._yielded:
+                self._check_memory(frame, len(self._selection.stamps) if hold_all else 1)
+            self._replaced = self._replaced or frame.stamp != target
+            if self._yielded and self._yielded[-1][1] == frame.stamp:
                 continue
             for _ in times:
-                self._taken.append((target, shot.stamp))
-                yield shot
-            del shot
+                self._yielded.append((target, frame.stamp))
+                yield frame
+            del frame
 
-    def _choose(self, sampling: Sampling) -> None:
-        timeline = self.timeline  # whose own errors name the file already
-        try:
-            self._choice = choose(timeline, sampling)
-        except MediaError as error:
-            raise MediaError(f"{self._source.path}: {error}", error.hint) from None
-
-    def _check_memory(self, shot: Shot, count: int) -> None:
-        height, width, _ = shot.image.shape
-        size, most = count * shot.image.nbytes, self._source.deadline.limits.bytes
+    def _check_memory(self, frame: DecodedFrame, count: int) -> None:
+        height, width, _ = frame.image.shape
+        size, most = count * frame.image.nbytes, self._video.deadline.limits.bytes
         if size > most:
             raise MediaError(
-                f"{self._source.path}: {count} frames of {width}x{height} need {size / 2**30:.0f} GiB of memory,"
+                f"{self._video.path}: {count} frames of {width}x{height} need {size / 2**30:.0f} GiB of memory,"
                 f" more than {most / 2**30:.0f}",
                 hint="ask for fewer frames",
             )
 
-    def _review(self) -> Review:
-        if self._seen is None:
-            with self._again() as source:
-                self._seen = review(source, lambda share: self._progress(share / 2))
-        return self._seen
+    def _decode_fully(self) -> FullDecode:
+        if self._decoded is None:
+            with self._open_again() as video:
+                self._decoded = decode_fully(video, lambda share: self._progress(share / 2))
+        return self._decoded
 
-    def _again(self) -> AbstractContextManager[Source]:
-        return open_video(self._source.path, self._source.deadline)
+    def _open_again(self) -> AbstractContextManager[OpenVideo]:
+        return open_video(self._video.path, self._video.deadline)
 
 
-def first_look(source: Source) -> Look:
-    """Return the look of the first picture that can be decoded. Raises MediaError if there is none."""
-    frame = first_picture(source)
+def first_geometry(video: OpenVideo) -> Geometry:
+    """Return the geometry of the first picture that can be decoded. Raises MediaError if there is none."""
+    frame = first_picture(video)
     if frame is None:
-        raise MediaError(f"{source.path}: no picture can be decoded")
-    return Look.of(frame)
+        raise MediaError(f"{video.path}: no picture can be decoded")
+    return Geometry.of(frame)
 
 
-def _contradicts(seen: Review, announced: Timeline) -> bool:
-    """Whether the pictures that were decoded are others than those announced, lost ones aside."""
-    decoded = seen.timeline.stamps
-    lost = set(announced.stamps) - set(decoded)
-    return len(lost) + len(decoded) > len(announced.stamps) or (bool(lost) and not seen.broken)
+def _contradicts(full: FullDecode, indexed: Timeline) -> bool:
+    """Return whether the decoded pictures are others than those in the packet index, apart from lost ones."""
+    decoded = full.timeline.stamps
+    lost = set(indexed.stamps) - set(decoded)
+    return len(lost) + len(decoded) > len(indexed.stamps) or (bool(lost) and not full.broken)

@@ -1,4 +1,4 @@
-"""Which moments of a video to look at: arithmetic on presentation stamps, without a file."""
+"""Select frames of a video: arithmetic on presentation stamps, without a file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Mode = Literal["uniform", "endpoints", "keyframes"]
 
 # More frames than any model's context holds (a frame is 144 tokens); an `fps` that asks for more is a slip.
 MAX_FRAMES = 4096
-MAX_WINDOWS = 100_000  # of one video: a window a second of a day is fewer
-_REST = 0.1  # of a window, at the end of a video, that is not worth one of its own
+MAX_WINDOWS = 100_000  # of one video: one per second of a whole day is fewer
+_REST = 0.1  # of a window: a shorter rest at the end of a video belongs to the window before it
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many frames to take from a video, from which part of it, and by which rule.
+    """How many frames to select from a video, from which part of it, and by which rule.
 
     The part is `[start_seconds, end_seconds)`, counted from the first picture on screen; `end_seconds=None`,
     or a time past the end, means the end of the video. With `n` frames:
 
     - `uniform`: frame i is the one on screen at `start + i * (end - start) / n`; on a clip of constant rate
       with `total` frames that is frame `i * total // n`, as transformers takes it.
-    - `endpoints`: frame `i * (total - 1) // (n - 1)`, so first and last are in (LLaVA-NeXT's own demo).
+    - `endpoints`: frame `i * (total - 1) // (n - 1)`, first and last included (as in LLaVA-NeXT's own demo).
     - `keyframes`: the times of `uniform`, each moved to the keyframe at or before it; each keyframe once.
 
     `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
@@ -131,18 +131,18 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The stamps of the frames to take, in order of time, and what a user should know about them.
+class Selection:
+    """The stamps of the selected frames, in order of time, and notes for the user.
 
-    A stamp stands twice where a picture stays on screen for two of the moments.
+    A stamp occurs twice where its picture is on screen at two of the moments.
     """
 
     stamps: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
 
-def choose(timeline: Timeline, sampling: Sampling) -> Choice:
-    """Return the stamps of the frames that `sampling` means.
+def select_stamps(timeline: Timeline, sampling: Sampling) -> Selection:
+    """Return the stamps of the frames that `sampling` selects.
 
     Raises MediaError when the start lies behind the last picture, or when `fps` asks for too many frames.
     """
@@ -182,13 +182,13 @@ def choose(timeline: Timeline, sampling: Sampling) -> Choice:
     stamps = [int(timeline.stamps[index]) for index in chosen]
     if sampling.mode == "keyframes":
         return _at_keyframes(timeline, stamps)
-    return Choice(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
+    return Selection(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
 
 
 def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -> list[Sampling]:
-    """Return the sampling of each window of `every_seconds` that a video's part `[start, end)` is cut into.
+    """Cut a video's part `[start, end)` into windows of `every_seconds`, and return the sampling of each.
 
-    A rest shorter than a tenth of a window belongs to the last one. Raises UsageError for windows that make no sense.
+    A rest shorter than a tenth of a window belongs to the last one. Raises UsageError for an impossible number or size.
     """
     if not _is_number(every_seconds) or every_seconds <= 0:
         raise UsageError(f"a window must be a number of seconds above 0, got {every_seconds!r}")
@@ -203,12 +203,12 @@ def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -
 
 
 def longest(every_seconds: float) -> float:
-    """Return how long the longest window of `every_seconds` can be: it may have a rest that is no window of its own."""
+    """Return the seconds of the longest window of `every_seconds`: the last one may have a rest added."""
     return (1 + _REST) * every_seconds
 
 
 def is_constant(stamps: Stamps) -> bool:
-    """Return whether the stamps lie on one line but for rounding, to one tick and a quarter of a step."""
+    """Return whether the rate is constant: each stamp is off a line by less than a tick and a quarter of a step."""
     import numpy as np
 
     last = len(stamps) - 1
@@ -253,7 +253,7 @@ def _position(timeline: Timeline, moment: Fraction) -> Fraction:
     return index + (moment - int(stamps[index])) / (int(after) - int(stamps[index]))
 
 
-def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Choice:
+def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Selection:
     keys = sorted(
         {int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)}
     )  # the first's own keyframe may be hidden
@@ -261,7 +261,7 @@ def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Choice:
     notes = ["frames taken at keyframes, which may lie before the moments asked for"]
     if len(snapped) < len(stamps):
         notes.append(f"only {_plural(len(snapped), 'keyframe')} for {len(stamps)} moments: each used once")
-    return Choice(tuple(snapped), tuple(notes))
+    return Selection(tuple(snapped), tuple(notes))
 
 
 def _notes(sampling: Sampling, here: range, chosen: list[int], count: int) -> list[str]:

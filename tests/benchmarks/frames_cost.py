@@ -4,13 +4,13 @@
     python tests/benchmarks/frames_cost.py memory /tmp/videos/h264_2160p_60s.mp4
     python tests/benchmarks/frames_cost.py together /tmp/videos/h264_1080p_60s_gop60.mp4
     python tests/benchmarks/frames_cost.py floor /tmp/videos/h264_480p_2h.mp4
-    python tests/benchmarks/frames_cost.py survey /tmp/videos/*.mkv
+    python tests/benchmarks/frames_cost.py index /tmp/videos/*.mkv
 
 `stages`: seconds of each step on one core, for 32 frames. `memory`: MB of the peak above the idle process, of 32 frames
 that are resized as they come, by the reader or by its caller, and of 32 that are held. `together`: two videos one after
 the other against two at a time, each on one core: in two threads, and in two processes, which share nothing. `floor`: 8
 frames, exact and at keyframes, these also with the header read before, against the least that PyAV needs for 8
-keyframes: to open the file, to seek to eight moments, to decode a picture at each. `survey`: what it costs to know all
+keyframes: to open the file, to seek to eight moments, to decode a picture at each. `index`: what it costs to know all
 stamps. The last line is one JSON document.
 """
 
@@ -36,11 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import peak_memory
 
 from llava_video_cli.video import cut, iter_frames, read_frames
-from llava_video_cli.video.decode import decode_run, use_threads
-from llava_video_cli.video.demux import open_video, packets_of
+from llava_video_cli.video.decode import decode_range, use_threads
+from llava_video_cli.video.demux import open_video, packet_index
 from llava_video_cli.video.limits import Deadline, Limits
-from llava_video_cli.video.parallel import Developer, plan
-from llava_video_cli.video.sampling import Sampling, choose
+from llava_video_cli.video.parallel import Converter, plan_ranges
+from llava_video_cli.video.sampling import Sampling, select_stamps
 
 FRAMES, SIDE, RUNS = 32, 336, 5
 RUNS_TOGETHER = 11
@@ -49,34 +49,30 @@ RUNS_TOGETHER = 11
 def stages(path: str) -> dict[str, float | int]:
     """Seconds of each step on one core."""
     times = [time.perf_counter()]
-    with open_video(path, Deadline(path, Limits())) as source:
+    with open_video(path, Deadline(path, Limits())) as video:
         times.append(time.perf_counter())
-        packets = packets_of(source)
-        assert packets is not None, "a file with usable stamps"
+        index = packet_index(video)
+        assert index is not None, "a file with usable stamps"
         times.append(time.perf_counter())
-        runs = plan(packets, list(dict.fromkeys(choose(packets.timeline, Sampling(frames=FRAMES)).stamps)))
-        use_threads(source.context, 1)
-        pictures = [found for run in runs for found in decode_run(source, packets, run)]
+        stamps = select_stamps(index.timeline, Sampling(frames=FRAMES)).stamps
+        ranges = plan_ranges(index, list(dict.fromkeys(stamps)))
+        use_threads(video.context, 1)
+        pictures = [picture for each in ranges for picture in decode_range(video, index, each)]
         times.append(time.perf_counter())
-        developer = Developer()
-        images = [np.ascontiguousarray(developer.shot(target, target, frame).image) for target, frame in pictures]
+        converter = Converter()
+        images = [np.ascontiguousarray(converter.convert(target, target, frame).image) for target, frame in pictures]
         times.append(time.perf_counter())
         for image in images:
             small(image)
         times.append(time.perf_counter())
     steps = ("open", "index", "decode", "convert", "resize")
-    found = {step: round(after - before, 4) for step, before, after in zip(steps, times, times[1:], strict=False)}
+    seconds = {step: round(after - before, 4) for step, before, after in zip(steps, times, times[1:], strict=False)}
     return {
-        **found,
+        **seconds,
         "demux_all": round(demuxed(path), 4),
-        "packets": len(packets.stamps),
-        "decoded": decoded(runs),
+        "packets": len(index.stamps),
+        "in_ranges": sum(each.length for each in ranges),
     }
-
-
-def decoded(runs: list) -> int:  # type: ignore[type-arg]
-    """The packets that the runs hold."""
-    return sum(run.length for run in runs)
 
 
 def demuxed(path: str) -> float:
@@ -191,23 +187,23 @@ def floor(path: str) -> dict[str, float]:
                 next(container.decode(stream)).to_ndarray(format="rgb24")
 
     skimming = Sampling(frames=8, mode="keyframes")
-    surveyed = cut(path, 1e9, skimming)
+    indexed = cut(path, 1e9, skimming)
     calls: dict[str, Callable[[], object]] = {
         "exact": lambda: read_frames(path, Sampling(frames=8)),
         "keyframes": lambda: read_frames(path, skimming),
-        "keyframes_surveyed": lambda: surveyed.read(surveyed.parts[0]),
+        "keyframes_indexed": lambda: indexed.read(indexed.parts[0]),
         "pyav_open": opened,
         "pyav_keyframes": keyframes,
     }
     return _medians(calls)
 
 
-def survey(path: str) -> dict[str, float]:
+def index(path: str) -> dict[str, float]:
     """Seconds to open a file and to know all its stamps, its packets and its GB (1e9 bytes)."""
 
-    def known() -> None:
-        with open_video(path, Deadline(path, Limits())) as source:
-            packets = packets_of(source)
+    def with_index() -> None:
+        with open_video(path, Deadline(path, Limits())) as video:
+            packets = packet_index(video)
             assert packets is not None, "a file with usable stamps"
             counts.append(len(packets.stamps))
 
@@ -216,7 +212,7 @@ def survey(path: str) -> dict[str, float]:
             pass
 
     counts: list[int] = []
-    found = _medians({"open": opened, "open_and_survey": known})
+    found = _medians({"open": opened, "open_and_index": with_index})
     return found | {"packets": counts[0], "gb": round(Path(path).stat().st_size / 1e9, 3)}
 
 
@@ -238,11 +234,11 @@ def timed(call: Callable[[], object]) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["stages", "memory", "together", "floor", "survey"])
+    parser.add_argument("what", choices=["stages", "memory", "together", "floor", "index"])
     parser.add_argument("files", nargs="+", type=Path)
     options = parser.parse_args()
     modes: dict[str, Callable[[str], dict[str, Any]]] = {
-        "stages": stages, "memory": memory, "together": together, "floor": floor, "survey": survey
+        "stages": stages, "memory": memory, "together": together, "floor": floor, "index": index
     }  # fmt: skip
     measure = modes[options.what]
     results = {path.name: measure(str(path)) for path in options.files}

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/frames_right.py ../shared/videos /tmp/videos
 
-What a full decode gives is the truth: `Timeline` is made of its stamps, `choose` says which of them are meant, and
-`read_frames` and `iter_frames` have to give just those. A damaged file may differ where the truth has no such picture.
+What a full decode gives is the truth: `Timeline` is made of its stamps, `select_stamps` says which of them are meant,
+and `read_frames` and `iter_frames` have to give just those. A damaged file may differ where the truth has no such
+picture.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clips import decode_all, digest
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.video import iter_frames, probe, read_frames
-from llava_video_cli.video.sampling import Sampling, Timeline, choose
+from llava_video_cli.video.sampling import Sampling, Timeline, select_stamps
 
 NO_VIDEO = {".md", ".txt", ".json", ".sh"}
 MANY = 5000  # frames, from which on only those needed get a fingerprint
@@ -45,7 +46,7 @@ def check(path: str) -> tuple[int, list[str]]:
     timeline, prints = truth(path, info.duration_seconds, tried)
     for sampling in tried:
         # which frames are keyframes is the file's own affair
-        expected = None if sampling.mode == "keyframes" else choose(timeline, sampling).stamps
+        expected = None if sampling.mode == "keyframes" else select_stamps(timeline, sampling).stamps
         frames = read_frames(path, sampling)
         single = list(iter_frames(path, sampling))
         if [digest(frame.image) for frame in single] != [digest(image) for image in frames.images]:
@@ -76,7 +77,10 @@ def truth(path: str, seconds: float, tried: list[Sampling]) -> tuple[Timeline, d
     if len(stamps) > MANY:
         known = Timeline(ordered := sorted(stamps), ordered[0] + round(Fraction(str(seconds)) / tick), tick)
         wanted = {
-            stamp for sampling in tried if sampling.mode != "keyframes" for stamp in choose(known, sampling).stamps
+            stamp
+            for sampling in tried
+            if sampling.mode != "keyframes"
+            for stamp in select_stamps(known, sampling).stamps
         }
         keep = {k for k, stamp in enumerate(ordered) if stamp in wanted}
     decoded = decode_all(Path(path), keep, damaged=keep is None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llava_video_cli.errors import MediaError, UsageError
-from llava_video_cli.video.sampling import MAX_FRAMES, Mode, Sampling, Timeline, choose, is_constant, parse_time
+from llava_video_cli.video.sampling import MAX_FRAMES, Mode, Sampling, Timeline, is_constant, parse_time, select_stamps
 
 MS = Fraction(1, 1000)
 
@@ -24,7 +24,7 @@ def rounded(total: int, rate: Fraction, first: int = 0) -> Timeline:
 
 
 def indices(timeline: Timeline, sampling: Sampling) -> list[int]:
-    return [list(timeline.stamps).index(stamp) for stamp in choose(timeline, sampling).stamps]
+    return [list(timeline.stamps).index(stamp) for stamp in select_stamps(timeline, sampling).stamps]
 
 
 @pytest.mark.parametrize("first", [0, 13760, -900])
@@ -58,22 +58,22 @@ def test_endpoints_have_the_first_and_the_last_frame() -> None:
 def test_variable_rate_takes_what_is_on_screen() -> None:
     timeline = Timeline([0, 100, 200, 300, 400, 2400, 2500, 2600, 2700, 2800], 3200, MS)
     # moments: 0, 800, 1600, 2400
-    choice = choose(timeline, Sampling(frames=4))
+    choice = select_stamps(timeline, Sampling(frames=4))
     assert choice.stamps == (0, 400, 400, 2400)
     assert choice.notes == ("the picture stands still: 1 frame of 4 repeat the one before",)
-    assert choose(timeline, Sampling(frames=8)).stamps == (0, 400, 400, 400, 400, 400, 2400, 2800)
+    assert select_stamps(timeline, Sampling(frames=8)).stamps == (0, 400, 400, 400, 400, 400, 2400, 2800)
 
 
 def test_a_frame_is_on_screen_from_its_own_stamp_on() -> None:
     timeline = Timeline([0, 100, 250, 300, 1000], 1100, MS)
     for seconds, stamp in ((0.0, 0), (0.099, 0), (0.1, 100), (0.249, 100), (0.25, 250), (0.999, 300), (1.05, 1000)):
-        assert choose(timeline, Sampling(frames=1, start_seconds=seconds)).stamps == (stamp,)
+        assert select_stamps(timeline, Sampling(frames=1, start_seconds=seconds)).stamps == (stamp,)
 
 
 @pytest.mark.parametrize("wanted", [30, 31, 100])
 @pytest.mark.parametrize("mode", ["uniform", "endpoints"])
 def test_more_frames_than_there_are_gives_each_once(wanted: int, mode: Mode) -> None:
-    choice = choose(constant(30), Sampling(frames=wanted, mode=mode))
+    choice = select_stamps(constant(30), Sampling(frames=wanted, mode=mode))
     assert choice.stamps == tuple(constant(30).stamps)
     assert choice.notes == (() if wanted == 30 else (f"the video has only 30 frames, not {wanted}: each used once",))
 
@@ -81,7 +81,7 @@ def test_more_frames_than_there_are_gives_each_once(wanted: int, mode: Mode) -> 
 def test_one_frame() -> None:
     timeline = Timeline([5], 6, Fraction(1, 25))
     for mode in ("uniform", "endpoints", "keyframes"):
-        assert choose(timeline, Sampling(frames=8, mode=mode)).stamps == (5,)
+        assert select_stamps(timeline, Sampling(frames=8, mode=mode)).stamps == (5,)
 
 
 def test_a_part_is_half_open_and_counted_from_the_first_picture() -> None:
@@ -104,7 +104,7 @@ def test_a_part_of_a_clip_in_milliseconds() -> None:
 
 def test_a_start_past_the_end_is_an_error() -> None:
     with pytest.raises(MediaError, match=r"the start \(10 s\) lies past the end of the video \(10.000 s\)"):
-        choose(constant(250), Sampling(start_seconds=10))
+        select_stamps(constant(250), Sampling(start_seconds=10))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_fps_as_high_as_the_clips_takes_every_frame() -> None:
             if len(timeline.stamps) == 61
             else round(len(timeline.stamps) / timeline.duration_seconds)
         )
-        choice = choose(timeline, Sampling(fps=rate))
+        choice = select_stamps(timeline, Sampling(fps=rate))
         assert choice.stamps == tuple(timeline.stamps)
         assert choice.notes == ()
 
@@ -139,22 +139,22 @@ def test_fps_with_endpoints_only_sets_the_count() -> None:
 
 def test_fps_has_a_bound() -> None:
     hour = constant(3600 * 25)
-    assert len(choose(hour, Sampling(fps=1)).stamps) == 3600
+    assert len(select_stamps(hour, Sampling(fps=1)).stamps) == 3600
     with pytest.raises(
         MediaError, match=f"2 frames per second of 3600.0 seconds are 7200 frames, more than {MAX_FRAMES}"
     ):
-        choose(hour, Sampling(fps=2))
+        select_stamps(hour, Sampling(fps=2))
 
 
 def test_keyframes_are_the_ones_at_or_before() -> None:
     stamps = range(0, 100, 10)
     timeline = Timeline(stamps, 100, MS, keyframes=[0, 30, 80])
-    choice = choose(timeline, Sampling(frames=5, mode="keyframes"))  # 0 20 40 60 80
+    choice = select_stamps(timeline, Sampling(frames=5, mode="keyframes"))  # 0 20 40 60 80
     assert choice.stamps == (0, 30, 80)
     assert "keyframes" in choice.notes[0]
     assert choice.notes[1] == "only 3 keyframes for 5 moments: each used once"
     hidden = Timeline(stamps, 100, MS, keyframes=[30])  # an edit list hides the first picture's keyframe
-    assert choose(hidden, Sampling(frames=5, mode="keyframes")).stamps == (0, 30)
+    assert select_stamps(hidden, Sampling(frames=5, mode="keyframes")).stamps == (0, 30)
 
 
 @pytest.mark.parametrize(
