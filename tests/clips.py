@@ -1,4 +1,4 @@
-"""Sample videos, small clips made with PyAV, and the oracle: a full sequential decode, written apart from video.py."""
+"""Sample videos, small clips made with PyAV, and the oracle: a full sequential decode, independent of the reader."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def sample(name: str) -> Path:
 
 
 def digest(pixels: Pixels) -> str:
-    """Return a fingerprint of a picture, its shape included."""
+    """Return a digest of a picture and its shape."""
     return f"{pixels.shape}:{hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()}"
 
 
 def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool = True) -> list[tuple[int | None, str]]:
     """Decode a file from start to end, going on after errors: each frame's stamp and fingerprint.
 
-    With `keep`, only the frames of these numbers get a fingerprint. What is known to be whole decodes faster.
+    With `keep`, only the frames with these numbers get a fingerprint. Undamaged files decode faster.
     """
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = container.streams.best("video")
@@ -51,11 +51,11 @@ def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool 
             stream.codec_context.thread_count = 1
         else:
             stream.thread_type = "AUTO"
-        found: list[tuple[int | None, str]] = []
+        frames: list[tuple[int | None, str]] = []
         for frame in _frames(container, stream):
-            wanted = keep is None or len(found) in keep
-            found.append((frame.pts, digest(shown(frame)) if wanted else ""))
-        return found
+            wanted = keep is None or len(frames) in keep
+            frames.append((frame.pts, digest(shown(frame)) if wanted else ""))
+        return frames
 
 
 def shown(frame: av.VideoFrame) -> Pixels:
@@ -85,7 +85,7 @@ def _sources(height: int, width: int, a: int, b: int, c: int, d: int) -> NDArray
 def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     packets = container.demux(stream)
     while True:
-        with suppress(av.error.FFmpegError):  # what comes behind an error is decoded too
+        with suppress(av.error.FFmpegError):  # what comes after an error is decoded too
             packet = next(packets, None)
             if packet is None:
                 return
@@ -168,9 +168,9 @@ def oracle_numbers(stamps: list[int], end: int, n: int) -> list[int]:
 
 def assert_same(frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int]) -> None:
     got = [digest(pixels) for pixels in frames.images]
-    known = [fingerprint for _, fingerprint in oracle]
-    where = [known.index(fingerprint) if fingerprint in known else None for fingerprint in got]
-    assert got == [known[number] for number in numbers], f"got {where}, expected {numbers}"
+    decoded = [fingerprint for _, fingerprint in oracle]
+    where = [decoded.index(fingerprint) if fingerprint in decoded else None for fingerprint in got]
+    assert got == [decoded[number] for number in numbers], f"got {where}, expected {numbers}"
 
 
 def assert_times(frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int], tick: Fraction) -> None:

@@ -1,4 +1,4 @@
-"""AV1 frames that no other one refers to: dav1d can't be told to skip single ones.
+"""AV1 frames that no other one refers to: dav1d can skip all of them or none.
 
 AV1 bitstream specification: 5.3 (OBUs), 5.5 (sequence header), 5.9.2 (frame header). A stream with fields that ordinary
 encoders leave out (timing, frame numbers, layers) has nothing skipped.

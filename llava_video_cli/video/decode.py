@@ -163,8 +163,13 @@ def nearest(stamps: Stamps, target: int) -> int:
     return min((i for i in (after - 1, after) if 0 <= i < len(stamps)), key=lambda i: abs(stamps[i] - target))
 
 
-def first_picture(video: OpenVideo) -> VideoFrame | None:
-    """Return the first picture that can be decoded."""
+def first_picture(video: OpenVideo, *, rewind: bool = False) -> VideoFrame | None:
+    """Return the first picture that can be decoded; `rewind` is for a file whose packets have been read."""
+    if rewind:
+        try:
+            video.container.seek(0)
+        except av.error.FFmpegError:
+            return None
     return next(_good_frames(video, [], lambda _: None), None)
 
 

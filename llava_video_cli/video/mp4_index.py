@@ -76,11 +76,11 @@ def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
 
 def _boxes(file: BinaryIO, span: _Span) -> _Boxes:
     """Return the boxes of a span by their type, without those inside them. Raises ValueError for broken ones."""
-    found: _Boxes = {}
+    boxes: _Boxes = {}
     at, end = span
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
-            return found
+            return boxes
         file.seek(at)
         size, kind, header = *struct.unpack(">I4s", file.read(8)), 8
         if size == 1:
@@ -88,7 +88,7 @@ def _boxes(file: BinaryIO, span: _Span) -> _Boxes:
         stop = at + size if size else end
         if (size and size < header) or stop > end:
             raise ValueError(f"a box of {size} bytes at {at}")
-        found.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
+        boxes.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
         at = stop
     raise ValueError(f"more than {_MAX_BOXES} boxes")
 

@@ -77,7 +77,7 @@ class VideoReader:
         """The size and the orientation of the pictures. Where no frame was read, this takes the decoder for itself."""
         with suppress(MismatchError):
             return self._converter.geometry
-        if self._frames is None and (frame := first_picture(self._video)):
+        if self._frames is None and (frame := first_picture(self._video, rewind=True)):
             return Geometry.of(frame)
         with self._open_again() as video:
             return first_geometry(video)

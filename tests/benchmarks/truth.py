@@ -46,8 +46,9 @@ class Truth:
             frames = reader(self.path, count)
         except Exception as error:  # noqa: BLE001 - whatever a reader raises is its verdict
             return f"error: {type(error).__name__}"
-        found = self._compared(frames, self.numbers[count])
-        return "same by time" if found != "same" and self._compared(frames, self.on_screen[count]) == "same" else found
+        verdict = self._compared(frames, self.numbers[count])
+        by_time = verdict != "same" and self._compared(frames, self.on_screen[count]) == "same"
+        return "same by time" if by_time else verdict
 
     def _compared(self, frames: Pixels, numbers: Sequence[int]) -> str:
         if len(frames) != len(numbers):
