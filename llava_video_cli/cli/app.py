@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from ..errors import LlvidError
+from ..system.background import LOADING
 from . import console
-from .background import LOADING
 from .lazy_commands import Commands
 
 # What the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does.

@@ -15,12 +15,13 @@ from ..model import Loading
 from ..prompt.subtitles import Subtitles, notes_of
 from ..remote.discovery import announced
 from ..runs.conversation_file import read_conversation
+from ..runs.preflight import placeholders
 from ..runs.record import ask_values, media_values, settings_values
 from ..video import announced_frames
 from . import console
+from .download import model_loader
 from .media import check, notes, read, read_speech
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
-from .preflight import Opening, stand_ins
 from .settings import Settings, check_text, settle
 
 UNFINISHED = {
@@ -137,13 +138,13 @@ def answer_all(
     with console.progress(output.quiet) as progress:
         say_notes(settings, output)
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
-        opening = Opening(settings, output, progress)
+        loader = model_loader(settings, output, progress)
         preset = settings.preset
-        expected = stand_ins(paths, pictures, preset.sampling)
-        opening.begin(preset.request(question, expected) for question in questions)
-        if not opening.has_begun:
-            announced = stand_ins(paths, pictures, preset.sampling, announced_frames)
-            opening.insist(preset.request(question, announced) for question in questions)
+        expected = placeholders(paths, pictures, preset.sampling)
+        loader.begin(preset.request(question, expected) for question in questions)
+        if not loader.has_begun:
+            announced = placeholders(paths, pictures, preset.sampling, announced_frames)
+            loader.insist(preset.request(question, announced) for question in questions)
         contents = [
             read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
         ]
@@ -151,7 +152,7 @@ def answer_all(
             for line in notes(contents):
                 console.note(line)
         progress.say(settings.opening)
-        model = opening.result()
+        model = loader.result()
         requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)
         speech = notes_of([heard])
         for line in speech if not output.quiet else ():

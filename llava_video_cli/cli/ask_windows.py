@@ -9,6 +9,7 @@ from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles
 from ..runs.batches import Pace
+from ..runs.preflight import most_frames
 from ..runs.record import settings_values
 from ..runs.windows import conclude, long_values, look, look_notes, look_requests, note_of, telling
 from ..video import announced_frames, cut
@@ -17,7 +18,6 @@ from .ask import UNFINISHED, collect
 from .media import check
 from .meter import Meter
 from .options import OutputFlags
-from .preflight import unread
 from .run import load
 from .settings import Settings
 
@@ -42,7 +42,7 @@ def ask_windows(
         show = progress.watch("looking through the video")
         windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
     ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
-    expected = [each for part in ends for each in look_requests(questions, preset, unread(paths[0], part))]
+    expected = [each for part in ends for each in look_requests(questions, preset, most_frames(paths[0], part))]
 
     def first() -> list[Request]:
         return look_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))

@@ -14,12 +14,12 @@ from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
 from ..runs.ledger import Errors, Ledger
+from ..runs.preflight import most_frames
 from ..runs.record import Failure, path_to_text, settings_values
 from ..runs.requests import BatchRequest, RequestJob, read_requests
 from ..video.image import is_picture, read_image
 from ..video.sampling import Sampling
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes
-from .preflight import unread
 from .run import Pacing, Plan, carry_out, confirm_overwrite
 from .settings import Settings, settle, weights_asked
 
@@ -113,4 +113,4 @@ def _plan(asked: list[BatchRequest], settings: Settings, flags: AnyModelFlags, d
 
 def _unread(path: str, sampling: Sampling) -> Media:
     """Return what takes at least as many tokens as the file."""
-    return read_image(path) if is_picture(path) else unread(path, sampling)
+    return read_image(path) if is_picture(path) else most_frames(path, sampling)

@@ -18,6 +18,7 @@ from ..runs.caption import CaptionJob, Task
 from ..runs.formats import SIDECARS, Sidecar
 from ..runs.ledger import Errors, Ledger
 from ..runs.plan import Todo, sort_out
+from ..runs.preflight import expected_request, first_request, largest_requests
 from ..runs.record import Failure, Record, path_to_text, settings_values
 from ..runs.sidecar import Sidecars
 from ..system.atomic_file import whole_file
@@ -26,7 +27,6 @@ from ..video.files import Found, find
 from ..video.sampling import clock
 from . import console
 from .ask import answer_all, collect
-from .expected_requests import about, expected, first
 from .media import check, listed, read_speech
 from .options import (
     AnyModelFlags,
@@ -232,7 +232,8 @@ def _plan(todo: Todo, task: Task, settings: Settings, sidecars: Sidecars) -> Pla
 
     return Plan(
         len(todo.videos), todo.done, todo.failures, jobs, wrote, is_fatal,
-        expected=partial(expected, task, settings), first=partial(first, todo, task),
+        expected=partial(largest_requests, task, rope_auto=settings.rope_auto),
+        first=lambda: first_request((found.path for found, _ in todo.videos), task),
     )  # fmt: skip
 
 
@@ -299,7 +300,15 @@ def _stream(path: str, task: Task, settings: Settings, output: OutputFlags) -> N
         return
     if check([path]) != [None]:
         raise MediaError(f"{path} is a picture: it has no windows")
-    model, heard = load(settings, output, expected(task, settings), lambda: [about(path, task)]), []
+    model, heard = (
+        load(
+            settings,
+            output,
+            largest_requests(task, rope_auto=settings.rope_auto),
+            lambda: [expected_request(path, task)],
+        ),
+        [],
+    )
     for start, end, frames in read_windows(path, task.every_seconds, settings.preset.sampling, resize=model.shrink):
         console.write(f"{clock(start)}-{clock(end)}  ")
         with console.progress(output.quiet) as progress:

@@ -10,6 +10,7 @@ from ..conversation import Answer, Media, Request
 from ..model import Model
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
+from ..runs.preflight import most_frames, placeholders
 from ..runs.record import ask_values, media_values, settings_values
 from ..runs.session import Session
 from ..video import Frames, announced_frames
@@ -17,9 +18,9 @@ from ..video.sampling import Sampling
 from . import console
 from . import token_budget as room
 from .ask import collect
+from .download import model_loader
 from .media import MIXED, Shelf
 from .options import OutputFlags
-from .preflight import Opening, stand_ins, unread
 from .settings import Settings
 
 
@@ -37,8 +38,8 @@ class Talk:
         self._settings, self._output, self._progress = settings, output, progress
         for line in settings.notes if not output.quiet else ():
             console.note(line)
-        self._opening = Opening(settings, output, progress)
-        self._opening.begin([self.request_with(session, self._stand_ins(session, unread))])
+        self._opening = model_loader(settings, output, progress)
+        self._opening.begin([self.request_with(session, self._stand_ins(session, most_frames))])
         self._mixed = False
 
     def check_model(self, wait_seconds: float = 0.0) -> None:
@@ -68,7 +69,7 @@ class Talk:
 
     def _stand_ins(self, session: Session, of: Callable[[str, Sampling], Frames]) -> list[Media]:
         pictures = [self._shelf.picture(path) for path in session.paths]
-        return stand_ins(session.paths, pictures, session.sampling, of)
+        return placeholders(session.paths, pictures, session.sampling, of)
 
     def model(self) -> Model:
         """Wait for the model."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..runs.preflight import ModelLoader
 from ..video.sampling import clock
 from . import console
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ..checkpoint.hub import DownloadProgress, Fetched
+    from .options import OutputFlags
     from .settings import Settings
 
 _LINE_SECONDS = 60.0
@@ -44,6 +47,12 @@ def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> N
         return
     if cached_folder(settings.model, settings.revision) is None:
         download(settings.model, settings.revision, spinner, quiet=quiet)
+
+
+def model_loader(settings: Settings, output: OutputFlags, spinner: console.Progress) -> ModelLoader:
+    """Return what loads the model of a run, with its download and its notes shown."""
+    show = partial(prefetch, settings, spinner, quiet=output.quiet)
+    return ModelLoader(settings.source, download=show, notify=(lambda _: None) if output.quiet else console.note)
 
 
 class Download:

@@ -10,8 +10,8 @@ import typer
 from ..checkpoint import local_folder, locate
 from ..checkpoint.hub import Fetched, folder_bytes
 from ..errors import UsageError
+from ..system.background import LOADING, Background
 from . import console
-from .background import LOADING, Background
 from .download import download
 from .options import OutputFlags, takes
 

@@ -21,9 +21,9 @@ from ..runs.prefetch import Job
 from ..runs.record import Failure, Record
 from ..video.limits import Limits
 from . import console
+from .download import model_loader
 from .meter import Meter
 from .options import OutputFlags
-from .preflight import Opening
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -143,12 +143,12 @@ def load(
     with console.progress(output.quiet) as progress:
         for line in settings.notes if not output.quiet else ():
             console.note(line)
-        opening = Opening(settings, output, progress)
-        opening.begin(expected)
-        if not opening.has_begun:
-            opening.insist(first())
+        loader = model_loader(settings, output, progress)
+        loader.begin(expected)
+        if not loader.has_begun:
+            loader.insist(first())
         progress.say(settings.opening)
-        return opening.result()
+        return loader.result()
 
 
 def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace: Pace) -> Iterator[Record | Failure]:

@@ -11,8 +11,8 @@ import typer
 
 from ..errors import LlvidError, UsageError
 from ..server import GRACE_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, PORT
+from ..system.background import LOADING, Background
 from . import console
-from .background import LOADING, Background
 from .download import prefetch
 from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, takes
 from .settings import settle

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from ..checkpoint.random_weights import PREFIX
 from ..conversation import Generation
 from ..errors import UsageError
-from ..inference import open_model
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
 from ..prompt.budget import Budget
 from ..runs.conversation_file import Conversation
+from ..runs.preflight import ModelSource
 from ..video.sampling import Sampling, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
 
@@ -51,9 +51,14 @@ class Settings:
             return self.remote.notes
         return ("random weights: the answers are noise",) if self.model.startswith(PREFIX) else ()
 
+    @property
+    def source(self) -> ModelSource:
+        """Which model answers, for a `ModelLoader`."""
+        return ModelSource(self.model, self.loading, self.revision, self.rope_auto, self.remote)
+
     def open(self) -> Model:
         """Return the checkpoint, loaded, which takes its time; or what a server has."""
-        return self.remote or open_model(self.model, self.resolved().loading, self.revision)
+        return self.resolved().source.open()
 
     def resolved(self) -> Settings:
         """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""

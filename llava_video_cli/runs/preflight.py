@@ -1,0 +1,195 @@
+"""Before a model is loaded: what will be asked is checked against its context, then the weights load in a thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..conversation import Media, Request
+from ..errors import MediaError, UsageError
+from ..inference import open_model
+from ..inference.loader import token_counter
+from ..model import Loading, Model
+from ..prompt.budget import TokenCounter
+from ..system.background import LOADING, Background
+from ..video import Frames, VideoInfo, announced_frames, cut
+from ..video.image import Picture, is_picture, read_image
+from ..video.sampling import MAX_FRAMES, Sampling, longest
+
+if TYPE_CHECKING:
+    from .caption import Task
+
+_LONG_SECONDS = 99999.0  # the time of a frame that isn't known yet, written out as `--timestamps` does
+_MOST_TRIED = 20  # unreadable videos, after which the search for a first one ends
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model answers: the checkpoint of a name, loaded as `loading` says, or `opened`, which is ready.
+
+    With `rope_auto`, the RoPE factor of `loading` is chosen from what is asked.
+    """
+
+    name: str
+    loading: Loading
+    revision: str | None = None
+    rope_auto: bool = False
+    opened: Model | None = None
+
+    def open(self) -> Model:
+        """Return the model; loading takes its time. Raises `UsageError` or `ModelError`."""
+        return self.opened or open_model(self.name, self.loading, self.revision)
+
+
+class ModelLoader:
+    """Loads a model in the background: `begin` if the requests surely fit its context, `insist` if they may fit.
+
+    `download` is called once, in the caller's thread, before the weights are read. `notify` gets each line that a user
+    should know: a RoPE factor that was chosen, and the notes of a model that was loaded here.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        download: Callable[[], None] = lambda: None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Read the config. Raises `ModelError` or `UsageError` for a model that can't be loaded as `source` wants."""
+        self.source = source
+        self._download, self._notify = download, notify
+        self._counter = None
+        if source.opened is None:
+            self._counter = token_counter(source.name, source.loading, source.revision)
+        self._loading: Background[Model] | None = None
+        self._has_notified = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the model is being loaded, or is loaded."""
+        return self._loading is not None
+
+    @property
+    def counter(self) -> TokenCounter:
+        """Counts the tokens of a model that is not loaded yet; there is none for a model that is open already."""
+        assert self._counter is not None, "an open model counts by itself"
+        return self._counter
+
+    def begin(self, requests: Iterable[Request] = ()) -> None:
+        """Load if these requests surely fit; they take at least as much of the context as what will be asked.
+
+        With `rope_auto` they say how long the context must be.
+        """
+        requests = list(requests) if self._counter is not None else []
+        if self.source.rope_auto and requests:
+            self._choose_rope(requests)
+        if all(self.counter.surely_fits(request) for request in requests):
+            self._load()
+
+    def insist(self, requests: Iterable[Request] = ()) -> None:
+        """Load unless that has begun. Raises `ContextError` for a request that doesn't fit."""
+        if self._loading is not None:
+            return
+        for request in requests:
+            self.counter.check(request)
+        self._load()
+
+    def check(self, wait_seconds: float = 0.0) -> None:
+        """Raise the error of a load that failed, after waiting for it at most that long."""
+        if self._loading is not None:
+            self._loading.check(wait_seconds)
+
+    def result(self) -> Model:
+        """Return the model once it is loaded. Raises what made loading fail."""
+        self.insist()
+        assert self._loading is not None, "insist has begun it"
+        model = self._loading.result()
+        if self.source.opened is None and not self._has_notified:
+            self._has_notified = True
+            for line in model.notes:
+                self._notify(line)
+        return model
+
+    def _choose_rope(self, requests: Sequence[Request]) -> None:
+        before = self.counter.checkpoint.rope_factor
+        self._counter = self.counter.stretched(map(self.counter.budget, requests))
+        checkpoint = self._counter.checkpoint
+        loading = self.source.loading
+        if checkpoint.rope_factor != before:
+            loading = replace(loading, rope_factor=checkpoint.rope_factor)
+            tokens = f"{checkpoint.context_tokens:,} tokens"
+            self._notify(f"--rope-factor {checkpoint.rope_factor:g}: the context is {tokens}")
+        self.source = replace(self.source, loading=loading, rope_auto=False)
+
+    def _load(self) -> None:
+        if self._loading is None:
+            self._download()
+            self._loading = Background(LOADING, self.source.open)
+
+
+def most_frames(path: str, sampling: Sampling) -> Frames:
+    """Return as many black frames as a sampling can take of any video, with times as long as times can be.
+
+    Only `fps` needs the video: raises `MediaError` then.
+    """
+    import numpy as np
+
+    if sampling.fps is not None:
+        return announced_frames(path, sampling)
+    images = np.broadcast_to(np.uint8(0), (sampling.frames, 1, 1, 3))
+    info = VideoInfo(path, _LONG_SECONDS, 1, 1, None, "", 0)
+    return Frames(images, (_LONG_SECONDS,) * sampling.frames, info, sampling)
+
+
+def placeholders(
+    paths: Iterable[str],
+    pictures: Iterable[Picture | None],
+    sampling: Sampling,
+    frames_of: Callable[[str, Sampling], Frames] = most_frames,
+) -> list[Media]:
+    """Return media that count as many tokens as the files will: the pictures, which are read, and black frames."""
+    return [picture or frames_of(path, sampling) for path, picture in zip(paths, pictures, strict=True)]
+
+
+def largest_requests(task: Task, *, rope_auto: bool = False) -> list[Request]:
+    """Return a request that takes as much of the context as that of any video, or none where that isn't known.
+
+    Raises `UsageError` where `rope_auto` has to know.
+    """
+    sampling, every = task.preset.sampling, task.every_seconds
+    if sampling.fps is not None and every is None:
+        if rope_auto:
+            raise UsageError(
+                "--rope-factor auto can't know how many frames --fps takes of each video",
+                "--frames N, or the factor itself",
+            )
+        return []
+    if sampling.fps is not None and every is not None:
+        most = math.ceil(sampling.fps * longest(every)) + 1
+        sampling = replace(sampling, frames=min(most, MAX_FRAMES), fps=None)
+    return [task.preset.request(task.preset.prompt, [most_frames("", sampling)])]
+
+
+def first_request(paths: Iterable[str], task: Task) -> Iterator[Request]:
+    """Yield the request about the first video that can be read; none with `fps`.
+
+    Without `fps` a run takes as many frames of each video, so what the first one takes holds for all.
+    """
+    if task.preset.sampling.fps is not None:
+        return
+    for path, _ in zip(paths, range(_MOST_TRIED), strict=False):
+        with suppress(MediaError):
+            yield expected_request(path, task)
+            return
+
+
+def expected_request(path: str, task: Task) -> Request:
+    """Return the request about a file, or about its first window, with black frames. Raises `MediaError`."""
+    sampling, every = task.preset.sampling, task.every_seconds
+    if is_picture(path):
+        return task.preset.request(task.preset.prompt, [read_image(path)])
+    part = cut(path, every, sampling).parts[0] if every is not None else sampling
+    return task.preset.request(task.preset.prompt, [announced_frames(path, part)])
