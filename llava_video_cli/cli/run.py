@@ -1,4 +1,4 @@
-"""A long run on the command line: what is to be done, until it is done or stopped; what came of it, in a line."""
+"""A long run on the command line: how far it is, how Ctrl-C ends it, and what came of it, in a line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 from ..conversation import Request
 from ..errors import LlvidError
 from ..model import Model
-from ..runs.batches import BatchSize, Pace, run
-from ..runs.ledger import Errors, Ledger
-from ..runs.prefetch import Job
 from ..runs.record import Failure, Record
+from ..runs.resumable import ResumableRun, RunOptions, Summary
 from ..video.limits import Limits
 from . import console
-from .download import model_loader
+from .download import model_loader, prefetch
 from .meter import Meter
 from .options import OutputFlags
 from .settings import Settings
@@ -31,27 +29,6 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to do. `noun` and `verb` are for its messages; `skipped` are done already.
-
-    `jobs` makes the jobs of a loaded model. `wrote` is called with each record once it is safe in its file. `expected`
-    are requests that take at least as much of the context as any job, `first` one that ends the run if it doesn't fit:
-    either may have none.
-    """
-
-    total: int
-    skipped: int
-    failures: list[Failure]
-    jobs: Callable[[Model], Iterable[Job]]
-    wrote: Callable[[Record], None]
-    is_fatal: Callable[[LlvidError], bool]
-    noun: str = "videos"
-    verb: str = "captioned"
-    expected: Callable[[], Iterable[Request]] = tuple
-    first: Callable[[], Iterable[Request]] = tuple
 
 
 class Records(Protocol):
@@ -86,75 +63,86 @@ class Pacing:
     timeout_seconds: float
 
 
+def run_options(settings: Settings, output: OutputFlags, pacing: Pacing, spinner: console.Progress) -> RunOptions:
+    """Return the options of a run whose download and notes are shown."""
+
+    def download() -> None:
+        prefetch(settings, spinner, quiet=output.quiet)
+        spinner.say(settings.opening)
+
+    notify = (lambda _: None) if output.quiet else console.note
+    return RunOptions(pacing.batch_size, Limits(seconds=pacing.timeout_seconds), download=download, notify=notify)
+
+
 def carry_out(
-    plan: Plan,
+    run: ResumableRun,
     settings: Settings,
     output: OutputFlags,
-    pacing: Pacing,
-    to: Ledger | None,
-    errors: Errors | None,
+    spinner: console.Progress,
     *,
-    silent: bool = False,
+    noun: str = "videos",
+    verb: str = "captioned",
+    to_stdout: bool = False,
 ) -> int:
-    """Do what is to be done and return the exit code: 0, 3 if some failed, 130 after Ctrl-C.
+    """Show how far a run is and what came of it; return the exit code: 0, 3 if some failed, 130 after Ctrl-C.
 
-    Records go to `to`, failures to `errors`; without them to stdout (unless `silent`) and stderr. Raises LlvidError
-    for what ends a run: a model that can't be loaded, a disk that is full, an error that all videos would share.
+    With `to_stdout`, records are written there, and failures to stderr. Raises LlvidError for what ends a run: a model
+    that can't be loaded, a full disk, an error that all videos would share.
     """
-    pace = Pace(BatchSize(pacing.batch_size))
-    stop = Event()
-    meter = Meter(plan.total + len(plan.failures), plan.noun, pace, quiet=output.quiet)
-    try:
-        model = load(settings, output, plan.expected(), plan.first) if plan.total else None
-        if to is not None:
-            to.begin()
-        with meter, one_more_chance(stop, output):
-            for outcome in _outcomes(plan, model, Limits(seconds=pacing.timeout_seconds), stop, pace):
-                if isinstance(outcome, Failure) and plan.is_fatal(outcome.cause):
-                    raise outcome.cause
-                write(outcome, to, errors, silent=silent)
-                if isinstance(outcome, Record):
-                    plan.wrote(outcome)
-                meter.count(failed=isinstance(outcome, Failure))
-    except LlvidError:
-        if to is not None and meter.done and not output.quiet:
-            console.note(f"{meter.done} {plan.verb} until then: the same command goes on")
-        raise
-    finally:
-        if errors is not None:
-            with suppress(LlvidError):  # what went wrong before is what the user should read
-                errors.close()
+    with run:
+        try:
+            if run.needs_model:
+                _load(run, settings, output, spinner)
+            meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
+            with meter, one_more_chance(run.stop, output):
+                for outcome in run:
+                    if to_stdout:
+                        write(outcome, None, None, silent=False)
+                    meter.count(failed=isinstance(outcome, Failure))
+        except LlvidError:
+            if run.summary.done and not (to_stdout or output.quiet):
+                console.note(f"{run.summary.done} {verb} until then: the same command goes on")
+            raise
     if not output.quiet:
-        _sum_up(plan, meter, stop, to, errors)
-    if stop.is_set():
+        _sum_up(run, noun, verb, can_resume=not to_stdout)
+    if run.stop.is_set():
         return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if meter.failed else 0
+    return EXIT_SOME_FAILED if run.summary.failed else 0
+
+
+def _load(run: ResumableRun, settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
+    """Load the model, with a spinner; Ctrl-C leaves at once meanwhile."""
+    _let_threads_sleep()
+    for line in settings.notes if not output.quiet else ():
+        console.note(line)
+    try:
+        run.begin()
+    finally:
+        spinner.stop()
 
 
 def load(
     settings: Settings,
     output: OutputFlags,
-    expected: Iterable[Request] = (),
+    largest: Iterable[Request] = (),
     first: Callable[[], Iterable[Request]] = tuple,
 ) -> Model:
-    """Return the model, with a spinner; Ctrl-C leaves at once meanwhile. `expected` and `first` are as in `Plan`."""
-    # Threads of a CPU's matrix products that wait in a loop take the cores from those that decode: a fifth of a run.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """Return the model, with a spinner; Ctrl-C leaves at once meanwhile. The requests are as in `RunPlan`."""
+    _let_threads_sleep()
     with console.progress(output.quiet) as progress:
         for line in settings.notes if not output.quiet else ():
             console.note(line)
         loader = model_loader(settings, output, progress)
-        loader.begin(expected)
+        loader.begin(largest)
         if not loader.has_begun:
             loader.insist(first())
         progress.say(settings.opening)
         return loader.result()
 
 
-def _outcomes(plan: Plan, model: Model | None, limits: Limits, stop: Event, pace: Pace) -> Iterator[Record | Failure]:
-    yield from plan.failures
-    if model is not None:
-        yield from run(plan.jobs(model), model, limits=limits, stop=stop, pace=pace)
+def _let_threads_sleep() -> None:
+    """Keep threads of a CPU's matrix products from waiting in a loop: decoding loses a fifth of its time to them."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 
 def write(outcome: Record | Failure, to: Records | None, errors: Failures | None, *, silent: bool) -> None:
@@ -173,18 +161,19 @@ def write(outcome: Record | Failure, to: Records | None, errors: Failures | None
         console.error(outcome.cause)
 
 
-def _sum_up(plan: Plan, meter: Meter, stop: Event, to: Ledger | None, errors: Errors | None) -> None:
-    if not (plan.total or plan.skipped or plan.failures):
-        console.note(f"no {plan.noun} there")
+def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> None:
+    summary = run.summary
+    if summary == Summary():
+        console.note(f"no {noun} there")
         return
-    parts = [f"{meter.done} {plan.verb}"]
-    if plan.skipped:
-        parts.append(f"{plan.skipped} done before")
-    if meter.failed:
-        parts.append(f"{meter.failed} failed" + (f" (see {errors.path})" if errors is not None else ""))
-    left = plan.total + len(plan.failures) - meter.done - meter.failed
-    if stop.is_set():
-        parts.append(f"{left} left: the same command goes on" if to is not None else f"{left} left")
+    parts = [f"{summary.done} {verb}"]
+    if summary.done_before:
+        parts.append(f"{summary.done_before} done before")
+    if summary.failed:
+        where = f" (see {run.errors_path})" if run.errors_path is not None else ""
+        parts.append(f"{summary.failed} failed{where}")
+    if run.stop.is_set():
+        parts.append(f"{summary.left} left" + (": the same command goes on" if can_resume else ""))
     console.note(", ".join(parts))
 
 

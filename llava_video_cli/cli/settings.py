@@ -56,6 +56,15 @@ class Settings:
         """Which model answers, for a `ModelLoader`."""
         return ModelSource(self.model, self.loading, self.revision, self.rope_auto, self.remote)
 
+    @property
+    def undrawn_preset(self) -> Preset:
+        """The preset without a seed that nobody asked for: a resumable run draws its own."""
+        return replace(self.preset, generation=self.preset.generation.asked(self.drawn_seed))
+
+    def source_of(self, flags: ModelFlags) -> ModelSource:
+        """Return which model answers, with what the user said of its weights: a part of the keys of records."""
+        return replace(self.source, asked=tuple(weights_asked(flags).items()))
+
     def open(self) -> Model:
         """Return the checkpoint, loaded, which takes its time; or what a server has."""
         return self.resolved().source.open()

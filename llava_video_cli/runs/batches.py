@@ -11,6 +11,7 @@ from typing import TypeAlias
 from ..conversation import Generation
 from ..errors import LlvidError, ModelError, OutOfMemoryError
 from ..model import Model
+from ..video import Resize
 from ..video.limits import Limits, cores
 from .prefetch import Ended, Job, Question, ReadAhead, Ready, Result
 from .record import Failure, Record
@@ -95,18 +96,26 @@ def run(
     that fails in a batch is tried in smaller ones, and alone at last, so that it takes no other down. With `stop` set,
     what the model is at is finished and nothing else. `limits` are those of each video; its cores are shared out.
     """
-    limits = limits or Limits()
-    workers = workers or cores(limits)
-    stop, pace = stop or Event(), pace or Pace()
-    each = replace(limits, cores=max(1, cores(limits) // workers))
-    ahead = ReadAhead(jobs, model.shrink, each, workers, _READ_AHEAD_BYTES)
+    ahead = read_ahead(jobs, model.shrink, limits or Limits(), workers)
     try:
-        yield from _Run(ahead, model, stop, pace).outcomes()
+        yield from answer_jobs(ahead, model, stop or Event(), pace or Pace())
     finally:
         ahead.stop()
 
 
-class _Run:
+def read_ahead(jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int | None = None) -> ReadAhead:
+    """Start to read what the jobs ask about, in as many threads as there are cores; they share the cores out."""
+    workers = workers or cores(limits)
+    each = replace(limits, cores=max(1, cores(limits) // workers))
+    return ReadAhead(jobs, shrink, each, workers, _READ_AHEAD_BYTES)
+
+
+def answer_jobs(ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> Iterator[Record | Failure]:
+    """Yield what comes of the jobs that are being read, as `run` does."""
+    return _Batches(ahead, model, stop, pace).outcomes()
+
+
+class _Batches:
     """The questions that wait, and the jobs that are not done."""
 
     def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> None:

@@ -20,6 +20,7 @@ from ..video.files import Status
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from .prefetch import Question, Result
+from .preflight import ModelSource
 from .record import Failure, Record, media_values, path_to_text
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
@@ -66,6 +67,19 @@ class Task:
         """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""
         (request,), heard = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
         return request, heard
+
+
+def caption_task(
+    preset: Preset,
+    source: ModelSource,
+    every_seconds: float | None = None,
+    drawn_seed: int | None = None,
+    subtitles: Subtitles | None = None,
+) -> Task:
+    """Return what is asked about every video, of the model that `source` names."""
+    quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
+    asked = dict(source.asked or ()) | quantize
+    return Task(preset, every_seconds, tuple(sorted(asked.items())), drawn_seed, subtitles)
 
 
 @dataclass(frozen=True)

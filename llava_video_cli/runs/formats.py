@@ -1,21 +1,28 @@
-"""What is written of a record: a row of a table (jsonl, csv), or a file of its own (txt, srt, vtt)."""
+"""What is written of a record: a row of a table (jsonl, csv, parquet), or a file beside its video (txt, srt, vtt)."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from ..conversation import Segment
-from ..errors import LlvidError
+from ..errors import LlvidError, UsageError
+from ..system.atomic_file import whole_file
 from .record import Record
 
+TABLES = (".jsonl", ".csv", ".parquet")
 Sidecar = Literal["txt", "srt", "vtt"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
+_ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
 _KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
 
 
@@ -178,12 +185,90 @@ def vtt(record: Record) -> str:
 SIDECARS: dict[Sidecar, Callable[[Record], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
 
 
+def check_output(path: Path, *, one_video: bool) -> None:
+    """Raise `UsageError` for a file that captions can't be written to, by its ending."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLES and not (one_video and suffix[1:] in SIDECARS):
+        raise UsageError(f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt or .vtt")
+
+
 def rows_of(suffix: str) -> Rows:
     """Return the format of a file's ending. Raises LlvidError for another one."""
     formats: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
     if suffix.lower() not in formats:
         raise LlvidError(f"no table ends in {suffix!r}")
     return formats[suffix.lower()]()
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """Where they go, and which ones; `folder` None means beside the video."""
+
+    kinds: Sequence[Sidecar] = ()
+    folder: Path | None = None
+
+    def paths(self, video: str, root: str) -> dict[Sidecar, Path]:
+        """Return the files of a video, which was found below `root` ("" if it was named itself)."""
+        place = Path(video)
+        if self.folder is not None:
+            place = self.folder / (os.path.relpath(video, root) if root else place.name)
+        return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
+
+    def write(self, record: Record, root: str) -> None:
+        """Write a record's files, each whole or not at all. Raises LlvidError."""
+        for kind, path in self.paths(record.path, root).items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LlvidError(f"can't make the folder {path.parent}: {error.strerror}") from None
+            with whole_file(path) as beside:
+                beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
+
+
+def check_parquet() -> None:
+    """Raise LlvidError if the package for it is not there."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise LlvidError("Parquet needs the package pyarrow", "pip install 'llava-video-cli[parquet]'") from None
+
+
+def write_parquet(records: Iterable[Record], path: Path) -> int:
+    """Write the records, whole or not at all; return how many. Raises LlvidError."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    text, number = arrow.string(), arrow.float64()
+    segment = arrow.struct([("start_seconds", number), ("end_seconds", number), ("text", text)])
+    columns = [("file", text), ("caption", text), ("segments", arrow.list_(segment)), ("prompt", text), ("model", text)]
+    columns += [("finish_reason", text), ("duration_seconds", number), ("times_seconds", arrow.list_(number))]
+    columns += [("notes", text), ("usage", text), ("settings", text), ("key", text)]
+    schema = arrow.schema(columns)
+    count = 0
+    with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
+        for rows in _batches(records):
+            writer.write_table(arrow.Table.from_pylist(rows, schema))
+            count += len(rows)
+    return count
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
+    rows = (_row(record) for record in records)
+    while batch := list(islice(rows, _ROW_GROUP)):
+        yield batch
+
+
+def _row(record: Record) -> dict[str, Any]:
+    values = record.values
+    frames = values["frames"] or {}
+    return {
+        **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "notes", "key")},
+        "file": values["video_path"],
+        "duration_seconds": frames.get("duration_seconds"),
+        "times_seconds": frames.get("times_seconds", []),
+        "usage": json.dumps(values["usage"]),
+        "settings": json.dumps(values["settings"]),
+    }
 
 
 def _cue(segment: Segment) -> str:

@@ -77,7 +77,7 @@ class Ledger:
 class Errors:
     """The failures beside an output file, in `NAME.errors.jsonl`: those of this run, and earlier ones not tried again.
 
-    `close` leaves none that has gone well since, and no file if there are none.
+    Use it in a `with` block: its end leaves none that has gone well since, and no file if there are none.
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
@@ -111,6 +111,15 @@ class Errors:
                 beside.write_bytes(b"".join(self._left.values()))
         else:
             self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Errors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(LlvidError):  # what went wrong before is what the user should read
+            self.close()
 
     def _load(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}

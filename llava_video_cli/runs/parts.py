@@ -19,8 +19,7 @@ from typing import BinaryIO
 
 from ..errors import LlvidError
 from ..system.lock import lock
-from .formats import JsonLines
-from .parquet import write_parquet
+from .formats import JsonLines, write_parquet
 from .record import Failure, Record
 from .storage import buffered, file_system, is_address
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..conversation import Media, Request
 from ..errors import MediaError, UsageError
@@ -30,7 +30,8 @@ _MOST_TRIED = 20  # unreadable videos, after which the search for a first one en
 class ModelSource:
     """Which model answers: the checkpoint of a name, loaded as `loading` says, or `opened`, which is ready.
 
-    With `rope_auto`, the RoPE factor of `loading` is chosen from what is asked.
+    With `rope_auto`, the RoPE factor of `loading` is chosen from what is asked. `asked` are the options of the weights
+    that a user gave, as they count for the keys of records; None takes them from `loading`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelSource:
     revision: str | None = None
     rope_auto: bool = False
     opened: Model | None = None
+    asked: tuple[tuple[str, Any], ...] | None = None
 
     def open(self) -> Model:
         """Return the model; loading takes its time. Raises `UsageError` or `ModelError`."""
@@ -97,10 +99,9 @@ class ModelLoader:
             self.counter.check(request)
         self._load()
 
-    def check(self, wait_seconds: float = 0.0) -> None:
-        """Raise the error of a load that failed, after waiting for it at most that long."""
-        if self._loading is not None:
-            self._loading.check(wait_seconds)
+    def check(self, wait_seconds: float = 0.0) -> bool:
+        """Return whether the model is loaded, after waiting for it at most that long. Raises what made loading fail."""
+        return self._loading is not None and self._loading.check(wait_seconds)
 
     def result(self) -> Model:
         """Return the model once it is loaded. Raises what made loading fail."""

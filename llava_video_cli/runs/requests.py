@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,16 +13,19 @@ from typing import Any
 from ..conversation import Answer, Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
+from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
 from ..system.digest import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from ..video import Resize, read_frames
-from ..video.image import is_picture, read_image
+from ..video.image import Picture, is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from .conversation_file import Draft, below, read_drafts, turns_of
 from .prefetch import Question, Result
+from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, path_to_text
+from .resumable import RunPlan
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -155,6 +159,40 @@ class RequestJob:
         }
         values = ask_values(media, asked.question, answer, {**self.settings, **own})
         return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
+
+
+def plan_requests(
+    requests: Sequence[BatchRequest], source: ModelSource, preset: Preset, drawn_seed: int | None, done: set[str]
+) -> RunPlan:
+    """Return the run that answers the requests whose keys are not `done`; those on the same frames become one job."""
+    asked = dict(source.asked or ())
+    weights = (source.name, asked.pop("revision", None), asked.pop("dtype", None), preset.quantize, *asked.items())
+    groups: dict[Any, list[tuple[BatchRequest, str]]] = {}
+    failures = []
+    for each in requests:
+        try:
+            key = each.key(repr(weights), drawn_seed)
+        except MediaError as error:
+            failures.append(Failure({"id": each.id, "video": path_to_text(each.paths[0])}, error))
+            continue
+        if key not in done:
+            groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key))
+    total = sum(map(len, groups.values()))
+
+    def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[RequestJob]:
+        del count
+        return (RequestJob(tuple(group), settings) for group in groups.values())
+
+    def largest() -> Iterator[Request]:
+        for each in requests if source.rope_auto else ():
+            with suppress(MediaError):
+                yield each.request(placeholders(each.paths, map(_picture, each.paths), each.sampling))
+
+    return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest)
+
+
+def _picture(path: str) -> Picture | None:
+    return read_image(path) if is_picture(path) else None
 
 
 def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tuple[Draft, ...]:

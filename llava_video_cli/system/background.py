@@ -27,11 +27,12 @@ class Background(Generic[Result]):
             raise self._error
         return self._outcome[0]
 
-    def check(self, wait_seconds: float = 0.0) -> None:
-        """Raise what the call raised, if it has within that time."""
+    def check(self, wait_seconds: float = 0.0) -> bool:
+        """Return whether the call has ended within that time. Raises what it raised."""
         self._thread.join(wait_seconds)
         if self._error is not None:
             raise self._error
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         try:

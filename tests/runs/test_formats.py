@@ -104,7 +104,7 @@ def test_what_datasets_loads_is_what_was_written(tmp_path: Path) -> None:
 
 def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    from llava_video_cli.runs.parquet import write_parquet
+    from llava_video_cli.runs.formats import write_parquet
 
     path = tmp_path / "captions.parquet"
     assert write_parquet(iter(ALL * 300), path) == 300 * len(ALL)

@@ -10,8 +10,8 @@ from llava_video_cli.preset import Preset
 from llava_video_cli.runs.caption import Task
 from llava_video_cli.runs.formats import JsonLines
 from llava_video_cli.runs.ledger import Ledger
-from llava_video_cli.runs.plan import sort_out
-from llava_video_cli.runs.sidecar import Sidecars
+from llava_video_cli.runs.plan import plan_folder
+from llava_video_cli.runs.formats import Sidecars
 from llava_video_cli.video.files import Found, find
 from llava_video_cli.video.sampling import Sampling
 
@@ -70,14 +70,14 @@ def test_links_and_odd_files(tmp_path: Path) -> None:
 
 
 def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, **options: bool) -> list[object]:
-    todo = sort_out(find([str(folder)]), TASK, done, sidecars, folder, **({"overwrite": False} | options))
+    todo = plan_folder(find([str(folder)]), TASK, done, sidecars, folder, **({"overwrite": False} | options))
     names = [Path(found.path).name for found, _ in todo.videos]
     return [names, todo.done, len(todo.failures), [path.name for path in todo.kept], len(todo.lost)]
 
 
 def test_what_is_done_and_what_is_not(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
-    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    todo = plan_folder(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
     keys = dict(zip("abc", (key for _, key in todo.videos), strict=True))
     done = {keys["a"], keys["b"]}
     assert sorted_out(tmp_path, done, Sidecars()) == [["c.mp4"], 2, 0, [], 0]
@@ -86,7 +86,7 @@ def test_what_is_done_and_what_is_not(tmp_path: Path) -> None:
     here = Path.cwd()
     os.chdir(tmp_path.parent)
     try:
-        relative = sort_out(find([tmp_path.name]), TASK, done, Sidecars(), Path(tmp_path.name), overwrite=False)
+        relative = plan_folder(find([tmp_path.name]), TASK, done, Sidecars(), Path(tmp_path.name), overwrite=False)
     finally:
         os.chdir(here)
     assert relative.done == 1, "however it is named"
@@ -110,7 +110,7 @@ def test_another_prompt_or_setting_is_another_caption(tmp_path: Path) -> None:
 def test_sidecars_decide_too(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "b.mkv", "c.mp4", "c.txt")
     text = Sidecars(("txt",))
-    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    todo = plan_folder(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
     done = {key for found, key in todo.videos if found.path.endswith("a.mp4")}
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 1]
     assert sorted_out(tmp_path, set(), text, overwrite=True) == [["a.mp4", "b.mkv", "c.mp4"], 0, 1, [], 0]
@@ -123,7 +123,7 @@ def test_a_hundred_thousand_finished_entries(tmp_path: Path) -> None:
     for number in range(10_000):
         (tmp_path / f"{number:06d}.mp4").touch()
     output = tmp_path / "out.jsonl"
-    todo = sort_out(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
+    todo = plan_folder(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
     rows = JsonLines()
     output.write_bytes(
         b"".join(
@@ -131,5 +131,5 @@ def test_a_hundred_thousand_finished_entries(tmp_path: Path) -> None:
         )
     )
     with Ledger(output) as ledger:
-        again = sort_out(find([str(tmp_path)]), TASK, ledger.done, Sidecars(), tmp_path, overwrite=False)
+        again = plan_folder(find([str(tmp_path)]), TASK, ledger.done, Sidecars(), tmp_path, overwrite=False)
     assert (len(again.videos), again.done) == (0, 10_000)

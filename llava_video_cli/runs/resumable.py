@@ -1,0 +1,206 @@
+"""A run over many videos or requests: it reads while the model loads, and goes on where an earlier one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Any
+
+from ..conversation import Budget, Request
+from ..errors import LlvidError
+from ..inference import open_resize
+from ..model import Model
+from ..preset import Preset
+from ..prompt.subtitles import Count, Subtitles
+from ..system.background import LOADING, Background
+from ..video import Resize
+from ..video.limits import Limits
+from .batches import BatchSize, Pace, answer_jobs, read_ahead
+from .ledger import Errors, Ledger
+from .prefetch import Job, ReadAhead
+from .preflight import ModelLoader, ModelSource
+from .record import Failure, Record, settings_values
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run."""
+
+    done: int = 0
+    done_before: int = 0
+    failed: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run has to do.
+
+    `jobs` makes `total` jobs of the records' settings, which are complete once the model is loaded, and of
+    `Model.budget`. `failures` are known before anything is read. An error that is `is_fatal` ends the run. `written`
+    is called with each record once it is in its file. `largest` are requests that take at least as much of the context
+    as any job, `first` one that ends the run if it doesn't fit: either may have none.
+    """
+
+    jobs: Callable[[Mapping[str, Any], Count], Iterable[Job]]
+    total: int
+    done_before: int = 0
+    failures: Sequence[Failure] = ()
+    is_fatal: Callable[[LlvidError], bool] = lambda _: False
+    written: Callable[[Record], object] = lambda _: None
+    largest: Callable[[], Iterable[Request]] = tuple
+    first: Callable[[], Iterable[Request]] = tuple
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes: `batch_size` None finds the best, `limits` are those of each video, a set `stop` ends the run.
+
+    `download` is called before weights are read that may have to be downloaded, `notify` with each line that a user
+    should know.
+    """
+
+    batch_size: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    stop: Event = field(default_factory=Event)
+    download: Callable[[], None] = lambda: None
+    notify: Callable[[str], None] = lambda _: None
+
+
+class ResumableRun:
+    """Iterate over it for what comes of each video or request, in the order in which they are done.
+
+    A record is in its file before it is yielded. Leave the loop, or set `stop`, to end the run; the same call goes on
+    with what is left. `close` (or a `with` block) releases the output of a run that isn't iterated to its end.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        source: ModelSource,
+        preset: Preset,
+        output: tuple[Ledger, Errors] | None = None,
+        *,
+        subtitles: Subtitles | None = None,
+        options: RunOptions,
+        opened: ExitStack | None = None,
+    ) -> None:
+        self.pace, self.stop = Pace(BatchSize(options.batch_size)), options.stop
+        self.errors_path: Path | None = output[1].path if output else None
+        self._plan, self._source, self._preset, self._subtitles = plan, source, preset, subtitles
+        self._output = output
+        self._options, self._opened = options, opened or ExitStack()
+        self._settings: dict[str, Any] = {}
+        self._model: Model | None = None
+        self._ahead: ReadAhead | None = None
+        self._has_begun = False
+        self._done = self._failed = 0
+
+    @property
+    def summary(self) -> Summary:
+        """The counts so far; at the end, those of the run."""
+        left = self._plan.total + len(self._plan.failures) - self._done - self._failed
+        return Summary(self._done, self._plan.done_before, self._failed, left)
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether there is something to answer."""
+        return self._plan.total > 0
+
+    def begin(self) -> None:
+        """Start to read, and wait for the model. Iterating does it too; raises what makes the whole run impossible."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        if self._plan.total:
+            self._load()
+        if self._output is not None and not self.stop.is_set():
+            self._output[0].begin()
+
+    def close(self) -> None:
+        """Stop the readers and release the output."""
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._opened.close()
+
+    def __iter__(self) -> Iterator[Record | Failure]:
+        with self:
+            self.begin()
+            for outcome in self._outcomes():
+                if isinstance(outcome, Record):
+                    self._keep(outcome)
+                else:
+                    self._fail(outcome)
+                yield outcome
+
+    def __enter__(self) -> ResumableRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _outcomes(self) -> Iterator[Record | Failure]:
+        yield from self._plan.failures
+        if self._ahead is not None and self._model is not None:
+            yield from answer_jobs(self._ahead, self._model, self.stop, self.pace)
+
+    def _keep(self, record: Record) -> None:
+        if self._output is not None:
+            ledger, errors = self._output
+            ledger.append(record)
+            errors.succeeded(record)
+        self._plan.written(record)
+        self._done += 1
+
+    def _fail(self, failure: Failure) -> None:
+        if self._plan.is_fatal(failure.cause):
+            raise failure.cause
+        if self._output is not None:
+            self._output[1].append(failure)
+        self._failed += 1
+
+    def _load(self) -> None:
+        """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""
+        loader = ModelLoader(self._source, download=self._options.download, notify=self._options.notify)
+        loader.begin(self._plan.largest())
+        if not loader.has_begun:
+            loader.insist(self._plan.first())
+        if self._subtitles is None and (resize := self._resize(loader)) is not None:
+            self._read(resize)
+        while not loader.check(_POLL_SECONDS):
+            if self.stop.is_set():
+                return
+        self._model = loader.result()
+        self._settings |= settings_values(self._model, self._preset, self._subtitles)
+        if self._ahead is None:
+            self._read(self._model.shrink)
+
+    def _resize(self, loader: ModelLoader) -> Resize | None:
+        """Return the model's `shrink` before its weights are there, or None if it can't be had earlier."""
+        if self._source.opened is not None:
+            return None
+        opening = Background(LOADING, open_resize, self._source.name, self._source.revision)
+        try:
+            while not opening.check(_POLL_SECONDS):
+                loader.check()
+                if self.stop.is_set():
+                    return None
+        except LlvidError:
+            loader.check()
+            return None  # the loaded model's own is the same, or loading says what is wrong
+        return opening.result()
+
+    def _read(self, shrink: Resize) -> None:
+        self._ahead = read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
+
+    def _budget(self, request: Request) -> Budget:
+        assert self._model is not None, "with subtitles, nothing is read before the model is there"
+        return self._model.budget(request)
