@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from .preset import Preset, load_preset
     from .prompt.budget import Budget
     from .prompt.timestamps import with_times
+    from .runs import answer_file, caption_folder
+    from .runs.formats import Sidecars
+    from .runs.preflight import ModelSource
+    from .runs.record import Failure, Record
+    from .runs.resumable import ResumableRun, RunOptions, Summary
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
     from .video.image import Picture, read_image
@@ -34,15 +39,21 @@ _HOMES = {
     "video.contact_sheet": ("contact_sheet",),
     "prompt.budget": ("Budget",),
     "prompt.timestamps": ("with_times",),
+    "runs": ("answer_file", "caption_folder"),
+    "runs.formats": ("Sidecars",),
+    "runs.preflight": ("ModelSource",),
+    "runs.record": ("Failure", "Record"),
+    "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Answer", "Budget", "Chunk", "ContextError", "Frame", "Frames", "Generation", "Limits", "LlvidError", "Loading",
-    "MediaError", "Model", "ModelError", "Picture", "Preset", "Request", "Sampling", "Segment", "Turn", "Usage",
-    "UsageError", "VideoInfo", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "probe",
-    "read_frames", "read_image", "with_times",
+    "Answer", "Budget", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits", "LlvidError",
+    "Loading", "MediaError", "Model", "ModelError", "ModelSource", "Picture", "Preset", "Record", "Request",
+    "ResumableRun", "RunOptions", "Sampling", "Segment", "Sidecars", "Summary", "Turn", "Usage", "UsageError",
+    "VideoInfo", "answer_file", "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model",
+    "probe", "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 

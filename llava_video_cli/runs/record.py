@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -132,6 +133,7 @@ def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = 
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that answers hang on."""
     from importlib.metadata import PackageNotFoundError, version

@@ -23,7 +23,7 @@ from .batches import BatchSize, Pace, answer_jobs, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
-from .record import Failure, Record, settings_values
+from .record import Failure, Record, settings_values, versions
 
 _POLL_SECONDS = 0.1
 
@@ -175,6 +175,7 @@ class ResumableRun:
             loader.insist(self._plan.first())
         if self._subtitles is None and (resize := self._resize(loader)) is not None:
             self._read(resize)
+        versions()  # looked up once, while there is time
         while not loader.check(_POLL_SECONDS):
             if self.stop.is_set():
                 return

@@ -1,0 +1,172 @@
+"""Resumable runs from Python: the records of the command line without a terminal, and frames read ahead of weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminal import scene
+from test_batches import Echo, Entry
+
+from llava_video_cli import Generation, Loading, MediaError, Model, ModelError, Preset, UsageError, open_model
+from llava_video_cli.cli.app import run as llvid
+from llava_video_cli.demo.world import write_clip
+from llava_video_cli.prompt.subtitles import Count
+from llava_video_cli.runs import answer_file, caption_folder
+from llava_video_cli.runs.formats import Sidecars
+from llava_video_cli.runs.prefetch import Job
+from llava_video_cli.runs.preflight import ModelSource
+from llava_video_cli.runs.record import Failure, Record
+from llava_video_cli.runs.resumable import ResumableRun, RunOptions, RunPlan, Summary
+
+DOCS = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@dataclass(frozen=True)
+class Opened(ModelSource):
+    """The demo checkpoint, but what opens it is the test's own."""
+
+    call: Callable[[], Model] = Echo
+
+    def open(self) -> Model:
+        return self.call()
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Three scenes, and a file that is no video."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for shape in ("circle", "square", "triangle"):
+        write_clip(folder / f"{shape}.mp4", scene(shape=shape))
+    (folder / "words.mp4").write_text("no video")
+    return folder
+
+
+def entries(count: int, before: Callable[[], object]) -> RunPlan:
+    def jobs(settings: Mapping[str, Any], count_tokens: Count) -> Iterable[Job]:
+        assert not settings and count_tokens
+        return [Entry(f"v{number}", [f"v{number}"], before=before) for number in range(count)]
+
+    return RunPlan(jobs, count)
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["usage"] = {name: value for name, value in row["usage"].items() if name.endswith("tokens")}
+    return sorted(rows, key=lambda row: str(row["key"]))
+
+
+def test_a_folder_from_python_is_the_folder_of_the_command_line(clips: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    run = caption_folder(clips, ours, model="demo", sidecars=Sidecars(("txt",), tmp_path / "texts"))
+    assert run.summary == Summary(left=4)
+    outcomes = list(run)
+    records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+    (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
+    assert run.summary == Summary(done=3, failed=1) and isinstance(failure.cause, MediaError)
+    assert {Path(record.path).stem for record in records} == {"circle", "square", "triangle"}
+    assert all(Path(record.path).stem in record.text for record in records)
+    assert len(list((tmp_path / "texts").glob("*.txt"))) == 3 and (tmp_path / "ours.errors.jsonl").exists()
+    assert llvid(["caption", str(clips), "-m", "demo", "-o", str(theirs), "-q"]) == 3
+    assert without_times(ours) == without_times(theirs)
+    for output in (ours, theirs):
+        again = caption_folder(clips, output, model="demo")
+        assert [type(outcome) for outcome in again] == [Failure]
+        assert again.summary == Summary(done_before=3, failed=1)
+
+
+def test_an_open_model_answers_several_runs(clips: Path, tmp_path: Path) -> None:
+    model = open_model("demo", Loading(device="cpu"))
+    (record,) = caption_folder([clips / "circle.mp4"], model=model, preset="demo")
+    assert isinstance(record, Record) and "circle" in record.text
+    requests, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"id": n, "video": "clips/square.mp4", "question": "What shape is it?", "frames": 8} for n in "ab"]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = answer_file(requests, answers, model=model)
+    assert {outcome.values["id"]: outcome.values["answer"] for outcome in run} == dict.fromkeys("ab", "It is a square.")
+    assert list(answer_file(requests, answers, model=model)) == []
+    (subtitle,) = caption_folder(clips / "circle.mp4", tmp_path / "circle.srt", model=model, every_seconds=1)
+    assert isinstance(subtitle, Record) and (tmp_path / "circle.srt").read_text().count(" --> ") == 2
+    with pytest.raises(UsageError, match="must end in"):
+        caption_folder(clips, tmp_path / "out.srt", model=model, sidecars=Sidecars(("txt",)))
+
+
+def test_a_sampled_run_draws_a_seed_that_is_no_part_of_the_key(clips: Path, tmp_path: Path) -> None:
+    preset = Preset("mine", "", "demo", generation=Generation(temperature=0.5))
+    out = tmp_path / "out.jsonl"
+    seeds = {
+        outcome.values["settings"]["generation"]["seed"]
+        for outcome in caption_folder(clips / "circle.mp4", out, preset=preset)
+    }
+    assert len(seeds) == 1 and None not in seeds
+    assert caption_folder(clips / "circle.mp4", out, preset=preset).summary == Summary(done_before=1)
+
+
+def test_videos_are_read_while_the_weights_load() -> None:
+    read = threading.Event()
+
+    def load() -> Model:
+        assert read.wait(120), "nothing is read before the model is there"
+        return Echo()
+
+    run = ResumableRun(entries(5, read.set), Opened("demo", Loading(), call=load), Preset("", ""), options=RunOptions())
+    assert len(list(run)) == 5 and run.summary == Summary(done=5)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_and_nothing_is_lost(clips: Path, tmp_path: Path) -> None:
+    def load() -> Model:
+        raise ModelError("the weights are torn")
+
+    out = tmp_path / "out.jsonl"
+    list(caption_folder(clips / "circle.mp4", out, model="demo"))
+    before = out.read_bytes()
+    for overwrite in (False, True):
+        run = caption_folder(clips, out, model=Opened("demo", Loading(), call=load), overwrite=overwrite)
+        with pytest.raises(ModelError, match="the weights are torn"):
+            list(run)
+        assert out.read_bytes() == before and run.summary.done == 0
+    assert list(caption_folder(clips / "circle.mp4", out, model="demo")) == [], "the output is free for another run"
+
+
+def test_a_stop_while_the_model_loads_ends_the_run() -> None:
+    loads, stop, end = threading.Event(), threading.Event(), threading.Event()
+
+    def load() -> Model:
+        loads.set()
+        assert end.wait(120)
+        return Echo()
+
+    source = Opened("demo", Loading(), call=load)
+    run = ResumableRun(entries(5, bool), source, Preset("", ""), options=RunOptions(stop=stop))
+    threading.Thread(target=lambda: loads.wait(120) and stop.set()).start()
+    assert list(run) == [] and run.summary == Summary(left=5)
+    end.set()
+
+
+def test_leaving_the_loop_releases_the_output(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with caption_folder(clips, out, model="demo") as run:
+        next(outcome for outcome in run if isinstance(outcome, Record))
+    rest = caption_folder(clips, out, model="demo")
+    assert rest.summary.done_before >= 1
+    list(rest)
+    assert len(without_times(out)) == 3
+
+
+def test_the_example_of_the_docs_runs(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = (code for code in re.findall(r"```python\n(.+?)```", DOCS.read_text(), re.DOTALL) if "folder" in code)
+    assert clips.is_dir()
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    out = capsys.readouterr().out
+    assert "clips/circle.mp4: " in out and "words.mp4" in out and out.endswith("3 captioned, 1 failed\n")
