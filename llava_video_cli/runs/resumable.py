@@ -10,11 +10,12 @@ from threading import Event
 from types import TracebackType
 from typing import Any
 
-from ..conversation import Budget, Request
+from ..conversation import Request
 from ..errors import LlvidError
 from ..inference import open_resize
 from ..model import Model
 from ..preset import Preset
+from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
 from ..system.background import LOADING, Background
 from ..video import Resize

@@ -51,7 +51,7 @@ def clips(tmp_path: Path) -> Path:
 
 def entries(count: int, before: Callable[[], object]) -> RunPlan:
     def jobs(settings: Mapping[str, Any], count_tokens: Count) -> Iterable[Job]:
-        assert not settings and count_tokens
+        assert not settings and callable(count_tokens)
         return [Entry(f"v{number}", [f"v{number}"], before=before) for number in range(count)]
 
     return RunPlan(jobs, count)
@@ -146,7 +146,12 @@ def test_a_stop_while_the_model_loads_ends_the_run() -> None:
 
     source = Opened("demo", Loading(), call=load)
     run = ResumableRun(entries(5, bool), source, Preset("", ""), options=RunOptions(stop=stop))
-    threading.Thread(target=lambda: loads.wait(120) and stop.set()).start()
+
+    def interrupt() -> None:
+        loads.wait(120)
+        stop.set()
+
+    threading.Thread(target=interrupt).start()
     assert list(run) == [] and run.summary == Summary(left=5)
     end.set()
 
