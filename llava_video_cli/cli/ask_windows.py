@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles
-from ..runs.batches import Pace
+from ..runs.batches import RunPace
 from ..runs.preflight import most_frames
 from ..runs.record import settings_values
-from ..runs.windows import conclude, long_values, look, look_notes, look_requests, note_of, telling
+from ..runs.windows import (
+    answer_windows,
+    conclude,
+    relevant,
+    window_notes,
+    window_requests,
+    windows_note,
+    windows_values,
+)
 from ..video import announced_frames, cut
 from . import console
 from .ask import UNFINISHED, collect
@@ -32,7 +40,7 @@ def ask_windows(
     *,
     show_questions: bool = False,
 ) -> None:
-    """Look at each window once for all questions, then answer one question after the other."""
+    """WindowAnswers at each window once for all questions, then answer one question after the other."""
     if len(paths) != 1:
         raise UsageError("--windows is for one video")
     if check(paths) != [None]:
@@ -42,21 +50,21 @@ def ask_windows(
         show = progress.watch("looking through the video")
         windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
     ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
-    expected = [each for part in ends for each in look_requests(questions, preset, most_frames(paths[0], part))]
+    expected = [each for part in ends for each in window_requests(questions, preset, most_frames(paths[0], part))]
 
     def first() -> list[Request]:
-        return look_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
+        return window_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
 
     model = load(settings, output, expected, first)
-    began, pace, looks = time.perf_counter(), Pace(), []
+    began, pace, parts = time.perf_counter(), RunPace(), []
     with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
-        for each in look(windows, questions, preset, model, subtitles, pace=pace):
-            looks.append(each)
+        for each in answer_windows(windows, questions, preset, model, subtitles, pace=pace):
+            parts.append(each)
             meter.count(failed=False)
     seconds = time.perf_counter() - began
-    looks.sort(key=lambda each: each.start_seconds)
+    parts.sort(key=lambda each: each.start_seconds)
     values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}
-    for line in look_notes(looks) if not output.quiet else ():
+    for line in window_notes(parts) if not output.quiet else ():
         console.note(line)
     with console.progress(output.quiet) as progress:
         for number, question in enumerate(questions):
@@ -64,14 +72,14 @@ def ask_windows(
                 progress.stop()
                 console.note(f"> {question}")
             progress.say("putting the windows together")
-            segments = [each.segment(number) for each in looks]
-            used = telling(segments)
+            segments = [each.segment(number) for each in parts]
+            used = relevant(segments)
             answer = collect(conclude(question, used, preset, model), progress, silent=output.json)
             if output.json:
-                console.write_json(long_values(looks, number, question, answer, seconds, values))
+                console.write_json(windows_values(parts, number, question, answer, seconds, values))
             if output.quiet:
                 continue
             progress.stop()
-            console.note(note_of(used, len(segments)))
+            console.note(windows_note(used, len(segments)))
             if answer.finish_reason != "stop":
                 console.note(UNFINISHED[answer.finish_reason].format(preset.generation.max_new_tokens))

@@ -19,7 +19,7 @@ from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
 from ..errors import UsageError
 from ..inference import open_model, open_resize
-from ..runs.batches import Pace
+from ..runs.batches import RunPace
 from ..runs.caption import Task
 from ..runs.parts import is_folder
 from ..runs.record import Failure, Record
@@ -175,7 +175,7 @@ class _ClusterMeter(Meter):
     """A meter that also shows the rate of each stage."""
 
     def __init__(self, progress: LiveProgress, *, quiet: bool) -> None:
-        super().__init__(0, "videos", Pace(), quiet=quiet)
+        super().__init__(0, "videos", RunPace(), quiet=quiet)
         self._progress = progress
         self._before, self._before_at, self._words_shown = ClusterProgress(), time.monotonic(), list[str]()
 

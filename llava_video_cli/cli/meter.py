@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..runs.batches import Pace
+from ..runs.batches import RunPace
 from ..video.sampling import clock
 from . import console
 
@@ -21,7 +21,7 @@ _CLEAR = 0.6  # of that time, from which on one stage is the slow one
 class Meter:
     """Counts what is done and what failed of `total`, and shows it for the length of a `with` block."""
 
-    def __init__(self, total: int, noun: str, pace: Pace, *, quiet: bool) -> None:
+    def __init__(self, total: int, noun: str, pace: RunPace, *, quiet: bool) -> None:
         self.done, self.failed = 0, 0
         self._total, self._noun, self._pace, self._quiet = total, noun, pace, quiet
         self._began = self._line_at = time.monotonic()

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..errors import ContextError, UsageError
 from ..runs.caption import Task
-from ..runs.ledger import Errors, Ledger
 from ..runs.formats import check_parquet, write_parquet
+from ..runs.ledger import Errors, Ledger
 from ..runs.parts import PartErrors, PartFiles, is_folder
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address

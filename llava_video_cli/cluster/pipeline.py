@@ -19,7 +19,7 @@ from ..errors import LlvidError, first_line, last_line
 from ..model import Model
 from ..runs.caption import CaptionJob, Task
 from ..runs.inputs import Part, parts
-from ..runs.prefetch import Question, Result
+from ..runs.prefetch import JobRequest, Result
 from ..runs.record import Failure, Record, path_to_text
 from ..video import Resize
 from ..video.limits import Limits
@@ -123,7 +123,7 @@ class _OutcomeAssembler:
 
     def __init__(self, task: Task, done: set[str], failed: set[str]) -> None:
         self._task, self._done, self._failed = task, done, failed
-        self._results: dict[str, list[tuple[Question, Result]]] = {}
+        self._results: dict[str, list[tuple[JobRequest, Result]]] = {}
         self._last_answers: dict[str, VideoAnswer] = {}
         self._settings: Mapping[str, Any] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import LlvidError
 from ..model import Model
 from ..runs.caption import Task
-from ..runs.prefetch import Question, Result
+from ..runs.prefetch import JobRequest, Result
 from ..video import Resize
 from ..video.limits import Limits
 
@@ -58,7 +58,7 @@ class VideoQuestion:
 
     video: InputVideo
     number: int = 0
-    question: Question | None = None
+    question: JobRequest | None = None
     count: int | None = None
     error: LlvidError | None = None
 
@@ -68,7 +68,7 @@ class VideoAnswer:
     """A `VideoQuestion` with its result. The question has lost its frames."""
 
     video: InputVideo
-    question: Question | None = None
+    question: JobRequest | None = None
     result: Result | None = None
     count: int | None = None
     error: LlvidError | None = None

@@ -19,7 +19,7 @@ from ..prompt.budget import Budget
 from ..runs.batches import BatchSize, answered, kind_of
 from ..runs.caption import CaptionJob
 from ..runs.inputs import Part, found_in
-from ..runs.prefetch import Ended, Question, ReadAhead, Ready, Result
+from ..runs.prefetch import JobEnded, JobRequest, ReadAhead, RequestRead, Result
 from ..runs.record import settings_values
 from ..runs.storage import fetched, is_address
 from ..video import Resize
@@ -132,14 +132,14 @@ def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -
     try:
         while not prefetch.drained:
             event = prefetch.next(1.0)
-            if isinstance(event, Ready):
+            if isinstance(event, RequestRead):
                 before = waiting.get(event.number)
                 if before:
                     yield before
                 number = before.number + 1 if before else 0
                 waiting[event.number] = VideoQuestion(videos[event.number], number, event.question)
                 prefetch.release(event.question)
-            elif isinstance(event, Ended):
+            elif isinstance(event, JobEnded):
                 last = waiting.pop(event.number, VideoQuestion(videos[event.number]))
                 yield replace(last, count=event.count, error=event.error)
     finally:
@@ -149,7 +149,7 @@ def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -
 class _StoredVideoJob(CaptionJob):
     """A video on this machine, or in a bucket, from which it is copied first."""
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Yield the questions, as of a file on this machine."""
         if not is_address(self.name):
             yield from super().questions(shrink, limits)
@@ -224,7 +224,7 @@ class ModelWorker:
                 results |= dict(zip(now, answers, strict=True))
         return [results[index] for index in range(len(batch))]
 
-    def _isolated(self, model: Model, questions: list[Question]) -> list[Result]:
+    def _isolated(self, model: Model, questions: list[JobRequest]) -> list[Result]:
         """Answer; an unknown error counts for the one question that causes it, unless the GPU is lost with it."""
         try:
             return answered(model, questions, self._size)

@@ -13,7 +13,7 @@ from ..errors import LlvidError, ModelError, OutOfMemoryError
 from ..model import Model
 from ..video import Resize
 from ..video.limits import Limits, cores
-from .prefetch import Ended, Job, Question, ReadAhead, Ready, Result
+from .prefetch import Job, JobEnded, JobRequest, ReadAhead, RequestRead, Result
 from .record import Failure, Record
 
 _PATIENCE_SECONDS = 3.0  # how long a batch waits to become whole
@@ -73,7 +73,7 @@ class BatchSize:
 
 
 @dataclass
-class Pace:
+class RunPace:
     """Where the time of a run goes, for its progress: waiting for frames, or generating."""
 
     size: BatchSize = field(default_factory=BatchSize)
@@ -87,7 +87,7 @@ def run(
     *,
     limits: Limits | None = None,
     stop: Event | None = None,
-    pace: Pace | None = None,
+    pace: RunPace | None = None,
     workers: int | None = None,
 ) -> Generator[Record | Failure, None, None]:
     """Yield what comes of each job, in the order in which they are done.
@@ -98,7 +98,7 @@ def run(
     """
     ahead = read_ahead(jobs, model.shrink, limits or Limits(), workers)
     try:
-        yield from answer_jobs(ahead, model, stop or Event(), pace or Pace())
+        yield from answer_jobs(ahead, model, stop or Event(), pace or RunPace())
     finally:
         ahead.stop()
 
@@ -110,7 +110,7 @@ def read_ahead(jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int
     return ReadAhead(jobs, shrink, each, workers, _READ_AHEAD_BYTES)
 
 
-def answer_jobs(ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> Iterator[Record | Failure]:
+def answer_jobs(ahead: ReadAhead, model: Model, stop: Event, pace: RunPace) -> Iterator[Record | Failure]:
     """Yield what comes of the jobs that are being read, as `run` does."""
     return _Batches(ahead, model, stop, pace).outcomes()
 
@@ -118,12 +118,12 @@ def answer_jobs(ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> Iter
 class _Batches:
     """The questions that wait, and the jobs that are not done."""
 
-    def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: Pace) -> None:
+    def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: RunPace) -> None:
         self._ahead, self._model, self._stop, self._pace = ahead, model, stop, pace
-        self._waiting: list[Ready] = []
-        self._results: dict[int, list[tuple[Question, Result]]] = {}
-        self._ended: dict[int, Ended] = {}
-        self._fits: tuple[Ready | None, int] = (None, 1)
+        self._waiting: list[RequestRead] = []
+        self._results: dict[int, list[tuple[JobRequest, Result]]] = {}
+        self._ended: dict[int, JobEnded] = {}
+        self._fits: tuple[RequestRead | None, int] = (None, 1)
 
     def outcomes(self) -> Iterator[Record | Failure]:
         """Answer until nothing is left."""
@@ -137,7 +137,7 @@ class _Batches:
         self._await_ends()
         yield from self._finished()
 
-    def _next_batch(self) -> list[Ready]:
+    def _next_batch(self) -> list[RequestRead]:
         """Return the oldest question and others of its kind: as many as wanted, fewer when no more come soon.
 
         Returns none when a job has ended without a question, so that its outcome is told at once.
@@ -150,9 +150,9 @@ class _Batches:
                 if batch and (len(batch) >= self._wanted(batch) or not patient or self._ahead.full):
                     return batch[: self._wanted(batch)]
                 event = self._ahead.next(0.2)
-                if isinstance(event, Ready):
+                if isinstance(event, RequestRead):
                     self._waiting.append(event)
-                elif isinstance(event, Ended):
+                elif isinstance(event, JobEnded):
                     self._ended[event.number] = event
                     if self._is_done(event):
                         return []
@@ -162,13 +162,13 @@ class _Batches:
         finally:
             self._pace.waiting_seconds += time.monotonic() - began
 
-    def _of_one_kind(self) -> list[Ready]:
+    def _of_one_kind(self) -> list[RequestRead]:
         if not self._waiting:
             return []
         kind = kind_of(self._waiting[0].question)
         return [ready for ready in self._waiting if kind_of(ready.question) == kind]
 
-    def _wanted(self, batch: Sequence[Ready]) -> int:
+    def _wanted(self, batch: Sequence[RequestRead]) -> int:
         first = batch[0]
         if self._fits[0] is not first:
             try:
@@ -179,7 +179,7 @@ class _Batches:
         self._ahead.most_questions = max(self._ahead.most_questions, 2 * wanted)
         return wanted
 
-    def _answer(self, batch: list[Ready]) -> None:
+    def _answer(self, batch: list[RequestRead]) -> None:
         began = time.monotonic()
         results = answered(self._model, [ready.question for ready in batch], self._pace.size)
         self._pace.generating_seconds += (seconds := time.monotonic() - began)
@@ -204,16 +204,16 @@ class _Batches:
         unanswered = {ready.number for ready in self._waiting}
         while self._results.keys() - unanswered - self._ended.keys() and time.monotonic() < until:
             event = self._ahead.next(0.1)
-            if isinstance(event, Ended):
+            if isinstance(event, JobEnded):
                 self._ended[event.number] = event
-            elif isinstance(event, Ready):
+            elif isinstance(event, RequestRead):
                 unanswered.add(event.number)
 
-    def _is_done(self, ended: Ended) -> bool:
+    def _is_done(self, ended: JobEnded) -> bool:
         return len(self._results.get(ended.number, ())) == ended.count
 
 
-def answered(model: Model, questions: Sequence[Question], size: BatchSize) -> list[Result]:
+def answered(model: Model, questions: Sequence[JobRequest], size: BatchSize) -> list[Result]:
     """Answer questions of one kind together, and in halves where that fails; a single one's error is its result."""
     try:
         return list(model.answer_all([question.request for question in questions]))
@@ -226,6 +226,6 @@ def answered(model: Model, questions: Sequence[Question], size: BatchSize) -> li
     return answered(model, questions[:half], size) + answered(model, questions[half:], size)
 
 
-def kind_of(question: Question) -> Kind:
+def kind_of(question: JobRequest) -> Kind:
     """Return what questions have to share to be answered together: the generation, and the frames of each medium."""
     return question.request.generation, tuple(medium.frame_count for medium in question.request.media)

@@ -19,7 +19,7 @@ from ..video import Resize, read_frames, read_windows
 from ..video.files import Status
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
-from .prefetch import Question, Result
+from .prefetch import JobRequest, Result
 from .preflight import ModelSource
 from .record import Failure, Record, media_values, path_to_text
 
@@ -102,7 +102,7 @@ class CaptionJob:
     settings: Mapping[str, Any]
     count: Count
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Yield the question about the whole, or one about each window."""
         sampling, every = self.task.preset.sampling, self.task.every_seconds
         if is_picture(self.name):
@@ -114,7 +114,7 @@ class CaptionJob:
                 yield self._question(frames)
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return the record, or why there is none: half of a video's windows are no caption of it."""
         answers: list[tuple[_Part, Answer]] = []
@@ -130,9 +130,9 @@ class CaptionJob:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
 
-    def _question(self, media: Media) -> Question:
+    def _question(self, media: Media) -> JobRequest:
         request, heard = self.task.request(media, self.count)
-        return Question(request, _Part(*media.part_seconds, media_values(self.name, media), heard))
+        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), heard))
 
 
 def caption_values(

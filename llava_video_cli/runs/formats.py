@@ -26,8 +26,8 @@ _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
 _KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
 
 
-class Rows(Protocol):
-    """A table's format. Rows are bytes with their line end."""
+class TableFormat(Protocol):
+    """A table's format. TableFormat are bytes with their line end."""
 
     header: bytes
 
@@ -192,7 +192,7 @@ def check_output(path: Path, *, one_video: bool) -> None:
         raise UsageError(f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt or .vtt")
 
 
-def rows_of(suffix: str) -> Rows:
+def table_format(suffix: str) -> TableFormat:
     """Return the format of a file's ending. Raises LlvidError for another one."""
     formats: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
     if suffix.lower() not in formats:

@@ -21,7 +21,7 @@ _ROWS = 1000  # of a Parquet file that lie in memory
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedPaths:
     """Files, folders and addresses that were named."""
 
     paths: tuple[str, ...]
@@ -29,7 +29,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Lines:
+class ListLines:
     """The lines of a JSONL list that begin in the bytes `[start, stop)`."""
 
     path: str
@@ -45,7 +45,7 @@ class RowGroup:
     number: int
 
 
-Part: TypeAlias = Named | Lines | RowGroup
+Part: TypeAlias = NamedPaths | ListLines | RowGroup
 
 
 def is_list(path: str) -> bool:
@@ -64,27 +64,27 @@ def parts(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Part]:
         if is_list(path):
             yield from _list_parts(path)
         elif recursive and not is_address(path) and os.path.isdir(path):  # noqa: PTH112
-            yield Named((path,))
-            yield from (Named((folder,), recursive=True) for folder in _folders(path))
+            yield NamedPaths((path,))
+            yield from (NamedPaths((folder,), recursive=True) for folder in _folders(path))
         else:
             waiting.append(path)
             if len(waiting) == _AT_ONCE or is_address(path):
-                yield Named(tuple(waiting), recursive)
+                yield NamedPaths(tuple(waiting), recursive)
                 waiting = []
     if waiting:
-        yield Named(tuple(waiting), recursive)
+        yield NamedPaths(tuple(waiting), recursive)
 
 
 def found_in(part: Part) -> Iterator[Found | MediaError]:
     """Yield the videos of a part; what can't be found is yielded as an error."""
-    if isinstance(part, Named):
+    if isinstance(part, NamedPaths):
         for path in part.paths:
             if is_address(path):
                 yield from videos(path, recursive=part.recursive)
             else:
                 yield from find([path], recursive=part.recursive)
         return
-    listed = _lines(part) if isinstance(part, Lines) else _rows(part)
+    listed = _lines(part) if isinstance(part, ListLines) else _rows(part)
     for each in listed:
         if isinstance(each, MediaError):
             yield each
@@ -94,7 +94,7 @@ def found_in(part: Part) -> Iterator[Found | MediaError]:
             yield from find([each])
 
 
-def _list_parts(path: str) -> Iterator[Lines | RowGroup]:
+def _list_parts(path: str) -> Iterator[ListLines | RowGroup]:
     try:
         with opened(path) as file:
             if posixpath.splitext(path)[1].lower() == ".parquet":
@@ -102,12 +102,12 @@ def _list_parts(path: str) -> Iterator[Lines | RowGroup]:
                 yield from (RowGroup(path, number) for number in range(count))
             else:
                 size = file.seek(0, os.SEEK_END)
-                yield from (Lines(path, at, min(at + _RANGE_BYTES, size)) for at in range(0, size, _RANGE_BYTES))
+                yield from (ListLines(path, at, min(at + _RANGE_BYTES, size)) for at in range(0, size, _RANGE_BYTES))
     except OSError as error:
         raise MediaError(f"{path}: the list can't be read: {error.strerror or error}") from None
 
 
-def _lines(part: Lines) -> Iterator[str | MediaError]:
+def _lines(part: ListLines) -> Iterator[str | MediaError]:
     try:
         with opened(part.path) as file:
             begin = max(0, part.start - 1)

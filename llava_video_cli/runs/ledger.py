@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from ..errors import LlvidError, UsageError
 from ..system.atomic_file import whole_file
 from ..system.lock import lock
-from .formats import JsonLines, Rows, rows_of
+from .formats import JsonLines, TableFormat, table_format
 from .record import Failure, Record
 
 _KEY_DIGITS = 32
@@ -27,7 +27,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path, self.rows = path, rows_of(path.suffix)
+        self.path, self.rows = path, table_format(path.suffix)
         self._file = _open(path)
         try:
             lock(self._file.fileno(), str(path))
@@ -151,7 +151,7 @@ def _open(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb+", buffering=0)
 
 
-def _read(file: BinaryIO, rows: Rows, path: Path) -> tuple[set[str], int]:
+def _read(file: BinaryIO, rows: TableFormat, path: Path) -> tuple[set[str], int]:
     """Return the keys in a file, and where its last whole row ends; what is behind that is cut off."""
     done: set[str] = set()
     end = 0

@@ -22,7 +22,7 @@ Result: TypeAlias = Answer | LlvidError
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class JobRequest:
     """A request ready for the model, and what the record will say of its media once they are gone."""
 
     request: Request
@@ -41,25 +41,25 @@ class Job(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Read the media and yield what is to be asked; runs in a thread of the pool. Raises MediaError."""
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return what came of it: the questions without their media, and the error that ended the reading, if any."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ready:
+class RequestRead:
     """A question of job `number`."""
 
     number: int
-    question: Question
+    question: JobRequest
 
 
 @dataclass(frozen=True, eq=False)
-class Ended:
+class JobEnded:
     """Job `number` has no more questions than the `count` that came before; `error` is what ended its reading."""
 
     number: int
@@ -90,7 +90,7 @@ class ReadAhead:
     def __init__(self, jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int, most_bytes: int) -> None:
         self._jobs, self._shrink, self._limits, self._most_bytes = iter(jobs), shrink, limits, most_bytes
         self._changed = threading.Condition()
-        self._events: deque[Ready | Ended] = deque()
+        self._events: deque[RequestRead | JobEnded] = deque()
         self._tasks: dict[int, _Task] = {}
         # two batches' worth: what lies further ahead takes memory, and is lost work when the run is stopped
         self.most_questions = _FEWEST_QUESTIONS
@@ -111,7 +111,7 @@ class ReadAhead:
         with self._changed:
             return self._waiting_readers > 0 and not self._events
 
-    def next(self, timeout_seconds: float) -> Ready | Ended | None:
+    def next(self, timeout_seconds: float) -> RequestRead | JobEnded | None:
         """Return what is ready, or None after a time, or at once when nothing more will come."""
         until = time.monotonic() + timeout_seconds
         with self._changed:
@@ -124,7 +124,7 @@ class ReadAhead:
                 self._changed.wait(min(left, _LOOK_SECONDS))
             return self._events.popleft() if self._events else None
 
-    def release(self, question: Question) -> None:
+    def release(self, question: JobRequest) -> None:
         """Make room for others."""
         with self._changed:
             self._held -= question.bytes
@@ -172,7 +172,7 @@ class ReadAhead:
             self._begun += 1
             return task
 
-    def _hand_over(self, task: _Task, question: Question) -> bool:
+    def _hand_over(self, task: _Task, question: JobRequest) -> bool:
         """Queue a question once there is room for it; return whether the task is still wanted."""
         with self._changed:
             self._waiting_readers += 1
@@ -186,7 +186,7 @@ class ReadAhead:
             task.count += 1
             self._held += question.bytes
             self._count += 1
-            self._events.append(Ready(task.number, question))
+            self._events.append(RequestRead(task.number, question))
             self._changed.notify_all()
             return True
 
@@ -194,10 +194,10 @@ class ReadAhead:
         with self._changed:
             if self._wanted(task):
                 del self._tasks[task.number]
-                self._events.append(Ended(task.number, task.job, task.count, error))
+                self._events.append(JobEnded(task.number, task.job, task.count, error))
                 self._changed.notify_all()
 
-    def _has_room(self, question: Question) -> bool:
+    def _has_room(self, question: JobRequest) -> bool:
         return not self._count or (
             self._held + question.bytes <= self._most_bytes and self._count < self.most_questions
         )
@@ -214,5 +214,5 @@ class ReadAhead:
             task.given_up = True
             del self._tasks[task.number]
             error = MediaError(f"{task.job.name}: given up after {seconds:g} seconds: its decoder hangs")
-            self._events.append(Ended(task.number, task.job, task.count, error))
+            self._events.append(JobEnded(task.number, task.job, task.count, error))
             self._start_worker()

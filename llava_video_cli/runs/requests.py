@@ -22,7 +22,7 @@ from ..video.image import Picture, is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from .conversation_file import Draft, below, read_drafts, turns_of
-from .prefetch import Question, Result
+from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, path_to_text
 from .resumable import RunPlan
@@ -125,7 +125,7 @@ class RequestJob:
         """The first of its media."""
         return self.asked[0][0].paths[0]
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Read the media once and yield each request."""
         first = self.asked[0][0]
         media: list[Media] = [
@@ -134,10 +134,10 @@ class RequestJob:
         ]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
         for asked, key in self.asked:
-            yield Question(asked.request(media), (key, values))
+            yield JobRequest(asked.request(media), (key, values))
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return a record or a failure for each request."""
         found = {question.about[0]: (question.about[1], result) for question, result in results}

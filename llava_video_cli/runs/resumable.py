@@ -20,7 +20,7 @@ from ..prompt.subtitles import Count, Subtitles
 from ..system.background import LOADING, Background
 from ..video import Resize
 from ..video.limits import Limits
-from .batches import BatchSize, Pace, answer_jobs, read_ahead
+from .batches import BatchSize, RunPace, answer_jobs, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
@@ -92,7 +92,7 @@ class ResumableRun:
         options: RunOptions,
         opened: ExitStack | None = None,
     ) -> None:
-        self.pace, self.stop = Pace(BatchSize(options.batch_size)), options.stop
+        self.pace, self.stop = RunPace(BatchSize(options.batch_size)), options.stop
         self.errors_path: Path | None = output[1].path if output else None
         self._plan, self._source, self._preset, self._subtitles = plan, source, preset, subtitles
         self._output = output

@@ -18,16 +18,16 @@ from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
 from ..video import Frames, Resize, Windows
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
-from .batches import Pace, run
+from .batches import RunPace, run
 from .caption import join_frames, total_usage
-from .prefetch import Job, Question, Result
+from .prefetch import Job, JobRequest, Result
 from .record import Failure, Record, ask_values, media_values, path_to_text
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
-_BRIEF_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context
+_SHORT_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context
 _MOST_SPANS = 20  # in a note
 _NOTHING = re.compile(r"\W*nothing\W*", re.IGNORECASE)
-_LOOK = (
+_ASK_WINDOW = (
     "This is one part of a longer video, about which somebody asks: {question}\n"
     "Say in one or two sentences what this part shows that helps to answer. "
     "If it shows nothing of the kind, say only: nothing"
@@ -38,7 +38,7 @@ _ANSWER = _NOTES + "Answer from these notes alone: {question}"
 
 
 @dataclass(frozen=True)
-class Look:
+class WindowAnswers:
     """What was seen in the window `[start_seconds, end_seconds)`: an answer to each question, in their order.
 
     `values` is what a record says of its frames.
@@ -55,15 +55,15 @@ class Look:
         return Segment(self.start_seconds, self.end_seconds, " ".join(self.answers[number].text.split()))
 
 
-def look(
+def answer_windows(
     windows: Windows,
     questions: Sequence[str],
     preset: Preset,
     model: Model,
     subtitles: Subtitles | None = None,
     *,
-    pace: Pace | None = None,
-) -> Generator[Look, None, None]:
+    pace: RunPace | None = None,
+) -> Generator[WindowAnswers, None, None]:
     """Yield what was seen in each window, as they are done; each is read once, ahead of the model, for all questions.
 
     Raises `UsageError` for too many windows, `ContextError` where a question can't be answered at all, before anything
@@ -75,15 +75,15 @@ def look(
         )
     for question in questions:
         _check_room(question, preset, model)
-    brief = _brief(preset)
+    brief = _short(preset)
     jobs = (_Window(windows, part, tuple(questions), brief, subtitles, model.budget) for part in windows.parts)
     for record in _done(jobs, model, pace):
-        yield record.values["look"]
+        yield record.values["window"]
 
 
-def look_requests(questions: Sequence[str], preset: Preset, frames: Frames) -> list[Request]:
-    """Return what `look` asks about a window, but for its subtitles."""
-    return [_brief(preset).request(_LOOK.format(question=question), (frames,)) for question in questions]
+def window_requests(questions: Sequence[str], preset: Preset, frames: Frames) -> list[Request]:
+    """Return what `answer_windows` asks about a window, but for its subtitles."""
+    return [_short(preset).request(_ASK_WINDOW.format(question=question), (frames,)) for question in questions]
 
 
 def conclude(question: str, seen: Sequence[Segment], preset: Preset, model: Model) -> Generator[Chunk, None, None]:
@@ -94,10 +94,10 @@ def conclude(question: str, seen: Sequence[Segment], preset: Preset, model: Mode
     """
     began, usages = time.perf_counter(), list[Usage]()
     while len(seen) > 1 and not _fits(_ANSWER, question, seen, preset, model):
-        groups = _groups(question, seen, _brief(preset), model)
+        groups = _groups(question, seen, _short(preset), model)
         if len(groups) == len(seen):
             break
-        jobs = (_Group(number, _request(_SHORTEN, question, group, _brief(preset)), group)
+        jobs = (_Group(number, _request(_SHORTEN, question, group, _short(preset)), group)
                 for number, group in enumerate(groups) if len(group) > 1)  # fmt: skip
         merged = {number: group[0] for number, group in enumerate(groups) if len(group) == 1}
         for record in _done(jobs, model, None):
@@ -109,12 +109,12 @@ def conclude(question: str, seen: Sequence[Segment], preset: Preset, model: Mode
         yield chunk if chunk.usage is None else replace(chunk, usage=_summed([*usages, chunk.usage], before))
 
 
-def telling(segments: Sequence[Segment]) -> list[Segment]:
+def relevant(segments: Sequence[Segment]) -> list[Segment]:
     """Return the windows that an answer is drawn from: those in which something was seen, or all if there are none."""
     return [segment for segment in segments if not _NOTHING.fullmatch(segment.text)] or list(segments)
 
 
-def note_of(used: Sequence[Segment], windows: int) -> str:
+def windows_note(used: Sequence[Segment], windows: int) -> str:
     """Return a line with the times of the windows that the answer was drawn from."""
     spans: list[tuple[float, float]] = []
     for segment in used:
@@ -127,28 +127,37 @@ def note_of(used: Sequence[Segment], windows: int) -> str:
     return f"answered from {len(used)} of {windows} windows: {', '.join(times + more)}"
 
 
-def long_values(
-    looks: Sequence[Look], number: int, question: str, answer: Answer, seconds: float, settings: Mapping[str, Any]
+def windows_values(
+    parts: Sequence[WindowAnswers],
+    number: int,
+    question: str,
+    answer: Answer,
+    seconds: float,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the JSON values of an answer: those of `ask`, and what was seen in each window as `segments`.
 
     `seconds` went by while the windows were looked at.
     """
-    segments = [each.segment(number) for each in looks]
-    notes = [*look_notes(looks), note_of(telling(segments), len(segments))]
-    medium = {**looks[0].values, "frames": join_frames([each.values["frames"] for each in looks]), "notes": notes}
-    usage = _summed([*(each.answers[number].usage for each in looks), answer.usage], seconds)
+    segments = [each.segment(number) for each in parts]
+    notes = [*window_notes(parts), windows_note(relevant(segments), len(segments))]
+    medium = {
+        **parts[0].values,
+        "frames": join_frames([each.values["frames"] for each in parts]),
+        "notes": notes,
+    }
+    usage = _summed([*(each.answers[number].usage for each in parts), answer.usage], seconds)
     return {
         **ask_values([medium], question, replace(answer, usage=usage), settings),
         "segments": [asdict(segment) for segment in segments],
     }
 
 
-def look_notes(looks: Iterable[Look]) -> list[str]:
+def window_notes(parts: Iterable[WindowAnswers]) -> list[str]:
     """Return what a user should know about the windows as they were read."""
-    looks = list(looks)
-    lines = dict.fromkeys(line for each in looks for line in each.values["notes"])
-    return [*lines, *notes_of(each.heard for each in looks)]
+    parts = list(parts)
+    lines = dict.fromkeys(line for each in parts for line in each.values["notes"])
+    return [*lines, *notes_of(each.heard for each in parts)]
 
 
 @dataclass(frozen=True)
@@ -166,19 +175,19 @@ class _Window:
     def name(self) -> str:
         return self.windows.path
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         frames = self.windows.read(self.part, limits=limits, resize=shrink)
-        prompts = [_LOOK.format(question=question) for question in self.asked]
+        prompts = [_ASK_WINDOW.format(question=question) for question in self.asked]
         requests, heard = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
-        seen = Look(*frames.part_seconds, media_values(self.name, frames), heard)
+        seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), heard)
         for number, request in enumerate(requests):
-            yield Question(request, (number, seen))
+            yield JobRequest(request, (number, seen))
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         answers: dict[int, Answer] = {}
-        seen: Look | None = None
+        seen: WindowAnswers | None = None
         for question, result in results:
             number, seen = question.about
             if isinstance(result, LlvidError):
@@ -188,7 +197,7 @@ class _Window:
         if error is not None or seen is None:
             cause = error or MediaError(f"{self.name}: was not read")
             return [Failure({"video_path": path_to_text(self.name)}, cause)]
-        return [Record({"look": replace(seen, answers=tuple(answers[number] for number in sorted(answers)))})]
+        return [Record({"window": replace(seen, answers=tuple(answers[number] for number in sorted(answers)))})]
 
 
 @dataclass(frozen=True)
@@ -203,12 +212,12 @@ class _Group:
     def name(self) -> str:
         return "the notes on the windows"
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         del shrink, limits
-        yield Question(self.request)
+        yield JobRequest(self.request)
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         for _, result in results:
             if isinstance(result, LlvidError):
@@ -219,7 +228,7 @@ class _Group:
         return [Failure({}, error or MediaError(f"{self.name} were not read"))]
 
 
-def _done(jobs: Iterable[Job], model: Model, pace: Pace | None) -> Iterator[Record]:
+def _done(jobs: Iterable[Job], model: Model, pace: RunPace | None) -> Iterator[Record]:
     """Yield what comes of jobs; the first failure is raised: an answer from half of a video would be none."""
     with closing(run(jobs, model, pace=pace)) as outcomes:
         for outcome in outcomes:
@@ -248,9 +257,9 @@ def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model
     return groups
 
 
-def _brief(preset: Preset) -> Preset:
+def _short(preset: Preset) -> Preset:
     generation = preset.generation
-    return replace(preset, generation=replace(generation, max_new_tokens=min(_BRIEF_TOKENS, generation.max_new_tokens)))
+    return replace(preset, generation=replace(generation, max_new_tokens=min(_SHORT_TOKENS, generation.max_new_tokens)))
 
 
 def _check_room(question: str, preset: Preset, model: Model) -> None:

@@ -30,7 +30,7 @@ from llava_video_cli import Loading, load_preset
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
-from llava_video_cli.runs.batches import BatchSize, Pace, run
+from llava_video_cli.runs.batches import BatchSize, RunPace, run
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.ledger import Ledger
 from llava_video_cli.runs.record import Record, settings_values
@@ -94,12 +94,12 @@ def main() -> None:
     for path in paths[:3]:
         loop.caption(path)  # whatever is done only once
     seconds: dict[str, list[float]] = {"loop": [], "llvid": []}
-    pace = Pace()
+    pace = RunPace()
     for _ in range(options.runs):
         start = time.perf_counter()
         theirs = _write_loop(loop, paths)
         seconds["loop"].append(time.perf_counter() - start)
-        pace = Pace(BatchSize())
+        pace = RunPace(BatchSize())
         start = time.perf_counter()
         ours = _write_llvid(model, preset, paths, pace)
         seconds["llvid"].append(time.perf_counter() - start)
@@ -130,7 +130,7 @@ def _write_loop(loop: Loop, paths: list[Path]) -> dict[str, str]:
     return found
 
 
-def _write_llvid(model: LlavaVideo, preset: Any, paths: list[Path], pace: Pace) -> dict[str, str]:
+def _write_llvid(model: LlavaVideo, preset: Any, paths: list[Path], pace: RunPace) -> dict[str, str]:
     task, settings, found = Task(preset), settings_values(model, preset), {}
     jobs = [CaptionJob(str(path), task.key(path.name, path.stat()), task, settings, model.budget) for path in paths]
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "out.jsonl") as ledger:

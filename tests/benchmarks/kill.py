@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from terminal import scene
 
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.runs.formats import rows_of
+from llava_video_cli.runs.formats import table_format
 
 
 def make(folder: Path, count: int) -> None:
@@ -40,7 +40,7 @@ def command(folder: Path, out: Path) -> list[str]:
 
 def records(path: Path) -> list[str]:
     """The records, sorted, without what a clock says; each in the bytes that the file has."""
-    rows, found = rows_of(path.suffix), []
+    rows, found = table_format(path.suffix), []
     with path.open("rb") as file:
         for row in rows.split(file):
             if row != rows.header:

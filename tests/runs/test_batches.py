@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
-from llava_video_cli.runs.batches import BatchSize, Pace, run
-from llava_video_cli.runs.prefetch import Question, ReadAhead, Ready, Result
+from llava_video_cli.runs.batches import BatchSize, RunPace, run
+from llava_video_cli.runs.prefetch import JobRequest, ReadAhead, RequestRead, Result
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.video import Resize
 from llava_video_cli.video.limits import Limits
@@ -79,17 +79,17 @@ class Entry:
     side: int = 2
     generation: Generation = GREEDY
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[Question]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         assert limits.cores
         self.before()
         for text in self.texts:
             picture = Picture(shrink(np.zeros((self.side, self.side, 3), np.uint8)), self.name)
-            yield Question(Request((Turn("user", text, (picture,)),), self.generation), text)
+            yield JobRequest(Request((Turn("user", text, (picture,)),), self.generation), text)
         if self.error:
             raise self.error
 
     def outcomes(
-        self, results: Sequence[tuple[Question, Result]], error: LlvidError | None
+        self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         assert all(not question.request.media for question, _ in results), "media are not kept"
         failed = error or next((result for _, result in results if isinstance(result, LlvidError)), None)
@@ -153,7 +153,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
         if len(texts) > 3:
             raise OutOfMemoryError("out of memory")
 
-    model, pace = Echo(check), Pace(BatchSize(16))
+    model, pace = Echo(check), RunPace(BatchSize(16))
     done, failed = split(run(entries(100), model, pace=pace))
     assert len(done) == 100 and not failed
     assert pace.size.wanted(1000) == 2
@@ -166,7 +166,7 @@ def test_one_that_never_fits_takes_no_other_down() -> None:
         if "v13" in texts:
             raise OutOfMemoryError("out of memory") if len(texts) > 1 else ModelError("too long for the context")
 
-    done, failed = split(run(entries(40), Echo(check), pace=Pace(BatchSize(8))))
+    done, failed = split(run(entries(40), Echo(check), pace=RunPace(BatchSize(8))))
     assert len(done) == 39 and failed == {"v13": "too long for the context"}
 
 
@@ -179,7 +179,7 @@ def test_memory_bounds_the_batch() -> None:
 def test_only_requests_of_one_kind_share_a_batch() -> None:
     jobs = [Entry(f"v{k}", [f"{k % 2}"], generation=Generation(max_new_tokens=1 + k % 2)) for k in range(40)]
     model = Echo()
-    assert len(split(run(jobs, model, pace=Pace(BatchSize(8))))[0]) == 40
+    assert len(split(run(jobs, model, pace=RunPace(BatchSize(8))))[0]) == 40
     assert all(len(set(batch)) == 1 for batch in model.batches)
 
 
@@ -219,7 +219,7 @@ def test_stopping_finishes_what_the_model_is_at_and_nothing_else() -> None:
             stop.set()
 
     model = Echo(check)
-    done, failed = split(run(entries(10_000), model, stop=stop, pace=Pace(BatchSize(4))))
+    done, failed = split(run(entries(10_000), model, stop=stop, pace=RunPace(BatchSize(4))))
     answered = [text for batch in model.batches for text in batch]
     assert "v20" in model.batches[-1], "no batch begins behind the stop"
     assert sorted(done) == sorted(answered) and not failed
@@ -238,9 +238,9 @@ def test_leaving_the_iterator_ends_the_readers() -> None:
 def test_readers_wait_for_room() -> None:
     jobs = entries(50, side=100)  # 30,000 bytes each
     ahead = ReadAhead(jobs, lambda image: image, Limits(cores=1), workers=4, most_bytes=100_000)
-    held: list[Question] = []
+    held: list[JobRequest] = []
     while (event := ahead.next(0.5 if len(held) >= 3 else 30)) is not None:
-        held += [event.question] if isinstance(event, Ready) else []
+        held += [event.question] if isinstance(event, RequestRead) else []
     assert len(held) == 3 and ahead.full and not ahead.drained
     seen = 3
     while not ahead.drained:
@@ -248,7 +248,7 @@ def test_readers_wait_for_room() -> None:
             ahead.release(question)
         held = []
         while (event := ahead.next(0.3)) is not None:
-            held += [event.question] if isinstance(event, Ready) else []
+            held += [event.question] if isinstance(event, RequestRead) else []
         assert len(held) <= 3
         seen += len(held)
     assert seen == 50
@@ -257,7 +257,7 @@ def test_readers_wait_for_room() -> None:
 def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
     ahead = ReadAhead(entries(3, side=100), lambda image: image, Limits(cores=1), workers=2, most_bytes=1000)
     for _ in range(3):
-        while not isinstance(event := ahead.next(5), Ready):
+        while not isinstance(event := ahead.next(5), RequestRead):
             assert event is not None
         ahead.release(event.question)
     while ahead.next(0.5) is not None:

@@ -11,7 +11,7 @@ import pytest
 from records import ALL, CAPTIONS, NAMES, record
 
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.runs.formats import Csv, JsonLines, json_line, rows_of, srt, txt, vtt
+from llava_video_cli.runs.formats import Csv, JsonLines, json_line, srt, table_format, txt, vtt
 from llava_video_cli.runs.record import Record, path_to_text, text_to_path
 
 
@@ -119,7 +119,7 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
 
 def test_other_endings_are_refused() -> None:
     with pytest.raises(LlvidError, match="no table ends in"):
-        rows_of(".xls")
+        table_format(".xls")
 
 
 def test_json_is_escaped_only_where_it_must_be() -> None:

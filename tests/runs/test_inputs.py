@@ -10,7 +10,7 @@ import pytest
 
 from llava_video_cli import MediaError
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.runs.inputs import Lines, Part, found_in, is_list, parts
+from llava_video_cli.runs.inputs import ListLines, Part, found_in, is_list, parts
 from llava_video_cli.runs.storage import fetched, videos
 from llava_video_cli.video.files import Found, find
 
@@ -44,14 +44,14 @@ def test_a_list_can_be_cut_anywhere(tree: Path, end: str) -> None:
     lines += [json.dumps({"file": "z/f.mov"}), '{"no": 1}', "{torn"]
     path = tree / "list.jsonl"
     path.write_bytes((end or "\n").join(lines).encode() + end.encode())
-    whole = names(found_in(Lines(str(path), 0, path.stat().st_size)))
+    whole = names(found_in(ListLines(str(path), 0, path.stat().st_size)))
     assert whole[:3] == [f"{tree}/a.mp4", f"{tree}/deep/c.mkv", f"{tree}/z/f.mov"]
     assert [name.split(": ", 1)[1] for name in whole[3:]] == [
         'a line names no video: {"no": 1}', "a line names no video: {torn",
     ]  # fmt: skip
     size = path.stat().st_size
     for cut in range(size + 1):
-        assert all_names([Lines(str(path), 0, cut), Lines(str(path), cut, size)]) == whole
+        assert all_names([ListLines(str(path), 0, cut), ListLines(str(path), cut, size)]) == whole
 
 
 def test_a_long_list_is_many_parts(tmp_path: Path) -> None:

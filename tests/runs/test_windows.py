@@ -35,7 +35,7 @@ from llava_video_cli.demo.world import write_picture
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import Subtitles
-from llava_video_cli.runs.windows import Look, conclude, long_values, look, note_of, telling
+from llava_video_cli.runs.windows import WindowAnswers, answer_windows, conclude, relevant, windows_note, windows_values
 from llava_video_cli.video import cut, read_windows
 
 PRESET = Preset("p", "", sampling=Sampling(2), generation=Generation(max_new_tokens=300))
@@ -89,7 +89,7 @@ def notes(count: int, length: int = 40) -> list[Segment]:
 
 def test_each_window_is_read_once_and_asked_each_question(film: Path) -> None:
     windows, model = cut(film, 1.0, PRESET.sampling), Watcher()
-    found = sorted(look(windows, ASKS, PRESET, model), key=lambda each: each.start_seconds)
+    found = sorted(answer_windows(windows, ASKS, PRESET, model), key=lambda each: each.start_seconds)
     assert [(each.start_seconds, each.end_seconds) for each in found] == [(n, n + 1) for n in range(12)]
     for number, question in enumerate(ASKS):
         texts = [each.segment(number).text for each in found]
@@ -105,7 +105,9 @@ def test_windows_are_told_times_and_what_is_spoken_in_them(film: Path) -> None:
     preset = Preset("p", "", system="Be brief.", timestamps=True, sampling=Sampling(2))
     said = Subtitles("s.srt", (Segment(0.2, 0.4, "hello"), Segment(6.5, 6.9, "bye")))
     model = Watcher(context=9000)
-    found = sorted(look(cut(film, 6.0, preset.sampling), ["Who?"], preset, model, said), key=lambda s: s.start_seconds)
+    found = sorted(
+        answer_windows(cut(film, 6.0, preset.sampling), ["Who?"], preset, model, said), key=lambda s: s.start_seconds
+    )
     first, second = sorted(text for batch in model.batches for text in batch)
     assert "shown by 2 frames, at 0.00s, 3.00s.\nIts subtitles" in first and "0.2s: hello\n" in first
     assert "at 6.00s, 9.00s." in second and "6.5s: bye" in second and "hello" not in second
@@ -140,7 +142,7 @@ def test_what_can_never_fit_is_an_error_and_no_endless_loop(film: Path) -> None:
         list(conclude("Why?", notes(5, length=900), PRESET, Watcher(context=1000)))
     model = Watcher(context=300)
     with pytest.raises(ContextError, match="but the context of echo is 300"):
-        next(look(cut(film, 6.0), ["Why?"], PRESET, model))
+        next(answer_windows(cut(film, 6.0), ["Why?"], PRESET, model))
     assert not model.batches, "before anything is asked"
 
 
@@ -150,27 +152,27 @@ def test_a_window_that_fails_fails_the_whole_but_memory_only_halves(film: Path) 
             raise OutOfMemoryError("out of memory")
 
     windows = cut(film, 1.0, PRESET.sampling)
-    assert len(list(look(windows, ASKS, PRESET, Watcher(check)))) == 12
+    assert len(list(answer_windows(windows, ASKS, PRESET, Watcher(check)))) == 12
 
     def refuse(texts: Sequence[str]) -> None:
         del texts
         raise ContextError("too many frames")
 
     with pytest.raises(ContextError, match="too many frames"):
-        list(look(windows, ASKS, PRESET, Watcher(refuse)))
+        list(answer_windows(windows, ASKS, PRESET, Watcher(refuse)))
     with pytest.raises(UsageError, match="12,000 windows are too many"):
-        next(look(cut(film, 0.001, PRESET.sampling), ASKS, PRESET, Watcher()))
+        next(answer_windows(cut(film, 0.001, PRESET.sampling), ASKS, PRESET, Watcher()))
 
 
 def test_windows_without_anything_are_left_out_and_the_others_named() -> None:
     seen = [
         Segment(n, n + 1, text) for n, text in enumerate(("Nothing.", "a cat", "a dog", "nothing", "nothing at all"))
     ]
-    used = telling(seen)
+    used = relevant(seen)
     assert [each.text for each in used] == ["a cat", "a dog", "nothing at all"]
-    assert note_of(used, 5) == "answered from 3 of 5 windows: 0:01-0:03, 0:04-0:05"
-    assert telling(seen[:1]) == seen[:1]
-    assert note_of(seen[::2] * 20, 99).endswith(", 40 more")
+    assert windows_note(used, 5) == "answered from 3 of 5 windows: 0:01-0:03, 0:04-0:05"
+    assert relevant(seen[:1]) == seen[:1]
+    assert windows_note(seen[::2] * 20, 99).endswith(", 40 more")
 
 
 def test_the_record_has_the_windows_and_all_that_they_cost() -> None:
@@ -179,8 +181,8 @@ def test_the_record_has_the_windows_and_all_that_they_cost() -> None:
         "frames": {"count": 1, "times_seconds": [0.0], "sampling": "uniform", "duration_seconds": 2.0},
     }  # fmt: skip
     answers = (Answer("a  cat", "stop", USAGE),)
-    looks = [Look(n, n + 1, values, None, answers) for n in range(2)]
-    row = long_values(looks, 0, "Why?", Answer("So.", "length", USAGE), 5.0, {"model": "m"})
+    parts = [WindowAnswers(n, n + 1, values, None, answers) for n in range(2)]
+    row = windows_values(parts, 0, "Why?", Answer("So.", "length", USAGE), 5.0, {"model": "m"})
     assert row["segments"] == [{"start_seconds": n, "end_seconds": n + 1, "text": "a cat"} for n in range(2)]
     assert (row["video"], row["question"], row["answer"], row["finish_reason"]) == ("v.mp4", "Why?", "So.", "length")
     assert row["frames"]["count"] == 2 and row["notes"] == ["short", "answered from 2 of 2 windows: 0:00-0:02"]
