@@ -27,7 +27,7 @@ from ..video.limits import Limits
 from . import console
 from .meter import Meter
 from .options import ClusterFlags, OutputFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, write
+from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -102,7 +102,7 @@ def _run(
     with closing(caption(stop=stop, progress=progress)) as outcomes, meter, one_more_chance(stop, output):
         for outcome in outcomes:
             if records.records is None:
-                write(outcome, None, None, silent=False)
+                show_outcome(outcome)
             meter.count(failed=isinstance(outcome, Failure))
     if not output.quiet:
         _sum_up(meter, progress.latest, stop, records)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..conversation import Request
 from ..errors import LlvidError
@@ -29,30 +29,6 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
-
-
-class Records(Protocol):
-    """Where records go."""
-
-    def append(self, record: Record) -> None:
-        """Take one."""
-
-
-class Failures(Protocol):
-    """Where failures go."""
-
-    @property
-    def path(self) -> Path | str:
-        """Where they can be read."""
-
-    def append(self, failure: Failure) -> None:
-        """Take one."""
-
-    def succeeded(self, record: Record) -> None:
-        """Forget an older one."""
-
-    def close(self) -> None:
-        """Write those that are left."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ def carry_out(
             with meter, one_more_chance(run.stop, output):
                 for outcome in run:
                     if to_stdout:
-                        write(outcome, None, None, silent=False)
+                        show_outcome(outcome)
                     meter.count(failed=isinstance(outcome, Failure))
         except LlvidError:
             if run.summary.done and not (to_stdout or output.quiet):
@@ -145,18 +121,10 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 
-def write(outcome: Record | Failure, to: Records | None, errors: Failures | None, *, silent: bool) -> None:
-    """Put an outcome where it belongs: `to` and `errors`, or, without them, stdout and stderr."""
+def show_outcome(outcome: Record | Failure) -> None:
+    """Write a record to stdout, or a failure to stderr."""
     if isinstance(outcome, Record):
-        if to is None:
-            if not silent:
-                console.write_json(outcome.values)
-        else:
-            to.append(outcome)
-        if errors is not None:
-            errors.succeeded(outcome)
-    elif errors is not None:
-        errors.append(outcome)
+        console.write_json(outcome.values)
     else:
         console.error(outcome.cause)
 
