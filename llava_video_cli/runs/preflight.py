@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Media, Request
-from ..errors import MediaError, UsageError
-from ..inference import open_model
+from ..errors import LlvidError, MediaError, UsageError
+from ..inference import open_model, open_resize
 from ..inference.loader import token_counter
 from ..model import Loading, Model
 from ..prompt.budget import TokenCounter
 from ..system.background import LOADING, Background
-from ..video import Frames, VideoInfo, announced_frames, cut
+from ..video import Frames, Resize, VideoInfo, announced_frames, cut
 from ..video.image import Picture, is_picture, read_image
 from ..video.sampling import MAX_FRAMES, Sampling, longest
 
@@ -50,7 +50,8 @@ class ModelLoader:
     """Loads a model in the background: `begin` if the requests surely fit its context, `insist` if they may fit.
 
     `download` is called once, in the caller's thread, before the weights are read. `notify` gets each line that a user
-    should know: a RoPE factor that was chosen, and the notes of a model that was loaded here.
+    should know: a RoPE factor that was chosen, and the notes of a model that was loaded here. With `resize_first`, the
+    thread opens the model's `shrink` before the weights.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ModelLoader:
         *,
         download: Callable[[], None] = lambda: None,
         notify: Callable[[str], None] = lambda _: None,
+        resize_first: bool = False,
     ) -> None:
         """Read the config. Raises `ModelError` or `UsageError` for a model that can't be loaded as `source` wants."""
         self.source = source
@@ -68,6 +70,8 @@ class ModelLoader:
             self._counter = token_counter(source.name, source.loading, source.revision)
         self._loading: Background[Model] | None = None
         self._has_notified = False
+        self._resize_first = resize_first
+        self._resize: Resize | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -103,6 +107,11 @@ class ModelLoader:
         """Return whether the model is loaded, after waiting for it at most that long. Raises what made loading fail."""
         return self._loading is not None and self._loading.check(wait_seconds)
 
+    @property
+    def resize(self) -> Resize | None:
+        """The model's `shrink`, once it is there: before the weights, with `resize_first`."""
+        return self._resize
+
     def result(self) -> Model:
         """Return the model once it is loaded. Raises what made loading fail."""
         self.insist()
@@ -128,7 +137,14 @@ class ModelLoader:
     def _load(self) -> None:
         if self._loading is None:
             self._download()
-            self._loading = Background(LOADING, self.source.open)
+            self._loading = Background(LOADING, self._open)
+
+    def _open(self) -> Model:
+        # One after the other: transformers' lazy modules fail where two threads import them at a time.
+        if self._resize_first and self.source.opened is None:
+            with suppress(LlvidError):  # a loaded model has its own, or loading says what is wrong
+                self._resize = open_resize(self.source.name, self.source.revision)
+        return self.source.open()
 
 
 def most_frames(path: str, sampling: Sampling) -> Frames:

@@ -12,12 +12,10 @@ from typing import Any
 
 from ..conversation import Request
 from ..errors import LlvidError
-from ..inference import open_resize
 from ..model import Model
 from ..preset import Preset
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
-from ..system.background import LOADING, Background
 from ..video import Resize
 from ..video.limits import Limits
 from .batches import BatchSize, RunPace, answer_jobs, read_ahead
@@ -170,35 +168,25 @@ class ResumableRun:
 
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""
-        loader = ModelLoader(self._source, download=self._options.download, notify=self._options.notify)
+        loader = ModelLoader(
+            self._source,
+            download=self._options.download,
+            notify=self._options.notify,
+            resize_first=self._subtitles is None,
+        )
         loader.begin(self._plan.largest())
         if not loader.has_begun:
             loader.insist(self._plan.first())
-        if self._subtitles is None and (resize := self._resize(loader)) is not None:
-            self._read(resize)
         versions()  # looked up once, while there is time
         while not loader.check(_POLL_SECONDS):
+            if self._ahead is None and (resize := loader.resize) is not None:
+                self._read(resize)
             if self.stop.is_set():
                 return
         self._model = loader.result()
         self._settings |= settings_values(self._model, self._preset, self._subtitles)
         if self._ahead is None:
             self._read(self._model.shrink)
-
-    def _resize(self, loader: ModelLoader) -> Resize | None:
-        """Return the model's `shrink` before its weights are there, or None if it can't be had earlier."""
-        if self._source.opened is not None:
-            return None
-        opening = Background(LOADING, open_resize, self._source.name, self._source.revision)
-        try:
-            while not opening.check(_POLL_SECONDS):
-                loader.check()
-                if self.stop.is_set():
-                    return None
-        except LlvidError:
-            loader.check()
-            return None  # the loaded model's own is the same, or loading says what is wrong
-        return opening.result()
 
     def _read(self, shrink: Resize) -> None:
         self._ahead = read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
