@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .conversation import Answer, Chunk, Generation, Request, Segment, Turn, Usage, join
-    from .errors import ContextError, LlvidError, MediaError, ModelError, UsageError
+    from .errors import (
+        ContextError,
+        LlvidError,
+        MediaError,
+        ModelError,
+        OutOfMemoryError,
+        ServerError,
+        UsageError,
+    )
     from .inference import open_model
     from .model import Loading, Model
     from .preset import Preset, load_preset
     from .prompt.budget import Budget
     from .prompt.timestamps import with_times
+    from .remote.remote_model import RemoteModel, open_remote
     from .runs import answer_file, caption_folder
     from .runs.formats import Sidecars
     from .runs.preflight import ModelSource
@@ -27,9 +36,13 @@ if TYPE_CHECKING:
     from .video.limits import Limits
     from .video.sampling import Sampling
 
+    __version__: str
+
 _HOMES = {
     "conversation": ("Answer", "Chunk", "Generation", "Request", "Segment", "Turn", "Usage", "join"),
-    "errors": ("ContextError", "LlvidError", "MediaError", "ModelError", "UsageError"),
+    "errors": (
+        "ContextError", "LlvidError", "MediaError", "ModelError", "OutOfMemoryError", "ServerError", "UsageError",
+    ),
     "video.image": ("Picture", "read_image"),
     "video.limits": ("Limits",),
     "model": ("Loading", "Model"),
@@ -39,25 +52,31 @@ _HOMES = {
     "video.contact_sheet": ("contact_sheet",),
     "prompt.budget": ("Budget",),
     "prompt.timestamps": ("with_times",),
+    "remote.remote_model": ("RemoteModel", "open_remote"),
     "runs": ("answer_file", "caption_folder"),
     "runs.formats": ("Sidecars",),
     "runs.preflight": ("ModelSource",),
     "runs.record": ("Failure", "Record"),
     "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
-}
+}  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer", "Budget", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits", "LlvidError",
-    "Loading", "MediaError", "Model", "ModelError", "ModelSource", "Picture", "Preset", "Record", "Request",
-    "ResumableRun", "RunOptions", "Sampling", "Segment", "Sidecars", "Summary", "Turn", "Usage", "UsageError",
-    "VideoInfo", "answer_file", "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model",
-    "probe", "read_frames", "read_image", "with_times",
+    "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture", "Preset", "Record",
+    "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Segment", "ServerError", "Sidecars",
+    "Summary", "Turn", "Usage", "UsageError", "VideoInfo", "__version__", "answer_file", "caption_folder",
+    "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "open_remote", "probe", "read_frames",
+    "read_image", "with_times",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("llava-video-cli")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -56,7 +56,7 @@ def test_the_wheel_holds_presets_the_demo_checkpoint_and_the_page() -> None:
     build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
     names = {Path(file.distribution_path).as_posix() for file in build.WheelBuilder(str(ROOT)).recurse_included_files()}
     forced = {str(value) for value in build.WheelBuilder(str(ROOT)).config.force_include.values()}
-    assert "llava_video_cli/demo/checkpoint/model.safetensors" in names
+    assert {"llava_video_cli/demo/checkpoint/model.safetensors", "llava_video_cli/py.typed"} <= names
     assert "llava_video_cli/presets" in forced
     assert not [name for name in names if not name.startswith("llava_video_cli/")], "what trains the demo stays outside"
     page = {
