@@ -1,29 +1,62 @@
-"""The program: `llvid`, or `python -m llava_video_cli`."""
+"""The program: `llvid`, or `python -m llava_video_cli`. What belongs to the process: its signals, streams and exit."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from typing import NoReturn
+
+from .system.background import LOADING
 
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it at once from the first moment on."""
     # A KeyboardInterrupt in the middle of an import would be a traceback, and nothing is there yet to be kept.
-    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGINT, _leave)
     if sys.stderr is None:  # closed by the caller: what goes there is not wanted, the answer is
         from pathlib import Path
 
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
-    from .cli.app import main as run
+    from .cli import console
+    from .cli.app import EXIT_PIPE, run
 
-    run()
+    signal.signal(signal.SIGINT, _interrupt)
+    if sys.stdout is None:
+        console.error("can't write the answer: stdout is closed")
+        sys.exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:
+        code = code or EXIT_PIPE
+        # What is still in the buffer can't be written either; Python would complain about it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if any(thread.name.startswith("llvid-") for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(code)  # weights are still loading, or a step is under way: nobody waits for them any more
+    sys.exit(code)
 
 
-def _interrupted(*_: object) -> NoReturn:
+def _interrupt(*_: object) -> None:
+    """Leave at once while a model loads; else raise `KeyboardInterrupt`, so that what was begun is put in order.
+
+    An exception in the middle of an import can be lost, or leave the import lock taken, and then the loading
+    thread waits for ever (seen in CPython 3.11); nothing has been written yet that would have to be kept.
+    """
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        _leave()
+    raise KeyboardInterrupt
+
+
+def _leave(*_: object) -> NoReturn:
     with suppress(OSError):  # nobody reads it
+        if sys.stderr is not None and sys.stderr.isatty():
+            os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
         os.write(2, b"interrupted\n")
     os._exit(130)
 
