@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..conversation import Answer, Chunk
 from ..errors import UsageError
 from ..model import Loading
-from ..prompt.subtitles import Subtitles, notes_of
 from ..remote.discovery import announced
-from ..runs.conversation_file import read_conversation
-from ..runs.preflight import placeholders
-from ..runs.record import ask_values, media_values, settings_values
-from ..video import announced_frames
+from ..runs.conversation_file import Conversation, read_conversation
+from ..runs.session import Session
 from . import console
-from .download import model_loader
-from .media import check, notes, read, read_speech
+from .answer import answer_all, note_unfinished
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
-from .settings import Settings, check_text, settle
+from .settings import Settings, check_text, settle, settle_subtitles
 
-UNFINISHED = {
-    "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
-    "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
-}
 _EXAMPLES = """
 Examples:
 
@@ -99,12 +91,10 @@ def ask(
 ) -> None:
     """Ask the questions and write the answers to stdout."""
     if messages is not None:
-        from .ask_conversation import answer
-
         if media is not None or with_:
             raise UsageError("--messages and media or questions exclude each other", "write them into its file")
         written = read_conversation(messages)
-        answer(written, settle(preset, model, frames, text, written), output)
+        _answer_messages(written, settle(preset, model, frames, text, written), output)
         return
     if media is None or not questions:
         raise UsageError(
@@ -113,100 +103,38 @@ def ask(
     settings = settle(preset, model, frames, text)
     asked = _questions(questions)
     paths = [media, *(with_ or ())]
-    subtitles = read_speech(speech, paths)
+    subtitles = settle_subtitles(speech, paths)
     show_questions = len(asked) > 1 and console.stderr.is_terminal
     if windows is not None:
         from .ask_windows import ask_windows
 
         ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
         return
-    say_what_runs(settings, output)
+    _note_server(settings, output)
     answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
 
 
-def answer_all(
-    paths: Sequence[str],
-    questions: Sequence[str],
-    settings: Settings,
-    output: OutputFlags,
-    subtitles: Subtitles | None = None,
-    *,
-    show_questions: bool = False,
-) -> None:
-    """Read the media while the model loads, then ask and show one question after the other."""
-    pictures = check(paths)
-    with console.progress(output.quiet) as progress:
-        say_notes(settings, output)
-        show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
-        loader = model_loader(settings, output, progress)
-        preset = settings.preset
-        expected = placeholders(paths, pictures, preset.sampling)
-        loader.begin(preset.request(question, expected) for question in questions)
-        if not loader.has_begun:
-            announced = placeholders(paths, pictures, preset.sampling, announced_frames)
-            loader.insist(preset.request(question, announced) for question in questions)
-        contents = [
-            read(path, picture, settings.preset.sampling, show) for path, picture in zip(paths, pictures, strict=True)
-        ]
-        if not output.quiet:
-            for line in notes(contents):
-                console.note(line)
-        progress.say(settings.opening)
-        model = loader.result()
-        requests, heard = settings.preset.requests(questions, contents, subtitles, model.budget)
-        speech = notes_of([heard])
-        for line in speech if not output.quiet else ():
-            console.note(line)
-        for question, request in zip(questions, requests, strict=True):
-            if show_questions and not output.quiet and not output.json:
-                progress.stop()
-                console.note(f"> {question}")
-            progress.say("thinking")
-            answer = collect(model.stream(request), progress, silent=output.json)
-            if output.json:
-                media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
-                media[0]["notes"] += speech
-                values = settings_values(model, settings.preset, subtitles)
-                console.write_json(ask_values(media, question, answer, values))
-            if answer.finish_reason != "stop" and not output.quiet:
-                console.note(UNFINISHED[answer.finish_reason].format(settings.preset.generation.max_new_tokens))
-
-
-def say_notes(settings: Settings, output: OutputFlags) -> None:
-    """Write what a user should know about where the answers come from."""
-    if output.quiet:
-        return
-    for line in settings.notes:
-        console.note(line)
-
-
-def say_what_runs(settings: Settings, output: OutputFlags) -> None:
-    """Tell of a server of the user's own that has the model, where it may answer as well as the weights here."""
+def _note_server(settings: Settings, output: OutputFlags) -> None:
+    """Name a server of the user's own that has the model loaded, if the options leave it a choice."""
     if output.quiet or settings.remote is not None or settings.loading != Loading(frames=settings.loading.frames):
         return
     if (url := announced(settings.model)) is not None:
-        console.note(f"a server of yours has {settings.model} loaded: --server {url} answers at once")
+        output.note(f"a server of yours has {settings.model} loaded: --server {url} answers at once")
 
 
-def collect(
-    chunks: Iterator[Chunk], progress: console.Progress, silent: bool, pieces: list[str] | None = None
-) -> Answer:
-    """Write a stream as it comes, unless silent; return the whole. What came stands in `pieces`, whatever happens."""
-    pieces = [] if pieces is None else pieces
-    last: Chunk | None = None
-    try:
-        for last in chunks:
-            pieces.append(last.text)
-            if last.text and not silent:
-                progress.stop()
-                console.write(last.text)
-    finally:
-        if isinstance(chunks, Generator):
-            chunks.close()  # stops the generation when the user leaves
-        if any(pieces) and not silent:
-            console.write("\n")
-    assert last is not None and last.finish_reason is not None and last.usage is not None
-    return Answer("".join(pieces), last.finish_reason, last.usage)
+def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> None:
+    """Read the media of a conversation while the model loads, then answer its last question."""
+    from .chat_session import TerminalChat
+
+    preset = settings.preset
+    session = replace(Session.of(written.drafts, preset.sampling, preset.generation), system=preset.system)
+    if session.question is None:
+        raise UsageError("the last message must be the user's, with a text")
+    with console.progress(output.quiet) as progress:
+        chat = TerminalChat(session, settings, output, progress)
+        chat.insist()
+        answer = chat.show(session, chat.request(session))
+    note_unfinished(answer, preset.generation.max_new_tokens, output)
 
 
 def _questions(questions: Sequence[str]) -> list[str]:

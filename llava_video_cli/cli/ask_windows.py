@@ -9,6 +9,7 @@ from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles
 from ..runs.batches import RunPace
+from ..runs.media import check_media
 from ..runs.preflight import most_frames
 from ..runs.record import settings_values
 from ..runs.windows import (
@@ -22,8 +23,7 @@ from ..runs.windows import (
 )
 from ..video import announced_frames, cut
 from . import console
-from .ask import UNFINISHED, collect
-from .media import check
+from .answer import note_unfinished, show_answer
 from .meter import Meter
 from .options import OutputFlags
 from .run import load
@@ -40,10 +40,10 @@ def ask_windows(
     *,
     show_questions: bool = False,
 ) -> None:
-    """WindowAnswers at each window once for all questions, then answer one question after the other."""
+    """Ask all questions about each window, read once, then answer one question after the other."""
     if len(paths) != 1:
         raise UsageError("--windows is for one video")
-    if check(paths) != [None]:
+    if check_media(paths) != [None]:
         raise MediaError(f"{paths[0]} is a picture: it has no windows")
     preset = settings.preset
     with console.progress(output.quiet) as progress:
@@ -74,12 +74,11 @@ def ask_windows(
             progress.say("putting the windows together")
             segments = [each.segment(number) for each in parts]
             used = relevant(segments)
-            answer = collect(conclude(question, used, preset, model), progress, silent=output.json)
+            answer = show_answer(conclude(question, used, preset, model), progress, silent=output.json)
             if output.json:
                 console.write_json(windows_values(parts, number, question, answer, seconds, values))
             if output.quiet:
                 continue
             progress.stop()
             console.note(windows_note(used, len(segments)))
-            if answer.finish_reason != "stop":
-                console.note(UNFINISHED[answer.finish_reason].format(preset.generation.max_new_tokens))
+            note_unfinished(answer, preset.generation.max_new_tokens, output)

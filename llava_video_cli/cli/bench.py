@@ -13,9 +13,9 @@ import typer
 
 from ..errors import MediaError, UsageError
 from ..model import Quantize
+from ..runs.media import check_media
 from ..runs.record import path_to_text
 from . import console
-from .media import check
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
 from .settings import Settings, settle
 
@@ -88,7 +88,7 @@ def bench(
     plan = BenchPlan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else BenchPlan(runs=runs)
     settings = settle(preset, model, FrameFlags(frames=max(plan.frames)), TextFlags())
     plan = replace(plan, prompt=settings.preset.prompt, seconds=seconds or plan.seconds)
-    if video is not None and check([video]) != [None]:
+    if video is not None and check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
     subjects = _subjects(settings, model.quantize or presets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from ..prompt.subtitles import Subtitles, notes_of
 from ..runs import caption_folder, default_output
 from ..runs.caption import Task, caption_task
 from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
+from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
 from ..video import read_windows
 from ..video.sampling import clock
 from . import console
-from .ask import answer_all, collect
-from .media import check, listed, read_speech
+from .answer import answer_all, show_answer
 from .options import (
     AnyModelFlags,
     ClusterFlags,
@@ -33,7 +34,7 @@ from .options import (
     takes,
 )
 from .run import Pacing, carry_out, confirm_overwrite, load, run_options
-from .settings import Settings, check_text, settle
+from .settings import Settings, check_text, settle, settle_subtitles
 
 _EXAMPLES = """
 Examples:
@@ -116,7 +117,7 @@ def caption(
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
     is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
-    subtitles = read_speech(speech, paths if is_file else ())
+    subtitles = settle_subtitles(speech, paths if is_file else ())
     kinds = _kinds(sidecar or ())
     if output_dir and not kinds:
         raise UsageError("--output-dir is for sidecars", "say which with --sidecar txt, srt or vtt")
@@ -129,7 +130,7 @@ def caption(
             raise UsageError("--ray and --server exclude each other", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
         task = caption_task(settings.preset, source, every, settings.drawn_seed)
-        code = on_cluster(listed(paths), to, task, settings, output, pacing, cluster, recursive, run.overwrite)
+        code = on_cluster(_listed(paths), to, task, settings, output, pacing, cluster, recursive, run.overwrite)
         if code:
             raise typer.Exit(code)
         return
@@ -139,8 +140,8 @@ def caption(
     if to is not None:
         check_output(Path(to), one_video=is_file and not kinds)
     if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
-        check(paths[:1])  # a slip, told at once
-    names, sidecars = listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
+        check_media(paths[:1])  # a slip, told at once
+    names, sidecars = _listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
     table = Path(to) if to is not None else default_output(names, sidecars)
     if table is not None and run.overwrite:
         confirm_overwrite(table, output)
@@ -161,6 +162,20 @@ def caption(
         raise typer.Exit(code)
 
 
+def _listed(paths: Sequence[str]) -> list[str]:
+    """Return the paths, with those that stdin lists in the place of `-`; lists in files stay."""
+    if paths.count("-") > 1:
+        raise UsageError("stdin can be read only once")
+    return [name for path in paths for name in (_stdin_paths() if path == "-" else [path])]
+
+
+def _stdin_paths() -> list[str]:
+    if sys.stdin is None:
+        raise UsageError("the paths were to come from stdin, but it is closed")
+    content = sys.stdin.buffer.read()
+    return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
+
+
 def _kinds(names: Sequence[str]) -> tuple[Sidecar, ...]:
     for name in names:
         if name not in SIDECARS:
@@ -175,7 +190,7 @@ def _stream(
     if every is None:
         answer_all([path], [settings.preset.prompt], settings, output, subtitles)
         return
-    if check([path]) != [None]:
+    if check_media([path]) != [None]:
         raise MediaError(f"{path} is a picture: it has no windows")
     task = Task(settings.preset, every, subtitles=subtitles)
     largest = largest_requests(task, rope_auto=settings.rope_auto)
@@ -184,7 +199,7 @@ def _stream(
         console.write(f"{clock(start)}-{clock(end)}  ")
         with console.progress(output.quiet) as progress:
             request, part = task.request(frames, model.budget)
-            collect(model.stream(request), progress, silent=False)
+            show_answer(model.stream(request), progress, silent=False)
         heard.append(part)
     for line in notes_of(heard) if not output.quiet else ():
         console.note(line)

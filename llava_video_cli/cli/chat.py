@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,8 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFla
 from .settings import settle
 
 if TYPE_CHECKING:
-    from .chat_input import Lines
-    from .chat_session import Chat
+    from .chat_input import ChatInput
+    from .chat_session import TerminalChat
 
 _EXAMPLES = """
 Examples:
@@ -29,7 +30,7 @@ Examples:
 
     printf 'Who is in it?\\nWhere are they?\\n' | llvid chat video.mp4
 """
-_FIRST_LOOK_SECONDS = 0.2  # for a model that is not there: to say so before a question is typed
+_FIRST_CHECK_SECONDS = 0.2  # a missing model is mostly reported before the first question is typed
 
 
 def add_to(app: typer.Typer) -> None:
@@ -67,37 +68,37 @@ def chat(
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)
 
-    from .chat_answers import Talk
     from .chat_commands import completions
-    from .chat_input import Lines, history_file
-    from .chat_session import Chat, begun
+    from .chat_input import ChatInput, history_file
+    from .chat_session import TerminalChat
     from .terminal_images import protocol
 
+    preset = settings.preset
     drafts = written.drafts if written is not None else ()
-    session = begun(Session.of(drafts, settings.preset.sampling, settings.preset.generation), settings)
+    generation = preset.generation.asked(settings.drawn_seed)
+    session = replace(Session.of(drafts, preset.sampling, generation), system=preset.system)
     for path in media or ():
         session = session.add(path)
     with console.progress(output.quiet) as progress:
-        talk = Talk(session, settings, output, progress)
-        lines = Lines(None if no_history else history_file(), completions)
-        this = Chat(session, talk, settings, output, stops=lines.interactive)
+        lines = ChatInput(None if no_history else history_file(), completions)
+        this = TerminalChat(session, settings, output, progress, stops=lines.interactive)
         this.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
             this.pictures = protocol(os.environ)
-        talk.hurry(session)
-        talk.contents(session)
-        talk.check_model(_FIRST_LOOK_SECONDS)
+        this.hurry()
+        this.media(session)
+        this.loader.check(_FIRST_CHECK_SECONDS)
         if lines.interactive:
             this.say(_welcome(session))
         return _loop(this, lines)
 
 
-def _loop(this: Chat, lines: Lines) -> int:
+def _loop(this: TerminalChat, lines: ChatInput) -> int:
     from .chat_commands import take
 
     failed = False
     while True:
-        this.talk.check_model()
+        this.loader.check()
         try:
             line = lines.next()
             if line is None:
@@ -107,11 +108,11 @@ def _loop(this: Chat, lines: Lines) -> int:
         except KeyboardInterrupt:
             if not lines.interactive:
                 raise
-            this.talk.stop()
+            this.stop_spinner()
             console.stderr.print()
         except LlvidError as failure:
-            this.talk.check_model()  # without a model there is nothing to go on with
-            this.talk.stop()
+            this.loader.check()  # without a model there is nothing to go on with
+            this.stop_spinner()
             console.error(failure)
             failed = True
     if lines.interactive:
@@ -119,7 +120,7 @@ def _loop(this: Chat, lines: Lines) -> int:
     return _code(failed, lines)
 
 
-def _code(failed: bool, lines: Lines) -> int:
+def _code(failed: bool, lines: ChatInput) -> int:
     return int(failed and not lines.interactive)
 
 

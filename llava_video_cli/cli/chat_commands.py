@@ -16,7 +16,7 @@ from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video import Frames
-from .chat_session import Chat
+from .chat_session import TerminalChat
 from .frames import save
 
 _LOOKED_AT = 1000  # names in a folder, for completion
@@ -32,10 +32,10 @@ class Command:
     name: str
     argument: str
     about: str
-    run: Callable[[Chat, str], None]
+    run: Callable[[TerminalChat, str], None]
 
 
-def take(chat: Chat, line: str) -> bool:
+def take(chat: TerminalChat, line: str) -> bool:
     """Do what a line says: a command, or else a question. Return whether the chat goes on.
 
     Raises LlvidError for what goes wrong; the chat is as it was then.
@@ -44,7 +44,7 @@ def take(chat: Chat, line: str) -> bool:
     if not text:
         return True
     if not text.startswith("/") or text.startswith("//"):
-        chat.ask(text.removeprefix("/"))
+        chat.put(text.removeprefix("/"))
         return True
     name, _, argument = text[1:].partition(" ")
     if name in _EXIT:
@@ -109,18 +109,18 @@ def _path(typed: str) -> str:
     return path
 
 
-def _add(chat: Chat, typed: str) -> None:
+def _add(chat: TerminalChat, typed: str) -> None:
     path = _path(typed)
     session = chat.session.add(path)
-    kind = "video" if chat.talk.contents(session)[-1].is_video else "picture"
+    kind = "video" if chat.media(session)[-1].is_video else "picture"
     chat.session = session
     chat.say(f"{path}: a {kind}, before the next question")
 
 
-def _frames(chat: Chat, _: str) -> None:
+def _frames(chat: TerminalChat, _: str) -> None:
     from ..video.contact_sheet import contact_sheet
 
-    contents = dict(zip(chat.session.paths, chat.talk.contents(chat.session), strict=True))
+    contents = dict(zip(chat.session.paths, chat.media(chat.session), strict=True))
     videos = {path: medium for path, medium in contents.items() if isinstance(medium, Frames)}
     if not videos:
         raise UsageError("there is no video in the conversation", "/video PATH adds one")
@@ -148,13 +148,13 @@ def _free(stem: str, ours: set[Path]) -> Path:
     return next(path for path in names if path in ours or not os.path.lexists(path))
 
 
-def _system(chat: Chat, text: str) -> None:
+def _system(chat: TerminalChat, text: str) -> None:
     if text:
         chat.session = replace(chat.session, system=None if text == "none" else text)
     chat.say(f"system: {chat.session.system or 'none'}")
 
 
-def _set(chat: Chat, argument: str) -> None:
+def _set(chat: TerminalChat, argument: str) -> None:
     name, _, value = argument.replace("=", " ", 1).partition(" ")
     if value.strip():
         chat.session = chat.session.set(name, value.strip())
@@ -165,7 +165,7 @@ def _set(chat: Chat, argument: str) -> None:
         chat.say(f"{key} {'none' if values[key] is None else values[key]}")
 
 
-def _undo(chat: Chat, _: str) -> None:
+def _undo(chat: TerminalChat, _: str) -> None:
     before, chat.session = chat.session, chat.session.undo()
     if len(chat.session.exchanges) == len(before.exchanges):
         chat.say(f"took back {before.waiting[-1]}")
@@ -175,7 +175,7 @@ def _undo(chat: Chat, _: str) -> None:
     chat.say(f"took back {brief(last.question)}{media}")
 
 
-def _save(chat: Chat, typed: str, overwrite: bool = False) -> None:
+def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
     path = Path(_path(typed)) if typed else chat.file
     if path is None:
         raise UsageError("/save needs a PATH behind it the first time")
@@ -188,7 +188,7 @@ def _save(chat: Chat, typed: str, overwrite: bool = False) -> None:
     chat.say(f"saved {path}")
 
 
-def _written(chat: Chat) -> Conversation:
+def _written(chat: TerminalChat) -> Conversation:
     session, preset = chat.session, chat.settings.preset
     model = preset.model
     if model != "demo" and Path(model).is_dir():
@@ -200,12 +200,12 @@ def _written(chat: Chat) -> Conversation:
     return Conversation(session.drafts, model, preset.quantize, sampling, generation)
 
 
-def _clear(chat: Chat, _: str) -> None:
+def _clear(chat: TerminalChat, _: str) -> None:
     chat.session = chat.session.clear()
     chat.say("cleared; /video PATH adds a video")
 
 
-def _help(chat: Chat, _: str) -> None:
+def _help(chat: TerminalChat, _: str) -> None:
     rows = [(f"/{each.name} {each.argument}".rstrip(), each.about) for each in COMMANDS]
     width = max(len(usage) for usage, _ in rows)
     for usage, about in rows:
@@ -213,7 +213,7 @@ def _help(chat: Chat, _: str) -> None:
     chat.say("Anything else is a question; //... asks one that begins with /. Ctrl-C stops an answer, Ctrl-D leaves.")
 
 
-def _nothing(_: Chat, __: str) -> None:
+def _nothing(_: TerminalChat, __: str) -> None:
     """`take` has ended the chat."""
 
 

@@ -27,7 +27,7 @@ def history_file() -> Path:
     return state_folder() / "history"
 
 
-class Lines:
+class ChatInput:
     """Lines from stdin; `interactive` where somebody types them.
 
     `history` is the file that typed lines are kept in, if any; only its owner can read it. `complete` returns the

@@ -1,17 +1,22 @@
-"""A chat under way: the session, what answers it, and what the commands change."""
+"""A chat on the terminal: its answers are shown as they come, with what they took of the context."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from ..conversation import Answer, Request
-from ..errors import UsageError
-from ..model import Model
+from ..conversation import Answer, Media, Request, Usage
+from ..errors import ContextError
+from ..prompt.budget import Budget
+from ..runs.chat import Chat
+from ..runs.record import ask_values, media_values, settings_values
 from ..runs.session import Session
+from ..video import announced_frames
 from . import console
-from . import token_budget as room
-from .chat_answers import Talk
+from .answer import show_answer
+from .download import prefetch
 from .options import OutputFlags
 from .settings import Settings, check_text
 from .terminal_images import Protocol
@@ -20,93 +25,162 @@ _UNFINISHED = {
     "length": "the answer was cut off at {} tokens; /set max_new_tokens allows more",
     "repetition": "the answer began to repeat itself and was stopped; /set repetition_penalty 1.1 may help",
 }
+_FEWEST_TOKENS = 16  # an answer of fewer is not worth a hint
+_MOST_NAMED = 4  # media, the largest first
 
 
-class Chat:
-    """The state of a chat. `file` is where it was loaded from or saved to, `sheets` are the contact sheets written.
+class TerminalChat(Chat):
+    """A chat that shows its answers. `file` is where it was loaded from or saved to, `sheets` are those it wrote.
 
-    `stops` is whether Ctrl-C stops an answer and no more; `pictures` is how the terminal shows them, if it does.
+    With `stops`, Ctrl-C stops an answer and no more; `pictures` is how the terminal shows them, if it does.
     """
 
     def __init__(
-        self, session: Session, talk: Talk, settings: Settings, output: OutputFlags, *, stops: bool = False
+        self,
+        session: Session,
+        settings: Settings,
+        output: OutputFlags,
+        progress: console.Progress,
+        *,
+        stops: bool = False,
     ) -> None:
-        self.session, self.talk, self.settings, self.stops = session, talk, settings, stops
+        self.settings, self.stops, self.say = settings, stops, output.note
         self.file: Path | None = None
         self.sheets: set[Path] = set()
         self.pictures: Protocol | None = None
-        self._output = output
-        self._warned = False
+        self._output, self._spinner = output, progress
+        self._has_warned = False
+        super().__init__(
+            session,
+            settings.source,
+            timestamps=settings.preset.timestamps,
+            download=partial(prefetch, settings, progress, quiet=output.quiet),
+            notify=output.note,
+            progress=lambda path: progress.watch(f"reading {path}"),
+        )
+        output.note(*settings.notes)
 
-    def say(self, text: str) -> None:
-        """Write a line beside the answers."""
-        if not self._output.quiet:
-            console.note(text)
+    def insist(self) -> None:
+        """Load the model unless it loads already; raises `ContextError` if the open question doesn't fit."""
+        if not self.loader.has_begun:
+            self.loader.insist([self.expected_request(announced_frames)])
 
-    def ask(self, question: str) -> None:
-        """Ask a question and take the answer; without one, it is still the open question."""
+    def hurry(self) -> None:
+        """Load the model even if the open question doesn't fit, and say so: a command may make room for it."""
+        if self.loader.has_begun:
+            return
+        request = self.expected_request(announced_frames)
+        budget = self.loader.counter.budget(request)
+        if budget.left < 0:
+            ways = _ways(budget, request.media)
+            full = str(refusal(budget, self.session.paths, request.media, 0))
+            self.say(f"{full}: {' or '.join(ways)}" if ways else full)
+        self.loader.insist()
+
+    def stop_spinner(self) -> None:
+        """Take away what is shown of something that goes on."""
+        self._spinner.stop()
+
+    def media(self, session: Session) -> list[Media]:
+        """Return all media of a session, in their order; what is read is shown."""
+        media = super().media(session)
+        self._spinner.stop()
+        return media
+
+    def put(self, question: str) -> None:
+        """Ask a question and show the answer; without one, the question stays open."""
         check_text(question, "the question")
         self.session = self.session.ask(question)
-        if not self.session.paths and not self._warned:
+        if not self.session.paths and not self._has_warned:
             self.say("there is no video or picture in this conversation; /video PATH adds one")
-            self._warned = True
+            self._has_warned = True
         self._answer(self.session)
 
     def retry(self) -> None:
-        """Ask the last question again; the answer that it has is kept until there is another one."""
+        """Ask the last question again; its answer is kept until there is another one."""
         again = self.session.retry()
         if again.tries > self.session.tries and again.generation.temperature == 0:
-            self.say("the same question has the same answer at temperature 0; /set temperature 0.7 draws others")
+            self.say("the same question has the same answer at temperature 0; /set temperature 0.7 gives others")
         self._answer(again)
 
-    def _answer(self, asking: Session) -> None:
-        request = self.talk.request(asking)
-        model = self.talk.model()
-        context_tokens = self._check_room(model, asking, request)
-        pieces: list[str] = []
+    def show(self, session: Session, request: Request) -> Answer:
+        """Show the answer to a session's open question as it comes, and return it."""
+        self._spinner.say(self.settings.opening)
+        model = self.loader.result()
+        self._spinner.say("thinking")
+        answer = show_answer(self.answer(session, request), self._spinner, silent=self._output.json)
+        self._spinner.stop()
+        if self._output.json:
+            preset = replace(
+                self.settings.preset, system=session.system, sampling=session.sampling, generation=request.generation
+            )
+            media = [media_values(path, medium) for path, medium in zip(session.paths, request.media, strict=True)]
+            console.write_json(ask_values(media, session.question or "", answer, settings_values(model, preset)))
+        return answer
+
+    def _answer(self, session: Session) -> None:
+        request = self.request(session)
+        self._spinner.say(self.settings.opening)
+        budget = self.loader.result().budget(request)
+        if budget.is_exceeded:
+            raise refusal(budget, session.paths, request.media, self.last_step_tokens(session, request))
+        before = self.session
         try:
-            answer = self.talk.answer(asking, request, pieces)
+            answer = self.show(session, request)
         except KeyboardInterrupt:
             if not self.stops:
                 raise
-            self._stopped(asking, "".join(pieces).strip())
+            self._spinner.stop()
+            if self.session is before:
+                self.say("stopped; /retry asks again")
+            else:
+                self.say("stopped; the part that came is in the conversation: /retry asks again, /undo removes it")
             return
-        self.session = asking.answered(answer.text)
-        self._say_how(answer, request, context_tokens)
-
-    def _check_room(self, model: Model, asking: Session, request: Request) -> int:
-        """Return the tokens of the context; raises `ContextError` if the question does not fit."""
-        budget = model.budget(request)
-        if not budget.is_exceeded:
-            return budget.context_tokens
-        try:
-            undone = asking.undo()
-        except UsageError:  # the question itself is too long
-            gives = 0
-        else:
-            smaller = self.talk.request_with(undone, request.media)  # what is taken back stands at the end
-            gives = budget.prompt_tokens - model.budget(smaller).prompt_tokens
-        raise room.refusal(budget, asking.paths, request.media, gives)
-
-    def _stopped(self, asking: Session, text: str) -> None:
-        self.talk.stop()
-        if text:
-            self.session = asking.answered(text)
-            self.say("stopped; what came is part of the conversation: /retry asks again, /undo takes it back")
-        else:
-            self.say("stopped; /retry asks again")
-
-    def _say_how(self, answer: Answer, request: Request, context_tokens: int) -> None:
         if answer.finish_reason != "stop":
             self.say(_UNFINISHED[answer.finish_reason].format(request.generation.max_new_tokens))
         if not self._output.json:
             seed = request.generation.seed
-            drawn = f" · seed {seed}" if seed is not None and request.generation.temperature > 0 else ""
-            self.say(room.used(answer.usage, context_tokens) + drawn)
+            with_seed = f" · seed {seed}" if seed is not None and request.generation.temperature > 0 else ""
+            self.say(_used(answer.usage, budget.context_tokens) + with_seed)
 
 
-def begun(session: Session, settings: Settings) -> Session:
-    """Return a session with the settings of the command line."""
-    preset = settings.preset
-    generation = preset.generation.asked(settings.drawn_seed)
-    return replace(session, system=preset.system, sampling=preset.sampling, generation=generation)
+def _used(usage: Usage, context_tokens: int) -> str:
+    """Return the line behind an answer; a context of 0 tokens is unknown."""
+    total = usage.prompt_tokens + usage.generated_tokens
+    reused = f", {usage.cached_tokens:,} reused" if usage.cached_tokens else ""
+    seconds = f"{usage.first_token_seconds:.1f} s to the first word"
+    of_all = f" of {context_tokens:,}" if context_tokens else ""
+    return f"{total:,}{of_all} tokens{reused} · {seconds}"
+
+
+def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_tokens: int) -> ContextError:
+    """Return the error of a question that doesn't fit: what takes how much, and what would make room.
+
+    `undone_tokens` is what /undo would give back.
+    """
+    parts = sorted(zip(budget.media_tokens, paths, media, strict=True), key=lambda part: -part[0])
+    named = [f"{path} {tokens:,}{_frames(medium.frame_count)}" for tokens, path, medium in parts[:_MOST_NAMED]]
+    rest = sum(tokens for tokens, _, _ in parts[_MOST_NAMED:])
+    named += [f"other media {rest:,}"] * bool(rest)
+    named.append(f"text {budget.text_tokens:,}")
+    message = (
+        f"no room: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
+        f"up to {budget.answer_tokens:,}, but the context is {budget.context_tokens:,}"
+    )
+    ways = _ways(budget, media)
+    if undone_tokens > 0:
+        ways.append(f"/undo (gives back {undone_tokens:,} tokens)")
+    if not ways:
+        return ContextError(message, "/clear begins anew; or ask a shorter question")
+    return ContextError(message, f"{' or '.join(ways)}, then /retry asks again")
+
+
+def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:
+    """Return the settings each of which would do alone."""
+    frames, answer_tokens = budget.frames_each([medium.frame_count for medium in media]), budget.longest_answer
+    longer = [f"/set max_new_tokens {answer_tokens}"] if answer_tokens >= _FEWEST_TOKENS else []
+    return [*([f"/set frames {frames}"] if frames else []), *longer]
+
+
+def _frames(count: int) -> str:
+    return f" for {count} frames" if count else ""

@@ -11,7 +11,7 @@ from ..errors import LlvidError
 from ..preset import Preset
 from ..system.atomic_file import whole_file
 from . import console
-from .ask import answer_all
+from .answer import answer_all
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
 from .settings import settle
 
@@ -69,8 +69,7 @@ def demo(
     with console.progress(output.quiet) as progress:
         progress.say("drawing a clip")
         _draw(clip)
-    if not output.quiet:
-        console.note(f"wrote {clip}")
+    output.note(f"wrote {clip}")
     settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
     answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)
     if not output.quiet:

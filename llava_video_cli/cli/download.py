@@ -39,20 +39,25 @@ def download(
         raise typer.Exit(130) from None
 
 
-def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
-    """Fetch the checkpoint of a run if it isn't here yet, where the user can see it; the hub isn't asked if it is."""
+def is_missing(settings: Settings) -> bool:
+    """Whether the checkpoint has to be downloaded first. The hub isn't asked."""
     from ..checkpoint import cached_folder, local_folder
 
     if settings.remote is not None or local_folder(settings.model) is not None:
-        return
-    if cached_folder(settings.model, settings.revision) is None:
+        return False
+    return cached_folder(settings.model, settings.revision) is None
+
+
+def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
+    """Download the checkpoint if it is missing, and show how far that is."""
+    if is_missing(settings):
         download(settings.model, settings.revision, spinner, quiet=quiet)
 
 
 def model_loader(settings: Settings, output: OutputFlags, spinner: console.Progress) -> ModelLoader:
     """Return what loads the model of a run, with its download and its notes shown."""
     show = partial(prefetch, settings, spinner, quiet=output.quiet)
-    return ModelLoader(settings.source, download=show, notify=(lambda _: None) if output.quiet else console.note)
+    return ModelLoader(settings.source, download=show, notify=output.note)
 
 
 class Download:

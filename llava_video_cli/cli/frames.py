@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LlvidError, MediaError, UsageError
+from ..runs.media import check_media
 from ..runs.record import media_values
 from ..system.atomic_file import whole_file
 from ..video import Frames, read_frames
 from . import console
-from .media import check
 from .options import FrameFlags, OutputFlags, PresetFlag, takes
 from .settings import settle_preset, settle_sampling
 
@@ -54,7 +54,7 @@ def frames(
 ) -> None:  # fmt: skip
     """Read the frames, write them, and print where they are."""
     sampling = settle_sampling(settle_preset(preset), flags)
-    if check([video]) != [None]:
+    if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     # Not a hidden file for ".mp4", and never inside a folder that the video's name makes up.
     target = to if to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
@@ -63,9 +63,7 @@ def frames(
         _check_file(Path(target), overwrite)
     with console.progress(output.quiet) as progress:
         read = read_frames(video, sampling, progress=progress.watch("reading frames"))
-    if not output.quiet:
-        for line in read.notes:
-            console.note(line)
+    output.note(*read.notes)
     written = _write_files(read, Path(target), overwrite) if into_folder else _write_sheet(read, Path(target))
     if output.json:
         console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})

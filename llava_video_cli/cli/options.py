@@ -12,6 +12,7 @@ import typer
 
 from ..model import Attention, DType, PoolMode, Quantize, Send
 from ..video.sampling import Mode
+from . import console
 
 Result = TypeVar("Result")
 
@@ -267,6 +268,11 @@ class OutputFlags:
 
     json: Annotated[bool, _option("--json", panel=_ALL, help="Lines of JSON instead of text.")] = False
     quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
+
+    def note(self, *lines: str) -> None:
+        """Write lines beside the answer, unless nothing but errors is wanted there."""
+        for line in lines if not self.quiet else ():
+            console.note(line)
 
 
 def takes(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Result]]:

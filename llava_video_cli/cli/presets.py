@@ -51,8 +51,7 @@ def presets(
     width = max(len(preset.name) for preset in found)
     for preset in found:
         console.write(f"{preset.name:<{width}}  {preset.about}\n")
-    if not output.quiet:
-        console.note(f"your own go to {preset_folders()[0]}; `llvid presets NAME` shows one")
+    output.note(f"your own go to {preset_folders()[0]}; `llvid presets NAME` shows one")
 
 
 def _show(preset: Preset, output: OutputFlags) -> None:
@@ -60,8 +59,7 @@ def _show(preset: Preset, output: OutputFlags) -> None:
     if output.json:
         console.write_json(_record(preset))
         return
-    if not output.quiet:
-        console.note(str(preset.path))
+    output.note(str(preset.path))
     console.write(preset.path.read_text(encoding="utf-8").rstrip("\n") + "\n")
 
 

@@ -79,13 +79,11 @@ def pull(
 def _found(model: str, revision: str | None, output: OutputFlags, *, offline: bool) -> Fetched:
     if local_folder(model) is not None:
         folder = locate(model)
-        if not output.quiet:
-            console.note(f"{model} needs no download")
+        output.note(f"{model} needs no download")
         return Fetched(folder, None, folder_bytes(folder))
     with console.progress(output.quiet) as spinner:
         found = download(model, revision, spinner, quiet=output.quiet, offline=offline)
-    if not output.quiet:
-        console.note(_outcome(found))
+    output.note(_outcome(found))
     return found
 
 
@@ -101,8 +99,7 @@ def _stored(
         loaded = Background(LOADING, load_quantized, folder, quantize, model).result()
         spinner.say(f"writing {to}")
         written = write(loaded, folder, to)
-    if not output.quiet:
-        console.note(f"stored in {quantize}: {console.size(written)}")
+    output.note(f"stored in {quantize}: {console.size(written)}")
     return {"folder": str(to), "bytes": written, "dtype": loaded.placement.dtype}
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..checkpoint.random_weights import PREFIX
 from ..conversation import Generation
-from ..errors import UsageError
+from ..errors import MediaError, UsageError
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
 from ..prompt.budget import Budget
+from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles
 from ..runs.conversation_file import Conversation
+from ..runs.media import check_media
 from ..runs.preflight import ModelSource
 from ..video.sampling import Sampling, parse_time
-from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, TextFlags
+from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
 
 if TYPE_CHECKING:
     from ..remote.remote_model import RemoteModel
@@ -151,6 +154,17 @@ def settle(
     if model.rope_factor is not None and not rope_auto:
         loading = replace(loading, rope_factor=_factor(model.rope_factor))
     return Settings(preset, loading, model.revision, drawn_seed, rope_auto, remote)
+
+
+def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None:
+    """Return the subtitles that a user wants. Raises `UsageError` if they are not for one video, or `MediaError`."""
+    if flag.subtitles is None:
+        return None
+    if len(paths) != 1:
+        raise UsageError("--subtitles is for one video")
+    if check_media(paths) != [None]:
+        raise MediaError(f"{paths[0]} is a picture: nothing is spoken in it")
+    return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
 
 
 def weights_asked(flags: ModelFlags) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def open_reader(
 ) -> Iterator[VideoReader]:
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as video:
+        progress(0.0)
         reader = VideoReader(video, index or VideoIndex(packet_index(video)), progress)
         try:
             yield reader

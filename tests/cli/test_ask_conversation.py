@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from terminal import asked, scene
 
-from llava_video_cli import MediaError
 from llava_video_cli.cli.app import run
-from llava_video_cli.cli.media import MIXED, Shelf
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.runs.conversation_file import write_yaml
-from llava_video_cli.video.sampling import Sampling
+from llava_video_cli.runs.media import MIXED
 
 
 def part(path: Path | str, kind: str = "video") -> dict[str, str]:
@@ -107,18 +105,3 @@ def test_several_media_of_a_command_line_are_noted_once(folder: Path, capsys: py
     with_picture = (str(folder / "red.mp4"), "What shape is it?", "Is it the same color?", "--with")
     _, _, err = asked(capsys, *with_picture, str(folder / "red.png"))
     assert err.count(MIXED) == 1
-
-
-def test_a_shelf_reads_each_path_once_for_a_sampling(folder: Path) -> None:
-    def no_progress(_: float) -> None: ...
-
-    shelf, red, four = Shelf(), str(folder / "red.mp4"), Sampling(frames=4)
-    first = shelf.read(red, four, no_progress)
-    assert shelf.read(red, four, no_progress) is first and shelf.holds(red, four)
-    assert shelf.read(red, Sampling(frames=2), no_progress) is not first
-    shelf.keep([red], four)
-    assert shelf.holds(red, four) and not shelf.holds(red, Sampling(frames=2))
-    shelf.keep([], four)
-    assert not shelf.holds(red, four)
-    with pytest.raises(MediaError):
-        shelf.check(str(folder / "gone.mp4"))

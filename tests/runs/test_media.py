@@ -1,0 +1,71 @@
+"""The media of a question: opened once, checked before a model loads, and read once in a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import pytest
+from terminal import scene
+
+from llava_video_cli import MediaError, Picture, Sampling
+from llava_video_cli.demo.world import write_picture
+from llava_video_cli.runs.media import MIXED, MediaCache, media_notes, read_media
+
+
+def no_progress(_: float) -> None: ...
+
+
+class Events(list[str]):
+    """What happens while media are read, in its order."""
+
+    def opened(self, pictures: Sequence[Picture | None]) -> None:
+        self.append("opened " + " ".join("video" if picture is None else "picture" for picture in pictures))
+
+    def progress(self, share: float) -> None:
+        if share in (0, 1):
+            self.append(f"{share:.0%}")
+
+
+def test_a_single_video_is_opened_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    real = av.open
+
+    def counted(file: str, **options: object) -> object:
+        names.append(file)
+        return real(file, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(av, "open", counted)
+    events = Events()
+    (frames,) = read_media([str(clip)], Sampling(frames=1), opened=events.opened, progress=events.progress)
+    assert events == ["opened video", "0%", "100%"] and not isinstance(frames, Picture)
+    assert len(frames.images) == 1 and len(names) == 1, names
+
+
+def test_several_media_are_all_opened_before_any_is_read(clip: Path, tmp_path: Path) -> None:
+    picture, bad = tmp_path / "red.png", tmp_path / "bad.mp4"
+    write_picture(picture, scene())
+    events, paths = Events(), [str(clip), str(picture)]
+    contents = read_media(paths, Sampling(frames=2), opened=events.opened, progress=events.progress)
+    assert events[0] == "opened video picture" and events[-1] == "100%"
+    assert isinstance(contents[1], Picture) and media_notes(contents) == [MIXED] and media_notes(contents[:1]) == []
+    bad.write_text("no video")
+    for paths in ([str(bad)], [str(clip), str(bad)], [str(tmp_path / "gone.png")]):
+        events = Events()
+        with pytest.raises(MediaError):
+            read_media(paths, Sampling(), opened=events.opened, progress=events.progress)
+        assert events == []
+
+
+def test_a_conversation_reads_each_path_once_for_a_sampling(clip: Path) -> None:
+    cache, red, four = MediaCache(), str(clip), Sampling(frames=4)
+    first = cache.read(red, four, no_progress)
+    assert cache.read(red, four, no_progress) is first and cache.holds(red, four)
+    assert cache.read(red, Sampling(frames=2), no_progress) is not first
+    cache.keep([red], four)
+    assert cache.holds(red, four) and not cache.holds(red, Sampling(frames=2))
+    cache.keep([], four)
+    assert not cache.holds(red, four)
+    with pytest.raises(MediaError):
+        cache.picture(str(clip.with_name("gone.mp4")))
