@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -45,10 +46,17 @@ def _root(
 
 def run(arguments: list[str]) -> int:
     """Run a command line; return the exit code, after a line on stderr if it failed."""
+    if "_LLVID_COMPLETE" in os.environ:
+        app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
+    command = typer.main.get_command(app)
     try:
-        code = app(arguments, prog_name="llvid", standalone_mode=False)
+        # Typer's own main would make an exit with 130 of Ctrl-C, as a command does that has dealt with it.
+        with command.make_context("llvid", arguments) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except typer.Exit as leave:
+        return leave.exit_code
     except LlvidError as failure:
         console.error(failure)
         return failure.exit_code
@@ -59,10 +67,6 @@ def run(arguments: list[str]) -> int:
         return _usage_error(failure)
     except BrokenPipeError:
         return EXIT_PIPE
-    except SystemExit as leave:  # how Typer answers a reader that went away
-        if isinstance(leave.__context__, BrokenPipeError):
-            return EXIT_PIPE
-        raise
     except OSError as failure:
         if failure.filename is None and failure.errno is not None:  # the answer could not be written
             console.error(f"can't write the answer: {failure.strerror}")

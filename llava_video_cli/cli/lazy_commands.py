@@ -41,13 +41,6 @@ class Commands(TyperGroup):
         """Import a command; None for a name that none has."""
         return command(cmd_name) if cmd_name in ABOUT else None
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C is told apart from an exit with 130, which Typer makes of it otherwise."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Abort from None
-
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write their lines."""
         with formatter.section("Commands"):
