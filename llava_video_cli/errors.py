@@ -1,9 +1,9 @@
-"""What can go wrong, as classes that exist to be caught.
+"""The errors of the package, as classes to be caught.
 
 LlvidError                exit code 1
 ├── UsageError            exit code 2: an option, a question or a preset that makes no sense
 ├── MediaError            a video or picture that can't be read
-├── ServerError           a server that can't be reached, refuses the key or has another model: no request will do
+├── ServerError           a server that can't be reached, refuses the key or has another model: every request would fail
 └── ModelError            a checkpoint that can't be loaded or can't run here
     ├── ContextError      a prompt that doesn't fit the checkpoint's context
     └── OutOfMemoryError  an answer that needs more memory than is free: fewer at a time may fit
@@ -16,10 +16,10 @@ from collections.abc import Iterable
 
 
 class LlvidError(Exception):
-    """A failure with one line to read and, where there is one, a next step.
+    """A failure that is not a bug.
 
-    `str(error)` is the line, without a full stop; `hint` is the next step or None; `exit_code` is the
-    process's exit code when nothing catches the error.
+    `str(error)` is one line, without a full stop; `hint` is the next step or None; `exit_code` is the exit code of
+    the program when nothing catches the error.
     """
 
     exit_code = 1
@@ -30,7 +30,7 @@ class LlvidError(Exception):
 
 
 class UsageError(LlvidError):
-    """The request itself makes no sense."""
+    """An option, a question, a preset or a request makes no sense."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class MediaError(LlvidError):
 
 
 class ServerError(LlvidError):
-    """A server answers nothing, whatever is asked."""
+    """A server can't be used at all: every request to it would fail."""
 
 
 class ModelError(LlvidError):
@@ -52,26 +52,26 @@ class ContextError(ModelError):
 
 
 class OutOfMemoryError(ModelError):
-    """What was asked for at a time needs more memory than is free; nothing is lost but the attempt."""
+    """The requests need more memory than is free; the model is still loaded, and fewer requests may fit."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library's error says, or its class where it says nothing."""
+    """Return the first line of a library's error, or its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line, for errors that say the reason at their end."""
+    """Return the last line of an error, for libraries that give the reason there."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def described(error: BaseException) -> str:
-    """Return an unknown error's class and the first line of what it says."""
+    """Return the class and the first line of an error of any kind."""
     words = first_line(error)
     return words if words == type(error).__name__ else f"{type(error).__name__} {words}"
 
 
 def nearest(word: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
-    """Return a hint that names the known word nearest to a mistyped one, or None if none is as near as `least` of 1."""
+    """Return a hint with the known word nearest to a mistyped one, or None if their similarity is below `least`."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=least)
     return f"did you mean {close[0]!r}?" if close else None

@@ -1,4 +1,4 @@
-"""Presets: a model and its settings under a name, in strict YAML."""
+"""Presets: a model and its settings under a name, in YAML files that are read strictly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .video.sampling import Sampling, parse_time
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()
-# The names of options of sampling that are not those of their fields.
+# Options of sampling whose names differ from those of their fields.
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
 SAMPLING_OPTIONS = ("frames", "fps", *_OPTIONS)
@@ -28,7 +28,7 @@ SAMPLING_OPTIONS = ("frames", "fps", *_OPTIONS)
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset sets; `path` is the file that it came from."""
+    """The settings of a preset; `path` is its file."""
 
     name: str
     about: str
@@ -42,7 +42,7 @@ class Preset:
     path: Path | None = None
 
     def request(self, question: str, media: Sequence[Media], lines: Sequence[Segment] = ()) -> Request:
-        """Return a question about media, told as the preset says; `lines` are of the video's subtitles."""
+        """Return a question about media, with the settings of the preset; `lines` are of the video's subtitles."""
         system = (Turn("system", self.system),) if self.system else ()
         turns = (*system, Turn("user", with_lines(question, lines), tuple(media)))
         return Request(with_times(turns) if self.timestamps else turns, self.generation)
@@ -50,7 +50,7 @@ class Preset:
     def requests(
         self, questions: Sequence[str], media: Sequence[Media], subtitles: Subtitles | None, count: Count
     ) -> tuple[Sequence[Request], LineCount | None]:
-        """Return questions about the same media, with as many lines of a video's subtitles as fit all of them.
+        """Return questions about the same media, with as many lines of a video's subtitles as fit each of them.
 
         `count` is `Model.budget`.
         """
@@ -60,30 +60,30 @@ class Preset:
 
 
 def preset_folders() -> tuple[Path, ...]:
-    """Return where presets are looked for by name: the user's own folder, then the package's."""
+    """Return the folders of presets: the user's own, then the package's."""
     package = Path(__file__).parent
     shipped = package / "presets"  # in a wheel; an editable install finds them beside the package
     return config_folder() / "presets", shipped if shipped.is_dir() else package.parent / "presets"
 
 
 def preset_files() -> dict[str, Path]:
-    """Return the presets that a name reaches, sorted by name; the user's own hide the package's."""
-    found = {path.stem: path for folder in reversed(preset_folders()) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
-    return dict(sorted(found.items()))
+    """Return the presets by name, sorted; the user's own replace the package's."""
+    files = {path.stem: path for folder in reversed(preset_folders()) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+    return dict(sorted(files.items()))
 
 
 def load_preset(name: str) -> Preset:
     """Return the preset of a name, or of a path (with a slash, or an ending in .yaml or .yml).
 
-    A name never means a file that just lies in the current folder: that takes `./name.yaml`. Raises
-    `UsageError` for a preset that isn't there, and for one that is not understood to the last key.
+    A name never means a file in the current folder: that is `./name.yaml`. Raises `UsageError` for a preset that
+    does not exist, or has a key or a value that is not understood.
     """
     is_path = os.sep in name or (os.altsep or os.sep) in name
     if is_path:
         return read_preset(Path(name).expanduser())
     files = preset_files()
     if name not in files:
-        here = f"a file in this folder is reached as ./{name}" if Path(name).is_file() else None
+        here = f"for the file in this folder, write ./{name}" if Path(name).is_file() else None
         raise UsageError(
             f"there is no preset {name!r}", here or nearest(name, files) or f"there are {', '.join(files)}"
         )
@@ -91,7 +91,7 @@ def load_preset(name: str) -> Preset:
 
 
 def read_preset(path: Path) -> Preset:
-    """Return the preset that a file holds; raises `UsageError`."""
+    """Return the preset of a file; raises `UsageError`."""
     if not os.path.lexists(path):
         raise UsageError(f"there is no preset file {path}")
     content = read_file(path, "preset")
@@ -100,23 +100,23 @@ def read_preset(path: Path) -> Preset:
     with placed(f"preset {path}"):
         values = read_fields(read_yaml(content), shape, path.stem)
         if "about" not in values:
-            raise UsageError("the key 'about' is missing", "one line that says what it is for")
+            raise UsageError("the key 'about' is missing", "it says in one line what the preset is for")
         sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
         generation = Generation(**values.pop("generation", {}))
         return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
 
 
 def sampling_shape() -> dict[str, Any]:
-    """Return the keys that set a sampling: its fields, and the options' names; a time may be written as text."""
+    """Return the keys of a sampling: its fields, and the names of the options; a time may be text."""
     shape = shape_of(Sampling)
     shape |= {key: shape[key] | str for key in _TIMES}
     return shape | {option: shape[field] for option, field in _OPTIONS.items()}
 
 
 def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:
-    """Return a sampling with what is given by the keys of `sampling_shape` over it.
+    """Return a sampling changed by values whose keys are those of `sampling_shape`.
 
-    A number of frames takes the place of a rate. Raises UsageError for values that make no sense.
+    A number of frames replaces a rate. Raises UsageError for values that make no sense.
     """
     values: dict[str, Any] = {"fps": None} if "frames" in given else {}
     for key, value in given.items():

@@ -1,6 +1,6 @@
-"""The one strict reader of what people write: presets, conversations, files of requests, requests to the server.
+"""The strict reader of what people write: presets, conversations, files of requests, requests to the server.
 
-A shape says what is understood: the keys, and the type of each. Any other key is an error that names the nearest one.
+A shape has the keys that are allowed, and the type of each. Any other key is an error that names the most similar one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _MOST_DIGITS = 1000  # of a YAML number: Python shows none of more than 4,300
 _MOST_LISTED = 20  # keys in a hint
 _YAML_INT = "tag:yaml.org,2002:int"
 
-Text = NewType("Text", str)  # with something in it
-Shape: TypeAlias = Mapping[str, Any]  # a key's type, or the shape of what stands below it
+Text = NewType("Text", str)  # not empty
+Shape: TypeAlias = Mapping[str, Any]  # the type of each key, or the shape below it
 
 _WORDS = {
     NoneType: "null", str: "text", Text: "text", int: "a whole number", float: "a number", bool: "true or false",
-    list: "a list with something in it",
+    list: "a list that is not empty",
 }  # fmt: skip
 
 
 class InputError(UsageError):
-    """Something that was written is not understood; `field` is its place: `.messages[0].content[1]`."""
+    """Input that is not understood; `field` is its place: `.messages[0].content[1]`."""
 
     def __init__(self, message: str, hint: str | None = None, field: str = "") -> None:
         super().__init__(message, hint)
@@ -42,7 +42,7 @@ class InputError(UsageError):
 
 @contextmanager
 def placed(place: str = "", field: str = "") -> Iterator[None]:
-    """Put the place of what is read before the line of an error, and its field before the error's own."""
+    """Prefix the line of an error with the place of the input, and the error's field with `field`."""
     try:
         yield
     except UsageError as error:
@@ -51,13 +51,13 @@ def placed(place: str = "", field: str = "") -> Iterator[None]:
 
 
 def brief(value: object) -> str:
-    """Return a value as an error shows it: of a long one, the beginning."""
+    """Return a value as an error shows it: shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def encodable(text: str) -> str:
-    """Return the text; JSON can hold halves of characters, which no tokenizer takes."""
+    """Return the text; raises UsageError for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -66,19 +66,19 @@ def encodable(text: str) -> str:
 
 
 def read_file(path: Path, kind: str) -> bytes:
-    """Return a file's content; raises UsageError for one that can't be read, or is too long for its kind."""
+    """Return the content of a file; raises UsageError if it can't be read, or is too long for its kind."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MOST_BYTES:
-        raise UsageError(f"{path}: longer than {MOST_BYTES:,} bytes: no {kind}")
+        raise UsageError(f"{path}: longer than {MOST_BYTES:,} bytes: too long for a {kind}")
     return content
 
 
 def read_yaml(content: bytes | str) -> object:
-    """Return plain data, each key once; raises UsageError with the line of what is wrong.
+    """Return plain data; raises UsageError with the line of an error, such as a key that is there twice.
 
     Aliases are refused, by which a text of a few lines can grow to gigabytes.
     """
@@ -91,7 +91,7 @@ def read_yaml(content: bytes | str) -> object:
             self.nested += 1
             if self.nested > _MOST_NESTED or self.check_event(yaml.AliasEvent):
                 event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-                problem = "nested too deeply" if self.nested > _MOST_NESTED else "aliases are not taken"
+                problem = "nested too deeply" if self.nested > _MOST_NESTED else "aliases are not allowed"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             node = super().compose_node(parent, index)
             if isinstance(node, yaml.ScalarNode) and node.tag == _YAML_INT and len(node.value) > _MOST_DIGITS:
@@ -103,7 +103,7 @@ def read_yaml(content: bytes | str) -> object:
             seen = set[str]()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    problem = f"the key {brief(key.value)} stands there twice"
+                    problem = f"the key {brief(key.value)} is there twice"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
@@ -117,7 +117,7 @@ def read_yaml(content: bytes | str) -> object:
 
 
 def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
-    """Return JSON's values, each key once, and all numbers finite or too large; raises UsageError."""
+    """Return the values of JSON; raises UsageError, also for a key that is there twice, and for NaN."""
     try:
         return json.loads(_decoded(content, encoding), object_pairs_hook=_each_once, parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -130,7 +130,7 @@ def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
 
 
 def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
-    """Return a JSON object's values; raises UsageError."""
+    """Return the values of a JSON object; raises UsageError."""
     values = read_json(content, encoding)
     if not isinstance(values, dict):
         raise InputError(f"must hold a JSON object, got {type(values).__name__}")
@@ -138,15 +138,15 @@ def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
 
 
 def shape_of(kind: type) -> dict[str, Any]:
-    """Return a dataclass's fields and their types."""
+    """Return the fields of a dataclass and their types."""
     types = get_type_hints(kind)
     return {field.name: types[field.name] for field in fields(kind)}
 
 
 def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missing: bool = False) -> dict[str, Any]:
-    """Return the values of a mapping, each of its type; there need not be one for each key of the shape.
+    """Return the values of a mapping, each of the type that the shape has for its key; keys may be missing.
 
-    `where` is what holds them, as an error names it. Raises UsageError for what is not understood to the last key.
+    `where` is the name of the mapping in errors. Raises UsageError for an unknown key or a wrong value.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} must hold keys and values, got {type(values).__name__}")
@@ -169,12 +169,12 @@ def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missin
 
 
 def fitting(value: object, wanted: Any, name: str) -> Any:
-    """Return a value that has a type, a whole number also where a fraction may stand; raises UsageError."""
+    """Return a value, checked against a type; an int is taken for a float. Raises UsageError."""
     if isinstance(value, str) and wanted is not Any:
         with placed(name):
-            encodable(value)  # msgspec ends in a UnicodeEncodeError
+            encodable(value)  # msgspec would raise a UnicodeEncodeError
     fit: Any = value
-    if type(value) is not wanted and wanted is not Any:  # the presets that ship need no msgspec: its import takes 9 ms
+    if type(value) is not wanted and wanted is not Any:  # the package's presets need no msgspec: its import takes 9 ms
         import msgspec
 
         try:
@@ -190,7 +190,7 @@ def fitting(value: object, wanted: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class MessageForm:
-    """How messages are written: the meaning of each role, the kinds of media, and the key of a medium's place."""
+    """How messages are written: the roles and their meaning, the kinds of media, and the key of a path or URL."""
 
     roles: Mapping[str, str]
     kinds: Sequence[str]
@@ -199,9 +199,9 @@ class MessageForm:
 
 
 def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tuple[int, str]]]:
-    """Return the role of a chat message, its text, and of each medium the number of its part and its place.
+    """Return the role of a chat message, its text, and the part number and the path or URL of each medium.
 
-    A key that holds nothing may stand there, as chat clients write it. Raises UsageError.
+    Empty keys are ignored: chat clients write them. Raises UsageError.
     """
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
         raise InputError(f"a message holds 'role' and 'content', got {brief(message)}")
@@ -257,9 +257,9 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {brief(twice)} stands there twice")
+        raise ValueError(f"the key {brief(twice)} is there twice")
     return values
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")

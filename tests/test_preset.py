@@ -48,7 +48,7 @@ def test_a_file_in_the_current_folder_is_never_meant_by_a_name(tmp_path: Path, m
     assert load_preset("default").model.startswith("llava-hf/")
     with pytest.raises(UsageError) as caught:
         load_preset("mine.yaml")
-    assert caught.value.hint == "a file in this folder is reached as ./mine.yaml"
+    assert caught.value.hint == "for the file in this folder, write ./mine.yaml"
     assert load_preset("./mine.yaml").about == "mine"
 
 
@@ -77,7 +77,7 @@ def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
         ("about: x\nsampling:\n  mode: unifrom\n", "must be one of uniform", "did you mean 'uniform'?"),
         ("about: x\nquantize: 4bits\n", "quantize must be one of auto, none, 8bit, 4bit", "did you mean '4bit'?"),
         ("about: x\nsampling: 8\n", "sampling must hold keys and values, got int", None),
-        ("model: y\n", "'about' is missing", "one line that says what it is for"),
+        ("model: y\n", "'about' is missing", "it says in one line what the preset is for"),
         ("- a\n", "must hold keys and values, got list", None),
         ("", "must hold keys and values, got NoneType", None),
         ("about: [\n", "line 2: not YAML", None),

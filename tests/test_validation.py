@@ -31,7 +31,7 @@ USER = {"role": "user", "content": "x"}
         (1, bool, "'x' must be true or false, got 1"),
         (b"x", str, "'x' must be text, got b'x'"),
         (" ", Text, "'x' must be text, got ' '"),
-        ([], list, "'x' must be a list with something in it, got []"),
+        ([], list, "'x' must be a list that is not empty, got []"),
         ("8bits", Quantize, "'x' must be one of auto, none, 8bit, 4bit, got '8bits'"),
         ("\ud800", str, r"'x': '\ud800' is half a character"),
         ("\ud800", float | None, r"'x': '\ud800' is half a character"),
@@ -67,9 +67,9 @@ def test_a_mistyped_key_gets_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 1, "a": 2}', "not JSON: the key 'a' stands there twice"),
-        ('{"a": NaN}', "not JSON: NaN is no number"),
-        ('{"a": -Infinity}', "not JSON: -Infinity is no number"),
+        ('{"a": 1, "a": 2}', "not JSON: the key 'a' is there twice"),
+        ('{"a": NaN}', "not JSON: NaN is not a number"),
+        ('{"a": -Infinity}', "not JSON: -Infinity is not a number"),
         ("[" * 100_000, "not JSON: nested too deeply"),
         ('{"a": ', "not JSON: Expecting value (column 7)"),
         ('{"a":\n}', "not JSON: Expecting value (line 2, column 1)"),
@@ -91,7 +91,7 @@ def test_a_preset_that_would_grow_to_gigabytes_is_one_line(tmp_path: Path) -> No
     (tmp_path / "bomb.yaml").write_text("\n".join(["about: x", "prompt:", *rows]))
     (tmp_path / "long.yaml").write_text("about: " + "x" * 2**18)
     began = time.monotonic()
-    for name, words in (("bomb", "line 4: not YAML: aliases are not taken"), ("long", "longer than 262,144 bytes")):
+    for name, words in (("bomb", "line 4: not YAML: aliases are not allowed"), ("long", "longer than 262,144 bytes")):
         with pytest.raises(UsageError, match=words) as caught:
             load_preset(str(tmp_path / f"{name}.yaml"))
         assert "\n" not in str(caught.value)

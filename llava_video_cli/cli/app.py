@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
     command = typer.main.get_command(app)
     try:
-        # Typer's own main would make an exit with 130 of Ctrl-C, as a command does that has dealt with it.
+        # Typer's own main would make an exit with 130 of Ctrl-C, as a command that handled it does.
         with command.make_context("llvid", arguments) as context:
             code = command.invoke(context)
         sys.stdout.flush()

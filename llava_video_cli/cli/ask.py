@@ -50,7 +50,9 @@ def ask(
     questions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUESTION...", help="Asked one by one, each anew; `-` reads one from stdin.", show_default=False
+            metavar="QUESTION...",
+            help="Each is asked on its own, without the others; `-` reads one from stdin.",
+            show_default=False,
         ),
     ] = None,
     *,
@@ -59,7 +61,7 @@ def ask(
         typer.Option(
             "--messages",
             metavar="FILE",
-            help="Answer the last question of a conversation in YAML or JSON, instead of MEDIA and QUESTION.",
+            help="Answer the last question of a conversation in a YAML or JSON file, instead of MEDIA and QUESTION.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +70,7 @@ def ask(
         typer.Option(
             "--with",
             metavar="PATH",
-            help="A further video or picture for the same prompt, in order; repeatable.",
+            help="Another video or picture for the same prompt; repeatable, kept in order.",
             show_default=False,
         ),
     ] = None,
@@ -78,7 +80,7 @@ def ask(
             "--windows",
             min=0.01,
             metavar="SECONDS",
-            help="For hours of video: ask each window of that length, then answer from what was seen.",
+            help="For long videos: ask about each window of this length, then answer from what was seen in them.",
             show_default=False,
         ),
     ] = None,
@@ -92,7 +94,9 @@ def ask(
     """Ask the questions and write the answers to stdout."""
     if messages is not None:
         if media is not None or with_:
-            raise UsageError("--messages and media or questions exclude each other", "write them into its file")
+            raise UsageError(
+                "--messages and media or questions exclude each other", "write them into the file of --messages"
+            )
         written = read_conversation(messages)
         _answer_messages(written, settle(preset, model, frames, text, written), output)
         return
@@ -119,7 +123,9 @@ def _note_server(settings: Settings, output: OutputFlags) -> None:
     if output.quiet or settings.remote is not None or settings.loading != Loading(frames=settings.loading.frames):
         return
     if (url := announced(settings.model)) is not None:
-        output.note(f"a server of yours has {settings.model} loaded: --server {url} answers at once")
+        output.note(
+            f"your server at {url} has {settings.model} loaded: with --server {url} nothing has to be loaded here"
+        )
 
 
 def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> None:
@@ -161,7 +167,7 @@ def _is_file(text: str) -> bool:
 
 def _stdin() -> str:
     if sys.stdin is None:
-        raise UsageError("a question was to come from stdin, but it is closed")
+        raise UsageError("a question should come from stdin, but it is closed")
     if sys.stdin.isatty():
         console.note("type the question, then Ctrl-D")
     try:

@@ -36,9 +36,9 @@ _FIRST_CHECK_SECONDS = 0.2  # a missing model is mostly reported before the firs
 def add_to(app: typer.Typer) -> None:
     """Add the command to the app."""
     about = (
-        "Talk about videos and pictures: each answer knows what was said before.\n\n"
-        "In it, /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a question "
-        "or a command, and the exit code is 1 if one of them failed.\n"
+        "Talk about videos and pictures: the model remembers the conversation.\n\n"
+        "/help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D ends the chat. From a pipe, each line is a "
+        "question or a command, and the exit code is 1 if one of them failed.\n"
     )
     app.command("chat", help=about + _EXAMPLES)(chat)
 
@@ -47,24 +47,24 @@ def add_to(app: typer.Typer) -> None:
 def chat(
     media: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MEDIA...", help="Videos and pictures, before the first question.", show_default=False),
+        typer.Argument(metavar="MEDIA...", help="Videos and pictures for the first question.", show_default=False),
     ] = None,
     *,
     load: Annotated[
         Path | None,
         typer.Option(
-            "--load", metavar="FILE", help="Go on with a conversation in YAML or JSON, as /save writes it.",
+            "--load", metavar="FILE", help="Continue a conversation from a YAML or JSON file that /save wrote.",
             show_default=False,
         ),
     ] = None,
-    no_history: Annotated[bool, typer.Option("--no-history", help="Keep no history of what is typed.")] = False,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Do not keep a history of typed lines.")] = False,
     model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> int:  # fmt: skip
-    """Take line after line until the end of stdin; return the exit code."""
+    """Read and answer lines until stdin ends; return the exit code."""
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)
 
@@ -111,7 +111,7 @@ def _loop(this: TerminalChat, lines: ChatInput) -> int:
             this.stop_spinner()
             console.stderr.print()
         except LlvidError as failure:
-            this.loader.check()  # without a model there is nothing to go on with
+            this.loader.check()  # without a model the chat ends
             this.stop_spinner()
             console.error(failure)
             failed = True
@@ -127,9 +127,9 @@ def _code(failed: bool, lines: ChatInput) -> int:
 def _welcome(session: Session) -> str:
     parts = []
     if session.exchanges:
-        parts.append(f"answered so far: {len(session.exchanges)}")
+        parts.append(f"questions answered so far: {len(session.exchanges)}")
     if session.question is not None:
-        parts.append("the last question has no answer yet, /retry asks it")
+        parts.append("the last question has no answer yet: /retry asks it")
     elif session.waiting:
-        parts.append(f"{', '.join(session.waiting)} before the next question")
-    return "; ".join([*parts, "/help lists the commands, Ctrl-D leaves"])
+        parts.append(f"the next question is about {', '.join(session.waiting)}")
+    return "; ".join([*parts, "/help lists the commands, Ctrl-D ends the chat"])

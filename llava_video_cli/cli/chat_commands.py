@@ -19,15 +19,15 @@ from ..video import Frames
 from .chat_session import TerminalChat
 from .frames import save
 
-_LOOKED_AT = 1000  # names in a folder, for completion
+_MOST_NAMES = 1000  # of a folder that completion reads
 _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
 _EXIT = ("exit", "quit")
-_LOAD_HINT = "`llvid chat --load FILE` goes on with a conversation"
+_LOAD_HINT = "`llvid chat --load FILE` continues a conversation"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `argument` is what stands behind its name, in brackets where it need not."""
+    """A command: `argument` is what follows its name, in brackets if it is optional."""
 
     name: str
     argument: str
@@ -36,9 +36,9 @@ class Command:
 
 
 def take(chat: TerminalChat, line: str) -> bool:
-    """Do what a line says: a command, or else a question. Return whether the chat goes on.
+    """Run the command or ask the question of a line. Return whether the chat continues.
 
-    Raises LlvidError for what goes wrong; the chat is as it was then.
+    Raises LlvidError; the chat is unchanged then.
     """
     text = line.strip()
     if not text:
@@ -55,20 +55,20 @@ def take(chat: TerminalChat, line: str) -> bool:
         hint = (
             _LOAD_HINT
             if name == "load"
-            else nearest(f"/{name}", names) or "/help lists them; a question that begins with / is typed with //"
+            else nearest(f"/{name}", names) or "/help lists the commands; type // to ask a question that begins with /"
         )
         raise UsageError(f"there is no command /{name}", hint)
     argument = argument.strip()
     if argument and not command.argument:
-        raise UsageError(f"/{name} stands alone, got {brief(argument)}")
+        raise UsageError(f"/{name} takes no argument, got {brief(argument)}")
     if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageError(f"/{name} needs {command.argument} behind it")
+        raise UsageError(f"/{name} needs {command.argument}")
     command.run(chat, argument)
     return True
 
 
 def completions(line: str) -> list[str]:
-    """Return the lines that a begun one may become: commands, settings, and paths behind those that take one."""
+    """Return the completions of a line: commands, settings, and paths after commands that take one."""
     if not line.startswith("/"):
         return []
     name, space, begun = line[1:].partition(" ")
@@ -88,7 +88,7 @@ def _paths(begun: str) -> list[str]:
         with os.scandir(os.path.expanduser(folder) or ".") as entries:  # noqa: PTH111 - `~/` stays as it is typed
             found = [
                 f"{folder}{entry.name}{'/' if entry.is_dir() else ''}"
-                for entry in islice(entries, _LOOKED_AT)
+                for entry in islice(entries, _MOST_NAMES)
                 if entry.name.startswith(start) and (start or not entry.name.startswith("."))
             ]
     except (OSError, ValueError):
@@ -114,7 +114,7 @@ def _add(chat: TerminalChat, typed: str) -> None:
     session = chat.session.add(path)
     kind = "video" if chat.media(session)[-1].is_video else "picture"
     chat.session = session
-    chat.say(f"{path}: a {kind}, before the next question")
+    chat.say(f"{path}: a {kind}, added to the next question")
 
 
 def _frames(chat: TerminalChat, _: str) -> None:
@@ -143,7 +143,7 @@ def _frames(chat: TerminalChat, _: str) -> None:
 
 
 def _free(stem: str, ours: set[Path]) -> Path:
-    """Return a name that is not taken, or was taken by us."""
+    """Return a name that is free, or was used by this chat."""
     names = (Path(f"{stem}{'' if number == 1 else f'-{number}'}.png") for number in count(1))
     return next(path for path in names if path in ours or not os.path.lexists(path))
 
@@ -168,17 +168,17 @@ def _set(chat: TerminalChat, argument: str) -> None:
 def _undo(chat: TerminalChat, _: str) -> None:
     before, chat.session = chat.session, chat.session.undo()
     if len(chat.session.exchanges) == len(before.exchanges):
-        chat.say(f"took back {before.waiting[-1]}")
+        chat.say(f"removed {before.waiting[-1]}")
         return
     last = before.exchanges[-1]
-    media = f"; {', '.join(last.paths)} waits for the next question" if last.paths else ""
-    chat.say(f"took back {brief(last.question)}{media}")
+    media = f"; {', '.join(last.paths)} is kept for the next question" if last.paths else ""
+    chat.say(f"removed {brief(last.question)}{media}")
 
 
 def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
     path = Path(_path(typed)) if typed else chat.file
     if path is None:
-        raise UsageError("/save needs a PATH behind it the first time")
+        raise UsageError("/save needs a PATH the first time")
     if not chat.session.drafts:
         raise UsageError("there is nothing to save yet")
     if path.exists() and path != chat.file and not overwrite:
@@ -210,7 +210,7 @@ def _help(chat: TerminalChat, _: str) -> None:
     width = max(len(usage) for usage, _ in rows)
     for usage, about in rows:
         chat.say(f"{usage:<{width}}  {about}")
-    chat.say("Anything else is a question; //... asks one that begins with /. Ctrl-C stops an answer, Ctrl-D leaves.")
+    chat.say("Anything else is a question; type // to begin one with /. Ctrl-C stops an answer, Ctrl-D ends the chat.")
 
 
 def _nothing(_: TerminalChat, __: str) -> None:
@@ -218,16 +218,16 @@ def _nothing(_: TerminalChat, __: str) -> None:
 
 
 COMMANDS = (
-    Command("video", "PATH", "put a video before the next question", _add),
-    Command("image", "PATH", "put a picture before the next question", _add),
+    Command("video", "PATH", "add a video to the next question", _add),
+    Command("image", "PATH", "add a picture to the next question", _add),
     Command("frames", "", "write a contact sheet of what the model sees", _frames),
-    Command("system", "[TEXT]", "show the system text, or set it; `none` takes it away", _system),
+    Command("system", "[TEXT]", "show the system prompt, or set it; `none` removes it", _system),
     Command("set", "[NAME VALUE]", "show the settings, or change one: /set temperature 0.7", _set),
-    Command("undo", "", "take back the last question, or a video or picture added since", _undo),
-    Command("retry", "", "ask the last question again; a drawn answer is drawn anew", lambda chat, _: chat.retry()),
+    Command("undo", "", "remove the last question and answer, or a video or picture added since", _undo),
+    Command("retry", "", "ask the last question again; a sampled answer will differ", lambda chat, _: chat.retry()),
     Command("save", "[PATH]", "write the conversation to a .yaml or .json file", _save),
-    Command("save!", "[PATH]", "the same, over a file that is there", lambda chat, path: _save(chat, path, True)),
+    Command("save!", "[PATH]", "the same, even if the file exists", lambda chat, path: _save(chat, path, True)),
     Command("clear", "", "forget the conversation and its media", _clear),
-    Command("help", "", "show this", _help),
-    Command("exit", "", "leave", _nothing),
+    Command("help", "", "list the commands", _help),
+    Command("exit", "", "end the chat", _nothing),
 )

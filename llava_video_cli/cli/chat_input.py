@@ -1,4 +1,4 @@
-"""Lines as they come in: typed, with editing, history and completion, or from a pipe."""
+"""The lines of a chat: typed, with editing, history and completion, or from a pipe."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def history_file() -> Path:
 
 
 class ChatInput:
-    """Lines from stdin; `interactive` where somebody types them.
+    """Lines from stdin; `interactive` if a user types them.
 
-    `history` is the file that typed lines are kept in, if any; only its owner can read it. `complete` returns the
-    whole lines that a begun one may become.
+    `history` is the file where typed lines are kept, if any; only its owner can read it. `complete` returns the
+    completions of a line, each as a whole line.
     """
 
     def __init__(self, history: Path | None, complete: Complete) -> None:
@@ -48,7 +48,7 @@ class ChatInput:
                 self._editor.add_history(line)
 
     def next(self) -> str | None:
-        """Return the next line, None at the end; raises `KeyboardInterrupt` where a typed one is given up."""
+        """Return the next line, None at the end; raises `KeyboardInterrupt` if Ctrl-C is typed."""
         if not self.interactive:
             return sys.stdin.readline() or None
         with _interruptible():
@@ -71,7 +71,7 @@ class ChatInput:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C give up a line, also while a model loads: nothing is imported here that it could break."""
+    """Let Ctrl-C discard a line, also while a model loads: nothing is imported here that it could break."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -89,7 +89,7 @@ def _editor(complete: Complete) -> ModuleType | None:
 
     def offer(_: str, number: int) -> str | None:
         if number == 0:
-            # A name with control characters would be obeyed by the terminal.
+            # The terminal would obey control characters in a name.
             found[:] = [line for line in complete(readline.get_line_buffer()) if shown(line, one_line=True) == line]
         return found[number] if number < len(found) else None
 
@@ -100,7 +100,7 @@ def _editor(complete: Complete) -> ModuleType | None:
 
 
 def read_history(path: Path) -> list[str]:
-    """Return the last lines of a history, and cut a file that has become long."""
+    """Return the last lines of a history, and shorten a long file."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -117,7 +117,7 @@ def read_history(path: Path) -> list[str]:
 
 @contextmanager
 def _private(path: Path) -> Iterator[io.BufferedWriter]:
-    """Open a file for more lines that only its owner can read."""
+    """Open a file to append lines; only its owner can read it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:  # noqa: PTH123 - a descriptor
         yield file

@@ -78,7 +78,7 @@ class TerminalChat(Chat):
         self.loader.insist()
 
     def stop_spinner(self) -> None:
-        """Take away what is shown of something that goes on."""
+        """Hide the spinner."""
         self._spinner.stop()
 
     def media(self, session: Session) -> list[Media]:
@@ -134,7 +134,7 @@ class TerminalChat(Chat):
             if self.session is before:
                 self.say("stopped; /retry asks again")
             else:
-                self.say("stopped; the part that came is in the conversation: /retry asks again, /undo removes it")
+                self.say("stopped; the part that was generated is kept: /retry asks again, /undo removes it")
             return
         if answer.finish_reason != "stop":
             self.say(_UNFINISHED[answer.finish_reason].format(request.generation.max_new_tokens))
@@ -171,7 +171,7 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
     if undone_tokens > 0:
         ways.append(f"/undo (gives back {undone_tokens:,} tokens)")
     if not ways:
-        return ContextError(message, "/clear begins anew; or ask a shorter question")
+        return ContextError(message, "ask a shorter question, or /clear the conversation")
     return ContextError(message, f"{' or '.join(ways)}, then /retry asks again")
 
 

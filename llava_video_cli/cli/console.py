@@ -1,4 +1,4 @@
-"""The terminal: answers on stdout, everything else on stderr, and nothing in either that the terminal obeys."""
+"""The terminal: answers go to stdout, everything else to stderr; control characters are shown, not obeyed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SLOW_SECONDS, _REFRESH_SECONDS = 0.5, 0.1
 
 
 def shown(text: str, one_line: bool = False) -> str:
-    """Return text in which control and formatting characters are shown instead of obeyed.
+    """Return text in which control and formatting characters are visible, so that the terminal does not obey them.
 
-    Line breaks and tabs stay, unless it has to be one line. Covers C0, C1, the direction marks that reorder a
+    Line breaks and tabs stay, except with `one_line`. Covers C0, C1, the direction marks that reorder a
     line, and lone surrogates (the odd bytes of a file's name).
     """
     return "".join(_shown(character, one_line) for character in text)
@@ -58,12 +58,12 @@ def write_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line beside the answer."""
+    """Write a line to stderr."""
     stderr.print(Text(shown(text, one_line=True), style="dim"))
 
 
 def error(failure: LlvidError | str, hint: str | None = None) -> None:
-    """Write the one line of an error, and its next step."""
+    """Write the line of an error, and its hint."""
     hint = failure.hint if isinstance(failure, LlvidError) else hint
     stderr.print(Text.assemble(("error: ", "bold red"), shown(str(failure), one_line=True)))
     if hint:
@@ -71,7 +71,7 @@ def error(failure: LlvidError | str, hint: str | None = None) -> None:
 
 
 def size(count: int) -> str:
-    """Return bytes as people write them, in decimal units as the hub has them."""
+    """Return a number of bytes as text, in decimal units as on the hub."""
     value, units = float(count), iter(("bytes", "kB", "MB"))
     for unit in units:
         if value < 1000:
@@ -81,19 +81,19 @@ def size(count: int) -> str:
 
 
 class Progress:
-    """What is going on, as a spinner on a terminal; nothing elsewhere."""
+    """A spinner that says what is being done; on a terminal only."""
 
     def __init__(self, quiet: bool) -> None:
         self._status = None if quiet or not stderr.is_terminal else stderr.status("", spinner="dots")
 
     def say(self, text: str) -> None:
-        """Show what is going on now."""
+        """Show what is being done now."""
         if self._status is not None:
             self._status.update(Text(shown(text, one_line=True), style="dim"))
             self._status.start()
 
     def watch(self, text: str) -> Callable[[float], None]:
-        """Say what is going on; return what shows the share of it that is done, once it takes half a second."""
+        """Show what is being done; return what shows the share that is done, if it takes over half a second."""
         self.say(text)
         due = time.monotonic() + _SLOW_SECONDS
 
@@ -106,14 +106,14 @@ class Progress:
         return show
 
     def stop(self) -> None:
-        """Take the spinner away; `say` brings it back."""
+        """Hide the spinner; `say` shows it again."""
         if self._status is not None:
             self._status.stop()
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Give a spinner that is gone at the end, whatever happens."""
+    """Give a spinner that is hidden at the end, whatever happens."""
     spinner = Progress(quiet)
     try:
         yield spinner

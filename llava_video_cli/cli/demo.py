@@ -1,4 +1,4 @@
-"""`llvid demo`: a short clip, the embedded checkpoint's answers about it, and how to go on with a real one."""
+"""`llvid demo`: a short clip, the demo checkpoint's answers about it, and how to continue with a real one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the command to the app."""
     help_text = (
         "Write a short clip and ask the embedded demo checkpoint about it: no download, no GPU.\n\n"
-        "The checkpoint knows only this world: one coloured shape on a dark ground that moves, stays, or changes "
+        "The checkpoint knows only this world: one coloured shape on a dark background that moves, stays, or changes "
         "colour.\n\n"
         "Example:\n\n    llvid demo\n"
     )
@@ -54,13 +54,13 @@ def demo(
             "--output",
             "-o",
             metavar="PATH",
-            help="Where the clip goes [default: llvid-demo.mp4 here].",
+            help="Where the clip is written [default: llvid-demo.mp4 in this folder].",
             show_default=False,
         ),
     ] = None,
     output: OutputFlags,
 ) -> None:
-    """Make the clip, ask, and say how to go on."""
+    """Make the clip, ask about it, and show the next steps."""
     from ..demo.world import CODECS
 
     clip = Path(to or "llvid-demo.mp4")
@@ -77,13 +77,13 @@ def demo(
 
 
 def _draw(clip: Path) -> None:
-    """Write the clip; a file of that name that holds anything else stays as it is."""
+    """Write the clip; an existing file with other content is left unchanged."""
     from ..demo.world import write_clip
 
     with whole_file(clip) as beside:
         write_clip(beside, scene())
         if clip.exists() and clip.read_bytes() != beside.read_bytes():
-            raise LlvidError(f"{clip} is there already, and is another clip", "name another file with -o")
+            raise LlvidError(f"{clip} is there already, and is another clip", "choose another name with -o")
 
 
 def scene() -> Scene:

@@ -1,4 +1,4 @@
-"""Checkpoints fetched before they are loaded, with how far that is: a bar on a terminal, a line a minute elsewhere."""
+"""Downloads of checkpoints, and their progress: a bar on a terminal, a line every minute elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LINE_SECONDS = 60.0
 def download(
     model: str, revision: str | None, spinner: console.Progress, *, quiet: bool, offline: bool = False
 ) -> Fetched:
-    """Fetch a hub id's checkpoint and show how far it is, in the spinner's place; raises `ModelError`."""
+    """Download a hub id's checkpoint, with a bar in the spinner's place; raises `ModelError`."""
     from ..checkpoint.hub import fetch
 
     try:
@@ -35,7 +35,7 @@ def download(
             return fetch(model, revision, offline=offline, progress=shown.show)
     except KeyboardInterrupt:
         if not quiet:
-            console.note("interrupted; the same command goes on where it was")
+            console.note("interrupted; the same command resumes the download")
         raise typer.Exit(130) from None
 
 
@@ -49,7 +49,7 @@ def is_missing(settings: Settings) -> bool:
 
 
 def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
-    """Download the checkpoint if it is missing, and show how far that is."""
+    """Download the checkpoint if it is missing, and show the progress."""
     if is_missing(settings):
         download(settings.model, settings.revision, spinner, quiet=quiet)
 
@@ -61,7 +61,7 @@ def model_loader(settings: Settings, output: OutputFlags, spinner: console.Progr
 
 
 class Download:
-    """Shows a download for the length of a `with` block."""
+    """Shows the progress of a download in a `with` block."""
 
     def __init__(self, model: str, spinner: console.Progress, *, quiet: bool) -> None:
         self._model, self._spinner, self._quiet = model, spinner, quiet
@@ -70,7 +70,7 @@ class Download:
         self._task: TaskID | None = None
 
     def show(self, progress: DownloadProgress) -> None:
-        """Bring the bar up to date, or write the line that is due."""
+        """Update the bar, or write a line if it is due."""
         left_bytes = progress.total_bytes - progress.done_bytes
         if self._quiet or (self._bar is None and not left_bytes):
             return
@@ -80,7 +80,7 @@ class Download:
         if self._bar is None or self._task is None:
             self._spinner.stop()
             self._bar = _bar()
-            # What was there before is no sign of speed: the bar begins with it.
+            # Bytes of an earlier download must not count as speed: the bar begins with them.
             name = console.shown(self._model, one_line=True)
             self._task = self._bar.add_task(name, total=progress.total_bytes, completed=progress.done_bytes)
             self._bar.start()

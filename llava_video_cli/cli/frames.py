@@ -43,11 +43,11 @@ def frames(
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", show_default=False,
-            help="A picture for a contact sheet, or a folder (ending in /) for a PNG of each "
-            "frame [default: VIDEO-frames.png here].",
+            help="An image file for a contact sheet, or a folder (ending in /) for one PNG per "
+            "frame [default: VIDEO-frames.png in this folder].",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.")] = False,
     flags: FrameFlags,
     preset: PresetFlag,
     output: OutputFlags,

@@ -1,4 +1,4 @@
-"""The commands, each imported when it is run: `llvid --help` knows them by a line."""
+"""The commands: each is imported only when it runs; `llvid --help` needs just their lines here."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ABOUT = {
 
 
 class Commands(TyperGroup):
-    """A group whose commands stand in modules of their names."""
+    """A group of commands; each is in the module of its name."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         names: dict[str, Any] = dict.fromkeys(ABOUT)
-        self.commands = names  # what a slip is compared with
+        self.commands = names  # mistyped names are compared with these
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """Return their names."""
         return list(ABOUT)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        """Import a command; None for a name that none has."""
+        """Import a command; None for an unknown name."""
         return command(cmd_name) if cmd_name in ABOUT else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002

@@ -25,7 +25,7 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which checkpoint, and how it is brought into memory; None where the user said nothing."""
+    """Which checkpoint, and how it is loaded; None where the user set nothing."""
 
     model: Annotated[
         str | None,
@@ -35,7 +35,7 @@ class ModelFlags:
             panel=_MODEL,
             envvar="LLVID_MODEL",
             metavar="NAME",
-            help="Hub id, folder, `demo`, or `random:7B`.",
+            help="Hub id, checkpoint folder, `demo`, or `random:7B` (random weights).",
         ),
     ] = None
     revision: Annotated[
@@ -46,7 +46,7 @@ class ModelFlags:
         _option(
             "--quantize",
             panel=_MODEL,
-            help="Language model in 8 or 4 bits (bitsandbytes) [default: auto, the widest that fits].",
+            help="Language model in 8 or 4 bits (bitsandbytes) [default: auto, the most precise that fits].",
         ),
     ] = None  # fmt: skip
     dtype: Annotated[
@@ -63,40 +63,43 @@ class ModelFlags:
         str | None,
         _option(
             "--rope-factor", panel=_MODEL, metavar="auto|N",
-            help="Stretch the context to N times its trained length in all: more frames, a little less exact; "
-            "auto: as far as the frames need [default: the checkpoint's].",
+            help="Stretch the context to N times its trained length: more frames fit, answers are slightly worse. "
+            "auto: only as much as the frames need [default: the checkpoint's].",
         ),
     ] = None  # fmt: skip
     pool_stride: Annotated[
         int | None,
         _option(
             "--pool-stride", panel=_MODEL, metavar="2|3|4|8",
-            help="Pool a frame's patches by so many a side: 144, 64, 36 or 9 tokens [default: the checkpoint's].",
+            help="Pool N x N patches into a token: 144, 64, 36 or 9 tokens per frame [default: the checkpoint's].",
         ),
     ] = None  # fmt: skip
     pool_mode: Annotated[
-        PoolMode | None, _option("--pool-mode", panel=_MODEL, help="How they are pooled [default: the checkpoint's].")
+        PoolMode | None,
+        _option("--pool-mode", panel=_MODEL, help="How patches are pooled [default: the checkpoint's]."),
     ] = None
     no_prefix_reuse: Annotated[
-        bool, _option("--no-prefix-reuse", panel=_MODEL, help="Compute what a prompt shares with the last one again.")
+        bool, _option("--no-prefix-reuse", panel=_MODEL, help="Do not reuse the KV cache of earlier prompts.")
     ] = False
 
 
 @dataclass(frozen=True)
 class AnyModelFlags(ModelFlags):
-    """A checkpoint here, or a model behind a server."""
+    """A checkpoint on this machine, or a model behind a server."""
 
     server: Annotated[
         list[str] | None,
         _option(
             "--server", panel=_MODEL, envvar="LLVID_SERVER", metavar="URL",
-            help="Let an OpenAI-compatible server answer, or several (commas, or repeated) that share a folder's work. "
-            "Its key: LLVID_API_KEY in the environment.",
+            help="Use a model behind an OpenAI-compatible server. Several servers share a folder's work: repeat the "
+            "option, or put commas between the URLs. LLVID_API_KEY holds the key.",
         ),
     ] = None  # fmt: skip
     send: Annotated[
         Send | None,
-        _option("--send", panel=_MODEL, help="What a server gets: the frames, or the whole file [default: frames]."),
+        _option(
+            "--send", panel=_MODEL, help="What is sent to a server: the frames, or the whole file [default: frames]."
+        ),
     ] = None
 
     @property
@@ -107,45 +110,48 @@ class AnyModelFlags(ModelFlags):
 
 @dataclass(frozen=True)
 class FrameFlags:
-    """Which frames of a video; None where the user said nothing."""
+    """Which frames of a video; None where the user set nothing."""
 
     frames: Annotated[
         int | None,
-        _option("--frames", "-n", panel=_FRAMES, metavar="N", help="How many frames [default: the preset's]."),
+        _option("--frames", "-n", panel=_FRAMES, metavar="N", help="Number of frames [default: the preset's]."),
     ] = None
     fps: Annotated[
         float | None,
-        _option("--fps", panel=_FRAMES, metavar="F", help="Frames a second of video, instead of --frames."),
+        _option("--fps", panel=_FRAMES, metavar="F", help="Frames per second of video, instead of --frames."),
     ] = None
     start: Annotated[
-        str | None, _option("--start", panel=_FRAMES, metavar="TIME", help="Where to begin: seconds or [HH:]MM:SS.")
+        str | None,
+        _option(
+            "--start", panel=_FRAMES, metavar="TIME", help="Where the part to watch begins: seconds or [HH:]MM:SS."
+        ),
     ] = None
     end: Annotated[
-        str | None, _option("--end", panel=_FRAMES, metavar="TIME", help="Where to stop: seconds or [HH:]MM:SS.")
+        str | None, _option("--end", panel=_FRAMES, metavar="TIME", help="Where it ends: seconds or [HH:]MM:SS.")
     ] = None
     sampling: Annotated[
         Mode | None,
         _option(
             "--sampling",
             panel=_FRAMES,
-            help="uniform; endpoints (first and last too); keyframes (fast) [default: uniform].",
+            help="uniform; endpoints (includes the first and last frame); keyframes (fast) [default: uniform].",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class TextFlags:
-    """What the model is told, and how it answers; None where the user said nothing."""
+    """The prompt, and how it is answered; None where the user set nothing."""
 
     system: Annotated[
-        str | None, _option("--system", panel=_TEXT, metavar="TEXT", help="System text before the conversation.")
+        str | None, _option("--system", panel=_TEXT, metavar="TEXT", help="System prompt, before the conversation.")
     ] = None
     timestamps: Annotated[
         bool | None,
         _option(
             "--timestamps/--no-timestamps",
             panel=_TEXT,
-            help="Tell the model a video's length and its frames' times [default: off].",
+            help="Tell the model the length of a video and the times of its frames [default: off].",
         ),
     ] = None
     max_new_tokens: Annotated[
@@ -154,39 +160,47 @@ class TextFlags:
     ] = None
     temperature: Annotated[
         float | None,
-        _option("--temperature", panel=_TEXT, metavar="T", help="0 is greedy; higher is freer [default: 0]."),
+        _option("--temperature", panel=_TEXT, metavar="T", help="0 is greedy; higher values vary more [default: 0]."),
     ] = None
     top_p: Annotated[
         float | None,
-        _option("--top-p", panel=_TEXT, metavar="P", help="Draw from the likeliest tokens of this total [default: 1]."),
+        _option(
+            "--top-p",
+            panel=_TEXT,
+            metavar="P",
+            help="Sample from the likeliest tokens, up to this total probability [default: 1].",
+        ),
     ] = None
     repetition_penalty: Annotated[
         float | None,
         _option(
-            "--repetition-penalty", panel=_TEXT, metavar="R", help="Above 1 makes repeating unlikely [default: 1]."
+            "--repetition-penalty",
+            panel=_TEXT,
+            metavar="R",
+            help="A value above 1 makes repetition less likely [default: 1].",
         ),
     ] = None
     seed: Annotated[
-        int | None, _option("--seed", panel=_TEXT, metavar="N", help="Makes a drawn answer repeatable.")
+        int | None, _option("--seed", panel=_TEXT, metavar="N", help="Makes a sampled answer repeatable.")
     ] = None
 
 
 @dataclass(frozen=True)
 class SpeechFlag:
-    """What is spoken in a video; None where the user said nothing."""
+    """What is spoken in a video; None where the user set nothing."""
 
     subtitles: Annotated[
         str | None,
         _option(
             "--subtitles", panel=_TEXT, metavar="FILE",
-            help="Tell the model the lines of a .srt, .vtt or .ass; `auto` takes the one beside the video.",
+            help="Give the model the subtitles in a .srt, .vtt or .ass file; `auto` takes the file beside the video.",
         ),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PresetFlag:
-    """Which preset; None where the user said nothing."""
+    """Which preset; None where the user set nothing."""
 
     preset: Annotated[
         str | None,
@@ -196,81 +210,85 @@ class PresetFlag:
             panel=_ALL,
             envvar="LLVID_PRESET",
             metavar="NAME",
-            help="A preset's name or path; see `llvid presets`.",
+            help="Name or path of a preset; `llvid presets` lists them.",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class RunFlags:
-    """How a long run is paced, and what it does with what is there already."""
+    """How a long run is paced, and whether it resumes."""
 
     batch_size: Annotated[
         int | None,
         _option(
             "--batch-size", panel=_RUN, min=1, metavar="N",
-            help="Answers generated together [default: found out on the way].",
+            help="How many answers are generated together [default: measured during the run].",
         ),
     ] = None  # fmt: skip
     timeout: Annotated[
         float,
         _option(
             "--timeout", panel=_RUN, min=0.1, metavar="SECONDS",
-            help="Give up a video that takes longer to read [default: 900].",
+            help="Skip a video that takes longer than this to read [default: 900].",
         ),
     ] = 900.0  # fmt: skip
     overwrite: Annotated[
-        bool, _option("--overwrite", panel=_RUN, help="Start anew instead of going on; asks first on a terminal.")
+        bool, _option("--overwrite", panel=_RUN, help="Start again instead of resuming; on a terminal, ask first.")
     ] = False
 
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """Where else than in this process a long run takes place; None where the user said nothing."""
+    """Whether a long run takes place on a cluster; None where the user set nothing."""
 
     ray: Annotated[
         str | None,
         _option(
             "--ray", panel=_CLUSTER, metavar="auto|local",
-            help="Run on Ray: the cluster that this machine is part of, or a new one on this machine.",
+            help="Run on Ray: auto is the cluster that this machine belongs to, local a new one on it.",
         ),
     ] = None  # fmt: skip
     gpus: Annotated[
         str | None,
         _option(
             "--gpus", panel=_CLUSTER, metavar="N|MIN-MAX",
-            help="Workers that hold the model, a GPU each where there are GPUs [default: all GPUs, else 1].",
+            help="Number of workers that hold the model, one GPU each if there are GPUs [default: all GPUs, else 1].",
         ),
     ] = None  # fmt: skip
     readers: Annotated[
         int | None,
         _option(
             "--readers", panel=_CLUSTER, min=1, metavar="N",
-            help="Videos that are read at a time, a core each [default: the cores that are left].",
+            help="How many videos are read at a time, one core each [default: all other cores].",
         ),
     ] = None  # fmt: skip
     dry_run: Annotated[
         bool,
-        _option("--dry-run", panel=_CLUSTER, help="Say what would be done, and what it costs by a measured sample."),
+        _option(
+            "--dry-run",
+            panel=_CLUSTER,
+            help="Only show what would be done, with an estimate of its cost from a measured sample.",
+        ),
     ] = False
 
 
 @dataclass(frozen=True)
 class QuietFlag:
-    """How much a command says."""
+    """How much a command writes."""
 
-    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Write nothing but errors to stderr.")] = False
 
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """How a command talks."""
+    """What a command writes."""
 
-    json: Annotated[bool, _option("--json", panel=_ALL, help="Lines of JSON instead of text.")] = False
-    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Nothing on stderr but errors.")] = False
+    json: Annotated[bool, _option("--json", panel=_ALL, help="Write JSON lines instead of text.")] = False
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_ALL, help="Write nothing but errors to stderr.")] = False
 
     def note(self, *lines: str) -> None:
-        """Write lines beside the answer, unless nothing but errors is wanted there."""
+        """Write lines to stderr, unless --quiet."""
         for line in lines if not self.quiet else ():
             console.note(line)
 

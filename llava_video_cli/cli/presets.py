@@ -42,7 +42,7 @@ def presets(
     for path in preset_files().values():
         try:
             found.append(read_preset(path))
-        except UsageError as failure:  # a broken one of the user's must not hide the others
+        except UsageError as failure:  # a broken preset must not hide the others
             console.error(failure)
     if output.json:
         for preset in found:
@@ -51,7 +51,7 @@ def presets(
     width = max(len(preset.name) for preset in found)
     for preset in found:
         console.write(f"{preset.name:<{width}}  {preset.about}\n")
-    output.note(f"your own go to {preset_folders()[0]}; `llvid presets NAME` shows one")
+    output.note(f"put your own presets into {preset_folders()[0]}; `llvid presets NAME` shows one")
 
 
 def _show(preset: Preset, output: OutputFlags) -> None:

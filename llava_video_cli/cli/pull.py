@@ -23,9 +23,9 @@ Examples:
     llvid pull llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --to 34b-4bit
 """
 _ABOUT = (
-    "Download a checkpoint, and print the folder where it lies. What was interrupted goes on with the same command. "
-    "All files are of one commit, only those that are needed come, and each is checked against the hub's checksum. "
-    "--quantize stores it quantized, which loads from --to with `-m DIR` and no further conversion."
+    "Download a checkpoint, and print its folder. The same command resumes a download that was interrupted. Only the "
+    "files that are needed are downloaded, all of one commit, and each is checked against the hub's checksum. "
+    "--quantize also stores a quantized copy in the folder of --to; `-m DIR` loads it without converting it again."
 )
 
 
@@ -43,19 +43,19 @@ def pull(
         typer.Option("--revision", metavar="REV", help="Branch, tag or commit [default: main].", show_default=False),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no network: what was downloaded before, or an error.")
+        bool, typer.Option("--offline", help="Use no network: take what was downloaded before, or fail.")
     ] = False,
     quantize: Annotated[
         Literal["8bit", "4bit"] | None,
-        typer.Option("--quantize", help="Store it quantized in the folder of --to.", show_default=False),
+        typer.Option("--quantize", help="Also store a quantized copy in the folder of --to.", show_default=False),
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="DIR", help="Where the quantized checkpoint goes.", show_default=False),
+        typer.Option("--to", metavar="DIR", help="Folder for the quantized copy.", show_default=False),
     ] = None,
     output: OutputFlags,
 ) -> None:
-    """Download, store quantized if that is wanted, and print the folder."""
+    """Download, store a quantized copy if asked to, and print the folder."""
     if (quantize is None) != (to is None):
         raise UsageError("--quantize and --to go together", "llvid pull MODEL --quantize 4bit --to DIR")
     found = _found(model, revision, output, offline=offline)
@@ -90,7 +90,7 @@ def _found(model: str, revision: str | None, output: OutputFlags, *, offline: bo
 def _stored(
     model: str, folder: Path, quantize: Literal["8bit", "4bit"], to: Path, output: OutputFlags
 ) -> dict[str, object]:
-    """Store a checkpoint quantized; return what is to be told of it."""
+    """Store a quantized copy; return what the JSON line says of it."""
     from ..inference.quantized import check_store, load_quantized, write
 
     check_store(folder, to, quantize)
@@ -104,7 +104,7 @@ def _stored(
 
 
 def _outcome(found: Fetched) -> str:
-    came = f"{console.size(found.downloaded_bytes)} downloaded" if found.downloaded_bytes else "nothing to download"
+    source = f"{console.size(found.downloaded_bytes)} downloaded" if found.downloaded_bytes else "nothing to download"
     if not found.is_checked:
-        came = "as it was downloaded before: the hub wasn't asked"
-    return f"revision {found.commit}: {console.size(found.bytes)}, {came}"
+        source = "downloaded before; the hub wasn't asked"
+    return f"revision {found.commit}: {console.size(found.bytes)}, {source}"

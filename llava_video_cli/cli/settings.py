@@ -1,4 +1,4 @@
-"""What the options of a command settle to: flags beat the preset, the preset beats the defaults."""
+"""The settings of a command: options beat the preset, the preset beats the defaults."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What flags and preset settle to: flags beat the preset, the preset beats the defaults.
+    """What a command was asked to do.
 
-    `drawn_seed` is the seed that nobody asked for. With `rope_auto`, the RoPE factor is to be found from what is asked.
+    `drawn_seed` is a random seed, for sampling where the user set none. With `rope_auto`, the RoPE factor is chosen
+    from what is asked.
     """
 
     preset: Preset
@@ -44,12 +45,12 @@ class Settings:
 
     @property
     def opening(self) -> str:
-        """What `open` does."""
+        """What `open` does, for the user to read while it does it."""
         return f"loading {self.model}" if self.remote is None else f"asking {self.remote.settings['server']}"
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about where the answers come from."""
+        """What a user should know about the model that answers."""
         if self.remote is not None:
             return self.remote.notes
         return ("random weights: the answers are noise",) if self.model.startswith(PREFIX) else ()
@@ -69,11 +70,11 @@ class Settings:
         return replace(self.source, asked=tuple(weights_asked(flags).items()))
 
     def open(self) -> Model:
-        """Return the checkpoint, loaded, which takes its time; or what a server has."""
+        """Return the model, loaded here or behind a server."""
         return self.resolved().source.open()
 
     def resolved(self) -> Settings:
-        """Return the same with a RoPE factor where nobody has said what is asked: for one video of as many frames."""
+        """Return the same with the RoPE factor for one video, where the requests are unknown."""
         if not self.rope_auto:
             return self
         from ..inference.loader import token_counter
@@ -93,7 +94,9 @@ def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
 def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     """Return the preset's sampling with the user's flags over it."""
     if flags.frames is not None and flags.fps is not None:
-        raise UsageError("--frames and --fps exclude each other", "--fps takes as many as the length gives")
+        raise UsageError(
+            "--frames and --fps exclude each other", "with --fps, the number of frames depends on the length"
+        )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     given: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
     given |= _given(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
@@ -109,10 +112,10 @@ def settle(
     text: TextFlags,
     written: Conversation | None = None,
 ) -> Settings:
-    """Return all that a run needs; raises `UsageError` for values that make no sense.
+    """Return the settings of a command; raises `UsageError` for values that make no sense.
 
-    The settings of a conversation that was written down count as its preset, so that a preset asked for beats them.
-    With a server, the model is the one asked for on it, or else its first one, whatever the preset says.
+    The settings in a conversation's file (`written`) beat the default preset, and a preset that is asked for beats
+    them. With a server, the model is the one that --model names, or the server's first one; the preset's is ignored.
     """
     remote = _remote(model)
     name = remote.name if remote is not None else model.model
@@ -141,8 +144,8 @@ def settle(
         **_given(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
     if remote is not None:  # so that a record of this server's is one of the same weights loaded here
-        told = remote.quantize if remote.quantize in get_args(Quantize) else "none"
-        preset = replace(preset, quantize=cast("Quantize", told))
+        quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
+        preset = replace(preset, quantize=cast("Quantize", quantize))
     check_text(preset.system or "", "the system text")
     loading = Loading(
         **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
@@ -157,18 +160,18 @@ def settle(
 
 
 def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None:
-    """Return the subtitles that a user wants. Raises `UsageError` if they are not for one video, or `MediaError`."""
+    """Return the subtitles that --subtitles asks for; raises `UsageError` or `MediaError`."""
     if flag.subtitles is None:
         return None
     if len(paths) != 1:
         raise UsageError("--subtitles is for one video")
     if check_media(paths) != [None]:
-        raise MediaError(f"{paths[0]} is a picture: nothing is spoken in it")
+        raise MediaError(f"{paths[0]} is a picture, which has no subtitles")
     return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
 
 
 def weights_asked(flags: ModelFlags) -> dict[str, Any]:
-    """Return what the user said of the weights that makes another answer, but for the model and `--quantize`."""
+    """Return the options that change the weights, and so the answers, except the model and `--quantize`."""
     names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")
     return _given(**{name: getattr(flags, name) for name in names})
 
@@ -181,16 +184,16 @@ def _factor(text: str) -> float:
 
 
 def _remote(flags: ModelFlags) -> RemoteModel | None:
-    """Return what the servers asked for have, or None if none was asked for; raises `UsageError`, `ServerError`."""
+    """Return the model of --server, or None without that option; raises `UsageError` or `ServerError`."""
     servers = flags.servers if isinstance(flags, AnyModelFlags) else ()
     if not servers:
         if isinstance(flags, AnyModelFlags) and (flags.send or flags.server):
-            raise UsageError("--send is for --server" if flags.send else "--server names no server")
+            raise UsageError("--send is for --server" if flags.send else "--server is empty")
         return None
     for field in fields(ModelFlags):
         if field.name != "model" and getattr(flags, field.name) != field.default:
             option = f"--{field.name.replace('_', '-')}"
-            raise UsageError(f"{option} and --server exclude each other", "how a model is loaded, its server decides")
+            raise UsageError(f"{option} and --server exclude each other", "the server decides how its model is loaded")
     assert isinstance(flags, AnyModelFlags)
 
     import os
@@ -205,7 +208,7 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise `UsageError` for text that came in as something else than UTF-8, which no tokenizer takes."""
+    """Raise `UsageError` for text that was not UTF-8 on the command line or in stdin: no tokenizer takes it."""
     try:
         text.encode()
     except UnicodeEncodeError:

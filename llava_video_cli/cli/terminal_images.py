@@ -1,4 +1,4 @@
-"""Pictures in the terminal itself, where it says that it can show them."""
+"""Pictures in the terminal, for terminals that say they can show them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TERMS: dict[str, Protocol] = {"xterm-kitty": "kitty", "xterm-ghostty": "kitty"}
 
 
 def protocol(environment: Mapping[str, str]) -> Protocol | None:
-    """Return how the terminal wants pictures, by the variables that it sets; None inside tmux and screen.
+    """Return the terminal's protocol for pictures, by the variables that it sets; None in tmux and screen.
 
     Sources: https://sw.kovidgoyal.net/kitty/graphics-protocol and https://iterm2.com/documentation-images.html
     """
@@ -28,12 +28,12 @@ def protocol(environment: Mapping[str, str]) -> Protocol | None:
 
 
 def drawn(png: bytes, how: Protocol, columns: int) -> str:
-    """Return what draws a picture `columns` characters wide at the cursor, and ends the line."""
+    """Return the escape sequence that shows a picture, `columns` characters wide, and ends the line."""
     data = base64.b64encode(png).decode("ascii")
     if how == "iterm":
         return f"\x1b]1337;File=inline=1;size={len(png)};width={columns};preserveAspectRatio=1:{data}\a\n"
     chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
-    # a=T: store and show; f=100: a PNG; q=2: no reply, which would come in as if it were typed
+    # a=T: store and show; f=100: a PNG; q=2: no reply, which would arrive as typed text
     keys = [f"a=T,f=100,q=2,c={columns},", *[""] * (len(chunks) - 1)]
     pieces = [
         f"\x1b_G{key}m={int(number < len(chunks))};{chunk}\x1b\\"

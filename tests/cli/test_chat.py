@@ -64,11 +64,11 @@ def test_a_bad_line_is_told_and_the_next_is_taken(talked: Talked) -> None:
     assert (code, out) == (1, ["It is a circle."])
     for words in (
         "there is no command /vidoe\nhint: did you mean '/video'?", "gone.mp4: no such file",
-        "/undo stands alone, got '3'", "/video needs PATH", "from 1 to",
+        "/undo takes no argument, got '3'", "/video needs PATH", "from 1 to",
     ):  # fmt: skip
         assert words in err
     code, out, err = talked("/home/me/x.mp4 what?", "red.mp4")
-    assert code == 1 and "is typed with //" in err
+    assert code == 1 and "type // to ask" in err
     code, out, err = talked("caf\udce9? | What shape is it?", "red.mp4")
     assert (code, out) == (1, ["It is a circle."]) and "is not text in UTF-8" in err
 
@@ -91,8 +91,8 @@ def test_undo_retry_clear(talked: Talked) -> None:
     )
     assert code == 1 and out[:3] == ["It is a circle."] * 3 and len(out) == 4, "/retry fails first and after /undo"
     assert err.count("error: there is no question to ask again") == 2
-    assert "the same answer at temperature 0" in err and "took back red.png" in err
-    assert "took back 'What shape is it?'; red.mp4 waits for the next question" in err
+    assert "the same answer at temperature 0" in err and "removed red.png" in err
+    assert "removed 'What shape is it?'; red.mp4 is kept for the next question" in err
     assert "there is no video or picture in this conversation" in err and "error: there is nothing to take back" in err
 
 
@@ -179,7 +179,7 @@ def test_a_refusal_names_only_what_would_do() -> None:
     paths = [f"{number}.png" for number in range(6)]
     failure = refusal(Budget(5000, 512, 4096, (700,) * 6), paths, [picture] * 6, 0)
     assert "0.png 700" in str(failure) and "other media 1,400, text 800" in str(failure)
-    assert failure.hint == "/clear begins anew; or ask a shorter question"
+    assert failure.hint == "ask a shorter question, or /clear the conversation"
     failure = refusal(Budget(3700, 512, 4096, (700,)), ["b.png"], [picture], 812)
     assert failure.hint == "/set max_new_tokens 396 or /undo (gives back 812 tokens), then /retry asks again"
 

@@ -52,7 +52,7 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
         chat.until("s to the first word")
     chat.until("> ")
     chat.type("/vi\tred.p\t\r")  # completed to a command, and to a path
-    chat.until("red.png: a picture, before the next question")
+    chat.until("red.png: a picture, added to the next question")
     chat.type("Is it the same color?\r")
     chat.until("The picture is red and the video is red: yes.")
     chat.type("/save talk.yaml\r")
@@ -87,7 +87,7 @@ def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start, layouts: dict[
     chat.type("\x03")
     chat.until("stopped; ")
     chat.type("/undo\r")
-    assert "half" not in chat.until("took back 'What?'")
+    assert "half" not in chat.until("removed 'What?'")
     chat.until("> ")
     assert chat.process.poll() is None
     chat.type("\x04")

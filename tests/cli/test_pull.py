@@ -235,7 +235,7 @@ def test_a_first_question_shows_the_download_and_ctrl_c_keeps_what_came(hub: Hub
     try:
         typed.until("10.5/25.2 MB")
         typed.type("\x03")
-        typed.until("the same command goes on where it was")
+        typed.until("the same command resumes the download")
         assert typed.end() == 130
     finally:
         typed.close()

@@ -78,14 +78,14 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
     [
         ("", "'messages' must be a list"),
         ("just text", "'messages' must be a list"),
-        ("messages: []", "something in it"),
+        ("messages: []", "a list that is not empty"),
         ("mesages: []", "no key 'mesages'"),
         ("a: [", "line 1: not YAML"),
         ("a: &x [1]\nb: *x", "line 2: not YAML: aliases"),
         ("[" * 5000, "nested too deeply"),
         (
             "- role: user\n  content: a\n  role: assistant\n  content: b",
-            "line 3: not YAML: the key 'role' stands there",
+            "line 3: not YAML: the key 'role' is there twice",
         ),
         ("- {role: user, content: 3}", "message 1: 'content' must be a list"),
         ("- {role: user, content: yes}", "got True"),
@@ -104,7 +104,7 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
         ("generation: hot\nmessages: [{role: user, content: x}]", "keys and values"),
         ('- {role: user, content: "\\uD800"}', "half a character"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        ("x" * (2**18 + 1), "no conversation"),
+        ("x" * (2**18 + 1), "too long for a conversation"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
