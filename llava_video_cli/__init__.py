@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .prompt.timestamps import with_times
     from .remote.remote_model import RemoteModel, open_remote
     from .runs import answer_file, caption_folder
+    from .runs.chat import Chat
     from .runs.formats import Sidecars
     from .runs.preflight import ModelSource
     from .runs.record import Failure, Record
     from .runs.resumable import ResumableRun, RunOptions, Summary
+    from .runs.session import Session
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
     from .video.image import Picture, read_image
@@ -54,21 +56,23 @@ _HOMES = {
     "prompt.timestamps": ("with_times",),
     "remote.remote_model": ("RemoteModel", "open_remote"),
     "runs": ("answer_file", "caption_folder"),
+    "runs.chat": ("Chat",),
     "runs.formats": ("Sidecars",),
     "runs.preflight": ("ModelSource",),
     "runs.record": ("Failure", "Record"),
     "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
+    "runs.session": ("Session",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Answer", "Budget", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits", "LlvidError",
-    "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture", "Preset", "Record",
-    "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Segment", "ServerError", "Sidecars",
-    "Summary", "Turn", "Usage", "UsageError", "VideoInfo", "__version__", "answer_file", "caption_folder",
-    "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "open_remote", "probe", "read_frames",
-    "read_image", "with_times",
+    "Answer", "Budget", "Chat", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits",
+    "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture",
+    "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Segment", "ServerError",
+    "Session", "Sidecars", "Summary", "Turn", "Usage", "UsageError", "VideoInfo", "__version__", "answer_file",
+    "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "open_remote", "probe",
+    "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 

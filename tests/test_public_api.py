@@ -28,6 +28,10 @@ def captions(path: str) -> list[str]:
         streamed = error.hint or str(error)
     return [streamed, *(answer.text for answer in model.answer_all([request])), __version__]
 
+def run(chat: Chat) -> list[str]:
+    texts = [record.text for record in caption_folder("clips", "out.jsonl") if isinstance(record, Record)]
+    return [*texts, *(chunk.text for chunk in chat.ask("Who?")), *chat.session.paths]
+
 remote: Model = open_remote(["http://localhost:8000"], key=None)
 height: int = read_frames("clip.mp4").images.shape[1]
 wrong: str = Sampling().frames
