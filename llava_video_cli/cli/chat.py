@@ -73,10 +73,9 @@ def chat(
     from .chat_session import TerminalChat
     from .terminal_images import protocol
 
-    preset = settings.preset
-    drafts = written.drafts if written is not None else ()
-    generation = preset.generation.asked(settings.drawn_seed)
-    session = replace(Session.of(drafts, preset.sampling, generation), system=preset.system)
+    chosen, drafts = settings.preset, written.drafts if written is not None else ()
+    generation = chosen.generation.asked(settings.drawn_seed)
+    session = replace(Session.of(drafts, chosen.sampling, generation), system=chosen.system)
     for path in media or ():
         session = session.add(path)
     with console.progress(output.quiet) as progress:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clips import SAMPLES
+from hub import running_hub
 from terminal import QUESTION, asked, failed, llvid, scene
 
 from llava_video_cli.demo.world import write_clip as write_scene
@@ -84,6 +85,23 @@ def test_a_bad_file_gives_one_line_before_any_model_is_imported(tmp_path: Path) 
         command = [sys.executable, "-c", program, "ask", str(path), QUESTION, "-m", "demo"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert str(path) in failed(result, 1), name
+
+
+def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
+    layouts: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its header is right, so that only decoding shows what is wrong: before a download, or while a model loads."""
+    hollow = tmp_path / "hollow.mp4"
+    write_scene(hollow, scene())
+    content = hollow.read_bytes()
+    begin = content.index(b"mdat") + 4
+    end = content.index(b"moov") - 4
+    hollow.write_bytes(content[:begin] + bytes(end - begin) + content[end:])
+    assert "no picture can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
+    with running_hub({"org/7B": layouts["vicuna"]}) as hub:
+        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = llvid("ask", str(hollow), QUESTION, "-m", "org/7B", env=env)
+    assert "no picture can be decoded" in failed(done, 1) and not hub.sent
 
 
 WRONG = [
