@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import LlvidError
-from ..runs.formats import json_line
 
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
@@ -53,6 +52,8 @@ def write(text: str) -> None:
 
 def write_json(value: Any) -> None:
     """Write a line of JSON to stdout; odd characters are escaped, so the line is safe to look at."""
+    from ..runs.formats import json_line  # `llvid --help` needs none of it
+
     sys.stdout.write(json_line(value) + "\n")
     sys.stdout.flush()
 
