@@ -47,9 +47,9 @@ class Generation:
             (0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0", self.repetition_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed", "0 or more", self.seed),
         )
-        for holds, name, wanted, got in checks:
+        for holds, name, allowed, got in checks:
             if not holds:
-                raise UsageError(f"{name} must be {wanted}, got {got}")
+                raise UsageError(f"{name} must be {allowed}, got {got}")
 
     def asked(self, random_seed: int | None) -> Generation:
         """Return what the user asked for: without a seed that was chosen at random because none was given."""

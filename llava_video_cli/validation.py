@@ -155,36 +155,38 @@ def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missin
             message = f"{where} has no key {brief(key)}" if where else f"there is no key {brief(key)}"
             keys = f"keys: {', '.join(sorted(shape))}" if len(shape) <= _MOST_LISTED else None
             raise InputError(message, nearest(str(key), shape) or keys, f".{str(key)[:_MOST_SHOWN]}")
-    found = {}
+    result = {}
     for key, value in values.items():
         if null_is_missing and value is None:
             continue
-        wanted = shape[key]
+        allowed = shape[key]
         with placed(field=f".{key}"):
-            if isinstance(wanted, Mapping):
-                found[key] = read_fields(value, wanted, key, null_is_missing=null_is_missing)
+            if isinstance(allowed, Mapping):
+                result[key] = read_fields(value, allowed, key, null_is_missing=null_is_missing)
             else:
-                found[key] = fitting(value, wanted, f"{where}: {key}" if where else repr(key))
-    return found
+                result[key] = fitting(value, allowed, f"{where}: {key}" if where else repr(key))
+    return result
 
 
-def fitting(value: object, wanted: Any, name: str) -> Any:
+def fitting(value: object, allowed: Any, name: str) -> Any:
     """Return a value, checked against a type; an int is taken for a float. Raises UsageError."""
-    if isinstance(value, str) and wanted is not Any:
+    if isinstance(value, str) and allowed is not Any:
         with placed(name):
             encodable(value)  # msgspec would raise a UnicodeEncodeError
     fit: Any = value
-    if type(value) is not wanted and wanted is not Any:  # the package's presets need no msgspec: its import takes 9 ms
+    if (
+        type(value) is not allowed and allowed is not Any
+    ):  # our presets need no msgspec, whose import takes 9 ms
         import msgspec
 
         try:
-            fit = msgspec.convert(value, wanted, strict=True)
+            fit = msgspec.convert(value, allowed, strict=True)
         except msgspec.ValidationError:
-            hint = nearest(str(value), get_args(wanted)) if get_origin(wanted) is Literal else None
-            raise InputError(f"{name} must be {_words(wanted)}, got {brief(value)}", hint) from None
-    is_blank = Text in (wanted, *get_args(wanted)) and isinstance(fit, str) and not fit.strip()
-    if is_blank or (wanted is list and not fit):
-        raise InputError(f"{name} must be {_words(wanted)}, got {brief(value)}")
+            hint = nearest(str(value), get_args(allowed)) if get_origin(allowed) is Literal else None
+            raise InputError(f"{name} must be {_words(allowed)}, got {brief(value)}", hint) from None
+    is_blank = Text in (allowed, *get_args(allowed)) and isinstance(fit, str) and not fit.strip()
+    if is_blank or (allowed is list and not fit):
+        raise InputError(f"{name} must be {_words(allowed)}, got {brief(value)}")
     return fit
 
 
@@ -228,17 +230,17 @@ def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tup
             elif kind in form.kinds and isinstance(place, str) and place and form.roles[role] == "user":
                 media.append((number, place))
             else:
-                known = f"a text, or a user's {_either(form.kinds)} with a {form.place}"
-                raise InputError(f"a part of a message is {known}, got {brief(part)}")
+                expected = f"a text, or a user's {_either(form.kinds)} with a {form.place}"
+                raise InputError(f"a part of a message is {expected}, got {brief(part)}")
     return form.roles[role], "\n".join(texts), media
 
 
-def _words(wanted: Any) -> str:
+def _words(allowed: Any) -> str:
     """Return a type in plain English."""
-    parts = get_args(wanted)
-    if get_origin(wanted) is Literal:
+    parts = get_args(allowed)
+    if get_origin(allowed) is Literal:
         return f"one of {', '.join(parts)}"
-    return " or ".join(map(_words, parts)) if parts else _WORDS[wanted]
+    return " or ".join(map(_words, parts)) if parts else _WORDS[allowed]
 
 
 def _either(words: Iterable[str]) -> str:

@@ -105,17 +105,17 @@ def ask(
             f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how it is used"
         )
     settings = settle(preset, model, frames, text)
-    asked = _questions(questions)
+    texts = _questions(questions)
     paths = [media, *(with_ or ())]
     subtitles = settle_subtitles(speech, paths)
-    show_questions = len(asked) > 1 and console.stderr.is_terminal
+    show_questions = len(texts) > 1 and console.stderr.is_terminal
     if windows is not None:
         from .ask_windows import ask_windows
 
-        ask_windows(paths, asked, windows, settings, output, subtitles, show_questions=show_questions)
+        ask_windows(paths, texts, windows, settings, output, subtitles, show_questions=show_questions)
         return
     _note_server(settings, output)
-    answer_all(paths, asked, settings, output, subtitles, show_questions=show_questions)
+    answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
 
 
 def _note_server(settings: Settings, output: OutputFlags) -> None:

@@ -80,38 +80,38 @@ def chat(
         session = session.add(path)
     with console.progress(output.quiet) as progress:
         lines = ChatInput(None if no_history else history_file(), completions)
-        this = TerminalChat(session, settings, output, progress, stops=lines.interactive)
-        this.file = load
+        terminal_chat = TerminalChat(session, settings, output, progress, stops=lines.interactive)
+        terminal_chat.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
-            this.pictures = protocol(os.environ)
-        this.hurry()
-        this.media(session)
-        this.loader.check(_FIRST_CHECK_SECONDS)
+            terminal_chat.pictures = protocol(os.environ)
+        terminal_chat.hurry()
+        terminal_chat.media(session)
+        terminal_chat.loader.check(_FIRST_CHECK_SECONDS)
         if lines.interactive:
-            this.say(_welcome(session))
-        return _loop(this, lines)
+            terminal_chat.say(_welcome(session))
+        return _loop(terminal_chat, lines)
 
 
-def _loop(this: TerminalChat, lines: ChatInput) -> int:
+def _loop(terminal_chat: TerminalChat, lines: ChatInput) -> int:
     from .chat_commands import take
 
     failed = False
     while True:
-        this.loader.check()
+        terminal_chat.loader.check()
         try:
             line = lines.next()
             if line is None:
                 break
-            if not take(this, line):
+            if not take(terminal_chat, line):
                 return _code(failed, lines)
         except KeyboardInterrupt:
             if not lines.interactive:
                 raise
-            this.stop_spinner()
+            terminal_chat.stop_spinner()
             console.stderr.print()
         except LlvidError as failure:
-            this.loader.check()  # without a model the chat ends
-            this.stop_spinner()
+            terminal_chat.loader.check()  # without a model the chat ends
+            terminal_chat.stop_spinner()
             console.error(failure)
             failed = True
     if lines.interactive:

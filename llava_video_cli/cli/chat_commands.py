@@ -71,29 +71,29 @@ def completions(line: str) -> list[str]:
     """Return the completions of a line: commands, settings, and paths after commands that take one."""
     if not line.startswith("/"):
         return []
-    name, space, begun = line[1:].partition(" ")
+    name, space, prefix = line[1:].partition(" ")
     if not space:
-        known = [f"/{each.name}{' ' if each.argument else ''}" for each in COMMANDS]
-        return [command for command in known if command.startswith(line)]
+        commands = [f"/{each.name}{' ' if each.argument else ''}" for each in COMMANDS]
+        return [command for command in commands if command.startswith(line)]
     if name == "set":
-        return [f"/set {setting} " for setting in SETTINGS if setting.startswith(begun)]
+        return [f"/set {setting} " for setting in SETTINGS if setting.startswith(prefix)]
     takes_path = any(each.name == name and "PATH" in each.argument for each in COMMANDS)
-    return [f"/{name} {path}" for path in _paths(begun)] if takes_path else []
+    return [f"/{name} {path}" for path in _paths(prefix)] if takes_path else []
 
 
-def _paths(begun: str) -> list[str]:
-    folder, _, start = begun.rpartition("/")
-    folder += "/" * ("/" in begun)
+def _paths(prefix: str) -> list[str]:
+    folder, _, start = prefix.rpartition("/")
+    folder += "/" * ("/" in prefix)
     try:
         with os.scandir(os.path.expanduser(folder) or ".") as entries:  # noqa: PTH111 - `~/` stays as it is typed
-            found = [
+            names = [
                 f"{folder}{entry.name}{'/' if entry.is_dir() else ''}"
                 for entry in islice(entries, _MOST_NAMES)
                 if entry.name.startswith(start) and (start or not entry.name.startswith("."))
             ]
     except (OSError, ValueError):
         return []
-    return sorted(found)
+    return sorted(names)
 
 
 def _path(typed: str) -> str:

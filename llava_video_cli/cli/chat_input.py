@@ -85,13 +85,13 @@ def _editor(complete: Complete) -> ModuleType | None:
     except ImportError:  # on Windows
         return None
 
-    found: list[str] = []
+    matches: list[str] = []
 
     def offer(_: str, number: int) -> str | None:
         if number == 0:
             # The terminal would obey control characters in a name.
-            found[:] = [line for line in complete(readline.get_line_buffer()) if shown(line, one_line=True) == line]
-        return found[number] if number < len(found) else None
+            matches[:] = [line for line in complete(readline.get_line_buffer()) if shown(line, one_line=True) == line]
+        return matches[number] if number < len(matches) else None
 
     readline.set_completer_delims("")  # the line as a whole: paths have spaces
     readline.set_completer(offer)

@@ -51,9 +51,9 @@ def command(name: str) -> Any:
     """Return a command of `ABOUT`, imported."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     import_module(f".{name}", __package__).add_to(app)
-    found = typer.main.get_command(app)
-    found.name = name
-    return found
+    result = typer.main.get_command(app)
+    result.name = name
+    return result
 
 
 def commands(names: Iterable[str] = ABOUT) -> dict[str, Any]:

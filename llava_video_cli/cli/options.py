@@ -105,7 +105,7 @@ class AnyModelFlags(ModelFlags):
     @property
     def servers(self) -> tuple[str, ...]:
         """The addresses, one by one."""
-        return tuple(url for given in self.server or () for part in given.split(",") if (url := part.strip()))
+        return tuple(url for value in self.server or () for part in value.split(",") if (url := part.strip()))
 
 
 @dataclass(frozen=True)

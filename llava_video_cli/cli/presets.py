@@ -38,18 +38,18 @@ def presets(
     if name is not None:
         _show(load_preset(name), output)
         return
-    found = []
+    all_presets = []
     for path in preset_files().values():
         try:
-            found.append(read_preset(path))
+            all_presets.append(read_preset(path))
         except UsageError as failure:  # a broken preset must not hide the others
             console.error(failure)
     if output.json:
-        for preset in found:
+        for preset in all_presets:
             console.write_json(_record(preset))
         return
-    width = max(len(preset.name) for preset in found)
-    for preset in found:
+    width = max(len(preset.name) for preset in all_presets)
+    for preset in all_presets:
         console.write(f"{preset.name:<{width}}  {preset.about}\n")
     output.note(f"put your own presets into {preset_folders()[0]}; `llvid presets NAME` shows one")
 

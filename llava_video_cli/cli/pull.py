@@ -58,17 +58,17 @@ def pull(
     """Download, store a quantized copy if asked to, and print the folder."""
     if (quantize is None) != (to is None):
         raise UsageError("--quantize and --to go together", "llvid pull MODEL --quantize 4bit --to DIR")
-    found = _found(model, revision, output, offline=offline)
+    local = _local_copy(model, revision, output, offline=offline)
     values: dict[str, object] = {
         "model": model,
-        "revision": found.commit,
-        "folder": str(found.folder),
-        "bytes": found.bytes,
+        "revision": local.commit,
+        "folder": str(local.folder),
+        "bytes": local.bytes,
     }
-    values |= {"downloaded_bytes": found.downloaded_bytes, "checked": found.is_checked}
+    values |= {"downloaded_bytes": local.downloaded_bytes, "checked": local.is_checked}
     if quantize is not None and to is not None:
-        values |= {"quantize": quantize, "source": str(found.folder)} | _stored(
-            model, found.folder, quantize, to, output
+        values |= {"quantize": quantize, "source": str(local.folder)} | _stored(
+            model, local.folder, quantize, to, output
         )
     if output.json:
         console.write_json(values)
@@ -76,15 +76,15 @@ def pull(
         console.write(f"{values['folder']}\n")
 
 
-def _found(model: str, revision: str | None, output: OutputFlags, *, offline: bool) -> Fetched:
+def _local_copy(model: str, revision: str | None, output: OutputFlags, *, offline: bool) -> Fetched:
     if local_folder(model) is not None:
         folder = locate(model)
         output.note(f"{model} needs no download")
         return Fetched(folder, None, folder_bytes(folder))
     with console.progress(output.quiet) as spinner:
-        found = download(model, revision, spinner, quiet=output.quiet, offline=offline)
-    output.note(_outcome(found))
-    return found
+        local = download(model, revision, spinner, quiet=output.quiet, offline=offline)
+    output.note(_outcome(local))
+    return local
 
 
 def _stored(
@@ -103,8 +103,8 @@ def _stored(
     return {"folder": str(to), "bytes": written, "dtype": loaded.placement.dtype}
 
 
-def _outcome(found: Fetched) -> str:
-    source = f"{console.size(found.downloaded_bytes)} downloaded" if found.downloaded_bytes else "nothing to download"
-    if not found.is_checked:
+def _outcome(local: Fetched) -> str:
+    source = f"{console.size(local.downloaded_bytes)} downloaded" if local.downloaded_bytes else "nothing to download"
+    if not local.is_checked:
         source = "downloaded before; the hub wasn't asked"
-    return f"revision {found.commit}: {console.size(found.bytes)}, {source}"
+    return f"revision {local.commit}: {console.size(local.bytes)}, {source}"

@@ -98,11 +98,11 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
             "--frames and --fps exclude each other", "with --fps, the number of frames depends on the length"
         )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
-    given: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
-    given |= _given(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
+    changes: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
+    changes |= _without_none(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
     if flags.frames is not None:
-        given["fps"] = None
-    return replace(preset.sampling, **given)
+        changes["fps"] = None
+    return replace(preset.sampling, **changes)
 
 
 def settle(
@@ -127,7 +127,7 @@ def settle(
         preset = replace(preset, system=written.system)
     generation = replace(
         preset.generation,
-        **_given(
+        **_without_none(
             **{field.name: getattr(text, field.name) for field in fields(Generation)},
         ),
     )
@@ -141,17 +141,17 @@ def settle(
         preset,
         sampling=settle_sampling(preset, frames),
         generation=generation,
-        **_given(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
+        **_without_none(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
     if remote is not None:  # so that a record of this server's is one of the same weights loaded here
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
         preset = replace(preset, quantize=cast("Quantize", quantize))
     check_text(preset.system or "", "the system text")
     loading = Loading(
-        **_given(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
+        **_without_none(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
         frames=preset.sampling.frames if preset.sampling.fps is None else None,
         prefix_reuse=not model.no_prefix_reuse,
-        **_given(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
+        **_without_none(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
     )
     rope_auto = model.rope_factor == "auto"
     if model.rope_factor is not None and not rope_auto:
@@ -173,7 +173,7 @@ def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None
 def weights_asked(flags: ModelFlags) -> dict[str, Any]:
     """Return the options that change the weights, and so the answers, except the model and `--quantize`."""
     names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")
-    return _given(**{name: getattr(flags, name) for name in names})
+    return _without_none(**{name: getattr(flags, name) for name in names})
 
 
 def _factor(text: str) -> float:
@@ -203,7 +203,7 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
     return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

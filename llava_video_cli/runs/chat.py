@@ -58,7 +58,7 @@ class Chat:
     def answer(self, session: Session, request: Request) -> Generator[Chunk, None, None]:
         """Yield the answer to a session's open question; in the end the session has it, and is that of the chat.
 
-        Of an answer that is stopped, the session has what came until then, if anything did. Raises what `Model.stream`
+        Of an answer that is stopped, the session has the part that was generated, if any. Raises what `Model.stream`
         raises.
         """
         texts: list[str] = []
