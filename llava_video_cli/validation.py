@@ -174,9 +174,7 @@ def fitting(value: object, allowed: Any, name: str) -> Any:
         with placed(name):
             encodable(value)  # msgspec would raise a UnicodeEncodeError
     fit: Any = value
-    if (
-        type(value) is not allowed and allowed is not Any
-    ):  # our presets need no msgspec, whose import takes 9 ms
+    if type(value) is not allowed and allowed is not Any:  # our presets need no msgspec, whose import takes 9 ms
         import msgspec
 
         try:
