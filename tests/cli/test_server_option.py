@@ -118,7 +118,7 @@ def test_batch_and_chat_ask_the_server(
     capsys.readouterr()
     result = llvid("chat", str(clip), input=f"{QUESTION}\nWhich way does it move?\n")
     assert result.returncode == 0 and result.stdout == "It is a circle.\nIt moves right.\n"
-    assert " of 4,096 tokens" in result.stderr and "not computed again" in result.stderr
+    assert " of 4,096 tokens" in result.stderr and " reused" in result.stderr
 
 
 def test_neither_torch_nor_transformers_is_imported(served: Served, clip: Path) -> None:
