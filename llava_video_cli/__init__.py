@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .preset import Preset, load_preset
     from .prompt.budget import Budget
     from .prompt.timestamps import with_times
-    from .remote.remote_model import RemoteModel, open_remote
+    from .remote import open_remote
+    from .remote.remote_model import RemoteModel
     from .runs import answer_file, caption_folder
     from .runs.chat import Chat
     from .runs.formats import Sidecars
@@ -54,7 +55,8 @@ _HOMES = {
     "video.contact_sheet": ("contact_sheet",),
     "prompt.budget": ("Budget",),
     "prompt.timestamps": ("with_times",),
-    "remote.remote_model": ("RemoteModel", "open_remote"),
+    "remote": ("open_remote",),
+    "remote.remote_model": ("RemoteModel",),
     "runs": ("answer_file", "caption_folder"),
     "runs.chat": ("Chat",),
     "runs.formats": ("Sidecars",),
