@@ -11,7 +11,7 @@ from ..prompt.timestamps import with_times
 from ..video import Frames
 from ..video.sampling import Sampling
 from .conversation_file import turns_of
-from .media import MIXED, MediaCache
+from .media import MIXED, ConversationMedia
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 from .session import Session
 
@@ -41,7 +41,7 @@ class Chat:
         """
         self.session = session
         self._timestamps, self._notify, self._progress = timestamps, notify, progress
-        self._cache, self._has_noted_mixing = MediaCache(), False
+        self._cache, self._has_noted_mixing = ConversationMedia(), False
         for path in session.paths:
             self._cache.picture(path)
         self.loader = ModelLoader(source, download=download, notify=notify)

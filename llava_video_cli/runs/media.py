@@ -63,7 +63,7 @@ def media_notes(contents: Sequence[Media]) -> list[str]:
     return [*lines, MIXED] if several else lines
 
 
-class MediaCache:
+class ConversationMedia:
     """The media of a conversation: each path is read once for a sampling, as long as the conversation holds it."""
 
     def __init__(self) -> None:

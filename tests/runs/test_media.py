@@ -11,7 +11,7 @@ from terminal import scene
 
 from llava_video_cli import MediaError, Picture, Sampling
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.runs.media import MIXED, MediaCache, media_notes, read_media
+from llava_video_cli.runs.media import MIXED, ConversationMedia, media_notes, read_media
 
 
 def no_progress(_: float) -> None: ...
@@ -59,7 +59,7 @@ def test_several_media_are_all_opened_before_any_is_read(clip: Path, tmp_path: P
 
 
 def test_a_conversation_reads_each_path_once_for_a_sampling(clip: Path) -> None:
-    cache, red, four = MediaCache(), str(clip), Sampling(frames=4)
+    cache, red, four = ConversationMedia(), str(clip), Sampling(frames=4)
     first = cache.read(red, four, no_progress)
     assert cache.read(red, four, no_progress) is first and cache.holds(red, four)
     assert cache.read(red, Sampling(frames=2), no_progress) is not first
