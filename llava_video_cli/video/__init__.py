@@ -249,8 +249,9 @@ def read_frames(
     (Damage that the decoder does not report can't be detected, and may look different from one run to the next.)
     Where a video changes its size, all frames are scaled to that of the first one.
 
-    `progress` is called with the finished share: 0 as soon as the file is open, then from time to time, up to 1. Raises MediaError for what `inspect`
-    refuses, when the video has nothing at `start_seconds`, and when the frames would need more than the limits allow.
+    `progress` is called with the finished share: 0 as soon as the file is open, then from time to time, up to 1.
+    Raises MediaError for what `inspect` refuses, when the video has nothing at `start_seconds`, and when the frames
+    would need more than the limits allow.
     What is no video is refused at once, before anything is decoded: no separate check is needed.
     """
     return _read(os.fspath(path), sampling or Sampling(), limits, progress, resize)
