@@ -17,7 +17,7 @@ from .record import Failure, Record
 
 _MOST_GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
 _LOOK_SECONDS = 0.5  # how often hanging readers are looked for
-_FEWEST_QUESTIONS = 64  # that may wait, however small the batches are
+FEWEST_REQUESTS = 64  # that may wait, however small the batches are
 Result: TypeAlias = Answer | LlvidError
 
 
@@ -93,7 +93,7 @@ class ReadAhead:
         self._events: deque[RequestRead | JobEnded] = deque()
         self._tasks: dict[int, _Task] = {}
         # two batches' worth: what lies further ahead takes memory, and is lost work when the run is stopped
-        self.most_questions = _FEWEST_QUESTIONS
+        self.most_questions = FEWEST_REQUESTS
         self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
         self._exhausted, self._stopped = False, False
         for _ in range(workers):

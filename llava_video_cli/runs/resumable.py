@@ -20,11 +20,12 @@ from ..video import Resize
 from ..video.limits import Limits
 from .batches import BatchSize, RunPace, answer_jobs, read_ahead
 from .ledger import Errors, Ledger
-from .prefetch import Job, ReadAhead
+from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
 from .record import Failure, Record, settings_values, versions
 
 _POLL_SECONDS = 0.1
+_WHILE_LOADING = 2  # requests that are read: more would take the cores from what loads the model
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,19 @@ class ResumableRun:
         versions()  # looked up once, while there is time
         while not loader.check(_POLL_SECONDS):
             if self._ahead is None and (resize := loader.resize) is not None:
-                self._read(resize)
+                self._ahead = self._reader(resize)
+                self._ahead.most_questions = _WHILE_LOADING
             if self.stop.is_set():
                 return
         self._model = loader.result()
+        if self._ahead is not None:
+            self._ahead.most_questions = FEWEST_REQUESTS
         self._settings |= settings_values(self._model, self._preset, self._subtitles)
         if self._ahead is None:
-            self._read(self._model.shrink)
+            self._ahead = self._reader(self._model.shrink)
 
-    def _read(self, shrink: Resize) -> None:
-        self._ahead = read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
+    def _reader(self, shrink: Resize) -> ReadAhead:
+        return read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
 
     def _budget(self, request: Request) -> Budget:
         assert self._model is not None, "with subtitles, nothing is read before the model is there"
