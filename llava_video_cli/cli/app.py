@@ -1,23 +1,69 @@
-"""The app: its commands, and the one error boundary."""
+"""The app: its commands, each imported only when it runs, and the one error boundary."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import LlvidError
 from . import console
-from .lazy_commands import Commands
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
 _EXIT_INTERRUPTED = 130
+ABOUT = {
+    "ask": "Ask one or more questions about a video or a picture.",
+    "chat": "Talk about videos and pictures.",
+    "caption": "Caption videos: one, or a folder of thousands.",
+    "batch": "Answer a file of requests, a JSON line each.",
+    "frames": "Show the frames that the model would see.",
+    "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",
+    "report": "Make one HTML page to look through results.",
+    "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
+    "pull": "Download a checkpoint.",
+    "doctor": "Tell what this machine has, what a model needs, and what to do about each problem.",
+    "presets": "List the presets, or show one.",
+    "demo": "Write a short clip and ask the embedded demo checkpoint about it.",
+}
+
+
+def command(name: str) -> Any:
+    """Import a command of `ABOUT`: in the module of its name, a function of that name, and its `HELP`."""
+    from .options import takes_flags
+
+    module = import_module(f".{name}", __package__)
+    single = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    single.command(name, help=module.HELP)(takes_flags(getattr(module, name)))
+    result = typer.main.get_command(single)
+    result.name = name
+    return result
+
+
+class _Commands(TyperGroup):
+    """The commands; `llvid --help` needs just their lines in `ABOUT`."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: dict[str, Any] = dict.fromkeys(ABOUT)  # mistyped names are compared with these
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return list(ABOUT)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        return command(cmd_name) if cmd_name in ABOUT else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(ABOUT.items()))
+
 
 app = typer.Typer(
     name="llvid",
-    cls=Commands,
+    cls=_Commands,
     help="Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.",
     epilog="`llvid demo` shows it at work without a download; its checkpoint knows only moving coloured shapes.",
     no_args_is_help=True,
@@ -48,11 +94,11 @@ def run(arguments: list[str]) -> int:
     """Run a command line; return the exit code, after a line on stderr if it failed."""
     if "_LLVID_COMPLETE" in os.environ:
         app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
-    command = typer.main.get_command(app)
+    group = typer.main.get_command(app)
     try:
         # Typer's own main would make an exit with 130 of Ctrl-C, as a command that handled it does.
-        with command.make_context("llvid", arguments) as context:
-            code = command.invoke(context)
+        with group.make_context("llvid", arguments) as context:
+            code = group.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except typer.Exit as leave:
@@ -64,7 +110,13 @@ def run(arguments: list[str]) -> int:
         console.stderr.print("interrupted")
         return _EXIT_INTERRUPTED
     except typer.TyperException as failure:
-        return _usage_error(failure)
+        if type(failure).__name__ == "NoArgsIsHelpError":  # bare `llvid`: help, but still no success
+            console.stderr.print(failure.format_message())
+        else:
+            context = getattr(failure, "ctx", None)
+            where = context.command_path if context is not None else "llvid"
+            console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how it is used")
+        return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE
     except OSError as failure:
@@ -72,13 +124,3 @@ def run(arguments: list[str]) -> int:
             console.error(f"can't write the answer: {failure.strerror}")
             return 1
         raise
-
-
-def _usage_error(failure: typer.TyperException) -> int:
-    context = getattr(failure, "ctx", None)
-    if type(failure).__name__ == "NoArgsIsHelpError":  # bare `llvid`: help, but still no success
-        console.stderr.print(failure.format_message())
-    else:
-        where = context.command_path if context is not None else "llvid"
-        console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how it is used")
-    return failure.exit_code
