@@ -15,10 +15,11 @@ _HEAD = """# Commands
 
 def reference() -> str:
     """Return the page: all commands; then the options that commands share, each once, by their panels."""
-    from llava_video_cli.cli.lazy_commands import commands
+    from llava_video_cli.cli.app import ABOUT
+    from llava_video_cli.cli.app import command as imported
 
     parts, panels = [_HEAD], dict[str, dict[str, tuple[str, list[str]]]]()
-    for name, command in commands().items():
+    for name, command in zip(ABOUT, map(imported, ABOUT), strict=True):
         usage = " ".join(
             ["llvid", name, *(_argument(p) for p in command.params if p.param_type_name == "argument"), "[OPTIONS]"]
         )

@@ -25,7 +25,7 @@ ABOUT = {
     "report": "Make one HTML page to look through results.",
     "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
     "pull": "Download a checkpoint.",
-    "doctor": "Tell what this machine has, what a model needs, and what to do about each problem.",
+    "doctor": "Show what this machine has, what a model needs, and what to do about each problem.",
     "presets": "List the presets, or show one.",
     "demo": "Write a short clip and ask the embedded demo checkpoint about it.",
 }

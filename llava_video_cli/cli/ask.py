@@ -17,10 +17,11 @@ from ..runs.conversation_file import Conversation, read_conversation
 from ..runs.session import Session
 from . import console
 from .answer import answer_all, note_unfinished
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags
 from .settings import Settings, check_text, settle, settle_subtitles
 
-_EXAMPLES = """
+HELP = """Ask one or more questions about a video or a picture.
+
 Examples:
 
     llvid ask video.mp4 "What happens in this video?"
@@ -37,12 +38,6 @@ Examples:
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("ask", help=f"Ask one or more questions about a video or a picture.\n{_EXAMPLES}")(ask)
-
-
-@takes(model=AnyModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag, output=OutputFlags)
 def ask(
     media: Annotated[
         str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)

@@ -9,11 +9,12 @@ import typer
 
 from ..runs import answer_file
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags
 from .run import Pacing, carry_out, confirm_overwrite, run_options
 from .settings import settle
 
-_EXAMPLES = """
+HELP = """Answer a file of requests, a JSON line each.
+
 Examples:
 
     llvid batch requests.jsonl -o answers.jsonl
@@ -24,12 +25,6 @@ A line of requests.jsonl, relative to its folder:
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("batch", help=f"Answer a file of requests, a JSON line each.\n{_EXAMPLES}")(batch)
-
-
-@takes(run=RunFlags, model=AnyModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
 def batch(
     requests: Annotated[
         str,

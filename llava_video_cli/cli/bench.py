@@ -16,7 +16,7 @@ from ..model import Quantize
 from ..runs.media import check_media
 from ..runs.record import path_to_text
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # A model with fewer parameters gains nothing from 4 bits.
 _SMALL = 100_000_000
 _LABELS = {"none": "not quantized", "auto": "as it is loaded"}
-_EXAMPLES = """
+HELP = """Measure this machine: decoding, loading, tokens/s, videos/s, memory. The table goes to stderr; the last line
+of stdout is one JSON document.
+
 Examples:
 
     llvid bench -m demo
@@ -34,18 +36,8 @@ Examples:
 
     llvid bench --random-weights 7B --quick
 """
-_ABOUT = (
-    "Measure this machine: decoding, loading, tokens/s, videos/s, memory. "
-    "The table goes to stderr; the last line of stdout is one JSON document."
-)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("bench", help=f"{_ABOUT}\n{_EXAMPLES}")(bench)
-
-
-@takes(model=AnyModelFlags, preset=PresetFlag, output=OutputFlags)
 def bench(
     video: Annotated[
         str | None,

@@ -31,12 +31,12 @@ from .options import (
     RunFlags,
     SpeechFlag,
     TextFlags,
-    takes,
 )
 from .run import Pacing, carry_out, confirm_overwrite, load, run_options
 from .settings import Settings, check_text, settle, settle_subtitles
 
-_EXAMPLES = """
+HELP = """Caption videos: one, or a folder of thousands.
+
 Examples:
 
     llvid caption video.mp4
@@ -53,15 +53,6 @@ Examples:
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("caption", help=f"Caption videos: one, or a folder of thousands.\n{_EXAMPLES}")(caption)
-
-
-@takes(
-    run=RunFlags, model=AnyModelFlags, frames=FrameFlags, text=TextFlags, speech=SpeechFlag, preset=PresetFlag,
-    cluster=ClusterFlags, output=OutputFlags,
-)  # fmt: skip
 def caption(
     paths: Annotated[
         list[str],

@@ -14,14 +14,18 @@ from ..errors import LlvidError
 from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags
 from .settings import settle
 
 if TYPE_CHECKING:
     from .chat_input import ChatInput
     from .chat_session import TerminalChat
 
-_EXAMPLES = """
+HELP = """Talk about videos and pictures: the model remembers the conversation.
+
+/help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D ends the chat. From a pipe, each line is
+a question or a command, and the exit code is 1 if one of them failed.
+
 Examples:
 
     llvid chat video.mp4
@@ -33,17 +37,6 @@ Examples:
 _FIRST_CHECK_SECONDS = 0.2  # a missing model is mostly reported before the first question is typed
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    about = (
-        "Talk about videos and pictures: the model remembers the conversation.\n\n"
-        "/help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D ends the chat. From a pipe, each line is a "
-        "question or a command, and the exit code is 1 if one of them failed.\n"
-    )
-    app.command("chat", help=about + _EXAMPLES)(chat)
-
-
-@takes(model=AnyModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=OutputFlags)
 def chat(
     media: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ from ..preset import Preset
 from ..system.atomic_file import whole_file
 from . import console
 from .answer import answer_all
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags
 from .settings import settle
 
 if TYPE_CHECKING:
@@ -34,18 +34,17 @@ Ask a real checkpoint:      llvid ask your-video.mp4 "What happens in this video
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    help_text = (
-        "Write a short clip and ask the embedded demo checkpoint about it: no download, no GPU.\n\n"
-        "The checkpoint knows only this world: one coloured shape on a dark background that moves, stays, or changes "
-        "colour.\n\n"
-        "Example:\n\n    llvid demo\n"
-    )
-    app.command("demo", help=help_text)(demo)
+HELP = """Write a short clip and ask the embedded demo checkpoint about it: no download, no GPU.
+
+The checkpoint knows only this world: one coloured shape on a dark background that moves, stays, or changes
+colour.
+
+Example:
+
+    llvid demo
+"""
 
 
-@takes(output=OutputFlags)
 def demo(
     *,
     to: Annotated[

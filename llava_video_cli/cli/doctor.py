@@ -15,28 +15,20 @@ from ..diagnostics.doctor import Diagnosis, ModelFit, Workload, examine
 from ..system.machine import Accelerators
 from . import console
 from .console import size
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags
 from .settings import settle
 
-_EXAMPLES = """
+HELP = """Show what this machine has, what a model needs, and what to do about each problem. No weights are read and
+no network is used. The exit code is 1 if the model can't run here.
+
 Examples:
 
     llvid doctor
 
     llvid doctor -m llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --frames 24
 """
-_ABOUT = (
-    "Show what this machine has, what a model needs, and what to do about each problem. "
-    "No weights are read and no network is used. The exit code is 1 if the model can't run here."
-)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("doctor", help=f"{_ABOUT}\n{_EXAMPLES}")(doctor)
-
-
-@takes(model=ModelFlags, frames=FrameFlags, preset=PresetFlag, output=OutputFlags)
 def doctor(
     *,
     imports: Annotated[bool, typer.Option("--imports", help="Import the packages too, which takes seconds.")] = False,

@@ -14,13 +14,14 @@ from ..runs.record import media_values
 from ..system.atomic_file import whole_file
 from ..video import Frames, read_frames
 from . import console
-from .options import FrameFlags, OutputFlags, PresetFlag, takes
+from .options import FrameFlags, OutputFlags, PresetFlag
 from .settings import settle_preset, settle_sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_EXAMPLES = """
+HELP = """Show the frames that the model would see.
+
 Examples:
 
     llvid frames video.mp4 -o sheet.png
@@ -30,12 +31,6 @@ Examples:
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("frames", help=f"Show the frames that the model would see.\n{_EXAMPLES}")(frames)
-
-
-@takes(flags=FrameFlags, preset=PresetFlag, output=OutputFlags)
 def frames(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video.", show_default=False)],
     *,

@@ -10,9 +10,10 @@ import typer
 from ..errors import UsageError
 from ..preset import Preset, load_preset, preset_files, preset_folders, read_preset
 from . import console
-from .options import OutputFlags, takes
+from .options import OutputFlags
 
-_EXAMPLES = """
+HELP = """List the presets, or show one.
+
 Examples:
 
     llvid presets
@@ -21,12 +22,6 @@ Examples:
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("presets", help=f"List the presets, or show one.\n{_EXAMPLES}")(presets)
-
-
-@takes(output=OutputFlags)
 def presets(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A preset's name or path.", show_default=False)

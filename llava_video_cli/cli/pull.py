@@ -13,28 +13,21 @@ from ..errors import UsageError
 from ..system.background import LOADING, Background
 from . import console
 from .download import download
-from .options import OutputFlags, takes
+from .options import OutputFlags
 
-_EXAMPLES = """
+HELP = """Download a checkpoint, and print its folder. The same command resumes a download that was interrupted. Only
+the files that are needed are downloaded, all of one commit, and each is checked against the hub's checksum.
+--quantize also stores a quantized copy in the folder of --to; `-m DIR` loads it without converting it
+again.
+
 Examples:
 
     llvid pull llava-hf/LLaVA-NeXT-Video-7B-hf
 
     llvid pull llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --to 34b-4bit
 """
-_ABOUT = (
-    "Download a checkpoint, and print its folder. The same command resumes a download that was interrupted. Only the "
-    "files that are needed are downloaded, all of one commit, and each is checked against the hub's checksum. "
-    "--quantize also stores a quantized copy in the folder of --to; `-m DIR` loads it without converting it again."
-)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("pull", help=f"{_ABOUT}\n{_EXAMPLES}")(pull)
-
-
-@takes(output=OutputFlags)
 def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as owner/name.", show_default=False)],
     *,

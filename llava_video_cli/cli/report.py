@@ -10,28 +10,20 @@ import typer
 from ..errors import LlvidError, UsageError
 from ..system.atomic_file import whole_file
 from . import console
-from .options import OutputFlags, takes
+from .options import OutputFlags
 
-_EXAMPLES = """
+HELP = """Make one HTML page to look through results: contact sheets, captions, times, with search and filters. Reads
+what `llvid caption` and `llvid batch` wrote, and the failures in NAME.errors.jsonl beside it. The page is
+one file and opens in any browser, without a network.
+
 Examples:
 
     llvid report captions.jsonl
 
     llvid report captions.jsonl -o report.html --overwrite
 """
-_ABOUT = (
-    "Make one HTML page to look through results: contact sheets, captions, times, with search and filters. "
-    "Reads what `llvid caption` and `llvid batch` wrote, and the failures in NAME.errors.jsonl beside it. "
-    "The page is one file and opens in any browser, without a network."
-)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("report", help=f"{_ABOUT}\n{_EXAMPLES}")(report)
-
-
-@takes(output=OutputFlags)
 def report(
     results: Annotated[
         str, typer.Argument(metavar="OUT.jsonl", help="A JSONL file of results.", show_default=False)

@@ -14,11 +14,16 @@ from ..server import GRACE_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, PORT
 from ..system.background import LOADING, Background
 from . import console
 from .download import prefetch
-from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, takes
+from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags
 from .settings import settle
 
 _CONVERSATIONS = 8  # whose KV caches stay, if the memory suffices
-_EXAMPLES = """
+HELP = """Keep a model loaded and answer over HTTP, as OpenAI's API does.
+
+POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health,
+/metrics. Waiting requests are answered together. The frame and text options are the defaults for requests
+that do not set them.
+
 Examples:
 
     llvid serve
@@ -29,18 +34,6 @@ Examples:
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    about = (
-        "Keep a model loaded and answer over HTTP, as OpenAI's API does.\n\n"
-        "POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health, /metrics. "
-        "Waiting requests are answered together. The frame and text options are the defaults for requests that do not "
-        "set them.\n"
-    )
-    app.command("serve", help=about + _EXAMPLES)(serve)
-
-
-@takes(model=ModelFlags, frames=FrameFlags, text=TextFlags, preset=PresetFlag, output=QuietFlag)
 def serve(
     *,
     host: Annotated[
