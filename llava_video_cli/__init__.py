@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from .remote import open_remote
     from .remote.remote_model import RemoteModel
     from .runs import answer_file, caption_folder
-    from .runs.chat import Chat
     from .runs.formats import Sidecars
     from .runs.preflight import ModelSource
     from .runs.record import Failure, Record
     from .runs.resumable import ResumableRun, RunOptions, Summary
-    from .runs.session import Session
+    from .runs.session import Chat, Session
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
     from .video.image import Picture, read_image
@@ -58,12 +57,11 @@ _HOMES = {
     "remote": ("open_remote",),
     "remote.remote_model": ("RemoteModel",),
     "runs": ("answer_file", "caption_folder"),
-    "runs.chat": ("Chat",),
     "runs.formats": ("Sidecars",),
     "runs.preflight": ("ModelSource",),
     "runs.record": ("Failure", "Record"),
     "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
-    "runs.session": ("Session",),
+    "runs.session": ("Chat", "Session"),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from time import perf_counter
 
-from ..conversation import Answer, Chunk, join
+from ..conversation import Answer, Chunk, Request, join
+from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
 from ..runs.media import check_media, media_notes, read_media
-from ..runs.preflight import ModelLoader, placeholders
+from ..runs.preflight import ModelLoader, most_frames, placeholders
 from ..runs.record import ask_values, media_values, settings_values
-from ..video import announced_frames
+from ..video import announced_frames, cut
 from ..video.image import Picture
 from . import console
 from .download import is_missing, model_loader
 from .options import OutputFlags
 from .settings import Settings
-
-_UNFINISHED = {
-    "length": "the answer was cut off at {} tokens; --max-new-tokens allows more",
-    "repetition": "the answer began to repeat itself and was stopped; --repetition-penalty 1.1 may help",
-}
 
 
 def answer_all(
@@ -68,7 +65,63 @@ def answer_all(
                 media[0]["notes"] += speech
                 values = settings_values(model, preset, subtitles)
                 console.write_json(ask_values(media, question, answer, values))
-            note_unfinished(answer, preset.generation.max_new_tokens, output)
+            note_unfinished(answer, preset.generation.max_new_tokens, output.note)
+
+
+def ask_windows(
+    paths: Sequence[str],
+    questions: Sequence[str],
+    every_seconds: float,
+    settings: Settings,
+    output: OutputFlags,
+    subtitles: Subtitles | None = None,
+    *,
+    show_questions: bool = False,
+) -> None:
+    """Ask all questions about each window of a video, read once, then answer one question after the other."""
+    from ..runs import windows as looks
+    from ..runs.batches import RunPace
+    from .meter import Meter
+    from .run import load
+
+    if len(paths) != 1:
+        raise UsageError("--windows is for one video")
+    if check_media(paths) != [None]:
+        raise MediaError(f"{paths[0]} is a picture: it has no windows")
+    preset = settings.preset
+    with console.progress(output.quiet) as progress:
+        show = progress.watch("looking through the video")
+        windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
+    ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
+    expected = [each for part in ends for each in looks.window_requests(questions, preset, most_frames(paths[0], part))]
+
+    def first() -> list[Request]:
+        return looks.window_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
+
+    model = load(settings, output, expected, first)
+    began, pace, parts = perf_counter(), RunPace(), []
+    with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
+        for each in looks.answer_windows(windows, questions, preset, model, subtitles, pace=pace):
+            parts.append(each)
+            meter.count(failed=False)
+    seconds = perf_counter() - began
+    parts.sort(key=lambda each: each.start_seconds)
+    values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}
+    output.note(*looks.window_notes(parts))
+    with console.progress(output.quiet) as progress:
+        for number, question in enumerate(questions):
+            if show_questions and not output.json:
+                progress.stop()
+                output.note(f"> {question}")
+            progress.say("putting the windows together")
+            segments = [each.segment(number) for each in parts]
+            used = looks.relevant(segments)
+            answer = show_answer(looks.conclude(question, used, preset, model), progress, silent=output.json)
+            if output.json:
+                console.write_json(looks.windows_values(parts, number, question, answer, seconds, values))
+            progress.stop()
+            output.note(looks.windows_note(used, len(segments)))
+            note_unfinished(answer, preset.generation.max_new_tokens, output.note)
 
 
 def show_answer(chunks: Iterator[Chunk], progress: console.Progress, *, silent: bool) -> Answer:
@@ -88,7 +141,14 @@ def show_answer(chunks: Iterator[Chunk], progress: console.Progress, *, silent: 
     return join(shown)
 
 
-def note_unfinished(answer: Answer, max_new_tokens: int, output: OutputFlags) -> None:
-    """Say why an answer ended early, and what helps."""
-    if answer.finish_reason != "stop":
-        output.note(_UNFINISHED[answer.finish_reason].format(max_new_tokens))
+def note_unfinished(
+    answer: Answer,
+    most_tokens: int,
+    note: Callable[[str], None],
+    ways: tuple[str, str] = ("--max-new-tokens", "--repetition-penalty"),
+) -> None:
+    """Say why an answer ended early, and which of two options helps."""
+    if answer.finish_reason == "length":
+        note(f"the answer was cut off at {most_tokens} tokens; {ways[0]} allows more")
+    if answer.finish_reason == "repetition":
+        note(f"the answer began to repeat itself and was stopped; {ways[1]} 1.1 may help")

@@ -113,8 +113,7 @@ def run(arguments: list[str]) -> int:
         if type(failure).__name__ == "NoArgsIsHelpError":  # bare `llvid`: help, but still no success
             console.stderr.print(failure.format_message())
         else:
-            context = getattr(failure, "ctx", None)
-            where = context.command_path if context is not None else "llvid"
+            where = getattr(getattr(failure, "ctx", None), "command_path", "llvid")
             console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how it is used")
         return failure.exit_code
     except BrokenPipeError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,12 @@ import typer
 
 from ..errors import UsageError
 from ..model import Loading
-from ..remote.discovery import announced
+from ..remote import announced
 from ..runs.conversation_file import Conversation, read_conversation
 from ..runs.session import Session
 from . import console
-from .answer import answer_all, note_unfinished
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags
+from .answer import answer_all, ask_windows, note_unfinished
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
 from .settings import Settings, check_text, settle, settle_subtitles
 
 HELP = """Ask one or more questions about a video or a picture.
@@ -38,6 +39,26 @@ Examples:
 """
 
 
+@dataclass(frozen=True)
+class AskFlags:
+    """What is asked about; None where the user set nothing."""
+
+    messages: Path | None = flag(
+        None,
+        "Answer the last question of a conversation in a YAML or JSON file, instead of MEDIA and QUESTION.",
+        metavar="FILE",
+    )
+    more_media: list[str] | None = flag(
+        None, "Another video or picture for the same prompt; repeatable, kept in order.", "--with", metavar="PATH"
+    )
+    windows: float | None = flag(
+        None,
+        "For long videos: ask about each window of this length, then answer from what was seen in them.",
+        min=0.01,
+        metavar="SECONDS",
+    )
+
+
 def ask(
     media: Annotated[
         str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)
@@ -45,54 +66,26 @@ def ask(
     questions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUESTION...",
+            metavar="QUESTION...", show_default=False,
             help="Each is asked on its own, without the others; `-` reads one from stdin.",
-            show_default=False,
         ),
     ] = None,
     *,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            "--messages",
-            metavar="FILE",
-            help="Answer the last question of a conversation in a YAML or JSON file, instead of MEDIA and QUESTION.",
-            show_default=False,
-        ),
-    ] = None,
-    with_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with",
-            metavar="PATH",
-            help="Another video or picture for the same prompt; repeatable, kept in order.",
-            show_default=False,
-        ),
-    ] = None,
-    windows: Annotated[
-        float | None,
-        typer.Option(
-            "--windows",
-            min=0.01,
-            metavar="SECONDS",
-            help="For long videos: ask about each window of this length, then answer from what was seen in them.",
-            show_default=False,
-        ),
-    ] = None,
+    own: AskFlags,
     model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     speech: SpeechFlag,
     preset: PresetFlag,
     output: OutputFlags,
-) -> None:
+) -> None:  # fmt: skip
     """Ask the questions and write the answers to stdout."""
-    if messages is not None:
-        if media is not None or with_:
+    if own.messages is not None:
+        if media is not None or own.more_media:
             raise UsageError(
                 "--messages and media or questions exclude each other", "write them into the file of --messages"
             )
-        written = read_conversation(messages)
+        written = read_conversation(own.messages)
         _answer_messages(written, settle(preset, model, frames, text, written), output)
         return
     if media is None or not questions:
@@ -101,26 +94,19 @@ def ask(
         )
     settings = settle(preset, model, frames, text)
     texts = _questions(questions)
-    paths = [media, *(with_ or ())]
+    paths = [media, *(own.more_media or ())]
     subtitles = settle_subtitles(speech, paths)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
-    if windows is not None:
-        from .ask_windows import ask_windows
-
-        ask_windows(paths, texts, windows, settings, output, subtitles, show_questions=show_questions)
+    if own.windows is not None:
+        ask_windows(paths, texts, own.windows, settings, output, subtitles, show_questions=show_questions)
         return
-    _note_server(settings, output)
-    answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
-
-
-def _note_server(settings: Settings, output: OutputFlags) -> None:
-    """Name a server of the user's own that has the model loaded, if the options leave it a choice."""
-    if output.quiet or settings.remote is not None or settings.loading != Loading(frames=settings.loading.frames):
-        return
-    if (url := announced(settings.model)) is not None:
+    # A server of the user's own that has the model loaded, if the options leave it a choice.
+    is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)
+    if not output.quiet and is_free and (url := announced(settings.model)) is not None:
         output.note(
             f"your server at {url} has {settings.model} loaded: with --server {url} nothing has to be loaded here"
         )
+    answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
 
 
 def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> None:
@@ -135,7 +121,7 @@ def _answer_messages(written: Conversation, settings: Settings, output: OutputFl
         chat = TerminalChat(session, settings, output, progress)
         chat.insist()
         answer = chat.show(session, chat.request(session))
-    note_unfinished(answer, preset.generation.max_new_tokens, output)
+    note_unfinished(answer, preset.generation.max_new_tokens, output.note)
 
 
 def _questions(questions: Sequence[str]) -> list[str]:
@@ -147,17 +133,11 @@ def _questions(questions: Sequence[str]) -> list[str]:
         if not text:
             raise UsageError("a question is empty")
         check_text(text, "a question")
-        if _is_file(text):
-            raise UsageError(f"{text} is a file, not a question", f"`--with {text}` adds it to the prompt")
+        with suppress(OSError, ValueError):  # too long for a name, as questions are
+            # the end of `--with a.jpg b.jpg`, or the media in the wrong place
+            if Path(text).suffix and Path(text).is_file():
+                raise UsageError(f"{text} is a file, not a question", f"`--with {text}` adds it to the prompt")
     return texts
-
-
-def _is_file(text: str) -> bool:
-    """Whether a question is the name of a file: the end of `--with a.jpg b.jpg`, or the media in the wrong place."""
-    try:
-        return bool(Path(text).suffix) and Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, as questions are
-        return False
 
 
 def _stdin() -> str:

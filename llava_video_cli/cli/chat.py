@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import LlvidError
+from ..errors import LlvidError, UsageError
 from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
+from ..system.folders import state_folder
 from . import console
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags
 from .settings import settle
 
 if TYPE_CHECKING:
-    from .chat_input import ChatInput
     from .chat_session import TerminalChat
 
 HELP = """Talk about videos and pictures: the model remembers the conversation.
@@ -34,6 +39,9 @@ Examples:
 
     printf 'Who is in it?\\nWhere are they?\\n' | llvid chat video.mp4
 """
+_PROMPT = "> "
+_MOST_LINES = 1000  # of the history that are kept
+_MOST_BYTES = 2**20
 _FIRST_CHECK_SECONDS = 0.2  # a missing model is mostly reported before the first question is typed
 
 
@@ -61,10 +69,8 @@ def chat(
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)
 
-    from .chat_commands import completions
-    from .chat_input import ChatInput, history_file
+    from .chat_commands import completions, protocol
     from .chat_session import TerminalChat
-    from .terminal_images import protocol
 
     chosen, drafts = settings.preset, written.drafts if written is not None else ()
     generation = chosen.generation.asked(settings.drawn_seed)
@@ -72,7 +78,7 @@ def chat(
     for path in media or ():
         session = session.add(path)
     with console.progress(output.quiet) as progress:
-        lines = ChatInput(None if no_history else history_file(), completions)
+        lines = ChatInput(None if no_history else state_folder() / "history", completions)
         terminal_chat = TerminalChat(session, settings, output, progress, stops=lines.interactive)
         terminal_chat.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
@@ -96,7 +102,7 @@ def _loop(terminal_chat: TerminalChat, lines: ChatInput) -> int:
             if line is None:
                 break
             if not take(terminal_chat, line):
-                return _code(failed, lines)
+                return int(failed and not lines.interactive)
         except KeyboardInterrupt:
             if not lines.interactive:
                 raise
@@ -109,10 +115,6 @@ def _loop(terminal_chat: TerminalChat, lines: ChatInput) -> int:
             failed = True
     if lines.interactive:
         console.stderr.print()  # the shell's prompt begins on a line of its own
-    return _code(failed, lines)
-
-
-def _code(failed: bool, lines: ChatInput) -> int:
     return int(failed and not lines.interactive)
 
 
@@ -125,3 +127,101 @@ def _welcome(session: Session) -> str:
     elif session.waiting:
         parts.append(f"the next question is about {', '.join(session.waiting)}")
     return "; ".join([*parts, "/help lists the commands, Ctrl-D ends the chat"])
+
+
+class ChatInput:
+    """Lines from stdin; `interactive` if a user types them.
+
+    `history` is the file where typed lines are kept, if any; only its owner can read it. `complete` returns the
+    completions of a line, each as a whole line.
+    """
+
+    def __init__(self, history: Path | None, complete: Callable[[str], list[str]]) -> None:
+        if sys.stdin is None:
+            raise UsageError("the questions come from stdin, but it is closed")
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # paths are not always text
+        self.interactive = sys.stdin.isatty()
+        self._history = history if self.interactive else None
+        # Python's input() edits lines only if both are terminals, and writes its prompt to stdout.
+        self._editor = _editor(complete) if self.interactive and sys.stdout.isatty() else None
+        if self._history is not None and self._editor is not None:
+            for line in read_history(self._history):
+                self._editor.add_history(line)
+
+    def next(self) -> str | None:
+        """Return the next line, None at the end; raises `KeyboardInterrupt` if Ctrl-C is typed."""
+        if not self.interactive:
+            return sys.stdin.readline() or None
+        with _interruptible():
+            line = self._typed()
+        if line is not None and line.strip() and self._history is not None:
+            with suppress(OSError), _private(self._history) as file:
+                file.write(os.fsencode(line.replace("\n", " ")) + b"\n")
+        return line
+
+    def _typed(self) -> str | None:
+        if self._editor is not None:
+            try:
+                return input(_PROMPT)
+            except EOFError:
+                return None
+        console.stderr.file.write(_PROMPT)
+        console.stderr.file.flush()
+        return sys.stdin.readline() or None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C discard a line, also while a model loads: nothing is imported here that it could break."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _editor(complete: Callable[[str], list[str]]) -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:  # on Windows
+        return None
+
+    matches: list[str] = []
+
+    def offer(_: str, number: int) -> str | None:
+        if number == 0:
+            # The terminal would obey control characters in a name.
+            matches[:] = [
+                line for line in complete(readline.get_line_buffer()) if console.shown(line, one_line=True) == line
+            ]
+        return matches[number] if number < len(matches) else None
+
+    readline.set_completer_delims("")  # the line as a whole: paths have spaces
+    readline.set_completer(offer)
+    readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+    return readline
+
+
+def read_history(path: Path) -> list[str]:
+    """Return the last lines of a history, and shorten a long file."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return []
+    lines = content[-_MOST_BYTES:].splitlines(keepends=True)[-_MOST_LINES:]
+    if len(content) > _MOST_BYTES or content.count(b"\n") > 2 * _MOST_LINES:
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        with suppress(OSError):
+            with _private(beside) as file:
+                file.writelines(lines)
+            beside.replace(path)
+    return [console.shown(os.fsdecode(line).rstrip("\n"), one_line=True) for line in lines]
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[io.BufferedWriter]:
+    """Open a file to append lines; only its owner can read it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:  # noqa: PTH123 - a descriptor
+        yield file

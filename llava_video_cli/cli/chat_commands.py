@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from itertools import count, islice
@@ -16,11 +17,14 @@ from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video import Frames
-from .chat_session import TerminalChat
+from .chat_session import Protocol, TerminalChat
 from .frames import save
 
 _MOST_NAMES = 1000  # of a folder that completion reads
 _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
+_CHUNK = 4096  # characters of a picture in one escape sequence, the most that kitty's protocol allows
+_PROGRAMS: dict[str, Protocol] = {"ghostty": "kitty", "WezTerm": "iterm", "iTerm.app": "iterm"}
+_TERMS: dict[str, Protocol] = {"xterm-kitty": "kitty", "xterm-ghostty": "kitty"}
 _EXIT = ("exit", "quit")
 _LOAD_HINT = "`llvid chat --load FILE` continues a conversation"
 
@@ -134,12 +138,39 @@ def _frames(chat: TerminalChat, _: str) -> None:
         chat.sheets.add(target)
         chat.say(f"{target}: {len(frames.times_seconds)} frames of {path}")
         if chat.pictures is not None:
-            from .terminal_images import drawn
-
             png = BytesIO()
             sheet.save(png, format="png")
             sys.stdout.write(drawn(png.getvalue(), chat.pictures, _SHEET_COLUMNS))
             sys.stdout.flush()
+
+
+def protocol(environment: Mapping[str, str]) -> Protocol | None:
+    """Return the terminal's protocol for pictures, by the variables that it sets; None in tmux and screen.
+
+    Sources: https://sw.kovidgoyal.net/kitty/graphics-protocol and https://iterm2.com/documentation-images.html
+    """
+    term = environment.get("TERM", "")
+    if "TMUX" in environment or "STY" in environment or term.startswith(("screen", "tmux")):
+        return None
+    if "KITTY_WINDOW_ID" in environment:
+        return "kitty"
+    program = environment.get("TERM_PROGRAM", "") or {"iTerm2": "iTerm.app"}.get(environment.get("LC_TERMINAL", ""), "")
+    return _TERMS.get(term) or _PROGRAMS.get(program)
+
+
+def drawn(png: bytes, how: Protocol, columns: int) -> str:
+    """Return the escape sequence that shows a picture, `columns` characters wide, and ends the line."""
+    data = base64.b64encode(png).decode("ascii")
+    if how == "iterm":
+        return f"\x1b]1337;File=inline=1;size={len(png)};width={columns};preserveAspectRatio=1:{data}\a\n"
+    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    # a=T: store and show; f=100: a PNG; q=2: no reply, which would arrive as typed text
+    keys = [f"a=T,f=100,q=2,c={columns},", *[""] * (len(chunks) - 1)]
+    pieces = [
+        f"\x1b_G{key}m={int(number < len(chunks))};{chunk}\x1b\\"
+        for number, (key, chunk) in enumerate(zip(keys, chunks, strict=True), start=1)
+    ]
+    return "".join(pieces) + "\n"
 
 
 def _free(stem: str, ours: set[Path]) -> Path:

@@ -6,25 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ..conversation import Answer, Media, Request, Usage
 from ..errors import ContextError
 from ..prompt.budget import Budget
-from ..runs.chat import Chat
 from ..runs.record import ask_values, media_values, settings_values
-from ..runs.session import Session
+from ..runs.session import Chat, Session
 from ..video import announced_frames
 from . import console
-from .answer import show_answer
+from .answer import note_unfinished, show_answer
 from .download import prefetch
 from .options import OutputFlags
 from .settings import Settings, check_text
-from .terminal_images import Protocol
 
-_UNFINISHED = {
-    "length": "the answer was cut off at {} tokens; /set max_new_tokens allows more",
-    "repetition": "the answer began to repeat itself and was stopped; /set repetition_penalty 1.1 may help",
-}
+Protocol = Literal["kitty", "iterm"]  # for pictures in a terminal
+
 _FEWEST_TOKENS = 16  # an answer of fewer is not worth a hint
 _MOST_NAMED = 4  # media, the largest first
 
@@ -136,8 +133,8 @@ class TerminalChat(Chat):
             else:
                 self.say("stopped; the part that was generated is kept: /retry asks again, /undo removes it")
             return
-        if answer.finish_reason != "stop":
-            self.say(_UNFINISHED[answer.finish_reason].format(request.generation.max_new_tokens))
+        ways = ("/set max_new_tokens", "/set repetition_penalty")
+        note_unfinished(answer, request.generation.max_new_tokens, self.say, ways)
         if not self._output.json:
             seed = request.generation.seed
             with_seed = f" · seed {seed}" if seed is not None and request.generation.temperature > 0 else ""

@@ -22,12 +22,17 @@ def option(help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, **{"show_default": False, **more})
 
 
-def _flag(panel: str, help: str, *names: str, default: Any = None, **more: Any) -> Any:
-    return field(default=default, metadata={"option": option(help, *names, rich_help_panel=panel, **more)})
+def flag(panel: str | None, help: str, *names: str, default: Any = None, **more: Any) -> Any:
+    """Return the field of a flag dataclass. An option of several commands has a panel; --help shows a default once."""
+    shows = bool(default) and "[default" not in help
+    return field(
+        default=default,
+        metadata={"option": option(help, *names, rich_help_panel=panel, show_default=shows, **more)},
+    )
 
 
-_model, _frames, _text = partial(_flag, "Model"), partial(_flag, "Frames"), partial(_flag, "Text")
-_run, _cluster, _general = partial(_flag, "Long runs"), partial(_flag, "Cluster"), partial(_flag, "General")
+_model, _frames, _text = partial(flag, "Model"), partial(flag, "Frames"), partial(flag, "Text")
+_run, _cluster, _general = partial(flag, "Long runs"), partial(flag, "Cluster"), partial(flag, "General")
 
 
 @dataclass(frozen=True)

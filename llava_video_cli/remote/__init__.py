@@ -1,11 +1,18 @@
-"""Models behind OpenAI-compatible servers: the one place that opens them. What needs httpx2 is imported late."""
+"""Models behind OpenAI-compatible servers: opened by their addresses, or found running on this machine.
+
+What needs httpx2 is imported late. A server of this user announces itself by a locked file in the runtime folder.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from stat import S_IFREG
 from typing import TYPE_CHECKING
 
 from ..errors import ServerError, nearest
+from ..system.folders import runtime_folder
 
 if TYPE_CHECKING:
     from ..model import Send
@@ -62,3 +69,36 @@ def _find_model(endpoint: Endpoint, model: str | None, *, patient: bool) -> Serv
     names = [each.model for each in served]
     hint = nearest(model, names) or f"it has {', '.join(names[:5])}"
     raise ServerError(f"{endpoint.name} does not have the model {model}", hint)
+
+
+def announce(url: str, model: str) -> AbstractContextManager[object]:
+    """Announce a server until the returned object is closed or the process ends; without file locks, do nothing."""
+    with suppress(OSError, ValueError, ImportError):
+        import fcntl
+
+        path = runtime_folder() / f"{os.getpid()}.new"
+        path.touch(0o600)
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        print(url, model, sep="\n", end="", file=file, flush=True)
+        path.replace(path.with_suffix(".server"))
+        return file
+    return nullcontext()
+
+
+def announced(model: str) -> str | None:
+    """Return the URL of a running server of this user that has the model, or None."""
+    with suppress(OSError, ValueError, ImportError):
+        import fcntl
+
+        for path in runtime_folder().glob("*.server"):
+            if path.lstat().st_mode == S_IFREG | 0o600:  # not a link or a pipe, and not readable by others
+                with path.open() as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                        path.unlink()  # the lock is free: its server has ended
+                    except BlockingIOError:
+                        url, _, name = file.read().partition("\n")
+                        if name == model and url.startswith("http://"):
+                            return url
+    return None

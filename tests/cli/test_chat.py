@@ -12,9 +12,8 @@ from terminal import llvid, scene
 
 from llava_video_cli import Budget, Picture
 from llava_video_cli.cli.app import run
-from llava_video_cli.cli.chat_commands import COMMANDS, completions
+from llava_video_cli.cli.chat_commands import COMMANDS, completions, drawn, protocol
 from llava_video_cli.cli.chat_session import refusal
-from llava_video_cli.cli.terminal_images import drawn, protocol
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.runs.conversation_file import read_conversation
 

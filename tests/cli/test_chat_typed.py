@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from terminal import Typed, scene
 
-from llava_video_cli.cli.chat_input import history_file, read_history
+from llava_video_cli.cli.chat import read_history
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.runs.conversation_file import read_conversation
+from llava_video_cli.system.folders import state_folder
 
 pytest.importorskip("pty", reason="no terminals of one's own on this system")
 
@@ -131,7 +132,7 @@ def test_pictures_in_place_where_the_terminal_says_so(start: Start) -> None:
 
 def test_a_history_stays_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    path = history_file()
+    path = state_folder() / "history"
     assert path == tmp_path / "llvid" / "history"
     path.parent.mkdir()
     path.write_text("".join(f"line {number}\n" for number in range(5000)) + "odd \x1b[2J\n")
@@ -139,4 +140,4 @@ def test_a_history_stays_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert len(found) == 1000 and found[-1] == "odd ␛[2J" and path.read_bytes().count(b"\n") == 1000
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert history_file() == Path.home() / ".local" / "state" / "llvid" / "history"
+    assert state_folder() / "history" == Path.home() / ".local" / "state" / "llvid" / "history"

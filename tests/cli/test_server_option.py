@@ -18,7 +18,7 @@ from llava_video_cli import open_model
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.inference import LocalModel
-from llava_video_cli.remote.discovery import announce
+from llava_video_cli.remote import announce
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

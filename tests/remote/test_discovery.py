@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_video_cli.remote.discovery import announce, announced
+from llava_video_cli.remote import announce, announced
 
 URL = "http://127.0.0.1:8377"
 
@@ -32,7 +32,7 @@ def test_a_server_is_found_while_it_runs(folder: Path) -> None:
 
 def test_what_a_killed_server_left_is_not_believed(folder: Path) -> None:
     code = (
-        "import os; from llava_video_cli.remote.discovery import announce\n"
+        "import os; from llava_video_cli.remote import announce\n"
         f"with announce({URL!r}, 'demo'): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

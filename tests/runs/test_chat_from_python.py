@@ -10,10 +10,9 @@ from terminal import QUESTION, scene
 
 from llava_video_cli import ContextError, Generation, Loading, MediaError, ModelError, join
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.runs.chat import Chat
 from llava_video_cli.runs.media import MIXED
 from llava_video_cli.runs.preflight import ModelSource
-from llava_video_cli.runs.session import Session
+from llava_video_cli.runs.session import Chat, Session
 
 DEMO = ModelSource("demo", Loading(device="cpu"))
 

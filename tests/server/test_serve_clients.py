@@ -24,7 +24,7 @@ from waiting_model import WaitingModel
 
 from llava_video_cli import Chunk, Request, open_model
 from llava_video_cli.preset import load_preset
-from llava_video_cli.remote.discovery import announced
+from llava_video_cli.remote import announced
 from llava_video_cli.server.auth import Auth
 from llava_video_cli.server.responses import ResponseSender
 
