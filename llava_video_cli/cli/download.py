@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,7 +14,6 @@ from . import console
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
 
     from ..checkpoint.hub import DownloadProgress, Fetched
     from .options import OutputFlags
@@ -67,7 +65,6 @@ class Download:
         self._model, self._spinner, self._quiet = model, spinner, quiet
         self._began = self._line_at = time.monotonic()
         self._bar: Bar | None = None
-        self._task: TaskID | None = None
 
     def show(self, progress: DownloadProgress) -> None:
         """Update the bar, or write a line if it is due."""
@@ -77,14 +74,21 @@ class Download:
         if not console.stderr.is_terminal:
             self._line(progress, left_bytes)
             return
-        if self._bar is None or self._task is None:
+        if self._bar is None:
             self._spinner.stop()
-            self._bar = _bar()
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
+
+            words = TextColumn("{task.description}", markup=False)
+            columns = (words, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Bar(
+                *columns, console=console.stderr, transient=True, refresh_per_second=4, speed_estimate_period=30
+            )
             # Bytes of an earlier download must not count as speed: the bar begins with them.
             name = console.shown(self._model, one_line=True)
-            self._task = self._bar.add_task(name, total=progress.total_bytes, completed=progress.done_bytes)
+            self._bar.add_task(name, total=progress.total_bytes, completed=progress.done_bytes)
             self._bar.start()
-        self._bar.update(self._task, completed=progress.done_bytes)
+        self._bar.update(self._bar.task_ids[0], completed=progress.done_bytes)
 
     def _line(self, progress: DownloadProgress, left_bytes: int) -> None:
         now = time.monotonic()
@@ -99,23 +103,7 @@ class Download:
         self._spinner.say(f"asking the hub for {self._model}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._spinner.stop()
         if self._bar is not None:
             self._bar.stop()
-
-
-def _bar() -> Bar:
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Bar(*columns, console=console.stderr, transient=True, refresh_per_second=4, speed_estimate_period=30)

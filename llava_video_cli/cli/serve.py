@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import LlvidError, UsageError
+from ..remote import announce, is_loopback
 from ..server import GRACE_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, PORT
 from ..system.background import LOADING, Background
 from . import console
@@ -76,7 +77,7 @@ def serve(
     settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
     folders = [_folder(path) for path in own.allow_media_dir or ()]
     try:
-        from ..server.auth import Auth, is_loopback
+        from ..server.auth import Auth
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
         raise LlvidError(
@@ -92,7 +93,6 @@ def serve(
         )
     bound = bind(own.host, own.port)  # before the model is loaded: an address in use is reported at once
 
-    from ..remote import announce
     from ..server.app import app
     from ..server.media import MediaSources
     from ..server.requests import BodyReader

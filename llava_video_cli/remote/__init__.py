@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from ipaddress import ip_address
 from stat import S_IFREG
 from typing import TYPE_CHECKING
 
@@ -102,3 +103,11 @@ def announced(model: str) -> str | None:
                         if name == model and url.startswith("http://"):
                             return url
     return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine itself."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"

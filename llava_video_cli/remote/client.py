@@ -8,14 +8,14 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, suppress
 from importlib.metadata import version
-from ipaddress import ip_address
 from typing import Any
 
 import httpx2
 
 from ..errors import ContextError, ModelError, ServerError, UsageError
+from . import is_loopback
 
 _TIMEOUT = httpx2.Timeout(connect=10, read=900, write=300, pool=None)  # read: a queue and a prefill on a CPU
 _LIST_TIMEOUT = httpx2.Timeout(15)
@@ -47,13 +47,13 @@ class Endpoint:
     def __init__(self, url: str, key: str | None = None) -> None:
         """Take an address as a user writes it; raises `UsageError` if it is not valid. Nothing is connected yet."""
         self.url = _address(url)
-        self.is_local = _is_loopback(self.url.host)
+        self.is_local = is_loopback(self.url.host)
         self.name = str(self.url).removesuffix("/v1")
         headers = {"User-Agent": f"llvid/{version('llava-video-cli')}", "Accept-Encoding": "identity"}
-        if key and key.strip():
-            if not key.strip().isascii() or not key.strip().isprintable():
+        if key := (key or "").strip():
+            if not key.isascii() or not key.isprintable():
                 raise UsageError("LLVID_API_KEY holds characters that no key has")
-            headers["Authorization"] = f"Bearer {key.strip()}"
+            headers["Authorization"] = f"Bearer {key}"
         # the default context reads all certificates, which plain http does not need
         verify = True if self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = httpx2.Client(
@@ -67,7 +67,7 @@ class Endpoint:
     def models(self, *, patient: bool = True) -> tuple[list[Mapping[str, Any]], Mapping[str, str]]:
         """Return the entries of the list of models, and the response's headers. Raises `ServerError`."""
         request = self._client.build_request("GET", f"{self.url}/models", timeout=_LIST_TIMEOUT)
-        with self._response(request, _CONNECTING_SECONDS if patient else 0) as response:
+        with closing(self._send(request, patient=patient)) as response:
             try:
                 entries = json.loads(_read_at_most(response, _MOST_LIST_BYTES))["data"]
             except httpx2.TransportError as error:
@@ -86,7 +86,7 @@ class Endpoint:
         content = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         request = self._client.build_request("POST", f"{self.url}/chat/completions", content=content, headers=headers)
-        with self._response(request, _CONNECTING_SECONDS if patient else 0) as response:
+        with closing(self._send(request, patient=patient)) as response:
             seen = 0
             try:
                 for event in httpx2.EventSource(response, _MOST_EVENT_BYTES):
@@ -116,16 +116,9 @@ class Endpoint:
             raise _error(self.name, 500, data.encode())
         return values
 
-    @contextmanager
-    def _response(self, request: httpx2.Request, connecting_seconds: float) -> Iterator[httpx2.Response]:
-        """Give a response of status 200, whose body is not read yet."""
-        response = self._send(request, connecting_seconds)
-        try:
-            yield response
-        finally:
-            response.close()
-
-    def _send(self, request: httpx2.Request, connecting_seconds: float) -> httpx2.Response:
+    def _send(self, request: httpx2.Request, *, patient: bool) -> httpx2.Response:
+        """Return a response of status 200, whose body is not read yet."""
+        connecting_seconds = _CONNECTING_SECONDS if patient else 0
         began, disconnects, tries = time.monotonic(), 0, 0
         while True:
             tries += 1
@@ -145,12 +138,9 @@ class Endpoint:
             else:
                 if response.status_code == 200:
                     return response
-                try:
+                content = b""
+                with closing(response), suppress(httpx2.TransportError):
                     content = _read_at_most(response, _MOST_ERROR_BYTES)
-                except httpx2.TransportError:
-                    content = b""
-                finally:
-                    response.close()
                 pause = max(pause, _retry_after_seconds(response)) * random.uniform(1.0, 1.2)
                 if response.status_code not in _BUSY or passed + pause > _BUSY_SECONDS:
                     raise _error(self.name, response.status_code, content)
@@ -158,34 +148,20 @@ class Endpoint:
 
 
 def _address(url: str) -> httpx2.URL:
-    hint = "write it as http://127.0.0.1:8377"
     text = url.strip()
-    if "://" not in text:
-        text = f"http://{text}"
     try:
-        address = httpx2.URL(text)
-        usable = address.scheme in ("http", "https") and bool(_HOST.fullmatch(address.host))
+        address = httpx2.URL(text if "://" in text else f"http://{text}")
+        usable = address.scheme in ("http", "https") and _HOST.fullmatch(address.host)
     except (httpx2.InvalidURL, ValueError, TypeError):
-        usable = False
-    if not usable:
-        raise UsageError(f"{url!r} is not the address of a server", hint)
+        usable = None
+    if not usable or address.query or address.fragment:
+        raise UsageError(f"{url!r} is not the address of a server", "write it as http://127.0.0.1:8377")
     if address.userinfo:
         raise UsageError("a server's address holds no password", "a key goes into the environment: LLVID_API_KEY")
-    if address.query or address.fragment:
-        raise UsageError(f"{url!r} is not the address of a server", hint)
     path = address.path.rstrip("/")
     for ending in ("/chat/completions", "/models", "/v1"):
         path = path.removesuffix(ending)
     return address.copy_with(path=f"{path}/v1")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _read_at_most(response: httpx2.Response, most_bytes: int) -> bytes:

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,24 +46,20 @@ def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, st
     llvid, vLLM and SGLang stand in `owned_by`. `transformers serve` writes a checkpoint's owner there; it shows by the
     `status` of each entry (from 5.24 on) and by the id that it gives each request.
     """
-    return [_served_model(entry, headers) for entry in entries if isinstance(entry.get("id"), str)]
-
-
-def _served_model(entry: Mapping[str, Any], headers: Mapping[str, str]) -> ServedModel:
-    engine = _OWNERS.get(str(entry.get("owned_by")), "unknown")
-    if engine == "unknown" and (isinstance(entry.get("status"), dict) or "x-request-id" in headers):
-        engine = "transformers"
-    own = entry.get("llvid")
-    own = own if engine == "llvid" and isinstance(own, dict) else {}
-    settings = own.get("settings")
-    return ServedModel(
-        engine,
-        entry["id"],
-        _count(entry.get("max_model_len")),
-        _count(own.get("frame_tokens")),
-        str(own.get("version", "")),
-        settings if isinstance(settings, dict) else {},
-    )
+    models = []
+    for entry in entries:
+        if not isinstance(entry.get("id"), str):
+            continue
+        engine = _OWNERS.get(str(entry.get("owned_by")), "unknown")
+        if engine == "unknown" and (isinstance(entry.get("status"), dict) or "x-request-id" in headers):
+            engine = "transformers"
+        own = entry.get("llvid")
+        own = own if engine == "llvid" and isinstance(own, dict) else {}
+        settings = own.get("settings")
+        settings = settings if isinstance(settings, dict) else {}
+        counts = _count(entry.get("max_model_len")), _count(own.get("frame_tokens"))
+        models.append(ServedModel(engine, entry["id"], *counts, str(own.get("version", "")), settings))
+    return models
 
 
 def _count(value: object) -> int:
@@ -107,26 +103,27 @@ class RequestWriter:
 
     def _parts(self, medium: Media, served: ServedModel, folder: str | None, most_bytes: int) -> list[dict[str, Any]]:
         """Return the parts of a message that stand for a medium."""
-        if isinstance(medium, Picture):
-            return [_image(url) for url in self._urls(medium, lambda: [_png(medium.pixels)])]
-        if served.engine == "SGLang" and self._send == "frames":
-            # its processor for LLaVA takes the frames of a video as pictures, and no clips
-            urls = self._urls(medium, lambda: [_png(image) for image in medium.images])
-            return [{**_image(url), "modalities": "video"} for url in urls]
-        if folder is not None:  # it fails on a video without a sound track, and takes no data: URLs
+        if folder is not None and isinstance(
+            medium, Frames
+        ):  # it fails on a video without a sound track, and takes no data: URLs
             if self._send == "file":
-                return [_video(_with_sound(medium))]
+                return [_part("video", _with_sound(medium))]
             file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
             file.write_bytes(make_clip(medium.images, with_sound=True, most_bytes=most_bytes))
-            return [_video(str(file))]
-        if self._send == "file":
-            return [_video(url) for url in self._urls(medium, lambda: [_file(medium)])]
-        return [_video(url) for url in self._urls(medium, lambda: [_clip(medium, most_bytes)])]
-
-    def _urls(self, medium: Media, encode: Callable[[], list[str]]) -> list[str]:
+            return [_part("video", str(file))]
+        # SGLang's processor for LLaVA takes the frames of a video as pictures, and no clips.
+        is_split = isinstance(medium, Frames) and served.engine == "SGLang" and self._send == "frames"
         if medium not in self._encoded:
-            self._encoded[medium] = encode()
-        return self._encoded[medium]
+            if isinstance(medium, Picture):
+                self._encoded[medium] = [_png(medium.pixels)]
+            elif is_split:
+                self._encoded[medium] = [_png(image) for image in medium.images]
+            else:
+                data = _file(medium) if self._send == "file" else make_clip(medium.images, most_bytes=most_bytes)
+                self._encoded[medium] = [_data_url("video/mp4", data)]  # readers find the real type from the content
+        more = {"modalities": "video"} if is_split else {}
+        kind = "image" if is_split or isinstance(medium, Picture) else "video"
+        return [_part(kind, url) | more for url in self._encoded[medium]]
 
     def _frames(self, request: Request, engine: Engine) -> dict[str, Any]:
         """Return the fields that keep the number of frames."""
@@ -147,12 +144,14 @@ class RequestWriter:
                     "--send frames sends those that were chosen here",
                 )
             sampling = {name: value for name, value in asdict(taken).items() if value != getattr(_WHOLE, name)}
-            sampling = {key: value for key, value in sampling.items() if key != "frames" or taken.fps is None}
-            sampling = sampling if taken.fps is not None else {**sampling, "frames": taken.frames}
+            sampling.pop("frames", None)
+            if taken.fps is None:
+                sampling["frames"] = taken.frames
+        renamed = {"num_frames" if name == "frames" else name: value for name, value in sampling.items()}
         own: dict[Engine, dict[str, Any]] = {
             "llvid": {"sampling": sampling},
-            "vLLM": {"media_io_kwargs": {"video": _renamed(sampling)}},
-            "transformers": {"chat_template_kwargs": _renamed(sampling)},
+            "vLLM": {"media_io_kwargs": {"video": renamed}},
+            "transformers": {"chat_template_kwargs": renamed},
         }
         return own.get(engine, {})
 
@@ -178,23 +177,11 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     return {**fields, "stream_options": {"include_usage": True}}
 
 
-def _renamed(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    return {"num_frames" if name == "frames" else name: value for name, value in sampling.items()}
+def _part(kind: str, url: str) -> dict[str, Any]:
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
-def _video(url: str) -> dict[str, Any]:
-    return {"type": "video_url", "video_url": {"url": url}}
-
-
-def _image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _clip(frames: Frames, most_bytes: int) -> str:
-    return _data_url("video/mp4", make_clip(frames.images, most_bytes=most_bytes))
-
-
-def _file(frames: Frames) -> str:
+def _file(frames: Frames) -> bytes:
     path = Path(frames.info.path)
     try:
         size = path.stat().st_size
@@ -203,7 +190,7 @@ def _file(frames: Frames) -> str:
                 f"{path}: {size / 2**20:.0f} MiB are too many to send ({_MOST_FILE_BYTES / 2**20:.0f} at most)",
                 "--send frames sends only what the model sees",
             )
-        return _data_url("video/mp4", path.read_bytes())  # readers find the real type from the content
+        return path.read_bytes()
     except OSError as error:
         raise MediaError(f"{path}: can't be read: {error.strerror}") from None
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from ..remote import is_loopback
 from .responses import CLOSE, RequestError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine itself."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 @dataclass(frozen=True)
