@@ -106,11 +106,11 @@ def _loop(terminal_chat: TerminalChat, lines: ChatInput) -> int:
         except KeyboardInterrupt:
             if not lines.interactive:
                 raise
-            terminal_chat.stop_spinner()
+            terminal_chat.spinner.stop()
             console.stderr.print()
         except LlvidError as failure:
             terminal_chat.loader.check()  # without a model the chat ends
-            terminal_chat.stop_spinner()
+            terminal_chat.spinner.stop()
             console.error(failure)
             failed = True
     if lines.interactive:

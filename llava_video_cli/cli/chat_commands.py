@@ -214,12 +214,6 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
         raise UsageError("there is nothing to save yet")
     if path.exists() and path != chat.file and not overwrite:
         raise LlvidError(f"{path} is there already", f"/save! {path} writes over it")
-    write_conversation(path, _written(chat))
-    chat.file = path
-    chat.say(f"saved {path}")
-
-
-def _written(chat: TerminalChat) -> Conversation:
     session, preset = chat.session, chat.settings.preset
     model = preset.model
     if model != "demo" and Path(model).is_dir():
@@ -228,7 +222,9 @@ def _written(chat: TerminalChat) -> Conversation:
         {key: value for key, value in asdict(values).items() if value is not None}
         for values in (session.sampling, session.generation)
     )
-    return Conversation(session.drafts, model, preset.quantize, sampling, generation)
+    write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation))
+    chat.file = path
+    chat.say(f"saved {path}")
 
 
 def _clear(chat: TerminalChat, _: str) -> None:
@@ -244,10 +240,6 @@ def _help(chat: TerminalChat, _: str) -> None:
     chat.say("Anything else is a question; type // to begin one with /. Ctrl-C stops an answer, Ctrl-D ends the chat.")
 
 
-def _nothing(_: TerminalChat, __: str) -> None:
-    """`take` has ended the chat."""
-
-
 COMMANDS = (
     Command("video", "PATH", "add a video to the next question", _add),
     Command("image", "PATH", "add a picture to the next question", _add),
@@ -260,5 +252,5 @@ COMMANDS = (
     Command("save!", "[PATH]", "the same, even if the file exists", lambda chat, path: _save(chat, path, True)),
     Command("clear", "", "forget the conversation and its media", _clear),
     Command("help", "", "list the commands", _help),
-    Command("exit", "", "end the chat", _nothing),
+    Command("exit", "", "end the chat", lambda *_: None),
 )

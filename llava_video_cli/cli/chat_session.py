@@ -37,7 +37,7 @@ class TerminalChat(Chat):
         session: Session,
         settings: Settings,
         output: OutputFlags,
-        progress: console.Progress,
+        spinner: console.Progress,
         *,
         stops: bool = False,
     ) -> None:
@@ -45,15 +45,15 @@ class TerminalChat(Chat):
         self.file: Path | None = None
         self.sheets: set[Path] = set()
         self.pictures: Protocol | None = None
-        self._output, self._spinner = output, progress
+        self.spinner, self._output = spinner, output
         self._has_warned = False
         super().__init__(
             session,
             settings.source,
             timestamps=settings.preset.timestamps,
-            download=partial(prefetch, settings, progress, quiet=output.quiet),
+            download=partial(prefetch, settings, spinner, quiet=output.quiet),
             notify=output.note,
-            progress=lambda path: progress.watch(f"reading {path}"),
+            progress=lambda path: spinner.watch(f"reading {path}"),
         )
         output.note(*settings.notes)
 
@@ -74,14 +74,10 @@ class TerminalChat(Chat):
             self.say(f"{full}: {' or '.join(ways)}" if ways else full)
         self.loader.insist()
 
-    def stop_spinner(self) -> None:
-        """Hide the spinner."""
-        self._spinner.stop()
-
     def media(self, session: Session) -> list[Media]:
         """Return all media of a session, in their order; what is read is shown."""
         media = super().media(session)
-        self._spinner.stop()
+        self.spinner.stop()
         return media
 
     def put(self, question: str) -> None:
@@ -102,11 +98,11 @@ class TerminalChat(Chat):
 
     def show(self, session: Session, request: Request) -> Answer:
         """Show the answer to a session's open question as it comes, and return it."""
-        self._spinner.say(self.settings.opening)
+        self.spinner.say(self.settings.opening)
         model = self.loader.result()
-        self._spinner.say("thinking")
-        answer = show_answer(self.answer(session, request), self._spinner, silent=self._output.json)
-        self._spinner.stop()
+        self.spinner.say("thinking")
+        answer = show_answer(self.answer(session, request), self.spinner, silent=self._output.json)
+        self.spinner.stop()
         if self._output.json:
             preset = replace(
                 self.settings.preset, system=session.system, sampling=session.sampling, generation=request.generation
@@ -117,7 +113,7 @@ class TerminalChat(Chat):
 
     def _answer(self, session: Session) -> None:
         request = self.request(session)
-        self._spinner.say(self.settings.opening)
+        self.spinner.say(self.settings.opening)
         budget = self.loader.result().budget(request)
         if budget.is_exceeded:
             raise refusal(budget, session.paths, request.media, self.last_step_tokens(session, request))
@@ -127,7 +123,7 @@ class TerminalChat(Chat):
         except KeyboardInterrupt:
             if not self.stops:
                 raise
-            self._spinner.stop()
+            self.spinner.stop()
             if self.session is before:
                 self.say("stopped; /retry asks again")
             else:
@@ -156,7 +152,10 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
     `undone_tokens` is what /undo would give back.
     """
     parts = sorted(zip(budget.media_tokens, paths, media, strict=True), key=lambda part: -part[0])
-    named = [f"{path} {tokens:,}{_frames(medium.frame_count)}" for tokens, path, medium in parts[:_MOST_NAMED]]
+    named = [
+        f"{path} {tokens:,}" + (f" for {medium.frame_count} frames" if medium.frame_count else "")
+        for tokens, path, medium in parts[:_MOST_NAMED]
+    ]
     rest = sum(tokens for tokens, _, _ in parts[_MOST_NAMED:])
     named += [f"other media {rest:,}"] * bool(rest)
     named.append(f"text {budget.text_tokens:,}")
@@ -177,7 +176,3 @@ def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:
     frames, answer_tokens = budget.frames_each([medium.frame_count for medium in media]), budget.longest_answer
     longer = [f"/set max_new_tokens {answer_tokens}"] if answer_tokens >= _FEWEST_TOKENS else []
     return [*([f"/set frames {frames}"] if frames else []), *longer]
-
-
-def _frames(count: int) -> str:
-    return f" for {count} frames" if count else ""

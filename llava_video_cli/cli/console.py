@@ -17,8 +17,9 @@ from ..errors import LlvidError
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
 # C0 controls have pictures (U+2400 and on); the rest are written as escapes.
-_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
-_KEPT = {ord("\n"), ord("\t")}
+_PICTURES = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 _SLOW_SECONDS, _REFRESH_SECONDS = 0.5, 0.1
 
 
@@ -28,20 +29,9 @@ def shown(text: str, one_line: bool = False) -> str:
     Line breaks and tabs stay, except with `one_line`. Covers C0, C1, the direction marks that reorder a
     line, and lone surrogates (the odd bytes of a file's name).
     """
-    return "".join(_shown(character, one_line) for character in text)
-
-
-def _shown(character: str, one_line: bool) -> str:
-    code = ord(character)
-    if code in _PICTURES:
-        return character if code in _KEPT and not one_line else chr(_PICTURES[code])
-    if (
-        code > 0x7F
-        and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        and code not in (0x200C, 0x200D)
-    ):
-        return f"\\u{code:04x}"
-    return character
+    kept = _JOINERS if one_line else _JOINERS + "\n\t"
+    unsafe = [each for each in set(text) if each not in kept and unicodedata.category(each) in _UNSAFE]
+    return text.translate({ord(each): _PICTURES.get(each) or f"\\u{ord(each):04x}" for each in unsafe})
 
 
 def write(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from ..runs.record import media_values
 from ..system.atomic_file import whole_file
 from ..video import Frames, read_frames
 from . import console
-from .options import FrameFlags, OutputFlags, PresetFlag
+from .options import FrameFlags, OutputFlags, PresetFlag, flag
 from .settings import settle_preset, settle_sampling
 
 if TYPE_CHECKING:
@@ -31,35 +32,41 @@ Examples:
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+@dataclass(frozen=True)
+class FramesFlags:
+    """Where the frames go."""
+
+    to: str | None = flag(
+        None,
+        "An image file for a contact sheet, or a folder (ending in /) for one PNG per frame "
+        "[default: VIDEO-frames.png in this folder].",
+        *("--output", "-o"),
+        metavar="PATH",
+    )
+    overwrite: bool = flag(None, "Overwrite existing files.", "--overwrite", default=False)
+
+
 def frames(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video.", show_default=False)],
     *,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", show_default=False,
-            help="An image file for a contact sheet, or a folder (ending in /) for one PNG per "
-            "frame [default: VIDEO-frames.png in this folder].",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.")] = False,
+    own: FramesFlags,
     flags: FrameFlags,
     preset: PresetFlag,
     output: OutputFlags,
-) -> None:  # fmt: skip
+) -> None:
     """Read the frames, write them, and print where they are."""
     sampling = settle_sampling(settle_preset(preset), flags)
     if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     # Not a hidden file for ".mp4", and never inside a folder that the video's name makes up.
-    target = to if to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
+    target = own.to if own.to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
     into_folder = target.endswith(("/", os.sep)) or Path(target).is_dir()
     if not into_folder:
-        _check_file(Path(target), overwrite)
+        _check_file(Path(target), own.overwrite)
     with console.progress(output.quiet) as progress:
         read = read_frames(video, sampling, progress=progress.watch("reading frames"))
     output.note(*read.notes)
-    written = _write_files(read, Path(target), overwrite) if into_folder else _write_sheet(read, Path(target))
+    written = _write_files(read, Path(target), own.overwrite) if into_folder else _write_sheet(read, Path(target))
     if output.json:
         console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})
     else:
@@ -99,9 +106,7 @@ def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
 
 def save(picture: Image, path: Path) -> None:
     """Write a picture, whole or not at all, in the format of the path's ending."""
+    from PIL import Image as Pillow
+
     with whole_file(path) as beside, beside.open("wb") as file:
-        picture.save(file, format=_format(path))
-
-
-def _format(path: Path) -> str:
-    return {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower().removeprefix("."))
+        picture.save(file, format=Pillow.registered_extensions()[path.suffix.lower()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -67,7 +69,9 @@ class Settings:
 
     def source_of(self, flags: ModelFlags) -> ModelSource:
         """Return which model answers, with what the user said of its weights: a part of the keys of records."""
-        return replace(self.source, asked=tuple(weights_asked(flags).items()))
+        names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")  # which change the answers
+        asked = _without_none(**{name: getattr(flags, name) for name in names})
+        return replace(self.source, asked=tuple(asked.items()))
 
     def open(self) -> Model:
         """Return the model, loaded here or behind a server."""
@@ -125,16 +129,9 @@ def settle(
         preset = written.over(settle_preset(preset_flag, name or written.model))
     if written is not None and written.system:
         preset = replace(preset, system=written.system)
-    generation = replace(
-        preset.generation,
-        **_without_none(
-            **{field.name: getattr(text, field.name) for field in fields(Generation)},
-        ),
-    )
-    drawn_seed = None
+    given = {field.name: getattr(text, field.name) for field in fields(Generation)}
+    generation, drawn_seed = replace(preset.generation, **_without_none(**given)), None
     if generation.temperature > 0 and generation.seed is None:
-        import secrets
-
         drawn_seed = secrets.randbits(32)
         generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
     preset = replace(
@@ -147,15 +144,19 @@ def settle(
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
         preset = replace(preset, quantize=cast("Quantize", quantize))
     check_text(preset.system or "", "the system text")
+    names = ("dtype", "device", "attention", "pool_stride", "pool_mode")
     loading = Loading(
-        **_without_none(quantize=preset.quantize, dtype=model.dtype, device=model.device, attention=model.attention),
+        quantize=preset.quantize,
         frames=preset.sampling.frames if preset.sampling.fps is None else None,
         prefix_reuse=not model.no_prefix_reuse,
-        **_without_none(pool_stride=model.pool_stride, pool_mode=model.pool_mode),
+        **_without_none(**{name: getattr(model, name) for name in names}),
     )
     rope_auto = model.rope_factor == "auto"
     if model.rope_factor is not None and not rope_auto:
-        loading = replace(loading, rope_factor=_factor(model.rope_factor))
+        try:
+            loading = replace(loading, rope_factor=float(model.rope_factor))
+        except ValueError:
+            raise UsageError(f"--rope-factor must be auto or a number, got {model.rope_factor!r}") from None
     return Settings(preset, loading, model.revision, drawn_seed, rope_auto, remote)
 
 
@@ -170,19 +171,6 @@ def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None
     return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
 
 
-def weights_asked(flags: ModelFlags) -> dict[str, Any]:
-    """Return the options that change the weights, and so the answers, except the model and `--quantize`."""
-    names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")
-    return _without_none(**{name: getattr(flags, name) for name in names})
-
-
-def _factor(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--rope-factor must be auto or a number, got {text!r}") from None
-
-
 def _remote(flags: ModelFlags) -> RemoteModel | None:
     """Return the model of --server, or None without that option; raises `UsageError` or `ServerError`."""
     servers = flags.servers if isinstance(flags, AnyModelFlags) else ()
@@ -195,9 +183,6 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
             option = f"--{field.name.replace('_', '-')}"
             raise UsageError(f"{option} and --server exclude each other", "the server decides how its model is loaded")
     assert isinstance(flags, AnyModelFlags)
-
-    import os
-
     from ..remote import open_remote
 
     return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -129,13 +129,10 @@ class RemoteModel:
     def _whole(self, request: Request) -> Answer:
         if (finished := self._finished.pop(request, None)) is not None:
             return finished
-        for left in reversed(range(_TRIES)):
-            try:
+        for _ in range(_TRIES - 1):
+            with suppress(DisconnectedError):  # nothing of the answer was shown yet
                 return join(self.stream(request))
-            except DisconnectedError:  # nothing of the answer was shown yet
-                if not left:
-                    raise
-        raise AssertionError("a last try returns or raises")
+        return join(self.stream(request))
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..conversation import Media
 from ..video import check_video, read_frames
@@ -61,37 +61,3 @@ def media_notes(contents: Sequence[Media]) -> list[str]:
     several = len(contents) > 1
     lines = [f"{medium.path}: {line}" if several else line for medium in contents for line in medium.notes]
     return [*lines, MIXED] if several else lines
-
-
-class ConversationMedia:
-    """The media of a conversation: each path is read once for a sampling, as long as the conversation holds it."""
-
-    def __init__(self) -> None:
-        self._pictures: dict[str, Picture | None] = {}
-        self._contents: dict[tuple[str, Sampling], Media] = {}
-
-    def picture(self, path: str) -> Picture | None:
-        """Return a picture, or None for a video. Raises `MediaError` for a file that is neither."""
-        if path not in self._pictures:
-            (self._pictures[path],) = check_media([path])
-        return self._pictures[path]
-
-    def holds(self, path: str, sampling: Sampling) -> bool:
-        """Whether a file has been read with this sampling."""
-        return (path, sampling) in self._contents
-
-    def read(self, path: str, sampling: Sampling, progress: Callable[[float], None]) -> Media:
-        """Return a file's content; `progress` gets the share that is read."""
-        if not self.holds(path, sampling):
-            content = self.picture(path) or read_frames(path, sampling, progress=progress)
-            self._contents[path, sampling] = content
-        return self._contents[path, sampling]
-
-    def keep(self, paths: Collection[str], sampling: Sampling) -> None:
-        """Forget everything but these paths, read with this sampling."""
-        self._pictures = {path: picture for path, picture in self._pictures.items() if path in paths}
-        self._contents = {
-            (path, used): medium
-            for (path, used), medium in self._contents.items()
-            if path in paths and used == sampling
-        }

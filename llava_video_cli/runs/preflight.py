@@ -51,7 +51,7 @@ class ModelLoader:
 
     `download` is called once, in the caller's thread, before the weights are read. `notify` gets each line that a user
     should know: a RoPE factor that was chosen, and the notes of a model that was loaded here. With `resize_first`, the
-    thread opens the model's `shrink` before the weights.
+    thread opens the model's `shrink` before the weights: `resize`, once it is there.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ModelLoader:
         self._loading: Background[Model] | None = None
         self._has_notified = False
         self._resize_first = resize_first
-        self._resize: Resize | None = None
+        self.resize: Resize | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -107,11 +107,6 @@ class ModelLoader:
         """Return whether the model is loaded, after waiting for it at most that long. Raises what made loading fail."""
         return self._loading is not None and self._loading.check(wait_seconds)
 
-    @property
-    def resize(self) -> Resize | None:
-        """The model's `shrink`, once it is there: before the weights, with `resize_first`."""
-        return self._resize
-
     def result(self) -> Model:
         """Return the model once it is loaded. Raises what made loading fail."""
         self.insist()
@@ -143,7 +138,7 @@ class ModelLoader:
         # One after the other: transformers' lazy modules fail where two threads import them at a time.
         if self._resize_first and self.source.opened is None:
             with suppress(LlvidError):  # a loaded model has its own, or loading says what is wrong
-                self._resize = open_resize(self.source.name, self.source.revision)
+                self.resize = open_resize(self.source.name, self.source.revision)
         return self.source.open()
 
 

@@ -10,10 +10,11 @@ from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
 from ..prompt.timestamps import with_times
 from ..validation import brief
-from ..video import Frames
+from ..video import Frames, read_frames
+from ..video.image import Picture
 from ..video.sampling import Sampling
 from .conversation_file import Draft, turns_of
-from .media import MIXED, ConversationMedia
+from .media import MIXED, check_media
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 
 _WHOLE = ("max_new_tokens", "seed")
@@ -184,9 +185,11 @@ class Chat:
         """
         self.session = session
         self._timestamps, self._notify, self._progress = timestamps, notify, progress
-        self._cache, self._has_noted_mixing = ConversationMedia(), False
+        self._pictures: dict[str, Picture | None] = {}
+        self._contents: dict[tuple[str, Sampling], Media] = {}
+        self._has_noted_mixing = False
         for path in session.paths:
-            self._cache.picture(path)
+            self._picture(path)
         self.loader = ModelLoader(source, download=download, notify=notify)
         self.loader.begin([self.expected_request()])
 
@@ -229,19 +232,21 @@ class Chat:
     def expected_request(self, frames_of: Callable[[str, Sampling], Frames] = most_frames) -> Request:
         """Return the open question with placeholders for the videos, which needn't be read for it."""
         session = self.session
-        pictures = [self._cache.picture(path) for path in session.paths]
+        pictures = [self._picture(path) for path in session.paths]
         return self._request(session, placeholders(session.paths, pictures, session.sampling, frames_of))
 
     def media(self, session: Session) -> list[Media]:
-        """Return all media of a session, in their order. Raises `MediaError`."""
-        self._cache.keep(session.paths, session.sampling)
-        media = []
-        for path in session.paths:
-            is_new = not self._cache.holds(path, session.sampling)
-            media.append(medium := self._cache.read(path, session.sampling, self._progress(path)))
-            for line in medium.notes if is_new else ():
-                self._notify(f"{path}: {line}")
-        return media
+        """Return all media of a session, in their order. What it doesn't hold is forgotten. Raises `MediaError`."""
+        keys = [(path, session.sampling) for path in session.paths]
+        self._pictures = {path: picture for path, picture in self._pictures.items() if path in session.paths}
+        self._contents = {key: medium for key, medium in self._contents.items() if key in keys}
+        for path, sampling in keys:
+            if (path, sampling) not in self._contents:
+                show = self._progress(path)
+                medium = self._contents[path, sampling] = self._picture(path) or read_frames(path, sampling, progress=show)
+                for line in medium.notes:
+                    self._notify(f"{path}: {line}")
+        return [self._contents[key] for key in keys]
 
     def last_step_tokens(self, session: Session, request: Request) -> int:
         """Return how many tokens `Session.undo` would take off a session's request; 0 if there is nothing to undo."""
@@ -252,6 +257,12 @@ class Chat:
         model = self.loader.result()
         smaller = self._request(undone, request.media)  # what is taken back stands at the end
         return model.budget(request).prompt_tokens - model.budget(smaller).prompt_tokens
+
+    def _picture(self, path: str) -> Picture | None:
+        """Return a picture, or None for a video. Raises `MediaError` for a file that is neither."""
+        if path not in self._pictures:
+            (self._pictures[path],) = check_media([path])
+        return self._pictures[path]
 
     def _request(self, session: Session, media: Iterable[Media]) -> Request:
         turns = turns_of(session.drafts, media)

@@ -13,6 +13,7 @@ from llava_video_cli.demo.world import write_picture
 from llava_video_cli.runs.media import MIXED
 from llava_video_cli.runs.preflight import ModelSource
 from llava_video_cli.runs.session import Chat, Session
+from llava_video_cli.video.sampling import Sampling
 
 DEMO = ModelSource("demo", Loading(device="cpu"))
 
@@ -37,6 +38,18 @@ def test_a_picture_that_comes_later_is_compared_with_the_clip(clip: Path, tmp_pa
     assert 0 < chat.last_step_tokens(asking, chat.request(asking)) < 60, "a question and its answer"
     again = chat.session.retry()
     assert join(chat.answer(again, chat.request(again))).text == chat.session.exchanges[-1].answer
+
+
+def test_a_conversation_reads_each_path_once_for_a_sampling(clip: Path) -> None:
+    four = Session(sampling=Sampling(frames=4)).add(str(clip))
+    two = Session(sampling=Sampling(frames=2)).add(str(clip))
+    chat = Chat(four, DEMO)
+    (first,) = chat.media(four)
+    assert chat.media(four)[0] is first
+    assert chat.media(two)[0] is not first and chat.media(four)[0] is not first, "only what a session holds is kept"
+    assert chat.media(Session()) == []
+    with pytest.raises(MediaError):
+        chat.media(four.add(str(clip.with_name("gone.mp4"))))
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(clip: Path) -> None:

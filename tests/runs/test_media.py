@@ -11,7 +11,7 @@ from terminal import scene
 
 from llava_video_cli import MediaError, Picture, Sampling
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.runs.media import MIXED, ConversationMedia, media_notes, read_media
+from llava_video_cli.runs.media import MIXED, media_notes, read_media
 
 
 def no_progress(_: float) -> None: ...
@@ -56,16 +56,3 @@ def test_several_media_are_all_opened_before_any_is_read(clip: Path, tmp_path: P
         with pytest.raises(MediaError):
             read_media(paths, Sampling(), opened=events.opened, progress=events.progress)
         assert events == []
-
-
-def test_a_conversation_reads_each_path_once_for_a_sampling(clip: Path) -> None:
-    cache, red, four = ConversationMedia(), str(clip), Sampling(frames=4)
-    first = cache.read(red, four, no_progress)
-    assert cache.read(red, four, no_progress) is first and cache.holds(red, four)
-    assert cache.read(red, Sampling(frames=2), no_progress) is not first
-    cache.keep([red], four)
-    assert cache.holds(red, four) and not cache.holds(red, Sampling(frames=2))
-    cache.keep([], four)
-    assert not cache.holds(red, four)
-    with pytest.raises(MediaError):
-        cache.picture(str(clip.with_name("gone.mp4")))
