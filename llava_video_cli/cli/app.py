@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
     try:
         # Typer's own main would make an exit with 130 of Ctrl-C, as a command that handled it does.
         with group.make_context("llvid", arguments) as context:
-            code = group.invoke(context)
+            code = group.invoke(context)()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except typer.Exit as leave:

@@ -20,7 +20,7 @@ from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
 from ..system.folders import state_folder
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
 if TYPE_CHECKING:
@@ -52,19 +52,15 @@ def chat(
     ] = None,
     *,
     load: Annotated[
-        Path | None,
-        typer.Option(
-            "--load", metavar="FILE", help="Continue a conversation from a YAML or JSON file that /save wrote.",
-            show_default=False,
-        ),
+        Path | None, option("Continue a conversation from a YAML or JSON file that /save wrote.", metavar="FILE")
     ] = None,
-    no_history: Annotated[bool, typer.Option("--no-history", help="Do not keep a history of typed lines.")] = False,
+    no_history: Annotated[bool, option("Do not keep a history of typed lines.", "--no-history")] = False,
     model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
     output: OutputFlags,
-) -> int:  # fmt: skip
+) -> int:
     """Read and answer lines until stdin ends; return the exit code."""
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)

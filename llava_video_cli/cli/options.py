@@ -187,8 +187,8 @@ class OutputFlags(QuietFlag):
     json: bool = _general("Write JSON lines instead of text.", "--json", default=False)
 
 
-def takes_flags(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Return a command that takes the options of its flag dataclasses one by one."""
+def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
+    """Return what takes the options of a command's flag dataclasses one by one, and returns the call to make."""
     parameters, groups = [], {}
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
@@ -209,11 +209,11 @@ def takes_flags(command: Callable[..., Result]) -> Callable[..., Result]:
         ]
 
     @wraps(command)
-    def run(**values: Any) -> Result:
+    def parsed(**values: Any) -> Callable[[], Result]:
         for keyword, group in groups.items():
             values[keyword] = group(**{each.name: values.pop(each.name) for each in fields(group)})
-        return command(**values)
+        return partial(command, **values)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return parsed

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..system.background import LOADING, Background
 from . import console
 from .download import download
-from .options import OutputFlags
+from .options import OutputFlags, option
 
 HELP = """Download a checkpoint, and print its folder. The same command resumes a download that was interrupted. Only
 the files that are needed are downloaded, all of one commit, and each is checked against the hub's checksum.
@@ -31,38 +31,23 @@ Examples:
 def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as owner/name.", show_default=False)],
     *,
-    revision: Annotated[
-        str | None,
-        typer.Option("--revision", metavar="REV", help="Branch, tag or commit [default: main].", show_default=False),
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use no network: take what was downloaded before, or fail.")
-    ] = False,
+    revision: Annotated[str | None, option("Branch, tag or commit [default: main].", metavar="REV")] = None,
+    offline: Annotated[bool, option("Use no network: take what was downloaded before, or fail.", "--offline")] = False,
     quantize: Annotated[
-        Literal["8bit", "4bit"] | None,
-        typer.Option("--quantize", help="Also store a quantized copy in the folder of --to.", show_default=False),
+        Literal["8bit", "4bit"] | None, option("Also store a quantized copy in the folder of --to.")
     ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="DIR", help="Folder for the quantized copy.", show_default=False),
-    ] = None,
+    to: Annotated[Path | None, option("Folder for the quantized copy.", metavar="DIR")] = None,
     output: OutputFlags,
 ) -> None:
     """Download, store a quantized copy if asked to, and print the folder."""
     if (quantize is None) != (to is None):
         raise UsageError("--quantize and --to go together", "llvid pull MODEL --quantize 4bit --to DIR")
     local = _local_copy(model, revision, output, offline=offline)
-    values: dict[str, object] = {
-        "model": model,
-        "revision": local.commit,
-        "folder": str(local.folder),
-        "bytes": local.bytes,
-    }
+    folder = str(local.folder)
+    values: dict[str, object] = {"model": model, "revision": local.commit, "folder": folder, "bytes": local.bytes}
     values |= {"downloaded_bytes": local.downloaded_bytes, "checked": local.is_checked}
     if quantize is not None and to is not None:
-        values |= {"quantize": quantize, "source": str(local.folder)} | _stored(
-            model, local.folder, quantize, to, output
-        )
+        values |= {"quantize": quantize, "source": folder} | _stored(model, local.folder, quantize, to, output)
     if output.json:
         console.write_json(values)
     else:
@@ -76,7 +61,10 @@ def _local_copy(model: str, revision: str | None, output: OutputFlags, *, offlin
         return Fetched(folder, None, folder_bytes(folder))
     with console.progress(output.quiet) as spinner:
         local = download(model, revision, spinner, quiet=output.quiet, offline=offline)
-    output.note(_outcome(local))
+    source = f"{console.size(local.downloaded_bytes)} downloaded" if local.downloaded_bytes else "nothing to download"
+    if not local.is_checked:
+        source = "downloaded before; the hub wasn't asked"
+    output.note(f"revision {local.commit}: {console.size(local.bytes)}, {source}")
     return local
 
 
@@ -94,10 +82,3 @@ def _stored(
         written = write(loaded, folder, to)
     output.note(f"stored in {quantize}: {console.size(written)}")
     return {"folder": str(to), "bytes": written, "dtype": loaded.placement.dtype}
-
-
-def _outcome(local: Fetched) -> str:
-    source = f"{console.size(local.downloaded_bytes)} downloaded" if local.downloaded_bytes else "nothing to download"
-    if not local.is_checked:
-        source = "downloaded before; the hub wasn't asked"
-    return f"revision {local.commit}: {console.size(local.bytes)}, {source}"

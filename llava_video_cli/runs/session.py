@@ -243,7 +243,8 @@ class Chat:
         for path, sampling in keys:
             if (path, sampling) not in self._contents:
                 show = self._progress(path)
-                medium = self._contents[path, sampling] = self._picture(path) or read_frames(path, sampling, progress=show)
+                medium = self._picture(path) or read_frames(path, sampling, progress=show)
+                self._contents[path, sampling] = medium
                 for line in medium.notes:
                     self._notify(f"{path}: {line}")
         return [self._contents[key] for key in keys]
