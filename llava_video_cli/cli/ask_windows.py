@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ..conversation import Request
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles
 from ..runs.batches import RunPace
@@ -21,7 +20,7 @@ from ..runs.windows import (
     windows_note,
     windows_values,
 )
-from ..video import announced_frames, cut
+from ..video import inspect
 from . import console
 from .answer import note_unfinished, show_answer
 from .meter import Meter
@@ -48,17 +47,14 @@ def ask_windows(
     preset = settings.preset
     with console.progress(output.quiet) as progress:
         show = progress.watch("looking through the video")
-        windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
-    ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
-    expected = [each for part in ends for each in window_requests(questions, preset, most_frames(paths[0], part))]
-
-    def first() -> list[Request]:
-        return window_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
-
-    model = load(settings, output, expected, first)
+        video = inspect(paths[0], progress=show)
+        windows = video.windows(every_seconds, preset.sampling)
+    ends = (windows[0], windows[-1])  # the last one may be the longest
+    expected = [each for window in ends for each in window_requests(questions, preset, most_frames(paths[0], window))]
+    model = load(settings, output, expected, lambda: window_requests(questions, preset, video.announced(windows[0])))
     began, pace, parts = time.perf_counter(), RunPace(), []
-    with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
-        for each in answer_windows(windows, questions, preset, model, subtitles, pace=pace):
+    with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter:
+        for each in answer_windows(video, windows, questions, preset, model, subtitles, pace=pace):
             parts.append(each)
             meter.count(failed=False)
     seconds = time.perf_counter() - began

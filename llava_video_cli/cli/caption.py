@@ -18,7 +18,7 @@ from ..runs.caption import Task, caption_task
 from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
-from ..video import read_windows
+from ..video import inspect
 from ..video.sampling import clock
 from . import console
 from .answer import answer_all, show_answer
@@ -195,8 +195,10 @@ def _stream(
     task = Task(settings.preset, every, subtitles=subtitles)
     largest = largest_requests(task, rope_auto=settings.rope_auto)
     model, heard = load(settings, output, largest, lambda: [expected_request(path, task)]), []
-    for start, end, frames in read_windows(path, every, settings.preset.sampling, resize=model.shrink):
-        console.write(f"{clock(start)}-{clock(end)}  ")
+    video = inspect(path)
+    for window in video.windows(every, settings.preset.sampling):
+        frames = video.read(window, resize=model.shrink)
+        console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
         with console.progress(output.quiet) as progress:
             request, part = task.request(frames, model.budget)
             show_answer(model.stream(request), progress, silent=False)

@@ -15,7 +15,7 @@ from ..errors import LlvidError, MediaError
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.digest import fingerprint
-from ..video import Resize, read_frames, read_windows
+from ..video import Resize, inspect, read_frames
 from ..video.files import Status
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
@@ -110,8 +110,9 @@ class CaptionJob:
         elif every is None:
             yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
         else:
-            for _, _, frames in read_windows(self.name, every, sampling, limits=limits, resize=shrink):
-                yield self._question(frames)
+            video = inspect(self.name, limits)
+            for window in video.windows(every, sampling):
+                yield self._question(video.read(window, limits=limits, resize=shrink))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None

@@ -15,7 +15,7 @@ from ..model import Model
 from ..preset import Preset
 from ..prompt.budget import question_refusal
 from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
-from ..video import Frames, Resize, Windows
+from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
 from .batches import RunPace, run
@@ -56,7 +56,8 @@ class WindowAnswers:
 
 
 def answer_windows(
-    windows: Windows,
+    video: Video,
+    windows: Sequence[Sampling],
     questions: Sequence[str],
     preset: Preset,
     model: Model,
@@ -69,14 +70,14 @@ def answer_windows(
     Raises `UsageError` for too many windows, `ContextError` where a question can't be answered at all, before anything
     is read; and what makes a window impossible.
     """
-    if len(windows.parts) > MOST_WINDOWS:
+    if len(windows) > MOST_WINDOWS:
         raise UsageError(
-            f"{len(windows.parts):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
+            f"{len(windows):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
         )
     for question in questions:
         _check_room(question, preset, model)
     brief = _short(preset)
-    jobs = (_Window(windows, part, tuple(questions), brief, subtitles, model.budget) for part in windows.parts)
+    jobs = (_Window(video, window, questions, brief, subtitles, model.budget) for window in windows)
     for record in _done(jobs, model, pace):
         yield record.values["window"]
 
@@ -164,20 +165,20 @@ def window_notes(parts: Iterable[WindowAnswers]) -> list[str]:
 class _Window:
     """A window as a job: its frames, and a question about them for each that was asked of the whole."""
 
-    windows: Windows
-    part: Sampling
-    asked: tuple[str, ...]
+    video: Video
+    window: Sampling
+    whole_questions: Sequence[str]
     preset: Preset
     subtitles: Subtitles | None
     count: Count
 
     @property
     def name(self) -> str:
-        return self.windows.path
+        return self.video.info.path
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
-        frames = self.windows.read(self.part, limits=limits, resize=shrink)
-        prompts = [_ASK_WINDOW.format(question=question) for question in self.asked]
+        frames = self.video.read(self.window, limits=limits, resize=shrink)
+        prompts = [_ASK_WINDOW.format(question=question) for question in self.whole_questions]
         requests, heard = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
         seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), heard)
         for number, request in enumerate(requests):
