@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..runs import answer_file
+from ..runs.requests import answer_file
 from . import console
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, takes
 from .run import Pacing, carry_out, confirm_overwrite, run_options

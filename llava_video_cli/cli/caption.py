@@ -13,8 +13,7 @@ import typer
 
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
-from ..runs import caption_folder, default_output
-from ..runs.caption import Task, caption_task
+from ..runs.caption import Task, caption_folder, caption_task, default_output
 from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests

@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ContextError, UsageError
+from ..errors import UsageError
 from ..runs.caption import Task
-from ..runs.formats import check_parquet, write_parquet
-from ..runs.ledger import Errors, Ledger
-from ..runs.parts import PartErrors, PartFiles, is_folder
+from ..runs.formats import TABLES, check_parquet
+from ..runs.ledger import Errors, Ledger, PartErrors, PartFiles, is_folder, open_table
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address
 from .pipeline import run
 from .session import ClusterSession
-
-_FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,13 @@ def open_output(to: str | None, *, overwrite: bool = False) -> Iterator[ClusterO
         check_parquet()
         with PartFiles(to, overwrite=overwrite) as parts:
             yield ClusterOutput(parts, PartErrors(parts), "/" if is_address(to) else _absolute(to))
-    elif (suffix := Path(to).suffix.lower()) not in _FILE_SUFFIXES:
-        kinds = ", ".join(_FILE_SUFFIXES)
-        raise UsageError(f"{to} must end in {kinds}, or be a folder/ or an address such as s3://bucket/name")
+    elif Path(to).suffix.lower() not in TABLES:
+        raise UsageError(
+            f"{to} must end in {', '.join(TABLES)}, or be a folder/ or an address such as s3://bucket/name"
+        )
     else:
-        file = Path(to)
-        if suffix == ".parquet":
-            check_parquet()
-        rows = file.with_name(f"{file.name}.jsonl") if suffix == ".parquet" else file
-        with Ledger(rows, overwrite=overwrite) as ledger:
-            try:
-                yield ClusterOutput(ledger, Errors(file, overwrite=overwrite), _absolute(file.parent))
-            finally:
-                if suffix == ".parquet":
-                    write_parquet(ledger.records(), file)
+        with open_table(Path(to), overwrite=overwrite) as ledger:
+            yield ClusterOutput(ledger, Errors(Path(to), overwrite=overwrite), _absolute(Path(to).parent))
 
 
 def _absolute(path: str | Path) -> str:
@@ -88,8 +78,8 @@ def caption_on_cluster(
                     output.records.append(outcome)
                 if output.failures is not None:
                     output.failures.succeeded(outcome)
-            elif isinstance(outcome.cause, ContextError) and task.preset.sampling.fps is None:
-                raise outcome.cause  # every video has as many frames, so none of them fits
+            elif task.is_fatal(outcome.cause):
+                raise outcome.cause
             elif output.failures is not None:
                 output.failures.append(outcome)
             yield outcome

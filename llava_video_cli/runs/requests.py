@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from ..conversation import Answer, Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
+from ..model import Model
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
@@ -22,10 +23,11 @@ from ..video.image import Picture, is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from .conversation_file import Draft, below, read_drafts, turns_of
+from .ledger import Errors, Ledger
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .resumable import RunPlan
+from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -159,6 +161,34 @@ class RequestJob:
         }
         values = ask_values(media, asked.question, answer, {**self.settings, **own})
         return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
+
+
+def answer_file(
+    requests: str | Path,
+    output: str | Path,
+    *,
+    preset: Preset | str | None = None,
+    model: Model | ModelSource | str | None = None,
+    overwrite: bool = False,
+    options: RunOptions | None = None,
+) -> ResumableRun:
+    """Return the run that answers a file of requests, a JSON object a line; iterate over it for the records.
+
+    What stands in `output` (.jsonl) is done and is not made again, unless `overwrite`. What a request doesn't say, the
+    preset says. Raises as `caption_folder` does, and `UsageError` for a line that is not understood.
+    """
+    options, to = options or RunOptions(), Path(output)
+    if to.suffix.lower() != ".jsonl":
+        raise UsageError(f"{to} must end in .jsonl")
+    preset, source, drawn_seed = settle_run(preset, model)
+    batch = list(read_requests(Path(requests), preset))
+    if to.exists() and to.samefile(requests):
+        raise UsageError(f"{to} holds the requests", "name another file with -o")
+    with ExitStack() as opened:
+        ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
+        errors = opened.enter_context(Errors(to, overwrite=overwrite))
+        plan = plan_requests(batch, source, preset, drawn_seed, ledger.done)
+        return ResumableRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
 
 
 def plan_requests(
