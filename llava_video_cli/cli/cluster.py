@@ -25,9 +25,8 @@ from ..runs.ledger import is_folder
 from ..runs.record import Failure, Record
 from ..video.limits import Limits
 from . import console
-from .meter import Meter
-from .options import ClusterFlags, OutputFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, show_outcome
+from .options import ClusterFlags, OutputFlags, RunFlags
+from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Meter, confirm_overwrite, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -64,24 +63,23 @@ def on_cluster(
     task: Task,
     settings: Settings,
     output: OutputFlags,
-    pacing: Pacing,
+    pacing: RunFlags,
     flags: ClusterFlags,
     recursive: bool,
-    overwrite: bool,
 ) -> int:
     """Caption the videos that are not done yet; return the exit code."""
     cluster = _cluster(flags, settings.loading.device)
-    if overwrite and to is not None and not is_folder(to):
+    if pacing.overwrite and to is not None and not is_folder(to):
         confirm_overwrite(Path(to), output)
     with ExitStack() as stack:
-        records = stack.enter_context(open_output(to, overwrite=overwrite))
+        records = stack.enter_context(open_output(to, overwrite=pacing.overwrite))
         session = stack.enter_context(_connected(cluster, output))
         options: dict[str, Any] = {
             "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
             "open_resize": partial(open_resize, settings.model, settings.revision),
             "working_folder": str(Path.cwd()),
             "recursive": recursive,
-            "limits": Limits(seconds=pacing.timeout_seconds),
+            "limits": Limits(seconds=pacing.timeout),
             "batch_size": pacing.batch_size,
         }
         if flags.dry_run:
