@@ -25,7 +25,7 @@ from ..video.limits import Limits
 from .formats import SIDECARS, Sidecar, Sidecars, check_output
 from .ledger import Errors, Ledger, open_table
 from .media import check_media
-from .prefetch import JobRequest, Result
+from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import Failure, Record, media_values, path_to_text
 from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
@@ -78,8 +78,8 @@ class Task:
 
     def request(self, media: Media, count: Count) -> tuple[Request, LineCount | None]:
         """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""
-        (request,), heard = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
-        return request, heard
+        (request,), lines = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
+        return request, lines
 
 
 def caption_task(
@@ -97,12 +97,12 @@ def caption_task(
 
 @dataclass(frozen=True)
 class _Part:
-    """What is kept of a window's media: its times, and what `media_values` says of it."""
+    """What is kept of a window's media: its times, what `media_values` says of it, and its lines of subtitles."""
 
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: LineCount | None = None
+    lines: LineCount | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,8 @@ class CaptionJob:
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return the record, or why there is none: half of a video's windows are no caption of it."""
-        answers: list[tuple[_Part, Answer]] = []
-        for question, result in results:
-            if isinstance(result, LlvidError):
-                error = error or result
-            else:
-                answers.append((question.about, result))
+        error = error or first_error(results)
+        answers = [(question.about, result) for question, result in results if isinstance(result, Answer)]
         answers.sort(key=lambda pair: pair[0].start_seconds)
         if error is None and not answers:
             error = MediaError(f"{self.name}: nothing in it to caption")
@@ -145,8 +141,8 @@ class CaptionJob:
         return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
 
     def _question(self, media: Media) -> JobRequest:
-        request, heard = self.task.request(media, self.count)
-        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), heard))
+        request, lines = self.task.request(media, self.count)
+        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
 
 
 def caption_values(
@@ -164,7 +160,7 @@ def caption_values(
     parts = [part for part, _ in answers]
     segments = [Segment(part.start_seconds, part.end_seconds, answer.text) for part, answer in answers]
     notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
-    notes |= dict.fromkeys(notes_of(part.heard for part in parts))
+    notes |= dict.fromkeys(notes_of(part.lines for part in parts))
     return {
         "video_path": path_to_text(path),
         "caption": " ".join(answer.text for _, answer in answers),

@@ -18,7 +18,7 @@ from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
 from ..video import Resize
 from ..video.limits import Limits
-from .batches import BatchSize, RunPace, answer_jobs, read_ahead
+from .batches import Batches, BatchSize, RunPace, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
@@ -194,7 +194,7 @@ class ResumableRun:
     def _outcomes(self) -> Iterator[Record | Failure]:
         yield from self._plan.failures
         if self._ahead is not None and self._model is not None:
-            yield from answer_jobs(self._ahead, self._model, self.stop, self.pace)
+            yield from Batches(self._ahead, self._model, self.stop, self.pace).outcomes()
 
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""

@@ -20,7 +20,7 @@ from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
 from .batches import RunPace, run
 from .caption import join_frames, total_usage
-from .prefetch import Job, JobRequest, Result
+from .prefetch import Job, JobRequest, Result, first_error
 from .record import Failure, Record, ask_values, media_values, path_to_text
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
@@ -47,7 +47,7 @@ class WindowAnswers:
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: LineCount | None = None
+    lines: LineCount | None = None
     answers: tuple[Answer, ...] = ()
 
     def segment(self, number: int) -> Segment:
@@ -75,7 +75,9 @@ def answer_windows(
             f"{len(windows):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
         )
     for question in questions:
-        _check_room(question, preset, model)
+        budget = model.budget(_request(_ANSWER, question, (), preset))
+        if budget.is_exceeded:  # it would come out only at the end, hours later
+            raise question_refusal(model.name, budget)
     brief = _short(preset)
     jobs = (_Window(video, window, questions, brief, subtitles, model.budget) for window in windows)
     for record in _done(jobs, model, pace):
@@ -158,7 +160,7 @@ def window_notes(parts: Iterable[WindowAnswers]) -> list[str]:
     """Return what a user should know about the windows as they were read."""
     parts = list(parts)
     lines = dict.fromkeys(line for each in parts for line in each.values["notes"])
-    return [*lines, *notes_of(each.heard for each in parts)]
+    return [*lines, *notes_of(each.lines for each in parts)]
 
 
 @dataclass(frozen=True)
@@ -179,26 +181,22 @@ class _Window:
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         frames = self.video.read(self.window, limits=limits, resize=shrink)
         prompts = [_ASK_WINDOW.format(question=question) for question in self.whole_questions]
-        requests, heard = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
-        seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), heard)
+        requests, lines = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
+        seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), lines)
         for number, request in enumerate(requests):
             yield JobRequest(request, (number, seen))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
-        answers: dict[int, Answer] = {}
-        seen: WindowAnswers | None = None
-        for question, result in results:
-            number, seen = question.about
-            if isinstance(result, LlvidError):
-                error = error or result
-            else:
-                answers[number] = result
-        if error is not None or seen is None:
-            cause = error or MediaError(f"{self.name}: was not read")
-            return [Failure({"video_path": path_to_text(self.name)}, cause)]
-        return [Record({"window": replace(seen, answers=tuple(answers[number] for number in sorted(answers)))})]
+        error = error or first_error(results)
+        if error is None and not results:
+            error = MediaError(f"{self.name}: was not read")
+        if error is not None:
+            return [Failure({"video_path": path_to_text(self.name)}, error)]
+        answers = {question.about[0]: result for question, result in results if isinstance(result, Answer)}
+        window = replace(results[0][0].about[1], answers=tuple(answers[number] for number in sorted(answers)))
+        return [Record({"window": window})]
 
 
 @dataclass(frozen=True)
@@ -221,12 +219,11 @@ class _Group:
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         for _, result in results:
-            if isinstance(result, LlvidError):
-                return [Failure({}, result)]
-            text = " ".join(result.text.split())
-            segment = Segment(self.notes[0].start_seconds, self.notes[-1].end_seconds, text)
-            return [Record({"number": self.number, "segment": segment, "usage": result.usage})]
-        return [Failure({}, error or MediaError(f"{self.name} were not read"))]
+            if isinstance(result, Answer):
+                text = " ".join(result.text.split())
+                segment = Segment(self.notes[0].start_seconds, self.notes[-1].end_seconds, text)
+                return [Record({"number": self.number, "segment": segment, "usage": result.usage})]
+        return [Failure({}, error or first_error(results) or MediaError(f"{self.name} were not read"))]
 
 
 def _done(jobs: Iterable[Job], model: Model, pace: RunPace | None) -> Iterator[Record]:
@@ -261,13 +258,6 @@ def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model
 def _short(preset: Preset) -> Preset:
     generation = preset.generation
     return replace(preset, generation=replace(generation, max_new_tokens=min(_SHORT_TOKENS, generation.max_new_tokens)))
-
-
-def _check_room(question: str, preset: Preset, model: Model) -> None:
-    """Refuse what would come out only at the end, hours later."""
-    budget = model.budget(_request(_ANSWER, question, (), preset))
-    if budget.is_exceeded:
-        raise question_refusal(model.name, budget)
 
 
 def _summed(usages: Sequence[Usage], seconds: float) -> Usage:

@@ -112,7 +112,7 @@ def test_windows_are_told_times_and_what_is_spoken_in_them(film: Path) -> None:
     first, second = sorted(text for batch in model.batches for text in batch)
     assert "shown by 2 frames, at 0.00s, 3.00s.\nIts subtitles" in first and "0.2s: hello\n" in first
     assert "at 6.00s, 9.00s." in second and "6.5s: bye" in second and "hello" not in second
-    assert [each.heard and each.heard.used for each in found] == [1, 1]
+    assert [each.lines and each.lines.used for each in found] == [1, 1]
 
 
 def test_notes_that_fit_are_answered_from_at_once() -> None:
