@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +10,14 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MediaError, UsageError
+from ..errors import UsageError
 from ..model import Loading
-from ..prompt.subtitles import Subtitles
 from ..remote.discovery import announced
-from ..runs.batches import RunPace
 from ..runs.conversation_file import Conversation, read_conversation
-from ..runs.media import check_media
-from ..runs.preflight import most_frames
-from ..runs.record import settings_values
 from ..runs.session import Session
-from ..runs.windows import (
-    answer_windows,
-    conclude,
-    relevant,
-    window_notes,
-    window_requests,
-    windows_note,
-    windows_values,
-)
-from ..video import inspect
 from . import console
-from .answer import answer_all, note_unfinished, show_answer
+from .answer import answer_all, note_unfinished
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, takes
-from .run import Meter, load
 from .settings import Settings, check_text, settle, settle_subtitles
 
 _EXAMPLES = """
@@ -127,57 +110,12 @@ def ask(
     subtitles = settle_subtitles(speech, paths)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
     if windows is not None:
-        _ask_windows(paths, texts, windows, settings, output, subtitles, show_questions=show_questions)
+        from .ask_windows import ask_windows
+
+        ask_windows(paths, texts, windows, settings, output, subtitles, show_questions=show_questions)
         return
     _note_server(settings, output)
     answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
-
-
-def _ask_windows(
-    paths: Sequence[str],
-    questions: Sequence[str],
-    every_seconds: float,
-    settings: Settings,
-    output: OutputFlags,
-    subtitles: Subtitles | None,
-    *,
-    show_questions: bool,
-) -> None:
-    """Ask all questions about each window, read once, then answer one question after the other."""
-    if len(paths) != 1:
-        raise UsageError("--windows is for one video")
-    if check_media(paths) != [None]:
-        raise MediaError(f"{paths[0]} is a picture: it has no windows")
-    preset = settings.preset
-    with console.progress(output.quiet) as progress:
-        video = inspect(paths[0], progress=progress.watch("looking through the video"))
-        windows = video.windows(every_seconds, preset.sampling)
-    ends = (windows[0], windows[-1])  # the last one may be the longest
-    expected = [each for window in ends for each in window_requests(questions, preset, most_frames(paths[0], window))]
-    model = load(settings, output, expected, lambda: window_requests(questions, preset, video.announced(windows[0])))
-    began, pace, answers = time.perf_counter(), RunPace(), []
-    with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter:
-        for each in answer_windows(video, windows, questions, preset, model, subtitles, pace=pace):
-            answers.append(each)
-            meter.count(failed=False)
-    seconds = time.perf_counter() - began
-    answers.sort(key=lambda each: each.start_seconds)
-    values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}
-    output.note(*window_notes(answers))
-    with console.progress(output.quiet) as progress:
-        for number, question in enumerate(questions):
-            if show_questions and not output.json:
-                progress.stop()
-                output.note(f"> {question}")
-            progress.say("putting the windows together")
-            segments = [each.segment(number) for each in answers]
-            used = relevant(segments)
-            answer = show_answer(conclude(question, used, preset, model), progress, silent=output.json)
-            if output.json:
-                console.write_json(windows_values(answers, number, question, answer, seconds, values))
-            progress.stop()
-            output.note(windows_note(used, len(segments)))
-            note_unfinished(answer, preset.generation.max_new_tokens, output)
 
 
 def _note_server(settings: Settings, output: OutputFlags) -> None:

@@ -26,14 +26,12 @@ from .options import OutputFlags, RunFlags
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from rich.progress import Progress
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 _LINE_SECONDS = 60.0
-_SLOW_WINDOW_SECONDS = 20.0  # over which the slow stage is told
+_SLOW_WINDOW_SECONDS = 20.0  # over which the slow stage is measured
 _CLEAR = 0.6  # of that time, from which on one stage is the slow one
 
 
@@ -212,8 +210,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
 def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
+    def interrupt(*_: object) -> None:
         if stop.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid

@@ -39,14 +39,14 @@ _RECORDS = "llvid-captions.jsonl"  # where records go when only sidecars were as
 class Task:
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
-    `every_seconds` cuts a video into windows; None takes the whole of it. `asked` is what else makes another caption
-    of the same prompt: how the weights were asked for. A `drawn_seed`, which nobody asked for, does not. `subtitles`
+    `every_seconds` cuts a video into windows; None takes the whole of it. `weight_options` change the
+    weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of a record's key. `subtitles`
     are for a run on one video.
     """
 
     preset: Preset
     every_seconds: float | None = None
-    asked: tuple[tuple[str, Any], ...] = ()
+    weight_options: tuple[tuple[str, Any], ...] = ()
     drawn_seed: int | None = None
     subtitles: Subtitles | None = None
 
@@ -61,7 +61,7 @@ class Task:
             "sampling": asdict(preset.sampling),
             "generation": asdict(preset.generation.asked(self.drawn_seed)),
             "every_seconds": self.every_seconds,
-            "asked": self.asked,
+            "asked": self.weight_options,
             **({"timestamps": True} if preset.timestamps else {}),
             **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
         }
@@ -91,8 +91,8 @@ def caption_task(
 ) -> Task:
     """Return what is asked about every video, of the model that `source` names."""
     quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
-    asked = dict(source.asked or ()) | quantize
-    return Task(preset, every_seconds, tuple(sorted(asked.items())), drawn_seed, subtitles)
+    options = dict(source.asked or ()) | quantize
+    return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles)
 
 
 @dataclass(frozen=True)
@@ -138,51 +138,45 @@ class CaptionJob:
             error = MediaError(f"{self.name}: nothing in it to caption")
         if error is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
-        return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
+        return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
         request, lines = self.task.request(media, self.count)
         return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
 
+    def _values(self, answers: Sequence[tuple[_Part, Answer]]) -> dict[str, Any]:
+        """Return the JSON values of a caption's record.
 
-def caption_values(
-    path: str,
-    key: str,
-    prompt: str,
-    answers: Sequence[tuple[_Part, Answer]],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the JSON values of a caption's record.
-
-    Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with the
-    same types, `notes` is one text, and there is always a segment.
-    """
-    parts = [part for part, _ in answers]
-    segments = [Segment(part.start_seconds, part.end_seconds, answer.text) for part, answer in answers]
-    notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
-    notes |= dict.fromkeys(notes_of(part.lines for part in parts))
-    return {
-        "video_path": path_to_text(path),
-        "caption": " ".join(answer.text for _, answer in answers),
-        "segments": [asdict(segment) for segment in segments],
-        "prompt": prompt,
-        "model": settings["model"],
-        "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-        "frames": join_frames([part.values["frames"] for part in parts]),
-        "notes": "; ".join(notes),
-        "usage": asdict(total_usage([answer.usage for _, answer in answers])),
-        "settings": dict(settings),
-        "key": key,
-    }
+        Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with
+        the same types, `notes` is one text, and there is always a segment.
+        """
+        parts = [part for part, _ in answers]
+        notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
+        notes |= dict.fromkeys(notes_of(part.lines for part in parts))
+        return {
+            "video_path": path_to_text(self.name),
+            "caption": " ".join(answer.text for _, answer in answers),
+            "segments": [
+                asdict(Segment(part.start_seconds, part.end_seconds, answer.text)) for part, answer in answers
+            ],
+            "prompt": self.task.preset.prompt,
+            "model": self.settings["model"],
+            "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
+            "frames": join_frames([part.values["frames"] for part in parts]),
+            "notes": "; ".join(notes),
+            "usage": asdict(total_usage([answer.usage for _, answer in answers])),
+            "settings": dict(self.settings),
+            "key": self.key,
+        }
 
 
 def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Join what is said of the frames of each window."""
-    known = [part for part in parts if part is not None]
-    if not known:
+    videos = [part for part in parts if part is not None]
+    if not videos:
         return None
-    times = [time for part in known for time in part["times_seconds"]]
-    return {**known[0], "count": len(times), "times_seconds": times}
+    times = [time for part in videos for time in part["times_seconds"]]
+    return {**videos[0], "count": len(times), "times_seconds": times}
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:

@@ -26,8 +26,8 @@ from .record import Failure, Record
 from .storage import buffered, file_system, is_address
 
 _KEY_DIGITS = 32
-_RECORDS = 5000
-_SECONDS = 60.0
+_PART_RECORDS = 5000
+_PART_SECONDS = 60.0
 _ERRORS = "_errors.jsonl"  # readers of folders leave names with an underscore out
 
 
@@ -56,7 +56,16 @@ class Ledger:
     def append(self, record: Record) -> None:
         """Write a record. Raises LlvidError when it can't be written; what was there before stays as it was."""
         row = self.rows.encode(record.values)
-        self._write(row if self._end else self.rows.header + row)
+        content = row if self._end else self.rows.header + row
+        try:
+            _write_at(self._file, self._end, content)
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise LlvidError(
+                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
+            ) from None
+        self._end += len(content)
         self.done.add(record.key)
 
     def records(self) -> Iterator[Record]:
@@ -71,17 +80,6 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def _write(self, content: bytes) -> None:
-        try:
-            _write_at(self._file, self._end, content)
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            raise LlvidError(
-                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
-            ) from None
-        self._end += len(content)
 
 
 @contextmanager
@@ -241,7 +239,7 @@ class PartFiles:
         """Take a record, to be written with the next part."""
         self._waiting.append(record)
         self.done.add(record.key)
-        if len(self._waiting) >= _RECORDS or time.monotonic() - self._written_at > _SECONDS:
+        if len(self._waiting) >= _PART_RECORDS or time.monotonic() - self._written_at > _PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:

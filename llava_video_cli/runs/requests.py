@@ -181,8 +181,8 @@ def plan_requests(
     requests: Sequence[BatchRequest], source: ModelSource, preset: Preset, drawn_seed: int | None, done: set[str]
 ) -> RunPlan:
     """Return the run that answers the requests whose keys are not `done`; those on the same frames become one job."""
-    asked = dict(source.asked or ())
-    weights = (source.name, asked.pop("revision", None), asked.pop("dtype", None), preset.quantize, *asked.items())
+    rest = dict(source.asked or ())
+    weights = (source.name, rest.pop("revision", None), rest.pop("dtype", None), preset.quantize, *rest.items())
     groups: dict[Any, list[tuple[BatchRequest, str]]] = {}
     failures = []
     for each in requests:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Event
 from typing import Any, cast, get_args
@@ -93,22 +94,17 @@ def settle_run(
         drawn_seed = secrets.randbits(32)
         generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
     preset = replace(preset, model=source.name, quantize=cast("Quantize", quantize), generation=generation)
-    if source.asked is None:
-        source = replace(source, asked=_asked(source))
+    if source.asked is None:  # the options of the weights that are not the defaults, as on the command line
+        loading = source.loading
+        options = {
+            "revision": source.revision,
+            "dtype": None if loading.dtype == "auto" else loading.dtype,
+            "rope_factor": "auto" if source.rope_auto else loading.rope_factor and f"{loading.rope_factor:g}",
+            "pool_stride": loading.pool_stride,
+            "pool_mode": loading.pool_mode,
+        }
+        source = replace(source, asked=tuple((name, value) for name, value in options.items() if value is not None))
     return preset, source, drawn_seed
-
-
-def _asked(source: ModelSource) -> tuple[tuple[str, object], ...]:
-    """Return the options of the weights that are not the defaults, as a user of the command line gives them."""
-    loading = source.loading
-    options = {
-        "revision": source.revision,
-        "dtype": None if loading.dtype == "auto" else loading.dtype,
-        "rope_factor": "auto" if source.rope_auto else loading.rope_factor and f"{loading.rope_factor:g}",
-        "pool_stride": loading.pool_stride,
-        "pool_mode": loading.pool_mode,
-    }
-    return tuple((name, value) for name, value in options.items() if value is not None)
 
 
 class ResumableRun:
@@ -170,7 +166,10 @@ class ResumableRun:
     def __iter__(self) -> Iterator[Record | Failure]:
         with self:
             self.begin()
-            for outcome in self._outcomes():
+            answers: Iterable[Record | Failure] = ()
+            if self._ahead is not None and self._model is not None:
+                answers = Batches(self._ahead, self._model, self.stop, self.pace).outcomes()
+            for outcome in chain(self._plan.failures, answers):
                 if isinstance(outcome, Record):
                     if self._output is not None:
                         self._output[0].append(outcome)
@@ -191,11 +190,6 @@ class ResumableRun:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _outcomes(self) -> Iterator[Record | Failure]:
-        yield from self._plan.failures
-        if self._ahead is not None and self._model is not None:
-            yield from Batches(self._ahead, self._model, self.stop, self.pace).outcomes()
-
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""
         loader = ModelLoader(
@@ -215,11 +209,9 @@ class ResumableRun:
             if self.stop.is_set():
                 return
         self._model = loader.result()
-        if self._ahead is not None:
-            self._ahead.most_questions = FEWEST_REQUESTS
         self._settings |= settings_values(self._model, self._preset, self._subtitles)
-        if self._ahead is None:
-            self._ahead = self._reader(self._model.shrink)
+        self._ahead = self._ahead or self._reader(self._model.shrink)
+        self._ahead.most_questions = FEWEST_REQUESTS
 
     def _reader(self, shrink: Resize) -> ReadAhead:
         return read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
