@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LlvidError
 from ..preset import Preset
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from . import console
 from .answer import answer_all
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, takes

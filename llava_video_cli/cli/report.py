@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from . import console
 from .options import OutputFlags, takes
 

@@ -14,7 +14,7 @@ from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
 from ..errors import LlvidError, MediaError
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..video import Resize, read_frames, read_windows
 from ..video.files import Status
 from ..video.image import is_picture, read_image

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from ..conversation import Segment
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from .record import Record
 
 TABLES = (".jsonl", ".csv", ".parquet")

@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
-from ..system.lock import lock
+from ..system.files import lock, whole_file
 from .formats import JsonLines, TableFormat, table_format
 from .record import Failure, Record
 

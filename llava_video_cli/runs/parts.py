@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import LlvidError
-from ..system.lock import lock
+from ..system.files import lock
 from .formats import JsonLines, write_parquet
 from .record import Failure, Record
 from .storage import buffered, file_system, is_address

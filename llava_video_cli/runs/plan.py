@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ..errors import ContextError, LlvidError, MediaError
 from ..prompt.subtitles import Count
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from ..video import check_video
 from ..video.files import Found
 from ..video.image import is_picture, read_image

@@ -15,7 +15,7 @@ from ..errors import LlvidError, MediaError, UsageError
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from ..video import Resize, read_frames
 from ..video.image import Picture, is_picture, read_image
