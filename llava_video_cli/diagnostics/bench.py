@@ -129,7 +129,8 @@ class MachineInfo:
 
 def machine_info() -> MachineInfo:
     """Return what this machine is; what can't be determined is empty."""
-    cpu, memory_bytes, cards = processor(), None, ()
+    cpu, memory_bytes = processor(), None
+    cards: tuple[Card, ...] = ()
     with suppress(OSError):
         memory_bytes = memory().total_bytes
     with suppress(OSError):
@@ -202,7 +203,7 @@ class Bench:
             device = model.settings.get("device")
             del model
             gc.collect()  # a model refers to itself; the next one needs its memory
-            if subject.facts is not None:
+            if device and subject.facts is not None:
                 import torch
 
                 from ..inference.device_memory import give_back

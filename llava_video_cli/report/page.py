@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import LlvidError, UsageError
 from ..runs.record import text_to_path
-from ..video import iter_frames
+from ..video import read_frames
 from ..video.contact_sheet import sheet_of
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
@@ -196,9 +196,15 @@ def _sheet(video: str, sampling: Sampling | None, folder: Path) -> bytes | str:
         if not Path(path).exists() and (folder / path).exists():
             path = os.fspath(folder / path)
     try:
-        return _jpeg(_picture(path, sampling))
+        picture = _picture(path, sampling)
     except LlvidError as failure:
         return str(failure).removeprefix(f"{path}: ")
+    for quality in _QUALITIES:
+        file = BytesIO()
+        picture.save(file, format="jpeg", quality=quality, optimize=True)
+        if file.tell() <= _SHEET_BYTES:
+            break
+    return file.getvalue()
 
 
 def _picture(path: str, sampling: Sampling | None) -> Image:
@@ -208,38 +214,22 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
         image = Pillow.fromarray(read_image(path).pixels)
         image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
-    images, times_seconds = _small_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES))
-    count, height, width, _ = images.shape
+    frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS, resize=_small)
+    count, height, width, _ = frames.images.shape
     rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
     columns = -(-count // rows)
     shape = height / width * rows / columns  # height to width, of the sheet
-    return sheet_of(
-        images, times_seconds, columns, min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
-    )
+    wide = min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
+    return sheet_of(frames.images, frames.times_seconds, columns, wide)
 
 
-def _small_frames(path: str, sampling: Sampling) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
-    """Return the frames, no wider than a cell, and their times; one full-size frame is in memory at a time."""
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame no wider than a cell; one that is too tall is cropped."""
     import numpy as np
     from PIL import Image as Pillow
 
-    images, times_seconds = list[Any](), list[float]()
-    for frame in iter_frames(path, sampling, limits=_LIMITS):
-        height, width, _ = frame.image.shape
-        cut = max(0, height - _STEEPEST * width) // 2
-        whole = Pillow.fromarray(frame.image[cut : height - cut])
-        if not images:
-            wide = min(width, _CELL_PIXELS)
-            size = (wide, max(1, round(whole.height * wide / width)))
-        images.append(np.asarray(whole.resize(size, Pillow.Resampling.BOX)))
-        times_seconds.append(frame.time_seconds)
-    return np.stack(images), tuple(times_seconds)
-
-
-def _jpeg(image: Image) -> bytes:
-    for quality in _QUALITIES:
-        file = BytesIO()
-        image.save(file, format="jpeg", quality=quality, optimize=True)
-        if file.tell() <= _SHEET_BYTES:
-            break
-    return file.getvalue()
+    height, width, _ = image.shape
+    cut = max(0, height - _STEEPEST * width) // 2
+    whole = Pillow.fromarray(image[cut : height - cut])
+    wide = min(width, _CELL_PIXELS)
+    return np.asarray(whole.resize((wide, max(1, round(whole.height * wide / width))), Pillow.Resampling.BOX))
