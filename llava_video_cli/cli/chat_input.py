@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import UsageError
-from ..system.folders import state_folder
+from ..system.files import state_folder
 from .console import shown, stderr
 
 _PROMPT = "> "

@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from stat import S_IFREG
 
-from ..system.folders import runtime_folder
+from ..system.files import runtime_folder
 
 
 def announce(url: str, model: str) -> AbstractContextManager[object]:

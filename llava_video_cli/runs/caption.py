@@ -16,8 +16,7 @@ from ..errors import ContextError, LlvidError, MediaError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
-from ..system.atomic_file import whole_file
-from ..system.digest import fingerprint
+from ..system.files import fingerprint, whole_file
 from ..video import Resize, inspect, read_frames
 from ..video.files import Found, Status, find
 from ..video.image import is_picture, read_image

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from .record import Record
 
 TABLES = (".jsonl", ".csv", ".parquet")

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import LlvidError, UsageError, first_line
-from ..system.atomic_file import whole_file
-from ..system.lock import lock
+from ..system.files import lock, whole_file
 from .formats import JsonLines, TableFormat, check_parquet, table_format, write_parquet
 from .record import Failure, Record
 from .storage import buffered, file_system, is_address

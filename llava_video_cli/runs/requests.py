@@ -16,7 +16,7 @@ from ..model import Model
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from ..video import Resize, read_frames
 from ..video.image import is_picture, read_image
