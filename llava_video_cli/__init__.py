@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from .prompt.timestamps import with_times
     from .remote import open_remote
     from .remote.remote_model import RemoteModel
-    from .runs import answer_file, caption_folder
+    from .runs.caption import caption_folder
     from .runs.formats import Sidecars
     from .runs.preflight import ModelSource
     from .runs.record import Failure, Record
+    from .runs.requests import answer_file
     from .runs.resumable import ResumableRun, RunOptions, Summary
     from .runs.session import Chat, Session
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
@@ -56,10 +57,11 @@ _HOMES = {
     "prompt.timestamps": ("with_times",),
     "remote": ("open_remote",),
     "remote.remote_model": ("RemoteModel",),
-    "runs": ("answer_file", "caption_folder"),
+    "runs.caption": ("caption_folder",),
     "runs.formats": ("Sidecars",),
     "runs.preflight": ("ModelSource",),
     "runs.record": ("Failure", "Record"),
+    "runs.requests": ("answer_file",),
     "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
     "runs.session": ("Chat", "Session"),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),

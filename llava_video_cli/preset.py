@@ -13,7 +13,7 @@ from .errors import UsageError, nearest
 from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, with_lines
 from .prompt.timestamps import with_times
-from .system.folders import config_folder
+from .system.files import config_folder
 from .validation import placed, read_fields, read_file, read_yaml, shape_of
 from .video import Frames
 from .video.sampling import Sampling, parse_time

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 
-from ..conversation import Answer, Chunk, Request, join
+from ..conversation import Answer, Chunk, join
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
 from ..runs.media import check_media, media_notes, read_media
 from ..runs.preflight import ModelLoader, most_frames, placeholders
 from ..runs.record import ask_values, media_values, settings_values
-from ..video import announced_frames, cut
+from ..video import announced_frames, inspect
 from ..video.image import Picture
 from . import console
 from .download import is_missing, model_loader
@@ -81,8 +81,7 @@ def ask_windows(
     """Ask all questions about each window of a video, read once, then answer one question after the other."""
     from ..runs import windows as looks
     from ..runs.batches import RunPace
-    from .meter import Meter
-    from .run import load
+    from .run import Meter, load
 
     if len(paths) != 1:
         raise UsageError("--windows is for one video")
@@ -91,17 +90,17 @@ def ask_windows(
     preset = settings.preset
     with console.progress(output.quiet) as progress:
         show = progress.watch("looking through the video")
-        windows = cut(paths[0], every_seconds, preset.sampling, progress=show)
-    ends = (windows.parts[0], windows.parts[-1])  # the last one may be the longest
-    expected = [each for part in ends for each in looks.window_requests(questions, preset, most_frames(paths[0], part))]
-
-    def first() -> list[Request]:
-        return looks.window_requests(questions, preset, announced_frames(paths[0], windows.parts[0]))
-
-    model = load(settings, output, expected, first)
+        video = inspect(paths[0], progress=show)
+        windows = video.windows(every_seconds, preset.sampling)
+    ends = (windows[0], windows[-1])  # the last one may be the longest
+    expected = [
+        each for window in ends for each in looks.window_requests(questions, preset, most_frames(paths[0], window))
+    ]
+    first = video.announced(windows[0])
+    model = load(settings, output, expected, lambda: looks.window_requests(questions, preset, first))
     began, pace, parts = perf_counter(), RunPace(), []
-    with Meter(len(windows.parts), "windows", pace, quiet=output.quiet) as meter:
-        for each in looks.answer_windows(windows, questions, preset, model, subtitles, pace=pace):
+    with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter:
+        for each in looks.answer_windows(video, windows, questions, preset, model, subtitles, pace=pace):
             parts.append(each)
             meter.count(failed=False)
     seconds = perf_counter() - began

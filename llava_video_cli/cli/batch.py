@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..runs import answer_file
+from ..runs.requests import answer_file
 from . import console
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags
-from .run import Pacing, carry_out, confirm_overwrite, run_options
+from .run import carry_out, confirm_overwrite, run_options
 from .settings import settle
 
 HELP = """Answer a file of requests, a JSON line each.
@@ -51,7 +51,7 @@ def batch(
     spinner = console.Progress(output.quiet)
     answers = answer_file(
         requests, to, preset=settings.undrawn_preset, model=settings.source_of(model), overwrite=run.overwrite,
-        options=run_options(settings, output, Pacing(run.batch_size, run.timeout), spinner),
+        options=run_options(settings, output, run, spinner),
     )  # fmt: skip
     if code := carry_out(answers, settings, output, spinner, noun="requests", verb="answered"):
         raise typer.Exit(code)

@@ -13,12 +13,11 @@ import typer
 
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
-from ..runs import caption_folder, default_output
-from ..runs.caption import Task, caption_task
+from ..runs.caption import Task, caption_folder, caption_task, default_output
 from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
-from ..video import read_windows
+from ..video import inspect
 from ..video.sampling import clock
 from . import console
 from .answer import answer_all, show_answer
@@ -32,7 +31,7 @@ from .options import (
     SpeechFlag,
     TextFlags,
 )
-from .run import Pacing, carry_out, confirm_overwrite, load, run_options
+from .run import carry_out, confirm_overwrite, load, run_options
 from .settings import Settings, check_text, settle, settle_subtitles
 
 HELP = """Caption videos: one, or a folder of thousands.
@@ -112,7 +111,6 @@ def caption(
     kinds = _kinds(sidecar or ())
     if output_dir and not kinds:
         raise UsageError("--output-dir is for sidecars", "say which with --sidecar txt, srt or vtt")
-    pacing = Pacing(run.batch_size, run.timeout)
     source = settings.source_of(model)
     if cluster != ClusterFlags():
         from .cluster import check_flags, on_cluster
@@ -121,8 +119,7 @@ def caption(
             raise UsageError("--ray and --server exclude each other", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
         task = caption_task(settings.preset, source, every, settings.drawn_seed)
-        code = on_cluster(_listed(paths), to, task, settings, output, pacing, cluster, recursive, run.overwrite)
-        if code:
+        if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
             raise typer.Exit(code)
         return
     if is_file and not (kinds or to or output.json):
@@ -131,7 +128,7 @@ def caption(
     if to is not None:
         check_output(Path(to), one_video=is_file and not kinds)
     if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
-        check_media(paths[:1])  # a slip, told at once
+        check_media(paths[:1])  # a typing error is reported at once
     names, sidecars = _listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
     table = Path(to) if to is not None else default_output(names, sidecars)
     if table is not None and run.overwrite:
@@ -147,7 +144,7 @@ def caption(
         sidecars=sidecars,
         recursive=recursive,
         overwrite=run.overwrite,
-        options=run_options(settings, output, pacing, spinner),
+        options=run_options(settings, output, run, spinner),
     )
     if code := carry_out(captions, settings, output, spinner, to_stdout=table is None):
         raise typer.Exit(code)
@@ -185,12 +182,13 @@ def _stream(
         raise MediaError(f"{path} is a picture: it has no windows")
     task = Task(settings.preset, every, subtitles=subtitles)
     largest = largest_requests(task, rope_auto=settings.rope_auto)
-    model, heard = load(settings, output, largest, lambda: [expected_request(path, task)]), []
-    for start, end, frames in read_windows(path, every, settings.preset.sampling, resize=model.shrink):
-        console.write(f"{clock(start)}-{clock(end)}  ")
+    model, counts = load(settings, output, largest, lambda: [expected_request(path, task)]), []
+    video = inspect(path)
+    for window in video.windows(every, settings.preset.sampling):
+        frames = video.read(window, resize=model.shrink)
+        console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
         with console.progress(output.quiet) as progress:
-            request, part = task.request(frames, model.budget)
+            request, line_count = task.request(frames, model.budget)
             show_answer(model.stream(request), progress, silent=False)
-        heard.append(part)
-    for line in notes_of(heard) if not output.quiet else ():
-        console.note(line)
+        counts.append(line_count)
+    output.note(*notes_of(counts))

@@ -18,7 +18,7 @@ import typer
 from ..errors import LlvidError, UsageError
 from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
-from ..system.folders import state_folder
+from ..system.files import state_folder
 from . import console
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..cluster import ClusterOutput, caption_on_cluster, open_output
-from ..cluster.estimate import ClusterEstimate, estimate
+from ..cluster import ClusterEstimate, ClusterOutput, caption_on_cluster, estimate, open_output
 from ..cluster.failures import ClusterProgress, Stage
 from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
@@ -21,13 +21,12 @@ from ..errors import UsageError
 from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
-from ..runs.parts import is_folder
-from ..runs.record import Failure, Record
+from ..runs.ledger import is_folder
+from ..runs.record import Failure
 from ..video.limits import Limits
 from . import console
-from .meter import Meter
-from .options import ClusterFlags, OutputFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Pacing, confirm_overwrite, one_more_chance, show_outcome
+from .options import ClusterFlags, OutputFlags, RunFlags
+from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Meter, confirm_overwrite, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -64,48 +63,38 @@ def on_cluster(
     task: Task,
     settings: Settings,
     output: OutputFlags,
-    pacing: Pacing,
+    pacing: RunFlags,
     flags: ClusterFlags,
     recursive: bool,
-    overwrite: bool,
 ) -> int:
     """Caption the videos that are not done yet; return the exit code."""
     cluster = _cluster(flags, settings.loading.device)
-    if overwrite and to is not None and not is_folder(to):
+    if pacing.overwrite and to is not None and not is_folder(to):
         confirm_overwrite(Path(to), output)
     with ExitStack() as stack:
-        records = stack.enter_context(open_output(to, overwrite=overwrite))
-        session = stack.enter_context(_connected(cluster, output))
+        records = stack.enter_context(open_output(to, overwrite=pacing.overwrite))
+        session = _connect(cluster, output, stack)
         options: dict[str, Any] = {
             "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
             "open_resize": partial(open_resize, settings.model, settings.revision),
-            "working_folder": str(Path.cwd()),
             "recursive": recursive,
-            "limits": Limits(seconds=pacing.timeout_seconds),
+            "limits": Limits(seconds=pacing.timeout),
             "batch_size": pacing.batch_size,
         }
         if flags.dry_run:
-            _show(
-                estimate(paths, task, session, done=records.done, output_folder=records.folder, **options),
-                session,
-                output,
-            )
+            result = estimate(paths, task, session, done=records.done, output_folder=records.folder, **options)
+            _show(result, session, output)
             return 0
-        return _run(partial(caption_on_cluster, paths, task, session, records, **options), output, records)
-
-
-def _run(
-    caption: Callable[..., Generator[Record | Failure, None, None]], output: OutputFlags, records: ClusterOutput
-) -> int:
-    stop, progress = Event(), LiveProgress()
-    meter = _ClusterMeter(progress, quiet=output.quiet)
-    with closing(caption(stop=stop, progress=progress)) as outcomes, meter, one_more_chance(stop, output):
-        for outcome in outcomes:
-            if records.records is None:
-                show_outcome(outcome)
-            meter.count(failed=isinstance(outcome, Failure))
-    if not output.quiet:
-        _sum_up(meter, progress.latest, stop, records)
+        stop, progress = Event(), LiveProgress()
+        meter = _ClusterMeter(progress, quiet=output.quiet)
+        run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
+        with closing(run) as outcomes, meter, one_more_chance(stop, output):
+            for outcome in outcomes:
+                if records.files is None:
+                    show_outcome(outcome)
+                meter.count(failed=isinstance(outcome, Failure))
+        if not output.quiet:
+            _sum_up(meter, progress.latest, stop, records)
     if stop.is_set():
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if meter.failed else 0
@@ -140,31 +129,30 @@ def _duration(hours: float) -> str:
 def _cluster(flags: ClusterFlags, device: str) -> Cluster:
     lowest, highest = 1, None
     if flags.gpus is not None:
-        low, dash, high = flags.gpus.partition("-")
-        if not (low.isdigit() and (high.isdigit() if dash else not high)) or int(low) < 1:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", flags.gpus)
+        lowest, highest = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if lowest < 1:
             raise UsageError(f"--gpus must be a number or MIN-MAX, got {flags.gpus!r}")
-        lowest, highest = int(low), int(high or low)
         if highest < lowest:
             raise UsageError(f"--gpus must be MIN-MAX, got {flags.gpus!r}")
     return Cluster(flags.ray or "auto", lowest, highest, flags.readers, device)
 
 
-@contextmanager
-def _connected(cluster: Cluster, output: OutputFlags) -> Iterator[ClusterSession]:
-    with ExitStack() as stack:
-        with console.progress(output.quiet) as spinner:
-            spinner.say("connecting to the Ray cluster" if cluster.address != "local" else "starting Ray")
-            session = stack.enter_context(cluster.connected())
-        if not output.quiet:
-            low, high = session.min_workers, session.max_workers
-            workers = _count(high, "worker") if low == high else f"{low} to {high} workers"
-            kind = "a GPU each" if session.on_gpus else "on CPUs"
-            dashboard = f"; dashboard: http://{session.dashboard}" if session.dashboard else ""
-            console.note(
-                f"Ray, {_count(session.nodes, 'node')}: {workers} with a model, {kind};"
-                f" {_count(session.readers, 'reader')}{dashboard}"
-            )
-        yield session
+def _connect(cluster: Cluster, output: OutputFlags, stack: ExitStack) -> ClusterSession:
+    """Connect until the stack is closed, and note what the run uses."""
+    with console.progress(output.quiet) as spinner:
+        spinner.say("connecting to the Ray cluster" if cluster.address != "local" else "starting Ray")
+        session = stack.enter_context(cluster.connected())
+    if not output.quiet:
+        low, high = session.min_workers, session.max_workers
+        workers = _count(high, "worker") if low == high else f"{low} to {high} workers"
+        kind = "a GPU each" if session.on_gpus else "on CPUs"
+        dashboard = f"; dashboard: http://{session.dashboard}" if session.dashboard else ""
+        console.note(
+            f"Ray, {_count(session.nodes, 'node')}: {workers} with a model, {kind};"
+            f" {_count(session.readers, 'reader')}{dashboard}"
+        )
+    return session
 
 
 def _count(number: int, noun: str) -> str:
@@ -194,7 +182,7 @@ class _ClusterMeter(Meter):
             ]
             if now.retried:
                 self._words_shown.append(f"{now.retried} videos tried again after a worker died")
-            self._before, self._before_at = replace(now, units=dict(now.units)), time.monotonic()
+            self._before, self._before_at = now, time.monotonic()
         return self._words_shown
 
 
@@ -203,7 +191,7 @@ def _sum_up(meter: Meter, progress: ClusterProgress, stop: Event, records: Clust
     if progress.done_before:
         parts.append(f"{progress.done_before} done before")
     if meter.failed:
-        parts.append(f"{meter.failed} failed" + (f" (see {records.failures.path})" if records.failures else ""))
+        parts.append(f"{meter.failed} failed" + (f" (see {records.files[1].path})" if records.files else ""))
     if stop.is_set():
         parts.append("stopped: the same command goes on")
     console.note(", ".join(parts))

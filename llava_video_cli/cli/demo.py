@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LlvidError
 from ..preset import Preset
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from . import console
 from .answer import answer_all
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags
@@ -50,24 +50,24 @@ def demo(
     to: Annotated[
         str | None,
         typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
+            "--output", "-o", metavar="PATH", show_default=False,
             help="Where the clip is written [default: llvid-demo.mp4 in this folder].",
-            show_default=False,
         ),
     ] = None,
     output: OutputFlags,
-) -> None:
+) -> None:  # fmt: skip
     """Make the clip, ask about it, and show the next steps."""
-    from ..demo.world import CODECS
+    from ..demo.world import CODECS, write_clip
 
     clip = Path(to or "llvid-demo.mp4")
     if clip.suffix not in CODECS:
         raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
     with console.progress(output.quiet) as progress:
         progress.say("drawing a clip")
-        _draw(clip)
+        with whole_file(clip) as beside:
+            write_clip(beside, scene())
+            if clip.exists() and clip.read_bytes() != beside.read_bytes():
+                raise LlvidError(f"{clip} is there already, and is another clip", "choose another name with -o")
     output.note(f"wrote {clip}")
     settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
     answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)
@@ -75,39 +75,14 @@ def demo(
         console.stderr.print(_NEXT.format(clip=clip, model=Preset.model).rstrip("\n"))
 
 
-def _draw(clip: Path) -> None:
-    """Write the clip; an existing file with other content is left unchanged."""
-    from ..demo.world import write_clip
-
-    with whole_file(clip) as beside:
-        write_clip(beside, scene())
-        if clip.exists() and clip.read_bytes() != beside.read_bytes():
-            raise LlvidError(f"{clip} is there already, and is another clip", "choose another name with -o")
-
-
 def scene() -> Scene:
     """A yellow triangle that moves right and turns blue; always the same clip."""
     from ..demo.world import Scene
 
     return Scene(
-        width=640,
-        height=480,
-        frames_per_second=25,
-        duration_seconds=4.0,
-        shape="triangle",
-        color_start="yellow",
-        color_end="blue",
-        direction="right",
-        shade_start=(228, 204, 48),
-        shade_end=(45, 80, 220),
-        background=(24, 26, 34),
-        x=0.28,
-        y=0.55,
-        radius=0.17,
-        travel=0.44,
-        change_at=0.5,
-        blur=0.004,
-        noise=3.0,
-        compression=0.3,
-        seed=1,
-    )
+        width=640, height=480, frames_per_second=25, duration_seconds=4.0,
+        shape="triangle", color_start="yellow", color_end="blue", direction="right",
+        shade_start=(228, 204, 48), shade_end=(45, 80, 220), background=(24, 26, 34),
+        x=0.28, y=0.55, radius=0.17, travel=0.44, change_at=0.5,
+        blur=0.004, noise=3.0, compression=0.3, seed=1,
+    )  # fmt: skip

@@ -40,14 +40,8 @@ def doctor(
     """Examine this machine, and print the diagnosis."""
     settings = settle(preset, model, frames, TextFlags())
     sampling, generation = settings.preset.sampling, settings.preset.generation
-    workload = Workload(
-        settings.model,
-        settings.revision,
-        settings.loading,
-        None if sampling.fps is not None else sampling.frames,
-        generation.max_new_tokens,
-        settings.rope_auto,
-    )
+    count, new_tokens = None if sampling.fps is not None else sampling.frames, generation.max_new_tokens
+    workload = Workload(settings.model, settings.revision, settings.loading, count, new_tokens, settings.rope_auto)
     with console.progress(output.quiet) as progress:
         progress.say("examining this machine")
         diagnosis = examine(workload, imports=imports)
@@ -72,9 +66,8 @@ def _values(diagnosis: Diagnosis) -> dict[str, object]:
 def _print(diagnosis: Diagnosis) -> None:
     out = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
-    def line(style: str, *parts: str) -> None:
-        first, *rest = (console.shown(part, one_line=True) for part in parts)
-        out.print(Text.assemble((first, style), *rest))
+    def line(style: str, first: str, rest: str) -> None:
+        out.print(Text.assemble((console.shown(first, one_line=True), style), console.shown(rest, one_line=True)))
 
     for name, lines in _sections(diagnosis):
         for number, text in enumerate(lines):
@@ -84,10 +77,8 @@ def _print(diagnosis: Diagnosis) -> None:
         if problem.hint:
             line("bold", "  hint: ", problem.hint)
     if diagnosis.model is not None:
-        verdict = "can run here" if diagnosis.can_run else "can't run here"
-        if diagnosis.can_run and diagnosis.model.need is None:
-            verdict = "may run here: what it needs is not known yet"
-        line("bold", f"{diagnosis.model.model} {verdict}")
+        verdict = "can run here" if diagnosis.model.need else "may run here: what it needs is not known yet"
+        line("bold", f"{diagnosis.model.model} " + (verdict if diagnosis.can_run else "can't run here"), "")
 
 
 def _sections(diagnosis: Diagnosis) -> Iterator[tuple[str, list[str]]]:

@@ -12,7 +12,7 @@ import typer
 from ..errors import LlvidError, MediaError, UsageError
 from ..runs.media import check_media
 from ..runs.record import media_values
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from ..video import Frames, read_frames
 from . import console
 from .options import FrameFlags, OutputFlags, PresetFlag, flag

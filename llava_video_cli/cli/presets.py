@@ -31,7 +31,13 @@ def presets(
 ) -> None:
     """Print the list, or a preset's own text."""
     if name is not None:
-        _show(load_preset(name), output)
+        preset = load_preset(name)
+        assert preset.path is not None
+        if output.json:
+            console.write_json(_record(preset))
+        else:
+            output.note(str(preset.path))
+            console.write(preset.path.read_text(encoding="utf-8").rstrip("\n") + "\n")
         return
     all_presets = []
     for path in preset_files().values():
@@ -47,15 +53,6 @@ def presets(
     for preset in all_presets:
         console.write(f"{preset.name:<{width}}  {preset.about}\n")
     output.note(f"put your own presets into {preset_folders()[0]}; `llvid presets NAME` shows one")
-
-
-def _show(preset: Preset, output: OutputFlags) -> None:
-    assert preset.path is not None
-    if output.json:
-        console.write_json(_record(preset))
-        return
-    output.note(str(preset.path))
-    console.write(preset.path.read_text(encoding="utf-8").rstrip("\n") + "\n")
 
 
 def _record(preset: Preset) -> dict[str, object]:

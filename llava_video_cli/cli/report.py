@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from . import console
 from .options import OutputFlags
 
@@ -48,7 +48,12 @@ def report(
 
     # Not a hidden file for ".jsonl", and in the current folder.
     target = Path(to if to is not None else f"{Path(results).stem.lstrip('.') or 'results'}-report.html")
-    _check(target, overwrite)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{target} must end in .html")
+    if target.is_dir():
+        raise LlvidError(f"{target} is a folder", "name a file with -o")
+    if target.exists() and not overwrite:
+        raise LlvidError(f"{target} is there already", "--overwrite writes over it")
     source = open_results(Path(results))
     with (
         console.progress(output.quiet) as progress,
@@ -56,12 +61,11 @@ def report(
         beside.open("w", encoding="utf-8", newline="\n") as page,
     ):
         progress.say("writing the page")
-        unreadable = write_report(
-            page,
-            source,
-            sheets=not no_sheets,
-            progress=lambda done: progress.say(f"reading frames: {done} of {source.count} results"),
-        )
+
+        def show(done: int) -> None:
+            progress.say(f"reading frames: {done} of {source.count} results")
+
+        unreadable = write_report(page, source, sheets=not no_sheets, progress=show)
     if not output.quiet:
         for line in source.notes:
             console.note(line)
@@ -72,12 +76,3 @@ def report(
         console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": source.notes})
     else:
         console.write(f"{target}\n")
-
-
-def _check(path: Path, overwrite: bool) -> None:
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{path} must end in .html")
-    if path.is_dir():
-        raise LlvidError(f"{path} is a folder", "name a file with -o")
-    if path.exists() and not overwrite:
-        raise LlvidError(f"{path} is there already", "--overwrite writes over it")

@@ -1,13 +1,13 @@
-"""A long run on the command line: how far it is, how Ctrl-C ends it, and what came of it, in a line."""
+"""A long run on the command line: how far it is, how Ctrl-C ends it, and its result in a line."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -15,39 +15,107 @@ from typing import TYPE_CHECKING
 from ..conversation import Request
 from ..errors import LlvidError
 from ..model import Model
+from ..runs.batches import RunPace
 from ..runs.record import Failure, Record
 from ..runs.resumable import ResumableRun, RunOptions, Summary
 from ..video.limits import Limits
+from ..video.sampling import clock
 from . import console
 from .download import model_loader, prefetch
-from .meter import Meter
-from .options import OutputFlags
+from .options import OutputFlags, RunFlags
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from rich.progress import Progress
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+_LINE_SECONDS = 60.0
+_SLOW_WINDOW_SECONDS = 20.0  # over which the slow stage is measured
+_CLEAR = 0.6  # of that time, from which on one stage is the slow one
 
 
-@dataclass(frozen=True)
-class Pacing:
-    """How a run is paced; None finds the size of a batch by itself."""
+class Meter:
+    """Counts what is done and what failed of `total`, and shows it for the length of a `with` block."""
 
-    batch_size: int | None
-    timeout_seconds: float
+    def __init__(self, total: int, noun: str, pace: RunPace, *, quiet: bool) -> None:
+        self.done, self.failed = 0, 0
+        self._total, self._noun, self._pace, self._quiet = total, noun, pace, quiet
+        self._began = self._line_at = time.monotonic()
+        self._stage, self._stage_since = "", (self._began, 0.0, 0.0)
+        self._bar: Progress | None = None
+        if not quiet and console.stderr.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[words]}", markup=False),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console.stderr, transient=True, refresh_per_second=4)
+            self._bar.add_task("", total=total, words="")
+
+    def expect(self, total: int) -> None:
+        """Take note of how many there are in all, where that comes out on the way."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+
+    def count(self, *, failed: bool) -> None:
+        """Take note of one more."""
+        self.failed += failed
+        self.done += not failed
+        self.show()
+
+    def show(self) -> None:
+        """Bring the bar up to date, or write the line that is due."""
+        seen = self.done + self.failed
+        if self._bar is not None:
+            words = self._words(self._bar.tasks[0].speed)
+            self._bar.update(self._bar.task_ids[0], completed=seen, words=words)
+        elif not self._quiet and time.monotonic() - self._line_at >= _LINE_SECONDS:
+            self._line_at = time.monotonic()
+            rate = seen / (self._line_at - self._began)
+            left = f", {clock(max(0, self._total - seen) / rate)} left" if rate else ""
+            console.note(f"{seen} of {self._total}, {self._words(rate)}{left}")
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _words(self, rate: float | None) -> str:
+        parts = [f"{self.failed} failed"] if self.failed else []
+        if rate:
+            parts.append(f"{rate:.1f} {self._noun}/s" if rate >= 1 else f"{rate * 60:.1f} {self._noun}/min")
+        return ", ".join([*parts, *self._stages()])
+
+    def _stages(self) -> list[str]:
+        """Return where most of the last seconds went: waiting for frames means that decoding is the slow stage."""
+        since, waiting, generating = self._stage_since
+        if time.monotonic() - since >= _SLOW_WINDOW_SECONDS or not self._stage:
+            waited = self._pace.waiting_seconds - waiting
+            generated = self._pace.generating_seconds - generating
+            if waited + generated > 0:
+                share = waited / (waited + generated)
+                self._stage = "decoding" if share > _CLEAR else "generating" if share < 1 - _CLEAR else ""
+            self._stage_since = (time.monotonic(), self._pace.waiting_seconds, self._pace.generating_seconds)
+        return [f"slow: {self._stage}"] if self._stage else []
 
 
-def run_options(settings: Settings, output: OutputFlags, pacing: Pacing, spinner: console.Progress) -> RunOptions:
+def run_options(settings: Settings, output: OutputFlags, flags: RunFlags, spinner: console.Progress) -> RunOptions:
     """Return the options of a run whose download and notes are shown."""
 
     def download() -> None:
         prefetch(settings, spinner, quiet=output.quiet)
         spinner.say(settings.opening)
 
-    notify = (lambda _: None) if output.quiet else console.note
-    return RunOptions(pacing.batch_size, Limits(seconds=pacing.timeout_seconds), download=download, notify=notify)
+    return RunOptions(flags.batch_size, Limits(seconds=flags.timeout), download=download, notify=output.note)
 
 
 def carry_out(
@@ -68,7 +136,12 @@ def carry_out(
     with run:
         try:
             if run.needs_model:
-                _load(run, settings, output, spinner)
+                _let_threads_sleep()
+                output.note(*settings.notes)
+                try:
+                    run.begin()
+                finally:
+                    spinner.stop()
             meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
             with meter, one_more_chance(run.stop, output):
                 for outcome in run:
@@ -86,17 +159,6 @@ def carry_out(
     return EXIT_SOME_FAILED if run.summary.failed else 0
 
 
-def _load(run: ResumableRun, settings: Settings, output: OutputFlags, spinner: console.Progress) -> None:
-    """Load the model, with a spinner; Ctrl-C leaves at once meanwhile."""
-    _let_threads_sleep()
-    for line in settings.notes if not output.quiet else ():
-        console.note(line)
-    try:
-        run.begin()
-    finally:
-        spinner.stop()
-
-
 def load(
     settings: Settings,
     output: OutputFlags,
@@ -106,8 +168,7 @@ def load(
     """Return the model, with a spinner; Ctrl-C leaves at once meanwhile. The requests are as in `RunPlan`."""
     _let_threads_sleep()
     with console.progress(output.quiet) as progress:
-        for line in settings.notes if not output.quiet else ():
-            console.note(line)
+        output.note(*settings.notes)
         loader = model_loader(settings, output, progress)
         loader.begin(largest)
         if not loader.has_begun:
@@ -149,8 +210,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
 def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
+    def interrupt(*_: object) -> None:
         if stop.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid

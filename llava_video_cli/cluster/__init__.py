@@ -1,4 +1,4 @@
-"""A caption run on a Ray cluster, with the same records as on one machine.
+"""A caption run on a Ray cluster, with the same records as on one machine, and an estimate of its cost.
 
 Connect with `Cluster.connected`, open the output with `open_output`, and iterate over `caption_on_cluster`.
 """
@@ -6,37 +6,36 @@ Connect with `Cluster.connected`, open the output with `open_output`, and iterat
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ContextError, UsageError
+from ..errors import LlvidError, UsageError
 from ..runs.caption import Task
-from ..runs.formats import check_parquet, write_parquet
-from ..runs.ledger import Errors, Ledger
-from ..runs.parts import PartErrors, PartFiles, is_folder
+from ..runs.formats import TABLES, check_parquet
+from ..runs.ledger import Errors, Ledger, PartErrors, PartFiles, is_folder, open_table
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address
-from .pipeline import run
+from .pipeline import LiveProgress, list_inputs, run
 from .session import ClusterSession
 
-_FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_SAMPLE_VIDEOS = 64  # that an estimate is measured on: enough to fill a batch
 
 
 @dataclass(frozen=True)
 class ClusterOutput:
-    """Where outcomes are written; None where nothing is. Keys use paths as seen from `folder`."""
+    """Where outcomes are written, if anywhere. Keys use paths as seen from `folder`."""
 
-    records: Ledger | PartFiles | None
-    failures: Errors | PartErrors | None
     folder: str
+    files: tuple[Ledger, Errors] | tuple[PartFiles, PartErrors] | None = None
 
     @property
     def done(self) -> set[str]:
         """The keys of the records that it holds."""
-        return self.records.done if self.records is not None else set()
+        return self.files[0].done if self.files else set()
 
 
 @contextmanager
@@ -46,29 +45,20 @@ def open_output(to: str | None, *, overwrite: bool = False) -> Iterator[ClusterO
     Raises UsageError for a file of another kind, and LlvidError for one that can't be written.
     """
     if to is None:
-        yield ClusterOutput(None, None, os.getcwd())  # noqa: PTH109 - as a run on one machine sees it
+        yield ClusterOutput(os.getcwd())  # noqa: PTH109 - as a run on one machine sees it
     elif is_folder(to):
         check_parquet()
         with PartFiles(to, overwrite=overwrite) as parts:
-            yield ClusterOutput(parts, PartErrors(parts), "/" if is_address(to) else _absolute(to))
-    elif (suffix := Path(to).suffix.lower()) not in _FILE_SUFFIXES:
-        kinds = ", ".join(_FILE_SUFFIXES)
-        raise UsageError(f"{to} must end in {kinds}, or be a folder/ or an address such as s3://bucket/name")
+            folder = "/" if is_address(to) else os.path.abspath(to)  # noqa: PTH100 - links in a path stay
+            yield ClusterOutput(folder, (parts, PartErrors(parts)))
+    elif Path(to).suffix.lower() not in TABLES:
+        raise UsageError(
+            f"{to} must end in {', '.join(TABLES)}, or be a folder/ or an address such as s3://bucket/name"
+        )
     else:
-        file = Path(to)
-        if suffix == ".parquet":
-            check_parquet()
-        rows = file.with_name(f"{file.name}.jsonl") if suffix == ".parquet" else file
-        with Ledger(rows, overwrite=overwrite) as ledger:
-            try:
-                yield ClusterOutput(ledger, Errors(file, overwrite=overwrite), _absolute(file.parent))
-            finally:
-                if suffix == ".parquet":
-                    write_parquet(ledger.records(), file)
-
-
-def _absolute(path: str | Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - links in a path stay
+        with open_table(Path(to), overwrite=overwrite) as ledger:
+            folder = os.path.abspath(Path(to).parent)  # noqa: PTH100
+            yield ClusterOutput(folder, (ledger, Errors(Path(to), overwrite=overwrite)))
 
 
 def caption_on_cluster(
@@ -79,20 +69,101 @@ def caption_on_cluster(
     The other arguments are those of `pipeline.run`. Raises LlvidError for what ends the run: a model that can't be
     loaded, a cluster that is lost, a full disk, a prompt that no video's frames would fit.
     """
-    if output.records is not None:
-        output.records.begin()
+    records, failures = output.files or (None, None)
+    if records:
+        records.begin()
     try:
         for outcome in run(paths, task, session, done=output.done, output_folder=output.folder, **options):
-            if isinstance(outcome, Record):
-                if output.records is not None:
-                    output.records.append(outcome)
-                if output.failures is not None:
-                    output.failures.succeeded(outcome)
-            elif isinstance(outcome.cause, ContextError) and task.preset.sampling.fps is None:
-                raise outcome.cause  # every video has as many frames, so none of them fits
-            elif output.failures is not None:
-                output.failures.append(outcome)
+            if isinstance(outcome, Failure):
+                if task.is_fatal(outcome.cause):
+                    raise outcome.cause
+                if failures:
+                    failures.append(outcome)
+            elif records and failures:
+                records.append(outcome)
+                failures.succeeded(outcome)
             yield outcome
     finally:
-        if output.failures is not None:
-            output.failures.close()
+        if failures:
+            failures.close()
+
+
+@dataclass(frozen=True)
+class ClusterEstimate:
+    """What a run would do and cost.
+
+    `todo` videos are left, `done` stand in the output, `unreadable` can't be found. `sample` videos were processed, and
+    `failed` of them failed. On average a video took a reader `read_seconds`, and a worker with a model
+    `answer_seconds`. The time that Ray and the model take to start is not included.
+    """
+
+    todo: int
+    done: int
+    unreadable: int
+    sample: int = 0
+    failed: int = 0
+    read_seconds: float = 0.0
+    answer_seconds: float = 0.0
+
+    @property
+    def worker_hours(self) -> float:
+        """The time that one worker with a model, and so one GPU, takes for all videos."""
+        return self.todo * self.answer_seconds / 3600
+
+    @property
+    def readers_per_worker(self) -> float:
+        """How many readers, and so cores, keep one worker with a model busy."""
+        return self.read_seconds / self.answer_seconds if self.answer_seconds else 0.0
+
+    def hours(self, workers: int, readers: int) -> float:
+        """How long so many workers and readers take; the slower stage decides."""
+        return self.todo * max(self.answer_seconds / workers, self.read_seconds / readers) / 3600
+
+
+def estimate(
+    paths: Iterable[str],
+    task: Task,
+    session: ClusterSession,
+    *,
+    done: set[str],
+    output_folder: str,
+    recursive: bool = False,
+    **options: Any,
+) -> ClusterEstimate:
+    """List the input, run a sample of it, and return the estimate; the arguments are those of `pipeline.run`.
+
+    Nothing is written. Raises LlvidError as `run` does, and if every video of the sample failed.
+    """
+    progress, rng = LiveProgress(), random.Random(0)
+    todo = unreadable = 0
+    sample: list[str] = []
+    for video in list_inputs(
+        paths, task, done=done, output_folder=output_folder, recursive=recursive, progress=progress
+    ):
+        if video.error is not None:
+            unreadable += 1
+            continue
+        todo += 1
+        if len(sample) < _SAMPLE_VIDEOS:
+            sample.append(video.path)
+        elif (index := rng.randrange(todo)) < _SAMPLE_VIDEOS:  # each video is as likely to be in the sample
+            sample[index] = video.path
+    counts = ClusterEstimate(todo, progress.latest.done_before, unreadable)
+    if not sample:
+        return counts
+    options["batch_size"] = options.get("batch_size") or _SAMPLE_VIDEOS
+    one_worker = replace(session, min_workers=1, max_workers=1)
+    outcomes = list(
+        run(sample, task, one_worker, done=set(), output_folder=output_folder, progress=progress, **options)
+    )
+    causes = [outcome.cause for outcome in outcomes if isinstance(outcome, Failure)]
+    if len(causes) == len(outcomes):
+        raise LlvidError(f"none of {len(sample)} videos could be processed, for example {causes[0]}")
+    seconds, count = progress.latest.seconds, len(outcomes)
+    return replace(
+        counts,
+        sample=count,
+        failed=len(causes),
+        read_seconds=seconds["read"] / count,
+        answer_seconds=seconds["answer"] / (count - len(causes)),
+    )

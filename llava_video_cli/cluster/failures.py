@@ -9,7 +9,8 @@ is itself the cause is counted a second time. It is then given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -30,9 +31,9 @@ class ClusterProgress:
 
     to_do: int = 0
     done_before: int = 0
-    units: dict[Stage, int] = field(default_factory=lambda: {"read": 0, "answer": 0})
-    seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "answer": 0.0})
-    workers: dict[Stage, int] = field(default_factory=lambda: {"read": 0, "answer": 0})
+    units: Counter[Stage] = field(default_factory=Counter)
+    seconds: defaultdict[Stage, float] = field(default_factory=lambda: defaultdict(float))
+    workers: Counter[Stage] = field(default_factory=Counter)
     retried: int = 0
 
 
@@ -40,56 +41,49 @@ class AttemptLog:
     """The record of all attempts. It is called from one thread at a time."""
 
     def __init__(self) -> None:
-        self._open: dict[Stage, set[Unit]] = {"read": set(), "answer": set()}
-        self._crashes: dict[str, int] = {}
+        self._open: defaultdict[Stage, set[Unit]] = defaultdict(set)
+        self._crashes, self._loads = Counter[str](), Counter[str]()
         self._input_counts: dict[int, tuple[int, int]] = {}
-        self._last_reports: dict[Stage, dict[str, float]] = {"read": {}, "answer": {}}
-        self._progress = ClusterProgress()
-        self._stopped = False
-        self._load_crashes: dict[str, int] = {}
+        self._last_reports: dict[tuple[Stage, str], float] = {}
+        self._progress, self._stopped = ClusterProgress(), False
 
-    def begin(self, stage: Stage, worker: str, units: Iterable[Unit]) -> dict[str, int] | None:
+    def begin(self, stage: Stage, worker: str, units: Collection[Unit]) -> dict[str, int] | None:
         """Begin a batch, except the units whose videos must be processed alone; return those videos' crash counts.
 
         Returns None if the run was stopped: then nothing may begin.
         """
         if self._stopped:
             return None
-        self._last_reports[stage][worker] = time.monotonic()
-        alone: dict[str, int] = {}
-        units = list(units)
-        for unit in units:
-            if unit in self._open[stage]:
-                self._open[stage].discard(unit)
-                self._crashes[unit[0]] = self._crashes.get(unit[0], 0) + 1
-            if unit[0] in self._crashes:
-                alone[unit[0]] = self._crashes[unit[0]]
+        self._last_reports[stage, worker] = time.monotonic()
+        lost = self._open[stage].intersection(units)
+        self._open[stage] -= lost
+        self._crashes.update(key for key, _ in lost)
+        alone = {key: self._crashes[key] for key, _ in units if key in self._crashes}
         self._open[stage].update(unit for unit in units if unit[0] not in alone)
         return alone
 
     def begin_alone(self, stage: Stage, worker: str, unit: Unit) -> bool:
         """Begin a unit that is processed alone; return False if the run was stopped."""
         if not self._stopped:
-            self._last_reports[stage][worker] = time.monotonic()
+            self._last_reports[stage, worker] = time.monotonic()
             self._open[stage].add(unit)
         return not self._stopped
 
-    def end(self, stage: Stage, worker: str, units: Iterable[Unit], seconds: float) -> None:
+    def end(self, stage: Stage, worker: str, units: Collection[Unit], seconds: float) -> None:
         """Close units that a worker finished in that many seconds."""
-        self._last_reports[stage][worker] = time.monotonic()
-        for unit in units:
-            self._open[stage].discard(unit)
-            self._progress.units[stage] += 1
+        self._last_reports[stage, worker] = time.monotonic()
+        self._open[stage].difference_update(units)
+        self._progress.units[stage] += len(units)
         self._progress.seconds[stage] += seconds
 
     def begin_loading(self, worker: str) -> int:
         """Record that a worker loads its model; return how many times in a row it died while loading."""
-        self._load_crashes[worker] = self._load_crashes.get(worker, -1) + 1
-        return self._load_crashes[worker]
+        self._loads[worker] += 1
+        return self._loads[worker] - 1
 
     def end_loading(self, worker: str) -> None:
         """Record that the worker's model is loaded."""
-        self._load_crashes.pop(worker, None)
+        del self._loads[worker]
 
     def count_input(self, part: int, to_do: int, done: int) -> None:
         """Record how many videos a part of the input has; a part that is listed again counts once."""
@@ -107,6 +101,6 @@ class AttemptLog:
             self._progress,
             to_do=sum(to_do for to_do, _ in counts),
             done_before=sum(done for _, done in counts),
-            workers={stage: sum(at > since for at in times.values()) for stage, times in self._last_reports.items()},
+            workers=Counter(stage for (stage, _), at in self._last_reports.items() if at > since),
             retried=len(self._crashes),
         )

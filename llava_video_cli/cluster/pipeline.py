@@ -7,8 +7,11 @@ give up. Only records reach the process that started the run.
 
 from __future__ import annotations
 
+import pickle
 import threading
 import uuid
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,15 +28,90 @@ from ..video import Resize
 from ..video.limits import Limits
 from .failures import AttemptLog, ClusterProgress
 from .session import ClusterSession
-from .stage_messages import COLUMN, FatalError, InputVideo, StageContext, VideoAnswer, pack, table, values_of
 
-_WATCH_SECONDS, _LAST_WATCH_SECONDS = 0.5, 5.0
+_WATCH_SECONDS, _ASK_SECONDS = 0.5, 5.0
 _KEY_DIGITS = 32
 _MIN_QUESTIONS, _MAX_QUESTIONS = 8, 64  # that an actor gets at a time
 _QUESTIONS_BYTES = 2**29
 _READER_BYTES = 2**29  # of a reader's process; a memory figure of its own keeps Ray from fusing the two stages
 _FRAME_BYTES = 336 * 336 * 3  # of the published checkpoints
+_COLUMN = "row"
 _TABLES: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What every worker of a run is given.
+
+    `run_id` tells runs apart that share a worker. Relative paths are relative to `working_folder`, where the run was
+    started; keys use paths as seen from `output_folder`. `attempts` is the Ray actor that holds the `AttemptLog`,
+    `done` a Ray reference to the packed keys of finished videos.
+    """
+
+    run_id: str
+    task: Task
+    working_folder: str
+    output_folder: str
+    limits: Limits
+    open_model: Callable[[], Model]
+    open_resize: Callable[[], Resize]
+    attempts: Any
+    done: Any
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class InputVideo:
+    """A video of the input, with the key of its record; one that can't be found has an error and no key."""
+
+    path: str
+    key: str
+    error: LlvidError | None = None
+
+
+@dataclass(frozen=True)
+class VideoMessage:
+    """A question about a video; behind the last stage also its result, and the question has lost its frames.
+
+    The last question of a video has the `count` of all of them, and the error that ended the reading, if any. A video
+    without questions has one such message, with a count of 0 and no `question`. A stage passes on an LlvidError instead
+    of messages if it ends the run.
+    """
+
+    video: InputVideo
+    number: int = 0
+    question: JobRequest | None = None
+    count: int | None = None
+    error: LlvidError | None = None
+    result: Result | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def table(values: Iterable[Any]) -> Any:
+    """Return values as a table of pickles."""
+    import pyarrow as arrow
+
+    return arrow.table({_COLUMN: arrow.array([pickle.dumps(value, 5) for value in values], arrow.large_binary())})
+
+
+def values_of(rows: Any) -> list[Any]:
+    """Return the values of a table that another process of the same run made."""
+    return [pickle.loads(row.as_buffer()) for row in rows.column(_COLUMN)]
+
+
+class PackedKeys:
+    """A set of keys as sorted blocks of 16 bytes, searched by bisection."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+
+    def __contains__(self, key: str) -> bool:
+        packed, count = bytes.fromhex(key), len(self._content) // 16
+        index = bisect_left(range(count), packed, key=self._key)
+        return index < count and self._key(index) == packed
+
+    def _key(self, index: int) -> bytes:
+        return bytes(self._content[16 * index : 16 * index + 16])
 
 
 @dataclass
@@ -52,7 +130,6 @@ def run(
     open_resize: Callable[[], Resize],
     done: set[str],
     output_folder: str,
-    working_folder: str | None = None,
     recursive: bool = False,
     limits: Limits | None = None,
     batch_size: int | None = None,
@@ -61,29 +138,27 @@ def run(
 ) -> Generator[Record | Failure, None, None]:
     """Yield the outcome of each video that the paths name and whose key is not in `done`; new keys are added to it.
 
-    Relative paths are relative to `working_folder`, keys use paths as seen from `output_folder`. Call this in the block
-    of `Cluster.connected`. `open_model` and `open_resize` (which is its `shrink` without the weights) are called in the
-    workers. Once `stop` is set, what is running is finished and nothing more begins. Raises LlvidError for what ends a
-    run: a model that can't be loaded, a cluster that is lost.
+    Keys use paths as seen from `output_folder`. Call this in the block of `Cluster.connected`. `open_model` and
+    `open_resize` (which is its `shrink` without the weights) are called in the workers. Once `stop` is set, what is
+    running is finished and nothing more begins. Raises LlvidError for what ends a run: a model that can't be loaded, a
+    cluster that is lost.
     """
     import ray
 
-    stop, progress = stop or threading.Event(), progress or LiveProgress()
-    limits = replace(limits or Limits(), cores=1)
-    folder = working_folder or str(Path.cwd())
+    limits, folder = replace(limits or Limits(), cores=1), str(Path.cwd())
     failed: set[str] = set()
-    with _attempt_log(stop, progress) as attempts:
+    with _attempt_log(stop or threading.Event(), progress or LiveProgress()) as attempts:
         context = StageContext(
             uuid.uuid4().hex, task, folder, output_folder, limits, open_model, open_resize, attempts, None, batch_size
         )
         while True:
-            assembler, count = _OutcomeAssembler(task, done, failed), 0
-            inputs = list(enumerate(parts(paths, recursive=recursive)))
+            count = 0
             finished = done | {key for key in failed if len(key) == _KEY_DIGITS}
             attempt = replace(context, done=_shared_keys(finished))
+            inputs = list(enumerate(parts(paths, recursive=recursive)))
             try:
-                answers = _answers(inputs, attempt, session, batch_size or _questions_per_call(task))
-                for outcome in assembler.outcomes(answers):
+                messages = _answers(inputs, attempt, session, batch_size or _questions_per_call(task))
+                for outcome in _outcomes(messages, task, done, failed):
                     count += 1
                     yield outcome
                 return
@@ -97,66 +172,57 @@ def list_inputs(
     *,
     done: set[str],
     output_folder: str,
-    working_folder: str | None = None,
     recursive: bool = False,
     progress: LiveProgress,
 ) -> Iterator[InputVideo]:
     """Yield the videos that `run` would process; at the end, `progress` has the number of those that are done."""
     import ray
 
-    inputs = list(enumerate(parts(paths, recursive=recursive)))
+    def not_opened() -> Any:
+        raise AssertionError("the input is only listed")
+
+    inputs, folder = list(enumerate(parts(paths, recursive=recursive))), str(Path.cwd())
     with _attempt_log(threading.Event(), progress) as attempts:
-        folder = working_folder or str(Path.cwd())
         context = StageContext(
-            "", task, folder, output_folder, Limits(), _not_opened, _not_opened, attempts, _shared_keys(done), None
+            "", task, folder, output_folder, Limits(), not_opened, not_opened, attempts, _shared_keys(done), None
         )
         try:
             for rows in _listing(inputs, context).iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from values_of(rows)
         except ray.exceptions.RayError as error:
             _check_can_retry(error, 0)
-        progress.latest = ray.get(attempts.progress.remote())
 
 
-class _OutcomeAssembler:
-    """Joins the answers about each video to its outcome, and drops what an earlier attempt has yielded."""
+def _outcomes(
+    messages: Iterable[VideoMessage | LlvidError], task: Task, done: set[str], failed: set[str]
+) -> Iterator[Record | Failure]:
+    """Join the answers about each video to its outcome, and drop what an earlier attempt has yielded."""
+    from .workers import no_budget
 
-    def __init__(self, task: Task, done: set[str], failed: set[str]) -> None:
-        self._task, self._done, self._failed = task, done, failed
-        self._results: dict[str, list[tuple[JobRequest, Result]]] = {}
-        self._last_answers: dict[str, VideoAnswer] = {}
-        self._settings: Mapping[str, Any] = {}
-
-    def outcomes(self, answers: Iterable[VideoAnswer | FatalError]) -> Iterator[Record | Failure]:
-        for answer in answers:
-            if isinstance(answer, FatalError):
-                raise answer.error
-            video = answer.video
-            name = video.key or video.path
-            if name in self._done or name in self._failed:
-                continue
-            if video.error is not None:
-                self._failed.add(name)
-                yield Failure({"video_path": path_to_text(video.path)}, video.error)
-                continue
-            self._settings = answer.settings or self._settings
-            if answer.question is not None and answer.result is not None:
-                self._results.setdefault(name, []).append((answer.question, answer.result))
-            if answer.count is not None:
-                self._last_answers[name] = answer
-            yield from self._complete(name)
-
-    def _complete(self, name: str) -> Iterator[Record | Failure]:
-        from .workers import no_budget
-
-        last = self._last_answers.get(name)
-        if last is None or len(self._results.get(name, ())) != last.count:
-            return
-        del self._last_answers[name]
-        job = CaptionJob(last.video.path, name, self._task, self._settings, no_budget)
-        for outcome in job.outcomes(self._results.pop(name, []), last.error):
-            (self._done if isinstance(outcome, Record) else self._failed).add(name)
-            yield outcome
+    results: defaultdict[str, list[tuple[JobRequest, Result]]] = defaultdict(list)
+    last: dict[str, VideoMessage] = {}
+    settings: Mapping[str, Any] = {}
+    for each in messages:
+        if isinstance(each, LlvidError):
+            raise each
+        video = each.video
+        name = video.key or video.path
+        if name in done or name in failed:
+            continue
+        if video.error is not None:
+            failed.add(name)
+            yield Failure({"video_path": path_to_text(video.path)}, video.error)
+            continue
+        settings = each.settings or settings
+        if each.question is not None and each.result is not None:
+            results[name].append((each.question, each.result))
+        if each.count is not None:
+            last[name] = each
+        if name in last and len(results[name]) == last[name].count:
+            job = CaptionJob(video.path, name, task, settings, no_budget)
+            for outcome in job.outcomes(results.pop(name), last.pop(name).error):
+                (done if isinstance(outcome, Record) else failed).add(name)
+                yield outcome
 
 
 def _listing(inputs: list[tuple[int, Part]], context: StageContext) -> Any:
@@ -171,7 +237,7 @@ def _listing(inputs: list[tuple[int, Part]], context: StageContext) -> Any:
 
 def _answers(
     inputs: list[tuple[int, Part]], context: StageContext, session: ClusterSession, questions_per_call: int
-) -> Iterator[VideoAnswer | FatalError]:
+) -> Iterator[VideoMessage | LlvidError]:
     """Yield the output of the last stage, as it comes."""
     import ray
 
@@ -203,22 +269,8 @@ def _answers(
     )
     # no prefetch: an answer is written at once and does not wait for the next one
     for rows in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        if COLUMN in rows.column_names:
+        if _COLUMN in rows.column_names:
             yield from values_of(rows)
-
-
-def _watch(attempts: Any, stop: threading.Event, finished: threading.Event, progress: LiveProgress) -> None:
-    import ray
-
-    stop_sent = False
-    while not finished.wait(_WATCH_SECONDS):
-        try:
-            if stop.is_set() and not stop_sent:
-                ray.get(attempts.stop.remote())
-                stop_sent = True
-            progress.latest = ray.get(attempts.progress.remote(), timeout=5)
-        except ray.exceptions.RayError:
-            continue
 
 
 @contextmanager
@@ -230,14 +282,22 @@ def _attempt_log(stop: threading.Event, progress: LiveProgress) -> Iterator[Any]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     attempts: Any = ray.remote(AttemptLog).options(num_cpus=0, scheduling_strategy=here).remote()
     finished = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(attempts, stop, finished, progress), name="llvid-watch", daemon=True
-    )
+
+    def watch() -> None:
+        stop_sent = False
+        while not finished.wait(_WATCH_SECONDS):
+            with suppress(ray.exceptions.RayError):
+                if stop.is_set() and not stop_sent:
+                    ray.get(attempts.stop.remote())
+                    stop_sent = True
+                progress.latest = ray.get(attempts.progress.remote(), timeout=_ASK_SECONDS)
+
+    watcher = threading.Thread(target=watch, name="llvid-watch", daemon=True)
     watcher.start()
     try:
         yield attempts
         with suppress(ray.exceptions.RayError):
-            progress.latest = ray.get(attempts.progress.remote(), timeout=_LAST_WATCH_SECONDS)
+            progress.latest = ray.get(attempts.progress.remote(), timeout=_ASK_SECONDS)
     finally:
         finished.set()
         watcher.join()
@@ -248,7 +308,7 @@ def _shared_keys(keys: Iterable[str]) -> Any:
     """Return a Ray reference to packed keys."""
     import ray
 
-    return ray.put(memoryview(pack(keys)))
+    return ray.put(memoryview(b"".join(sorted(map(bytes.fromhex, keys)))))
 
 
 def _check_can_retry(error: Exception, outcomes: int) -> None:
@@ -268,8 +328,3 @@ def _check_can_retry(error: Exception, outcomes: int) -> None:
 def _questions_per_call(task: Task) -> int:
     frames = task.preset.sampling.frames or 32
     return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (frames * _FRAME_BYTES)))
-
-
-def _not_opened() -> Any:
-    """Stand in for the model, which the listing of the input does not need."""
-    raise AssertionError("the input is only listed")

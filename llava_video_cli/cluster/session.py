@@ -51,7 +51,7 @@ class Cluster:
             yield self._session(ray, "")
             return
         try:
-            self._check_reachable()
+            _check_reachable(os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address)
             with _silent_stderr():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
@@ -64,16 +64,6 @@ class Cluster:
             yield self._session(ray, str(getattr(context, "dashboard_url", "") or ""))
         finally:
             ray.shutdown()
-
-    def _check_reachable(self) -> None:
-        """Raise OSError if nothing listens at the address: Ray itself would try for minutes."""
-        address = os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address
-        host, colon, port = address.rpartition(":")
-        if colon and port.isdigit():
-            try:
-                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-            except OSError as error:
-                raise ConnectionError(f"{address}: {error.strerror or error}") from None
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "address": self.address}
@@ -114,6 +104,16 @@ class ClusterSession:
     nodes: int
     dashboard: str
     cores_per_worker: int = 1
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError if nothing listens at the address: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(f"{address}: {error.strerror or error}") from None
 
 
 @contextmanager

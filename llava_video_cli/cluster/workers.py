@@ -26,16 +26,7 @@ from ..video import Resize
 from ..video.files import Found
 from ..video.limits import Limits
 from .failures import MAX_CRASHES, Stage, Unit
-from .stage_messages import (
-    FatalError,
-    InputVideo,
-    PackedKeys,
-    StageContext,
-    VideoAnswer,
-    VideoQuestion,
-    table,
-    values_of,
-)
+from .pipeline import InputVideo, PackedKeys, StageContext, VideoMessage, table, values_of
 
 VIDEOS_PER_READ_TASK = 16  # read one after the other: the fewest that are worth the cost of a task
 _TABLE_BYTES = 16 * 2**20  # of frames that are passed on together
@@ -92,20 +83,18 @@ def read(rows: Any, context: StageContext) -> Iterator[Any]:
     """Yield the questions about videos, with their frames at the model's size."""
     _enter_working_folder(context)
     videos: list[InputVideo] = values_of(rows)
-    yield table(VideoQuestion(video, count=0, error=video.error) for video in videos if video.error)
+    yield table(VideoMessage(video, count=0, error=video.error) for video in videos if video.error)
     try:
         resize = _resize(context)
     except LlvidError as error:
-        yield table([FatalError(error)])
+        yield table([error])
         return
-    held_bytes, ready = 0, list[VideoQuestion]()
+    held_bytes, ready = 0, list[VideoMessage]()
     units = {(video.key, 0): video for video in videos if not video.error}
-    for batch, failure in _attempts(context, "read", _worker_id(), units):
-        if failure:
-            questions = iter([VideoQuestion(video, count=0, error=failure) for video in batch])
-        else:
-            questions = _read(batch, resize, context)
-        for each in questions:
+    worker = str(ray.get_runtime_context().get_worker_id())
+    for batch, failure in _attempts(context, "read", worker, units):
+        given_up = (VideoMessage(video, count=0, error=failure) for video in batch)
+        for each in given_up if failure else _read(batch, resize, context):
             ready.append(each)
             held_bytes += each.question.bytes if each.question else 0
             if held_bytes > _TABLE_BYTES:
@@ -124,11 +113,11 @@ def _resize(context: StageContext) -> Resize:
     return _resizes[context.run_id]
 
 
-def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -> Iterator[VideoQuestion]:
+def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -> Iterator[VideoMessage]:
     """Read videos one after the other; the last question of each says how many there are."""
     jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_budget) for video in videos)
     prefetch = ReadAhead(jobs, resize, context.limits, 1, _PREFETCH_BYTES)
-    waiting: dict[int, VideoQuestion] = {}
+    waiting: dict[int, VideoMessage] = {}
     try:
         while not prefetch.drained:
             event = prefetch.next(1.0)
@@ -137,10 +126,10 @@ def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -
                 if before:
                     yield before
                 number = before.number + 1 if before else 0
-                waiting[event.number] = VideoQuestion(videos[event.number], number, event.question)
+                waiting[event.number] = VideoMessage(videos[event.number], number, event.question)
                 prefetch.release(event.question)
             elif isinstance(event, JobEnded):
-                last = waiting.pop(event.number, VideoQuestion(videos[event.number]))
+                last = waiting.pop(event.number, VideoMessage(videos[event.number]))
                 yield replace(last, count=event.count, error=event.error)
     finally:
         prefetch.stop()
@@ -166,29 +155,22 @@ class ModelWorker:
 
     def __init__(self, context: StageContext) -> None:
         self._context, self._size = context, BatchSize(context.batch_size)
-        self._id = ray.get_runtime_context().get_actor_id() or _worker_id()
+        self._id = str(ray.get_runtime_context().get_actor_id())
         self._model: Model | None = None
         self._settings: Mapping[str, Any] = {}
 
     def __call__(self, rows: Any) -> Iterator[Any]:
         """Yield the model's answers; questions of one kind are answered together."""
         _enter_working_folder(self._context)
-        messages: list[VideoQuestion | FatalError] = values_of(rows)
+        messages: list[VideoMessage | LlvidError] = values_of(rows)
         try:
             model = self._model or self._load()
         except LlvidError as error:
-            yield table([FatalError(error)])
+            yield table([error])
             return
-        yield table(
-            each if isinstance(each, FatalError) else VideoAnswer(each.video, count=each.count, error=each.error)
-            for each in messages
-            if isinstance(each, FatalError) or each.question is None
-        )
-        units = {
-            (each.video.key, each.number): each
-            for each in messages
-            if isinstance(each, VideoQuestion) and each.question is not None
-        }
+        questions = [each for each in messages if not isinstance(each, LlvidError) and each.question]
+        yield table(each for each in messages if isinstance(each, LlvidError) or not each.question)
+        units = {(each.video.key, each.number): each for each in questions}
         for batch, failure in _attempts(self._context, "answer", self._id, units):
             yield table(self._answers(batch, [failure] * len(batch) if failure else self._results(model, batch)))
 
@@ -204,7 +186,7 @@ class ModelWorker:
         ray.get(self._context.attempts.end_loading.remote(self._id))
         return self._model
 
-    def _results(self, model: Model, batch: Sequence[VideoQuestion]) -> list[Result]:
+    def _results(self, model: Model, batch: Sequence[VideoMessage]) -> list[Result]:
         results: dict[int, Result] = {}
         kinds: dict[Any, list[int]] = {}
         questions = [each.question for each in batch if each.question]
@@ -237,10 +219,10 @@ class ModelWorker:
                 return [ModelError(f"can't be answered: {described(error)}")]
         return [result for question in questions for result in self._isolated(model, [question])]
 
-    def _answers(self, batch: Sequence[VideoQuestion], results: Sequence[Result]) -> Iterator[VideoAnswer]:
+    def _answers(self, batch: Sequence[VideoMessage], results: Sequence[Result]) -> Iterator[VideoMessage]:
         for each, result in zip(batch, results, strict=True):
             question = each.question and replace(each.question, request=replace(each.question.request, turns=()))
-            yield VideoAnswer(each.video, question, result, each.count, each.error, self._settings)
+            yield replace(each, question=question, result=result, settings=self._settings)
 
 
 def _attempts(
@@ -263,22 +245,13 @@ def _attempts(
     for unit in (unit for unit in units if unit[0] in crashes):
         video = getattr(units[unit], "video", units[unit])
         if crashes[unit[0]] >= MAX_CRASHES:
-            yield [units[unit]], _given_up(video.path, crashes[unit[0]])
+            text = f"{video.path}: given up: {crashes[unit[0]]} workers died while they processed it"
+            hint = "the next run tries it again; the usual reason is that memory ran out"
+            yield [units[unit]], MediaError(text, hint)
         elif ray.get(context.attempts.begin_alone.remote(stage, worker, unit)):
             began = time.monotonic()
             yield [units[unit]], None
             ray.get(context.attempts.end.remote(stage, worker, [unit], time.monotonic() - began))
-
-
-def _given_up(path: str, crashes: int) -> MediaError:
-    return MediaError(
-        f"{path}: given up: {crashes} workers died while they processed it",
-        "the next run tries it again; the usual reason is that memory ran out",
-    )
-
-
-def _worker_id() -> str:
-    return str(ray.get_runtime_context().get_worker_id())
 
 
 def _enter_working_folder(context: StageContext) -> None:

@@ -135,35 +135,31 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
     """The sentence that answers that question about the scene (and, for `same_...`, the picture)."""
     shape, start, end = scene.shape, scene.color_start, scene.color_end
     motion = "stays still" if scene.direction == "still" else f"moves {scene.direction}"
-    if kind in ("describe", "happens"):
-        return f"A {start} {shape} {motion} and turns {end}." if scene.changes else f"A {start} {shape} {motion}."
-    if kind in ("shape", "picture_shape"):
-        return f"It is a {shape}."
-    if kind == "color_start":
-        return f"It starts {start}."  # with "It is" a small model never learns the difference between start and end
-    if kind == "color_end":
-        return f"It ends {end}."
-    if kind == "direction":
-        return f"It {motion}."
-    if kind == "change":
-        return f"Yes, it changes from {start} to {end}." if scene.changes else f"No, it stays {start}."
-    if kind == "moves":
-        agrees = (scene.direction == "still") == ("still" in text)
-        return f"{'Yes' if agrees else 'No'}, it {motion}."
-    if kind == "color":
-        return f"It starts {start} and ends {end}." if scene.changes else f"It is {start}."
-    if kind == "picture_color":
-        return f"It is {start}."
-    if kind == "picture_describe":
-        return f"A {start} {shape}."
-    assert picture is not None, f"{kind} needs a picture"
-    # Both are named before the verdict: a small model hardly learns to compare if it has to begin with yes or no.
-    if kind == "same_shape":
-        verdict = "yes" if picture.shape == shape else "no"
-        return f"The picture shows a {picture.shape} and the video shows a {shape}: {verdict}."
-    assert kind == "same_color", kind
-    verdict = "yes" if picture.color_start == start else "no"
-    return f"The picture is {picture.color_start} and the video is {start}: {verdict}."
+    if kind in ("same_shape", "same_color"):
+        assert picture is not None, f"{kind} needs a picture"
+        is_shape = kind == "same_shape"
+        there, here = (picture.shape, shape) if is_shape else (picture.color_start, start)
+        verdict = "yes" if there == here else "no"
+        # Both are named before the verdict: a small model hardly learns to compare if it has to begin with yes or no.
+        if is_shape:
+            return f"The picture shows a {there} and the video shows a {here}: {verdict}."
+        return f"The picture is {there} and the video is {here}: {verdict}."
+    story = f"A {start} {shape} {motion}" + (f" and turns {end}." if scene.changes else ".")
+    agrees = (scene.direction == "still") == ("still" in text)
+    return {
+        "describe": story,
+        "happens": story,
+        "shape": f"It is a {shape}.",
+        "picture_shape": f"It is a {shape}.",
+        "color_start": f"It starts {start}.",  # with "It is" a small model never learns how start and end differ
+        "color_end": f"It ends {end}.",
+        "direction": f"It {motion}.",
+        "change": f"Yes, it changes from {start} to {end}." if scene.changes else f"No, it stays {start}.",
+        "moves": f"{'Yes' if agrees else 'No'}, it {motion}.",
+        "color": f"It starts {start} and ends {end}." if scene.changes else f"It is {start}.",
+        "picture_color": f"It is {start}.",
+        "picture_describe": f"A {start} {shape}.",
+    }[kind]
 
 
 def is_right(kind: str, scene: Scene, answer: str, text: str = "", picture: Scene | None = None) -> bool:

@@ -111,27 +111,15 @@ def random_scene(
     y = float(rng.uniform(low - min(0, down) * travel, high - max(0, down) * travel))
     ground = rng.uniform(8, 50)
     return Scene(
-        width=width,
-        height=height,
-        frames_per_second=int(rng.choice(rates)),
-        duration_seconds=float(rng.uniform(1.0, longest_seconds)),
-        shape=str(rng.choice(SHAPES)),
-        color_start=start,
-        color_end=end,
-        direction=direction,
-        shade_start=shade,
-        shade_end=_shade(rng, end) if changes else shade,
+        width=width, height=height,
+        frames_per_second=int(rng.choice(rates)), duration_seconds=float(rng.uniform(1.0, longest_seconds)),
+        shape=str(rng.choice(SHAPES)), color_start=start, color_end=end, direction=direction,
+        shade_start=shade, shade_end=_shade(rng, end) if changes else shade,
         background=_rgb(ground + rng.uniform(-8, 8, 3)),
-        x=x,
-        y=y,
-        radius=radius,
-        travel=travel,
-        change_at=float(rng.uniform(0.42, 0.58)),
-        blur=float(rng.uniform(0.0, 0.02)),
-        noise=float(rng.uniform(0.0, 8.0)),
-        compression=float(rng.uniform(0.0, 1.0)),
-        seed=int(rng.integers(2**31)),
-    )
+        x=x, y=y, radius=radius, travel=travel, change_at=float(rng.uniform(0.42, 0.58)),
+        blur=float(rng.uniform(0.0, 0.02)), noise=float(rng.uniform(0.0, 8.0)),
+        compression=float(rng.uniform(0.0, 1.0)), seed=int(rng.integers(2**31)),
+    )  # fmt: skip
 
 
 def render(scene: Scene) -> Image:
@@ -141,14 +129,12 @@ def render(scene: Scene) -> Image:
 
 def frames(scene: Scene) -> Iterator[Image]:
     """The frames of the clip one after the other, each uint8 (height, width, 3)."""
-    count = scene.frame_count
     rng = np.random.default_rng(scene.seed)
-    ground = np.empty((scene.height, scene.width, 3), np.uint8)
-    ground[:] = scene.background
+    ground = np.full((scene.height, scene.width, 3), scene.background, np.uint8)
     grain = rng.normal(0, scene.noise, (scene.height + 32, scene.width + 32, 1)).astype(np.int16)
-    for index in range(count):
+    for index in range(scene.frame_count):
         image = ground.copy()
-        _draw(image, scene, index / count)
+        _draw(image, scene, index / scene.frame_count)
         down, right = rng.integers(32, size=2)
         noisy = image + grain[down : down + scene.height, right : right + scene.width]
         yield np.clip(noisy, 0, 255).astype(np.uint8)
@@ -170,10 +156,8 @@ def write_clip(path: str | Path, scene: Scene) -> None:
         if scene.width * scene.height < 640 * 360:
             stream.codec_context.thread_count = 1  # to start threads takes longer than they save
         for image in frames(scene):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_picture(path: str | Path, scene: Scene) -> None:
@@ -219,9 +203,7 @@ def _draw(image: Image, scene: Scene, fraction: float) -> None:
 def _distance(shape: str, columns: NDArray[Any], rows: NDArray[Any], radius: float) -> NDArray[Any]:
     """The distance to the outline in pixels, negative inside; the three shapes have about the same area."""
     if shape == "circle":
-        outside: NDArray[Any] = np.hypot(columns, rows) - radius
-    elif shape == "square":
-        outside = np.maximum(np.abs(columns), np.abs(rows)) - 0.87 * radius
-    else:
-        outside = np.maximum(rows, 0.866 * np.abs(columns) - 0.5 * rows) - 0.62 * radius
-    return outside
+        return np.asarray(np.hypot(columns, rows) - radius)
+    if shape == "square":
+        return np.asarray(np.maximum(np.abs(columns), np.abs(rows)) - 0.87 * radius)
+    return np.asarray(np.maximum(rows, 0.866 * np.abs(columns) - 0.5 * rows) - 0.62 * radius)

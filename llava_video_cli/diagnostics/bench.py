@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count, product
@@ -78,11 +79,6 @@ class Measurement:
         """The median of the runs; None without any."""
         return statistics.median(self.runs) if self.runs else None
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The JSON values."""
-        return {**asdict(self), "median": self.median}
-
 
 @dataclass(frozen=True, eq=False)
 class TimedTask:
@@ -94,6 +90,23 @@ class TimedTask:
     measurements: tuple[Measurement, ...]
     run: Callable[[], Sequence[float | None]]
     cost: float
+
+    @property
+    def name(self) -> str:
+        """What is measured, for the display."""
+        first = self.measurements[0]
+        frames = f", {first.frames} frames" if first.frames else ""
+        return first.what + frames + (f", batch {first.batch}" if first.batch else "")
+
+    def add(self, values: Sequence[float | None]) -> None:
+        """Add the values of a run."""
+        for measurement, value in zip(self.measurements, values, strict=True):
+            measurement.runs += [] if value is None else [value]
+
+    def set_note(self, note: str) -> None:
+        """Set the note of each measurement."""
+        for measurement in self.measurements:
+            measurement.note = note
 
 
 @dataclass(frozen=True)
@@ -116,15 +129,12 @@ class MachineInfo:
 
 def machine_info() -> MachineInfo:
     """Return what this machine is; what can't be determined is empty."""
-    cpu = processor()
-    try:
-        memory_bytes: int | None = memory().total_bytes
-    except OSError:
-        memory_bytes = None
-    try:
+    cpu, memory_bytes = processor(), None
+    cards: tuple[Card, ...] = ()
+    with suppress(OSError):
+        memory_bytes = memory().total_bytes
+    with suppress(OSError):
         cards = accelerators().cards
-    except OSError:
-        cards = ()
     return MachineInfo(
         cpu=cpu.name,
         cores=cpu.cores,
@@ -154,11 +164,8 @@ class Bench:
     @property
     def values(self) -> dict[str, Any]:
         """The JSON values of the plan and of all measurements so far."""
-        return {
-            "plan": asdict(self.plan),
-            "settings": self.settings,
-            "cells": [cell.values for cell in self.cells],
-        }
+        cells = [asdict(cell) | {"median": cell.median} for cell in self.cells]
+        return {"plan": asdict(self.plan), "settings": self.settings, "cells": cells}
 
     def begin(self, *fields: Any) -> Measurement:
         """Add a measurement with these fields."""
@@ -195,23 +202,18 @@ class Bench:
         finally:
             device = model.settings.get("device")
             del model
-            _free(device if subject.facts is not None else None)
+            gc.collect()  # a model refers to itself; the next one needs its memory
+            if device and subject.facts is not None:
+                import torch
+
+                from ..inference.device_memory import give_back
+
+                give_back(torch.device(device))
 
     def _read(self, frames: int) -> Sequence[float | None]:
         began = time.perf_counter()
         images = read_frames(self.video, Sampling(frames=frames)).images
         return [len(images) / (time.perf_counter() - began)]
-
-
-def _free(device: str | None) -> None:
-    """Free the memory of a model that only refers to itself, for the next model."""
-    gc.collect()
-    if device is not None:
-        import torch
-
-        from ..inference.device_memory import give_back
-
-        give_back(torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,8 @@ class _ModelBench:
         try:
             measure_alternating(tasks, plan.runs, plan.seconds, self._bench.say, None if self._speed is None else 1.0)
         finally:
-            if (speed := self._speed) is not None:
-                limit = speed.copy_bytes_per_second / speed.step_bytes
+            if self._speed is not None:
+                limit = self._speed.copy_bytes_per_second / self._speed.step_bytes
                 for frames, measurement in tokens.items():
                     shares[frames].runs += [value / limit for value in measurement.runs]
             if self._peak_bytes:
@@ -267,8 +269,8 @@ class _ModelBench:
     def _stream_from_file(self, frames: int) -> Sequence[float | None]:
         # each run starts at another moment of the first half, so that no cache has these frames
         start = self._video_frames(frames).info.duration_seconds / 2 * (next(self._shifts) * _GOLDEN % 1)
-        began = time.perf_counter()
         sampling = Sampling(frames=frames, start_seconds=start)
+        began = time.perf_counter()
         shown = read_frames(self._bench.video, sampling, resize=self._model.shrink)
         read_seconds = time.perf_counter() - began
         return [read_seconds + self._usage(shown).first_token_seconds]
@@ -289,8 +291,7 @@ class _ModelBench:
         return usage
 
     def _request(self, frames: Frames) -> Request:
-        turn = Turn("user", self._plan.prompt, (frames,))
-        return Request((turn,), Generation(max_new_tokens=self._plan.new_tokens))
+        return Request((Turn("user", self._plan.prompt, (frames,)),), Generation(max_new_tokens=self._plan.new_tokens))
 
     def _video_frames(self, frames: int) -> Frames:
         """Return so many frames of the video at the model's size; raises `LlvidError` if it has fewer."""
@@ -356,10 +357,9 @@ def measure_alternating(
     for task in sorted(tasks, key=lambda task: task.cost):
         expected = 0.0 if scale is None else scale * task.cost
         if expected > deadline - time.perf_counter():
-            minutes = f"{expected / 60:.0f} min"
-            _set_note(task, f"too long: {f'{expected:.0f} s' if expected < 120 else minutes}")
+            task.set_note("too long: " + (f"{expected:.0f} s" if expected < 120 else f"{expected / 60:.0f} min"))
             continue
-        say(f"{_name(task)}, warming up")
+        say(f"{task.name}, warming up")
         began = time.perf_counter()
         if (values := _values(task)) is not None:
             first_values[task], durations[task] = values, time.perf_counter() - began
@@ -368,17 +368,17 @@ def measure_alternating(
     while alternating and sum(durations[task] for task in alternating) > deadline - time.perf_counter():
         task = max(alternating, key=lambda task: durations[task])
         alternating.remove(task)
-        _add(task, first_values[task])
-        _set_note(task, "one run, not warmed up: the time was up")
+        task.add(first_values[task])
+        task.set_note("one run, not warmed up: the time was up")
     for number in range(runs):
         if number and sum(durations[task] for task in alternating) > deadline - time.perf_counter():
             break
         for task in tuple(alternating):
-            say(f"{_name(task)}, run {number + 1} of {runs}")
+            say(f"{task.name}, run {number + 1} of {runs}")
             if (values := _values(task)) is None:
                 alternating.remove(task)
             else:
-                _add(task, values)
+                task.add(values)
 
 
 def _values(task: TimedTask) -> Sequence[float | None] | None:
@@ -386,26 +386,9 @@ def _values(task: TimedTask) -> Sequence[float | None] | None:
     try:
         return task.run()
     except ContextError:
-        _set_note(task, "doesn't fit the context")
+        task.set_note("doesn't fit the context")
     except OutOfMemoryError:
-        _set_note(task, "out of memory")
+        task.set_note("out of memory")
     except LlvidError as error:
-        _set_note(task, str(error))
+        task.set_note(str(error))
     return None
-
-
-def _add(task: TimedTask, values: Sequence[float | None]) -> None:
-    for measurement, value in zip(task.measurements, values, strict=True):
-        if value is not None:
-            measurement.runs.append(value)
-
-
-def _set_note(task: TimedTask, note: str) -> None:
-    for measurement in task.measurements:
-        measurement.note = note
-
-
-def _name(task: TimedTask) -> str:
-    first = task.measurements[0]
-    parts = [f"{first.frames} frames" if first.frames else "", f"batch {first.batch}" if first.batch else ""]
-    return ", ".join([first.what, *filter(None, parts)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,6 @@ from .packages import Problem
 Result = TypeVar("Result")
 # The codecs of most videos. PyAV's own wheels decode all of them.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "prores", "mjpeg")
-_REINSTALL_PYAV = "pip install --force-reinstall av"
 _IMPORTED = ("torch", "torchvision", "transformers", "bitsandbytes", "av")
 # The published checkpoints by their geometry, which gives their needs before anything is downloaded.
 _PUBLISHED = {
@@ -58,7 +57,7 @@ class Workload:
     rope_auto: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelFit:
     """What a model needs, and how it would run; None for what could not be determined.
 
@@ -105,55 +104,53 @@ class Diagnosis:
         """Whether the model runs here, as far as is known."""
         return not any(problem.stops for problem in self.problems)
 
+    def attempt(
+        self, what: str, probe: Callable[[], Result], *, stops: bool = False, hint: str | None = None
+    ) -> Result | None:
+        """Return a probe's result; if it fails, the reason goes among the problems."""
+        try:
+            return probe()
+        except LlvidError as error:
+            self.problems.append(Problem(str(error), error.hint, stops))
+        except subprocess.TimeoutExpired as error:
+            self.problems.append(Problem(f"{what} took more than {error.timeout:g} seconds", hint, stops))
+        except Exception as error:  # noqa: BLE001 - one broken part must not hide the rest of the diagnosis
+            self.problems.append(Problem(f"{what} failed: {first_line(error)}", hint, stops))
+        return None
+
 
 def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
     """Return the diagnosis; never raises. With `imports`, the heavy packages are imported too, which takes seconds."""
     diagnosis = Diagnosis(python=python_version())
-    diagnosis.system = _try(diagnosis, "reading the system's name", platform) or ""
-    diagnosis.llvid = _try(diagnosis, "reading llvid's version", lambda: version(packages.OURS))
-    diagnosis.packages = _try(diagnosis, "reading the packages' versions", packages.versions) or {}
-    diagnosis.problems += _try(diagnosis, "reading the packages' requirements", packages.problems) or ()
+    diagnosis.system = diagnosis.attempt("reading the system's name", platform) or ""
+    diagnosis.llvid = diagnosis.attempt("reading llvid's version", lambda: version(packages.OURS))
+    diagnosis.packages = diagnosis.attempt("reading the packages' versions", packages.versions) or {}
+    diagnosis.problems += diagnosis.attempt("reading the packages' requirements", packages.problems) or ()
     for module in _IMPORTED if imports else ():
         probe = partial(machine.check_import, module)
-        _try(diagnosis, f"importing {module}", probe, stops=True, hint=_reinstall(module))
-    diagnosis.processor = _try(diagnosis, "reading the processor", machine.processor)
-    diagnosis.memory = _try(diagnosis, "reading the memory", machine.memory)
-    diagnosis.accelerators = _try(
-        diagnosis, "asking torch for graphics cards", machine.accelerators, stops=True, hint=_reinstall("torch")
+        diagnosis.attempt(f"importing {module}", probe, stops=True, hint=_reinstall(module))
+    diagnosis.processor = diagnosis.attempt("reading the processor", machine.processor)
+    diagnosis.memory = diagnosis.attempt("reading the memory", machine.memory)
+    diagnosis.accelerators = diagnosis.attempt(
+        "asking torch for graphics cards", machine.accelerators, stops=True, hint=_reinstall("torch")
     )
     _check_cards(diagnosis)
-    diagnosis.codecs = _try(diagnosis, "asking PyAV for codecs", _codecs, stops=True, hint=_REINSTALL_PYAV) or {}
+    diagnosis.codecs = diagnosis.attempt("asking PyAV for codecs", _codecs, stops=True, hint=_reinstall("av")) or {}
     diagnosis.problems += [
-        Problem(f"PyAV can't decode {name} here", _REINSTALL_PYAV)
+        Problem(f"PyAV can't decode {name} here", _reinstall("av"))
         for name, can_decode in diagnosis.codecs.items()
         if not can_decode
     ]
     _check_cache(diagnosis)
-    result = _try(diagnosis, f"examining {workload.model}", lambda: fit_model(workload, diagnosis), stops=True)
+    result = diagnosis.attempt(f"examining {workload.model}", lambda: fit_model(workload, diagnosis), stops=True)
     if result is not None:
         diagnosis.model = result[0]
         diagnosis.problems += result[1]
     return diagnosis
 
 
-def _try(
-    diagnosis: Diagnosis, what: str, probe: Callable[[], Result], *, stops: bool = False, hint: str | None = None
-) -> Result | None:
-    """Return a probe's result; if it fails, the reason goes among the problems."""
-    try:
-        return probe()
-    except LlvidError as error:
-        diagnosis.problems.append(Problem(str(error), error.hint, stops))
-    except subprocess.TimeoutExpired as error:
-        diagnosis.problems.append(Problem(f"{what} took more than {error.timeout:g} seconds", hint, stops))
-    except Exception as error:  # noqa: BLE001 - one broken part must not hide the rest of the diagnosis
-        diagnosis.problems.append(Problem(f"{what} failed: {first_line(error)}", hint, stops))
-    return None
-
-
 def _reinstall(module: str) -> str:
-    names = "torch torchvision" if module.startswith("torch") else module
-    return f"pip install --force-reinstall {names}"
+    return f"pip install --force-reinstall {'torch torchvision' if module.startswith('torch') else module}"
 
 
 def _codecs() -> dict[str, bool]:
@@ -184,14 +181,14 @@ def _check_cards(diagnosis: Diagnosis) -> None:
 
 
 def _check_cache(diagnosis: Diagnosis) -> None:
-    cache = _try(diagnosis, "looking for the hub's cache", cache_folder)
+    cache = diagnosis.attempt("looking for the hub's cache", cache_folder)
     if cache is None:
         return
     diagnosis.cache = str(cache)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free_bytes = _try(diagnosis, "reading the free space of the disk", lambda: shutil.disk_usage(existing).free)
+    free_bytes = diagnosis.attempt("reading the free space of the disk", lambda: shutil.disk_usage(existing).free)
     diagnosis.cache_free_bytes = free_bytes
-    diagnosis.checkpoints = _try(diagnosis, "reading the hub's cache", lambda: cached_checkpoints(cache)) or []
+    diagnosis.checkpoints = diagnosis.attempt("reading the hub's cache", lambda: cached_checkpoints(cache)) or []
     diagnosis.problems += [
         Problem(
             f"{each.model} at {each.commit[:8]} is incomplete: it {each.lacks}",
@@ -213,36 +210,33 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
     if config_folder is None:
         text = f"{workload.model} isn't downloaded, and its needs are known only after the download"
         return fit, [Problem(text, pull)]
-    loading = workload.loading
+    problems, loading = list[Problem](), workload.loading
     config, checkpoint = read_checkpoint(config_folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
     media_tokens = (workload.frames or 0) * checkpoint.rates.frame_tokens
-    tokens = media_tokens + QUESTION_TOKENS + workload.max_new_tokens
+    fit.frames, fit.tokens = workload.frames, media_tokens + QUESTION_TOKENS + workload.max_new_tokens
     if workload.rope_auto:
-        factor = checkpoint.factor_for(tokens)
+        factor = checkpoint.factor_for(fit.tokens)
         _, checkpoint = read_checkpoint(config_folder, factor, loading.pool_stride, loading.pool_mode)
-    budget = Budget(media_tokens + QUESTION_TOKENS, workload.max_new_tokens, checkpoint.context_tokens, (media_tokens,))
-    problems = []
+    fit.parameters, fit.context_tokens = checkpoint.parameters.total, checkpoint.context_tokens
     if folder is None:
-        size = _FILE_BYTES * checkpoint.parameters.total
-        fit = replace(fit, download_bytes=size)
-        problems.append(Problem(f"{workload.model} isn't downloaded: about {size / 1e9:.1f} GB", pull))
-        if host.cache_free_bytes is not None and host.cache_free_bytes < size:
+        fit.download_bytes = _FILE_BYTES * fit.parameters
+        problems.append(Problem(f"{workload.model} isn't downloaded: about {fit.download_bytes / 1e9:.1f} GB", pull))
+        if host.cache_free_bytes is not None and host.cache_free_bytes < fit.download_bytes:
             problems.append(Problem(f"{host.cache_free_bytes / 1e9:.1f} GB are free on the disk", ROOM_HINT, True))
-    fit = replace(
-        fit,
-        parameters=checkpoint.parameters.total,
-        frames=workload.frames,
-        tokens=tokens,
-        context_tokens=checkpoint.context_tokens,
-    )
+    budget = Budget(media_tokens + QUESTION_TOKENS, workload.max_new_tokens, fit.context_tokens, (media_tokens,))
     if budget.left < 0:
-        problems.append(_too_long(checkpoint, budget, workload))
+        text = (
+            f"{workload.frames} frames, a question and {workload.max_new_tokens} tokens of answer are {fit.tokens:,} "
+            f"tokens; {workload.model} takes {fit.context_tokens:,}"
+        )
+        rope = f", or --rope-factor {checkpoint.factor_for(fit.tokens):g}" if checkpoint.can_scale else ""
+        problems.append(Problem(text, f"--frames {budget.frames_each([workload.frames or 0])}{rope}", True))
     device = _device(loading.device, host)
     if device is None:
         problems.append(Problem(f"there is no device {loading.device} here", "--device auto", True))
-        return fit, problems
-    fit, more = _place(fit, checkpoint, stored_quantization(config), loading, device)
-    return fit, problems + more
+    else:
+        problems += _place(fit, checkpoint, stored_quantization(config), loading, device)
+    return fit, problems
 
 
 def _folders(workload: Workload) -> tuple[Path | None, Path | None]:
@@ -280,49 +274,31 @@ def _device(wanted: str, host: Diagnosis) -> Device | None:
 
 def _place(
     fit: ModelFit, checkpoint: Checkpoint, stored: Quantized | None, loading: Loading, device: Device
-) -> tuple[ModelFit, list[Problem]]:
-    """Choose precision and attention, and compare the needed memory with the free memory."""
-    problems = []
-    if (stored or loading.quantize) in ("8bit", "4bit") and not packages.is_installed("bitsandbytes"):
-        problems.append(Problem("quantized weights need bitsandbytes", "pip install bitsandbytes", True))
-    fit = replace(fit, device=device.name)
+) -> Iterator[Problem]:
+    """Choose precision and attention, and compare the needed memory with the free memory; yield the problems."""
+    if (stored or loading.quantize) in ("8bit", "4bit") and packages.installed("bitsandbytes") is None:
+        yield Problem("quantized weights need bitsandbytes", "pip install bitsandbytes", True)
+    fit.device = device.name
     try:
         placement = choose_placement(
             fit.model, checkpoint, device, loading.quantize, loading.dtype, fit.frames, stored, fit.tokens
         )
     except LlvidError as error:
-        return fit, [*problems, Problem(str(error), error.hint, True)]
+        yield Problem(str(error), error.hint, True)
+        return
     if placement.note is not None:
-        problems.append(Problem(placement.note))
-    attention: str = loading.attention if loading.attention != "auto" else "sdpa"
-    if device.kind == "cuda" and placement.dtype != "float32" and packages.is_installed("flash-attn"):
-        attention = loading.attention if loading.attention != "auto" else "flash_attention_2"
-    elif attention == "flash_attention_2":
+        yield Problem(placement.note)
+    can_flash = device.kind == "cuda" and placement.dtype != "float32" and packages.installed("flash-attn") is not None
+    fit.attention = loading.attention
+    if fit.attention == "auto":
+        fit.attention = "flash_attention_2" if can_flash else "sdpa"
+    elif fit.attention == "flash_attention_2" and not can_flash:
         text = "flash_attention_2 needs the package flash-attn, a CUDA device, and a 16-bit precision"
-        problems.append(Problem(text, "--attention auto", True))
+        yield Problem(text, "--attention auto", True)
+    if placement.is_shared:
+        fit.device = ", ".join(f"cuda:{number}" for number in placement.device.numbers)
+    fit.dtype, fit.quantize, fit.need = placement.dtype, placement.quantize, placement.need
     free = sum(placement.device.free_bytes)
-    fit = replace(
-        fit,
-        device=", ".join(f"cuda:{number}" for number in placement.device.numbers)
-        if placement.is_shared
-        else device.name,
-        dtype=placement.dtype,
-        quantize=placement.quantize,
-        attention=attention,
-        need=placement.need,
-        room_bytes=int(free) if math.isfinite(free) else None,
-    )
+    fit.room_bytes = int(free) if math.isfinite(free) else None
     if device.kind == "cpu" and checkpoint.parameters.total > _SLOW_PARAMETERS:
-        problems.append(Problem("it runs on the CPU: an answer takes minutes", "fewer frames are faster: --frames 8"))
-    return fit, problems
-
-
-def _too_long(checkpoint: Checkpoint, budget: Budget, workload: Workload) -> Problem:
-    tokens, frames = budget.prompt_tokens + budget.answer_tokens, budget.frames_each([workload.frames or 0])
-    rope = f", or --rope-factor {checkpoint.factor_for(tokens):g}" if checkpoint.can_scale else ""
-    return Problem(
-        f"{workload.frames} frames, a question and {workload.max_new_tokens} tokens of answer are {tokens:,} tokens; "
-        f"{workload.model} takes {checkpoint.context_tokens:,}",
-        f"--frames {frames}{rope}",
-        True,
-    )
+        yield Problem("it runs on the CPU: an answer takes minutes", "fewer frames are faster: --frames 8")

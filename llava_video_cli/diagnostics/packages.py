@@ -28,7 +28,7 @@ class Problem:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of the packages that llvid requires, None for one that is not installed."""
-    return {requirement.name: _version(requirement.name) for requirement in _requirements(OURS)}
+    return {requirement.name: installed(requirement.name) for requirement in _requirements(OURS)}
 
 
 def problems() -> list[Problem]:
@@ -36,13 +36,13 @@ def problems() -> list[Problem]:
     unmet = []
     for owner in (OURS, *_CHECKED):
         for requirement in _requirements(owner):
-            got = _version(requirement.name)
+            got = installed(requirement.name)
             if got is not None and requirement.specifier.contains(got, prereleases=True):
                 continue
             if got is None and owner != OURS:
                 continue  # an optional part, or not installed by pip
             wanted = f"{requirement.name}{requirement.specifier}"
-            by = "llvid" if owner == OURS else f"{owner} {_version(owner)}"
+            by = "llvid" if owner == OURS else f"{owner} {installed(owner)}"
             text = f"{by} needs {wanted}, " + (f"{got} is installed" if got else "which isn't installed")
             unmet.append(Problem(text, f"pip install '{wanted}'", stops=True))
     if problem := _torchvision_without_cuda():
@@ -50,9 +50,12 @@ def problems() -> list[Problem]:
     return unmet
 
 
-def is_installed(name: str) -> bool:
-    """Return whether a package is installed."""
-    return _version(name) is not None
+def installed(name: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _requirements(name: str) -> Iterator[Requirement]:
@@ -67,13 +70,6 @@ def _requirements(name: str) -> Iterator[Requirement]:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield requirement
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _torchvision_without_cuda() -> Problem | None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from ..conversation import Request, Segment
 from ..errors import MediaError
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..video import Frames
 from ..video.files import check_file
 from .budget import Budget

@@ -13,7 +13,7 @@ from stat import S_IFREG
 from typing import TYPE_CHECKING
 
 from ..errors import ServerError, nearest
-from ..system.folders import runtime_folder
+from ..system.files import runtime_folder
 
 if TYPE_CHECKING:
     from ..model import Send

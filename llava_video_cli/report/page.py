@@ -11,11 +11,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from contextlib import closing, suppress
+from dataclasses import fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import LlvidError, UsageError
 from ..runs.record import text_to_path
-from ..video import iter_frames
+from ..video import read_frames
 from ..video.contact_sheet import sheet_of
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
@@ -51,14 +52,6 @@ _MOST_TIMES = 256  # frames marked on a time line
 _LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
 
 
-@dataclass(frozen=True)
-class SheetImage:
-    """The contact sheet of a row as a JPEG, or the error that prevented it."""
-
-    jpeg: bytes = b""
-    error: str = ""
-
-
 def write_report(
     file: TextIO, results: Results, *, sheets: bool = True, progress: Callable[[int], None] = lambda _: None
 ) -> int:
@@ -67,19 +60,27 @@ def write_report(
     The memory does not grow with the number of results. With `sheets`, each video is read once more, for at most 30
     seconds; `progress` is called with the number of results whose videos are read.
     """
-    template = _template()
-    file.write(template[0])
-    file.write(_block("head", _json(_head(results))))
+    before, between, after = _template()
+    head = {
+        "name": shown_name(str(results.path)),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "version": version("llava-video-cli"),
+        "notes": results.notes,
+    }
+    file.write(before + _block("head", _json(head)))
     file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, sheets)) + "\n]"))
-    file.write(template[1])
+    file.write(between)
     unreadable = done = 0
     if sheets:
         with closing(_sheets(results)) as read:
             for index, (sheet, rows) in enumerate(read):
-                file.write(_sheet_block(index, sheet))
-                unreadable, done = unreadable + bool(sheet.error), done + rows
+                if isinstance(sheet, str):
+                    file.write(_block(f"sheet-{index}", _json(sheet), "data-gone"))
+                else:
+                    file.write(_block(f"sheet-{index}", base64.b64encode(sheet).decode(), kind="text/plain"))
+                unreadable, done = unreadable + isinstance(sheet, str), done + rows
                 progress(done)
-    file.write(template[2])
+    file.write(after)
     return unreadable
 
 
@@ -91,27 +92,17 @@ def _template() -> list[str]:
     for mark, text in (("style", style), ("script", script)):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         html = html.replace(f"{{{{{mark}-hash}}}}", f"'sha256-{digest}'").replace(f"{{{{{mark}}}}}", text)
-    before, _, rest = html.partition("{{rows}}")
-    return [before, *rest.split("{{sheets}}")]
+    return re.split("{{(?:rows|sheets)}}", html)
 
 
-def _block(name: str, text: str) -> str:
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
+def _block(name: str, text: str, more: str = "", kind: str = "application/json") -> str:
+    return f'<script type="{kind}" id="{name}"{more and " " + more}>{text}</script>\n'
 
 
 def _json(value: Any) -> str:
     """Return JSON that can't end or open an HTML element or comment: ASCII, without `<`, `>` and `&`."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _head(results: Results) -> dict[str, Any]:
-    return {
-        "name": shown_name(str(results.path)),
-        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        "version": version("llava-video-cli"),
-        "notes": results.notes,
-    }
 
 
 def _rows(results: Results, sheets: bool) -> Iterator[dict[str, Any]]:
@@ -150,29 +141,18 @@ def _row(result: Result) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value}
 
 
-@dataclass(frozen=True)
-class _SheetSource:
-    """The source of a sheet; `sampling` is None for what may be a picture."""
-
-    video: str
-    sampling: Sampling | None
-
-
-def _sheet_source(result: Result) -> _SheetSource:
-    if not result.frames:
-        return _SheetSource(result.video, None)
-    return _SheetSource(result.video, _few(_sampling(result), result))
+def _sheet_source(result: Result) -> tuple[str, Sampling | None]:
+    """Return the video and the sampling of a sheet; None for what may be a picture."""
+    return result.video, _few(_sampling(result), result) if result.frames else None
 
 
 def _sampling(result: Result) -> Sampling:
     given = result.settings.get("sampling")
-    if not isinstance(given, dict):
-        return Sampling(frames=_SHOWN_FRAMES)
-    names = {field.name for field in fields(Sampling)}
-    try:
-        return Sampling(**{name: value for name, value in given.items() if name in names})
-    except UsageError:
-        return Sampling(frames=_SHOWN_FRAMES)
+    if isinstance(given, dict):
+        names = {field.name for field in fields(Sampling)}
+        with suppress(UsageError):
+            return Sampling(**{name: value for name, value in given.items() if name in names})
+    return Sampling(frames=_SHOWN_FRAMES)
 
 
 def _few(sampling: Sampling, result: Result) -> Sampling:
@@ -192,13 +172,14 @@ def _few(sampling: Sampling, result: Result) -> Sampling:
     return replace(sampling, frames=next(even, _SHOWN_FRAMES))
 
 
-def _sheets(results: Results) -> Generator[tuple[SheetImage, int]]:
-    """Yield the sheet of each video in order, with the number of consecutive results that share it."""
+def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
+    """Yield the sheet of each video in order, or its error, with the number of consecutive results that share it."""
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="llvid-sheet")
-    waiting: deque[tuple[Future[SheetImage], int]] = deque()
+    waiting: deque[tuple[Future[bytes | str], int]] = deque()
     try:
-        for source, group in groupby(results, _sheet_source):
-            waiting.append((pool.submit(_sheet, source, results.path.parent), sum(1 for _ in group)))
+        for (video, sampling), group in groupby(results, _sheet_source):
+            sheet = pool.submit(_sheet, video, sampling, results.path.parent)
+            waiting.append((sheet, sum(1 for _ in group)))
             if len(waiting) > _PREFETCHED:
                 first, rows = waiting.popleft()
                 yield first.result(), rows
@@ -208,21 +189,22 @@ def _sheets(results: Results) -> Generator[tuple[SheetImage, int]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sheet(source: _SheetSource, folder: Path) -> SheetImage:
-    path = _resolved(text_to_path(source.video), folder)
+def _sheet(video: str, sampling: Sampling | None, folder: Path) -> bytes | str:
+    """Return the contact sheet as a JPEG, or the error; a path is relative to the current folder, or to `folder`."""
+    path = text_to_path(video)
+    with suppress(OSError, ValueError):  # a name that can't be a file's: the reader reports it
+        if not Path(path).exists() and (folder / path).exists():
+            path = os.fspath(folder / path)
     try:
-        return SheetImage(_jpeg(_picture(path, source.sampling)))
+        picture = _picture(path, sampling)
     except LlvidError as failure:
-        return SheetImage(error=str(failure).removeprefix(f"{path}: "))
-
-
-def _resolved(path: str, folder: Path) -> str:
-    """Return a path relative to the current folder, or else to the folder of the results."""
-    try:
-        beside = folder / path
-        return os.fspath(beside) if not Path(path).exists() and beside.exists() else path
-    except (OSError, ValueError):  # a name that can't be a file's: the reader reports it
-        return path
+        return str(failure).removeprefix(f"{path}: ")
+    for quality in _QUALITIES:
+        file = BytesIO()
+        picture.save(file, format="jpeg", quality=quality, optimize=True)
+        if file.tell() <= _SHEET_BYTES:
+            break
+    return file.getvalue()
 
 
 def _picture(path: str, sampling: Sampling | None) -> Image:
@@ -232,44 +214,22 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
         image = Pillow.fromarray(read_image(path).pixels)
         image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
-    images, times_seconds = _small_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES))
-    count, height, width, _ = images.shape
+    frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS, resize=_small)
+    count, height, width, _ = frames.images.shape
     rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
     columns = -(-count // rows)
     shape = height / width * rows / columns  # height to width, of the sheet
-    return sheet_of(
-        images, times_seconds, columns, min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
-    )
+    wide = min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
+    return sheet_of(frames.images, frames.times_seconds, columns, wide)
 
 
-def _small_frames(path: str, sampling: Sampling) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
-    """Return the frames, no wider than a cell, and their times; one full-size frame is in memory at a time."""
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame no wider than a cell; one that is too tall is cropped."""
     import numpy as np
     from PIL import Image as Pillow
 
-    images, times_seconds = list[Any](), list[float]()
-    for frame in iter_frames(path, sampling, limits=_LIMITS):
-        height, width, _ = frame.image.shape
-        cut = max(0, height - _STEEPEST * width) // 2
-        whole = Pillow.fromarray(frame.image[cut : height - cut])
-        if not images:
-            wide = min(width, _CELL_PIXELS)
-            size = (wide, max(1, round(whole.height * wide / width)))
-        images.append(np.asarray(whole.resize(size, Pillow.Resampling.BOX)))
-        times_seconds.append(frame.time_seconds)
-    return np.stack(images), tuple(times_seconds)
-
-
-def _jpeg(image: Image) -> bytes:
-    for quality in _QUALITIES:
-        file = BytesIO()
-        image.save(file, format="jpeg", quality=quality, optimize=True)
-        if file.tell() <= _SHEET_BYTES:
-            break
-    return file.getvalue()
-
-
-def _sheet_block(index: int, sheet: SheetImage) -> str:
-    if sheet.error:
-        return f'<script type="application/json" id="sheet-{index}" data-gone>{_json(sheet.error)}</script>\n'
-    return f'<script type="text/plain" id="sheet-{index}">{base64.b64encode(sheet.jpeg).decode()}</script>\n'
+    height, width, _ = image.shape
+    cut = max(0, height - _STEEPEST * width) // 2
+    whole = Pillow.fromarray(image[cut : height - cut])
+    wide = min(width, _CELL_PIXELS)
+    return np.asarray(whole.resize((wide, max(1, round(whole.height * wide / width))), Pillow.Resampling.BOX))

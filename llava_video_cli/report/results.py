@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any
 from ..conversation import Segment
 from ..errors import LlvidError, nearest
 from ..runs.record import text_to_path
+
+_HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
+_JSON = json.JSONDecoder(
+    parse_constant=lambda _: None, parse_float=lambda text: number(float(text))
+)  # 1e999 is infinite
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
                 if not line.strip():
                     continue
                 try:
-                    value = _parse(line)
+                    value = _JSON.decode(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError):
                     if line.lstrip().startswith(b"{") and not line.endswith(b"\n"):
                         notes.append(f"{where} was left out: it is cut off in the middle")
@@ -125,31 +131,15 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
                     raise LlvidError(f"{where}: not a JSON object", _HINT)
                 yield _Line(value, where)
     except FileNotFoundError:
-        raise LlvidError(f"{path}: no such file", _nearest_name(path)) from None
+        hint = None
+        with suppress(OSError):
+            hint = nearest(path.name, (entry.name for entry in islice(path.parent.iterdir(), 1000)))
+        raise LlvidError(f"{path}: no such file", hint) from None
     except IsADirectoryError:
         raise LlvidError(f"{path}: a folder, not a file of results", "name the JSONL file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a name that can't be a file's
         words = error.strerror if isinstance(error, OSError) else error
         raise LlvidError(f"{path}: can't be opened: {words}") from None
-
-
-_HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
-
-
-def _parse(line: bytes) -> Any:
-    return json.loads(line.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=_finite)
-
-
-def _finite(text: str) -> float | None:
-    value = float(text)  # 1e999 is infinite
-    return value if math.isfinite(value) else None
-
-
-def _nearest_name(path: Path) -> str | None:
-    try:
-        return nearest(path.name, (entry.name for entry in islice(path.parent.iterdir(), 1000)))
-    except OSError:
-        return None
 
 
 def _result(line: _Line) -> Result:
@@ -180,13 +170,11 @@ def _failure(line: _Line) -> FailedVideo:
 
 
 def number(value: Any) -> float | None:
-    """Return a JSON value as a float, or None if it is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
+    """Return a JSON value as a float, or None if it is not a finite number."""
+    with suppress(OverflowError):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
 
 
 def _segments(values: Any, duration_seconds: float | None) -> Iterator[Segment]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import TypeAlias
 
 from ..conversation import Generation
 from ..errors import LlvidError, ModelError, OutOfMemoryError
@@ -23,7 +22,6 @@ _SHORTEST_SECONDS = 1.0  # of a batch that teaches something: what else goes on 
 _LONGEST_SECONDS = 120.0  # of a batch: what it holds is lost if the run is killed
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
 _READ_AHEAD_BYTES = 2**30
-Kind: TypeAlias = tuple[Generation, tuple[int, ...]]
 
 
 @dataclass
@@ -98,7 +96,7 @@ def run(
     """
     ahead = read_ahead(jobs, model.shrink, limits or Limits(), workers)
     try:
-        yield from answer_jobs(ahead, model, stop or Event(), pace or RunPace())
+        yield from Batches(ahead, model, stop or Event(), pace or RunPace()).outcomes()
     finally:
         ahead.stop()
 
@@ -110,13 +108,8 @@ def read_ahead(jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int
     return ReadAhead(jobs, shrink, each, workers, _READ_AHEAD_BYTES)
 
 
-def answer_jobs(ahead: ReadAhead, model: Model, stop: Event, pace: RunPace) -> Iterator[Record | Failure]:
-    """Yield what comes of the jobs that are being read, as `run` does."""
-    return _Batches(ahead, model, stop, pace).outcomes()
-
-
-class _Batches:
-    """The questions that wait, and the jobs that are not done."""
+class Batches:
+    """The questions that wait, and the jobs that are not done; `outcomes` yields what comes of them, as `run` does."""
 
     def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: RunPace) -> None:
         self._ahead, self._model, self._stop, self._pace = ahead, model, stop, pace
@@ -185,8 +178,7 @@ class _Batches:
         self._pace.generating_seconds += (seconds := time.monotonic() - began)
         if not any(isinstance(result, LlvidError) for result in results):
             self._pace.size.learn(len(batch), seconds)
-        taken = set(map(id, batch))
-        self._waiting = [ready for ready in self._waiting if id(ready) not in taken]
+        self._waiting = [ready for ready in self._waiting if ready not in batch]
         for ready, result in zip(batch, results, strict=True):
             self._ahead.release(ready.question)
             without_media = replace(ready.question, request=replace(ready.question.request, turns=()))
@@ -226,6 +218,6 @@ def answered(model: Model, questions: Sequence[JobRequest], size: BatchSize) -> 
     return answered(model, questions[:half], size) + answered(model, questions[half:], size)
 
 
-def kind_of(question: JobRequest) -> Kind:
+def kind_of(question: JobRequest) -> tuple[Generation, tuple[int, ...]]:
     """Return what questions have to share to be answered together: the generation, and the frames of each medium."""
     return question.request.generation, tuple(medium.frame_count for medium in question.request.media)

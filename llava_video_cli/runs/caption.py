@@ -1,43 +1,51 @@
-"""Captions: one prompt for every video, for the whole of it or for a window every so many seconds."""
+"""Captions: one prompt for every video of a folder, for the whole of it or for a window every so many seconds."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
-from ..errors import LlvidError, MediaError
+from ..errors import ContextError, LlvidError, MediaError
+from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
-from ..system.digest import fingerprint
-from ..video import Resize, read_frames, read_windows
-from ..video.files import Status
+from ..system.files import fingerprint, whole_file
+from ..video import Resize, inspect, read_frames
+from ..video.files import Found, Status, find
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
-from .prefetch import JobRequest, Result
-from .preflight import ModelSource
+from .formats import SIDECARS, Sidecar, Sidecars, check_output
+from .ledger import Errors, Ledger, open_table
+from .media import check_media
+from .prefetch import JobRequest, Result, first_error
+from .preflight import ModelSource, first_request, largest_requests
 from .record import Failure, Record, media_values, path_to_text
+from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
+_FEW = 20  # videos, which take less to check than a model takes to load
+_RECORDS = "llvid-captions.jsonl"  # where records go when only sidecars were asked for
 
 
 @dataclass(frozen=True)
 class Task:
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
-    `every_seconds` cuts a video into windows; None takes the whole of it. `asked` is what else makes another caption
-    of the same prompt: how the weights were asked for. A `drawn_seed`, which nobody asked for, does not. `subtitles`
+    `every_seconds` cuts a video into windows; None takes the whole of it. `weight_options` change the
+    weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of a record's key. `subtitles`
     are for a run on one video.
     """
 
     preset: Preset
     every_seconds: float | None = None
-    asked: tuple[tuple[str, Any], ...] = ()
+    weight_options: tuple[tuple[str, Any], ...] = ()
     drawn_seed: int | None = None
     subtitles: Subtitles | None = None
 
@@ -52,7 +60,7 @@ class Task:
             "sampling": asdict(preset.sampling),
             "generation": asdict(preset.generation.asked(self.drawn_seed)),
             "every_seconds": self.every_seconds,
-            "asked": self.asked,
+            "asked": self.weight_options,
             **({"timestamps": True} if preset.timestamps else {}),
             **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
         }
@@ -63,10 +71,14 @@ class Task:
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return fingerprint(name, self.fingerprint)
 
+    def is_fatal(self, error: LlvidError) -> bool:
+        """Whether no video can be captioned: with as many frames of each, a prompt that is too long always is."""
+        return isinstance(error, ContextError) and self.preset.sampling.fps is None
+
     def request(self, media: Media, count: Count) -> tuple[Request, LineCount | None]:
         """Return the request for a video's caption, with the subtitles that fit by `count`, which is `Model.budget`."""
-        (request,), heard = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
-        return request, heard
+        (request,), lines = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
+        return request, lines
 
 
 def caption_task(
@@ -78,18 +90,18 @@ def caption_task(
 ) -> Task:
     """Return what is asked about every video, of the model that `source` names."""
     quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
-    asked = dict(source.asked or ()) | quantize
-    return Task(preset, every_seconds, tuple(sorted(asked.items())), drawn_seed, subtitles)
+    options = dict(source.asked or ()) | quantize
+    return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is kept of a window's media: its times, and what `media_values` says of it."""
+    """What is kept of a window's media: its times, what `media_values` says of it, and its lines of subtitles."""
 
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: LineCount | None = None
+    lines: LineCount | None = None
 
 
 @dataclass(frozen=True)
@@ -110,69 +122,60 @@ class CaptionJob:
         elif every is None:
             yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
         else:
-            for _, _, frames in read_windows(self.name, every, sampling, limits=limits, resize=shrink):
-                yield self._question(frames)
+            video = inspect(self.name, limits)
+            for window in video.windows(every, sampling):
+                yield self._question(video.read(window, limits=limits, resize=shrink))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return the record, or why there is none: half of a video's windows are no caption of it."""
-        answers: list[tuple[_Part, Answer]] = []
-        for question, result in results:
-            if isinstance(result, LlvidError):
-                error = error or result
-            else:
-                answers.append((question.about, result))
+        error = error or first_error(results)
+        answers = [(question.about, result) for question, result in results if isinstance(result, Answer)]
         answers.sort(key=lambda pair: pair[0].start_seconds)
         if error is None and not answers:
             error = MediaError(f"{self.name}: nothing in it to caption")
         if error is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
-        return [Record(caption_values(self.name, self.key, self.task.preset.prompt, answers, self.settings))]
+        return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
-        request, heard = self.task.request(media, self.count)
-        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), heard))
+        request, lines = self.task.request(media, self.count)
+        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
 
+    def _values(self, answers: Sequence[tuple[_Part, Answer]]) -> dict[str, Any]:
+        """Return the JSON values of a caption's record.
 
-def caption_values(
-    path: str,
-    key: str,
-    prompt: str,
-    answers: Sequence[tuple[_Part, Answer]],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the JSON values of a caption's record.
-
-    Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with the
-    same types, `notes` is one text, and there is always a segment.
-    """
-    parts = [part for part, _ in answers]
-    segments = [Segment(part.start_seconds, part.end_seconds, answer.text) for part, answer in answers]
-    notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
-    notes |= dict.fromkeys(notes_of(part.heard for part in parts))
-    return {
-        "video_path": path_to_text(path),
-        "caption": " ".join(answer.text for _, answer in answers),
-        "segments": [asdict(segment) for segment in segments],
-        "prompt": prompt,
-        "model": settings["model"],
-        "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-        "frames": join_frames([part.values["frames"] for part in parts]),
-        "notes": "; ".join(notes),
-        "usage": asdict(total_usage([answer.usage for _, answer in answers])),
-        "settings": dict(settings),
-        "key": key,
-    }
+        Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with
+        the same types, `notes` is one text, and there is always a segment.
+        """
+        parts = [part for part, _ in answers]
+        notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
+        notes |= dict.fromkeys(notes_of(part.lines for part in parts))
+        return {
+            "video_path": path_to_text(self.name),
+            "caption": " ".join(answer.text for _, answer in answers),
+            "segments": [
+                asdict(Segment(part.start_seconds, part.end_seconds, answer.text)) for part, answer in answers
+            ],
+            "prompt": self.task.preset.prompt,
+            "model": self.settings["model"],
+            "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
+            "frames": join_frames([part.values["frames"] for part in parts]),
+            "notes": "; ".join(notes),
+            "usage": asdict(total_usage([answer.usage for _, answer in answers])),
+            "settings": dict(self.settings),
+            "key": self.key,
+        }
 
 
 def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Join what is said of the frames of each window."""
-    known = [part for part in parts if part is not None]
-    if not known:
+    videos = [part for part in parts if part is not None]
+    if not videos:
         return None
-    times = [time for part in known for time in part["times_seconds"]]
-    return {**known[0], "count": len(times), "times_seconds": times}
+    times = [time for part in videos for time in part["times_seconds"]]
+    return {**videos[0], "count": len(times), "times_seconds": times}
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
@@ -185,3 +188,175 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         total_seconds=sum(usage.total_seconds for usage in usages),
         peak_memory_bytes=max(usage.peak_memory_bytes for usage in usages),
     )
+
+
+@dataclass
+class FolderPlan:
+    """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
+
+    `kept` are sidecars that this run didn't write: they stay, and their videos are left out. `lost` are the keys of
+    records whose sidecars are missing, with the folder that the video was found in.
+    """
+
+    videos: list[tuple[Found, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    done: int = 0
+    kept: list[Path] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, path: str, error: LlvidError) -> None:
+        """Take note of a video that can't be captioned."""
+        self.failures.append(Failure({"video_path": path_to_text(path)}, error))
+
+    def check_few(self) -> None:
+        """Find the broken ones of a few videos before a model is loaded, maybe for nothing."""
+        for found, key in tuple(self.videos) if len(self.videos) <= _FEW else ():
+            try:
+                check_media([found.path])
+            except MediaError as error:
+                self.videos.remove((found, key))
+                self.fail(found.path, error)
+
+    def run_plan(self, task: Task, written: Callable[[Record], object], *, rope_auto: bool = False) -> RunPlan:
+        """Return the run that captions the videos; `written` is called with each record."""
+
+        def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[CaptionJob]:
+            return (CaptionJob(found.path, key, task, settings, count) for found, key in self.videos)
+
+        return RunPlan(
+            jobs, len(self.videos), self.done, self.failures, task.is_fatal, written,
+            largest=lambda: largest_requests(task, rope_auto=rope_auto),
+            first=lambda: first_request((found.path for found, _ in self.videos), task),
+        )  # fmt: skip
+
+
+def plan_folder(
+    found: Iterable[Found | MediaError], task: Task, done: set[str], sidecars: Sidecars, home: Path, *, overwrite: bool
+) -> FolderPlan:
+    """Return what is to be done. `done` are the keys of records in the output file, which lies in the folder `home`."""
+    todo = FolderPlan()
+    owners: dict[Path, str] = {}  # the video of each sidecar
+
+    @cache
+    def place(folder: str) -> str:
+        return os.path.relpath(folder or os.curdir, home)
+
+    for each in found:
+        if isinstance(each, MediaError):
+            todo.fail(str(each).split(": ", 1)[0], each)
+            continue
+        folder, name = os.path.split(each.path)
+        key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
+        paths = sidecars.paths(each.path, each.root)
+        if (rival := _rival(each, paths, owners)) is not None:
+            todo.fail(each.path, rival)
+        elif key in done:
+            todo.done += 1
+            if not all(path.exists() for path in paths.values()):
+                todo.lost[key] = each.root
+        elif not overwrite and (existing := [path for path in paths.values() if path.exists()]):
+            todo.kept += existing
+        else:
+            todo.videos.append((each, key))
+    return todo
+
+
+def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPlan:
+    """Return the run that writes one video's caption as text or subtitles; its failure ends the run.
+
+    Raises `MediaError` for a file that can't be read, and `LlvidError` if `to` is there already.
+    """
+    check_media([path])
+    if to.exists() and not overwrite:
+        raise LlvidError(f"{to} is there already", "--overwrite writes over it")
+    found = Found(path, "", Path(path).stat())
+
+    def write(record: Record) -> None:
+        with whole_file(to) as beside:
+            text = SIDECARS[cast("Sidecar", to.suffix.lower()[1:])](record)
+            beside.write_text(text, encoding="utf-8", newline="")
+
+    plan = FolderPlan([(found, task.key(path, found.status))]).run_plan(task, write)
+    return replace(plan, is_fatal=lambda _: True)
+
+
+def _rival(found: Found, paths: dict[Sidecar, Path], owners: dict[Path, str]) -> LlvidError | None:
+    """Return the error of a video whose sidecars another one has, as a.mp4 and a.mkv would."""
+    for path in paths.values():
+        other = owners.setdefault(path, found.path)
+        if other != found.path:
+            return LlvidError(f"{found.path}: {path} is for {other}", "rename one of the two")
+    return None
+
+
+def caption_folder(
+    paths: str | Path | Iterable[str | Path],
+    output: str | Path | None = None,
+    *,
+    preset: Preset | str | None = None,
+    model: Model | ModelSource | str | None = None,
+    every_seconds: float | None = None,
+    subtitles: Subtitles | None = None,
+    sidecars: Sidecars | None = None,
+    recursive: bool = False,
+    overwrite: bool = False,
+    options: RunOptions | None = None,
+) -> ResumableRun:
+    """Return the run that captions files, and the videos in folders; iterate over it for the records.
+
+    What stands in `output` (.jsonl, .csv or .parquet) is done and is not made again, unless `overwrite`. Without
+    `output`, records are only yielded; `sidecars` then have their records in `llvid-captions.jsonl` beside them. One
+    video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
+    which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video.
+
+    Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used;
+    iterating raises `ModelError` for a model that can't be loaded, and what else ends a run.
+    """
+    names = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    options, sidecars = options or RunOptions(), sidecars or Sidecars()
+    preset, source, drawn_seed = settle_run(preset, model)
+    task = caption_task(preset, source, every_seconds, drawn_seed, subtitles)
+    to = Path(output) if output is not None else default_output(names, sidecars)
+    if to is not None:
+        check_output(to, one_video=len(names) == 1 and not sidecars.kinds)
+    with ExitStack() as opened:
+        output_files: tuple[Ledger, Errors] | None = None
+        if to is not None and to.suffix.lower()[1:] in SIDECARS:
+            plan = plan_one_file(names[0], to, task, overwrite=overwrite)
+        else:
+            done, home = set[str](), Path()
+            if to is not None:
+                ledger = opened.enter_context(open_table(to, overwrite=overwrite))
+                output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
+                done, home = ledger.done, to.parent
+            todo = plan_folder(find(names, recursive=recursive), task, done, sidecars, home, overwrite=overwrite)
+            for record in ledger.records() if todo.lost else ():
+                if record.key in todo.lost:
+                    sidecars.write(record, todo.lost[record.key])
+            todo.check_few()
+            if todo.kept:
+                options.notify(
+                    f"captions that are not of this run are left as they are: {len(todo.kept)}, such as that of "
+                    f"{todo.kept[0]} (--overwrite writes over them)"
+                )
+            roots = {key: found.root for found, key in todo.videos}
+            plan = todo.run_plan(
+                task, lambda record: sidecars.write(record, roots[record.key]), rope_auto=source.rope_auto
+            )
+        return ResumableRun(
+            plan, source, preset, output_files, subtitles=subtitles, options=options, opened=opened.pop_all()
+        )
+
+
+def default_output(paths: Sequence[str], sidecars: Sidecars) -> Path | None:
+    """Return where records go when nobody said: with sidecars, to a file beside them; else nowhere."""
+    if not sidecars.kinds:
+        return None
+    if sidecars.folder is not None:
+        try:
+            sidecars.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LlvidError(f"can't make the folder {sidecars.folder}: {error.strerror}") from None
+        return sidecars.folder / _RECORDS
+    first = Path(paths[0] if paths else "")
+    return (first if first.is_dir() else first.parent) / _RECORDS

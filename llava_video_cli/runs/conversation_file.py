@@ -13,7 +13,7 @@ from ..conversation import Generation, Media, Role, Turn
 from ..errors import LlvidError, UsageError
 from ..model import Quantize
 from ..preset import Preset, sampling_shape, with_sampling
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml, shape_of
 from ..video.image import is_picture
 from .record import path_to_text, text_to_path

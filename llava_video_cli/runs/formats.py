@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -10,13 +11,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, TypeAlias
 
-from ..conversation import Segment
 from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
+from ..system.files import whole_file
 from .record import Record
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -24,27 +25,6 @@ Sidecar = Literal["txt", "srt", "vtt"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
 _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
 _KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
-
-
-class TableFormat(Protocol):
-    """A table's format. TableFormat are bytes with their line end."""
-
-    header: bytes
-
-    def encode(self, values: Mapping[str, Any]) -> bytes:
-        """Return a record's row."""
-
-    def decode(self, row: bytes) -> dict[str, Any]:
-        """Return a row's values. Raises ValueError for what is no row of ours."""
-
-    def key(self, row: bytes) -> str:
-        """Return a row's key, fast. Raises ValueError for what is no row of ours."""
-
-    def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield the rows; the last one has no line end if it is torn."""
-
-    def may_begin_with(self, row: bytes) -> bool:
-        """Whether a torn first row can be ours."""
 
 
 class JsonLines:
@@ -57,14 +37,14 @@ class JsonLines:
         return (json_line(values) + "\n").encode()
 
     def decode(self, row: bytes) -> dict[str, Any]:
-        """Return a line's object."""
+        """Return a line's object. Raises ValueError for what is no row of ours."""
         values = json.loads(row)
         if not isinstance(values, dict):
             raise ValueError("not an object")
         return values
 
     def key(self, row: bytes) -> str:
-        """Return the key without reading the rest, where it stands at the end as we write it."""
+        """Return the key without reading the rest, where it stands at the end as we write it. Raises ValueError."""
         begin = row.rfind(_KEY)
         if begin >= 0 and row.rstrip().endswith(b'"}'):
             begin += len(_KEY)
@@ -75,11 +55,11 @@ class JsonLines:
         return key
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield the lines."""
+        """Yield the lines; the last one has no line end if it is torn."""
         yield from file
 
     def may_begin_with(self, row: bytes) -> bool:
-        """Whether it begins as our records do."""
+        """Whether a torn first row can be ours: it begins as our records do."""
         return any(row[: len(begin)] == begin[: len(row)] for begin in _BEGINNINGS)
 
 
@@ -113,7 +93,7 @@ class Csv:
         return self._cells(row)[-1]
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield the rows: a line end between quotes belongs to a cell."""
+        """Yield the rows, as `JsonLines` does: a line end between quotes belongs to a cell."""
         row = b""
         for line in file:
             row += line
@@ -142,6 +122,9 @@ class Csv:
         return text.getvalue().encode()
 
 
+TableFormat: TypeAlias = JsonLines | Csv  # their rows are bytes with a line end
+
+
 def json_line(values: Any) -> str:
     """Return JSON without a line end, in which characters that steer a terminal or can't be encoded are escaped."""
     line = json.dumps(values, ensure_ascii=False, allow_nan=False)
@@ -166,20 +149,19 @@ def txt(record: Record) -> str:
 
 def srt(record: Record) -> str:
     """Return SubRip subtitles, a cue for each segment."""
-    return "".join(
-        f"{number}\n{_clock(cue.start_seconds, ',')} --> {_clock(cue.end_seconds, ',')}\n{_cue(cue)}\n\n"
-        for number, cue in enumerate(record.segments, start=1)
-    )
+    return "".join(f"{number}\n{cue}" for number, cue in enumerate(_cues(record, ",", str), start=1))
 
 
 def vtt(record: Record) -> str:
     """Return WebVTT subtitles, a cue for each segment."""
-    escaped = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    return "WEBVTT\n\n" + "".join(
-        f"{_clock(cue.start_seconds, '.')} --> {_clock(cue.end_seconds, '.')}\n"
-        f"{''.join(escaped.get(c, c) for c in _cue(cue))}\n\n"
-        for cue in record.segments
-    )
+    return "WEBVTT\n\n" + "".join(_cues(record, ".", partial(html.escape, quote=False)))
+
+
+def _cues(record: Record, point: str, escape: Callable[[str], str]) -> Iterator[str]:
+    for segment in record.segments:
+        # On one line: an empty line would end the cue, and an arrow would begin another.
+        text = re.sub("-+>", "→", " ".join(printable(segment.text).split())) or "-"
+        yield f"{_clock(segment.start_seconds, point)} --> {_clock(segment.end_seconds, point)}\n{escape(text)}\n\n"
 
 
 SIDECARS: dict[Sidecar, Callable[[Record], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
@@ -194,10 +176,12 @@ def check_output(path: Path, *, one_video: bool) -> None:
 
 def table_format(suffix: str) -> TableFormat:
     """Return the format of a file's ending. Raises LlvidError for another one."""
-    formats: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
-    if suffix.lower() not in formats:
-        raise LlvidError(f"no table ends in {suffix!r}")
-    return formats[suffix.lower()]()
+    match suffix.lower():
+        case ".jsonl":
+            return JsonLines()
+        case ".csv":
+            return Csv()
+    raise LlvidError(f"no table ends in {suffix!r}")
 
 
 @dataclass(frozen=True)
@@ -246,16 +230,11 @@ def write_parquet(records: Iterable[Record], path: Path) -> int:
     schema = arrow.schema(columns)
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
-        for rows in _batches(records):
+        rows_left = map(_row, records)
+        while rows := list(islice(rows_left, _ROW_GROUP)):
             writer.write_table(arrow.Table.from_pylist(rows, schema))
             count += len(rows)
     return count
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
-    rows = (_row(record) for record in records)
-    while batch := list(islice(rows, _ROW_GROUP)):
-        yield batch
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -269,11 +248,6 @@ def _row(record: Record) -> dict[str, Any]:
         "usage": json.dumps(values["usage"]),
         "settings": json.dumps(values["settings"]),
     }
-
-
-def _cue(segment: Segment) -> str:
-    """Return a segment's text on one line: an empty line would end the cue, and an arrow would begin another."""
-    return re.sub("-+>", "→", " ".join(printable(segment.text).split())) or "-"
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -1,16 +1,17 @@
-"""What a run on a cluster goes through: folders, lists and buckets, in parts that its workers look through."""
+"""What a run on a cluster is asked to caption: folders, lists and buckets, in parts that its workers go through."""
 
 from __future__ import annotations
 
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
-from ..errors import LlvidError, MediaError, first_line
+from ..errors import MediaError, first_line
 from ..video.files import Found, find
+from .formats import check_parquet
 from .storage import is_address, opened, videos
 
 LISTS = (".jsonl", ".parquet")
@@ -58,9 +59,8 @@ def parts(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Part]:
 
     Raises MediaError for a list that can't be read.
     """
-    named = iter(paths)
     waiting: list[str] = []
-    for path in named:
+    for path in paths:
         if is_list(path):
             yield from _list_parts(path)
         elif recursive and not is_address(path) and os.path.isdir(path):  # noqa: PTH112
@@ -77,21 +77,18 @@ def parts(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Part]:
 
 def found_in(part: Part) -> Iterator[Found | MediaError]:
     """Yield the videos of a part; what can't be found is yielded as an error."""
+    recursive = isinstance(part, NamedPaths) and part.recursive
     if isinstance(part, NamedPaths):
-        for path in part.paths:
-            if is_address(path):
-                yield from videos(path, recursive=part.recursive)
-            else:
-                yield from find([path], recursive=part.recursive)
-        return
-    listed = _lines(part) if isinstance(part, ListLines) else _rows(part)
-    for each in listed:
-        if isinstance(each, MediaError):
-            yield each
-        elif is_address(each):
-            yield from videos(each, recursive=False)
+        names: Iterable[str | MediaError] = part.paths
+    else:
+        names = _lines(part) if isinstance(part, ListLines) else _rows(part)
+    for name in names:
+        if isinstance(name, MediaError):
+            yield name
+        elif is_address(name):
+            yield from videos(name, recursive=recursive)
         else:
-            yield from find([each])
+            yield from find([name], recursive=recursive)
 
 
 def _list_parts(path: str) -> Iterator[ListLines | RowGroup]:
@@ -137,7 +134,9 @@ def _rows(part: RowGroup) -> Iterator[str | MediaError]:
     try:
         with opened(part.path) as file:
             table = _parquet(part.path, file)
-            column = _column(part.path, table.schema_arrow.names)
+            column = next((column for column in _COLUMNS if column in table.schema_arrow.names), None)
+            if column is None:
+                raise MediaError(f"{part.path}: no column names the videos", f"one of {', '.join(_COLUMNS)}")
             for batch in table.iter_batches(_ROWS, row_groups=[part.number], columns=[column]):
                 for name in batch.column(0).to_pylist():
                     good = isinstance(name, str) and name
@@ -147,21 +146,13 @@ def _rows(part: RowGroup) -> Iterator[str | MediaError]:
 
 
 def _parquet(path: str, file: BinaryIO) -> Any:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise LlvidError("Parquet needs the package pyarrow", "pip install 'llava-video-cli[parquet]'") from None
+    check_parquet()
+    from pyarrow import ArrowInvalid, parquet
+
     try:
         return parquet.ParquetFile(file)
     except ArrowInvalid as error:
         raise MediaError(f"{path}: not a Parquet file: {first_line(error)}") from None
-
-
-def _column(path: str, names: Sequence[str]) -> str:
-    for column in _COLUMNS:
-        if column in names:
-            return column
-    raise MediaError(f"{path}: no column names the videos", f"one of {', '.join(_COLUMNS)}")
 
 
 def _beside(path: str, name: str) -> str:

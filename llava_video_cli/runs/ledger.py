@@ -1,22 +1,33 @@
-"""The output file of a long run, which is its own ledger: a record is one append, and what stands there is done."""
+"""What a long run writes: a file, a folder or a bucket, which is its own ledger, and the failures beside it.
+
+What stands there is done. In a file a record is one append. A folder or a bucket is written in parts, each whole, every
+minute and every few thousand records: a run that is killed loses what it has not written, which the next one makes
+again.
+"""
 
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
-from ..errors import LlvidError, UsageError
-from ..system.atomic_file import whole_file
-from ..system.lock import lock
-from .formats import JsonLines, TableFormat, table_format
+from ..errors import LlvidError, UsageError, first_line
+from ..system.files import lock, whole_file
+from .formats import JsonLines, TableFormat, check_parquet, table_format, write_parquet
 from .record import Failure, Record
+from .storage import buffered, file_system, is_address
 
 _KEY_DIGITS = 32
+_PART_RECORDS = 5000
+_PART_SECONDS = 60.0
+_ERRORS = "_errors.jsonl"  # readers of folders leave names with an underscore out
 
 
 class Ledger:
@@ -44,7 +55,16 @@ class Ledger:
     def append(self, record: Record) -> None:
         """Write a record. Raises LlvidError when it can't be written; what was there before stays as it was."""
         row = self.rows.encode(record.values)
-        self._write(row if self._end else self.rows.header + row)
+        content = row if self._end else self.rows.header + row
+        try:
+            _write_at(self._file, self._end, content)
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise LlvidError(
+                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
+            ) from None
+        self._end += len(content)
         self.done.add(record.key)
 
     def records(self) -> Iterator[Record]:
@@ -57,21 +77,22 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def _write(self, content: bytes) -> None:
+
+@contextmanager
+def open_table(path: Path, *, overwrite: bool = False) -> Iterator[Ledger]:
+    """Open the ledger of a table: its own file, or the JSONL beside a Parquet file, which is made at the end."""
+    is_parquet = path.suffix.lower() == ".parquet"
+    if is_parquet:
+        check_parquet()
+    with Ledger(path.with_name(f"{path.name}.jsonl") if is_parquet else path, overwrite=overwrite) as ledger:
         try:
-            _write_at(self._file, self._end, content)
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            raise LlvidError(
-                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
-            ) from None
-        self._end += len(content)
+            yield ledger
+        finally:
+            if is_parquet:
+                write_parquet(ledger.records(), path)
 
 
 class Errors:
@@ -81,14 +102,9 @@ class Errors:
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
-        self.path = errors_path(output)
+        self.path = output.with_name(f"{output.stem}.errors.jsonl")
         self._rows = JsonLines()
         self._left = {} if overwrite else self._load()
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._left)
 
     def append(self, failure: Failure) -> None:
         """Write a failure; an older one of the same video is forgotten."""
@@ -115,9 +131,7 @@ class Errors:
     def __enter__(self) -> Errors:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(LlvidError):  # what went wrong before is what the user should read
             self.close()
 
@@ -128,11 +142,6 @@ class Errors:
                 with suppress(ValueError):  # a torn line
                     found[_name(self._rows.decode(row))] = row.rstrip(b"\n") + b"\n"
         return found
-
-
-def errors_path(output: Path) -> Path:
-    """Return where the failures of a run go."""
-    return output.with_name(f"{output.stem}.errors.jsonl")
 
 
 def _name(values: Mapping[str, Any]) -> str:
@@ -165,7 +174,10 @@ def _read(file: BinaryIO, rows: TableFormat, path: Path) -> tuple[set[str], int]
             except (ValueError, IndexError) as error:
                 if torn and (number > 1 or rows.may_begin_with(row)):
                     break
-                raise _foreign(path, number, str(error)) from None
+                raise LlvidError(
+                    f"{path}, row {number}, is not a record of llvid's: {error}",
+                    "name another file with -o, or --overwrite it",
+                ) from None
             end += len(row)
             if not is_header:
                 done.add(key)
@@ -187,7 +199,155 @@ def _write_at(file: BinaryIO, at: int, content: bytes) -> None:
         left = left[file.write(left) :]
 
 
-def _foreign(path: Path, number: int, why: str) -> LlvidError:
-    return LlvidError(
-        f"{path}, row {number}, is not a record of llvid's: {why}", "name another file with -o, or --overwrite it"
-    )
+def is_folder(path: str) -> bool:
+    """Whether records go to a folder or a bucket, as its name or what is there says."""
+    return is_address(path) or path.endswith("/") or os.path.isdir(path)  # noqa: PTH112
+
+
+class PartFiles:
+    """The parts; `done` holds the keys in them. Use it in a `with` block. Raises LlvidError.
+
+    A folder is locked against other runs; a bucket can't be.
+    """
+
+    def __init__(self, place: str, *, overwrite: bool = False) -> None:
+        self.place = place.rstrip("/")
+        self._suffix = ".parquet" if posixpath.splitext(self.place)[1].lower() == ".parquet" else ".jsonl"
+        self._run, self._number, self._waiting, self._written_at = uuid.uuid4().hex[:8], 0, list[Record](), 0.0
+        self._rows, self._overwrite = JsonLines(), overwrite
+        with _reported(self.place):
+            self._system, self._path = file_system(self.place)
+            self._system.create_dir(self._path, recursive=True)
+            self._lock = _locked(self._path) if self._system.type_name == "local" else None
+            try:
+                self._old = self._parts()
+                self.done = set[str]() if overwrite else {key for part in self._old for key in self._keys(part)}
+            except BaseException:
+                self._unlock()
+                raise
+
+    def begin(self) -> None:
+        """Drop what is to be overwritten."""
+        if self._overwrite:
+            with _reported(self.place):
+                for part in self._old:
+                    self._system.delete_file(part)
+        self._written_at = time.monotonic()
+
+    def append(self, record: Record) -> None:
+        """Take a record, to be written with the next part."""
+        self._waiting.append(record)
+        self.done.add(record.key)
+        if len(self._waiting) >= _PART_RECORDS or time.monotonic() - self._written_at > _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as a part."""
+        self._written_at = time.monotonic()
+        if not self._waiting:
+            return
+        name = f"part-{self._run}-{self._number:05d}{self._suffix}"
+        if self._suffix == ".parquet":
+            self.put(name, lambda beside: write_parquet(self._waiting, beside))
+        else:
+            content = b"".join(self._rows.encode(record.values) for record in self._waiting)
+            self.put(name, lambda beside: beside.write_bytes(content))
+        self._number += 1
+        self._waiting = []
+
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Put a file there, whole or not at all."""
+        with _reported(self.place), tempfile.TemporaryDirectory(prefix="llvid-") as folder:
+            beside = Path(folder) / f"part{posixpath.splitext(name)[1]}"
+            write(beside)
+            hidden = f"{self._path}/.{name}"
+            # a bucket shows a file once it is whole
+            to = hidden if self._system.type_name == "local" else f"{self._path}/{name}"
+            with self._system.open_output_stream(to) as stream:
+                stream.write(beside.read_bytes())
+            if to == hidden:
+                self._system.move(hidden, f"{self._path}/{name}")
+
+    def drop(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        from pyarrow import fs
+
+        with _reported(self.place):
+            if self._system.get_file_info(f"{self._path}/{name}").type == fs.FileType.File:
+                self._system.delete_file(f"{self._path}/{name}")
+
+    def __enter__(self) -> PartFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _parts(self) -> list[str]:
+        from pyarrow import fs
+
+        found = self._system.get_file_info(fs.FileSelector(self._path))
+        names = [each.base_name for each in found if each.type == fs.FileType.File]
+        return [f"{self._path}/{name}" for name in sorted(names) if name.startswith("part-")]
+
+    def _keys(self, part: str) -> Iterator[str]:
+        with self._system.open_input_file(part) as file:
+            if part.endswith(".parquet"):
+                from pyarrow import parquet
+
+                for batch in parquet.ParquetFile(file).iter_batches(columns=["key"]):
+                    yield from batch.column(0).to_pylist()
+            else:
+                yield from map(self._rows.key, buffered(file))
+
+
+def _locked(folder: str) -> int | None:
+    """Return what holds the lock of a folder until it is closed; None where folders can't be opened (Windows)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return None
+    try:
+        lock(descriptor, f"{folder}/")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class PartErrors:
+    """The failures of a run beside its parts, in `_errors.jsonl`, which is written at the end."""
+
+    def __init__(self, to: PartFiles) -> None:
+        self.path = f"{to.place}/{_ERRORS}"
+        self._to, self._left = to, dict[str, bytes]()
+
+    def append(self, failure: Failure) -> None:
+        """Take a failure."""
+        self._left[str(failure.names)] = JsonLines().encode(failure.values)
+
+    def succeeded(self, record: Record) -> None:
+        """Do nothing: the failures of earlier runs are not kept, they were all tried again."""
+
+    def close(self) -> None:
+        """Write them."""
+        if content := b"".join(self._left.values()):
+            self._to.put(_ERRORS, lambda beside: beside.write_bytes(content))
+        else:
+            self._to.drop(_ERRORS)
+
+
+@contextmanager
+def _reported(place: str) -> Iterator[None]:
+    """Turn errors of files into one line."""
+    try:
+        yield
+    except (OSError, ValueError, IndexError) as error:
+        words = getattr(error, "strerror", None) or first_line(error)
+        raise LlvidError(f"{place} can't be used for records: {words}", "name another place with -o") from None

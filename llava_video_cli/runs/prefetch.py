@@ -21,6 +21,11 @@ FEWEST_REQUESTS = 64  # that may wait, however small the batches are
 Result: TypeAlias = Answer | LlvidError
 
 
+def first_error(results: Sequence[tuple[JobRequest, Result]]) -> LlvidError | None:
+    """Return the error of the first request that failed."""
+    return next((result for _, result in results if isinstance(result, LlvidError)), None)
+
+
 @dataclass(frozen=True, eq=False)
 class JobRequest:
     """A request ready for the model, and what the record will say of its media once they are gone."""
@@ -75,7 +80,6 @@ class _Task:
     number: int
     job: Job
     count: int = 0
-    given_up: bool = False
     touched: float = field(default_factory=time.monotonic)  # when it last showed life
 
 
@@ -157,9 +161,12 @@ class ReadAhead:
                 error = failure
             except Exception as failure:  # noqa: BLE001 - one odd file must not end the run
                 error = MediaError(f"{task.job.name}: can't be read: {described(failure)}")
-            if task.given_up:
-                return  # another thread has taken this one's place
-            self._end(task, error)
+            with self._changed:
+                if task.number not in self._tasks:
+                    return  # given up: another thread has taken this one's place
+                del self._tasks[task.number]
+                self._events.append(JobEnded(task.number, task.job, task.count, error))
+                self._changed.notify_all()
 
     def _begin(self) -> _Task | None:
         with self._changed:
@@ -176,11 +183,11 @@ class ReadAhead:
         """Queue a question once there is room for it; return whether the task is still wanted."""
         with self._changed:
             self._waiting_readers += 1
-            while self._wanted(task) and not self._has_room(question):
+            while task.number in self._tasks and not self._has_room(question):
                 task.touched = time.monotonic()  # it is not its fault
                 self._changed.wait(_LOOK_SECONDS)
             self._waiting_readers -= 1
-            if not self._wanted(task):
+            if task.number not in self._tasks:
                 return False
             task.touched = time.monotonic()
             task.count += 1
@@ -190,20 +197,10 @@ class ReadAhead:
             self._changed.notify_all()
             return True
 
-    def _end(self, task: _Task, error: LlvidError | None) -> None:
-        with self._changed:
-            if self._wanted(task):
-                del self._tasks[task.number]
-                self._events.append(JobEnded(task.number, task.job, task.count, error))
-                self._changed.notify_all()
-
     def _has_room(self, question: JobRequest) -> bool:
         return not self._count or (
             self._held + question.bytes <= self._most_bytes and self._count < self.most_questions
         )
-
-    def _wanted(self, task: _Task) -> bool:
-        return task.number in self._tasks
 
     def _give_up_hanging(self) -> None:
         seconds = self._limits.seconds
@@ -211,7 +208,6 @@ class ReadAhead:
             return
         late = time.monotonic() - seconds - min(seconds, _MOST_GRACE_SECONDS)
         for task in [task for task in self._tasks.values() if task.touched < late]:
-            task.given_up = True
             del self._tasks[task.number]
             error = MediaError(f"{task.job.name}: given up after {seconds:g} seconds: its decoder hangs")
             self._events.append(JobEnded(task.number, task.job, task.count, error))

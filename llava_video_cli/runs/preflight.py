@@ -15,7 +15,7 @@ from ..inference.loader import token_counter
 from ..model import Loading, Model
 from ..prompt.budget import TokenCounter
 from ..system.background import LOADING, Background
-from ..video import Frames, Resize, VideoInfo, announced_frames, cut
+from ..video import Frames, Resize, VideoInfo, announced_frames, inspect
 from ..video.image import Picture, is_picture, read_image
 from ..video.sampling import MAX_FRAMES, Sampling, longest
 
@@ -203,5 +203,6 @@ def expected_request(path: str, task: Task) -> Request:
     sampling, every = task.preset.sampling, task.every_seconds
     if is_picture(path):
         return task.preset.request(task.preset.prompt, [read_image(path)])
-    part = cut(path, every, sampling).parts[0] if every is not None else sampling
-    return task.preset.request(task.preset.prompt, [announced_frames(path, part)])
+    video = inspect(path)
+    part = video.windows(every, sampling)[0] if every is not None else sampling
+    return task.preset.request(task.preset.prompt, [video.announced(part)])

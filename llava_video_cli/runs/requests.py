@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..conversation import Answer, Generation, Media, Request
+from ..conversation import Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
+from ..model import Model
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
 from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from ..video import Resize, read_frames
-from ..video.image import Picture, is_picture, read_image
+from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from .conversation_file import Draft, below, read_drafts, turns_of
+from .ledger import Errors, Ledger
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, path_to_text
-from .resumable import RunPlan
+from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -47,16 +49,6 @@ class BatchRequest:
     def paths(self) -> tuple[str, ...]:
         """The media, in the order of the prompt."""
         return tuple(path for draft in self.drafts for path in draft.paths)
-
-    @property
-    def question(self) -> str:
-        """What the answer answers."""
-        return self.drafts[-1].text
-
-    @property
-    def system(self) -> str | None:
-        """The system text."""
-        return next((draft.text for draft in self.drafts if draft.role == "system"), None)
 
     def key(self, model: str, drawn_seed: int | None) -> str:
         """Return the key of its record, for which a drawn seed does not count.
@@ -98,17 +90,17 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                 with placed(f"{path}, line {number}"):
                     values = read_object(line)
                     read_fields(values, shape)  # they stay as they are written: a record's key holds 2, and not 2.0
-                    asked = BatchRequest(
+                    request = BatchRequest(
                         values.get("id", number),
                         _drafts(values, path.parent, preset.system),
                         with_sampling(preset.sampling, {key: values[key] for key in choices if key in values}),
                         replace(preset.generation, **{key: values[key] for key in generation if key in values}),
                         values.get("timestamps", preset.timestamps),
                     )
-                    if asked.id in ids:
-                        raise UsageError(f"the id {brief(asked.id)} was there before")
-                ids.add(asked.id)
-                yield asked
+                    if request.id in ids:
+                        raise UsageError(f"the id {brief(request.id)} was there before")
+                ids.add(request.id)
+                yield request
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
@@ -117,56 +109,80 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
 class RequestJob:
     """The requests on the same frames of the same media, with the keys of their records."""
 
-    asked: tuple[tuple[BatchRequest, str], ...]
+    requests: tuple[tuple[BatchRequest, str], ...]
     settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """The first of its media."""
-        return self.asked[0][0].paths[0]
+        return self.requests[0][0].paths[0]
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Read the media once and yield each request."""
-        first = self.asked[0][0]
+        first = self.requests[0][0]
         media: list[Media] = [
             read_image(path) if is_picture(path) else read_frames(path, first.sampling, limits=limits, resize=shrink)
             for path in first.paths
         ]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
-        for asked, key in self.asked:
-            yield JobRequest(asked.request(media), (key, values))
+        for request, key in self.requests:
+            yield JobRequest(request.request(media), (key, values))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return a record or a failure for each request."""
-        found = {question.about[0]: (question.about[1], result) for question, result in results}
-        for asked, key in self.asked:
-            media, result = found.get(key, ((), error or MediaError(f"{self.name}: was not read")))
-            if isinstance(result, LlvidError):
-                yield Failure({"id": asked.id, "video": path_to_text(asked.paths[0])}, result)
-            else:
-                yield Record(self._values(asked, media, result, key))
+        by_key = {question.about[0]: (question.about[1], result) for question, result in results}
+        for request, key in self.requests:
+            media, answer = by_key.get(key, ((), error or MediaError(f"{self.name}: was not read")))
+            if isinstance(answer, LlvidError):
+                yield Failure({"id": request.id, "video": path_to_text(request.paths[0])}, answer)
+                continue
+            settings = {
+                **self.settings,
+                "system": next((draft.text for draft in request.drafts if draft.role == "system"), None),
+                "timestamps": request.timestamps,
+                "sampling": asdict(request.sampling),
+                "generation": asdict(request.generation),
+            }
+            values = ask_values(media, request.drafts[-1].text, answer, settings)
+            yield Record({"id": request.id, **values, "notes": "; ".join(values["notes"]), "key": key})
 
-    def _values(
-        self, asked: BatchRequest, media: Sequence[Mapping[str, Any]], answer: Answer, key: str
-    ) -> dict[str, Any]:
-        own = {
-            "system": asked.system,
-            "timestamps": asked.timestamps,
-            "sampling": asdict(asked.sampling),
-            "generation": asdict(asked.generation),
-        }
-        values = ask_values(media, asked.question, answer, {**self.settings, **own})
-        return {"id": asked.id, **values, "notes": "; ".join(values["notes"]), "key": key}
+
+def answer_file(
+    requests: str | Path,
+    output: str | Path,
+    *,
+    preset: Preset | str | None = None,
+    model: Model | ModelSource | str | None = None,
+    overwrite: bool = False,
+    options: RunOptions | None = None,
+) -> ResumableRun:
+    """Return the run that answers a file of requests, a JSON object a line; iterate over it for the records.
+
+    What stands in `output` (.jsonl) is done and is not made again, unless `overwrite`. What a request doesn't say, the
+    preset says. Raises as `caption_folder` does, and `UsageError` for a line that is not understood.
+    """
+    options, to = options or RunOptions(), Path(output)
+    if to.suffix.lower() != ".jsonl":
+        raise UsageError(f"{to} must end in .jsonl")
+    preset, source, drawn_seed = settle_run(preset, model)
+    batch = list(read_requests(Path(requests), preset))
+    if to.exists() and to.samefile(requests):
+        raise UsageError(f"{to} holds the requests", "name another file with -o")
+    with ExitStack() as opened:
+        ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
+        errors = opened.enter_context(Errors(to, overwrite=overwrite))
+        plan = plan_requests(batch, source, preset, drawn_seed, ledger.done)
+        return ResumableRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
 
 
 def plan_requests(
     requests: Sequence[BatchRequest], source: ModelSource, preset: Preset, drawn_seed: int | None, done: set[str]
 ) -> RunPlan:
     """Return the run that answers the requests whose keys are not `done`; those on the same frames become one job."""
-    asked = dict(source.asked or ())
-    weights = (source.name, asked.pop("revision", None), asked.pop("dtype", None), preset.quantize, *asked.items())
+    rest = dict(source.asked or ())
+    weights = (source.name, rest.pop("revision", None), rest.pop("dtype", None), preset.quantize, *rest.items())
     groups: dict[Any, list[tuple[BatchRequest, str]]] = {}
     failures = []
     for each in requests:
@@ -186,13 +202,10 @@ def plan_requests(
     def largest() -> Iterator[Request]:
         for each in requests if source.rope_auto else ():
             with suppress(MediaError):
-                yield each.request(placeholders(each.paths, map(_picture, each.paths), each.sampling))
+                pictures = [read_image(path) if is_picture(path) else None for path in each.paths]
+                yield each.request(placeholders(each.paths, pictures, each.sampling))
 
     return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest)
-
-
-def _picture(path: str) -> Picture | None:
-    return read_image(path) if is_picture(path) else None
 
 
 def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tuple[Draft, ...]:

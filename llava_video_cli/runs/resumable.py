@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Event
-from types import TracebackType
-from typing import Any
+from typing import Any, cast, get_args
 
 from ..conversation import Request
 from ..errors import LlvidError
-from ..model import Model
-from ..preset import Preset
+from ..model import Loading, Model, Quantize
+from ..preset import Preset, load_preset
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
 from ..video import Resize
 from ..video.limits import Limits
-from .batches import BatchSize, RunPace, answer_jobs, read_ahead
+from .batches import Batches, BatchSize, RunPace, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
@@ -71,6 +72,39 @@ class RunOptions:
     stop: Event = field(default_factory=Event)
     download: Callable[[], None] = lambda: None
     notify: Callable[[str], None] = lambda _: None
+
+
+def settle_run(
+    preset: Preset | str | None, model: Model | ModelSource | str | None
+) -> tuple[Preset, ModelSource, int | None]:
+    """Return what a run is made of, with a seed where the answers are sampled and none is given; and that seed."""
+    if preset is None or isinstance(preset, str):
+        preset = load_preset(preset or ("demo" if model == "demo" else "default"))
+    if model is None or isinstance(model, str):
+        frames = preset.sampling.frames if preset.sampling.fps is None else None
+        source = ModelSource(model or preset.model, Loading(quantize=preset.quantize, frames=frames))
+    elif isinstance(model, ModelSource):
+        source = model
+    else:
+        source = ModelSource(model.name, Loading(), opened=model)
+    quantize = source.loading.quantize if source.opened is None else source.opened.settings.get("quantize")
+    quantize = quantize if quantize in get_args(Quantize) else "none"
+    drawn_seed, generation = None, preset.generation
+    if generation.temperature > 0 and generation.seed is None:
+        drawn_seed = secrets.randbits(32)
+        generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
+    preset = replace(preset, model=source.name, quantize=cast("Quantize", quantize), generation=generation)
+    if source.asked is None:  # the options of the weights that are not the defaults, as on the command line
+        loading = source.loading
+        options = {
+            "revision": source.revision,
+            "dtype": None if loading.dtype == "auto" else loading.dtype,
+            "rope_factor": "auto" if source.rope_auto else loading.rope_factor and f"{loading.rope_factor:g}",
+            "pool_stride": loading.pool_stride,
+            "pool_mode": loading.pool_mode,
+        }
+        source = replace(source, asked=tuple((name, value) for name, value in options.items() if value is not None))
+    return preset, source, drawn_seed
 
 
 class ResumableRun:
@@ -132,40 +166,29 @@ class ResumableRun:
     def __iter__(self) -> Iterator[Record | Failure]:
         with self:
             self.begin()
-            for outcome in self._outcomes():
+            answers: Iterable[Record | Failure] = ()
+            if self._ahead is not None and self._model is not None:
+                answers = Batches(self._ahead, self._model, self.stop, self.pace).outcomes()
+            for outcome in chain(self._plan.failures, answers):
                 if isinstance(outcome, Record):
-                    self._keep(outcome)
+                    if self._output is not None:
+                        self._output[0].append(outcome)
+                        self._output[1].succeeded(outcome)
+                    self._plan.written(outcome)
+                    self._done += 1
                 else:
-                    self._fail(outcome)
+                    if self._plan.is_fatal(outcome.cause):
+                        raise outcome.cause
+                    if self._output is not None:
+                        self._output[1].append(outcome)
+                    self._failed += 1
                 yield outcome
 
     def __enter__(self) -> ResumableRun:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _outcomes(self) -> Iterator[Record | Failure]:
-        yield from self._plan.failures
-        if self._ahead is not None and self._model is not None:
-            yield from answer_jobs(self._ahead, self._model, self.stop, self.pace)
-
-    def _keep(self, record: Record) -> None:
-        if self._output is not None:
-            ledger, errors = self._output
-            ledger.append(record)
-            errors.succeeded(record)
-        self._plan.written(record)
-        self._done += 1
-
-    def _fail(self, failure: Failure) -> None:
-        if self._plan.is_fatal(failure.cause):
-            raise failure.cause
-        if self._output is not None:
-            self._output[1].append(failure)
-        self._failed += 1
 
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""
@@ -186,11 +209,9 @@ class ResumableRun:
             if self.stop.is_set():
                 return
         self._model = loader.result()
-        if self._ahead is not None:
-            self._ahead.most_questions = FEWEST_REQUESTS
         self._settings |= settings_values(self._model, self._preset, self._subtitles)
-        if self._ahead is None:
-            self._ahead = self._reader(self._model.shrink)
+        self._ahead = self._ahead or self._reader(self._model.shrink)
+        self._ahead.most_questions = FEWEST_REQUESTS
 
     def _reader(self, shrink: Resize) -> ReadAhead:
         return read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)

@@ -15,12 +15,12 @@ from ..model import Model
 from ..preset import Preset
 from ..prompt.budget import question_refusal
 from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
-from ..video import Frames, Resize, Windows
+from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
 from .batches import RunPace, run
 from .caption import join_frames, total_usage
-from .prefetch import Job, JobRequest, Result
+from .prefetch import Job, JobRequest, Result, first_error
 from .record import Failure, Record, ask_values, media_values, path_to_text
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
@@ -47,7 +47,7 @@ class WindowAnswers:
     start_seconds: float
     end_seconds: float
     values: Mapping[str, Any]
-    heard: LineCount | None = None
+    lines: LineCount | None = None
     answers: tuple[Answer, ...] = ()
 
     def segment(self, number: int) -> Segment:
@@ -56,7 +56,8 @@ class WindowAnswers:
 
 
 def answer_windows(
-    windows: Windows,
+    video: Video,
+    windows: Sequence[Sampling],
     questions: Sequence[str],
     preset: Preset,
     model: Model,
@@ -69,14 +70,16 @@ def answer_windows(
     Raises `UsageError` for too many windows, `ContextError` where a question can't be answered at all, before anything
     is read; and what makes a window impossible.
     """
-    if len(windows.parts) > MOST_WINDOWS:
+    if len(windows) > MOST_WINDOWS:
         raise UsageError(
-            f"{len(windows.parts):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
+            f"{len(windows):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
         )
     for question in questions:
-        _check_room(question, preset, model)
+        budget = model.budget(_request(_ANSWER, question, (), preset))
+        if budget.is_exceeded:  # it would come out only at the end, hours later
+            raise question_refusal(model.name, budget)
     brief = _short(preset)
-    jobs = (_Window(windows, part, tuple(questions), brief, subtitles, model.budget) for part in windows.parts)
+    jobs = (_Window(video, window, questions, brief, subtitles, model.budget) for window in windows)
     for record in _done(jobs, model, pace):
         yield record.values["window"]
 
@@ -157,47 +160,43 @@ def window_notes(parts: Iterable[WindowAnswers]) -> list[str]:
     """Return what a user should know about the windows as they were read."""
     parts = list(parts)
     lines = dict.fromkeys(line for each in parts for line in each.values["notes"])
-    return [*lines, *notes_of(each.heard for each in parts)]
+    return [*lines, *notes_of(each.lines for each in parts)]
 
 
 @dataclass(frozen=True)
 class _Window:
     """A window as a job: its frames, and a question about them for each that was asked of the whole."""
 
-    windows: Windows
-    part: Sampling
-    asked: tuple[str, ...]
+    video: Video
+    window: Sampling
+    whole_questions: Sequence[str]
     preset: Preset
     subtitles: Subtitles | None
     count: Count
 
     @property
     def name(self) -> str:
-        return self.windows.path
+        return self.video.info.path
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
-        frames = self.windows.read(self.part, limits=limits, resize=shrink)
-        prompts = [_ASK_WINDOW.format(question=question) for question in self.asked]
-        requests, heard = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
-        seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), heard)
+        frames = self.video.read(self.window, limits=limits, resize=shrink)
+        prompts = [_ASK_WINDOW.format(question=question) for question in self.whole_questions]
+        requests, lines = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
+        seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), lines)
         for number, request in enumerate(requests):
             yield JobRequest(request, (number, seen))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
-        answers: dict[int, Answer] = {}
-        seen: WindowAnswers | None = None
-        for question, result in results:
-            number, seen = question.about
-            if isinstance(result, LlvidError):
-                error = error or result
-            else:
-                answers[number] = result
-        if error is not None or seen is None:
-            cause = error or MediaError(f"{self.name}: was not read")
-            return [Failure({"video_path": path_to_text(self.name)}, cause)]
-        return [Record({"window": replace(seen, answers=tuple(answers[number] for number in sorted(answers)))})]
+        error = error or first_error(results)
+        if error is None and not results:
+            error = MediaError(f"{self.name}: was not read")
+        if error is not None:
+            return [Failure({"video_path": path_to_text(self.name)}, error)]
+        answers = {question.about[0]: result for question, result in results if isinstance(result, Answer)}
+        window = replace(results[0][0].about[1], answers=tuple(answers[number] for number in sorted(answers)))
+        return [Record({"window": window})]
 
 
 @dataclass(frozen=True)
@@ -220,12 +219,11 @@ class _Group:
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         for _, result in results:
-            if isinstance(result, LlvidError):
-                return [Failure({}, result)]
-            text = " ".join(result.text.split())
-            segment = Segment(self.notes[0].start_seconds, self.notes[-1].end_seconds, text)
-            return [Record({"number": self.number, "segment": segment, "usage": result.usage})]
-        return [Failure({}, error or MediaError(f"{self.name} were not read"))]
+            if isinstance(result, Answer):
+                text = " ".join(result.text.split())
+                segment = Segment(self.notes[0].start_seconds, self.notes[-1].end_seconds, text)
+                return [Record({"number": self.number, "segment": segment, "usage": result.usage})]
+        return [Failure({}, error or first_error(results) or MediaError(f"{self.name} were not read"))]
 
 
 def _done(jobs: Iterable[Job], model: Model, pace: RunPace | None) -> Iterator[Record]:
@@ -260,13 +258,6 @@ def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model
 def _short(preset: Preset) -> Preset:
     generation = preset.generation
     return replace(preset, generation=replace(generation, max_new_tokens=min(_SHORT_TOKENS, generation.max_new_tokens)))
-
-
-def _check_room(question: str, preset: Preset, model: Model) -> None:
-    """Refuse what would come out only at the end, hours later."""
-    budget = model.budget(_request(_ANSWER, question, (), preset))
-    if budget.is_exceeded:
-        raise question_refusal(model.name, budget)
 
 
 def _summed(usages: Sequence[Usage], seconds: float) -> Usage:

@@ -25,7 +25,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
-from ..system.digest import fingerprint
+from ..system.files import fingerprint
 from ..video import Resize, read_frames
 from ..video.image import Picture, is_picture, read_image
 from ..video.limits import Limits, cores

@@ -14,28 +14,25 @@ class Background(Generic[Result]):
     """Starts at once; the thread is a daemon, so a user who leaves does not wait for it."""
 
     def __init__(self, name: str, call: Callable[..., Result], *arguments: object) -> None:
-        self._call, self._arguments = call, arguments
         self._outcome: list[Result] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(call, *arguments), name=name, daemon=True)
         self._thread.start()
 
     def result(self) -> Result:
         """Wait, then return what the call returned or raise what it raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self.check(None)
         return self._outcome[0]
 
-    def check(self, wait_seconds: float = 0.0) -> bool:
+    def check(self, wait_seconds: float | None = 0.0) -> bool:
         """Return whether the call has ended within that time. Raises what it raised."""
         self._thread.join(wait_seconds)
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
+    def _work(self, call: Callable[..., Result], *arguments: object) -> None:
         try:
-            self._outcome.append(self._call(*self._arguments))
+            self._outcome.append(call(*arguments))
         except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             self._error = error

@@ -82,13 +82,9 @@ def processor() -> Processor:
     name, flags = platform.processor() or platform.machine(), set[str]()
     path = Path("/proc/cpuinfo")
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
+        pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in pairs}  # of each core; they are the same
+        name, flags = facts.get("model name", name), set((facts.get("flags") or facts.get("Features", "")).split())
     elif sys.platform == "darwin":
         name = _sysctl("machdep.cpu.brand_string") or name
         flags = {"bf16"} if _sysctl("hw.optional.arm.FEAT_BF16") == "1" else flags
@@ -103,9 +99,13 @@ def memory() -> Memory:
         return Memory(total, total)
     values = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and limit < total:
-        total, free = limit, min(free, max(0, limit - (used or 0) + _cached_bytes()))
+    with suppress(OSError, ValueError):  # no container, or a limit of "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        if limit < total:
+            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+            # the system can drop what only caches files
+            total, free = limit, min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
     return Memory(total, free)
 
 
@@ -114,12 +114,11 @@ def accelerators() -> Accelerators:
 
     Raises OSError with the reason if torch fails.
     """
-    has_nvidia = _has_nvidia()
     if not may_have_accelerator():
         return Accelerators()
     answer = _ask_python(_ASK_TORCH)
     cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(answer["cards"]))
-    return Accelerators(cards, bool(answer["mps"]), has_nvidia, answer["built"])
+    return Accelerators(cards, bool(answer["mps"]), _has_nvidia(), answer["built"])
 
 
 def may_have_accelerator() -> bool:
@@ -154,21 +153,6 @@ def _ask_python(program: str) -> dict[str, Any]:
         raise OSError(lines[-1])
     values: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return values
-
-
-def _cached_bytes() -> int:
-    """Return how much of a container's memory caches files; the system can drop it."""
-    with suppress(OSError, ValueError):
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-    return 0
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def _sysctl(name: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
@@ -106,11 +106,6 @@ def _silent(_: float) -> None:
     """Show no progress."""
 
 
-def _unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Leave a picture as it is."""
-    return image
-
-
 @dataclass(frozen=True, eq=False)
 class Video:
     """A video whose packets are indexed, so that each further use opens it at most once and indexes nothing."""
@@ -144,31 +139,14 @@ class Video:
         *,
         limits: Limits | None = None,
         progress: Callable[[float], None] = _silent,
-        resize: Resize = _unchanged,
+        resize: Resize | None = None,
     ) -> Frames:
         """Return what `read_frames` returns; raises what it raises. Safe in threads."""
         return _read(self.info.path, sampling, limits, progress, resize, self.index)
 
-    def cut(self, every_seconds: float, sampling: Sampling) -> Windows:
-        """Return the windows that `sampling.windows` cuts the video into; raises what it raises."""
-        return Windows(self, tuple(windows(self.info.duration_seconds, every_seconds, sampling)))
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """A video that is cut into windows, each with its own sampling."""
-
-    video: Video
-    parts: tuple[Sampling, ...]
-
-    @property
-    def path(self) -> str:
-        """The video's file."""
-        return self.video.info.path
-
-    def read(self, part: Sampling, *, limits: Limits | None = None, resize: Resize = _unchanged) -> Frames:
-        """Return the frames of a window; the limits count for it alone. Raises what `read_frames` raises."""
-        return self.video.read(part, limits=limits, resize=resize)
+    def windows(self, every_seconds: float, sampling: Sampling) -> tuple[Sampling, ...]:
+        """Return a sampling for each window of the video. Raises what `sampling.windows` raises."""
+        return tuple(windows(self.info.duration_seconds, every_seconds, sampling))
 
 
 def inspect(
@@ -214,7 +192,7 @@ def iter_frames(
     *,
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
-    resize: Resize = _unchanged,
+    resize: Resize | None = None,
 ) -> Generator[Frame, None, None]:
     """Yield the frames that `read_frames` returns one at a time, so that they are not all in memory together.
 
@@ -227,8 +205,9 @@ def iter_frames(
 
     with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
         for decoded in reader.frames(sampling or Sampling(), hold_all=False):
-            frame = Frame(np.ascontiguousarray(resize(decoded.image)), reader.timeline.seconds(decoded.stamp))
-            del decoded
+            image = decoded.image if resize is None else resize(decoded.image)
+            frame = Frame(np.ascontiguousarray(image), reader.timeline.seconds(decoded.stamp))
+            del decoded, image
             with reader.clock.paused():
                 yield frame
             del frame
@@ -240,7 +219,7 @@ def read_frames(
     *,
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
-    resize: Resize = _unchanged,
+    resize: Resize | None = None,
 ) -> Frames:
     """Return the frames that `sampling` (by default `Sampling()`) selects from a video.
 
@@ -257,42 +236,12 @@ def read_frames(
     return _read(os.fspath(path), sampling or Sampling(), limits, progress, resize)
 
 
-def cut(
-    path: str | os.PathLike[str],
-    every_seconds: float,
-    sampling: Sampling | None = None,
-    *,
-    limits: Limits | None = None,
-    progress: Callable[[float], None] = _silent,
-) -> Windows:
-    """Return what `Video.cut` returns. Raises what `inspect` and `sampling.windows` raise."""
-    return inspect(path, limits, progress=progress).cut(every_seconds, sampling or Sampling())
-
-
-def read_windows(
-    path: str | os.PathLike[str],
-    every_seconds: float,
-    sampling: Sampling | None = None,
-    *,
-    limits: Limits | None = None,
-    resize: Resize = _unchanged,
-) -> Iterator[tuple[float, float, Frames]]:
-    """Yield `[start_seconds, end_seconds)` and the frames of each window that `cut` makes.
-
-    The file is indexed once; the limits count for each window. Raises what `read_frames` raises.
-    """
-    whole = cut(path, every_seconds, sampling, limits=limits)
-    for part in whole.parts:
-        assert part.end_seconds is not None, "windows have an end"
-        yield part.start_seconds, part.end_seconds, whole.read(part, limits=limits, resize=resize)
-
-
 def _read(
     path: str,
     sampling: Sampling,
     limits: Limits | None,
     progress: Callable[[float], None],
-    resize: Resize,
+    resize: Resize | None,
     index: VideoIndex | None = None,
 ) -> Frames:
     import numpy as np
@@ -302,8 +251,8 @@ def _read(
     with open_reader(path, limits or Limits(), progress, index) as reader:
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
-        for decoded in reader.frames(sampling, hold_all=resize is _unchanged):
-            image = resize(decoded.image)
+        for decoded in reader.frames(sampling, hold_all=resize is None):
+            image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
                 images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False
             images[len(stamps)] = image

@@ -35,7 +35,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import peak_memory
 
-from llava_video_cli.video import cut, iter_frames, read_frames
+from llava_video_cli.video import inspect, iter_frames, read_frames
 from llava_video_cli.video.decode import decode_range, use_threads
 from llava_video_cli.video.demux import open_video, packet_index
 from llava_video_cli.video.limits import Deadline, Limits
@@ -187,11 +187,11 @@ def floor(path: str) -> dict[str, float]:
                 next(container.decode(stream)).to_ndarray(format="rgb24")
 
     skimming = Sampling(frames=8, mode="keyframes")
-    indexed = cut(path, 1e9, skimming)
+    indexed = inspect(path)
     calls: dict[str, Callable[[], object]] = {
         "exact": lambda: read_frames(path, Sampling(frames=8)),
         "keyframes": lambda: read_frames(path, skimming),
-        "keyframes_indexed": lambda: indexed.read(indexed.parts[0]),
+        "keyframes_indexed": lambda: indexed.read(skimming),
         "pyav_open": opened,
         "pyav_keyframes": keyframes,
     }

@@ -15,7 +15,7 @@ from terminal import Typed, scene
 from llava_video_cli.cli.chat import read_history
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.runs.conversation_file import read_conversation
-from llava_video_cli.system.folders import state_folder
+from llava_video_cli.system.files import state_folder
 
 pytest.importorskip("pty", reason="no terminals of one's own on this system")
 

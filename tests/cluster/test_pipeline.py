@@ -16,7 +16,7 @@ from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster.estimate import estimate
+from llava_video_cli.cluster import estimate
 from llava_video_cli.cluster.pipeline import LiveProgress, run
 from llava_video_cli.cluster.session import Cluster, ClusterSession
 from llava_video_cli.demo.world import write_clip

@@ -12,7 +12,7 @@ import pytest
 
 from llava_video_cli import MediaError
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.runs.parts import PartErrors, PartFiles, is_folder
+from llava_video_cli.runs.ledger import PartErrors, PartFiles, is_folder
 from llava_video_cli.runs.record import Failure, Record
 
 
@@ -45,7 +45,7 @@ def test_what_stands_in_parts_is_done(name: str, scheme: str, tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders can't be locked there")
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
-    program = f"from llava_video_cli.runs.parts import PartFiles\nPartFiles({str(tmp_path)!r})"
+    program = f"from llava_video_cli.runs.ledger import PartFiles\nPartFiles({str(tmp_path)!r})"
     with PartFiles(str(tmp_path)):
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert f"another run is writing {tmp_path}/" in result.stderr

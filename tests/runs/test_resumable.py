@@ -18,11 +18,12 @@ from llava_video_cli import Generation, Loading, MediaError, Model, ModelError, 
 from llava_video_cli.cli.app import run as llvid
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.prompt.subtitles import Count
-from llava_video_cli.runs import answer_file, caption_folder
+from llava_video_cli.runs.caption import caption_folder
 from llava_video_cli.runs.formats import Sidecars
 from llava_video_cli.runs.prefetch import Job
 from llava_video_cli.runs.preflight import ModelSource
 from llava_video_cli.runs.record import Failure, Record
+from llava_video_cli.runs.requests import answer_file
 from llava_video_cli.runs.resumable import ResumableRun, RunOptions, RunPlan, Summary
 
 DOCS = Path(__file__).parents[2] / "docs" / "python.md"

@@ -36,7 +36,7 @@ from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import Subtitles
 from llava_video_cli.runs.windows import WindowAnswers, answer_windows, conclude, relevant, windows_note, windows_values
-from llava_video_cli.video import cut, read_windows
+from llava_video_cli.video import inspect, read_frames
 
 PRESET = Preset("p", "", sampling=Sampling(2), generation=Generation(max_new_tokens=300))
 ASKS = ("Who {is} it?", "Why?")
@@ -88,30 +88,31 @@ def notes(count: int, length: int = 40) -> list[Segment]:
 
 
 def test_each_window_is_read_once_and_asked_each_question(film: Path) -> None:
-    windows, model = cut(film, 1.0, PRESET.sampling), Watcher()
-    found = sorted(answer_windows(windows, ASKS, PRESET, model), key=lambda each: each.start_seconds)
+    video, model = inspect(film), Watcher()
+    windows = video.windows(1.0, PRESET.sampling)
+    found = sorted(answer_windows(video, windows, ASKS, PRESET, model), key=lambda each: each.start_seconds)
     assert [(each.start_seconds, each.end_seconds) for each in found] == [(n, n + 1) for n in range(12)]
     for number, question in enumerate(ASKS):
         texts = [each.segment(number).text for each in found]
         assert texts == [f"{question} {n}.0" for n in range(12)]
     prompts = [text for batch in model.batches for text in batch]
     assert len(prompts) == 24 and all("say only: nothing" in text for text in prompts)
-    for part, (start, end, frames) in zip(windows.parts, read_windows(film, 1.0, PRESET.sampling), strict=True):
-        assert (part.start_seconds, part.end_seconds) == (start, end)
-        assert (windows.read(part).images == frames.images).all()
+    for start, window in enumerate(windows):
+        assert (window.start_seconds, window.end_seconds) == (start, start + 1)
+        assert (video.read(window).images == read_frames(film, window).images).all()
 
 
 def test_windows_are_told_times_and_what_is_spoken_in_them(film: Path) -> None:
     preset = Preset("p", "", system="Be brief.", timestamps=True, sampling=Sampling(2))
     said = Subtitles("s.srt", (Segment(0.2, 0.4, "hello"), Segment(6.5, 6.9, "bye")))
     model = Watcher(context=9000)
-    found = sorted(
-        answer_windows(cut(film, 6.0, preset.sampling), ["Who?"], preset, model, said), key=lambda s: s.start_seconds
-    )
+    video = inspect(film)
+    answers = answer_windows(video, video.windows(6.0, preset.sampling), ["Who?"], preset, model, said)
+    found = sorted(answers, key=lambda s: s.start_seconds)
     first, second = sorted(text for batch in model.batches for text in batch)
     assert "shown by 2 frames, at 0.00s, 3.00s.\nIts subtitles" in first and "0.2s: hello\n" in first
     assert "at 6.00s, 9.00s." in second and "6.5s: bye" in second and "hello" not in second
-    assert [each.heard and each.heard.used for each in found] == [1, 1]
+    assert [each.lines and each.lines.used for each in found] == [1, 1]
 
 
 def test_notes_that_fit_are_answered_from_at_once() -> None:
@@ -142,7 +143,7 @@ def test_what_can_never_fit_is_an_error_and_no_endless_loop(film: Path) -> None:
         list(conclude("Why?", notes(5, length=900), PRESET, Watcher(context=1000)))
     model = Watcher(context=300)
     with pytest.raises(ContextError, match="but the context of echo is 300"):
-        next(answer_windows(cut(film, 6.0), ["Why?"], PRESET, model))
+        next(answer_windows(inspect(film), inspect(film).windows(6.0, Sampling()), ["Why?"], PRESET, model))
     assert not model.batches, "before anything is asked"
 
 
@@ -151,17 +152,18 @@ def test_a_window_that_fails_fails_the_whole_but_memory_only_halves(film: Path) 
         if len(texts) > 1:
             raise OutOfMemoryError("out of memory")
 
-    windows = cut(film, 1.0, PRESET.sampling)
-    assert len(list(answer_windows(windows, ASKS, PRESET, Watcher(check)))) == 12
+    video = inspect(film)
+    windows = video.windows(1.0, PRESET.sampling)
+    assert len(list(answer_windows(video, windows, ASKS, PRESET, Watcher(check)))) == 12
 
     def refuse(texts: Sequence[str]) -> None:
         del texts
         raise ContextError("too many frames")
 
     with pytest.raises(ContextError, match="too many frames"):
-        list(answer_windows(windows, ASKS, PRESET, Watcher(refuse)))
+        list(answer_windows(video, windows, ASKS, PRESET, Watcher(refuse)))
     with pytest.raises(UsageError, match="12,000 windows are too many"):
-        next(answer_windows(cut(film, 0.001, PRESET.sampling), ASKS, PRESET, Watcher()))
+        next(answer_windows(video, video.windows(0.001, PRESET.sampling), ASKS, PRESET, Watcher()))
 
 
 def test_windows_without_anything_are_left_out_and_the_others_named() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.preset import Preset
-from llava_video_cli.runs.caption import Task
+from llava_video_cli.runs.caption import Task, plan_folder
 from llava_video_cli.runs.formats import JsonLines, Sidecars
 from llava_video_cli.runs.ledger import Ledger
-from llava_video_cli.runs.plan import plan_folder
 from llava_video_cli.video.files import Found, find
 from llava_video_cli.video.sampling import Sampling
 

@@ -1,0 +1,85 @@
+"""llvid's own files: their folders, complete writes, locks, and fingerprints of their content."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_IFDIR
+
+from ..errors import LlvidError
+
+
+def config_folder() -> Path:
+    """Return the folder of the user's presets, by the XDG base directory specification."""
+    return (_base("XDG_CONFIG_HOME") or Path.home() / ".config") / "llvid"
+
+
+def state_folder() -> Path:
+    """Return the folder of what llvid remembers between runs."""
+    return (_base("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llvid"
+
+
+def runtime_folder() -> Path:
+    """Return the folder of files that live as long as a process; it is created if necessary.
+
+    Raises OSError if it can't be created, or if other users have access to it.
+    """
+    runtime = _base("XDG_RUNTIME_DIR")
+    folder = runtime / "llvid" if runtime else Path(tempfile.gettempdir()) / f"llvid-{os.getuid()}"
+    folder.mkdir(0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & ~0o7700 != S_IFDIR:
+        raise PermissionError(f"{folder} is open to others")
+    return folder
+
+
+def _base(variable: str) -> Path | None:
+    path = Path(os.environ.get(variable, ""))
+    return path if path.is_absolute() else None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder, with the same suffix; it is renamed at the end, or removed on failure.
+
+    So a full disk or Ctrl-C leaves no partial file. Raises `LlvidError` if the file can't be written.
+    """
+    # A short name, as the final one may have the greatest possible length.
+    temporary = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise LlvidError(f"can't write {path}: {error.strerror or error}", "name another place with -o") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def lock(descriptor: int, name: str) -> None:
+    """Lock an open file or folder until it is closed or the process ends. Raises LlvidError if another run has it.
+
+    Nothing is locked where there are no locks: on Windows and on some network file systems.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LlvidError(f"another run is writing {name}", "wait for it, or name another place with -o") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def fingerprint(content: bytes, key: bytes = b"") -> str:
+    """Return 32 hexadecimal digits that differ for different contents, or for different keys of at most 64 bytes."""
+    import hashlib  # it loads OpenSSL: 15 ms that most commands don't need
+
+    return hashlib.blake2b(content, key=key, digest_size=16).hexdigest()
