@@ -15,7 +15,7 @@ import torch
 
 from ..conversation import FinishReason
 from .decode_step import BatchInputs, Decoder, DecodingBatch
-from .sampler import Sampler
+from .sampler import NOT_FINITE, Sampler
 
 # An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
 _LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
@@ -57,7 +57,10 @@ class FairLock:
 
 @dataclass(frozen=True)
 class Token:
-    """A new token of a row, and, if it is the row's last, why."""
+    """A new token of a row, and, if it is the row's last, why.
+
+    The id `NOT_FINITE` ends a row whose logits hold a NaN or an infinity.
+    """
 
     row: int
     id: int
@@ -119,8 +122,8 @@ class TokenStream:
                 logits = decoder.prefill(self._batch)
             while not self._left.is_set():
                 with lock:
-                    new_ids = self._sampler.sample(logits)
-                    wait = _copy_to_host(new_ids)
+                    new_ids, checked_ids = self._sampler.sample(logits)
+                    wait = _copy_to_host(checked_ids)
                     if decoder.runs_ahead and self._needs_more(active):  # launched before these tokens are read
                         logits = decoding.advance(new_ids)
                 active = self._hand_over(active, wait())
@@ -151,6 +154,9 @@ class TokenStream:
         tokens, left = [], {}
         for row, place in active.items():
             if self._is_cancelled(row):
+                continue
+            if ids[place] == NOT_FINITE:
+                tokens.append(Token(row, NOT_FINITE, None, now))
                 continue
             new_ids = self.new_ids[row]
             new_ids.append(ids[place])

@@ -20,6 +20,8 @@ from transformers.generation import (
 
 from ..conversation import Generation
 
+NOT_FINITE = -1  # stands for the token of a row whose logits hold a NaN or an infinity
+
 
 class Sampler:
     """Picks the next tokens of a batch: greedy at temperature 0, else sampled by temperature and top-p.
@@ -39,9 +41,16 @@ class Sampler:
         if not self._is_greedy and generation.seed is not None:
             self._random = torch.Generator(device).manual_seed(generation.seed)
 
-    def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device."""
+    def sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device.
+
+        The second tensor is the same but for rows whose logits are not finite: it has `NOT_FINITE` there, and the first
+        one any token, so that the other rows can go on.
+        """
         scores = logits.float()
+        is_finite = scores.sum(dim=-1).isfinite()
+        if not self._is_greedy:  # sampling from a NaN is an error of the whole batch
+            scores = torch.where(is_finite[:, None], scores, 0)
         if self._processors:
             scores = self._processors(self._ids, scores)
         if self._is_greedy:
@@ -50,7 +59,7 @@ class Sampler:
             new_ids = torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=self._random)[:, 0]
         if self._processors:
             self._ids = torch.cat([self._ids, new_ids[:, None]], dim=1)
-        return new_ids
+        return new_ids, torch.where(is_finite, new_ids, NOT_FINITE)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows alone, int64 (rows)."""

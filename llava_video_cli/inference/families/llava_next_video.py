@@ -27,7 +27,7 @@ from ..engine import FairLock, TokenStream, stop_ids
 from ..loader import Loaded, load
 from ..prefix_cache import Prompt, Span
 from ..prompt_batch import PromptBatcher
-from ..sampler import Sampler
+from ..sampler import NOT_FINITE, Sampler
 from ..vision import Vision
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class LlavaVideo:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
 
         Raises `ContextError` if the prompt and the longest answer don't fit the context, `ModelError` if the memory
-        does not suffice, or if this thread has an iterator of this model that it has not finished or closed.
+        does not suffice, if the logits are not finite, or if this thread has an iterator of this model that it has not
+        finished or closed.
         """
         return self._generate([request], [0], lambda _, chunk: chunk)
 
@@ -131,7 +132,8 @@ class LlavaVideo:
         Greedy requests with the same settings share a batch; their `max_new_tokens` may differ. Each answer's last
         chunk comes at its own end; without `in_pieces` it is the whole answer. `is_cancelled` is called with a
         request's number before each of its tokens, in another thread; a cancelled answer has no last chunk. Closing the
-        iterator stops the generation. Raises as `stream` does, and `OutOfMemoryError` if fewer requests may fit.
+        iterator stops the generation. Raises as `stream` does, and `OutOfMemoryError` if fewer requests may fit. Where
+        the logits of some rows are not finite, the others are answered first if answers come in pieces.
         """
         for numbers in _batches(requests):
             batch = [requests[number] for number in numbers]
@@ -162,6 +164,7 @@ class LlavaVideo:
         """
         started = time.perf_counter()
         last: tuple[int, Chunk] | None = None
+        failed = False
         with self._one_answer_at_a_time(), self._memory_errors(requests):
             memory.reset_peak(self._device)
             limits = [request.generation.max_new_tokens for request in requests]
@@ -189,6 +192,12 @@ class LlavaVideo:
                         row, detokenizer = token.row, texts[token.row]
                         if detokenizer.is_stopped:  # the token was generated before the stop string was seen
                             continue
+                        if token.id == NOT_FINITE:
+                            failed = True
+                            unfinished -= 1
+                            if in_pieces:  # answers that are being read go on
+                                continue
+                            break
                         counts[row] += 1
                         text = detokenizer.push([token.id]) if in_pieces else ""
                         if token.finish_reason is None and not detokenizer.is_stopped:
@@ -214,10 +223,12 @@ class LlavaVideo:
                             self._answering_thread = threading.get_ident()
                             last = None
             finally:
-                if tokens.cache is not None:
+                if tokens.cache is not None and not failed:  # a NaN in a cache spoils what is computed from it later
                     self._batcher.keep(tokens.cache, prompts, tokens.new_ids)
         if last:
             yield piece(*last)  # outside the lock: a reader that stops here must not keep others out
+        if failed:
+            raise self._not_finite()
 
     @contextmanager
     def _one_answer_at_a_time(self) -> Iterator[None]:
@@ -287,6 +298,15 @@ class LlavaVideo:
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def _not_finite(self) -> ModelError:
+        dtype = self._loaded.placement.dtype
+        weights = "the weights are damaged: get them again, or an earlier step of the training"
+        hint = {
+            "float16": "try `--dtype bfloat16` or `--dtype float32`: float16 ends at 65,504",
+            "bfloat16": f"try `--dtype float32`; if that fails too, {weights}",
+        }
+        return ModelError(f"{self.name} gives NaN or infinite logits in {dtype}", hint.get(dtype, weights))
 
     @contextmanager
     def _memory_errors(self, requests: Sequence[Request]) -> Iterator[None]:
