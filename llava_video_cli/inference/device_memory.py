@@ -15,10 +15,16 @@ from ..conversation import Request
 from ..prompt.budget import SHORT_TEXT_TOKENS
 from .placement import unused_bytes
 
-# The words of torch's allocator on a CPU (on Windows: "not enough"), the system, C++, a thread's start, and oneDNN.
+# What errors say when memory runs out, in lower case.
 _OUT_OF_MEMORY = (
-    "can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
-    "could not create a primitive", "could not create a memory",
+    "out of memory",  # CUDA, HIP, bitsandbytes ("Error out of memory"), Apple ("MPS backend out of memory"), Triton
+    "alloc_failed", "allocation_failed",  # with CUBLAS_STATUS_ or CUDNN_STATUS_ before it
+    "cublas_status_not_initialized",  # there is no room for cuBLAS' workspace
+    "cudaerrormemoryallocation", "failed to allocate", "unable to allocate", "invalid buffer size",  # NumPy, Metal
+    "can't allocate memory", "not enough memory",  # torch's allocator on a CPU, on Windows
+    "cannot allocate memory", "bad_alloc", "bad allocation",  # the system, C++
+    "can't start new thread",
+    "could not create a primitive", "could not create a memory",  # oneDNN
 )  # fmt: skip
 # From glibc's malloc.h; `_LARGEST_BYTES` is the most that its own rule sets.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -64,10 +70,11 @@ def own_pages() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: on a CPU, torch raises a plain RuntimeError."""
+    """Return whether an error says that memory ran out: many libraries raise a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def give_back(device: torch.device) -> None:
