@@ -16,7 +16,7 @@ from typing import Any
 from ..checkpoint.config import Checkpoint
 from ..conversation import Media, Request, Turn
 from ..errors import ContextError
-from .chat_template import IMAGE, VIDEO, ChatTemplate, render
+from .chat_template import IMAGE, VIDEO, ChatTemplate, chat_template, render
 
 # Tokens of question and answer beside the frames, as LLaVA-NeXT's demo counts: `ceil((144 * frames + 1000) / 4096)`.
 TEXT_TOKENS = 1000
@@ -234,26 +234,11 @@ class TokenCounter:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        """The chat template, in an environment as transformers makes it."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise ValueError(message)
-
         _, bos, eos = self._special_tokens
         source = _json(self.folder / "chat_template.json").get("chat_template")
         if source is None and (file := self.folder / "chat_template.jinja").is_file():
             source = file.read_text(encoding="utf-8")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = refuse
-
-        def fill(messages: list[dict[str, Any]]) -> str:
-            values = {"messages": messages, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos}
-            return environment.from_string(source or "").render(values)
-
-        return fill
+        return chat_template(source or "", {"bos_token": bos, "eos_token": eos})
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,8 +6,15 @@ See https://github.com/huggingface/transformers/issues/35869 for what a wrong nu
 
 from __future__ import annotations
 
+import atexit
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import Family
@@ -18,6 +25,7 @@ IMAGE, VIDEO = "<image>", "<video>"
 _TURN_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 ChatTemplate = Callable[[list[dict[str, Any]]], str]
+_START_SECONDS, _RENDER_SECONDS = 60.0, 3.0
 
 
 def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, special: Iterable[str], eos: str) -> str:
@@ -33,6 +41,89 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     except Exception:  # noqa: BLE001 - a template is a program that comes with the checkpoint: it can raise anything
         return own_form(clean, family, eos)
     return text if _fault(text, clean) is None else own_form(clean, family, eos)
+
+
+def chat_template(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """Return a checkpoint's template, which a process of its own renders: it is a stranger's program.
+
+    `special_tokens` are what it may use, by their names (`bos_token`). It raises `ValueError` for what fails, and for
+    ever after it took too much time or memory.
+    """
+    is_costly = False
+
+    def fill(messages: list[dict[str, Any]]) -> str:
+        nonlocal is_costly
+        if is_costly:
+            raise ValueError("the chat template takes too much time or memory")
+        values = {**special_tokens, "messages": messages, "add_generation_prompt": True}
+        answer = _worker.ask(json.dumps({"source": source, "values": values}))
+        is_costly = answer is None
+        if answer is None or "text" not in answer:
+            raise ValueError("the chat template fails" if answer is None else answer["error"])
+        return answer["text"]
+
+    return fill
+
+
+class _Worker:
+    """The process that renders templates, started when it is needed first. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        atexit.register(self.stop)
+
+    def ask(self, line: str) -> dict[str, str] | None:
+        """Return what comes of a request, or None if that takes too much."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._started()
+            process = self._process
+            assert process.stdin is not None
+            try:
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+                answer = _line(process, _RENDER_SECONDS)
+            except OSError:  # it is gone
+                answer = ""
+            if not answer:
+                self.stop()
+            return dict(json.loads(answer)) if answer else None
+
+    def stop(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with suppress(OSError):  # what it did not read
+                process.communicate()
+
+    @staticmethod
+    def _started() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("template_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is not for it: the run may go on for a while
+        )
+        _line(process, _START_SECONDS)
+        return process
+
+
+def _line(process: subprocess.Popen[str], seconds: float) -> str:
+    """Return a line that a process writes, "" if it ends before; it is killed if it takes longer."""
+    assert process.stdout is not None
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        return process.stdout.readline()
+    finally:
+        timer.cancel()
+
+
+_worker = _Worker()
 
 
 def own_form(turns: Sequence[Turn], family: Family, eos: str) -> str:

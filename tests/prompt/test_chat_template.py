@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+import time
 
 import jinja2
 import numpy as np
@@ -9,7 +9,8 @@ from checkpoints import TEMPLATES
 
 from llava_video_cli import Frames, Picture, Sampling, Turn, VideoInfo
 from llava_video_cli.checkpoint.config import Family
-from llava_video_cli.prompt.chat_template import own_form, render
+from llava_video_cli.prompt import chat_template as chat_template_module
+from llava_video_cli.prompt.chat_template import chat_template, own_form, render
 
 VIDEO = Frames(np.zeros((1, 2, 2, 3), np.uint8), (0.0,), VideoInfo("v.mp4", 1.0, 2, 2, 1.0, "h264", 0), Sampling(1))
 STILL = Picture(np.zeros((2, 2, 3), np.uint8), "p.png")
@@ -18,21 +19,11 @@ ONE = (Turn("user", "Why?", (VIDEO,)),)
 TWO = (Turn("system", "Be brief."), Turn("user", "Why?", (VIDEO,)), Turn("assistant", "Because."), Turn("user", "And?"))
 
 
-def template(source: str) -> Any:
-    def fail(message: str) -> None:
-        raise ValueError(message)
-
-    compiled = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-    return lambda messages: compiled.render(
-        messages=messages, add_generation_prompt=True, eos_token="</s>", raise_exception=fail
-    )
-
-
 FAMILIES: dict[str, Family] = {"vicuna": "vicuna", "mistral": "mistral", "yi": "chatml"}
 
 
 def rendered(turns: tuple[Turn, ...], source: str, family: Family) -> str:
-    return render(turns, template(source), family, SPECIAL, "</s>")
+    return render(turns, chat_template(source, {"eos_token": "</s>"}), family, SPECIAL, "</s>")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,9 @@ def test_own_form_of_a_conversation() -> None:
 @pytest.mark.parametrize("layout", TEMPLATES)
 def test_a_good_template_is_used_as_it_is(layout: str) -> None:
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Why?"}]}]
-    assert rendered(ONE, TEMPLATES[layout], FAMILIES[layout]) == template(TEMPLATES[layout])(messages)
+    assert rendered(ONE, TEMPLATES[layout], FAMILIES[layout]) == jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATES[layout]).render(messages=messages, add_generation_prompt=True)
 
 
 BROKEN = {
@@ -78,14 +71,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_template_is_replaced(name: str) -> None:
-    try:
-        chat = template(BROKEN[name])
-    except jinja2.TemplateError as error:
-        reason = error
-
-        def chat(_: Any) -> str:
-            raise reason
-
+    chat = chat_template(BROKEN[name], {"eos_token": "</s>"})
     assert render(TWO, chat, "vicuna", SPECIAL, "</s>") == own_form(TWO, "vicuna", "</s>")
 
 
@@ -103,3 +89,56 @@ def test_marks_in_a_text_are_text(hostile: str) -> None:
         harmless = rendered((Turn("user", "x  y", (VIDEO,)),), TEMPLATES[layout], family)
         for mark in ("<video>", "<image>", "</s>", "<|im_end|>", "[/INST]"):
             assert text.count(mark) == harmless.count(mark)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'x'|center(5*10**9) }}",
+        "{{ '{:>9999999999}'.format(1) }}",
+        "{{ 7**(9**9) }}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{{ 'x' * 10**8 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__.__mro__ }}{{ unclosed",
+    ],
+)
+def test_a_template_that_costs_too_much_is_replaced_in_time(source: str) -> None:
+    template, began = chat_template(source, {}), time.monotonic()
+    turns = (Turn("user", "What happens?", (VIDEO,)),)
+    for _ in range(20):  # that it costs too much is found out once
+        assert render(turns, template, "vicuna", (), "</s>") == own_form(turns, "vicuna", "</s>")
+    assert time.monotonic() - began < 15
+    good = chat_template("{{ messages[0].role }}", {})
+    assert good([{"role": "user"}]) == "user"
+
+
+def test_the_process_that_renders_is_started_again() -> None:
+    template = chat_template("{{ messages[0].role }}{{ eos_token }}", {"eos_token": "</s>"})
+    assert template([{"role": "user"}]) == "user</s>"
+    process = chat_template_module._worker._process  # noqa: SLF001
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert template([{"role": "a\nb\u2028\ud800"}]) == "a\nb\u2028\ud800</s>"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *TEMPLATES.values(),
+        "{{ bos_token }}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m|tojson }}{% endfor %}",
+        "{% generation %}\n  {{ messages|tojson(indent=2) }}\n{% endgeneration %} {{ strftime_now('%Y') }}",
+    ],
+)
+def test_templates_are_rendered_as_the_library_does(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    media = [{"type": "video"}, {"type": "text", "text": "Wh\u00e4t?"}]
+    messages = [{"role": "user", "content": media}, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]
+    ((wanted,), _) = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, **special)
+    assert chat_template(source, special)(messages) == wanted

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +17,7 @@ from ...conversation import Answer, Chunk, Request, Usage, join
 from ...errors import ModelError, OutOfMemoryError
 from ...model import Loading
 from ...prompt.budget import Budget, refusal
-from ...prompt.chat_template import IMAGE, VIDEO, render
+from ...prompt.chat_template import IMAGE, VIDEO, chat_template, render
 from .. import device_memory as memory
 from ..cuda_graph import Capture
 from ..decode_step import Decoder
@@ -60,6 +59,9 @@ class LlavaVideo:
         self.name = name
         self._loaded, self._revision, self._prefix_reuse = loaded, revision, prefix_reuse
         self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
+        source = loaded.processor.chat_template
+        source = source.get("default") if isinstance(source, dict) else source
+        self._template = chat_template(source or "", self._tokenizer.special_tokens_map)
         self._vision = Vision(loaded)
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
@@ -285,9 +287,7 @@ class LlavaVideo:
     def _tokenized(self, request: Request, media_tokens: Iterable[int]) -> list[int]:
         """Return the prompt's ids, with as many places for each medium as it has tokens."""
         tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
-        processor = self._loaded.processor
-        template = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
-        text = render(request.turns, template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
+        text = render(request.turns, self._template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
         counts = iter(media_tokens)
         text = re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text)
         # A template may write the opening token itself; the tokenizer must not write it again.
