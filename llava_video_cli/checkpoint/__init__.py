@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
-from .config import check_architecture, check_name, check_weights, looks_like_folder, read_config
+from .config import check_architecture, check_name, check_weights, looks_like_folder, read_config, weight_names
+from .files import check_files
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
+
+# A hub id as it is copied from a browser, or with a slash at its end.
+_ADDRESS = r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(\w[\w.-]*/[\w.-]+)(?:/|/tree/.*|/blob/.*)?"
 
 
 def locate(model: str, revision: str | None = None) -> Path:
@@ -25,6 +30,7 @@ def locate(model: str, revision: str | None = None) -> Path:
     folder = local_folder(model) or _from_hub(model, revision)
     read_config(folder)
     check_weights(folder)
+    check_files(folder, weight_names(folder))
     return folder
 
 
@@ -53,6 +59,8 @@ def local_folder(model: str) -> Path | None:
         return None
     folder = Path(model).expanduser()
     if not folder.is_dir():
+        if (pasted := re.fullmatch(_ADDRESS, model)) is not None:
+            raise ModelError(f"{model} is no model's name", f"the hub's name of it is {pasted[1]}")
         reason = "is a file, not a checkpoint folder" if folder.exists() else "doesn't exist"
         raise ModelError(f"the model folder {model} {reason}", DEMO_HINT)
     return folder

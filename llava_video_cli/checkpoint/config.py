@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
+from .files import read_json
 from .size import Parameters, count
 from .tokens import AnyResRates
 
@@ -18,6 +19,8 @@ Family = Literal["vicuna", "mistral", "chatml"]
 
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 INDEX = "model.safetensors.index.json"  # of weights in more than one file
+ADAPTER = "adapter_config.json"  # of peft
+_PART = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
 # The size of the vocabulary and the end token of Yi: of the published language models, only Yi uses ChatML.
 _YI_VOCABULARY, _YI_END = 64000, 7
 # What the config classes of transformers fill in where a published config leaves a value out.
@@ -115,10 +118,11 @@ def _file(folder: Path) -> tuple[Path, tuple[int, ...]]:
 def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
+        _check_adapter(folder)
         raise ModelError(f"{folder} is no checkpoint: it has no config.json", _WANTED) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ModelError(f"{path} can't be read: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no mapping", _WANTED)
@@ -151,24 +155,55 @@ def weight_names(folder: Path) -> list[str]:
     Raises `ModelError` for an index that can't be read.
     """
     index = folder / INDEX
-    if not index.is_file():
-        return ["model.safetensors"]
+    if not index.exists():
+        return _shards(folder) or ["model.safetensors"]
     try:
-        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} can't be read: {error}") from None
+        names = set(read_json(index)["weight_map"].values())
+    except (OSError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{index} can't be read: it has no weight_map") from None
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
+            raise ModelError(f"{index} can't be read: {name!r} is not the name of a safetensors file beside it")
+    return sorted(names)
+
+
+def _shards(folder: Path) -> list[str]:
+    """Return the names of all parts of weights whose index is missing; none if the folder has none of them."""
+    parts = [match for path in folder.glob("model-*.safetensors") if (match := _PART.fullmatch(path.name))]
+    if not parts or (folder / "model.safetensors").exists():
+        return []
+    return [f"model-{number:05d}-of-{parts[0][1]}.safetensors" for number in range(1, int(parts[0][1]) + 1)]
 
 
 def check_weights(folder: Path) -> None:
     """Raise `ModelError` unless the folder has all of its weights, as safetensors."""
     names = weight_names(folder)
     absent = [name for name in names if not (folder / name).is_file()]
-    if absent and (folder / INDEX).is_file():
+    if absent and (len(names) > 1 or (folder / INDEX).is_file()):
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files, such as {absent[0]}")
     if absent:
+        _check_adapter(folder)
         others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
         content = f"only {others[0]}" if others else "no weights"
         raise ModelError(f"{folder} has {content}; weights must be safetensors", _WANTED)
+
+
+def adapter_base(folder: Path) -> str | None:
+    """Return what an adapter (LoRA) in a folder was trained on; None if there is none."""
+    try:
+        config = read_json(folder / ADAPTER)
+    except OSError:
+        return None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return base if isinstance(base, str) and base else "another checkpoint"
+
+
+def _check_adapter(folder: Path) -> None:
+    if (base := adapter_base(folder)) is not None:
+        raise ModelError(
+            f"{folder} is an adapter for {base}, not a whole checkpoint",
+            "merge the two with peft: `merge_and_unload()`, then `save_pretrained` of the model and of its processor",
+        )
 
 
 def family_of(config: Mapping[str, Any], has_chatml_tokens: bool) -> Family:

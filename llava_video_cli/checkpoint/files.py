@@ -1,0 +1,88 @@
+"""A checkpoint's files as strangers and half downloads leave them: looked at before a library opens them."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+# What is read of a checkpoint beside its weights. The published tokenizers have up to 33 MB.
+_SMALL, _MOST_SMALL_BYTES = ("*.json", "*.jinja", "*.txt"), {"tokenizer.json": 2**27, "tokenizer.model": 2**27}
+_MOST_BYTES = 2**24  # of any other
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_AGAIN = "`git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
+
+
+def read_json(path: Path) -> Any:
+    """Return what a small JSON file holds. Raises `FileNotFoundError`, or `ModelError` for what isn't one."""
+    _check_small(path)
+    content = path.read_bytes()
+    _check_pointer(path, content)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ModelError(f"{path} can't be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise ModelError(f"{path} can't be read: {error}") from None
+
+
+def check_files(folder: Path, weights: Sequence[str]) -> None:
+    """Raise `ModelError` for files that a library would stumble on, hang on, or read for ever."""
+    tokenizers = [folder / name for name in _TOKENIZERS if (folder / name).exists()]
+    if not tokenizers:
+        raise ModelError(
+            f"{folder} has no tokenizer: none of {', '.join(_TOKENIZERS)}",
+            "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from",
+        )
+    for path in [*tokenizers, *(path for pattern in _SMALL for path in folder.glob(pattern))]:
+        _check_small(path)
+        with path.open("rb") as file:
+            _check_pointer(path, file.read(len(_POINTER) + 200))
+    for path in folder.glob("*_config.json"):
+        if not isinstance(read_json(path), dict):
+            raise ModelError(f"{path} can't be read: it holds no mapping")
+    for name in weights:
+        _check_weights(folder / name)
+
+
+def _check_small(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} can't be read: it is no file")
+    most = _MOST_SMALL_BYTES.get(path.name, _MOST_BYTES)
+    if status.st_size > most:
+        raise ModelError(f"{path} can't be read: it has {status.st_size:,} bytes, more than {most:,}")
+
+
+def _check_pointer(path: Path, head: bytes) -> None:
+    if head.startswith(_POINTER):
+        size = re.search(rb"size ([0-9]{1,18})", head)
+        told = f" of {int(size[1]):,} bytes" if size else ""
+        raise ModelError(f"{path} is Git LFS's pointer to a file{told}, not the file", _AGAIN)
+
+
+def _check_weights(path: Path) -> None:
+    """Check that a file of weights is as long as its header says: the last tensor ends where the file does."""
+    if not stat.S_ISREG((status := path.stat()).st_mode):
+        raise ModelError(f"{path} can't be read: it is no file")
+    with path.open("rb") as file:
+        head = file.read(8)
+        _check_pointer(path, head + file.read(len(_POINTER) + 200))
+        file.seek(len(head))
+        length = int.from_bytes(head, "little")
+        header = file.read(length) if length <= min(status.st_size, _MOST_HEADER_BYTES) else b""
+    try:
+        tensors = json.loads(header)
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+        raise ModelError(f"{path} is no safetensors file, or only its beginning", _AGAIN) from None
+    if status.st_size < wanted:
+        raise ModelError(f"{path} is cut short: {status.st_size:,} of {wanted:,} bytes", _AGAIN)
