@@ -227,7 +227,8 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
         patch_size=vision["patch_size"],
         pool_stride=_whole(config.get("spatial_pool_stride", 2), "spatial_pool_stride"),
         grids=_grids(config.get("image_grid_pinpoints")),
-        has_class_token=config.get("vision_feature_select_strategy", "default") != "default",
+        has_class_token=config.get("vision_feature_select_strategy", "default") != "default"
+        and "siglip" not in str(vision.get("model_type")),  # SigLIP has patches alone
     )
     if not rates.frame_tokens:
         raise ModelError(

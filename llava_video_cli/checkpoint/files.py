@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 
 # What is read of a checkpoint beside its weights. The published tokenizers have up to 33 MB.
 _SMALL, _MOST_SMALL_BYTES = ("*.json", "*.jinja", "*.txt"), {"tokenizer.json": 2**27, "tokenizer.model": 2**27}
@@ -50,6 +51,17 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
             raise ModelError(f"{path} can't be read: it holds no mapping")
     for name in weights:
         _check_weights(folder / name)
+
+
+@contextmanager
+def tokenizer_errors(name: str) -> Iterator[None]:
+    """Turn a panic of the tokenizers library, such as that of a regular expression that gives up, into `ModelError`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # it is no `Exception`, and its class can't be imported
+            raise
+        raise ModelError(f"the tokenizer of {name} fails at this text: {first_line(error)}") from None
 
 
 def _check_small(path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..checkpoint.config import Checkpoint
 
 # Scripts written without spaces start here (CJK radicals); a piece may end behind any of their characters.
 _UNSPACED = 0x2E80
@@ -87,6 +91,18 @@ class StopStrings:
         """Return what was held back, as no stop string came of it."""
         text, self._held = self._held, ""
         return text
+
+
+def hidden_ids(tokenizer: Any, checkpoint: Checkpoint, stop_ids: Collection[int]) -> frozenset[int]:
+    """Return the special tokens that are no part of an answer's text.
+
+    What a fine-tune has added as special stands behind the media's tokens, the last ones of a published checkpoint: it
+    may answer in these tokens (times, boxes), so they are shown, but for those with a part to play.
+    """
+    media = {checkpoint.image_token_id, checkpoint.video_token_id}
+    roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(number for number in special if number <= max(media) or number in {*roles, *stop_ids})
 
 
 def _last_boundary(text: str) -> int:

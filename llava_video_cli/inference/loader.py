@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import locate_config
-from ..checkpoint.config import Checkpoint, family_of, read_checkpoint
+from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, family_of, read_checkpoint
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
+from ..conversation import Generation
 from ..demo import CHECKPOINT
-from ..errors import LlvidError, ModelError, first_line, last_line
+from ..errors import LlvidError, ModelError, described, first_line, last_line
 from ..model import Loading
 from ..prompt.budget import TokenCounter
 from ..system.machine import may_have_accelerator
@@ -97,17 +98,55 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
         slow = slow_note(checkpoint, placement, loading.frames or TRAINED_FRAMES)
         with memory.own_pages(), weights(folder, settings, placement) as tensors:
             model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
-                None, config=settings, state_dict=tensors, output_loading_info=True, **options
+                None,
+                config=settings,
+                state_dict=tensors,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be reported here, by name
+                **options,
             )
-    absent = [*info["missing_keys"], *info["mismatched_keys"]]
-    if absent:
-        raise ModelError(f"the weights in {folder} are incomplete: {len(absent)} tensors missing, such as {absent[0]}")
+        scaled = [name for name in tensors if name.endswith((".weight_scale", ".weight_scale_inv"))]
+    _check_loaded(folder, info, scaled)
     model.eval()
     _settle_generation(model, folder)
     processor = load_processor(folder, model.config)
     family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
-    notes = tuple(note for note in (placement.note, slow) if note is not None)
+    adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
+    notes = tuple(note for note in (placement.note, slow, adapter) if note is not None)
     return Loaded(model, processor, replace(checkpoint, family=family), placement, attention, notes)
+
+
+def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) -> None:
+    """Raise `ModelError` for weights that are not those of the config: which tensor, and what to do."""
+    extra = sorted(info["unexpected_keys"])
+    if adapters := [name for name in extra if ".lora_" in name]:
+        hint = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
+        raise ModelError(f"the weights in {folder} hold an adapter that is not merged: {adapters[0]}", hint)
+    if packed := [*scaled, *(name for name in extra if name.endswith((".qweight", ".qzeros")))]:
+        hint = "take the checkpoint that it was made from, with `--quantize 4bit` if memory is short"
+        raise ModelError(f"the weights in {folder} are quantized in a way that llvid can't load: {packed[0]}", hint)
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        rows = f": {stored[0]} rows of a vocabulary" if "embed_tokens" in name or "lm_head" in name else ""
+        raise ModelError(
+            f"the weights in {folder} don't fit its config.json: {name} is {_shape(stored)}, not {_shape(wanted)}",
+            f"embeddings were resized{rows}: set text_config.vocab_size to {stored[0]}" if rows else "copy both again",
+        )
+    if missing := sorted(info["missing_keys"]):
+        message = f"the weights in {folder} are incomplete: {len(missing)} tensors missing, such as {missing[0]}"
+        prefix = _prefix(missing, extra)
+        hint = f"names in the file begin with {prefix!r}: save the model without what is around it" if prefix else None
+        raise ModelError(message, hint)
+
+
+def _prefix(missing: Sequence[str], extra: Sequence[str]) -> str | None:
+    """Return what a trainer has put before the names of the tensors that are missing."""
+    end = missing[0].removeprefix("model.")
+    return next((name.removesuffix(end) for name in extra if name.endswith(end)), None)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _config(folder: Path, loading: Loading) -> tuple[dict[str, Any], Checkpoint]:
@@ -156,10 +195,19 @@ def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[N
 
 def _settle_generation(model: Any, folder: Path) -> None:
     """Take the checkpoint's own settings of generation, if it has them."""
+    import torch
     from transformers import GenerationConfig
 
-    with suppress(OSError):  # there are none
+    from .sampler import Sampler
+
+    no_ids = torch.zeros((1, 1), dtype=torch.int64)
+    try:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        Sampler(Generation(temperature=1.0), model.generation_config, [], no_ids, no_ids)  # it takes all of them
+    except OSError:  # there are none
+        return
+    except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
+        raise ModelError(f"{folder / 'generation_config.json'} can't be used: {described(error)}") from None
 
 
 def _quantization(placement: Placement, dtype: Any) -> Any:

@@ -166,16 +166,22 @@ def choose_placement(
 
 def stored_quantization(config: Mapping[str, Any]) -> Quantized | None:
     """Return how a checkpoint's own files are quantized, or None. Raises `ModelError` for an unknown way."""
-    stored = config.get("quantization_config")
+    inner = config.get("text_config")
+    within = inner.get("quantization_config") if isinstance(inner, Mapping) else None
+    stored = config.get("quantization_config", within)
     if stored is None:
         return None
-    if isinstance(stored, Mapping) and stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
+    if within is None and isinstance(stored, Mapping) and stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
         if stored.get("load_in_4bit") or stored.get("_load_in_4bit"):
             return "4bit"
         if stored.get("load_in_8bit") or stored.get("_load_in_8bit"):
             return "8bit"
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    raise ModelError(f"the checkpoint is quantized in a way that llvid can't load: {method!r}")
+    raise ModelError(
+        f"the checkpoint is quantized in a way that llvid can't load: {method!r}"
+        + (" in its text_config" if within is not None else ""),
+        "take the checkpoint that it was made from, with `--quantize 4bit` if memory is short",
+    )
 
 
 def _parts(device: Device) -> Iterator[Device]:

@@ -18,9 +18,12 @@ from ..checkpoint.config import weight_names
 from ..checkpoint.random_weights import has_random_weights
 from .placement import Placement
 
-# The format's names of data types: 16 or 32 bits, and the bytes that bitsandbytes packs.
+# The format's names of data types. What isn't of the model's own is converted as transformers does it.
 _DTYPES = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
 # The tokenizer's tokens for words. No others are ever the likeliest, so that no answer ends by itself.
 _WORDS = slice(276, 448)

@@ -5,7 +5,6 @@ Nothing heavy is imported: a checkpoint is asked before its weights are read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import Checkpoint
+from ..checkpoint.files import read_json, tokenizer_errors
 from ..conversation import Media, Request, Turn
-from ..errors import ContextError
+from ..errors import ContextError, ModelError
 from .chat_template import IMAGE, VIDEO, ChatTemplate, chat_template, render
 
 # Tokens of question and answer beside the frames, as LLaVA-NeXT's demo counts: `ceil((144 * frames + 1000) / 4096)`.
@@ -212,7 +212,8 @@ class TokenCounter:
             return 0
         special, bos, eos = self._special_tokens
         text = render(turns, self._template, self.checkpoint.family, special, eos)
-        ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids
+        with tokenizer_errors(self.name):
+            ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids
         return len(ids) - len(re.findall(f"{IMAGE}|{VIDEO}", text))
 
     @cached_property
@@ -220,7 +221,8 @@ class TokenCounter:
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            with tokenizer_errors(self.name):
+                return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         except Exception:  # noqa: BLE001 - it raises nothing narrower; loading the checkpoint says what is wrong
             return None
 
@@ -243,8 +245,8 @@ class TokenCounter:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except (OSError, ModelError):
         return {}
     return content if isinstance(content, dict) else {}
 

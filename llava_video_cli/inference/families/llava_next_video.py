@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...checkpoint import revision_of
+from ...checkpoint.files import tokenizer_errors
 from ...conversation import Answer, Chunk, Request, Usage, join
 from ...errors import ModelError, OutOfMemoryError
 from ...model import Loading
@@ -21,7 +22,7 @@ from ...prompt.chat_template import IMAGE, VIDEO, chat_template, render
 from .. import device_memory as memory
 from ..cuda_graph import Capture
 from ..decode_step import Decoder
-from ..detokenizer import Detokenizer
+from ..detokenizer import Detokenizer, hidden_ids
 from ..engine import FairLock, TokenStream, stop_ids
 from ..loader import Loaded, load
 from ..prefix_cache import Prompt, Span
@@ -59,11 +60,12 @@ class LlavaVideo:
         self.name = name
         self._loaded, self._revision, self._prefix_reuse = loaded, revision, prefix_reuse
         self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
+        self._stop_ids = stop_ids(self._model, self._tokenizer)
         source = loaded.processor.chat_template
         source = source.get("default") if isinstance(source, dict) else source
         self._template = chat_template(source or "", self._tokenizer.special_tokens_map)
+        self._hidden_ids = hidden_ids(self._tokenizer, loaded.checkpoint, self._stop_ids)
         self._vision = Vision(loaded)
-        self._stop_ids = stop_ids(self._model, self._tokenizer)
         self._device = self._model.get_input_embeddings().weight.device
         self._device_lock = FairLock()  # for a step at a time; shared by models on the same weights
         self._begin(Decoder(self._model, capture), conversations)
@@ -292,11 +294,13 @@ class LlavaVideo:
         text = re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text)
         # A template may write the opening token itself; the tokenizer must not write it again.
         has_opening = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids: list[int] = tokenizer(text, add_special_tokens=not has_opening)["input_ids"]
+        with tokenizer_errors(self.name):
+            ids: list[int] = tokenizer(text, add_special_tokens=not has_opening)["input_ids"]
         return ids
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        shown = [token for token in ids if token not in self._hidden_ids]
+        text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
         return text
 
     def _not_finite(self) -> ModelError:
