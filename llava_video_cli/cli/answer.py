@@ -10,7 +10,7 @@ from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
 from ..runs.media import check_media, media_notes, read_media
 from ..runs.preflight import ModelLoader, most_frames, placeholders
-from ..runs.record import ask_values, media_values, settings_values
+from ..runs.record import EMPTY_ANSWER, ask_values, media_values, settings_values
 from ..video import announced_frames, inspect
 from ..video.image import Picture
 from . import console
@@ -146,7 +146,9 @@ def note_unfinished(
     note: Callable[[str], None],
     ways: tuple[str, str] = ("--max-new-tokens", "--repetition-penalty"),
 ) -> None:
-    """Say why an answer ended early, and which of two options helps."""
+    """Say that an answer is empty, or why it ended early and which of two options helps."""
+    if not answer.text.strip():
+        note(EMPTY_ANSWER)
     if answer.finish_reason == "length":
         note(f"the answer was cut off at {most_tokens} tokens; {ways[0]} allows more")
     if answer.finish_reason == "repetition":

@@ -82,6 +82,9 @@ def caption(
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="An answer without text is a caption, not a failure.")
+    ] = False,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", metavar="TEXT", help="What to ask [default: the preset's].", show_default=False),
@@ -118,7 +121,7 @@ def caption(
         if settings.remote is not None:
             raise UsageError("--ray and --server exclude each other", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
-        task = caption_task(settings.preset, source, every, settings.drawn_seed)
+        task = caption_task(settings.preset, source, every, settings.drawn_seed, allow_empty=allow_empty)
         if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
             raise typer.Exit(code)
         return
@@ -144,6 +147,7 @@ def caption(
         sidecars=sidecars,
         recursive=recursive,
         overwrite=run.overwrite,
+        allow_empty=allow_empty,
         options=run_options(settings, output, run, spinner),
     )
     if code := carry_out(captions, settings, output, spinner, to_stdout=table is None):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
-from ..errors import ContextError, LlvidError, MediaError
+from ..errors import ContextError, LlvidError, MediaError, ModelError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
@@ -26,7 +26,7 @@ from .ledger import Errors, Ledger, open_table
 from .media import check_media
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
-from .record import Failure, Record, media_values, path_to_text
+from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
 from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
@@ -40,7 +40,7 @@ class Task:
 
     `every_seconds` cuts a video into windows; None takes the whole of it. `weight_options` change the
     weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of a record's key. `subtitles`
-    are for a run on one video.
+    are for a run on one video. With `allow_empty`, a caption without text is a record; else it is a failure.
     """
 
     preset: Preset
@@ -48,6 +48,7 @@ class Task:
     weight_options: tuple[tuple[str, Any], ...] = ()
     drawn_seed: int | None = None
     subtitles: Subtitles | None = None
+    allow_empty: bool = False
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -87,11 +88,13 @@ def caption_task(
     every_seconds: float | None = None,
     drawn_seed: int | None = None,
     subtitles: Subtitles | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Task:
     """Return what is asked about every video, of the model that `source` names."""
     quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
     options = dict(source.asked or ()) | quantize
-    return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles)
+    return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles, allow_empty)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class CaptionJob:
         answers.sort(key=lambda pair: pair[0].start_seconds)
         if error is None and not answers:
             error = MediaError(f"{self.name}: nothing in it to caption")
+        elif error is None and not (self.task.allow_empty or any(answer.text.strip() for _, answer in answers)):
+            error = ModelError(f"{self.name}: {EMPTY_ANSWER}", "--allow-empty takes it as a caption")
         if error is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         return [Record(self._values(answers))]
@@ -152,6 +157,7 @@ class CaptionJob:
         parts = [part for part, _ in answers]
         notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
         notes |= dict.fromkeys(notes_of(part.lines for part in parts))
+        notes |= dict.fromkeys(EMPTY_ANSWER for _, answer in answers if not answer.text.strip())
         return {
             "video_path": path_to_text(self.name),
             "caption": " ".join(answer.text for _, answer in answers),
@@ -300,6 +306,7 @@ def caption_folder(
     sidecars: Sidecars | None = None,
     recursive: bool = False,
     overwrite: bool = False,
+    allow_empty: bool = False,
     options: RunOptions | None = None,
 ) -> ResumableRun:
     """Return the run that captions files, and the videos in folders; iterate over it for the records.
@@ -307,7 +314,8 @@ def caption_folder(
     What stands in `output` (.jsonl, .csv or .parquet) is done and is not made again, unless `overwrite`. Without
     `output`, records are only yielded; `sidecars` then have their records in `llvid-captions.jsonl` beside them. One
     video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
-    which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video.
+    which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video. A
+    caption without text is a failure, unless `allow_empty`.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used;
     iterating raises `ModelError` for a model that can't be loaded, and what else ends a run.
@@ -315,7 +323,7 @@ def caption_folder(
     names = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     options, sidecars = options or RunOptions(), sidecars or Sidecars()
     preset, source, drawn_seed = settle_run(preset, model)
-    task = caption_task(preset, source, every_seconds, drawn_seed, subtitles)
+    task = caption_task(preset, source, every_seconds, drawn_seed, subtitles, allow_empty=allow_empty)
     to = Path(output) if output is not None else default_output(names, sidecars)
     if to is not None:
         check_output(to, one_video=len(names) == 1 and not sidecars.kinds)

@@ -18,6 +18,7 @@ from ..prompt.subtitles import Subtitles
 from ..video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
+EMPTY_ANSWER = "the answer is empty"
 _SCHEME = "file:"  # of a path that is no text
 
 
@@ -90,6 +91,7 @@ def ask_values(
     media: Sequence[Mapping[str, Any]], question: str, answer: Answer, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the JSON values of an answered question, from those of its media (if any) and of the settings."""
+    notes = [line for medium in media for line in medium["notes"]]
     first, *others = media or ({"path": None, "frames": None, "notes": ()},)
     return {
         "video": first["path"],
@@ -99,7 +101,7 @@ def ask_values(
         "finish_reason": answer.finish_reason,
         "frames": first["frames"],
         **({"with": others} if others else {}),
-        "notes": [line for medium in media for line in medium["notes"]],
+        "notes": notes if answer.text.strip() else [*notes, EMPTY_ANSWER],
         "usage": asdict(answer.usage),
         "settings": dict(settings),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ import pytest
 from terminal import scene
 from test_batches import Echo, Entry
 
-from llava_video_cli import Generation, Loading, MediaError, Model, ModelError, Preset, UsageError, open_model
+from llava_video_cli import (
+    Answer,
+    Generation,
+    Loading,
+    MediaError,
+    Model,
+    ModelError,
+    Preset,
+    Request,
+    UsageError,
+    open_model,
+)
 from llava_video_cli.cli.app import run as llvid
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.prompt.subtitles import Count
@@ -176,3 +187,22 @@ def test_the_example_of_the_docs_runs(
     exec(example, {})
     out = capsys.readouterr().out
     assert "clips/circle.mp4: " in out and "words.mp4" in out and out.endswith("3 captioned, 1 failed\n")
+
+
+class Silent(Echo):
+    """Has nothing to say."""
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        return [replace(answer, text=" \n") for answer in super().answer_all(requests)]
+
+
+def test_an_empty_answer_is_a_failure_unless_it_is_allowed(clips: Path, tmp_path: Path) -> None:
+    (clips / "words.mp4").unlink()
+    output = tmp_path / "captions.jsonl"
+    failed = list(caption_folder(clips, output, model=Silent()))
+    assert len(failed) == 3 and all(isinstance(each, Failure) for each in failed)
+    assert all("the answer is empty" in str(each.cause) for each in failed if isinstance(each, Failure))
+    assert not output.read_text()
+    allowed = list(caption_folder(clips, output, model=Silent(), allow_empty=True))
+    assert len(allowed) == 3 and all(isinstance(each, Record) for each in allowed), "the failures are tried again"
+    assert not list(caption_folder(clips, output, model=Silent())), "what is done stays done"
