@@ -240,7 +240,7 @@ class TokenCounter:
         source = _json(self.folder / "chat_template.json").get("chat_template")
         if source is None and (file := self.folder / "chat_template.jinja").is_file():
             source = file.read_text(encoding="utf-8")
-        return chat_template(source or "", {"bos_token": bos, "eos_token": eos})
+        return chat_template(self.name, source or "", {"bos_token": bos, "eos_token": eos})
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -19,47 +19,52 @@ from typing import Any
 
 from ..checkpoint.config import Family
 from ..conversation import Media, Turn
+from ..errors import ModelError
 
 IMAGE, VIDEO = "<image>", "<video>"
 # Turn marks of the families that are plain text to their tokenizers, not special tokens.
 _TURN_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 ChatTemplate = Callable[[list[dict[str, Any]]], str]
-_START_SECONDS, _RENDER_SECONDS = 60.0, 3.0
+_START_SECONDS, _RENDER_SECONDS = 60.0, 20.0  # what renders ends by itself after 3 seconds of a processor
 
 
 def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, special: Iterable[str], eos: str) -> str:
     """Return the prompt's text, with one `<video>` or `<image>` for each medium, in their order.
 
     `special` are the tokenizer's special tokens: in the turns' texts, a space after the first character makes them
-    ordinary text. `eos` ends earlier answers in the families' forms.
+    ordinary text. `eos` ends earlier answers in the families' forms. Raises `ModelError` for a template that takes too
+    much time or memory.
     """
     marks = sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True)
     clean = [Turn(turn.role, _harmless(turn.text, marks), turn.media) for turn in turns]
     try:
         text = template(_messages(clean))
-    except Exception:  # noqa: BLE001 - a template is a program that comes with the checkpoint: it can raise anything
+    except ValueError:
         return own_form(clean, family, eos)
     return text if _fault(text, clean) is None else own_form(clean, family, eos)
 
 
-def chat_template(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """Return a checkpoint's template, which a process of its own renders: it is a stranger's program.
+def chat_template(name: str, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """Return the template of the model `name`, which a process of its own renders: it is a stranger's program.
 
-    `special_tokens` are what it may use, by their names (`bos_token`). It raises `ValueError` for what fails, and for
-    ever after it took too much time or memory.
+    `special_tokens` are what it may use, by their names (`bos_token`). It raises `ValueError` for what fails,
+    `ModelError` for what takes too much time or memory, and that at once from the second time on.
     """
     is_costly = False
 
     def fill(messages: list[dict[str, Any]]) -> str:
         nonlocal is_costly
-        if is_costly:
-            raise ValueError("the chat template takes too much time or memory")
         values = {**special_tokens, "messages": messages, "add_generation_prompt": True}
-        answer = _worker.ask(json.dumps({"source": source, "values": values}))
-        is_costly = answer is None
-        if answer is None or "text" not in answer:
-            raise ValueError("the chat template fails" if answer is None else answer["error"])
+        answer = None if is_costly else _worker.ask(json.dumps({"source": source, "values": values}))
+        if answer is None:
+            is_costly = True
+            raise ModelError(
+                f"the chat template of {name} takes too much time or memory",
+                "take chat_template.jinja or chat_template.json from the checkpoint that it was trained from",
+            )
+        if "text" not in answer:
+            raise ValueError(answer["error"])
         return answer["text"]
 
     return fill

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
+import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
 from checkpoints import TEMPLATES
 
-from llava_video_cli import Frames, Picture, Sampling, Turn, VideoInfo
+from llava_video_cli import Frames, ModelError, Picture, Sampling, Turn, VideoInfo
 from llava_video_cli.checkpoint.config import Family
-from llava_video_cli.prompt import chat_template as chat_template_module
 from llava_video_cli.prompt.chat_template import chat_template, own_form, render
 
 VIDEO = Frames(np.zeros((1, 2, 2, 3), np.uint8), (0.0,), VideoInfo("v.mp4", 1.0, 2, 2, 1.0, "h264", 0), Sampling(1))
@@ -23,7 +26,7 @@ FAMILIES: dict[str, Family] = {"vicuna": "vicuna", "mistral": "mistral", "yi": "
 
 
 def rendered(turns: tuple[Turn, ...], source: str, family: Family) -> str:
-    return render(turns, chat_template(source, {"eos_token": "</s>"}), family, SPECIAL, "</s>")
+    return render(turns, chat_template("it", source, {"eos_token": "</s>"}), family, SPECIAL, "</s>")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_template_is_replaced(name: str) -> None:
-    chat = chat_template(BROKEN[name], {"eos_token": "</s>"})
+    chat = chat_template("it", BROKEN[name], {"eos_token": "</s>"})
     assert render(TWO, chat, "vicuna", SPECIAL, "</s>") == own_form(TWO, "vicuna", "</s>")
 
 
@@ -101,28 +104,28 @@ def test_marks_in_a_text_are_text(hostile: str) -> None:
         "{{ 7**(9**9) }}",
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
         "{{ 'x' * 10**8 }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ raise_exception('no') }}",
-        "{{ ''.__class__.__mro__ }}{{ unclosed",
     ],
 )
-def test_a_template_that_costs_too_much_is_replaced_in_time(source: str) -> None:
-    template, began = chat_template(source, {}), time.monotonic()
-    turns = (Turn("user", "What happens?", (VIDEO,)),)
+def test_a_template_that_costs_too_much_is_refused_in_time(source: str) -> None:
+    template, began = chat_template("it", source, {}), time.monotonic()
     for _ in range(20):  # that it costs too much is found out once
-        assert render(turns, template, "vicuna", (), "</s>") == own_form(turns, "vicuna", "</s>")
-    assert time.monotonic() - began < 15
-    good = chat_template("{{ messages[0].role }}", {})
+        with pytest.raises(ModelError, match="the chat template of it takes too much time or memory"):
+            render(ONE, template, "vicuna", (), "</s>")
+    assert time.monotonic() - began < 25
+    good = chat_template("it", "{{ messages[0].role }}", {})
     assert good([{"role": "user"}]) == "user"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to find the process")
 def test_the_process_that_renders_is_started_again() -> None:
-    template = chat_template("{{ messages[0].role }}{{ eos_token }}", {"eos_token": "</s>"})
+    template = chat_template("it", "{{ messages[0].role }}{{ eos_token }}", {"eos_token": "</s>"})
     assert template([{"role": "user"}]) == "user</s>"
-    process = chat_template_module._worker._process  # noqa: SLF001
-    assert process is not None
-    process.kill()
-    process.wait()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            is_child = int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            if is_child and b"template_worker" in path.with_name("cmdline").read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                os.waitid(os.P_PID, int(path.parent.name), os.WEXITED | os.WNOWAIT)
     assert template([{"role": "a\nb\u2028\ud800"}]) == "a\nb\u2028\ud800</s>"
 
 
@@ -141,4 +144,4 @@ def test_templates_are_rendered_as_the_library_does(source: str) -> None:
     media = [{"type": "video"}, {"type": "text", "text": "Wh\u00e4t?"}]
     messages = [{"role": "user", "content": media}, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]
     ((wanted,), _) = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, **special)
-    assert chat_template(source, special)(messages) == wanted
+    assert chat_template("it", source, special)(messages) == wanted

@@ -63,7 +63,7 @@ class LlavaVideo:
         self._stop_ids = stop_ids(self._model, self._tokenizer)
         source = loaded.processor.chat_template
         source = source.get("default") if isinstance(source, dict) else source
-        self._template = chat_template(source or "", self._tokenizer.special_tokens_map)
+        self._template = chat_template(name, source or "", self._tokenizer.special_tokens_map)
         self._hidden_ids = hidden_ids(self._tokenizer, loaded.checkpoint, self._stop_ids)
         self._vision = Vision(loaded)
         self._device = self._model.get_input_embeddings().weight.device
