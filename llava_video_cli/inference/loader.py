@@ -135,8 +135,8 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) 
     if missing := sorted(info["missing_keys"]):
         message = f"the weights in {folder} are incomplete: {len(missing)} tensors missing, such as {missing[0]}"
         prefix = _prefix(missing, extra)
-        hint = f"names in the file begin with {prefix!r}: save the model without what is around it" if prefix else None
-        raise ModelError(message, hint)
+        around = f"names in the file begin with {prefix!r}: save the model without what is around it"
+        raise ModelError(message, around if prefix else None)
 
 
 def _prefix(missing: Sequence[str], extra: Sequence[str]) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,67 @@ import torch
 from safetensors.torch import load_file, save_file
 from serving import serving
 from test_stream_all import asked
-from typer.testing import CliRunner
+from transformers import AutoTokenizer
 
-from llava_video_cli import Chunk, ModelError, join, open_model
-from llava_video_cli.cli.app import app
+from llava_video_cli import Answer, Chunk, ModelError, join, open_model
+from llava_video_cli.cli.app import run
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.runs.batches import BatchSize, answered
-from llava_video_cli.runs.prefetch import Question
+from llava_video_cli.runs.prefetch import JobRequest
 
 MESSAGE = "gives NaN or infinite logits in float32"
 
 
+Change = Callable[[dict[str, torch.Tensor]], object]
+
+
 @pytest.fixture
-def model(layouts: dict[str, Path]) -> LlavaVideo:
-    opened = open_model(str(layouts["vicuna"]))
-    assert isinstance(opened, LlavaVideo)
-    return opened
+def spoiled(layouts: dict[str, Path], tmp_path: Path) -> Callable[[Change], Path]:
+    """Return a checkpoint whose tensors are changed; they have the names of the file."""
+
+    def spoil(change: Change) -> Path:
+        folder = shutil.copytree(layouts["vicuna"], tmp_path / "spoiled")
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return spoil
 
 
-def weight(model: LlavaVideo, end: str) -> torch.Tensor:
-    return next(value for name, value in model._model.named_parameters() if name.endswith(end)).data  # noqa: SLF001
+@pytest.fixture
+def spoils_a_word(spoiled: Callable[[Change], Path], layouts: dict[str, Path]) -> LlavaVideo:
+    """A model that only prompts with "w12345" make fail."""
+    token = AutoTokenizer.from_pretrained(layouts["vicuna"])("w12345")["input_ids"][-1]
+    folder = spoiled(lambda tensors: tensors["language_model.model.embed_tokens.weight"][token].fill_(math.nan))
+    return opened(folder)
 
 
-def poison_word(model: LlavaVideo, text: str) -> None:
-    """Only prompts that hold the word are spoiled."""
-    (token,) = model._tokenizer(text, add_special_tokens=False)["input_ids"][-1:]  # noqa: SLF001
-    weight(model, "embed_tokens.weight")[token] = float("nan")
+def opened(folder: Path) -> LlavaVideo:
+    model = open_model(str(folder))
+    assert isinstance(model, LlavaVideo)
+    return model
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def of_head(value: float) -> Change:
+    return lambda tensors: tensors["language_model.lm_head.weight"][7, 0].fill_(value)
+
+
+def of_last_layer(value: float) -> Change:
+    return lambda tensors: tensors["language_model.model.layers.1.mlp.down_proj.weight"][0, 0].fill_(value)
+
+
+def of_vision(value: float) -> Change:
+    return lambda tensors: tensors["vision_tower.embeddings.patch_embedding.weight"].fill_(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [of_head, of_last_layer, of_vision])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 0.5, "top_p": 0.5}])
-def test_each_way_to_answer_says_so(model: LlavaVideo, value: float, settings: dict[str, Any]) -> None:
-    weight(model, "lm_head.weight")[7, 0] = value
+def test_each_way_to_answer_says_so(
+    spoiled: Callable[[Change], Path], place: Callable[[float], Change], value: float, settings: dict[str, Any]
+) -> None:
+    model = opened(spoiled(place(value)))
     for attempt in range(2):  # the second one may not use what the first one left
         with pytest.raises(ModelError, match=MESSAGE):
             join(model.stream(asked("What happens?", **settings)))
@@ -51,35 +82,30 @@ def test_each_way_to_answer_says_so(model: LlavaVideo, value: float, settings: d
             model.answer_all([asked(f"What happens {attempt}?", **settings), asked("Why?", **settings)])
 
 
-def test_a_row_takes_no_other_row_down(model: LlavaVideo) -> None:
+def test_a_row_takes_no_other_row_down(spoils_a_word: LlavaVideo, layouts: dict[str, Path]) -> None:
     requests = [asked("What happens?"), asked("w12345"), asked("Why?", max_new_tokens=30)]
-    wanted = [model.answer_all([request])[0].text for request in requests]
-    poison_word(model, "w12345")
+    whole = opened(layouts["vicuna"])
+    wanted = [whole.answer_all([request])[0].text for request in requests]
     chunks: dict[int, list[Chunk]] = {}
     with pytest.raises(ModelError, match=MESSAGE):
-        for number, chunk in model.stream_all(requests):
+        for number, chunk in spoils_a_word.stream_all(requests):
             chunks.setdefault(number, []).append(chunk)
     assert {number: join(pieces).text for number, pieces in chunks.items()} == {0: wanted[0], 2: wanted[2]}
-    results = answered(model, [Question(request, None) for request in requests], BatchSize())
+    results = answered(spoils_a_word, [JobRequest(request) for request in requests], BatchSize())
     assert isinstance(results[1], ModelError)
-    assert [result.text for result in results if not isinstance(result, ModelError)] == [wanted[0], wanted[2]]
+    assert [result.text for result in results if isinstance(result, Answer)] == [wanted[0], wanted[2]]
 
 
-def test_the_server_answers_500(model: LlavaVideo) -> None:
-    poison_word(model, "w12345")
-    with serving(model) as server:
+def test_the_server_answers_500(spoils_a_word: LlavaVideo) -> None:
+    with serving(spoils_a_word) as server:
         status, answer = server.post({"messages": [{"role": "user", "content": "w12345"}]})
         assert (status, MESSAGE in answer["error"]["message"]) == (500, True)
         assert server.post({"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 4})[0] == 200
 
 
-def test_a_folder_run_counts_it_as_failed(layouts: dict[str, Path], clip: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(layouts["vicuna"], tmp_path / "nan")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["lm_head.weight" if "lm_head.weight" in tensors else "language_model.lm_head.weight"][3, 3] = float("nan")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    output = tmp_path / "captions.jsonl"
-    result = CliRunner().invoke(app, ["caption", str(clip), "-m", str(folder), "-n", "2", "-o", str(output)])
-    assert result.exit_code == 3 and not output.read_text()
+def test_a_folder_run_counts_it_as_failed(spoiled: Callable[[Change], Path], clip: Path, tmp_path: Path) -> None:
+    folder, output = spoiled(of_head(math.nan)), tmp_path / "captions.jsonl"
+    assert run(["caption", str(clip), "-m", str(folder), "-n", "2", "-o", str(output)]) == 3
+    assert not output.read_text()
     (failure,) = map(json.loads, (tmp_path / "captions.errors.jsonl").read_text().splitlines())
     assert MESSAGE in failure["error"]

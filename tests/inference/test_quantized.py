@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +61,8 @@ def test_a_checkpoint_that_can_not_be_stored_is_refused_before_anything_is_read(
     stored.mkdir()
     config = json.loads((CHECKPOINT / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (stored / "config.json").write_text(json.dumps(config))
-    (stored / "model.safetensors").touch()
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(CHECKPOINT / name, stored)
     for arguments, words in (
         (("demo", "--quantize", "4bit"), "--quantize and --to go together"),
         (("demo", "--to", "x"), "--quantize and --to go together"),
