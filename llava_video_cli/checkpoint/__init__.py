@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
-from .config import check_architecture, check_name, check_weights, looks_like_folder, read_config, weight_names
+from .config import WANTED, check_architecture, check_name, check_weights, looks_like_folder, read_config, weight_names
 from .files import check_files
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
@@ -61,8 +61,9 @@ def local_folder(model: str) -> Path | None:
     if not folder.is_dir():
         if (pasted := re.fullmatch(_ADDRESS, model)) is not None:
             raise ModelError(f"{model} is no model's name", f"the hub's name of it is {pasted[1]}")
-        reason = "is a file, not a checkpoint folder" if folder.exists() else "doesn't exist"
-        raise ModelError(f"the model folder {model} {reason}", DEMO_HINT)
+        if folder.exists():
+            raise ModelError(f"the model folder {model} is a file, not a checkpoint folder", WANTED)
+        raise ModelError(f"the model folder {model} doesn't exist", DEMO_HINT)
     return folder
 
 

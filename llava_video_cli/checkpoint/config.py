@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
-from .files import read_json
+from .files import read_json, unreadable
 from .size import Parameters, count
 from .tokens import AnyResRates
 
@@ -121,11 +121,9 @@ def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
         config = read_json(path)
     except FileNotFoundError:
         _check_adapter(folder)
-        raise ModelError(f"{folder} is no checkpoint: it has no config.json", _WANTED) from None
-    except OSError as error:
-        raise ModelError(f"{path} can't be read: {error}") from None
+        raise ModelError(f"{folder} is no checkpoint: it has no config.json", WANTED) from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no mapping", _WANTED)
+        raise unreadable(path, "it holds no mapping")
     check_architecture(config, str(folder))
     return config
 
@@ -135,7 +133,7 @@ def _read_adapted(folder: Path, status: tuple[int, ...], *changes: Any) -> tuple
     return adapted(_read(folder, status), *changes)
 
 
-_WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
+WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
 
 
 def check_architecture(config: Mapping[str, Any], name: str) -> None:
@@ -143,10 +141,12 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
 
     Some published revisions say `model_type: llava_next`; only `architectures` identifies them.
     """
-    if config.get("model_type") == "llava_next_video" or ARCHITECTURE in (config.get("architectures") or ()):
+    stored = config.get("architectures")
+    architectures = [str(each) for each in stored] if isinstance(stored, list) else []
+    if config.get("model_type") == "llava_next_video" or ARCHITECTURE in architectures:
         return
-    got = ", ".join(config.get("architectures") or ()) or config.get("model_type") or "unknown"
-    raise ModelError(f"{name} is a checkpoint of another architecture: {got}", _WANTED)
+    got = ", ".join(architectures) or config.get("model_type") or "unknown"
+    raise ModelError(f"{name} is a checkpoint of another architecture: {got}", WANTED)
 
 
 def weight_names(folder: Path) -> list[str]:
@@ -159,11 +159,11 @@ def weight_names(folder: Path) -> list[str]:
         return _shards(folder) or ["model.safetensors"]
     try:
         names = set(read_json(index)["weight_map"].values())
-    except (OSError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{index} can't be read: it has no weight_map") from None
+    except (FileNotFoundError, KeyError, TypeError, AttributeError):
+        raise unreadable(index, "it has no weight_map") from None
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
-            raise ModelError(f"{index} can't be read: {name!r} is not the name of a safetensors file beside it")
+            raise unreadable(index, f"{name!r} is not the name of a safetensors file beside it")
     return sorted(names)
 
 
@@ -185,14 +185,14 @@ def check_weights(folder: Path) -> None:
         _check_adapter(folder)
         others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
         content = f"only {others[0]}" if others else "no weights"
-        raise ModelError(f"{folder} has {content}; weights must be safetensors", _WANTED)
+        raise ModelError(f"{folder} has {content}; weights must be safetensors", WANTED)
 
 
 def adapter_base(folder: Path) -> str | None:
     """Return what an adapter (LoRA) in a folder was trained on; None if there is none."""
     try:
         config = read_json(folder / ADAPTER)
-    except OSError:
+    except FileNotFoundError:
         return None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     return base if isinstance(base, str) and base else "another checkpoint"
@@ -368,7 +368,7 @@ def _ids(value: object) -> list[object]:
 
 def looks_like_folder(model: str) -> bool:
     """Return whether a model's name is a path rather than a hub id (`owner/name`)."""
-    return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or Path(model).is_dir()
+    return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or Path(model).exists()
 
 
 def check_name(model: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -18,39 +19,47 @@ _MOST_BYTES = 2**24  # of any other
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_AGAIN = "`git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
+_AGAIN = "get the file again: `git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
 
 
 def read_json(path: Path) -> Any:
     """Return what a small JSON file holds. Raises `FileNotFoundError`, or `ModelError` for what isn't one."""
-    _check_small(path)
-    content = path.read_bytes()
+    with _readable(path, FileNotFoundError):
+        _check_small(path)
+        content = path.read_bytes()
     _check_pointer(path, content)
     try:
         return json.loads(content)
     except RecursionError:
-        raise ModelError(f"{path} can't be read: it is nested too deeply") from None
+        raise unreadable(path, "it is nested too deeply") from None
     except ValueError as error:
-        raise ModelError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, f"it holds no JSON ({error})") from None
+
+
+def unreadable(path: Path, why: str) -> ModelError:
+    """Return the error of a file that can't be read."""
+    return ModelError(f"{path} can't be read: {why}", _AGAIN)
 
 
 def check_files(folder: Path, weights: Sequence[str]) -> None:
     """Raise `ModelError` for files that a library would stumble on, hang on, or read for ever."""
-    tokenizers = [folder / name for name in _TOKENIZERS if (folder / name).exists()]
+    tokenizers = [folder / name for name in _TOKENIZERS if os.path.lexists(folder / name)]
     if not tokenizers:
         raise ModelError(
             f"{folder} has no tokenizer: none of {', '.join(_TOKENIZERS)}",
             "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from",
         )
     for path in [*tokenizers, *(path for pattern in _SMALL for path in folder.glob(pattern))]:
-        _check_small(path)
-        with path.open("rb") as file:
-            _check_pointer(path, file.read(len(_POINTER) + 200))
+        with _readable(path):
+            _check_small(path)
+            with path.open("rb") as file:
+                _check_pointer(path, file.read(len(_POINTER) + 200))
     for path in folder.glob("*_config.json"):
         if not isinstance(read_json(path), dict):
-            raise ModelError(f"{path} can't be read: it holds no mapping")
+            raise unreadable(path, "it holds no mapping")
     for name in weights:
-        _check_weights(folder / name)
+        with _readable(folder / name):
+            _check_weights(folder / name)
 
 
 @contextmanager
@@ -64,13 +73,24 @@ def tokenizer_errors(name: str) -> Iterator[None]:
         raise ModelError(f"the tokenizer of {name} fails at this text: {first_line(error)}") from None
 
 
+@contextmanager
+def _readable(path: Path, *passed: type[OSError]) -> Iterator[None]:
+    """Turn what the system says of a file into `ModelError`, but for errors that are `passed` on."""
+    try:
+        yield
+    except passed:
+        raise
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error)) from None
+
+
 def _check_small(path: Path) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ModelError(f"{path} can't be read: it is no file")
+        raise unreadable(path, "it is not a regular file")
     most = _MOST_SMALL_BYTES.get(path.name, _MOST_BYTES)
     if status.st_size > most:
-        raise ModelError(f"{path} can't be read: it has {status.st_size:,} bytes, more than {most:,}")
+        raise unreadable(path, f"it has {status.st_size:,} bytes, more than {most:,}")
 
 
 def _check_pointer(path: Path, head: bytes) -> None:
@@ -83,7 +103,7 @@ def _check_pointer(path: Path, head: bytes) -> None:
 def _check_weights(path: Path) -> None:
     """Check that a file of weights is as long as its header says: the last tensor ends where the file does."""
     if not stat.S_ISREG((status := path.stat()).st_mode):
-        raise ModelError(f"{path} can't be read: it is no file")
+        raise unreadable(path, "it is not a regular file")
     with path.open("rb") as file:
         head = file.read(8)
         _check_pointer(path, head + file.read(len(_POINTER) + 200))

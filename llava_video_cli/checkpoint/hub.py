@@ -364,8 +364,9 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
     status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, errors.HFValidationError):
         return f"{model!r} is neither a folder nor a hub id: {first_line(error)}", DEMO_HINT
-    if "/" not in model and (demo := nearest(model, ["demo"])):
-        return f"there is no model {model!r}", demo
+    if "/" not in model:
+        hint = nearest(model, ["demo"]) or "a model of the hub is OWNER/NAME, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
+        return f"there is no model {model!r}", hint
     if isinstance(error, errors.GatedRepoError):
         hint = f"accept its licence on https://huggingface.co/{model}, `hf auth login`, then try again"
         return f"the hub asks for a login or a licence for {model}", hint

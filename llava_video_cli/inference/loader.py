@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -127,22 +128,19 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) 
         raise ModelError(f"the weights in {folder} are quantized in a way that llvid can't load: {packed[0]}", hint)
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, wanted = mismatched[0]
-        rows = f": {stored[0]} rows of a vocabulary" if "embed_tokens" in name or "lm_head" in name else ""
+        is_resized = "embed_tokens" in name or "lm_head" in name
+        hint = f"the embeddings were resized: set vocab_size in its text_config to {stored[0]}"
         raise ModelError(
             f"the weights in {folder} don't fit its config.json: {name} is {_shape(stored)}, not {_shape(wanted)}",
-            f"embeddings were resized{rows}: set text_config.vocab_size to {stored[0]}" if rows else "copy both again",
+            hint if is_resized else "copy both again",
         )
     if missing := sorted(info["missing_keys"]):
         message = f"the weights in {folder} are incomplete: {len(missing)} tensors missing, such as {missing[0]}"
-        prefix = _prefix(missing, extra)
-        around = f"names in the file begin with {prefix!r}: save the model without what is around it"
-        raise ModelError(message, around if prefix else None)
-
-
-def _prefix(missing: Sequence[str], extra: Sequence[str]) -> str | None:
-    """Return what a trainer has put before the names of the tensors that are missing."""
-    end = missing[0].removeprefix("model.")
-    return next((name.removesuffix(end) for name in extra if name.endswith(end)), None)
+        prefix = os.path.commonprefix(extra).rpartition(".")[0]  # noqa: RUF071 - cut at the last dot
+        hint = "save the whole model again, or get the file again"
+        if prefix:
+            hint = f"all names begin with {prefix!r}: save the model itself, not what a trainer puts around it"
+        raise ModelError(message, hint)
 
 
 def _shape(sizes: Sequence[int]) -> str:

@@ -55,6 +55,14 @@ def fifo(name: str) -> Change:
     return apply
 
 
+def loop(name: str) -> Change:
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+
+    return apply
+
+
 def text(name: str, content: str) -> Change:
     return lambda folder: (folder / name).write_text(content)
 
@@ -97,11 +105,22 @@ BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "one shard": (lambda f: shards(f, 1), r"lacks 1 of 2 weight files, such as model-00002"),
     "adapter": (without_weights, r"is an adapter for llava-hf/base, not a whole checkpoint"),
     "no tokenizer": (without_tokenizer, r"has no tokenizer: none of tokenizer.json"),
-    "fifo": (fifo("config.json"), r"config.json can't be read: it is no file"),
-    "fifo generation": (fifo("generation_config.json"), r"generation_config.json can't be read: it is no file"),
+    "fifo": (fifo("config.json"), r"config.json can't be read: it is not a regular file"),
+    "fifo generation": (
+        fifo("generation_config.json"),
+        r"generation_config.json can't be read: it is not a regular file",
+    ),
     "fifo weights": (fifo("model.safetensors"), r"no weights"),
-    "fifo index": (fifo(INDEX), r"it is no file"),
-    "fifo template": (fifo("chat_template.jinja"), r"it is no file"),
+    "fifo index": (fifo(INDEX), r"it is not a regular file"),
+    "fifo template": (fifo("chat_template.jinja"), r"it is not a regular file"),
+    "loop": (
+        loop("generation_config.json"),
+        r"generation_config.json can't be read: Too many levels of symbolic links",
+    ),
+    "loop tokenizer": (loop("tokenizer.json"), r"tokenizer.json can't be read: Too many levels of symbolic links"),
+    "gone": (lambda f: (f / "added_tokens.json").symlink_to("gone"), r"added_tokens.json can't be read: No such file"),
+    "folder": (lambda f: (f / "merges.txt").mkdir(), r"merges.txt can't be read: it is not a regular file"),
+    "no list": (text("config.json", '{"architectures": 3}'), r"of another architecture: unknown"),
     "large": (lambda f: os.truncate(f / "config.json", 2**31), r"2,147,483,648 bytes, more than"),
     "deep": (text("config.json", '{"a":' * 5000 + "1" + "}" * 5000), r"nested too deeply"),
     "deep processor": (text("processor_config.json", "[" * 5000 + "]" * 5000), r"nested too deeply"),
@@ -126,17 +145,17 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
     "resized": (
         tensors(resized),
         r"(embed_tokens|lm_head).weight is 32100 x 64, not 32064 x 64",
-        "vocab_size to 32100",
+        "vocab_size in its text_config to 32100",
     ),
     "prefix": (
         tensors(lambda t: {f"module.{k}": v for k, v in t.items()}),
         r"65 tensors missing, such as",
-        "begin with 'module.",
+        "begin with 'module'",
     ),
     "peft's names": (
         tensors(lambda t: {f"base_model.model.{k}": v for k, v in t.items()}),
         r"65 tensors missing",
-        "'base_model.model.",
+        "'base_model.model'",
     ),
     "adapter inside": (
         tensors(lambda t: t | {"language_model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 64)}),
