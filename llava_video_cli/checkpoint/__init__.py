@@ -8,11 +8,21 @@ from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
-from .config import WANTED, check_architecture, check_name, check_weights, looks_like_folder, read_config, weight_names
+from .config import (
+    WANTED,
+    check_architecture,
+    check_name,
+    check_weights,
+    describe,
+    looks_like_folder,
+    read_config,
+    weight_names,
+)
 from .files import check_files
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
 
+_FEWEST_BYTES = 0.4  # for each parameter: in 4 bits, they take a little more than half a byte
 # A hub id as it is copied from a browser, or with a slash at its end.
 _ADDRESS = r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(\w[\w.-]*/[\w.-]+)(?:/|/tree/.*|/blob/.*)?"
 
@@ -30,7 +40,14 @@ def locate(model: str, revision: str | None = None) -> Path:
     folder = local_folder(model) or _from_hub(model, revision)
     read_config(folder)
     check_weights(folder)
-    check_files(folder, weight_names(folder))
+    names = weight_names(folder)
+    check_files(folder, names)
+    parameters = describe(read_config(folder)).parameters.total
+    if (stored := sum((folder / name).stat().st_size for name in names)) < _FEWEST_BYTES * parameters:
+        raise ModelError(
+            f"the weights in {folder} have {stored:,} bytes, too few for the {parameters:,} parameters of config.json",
+            "get config.json and the weights again, of the same checkpoint",
+        )
     return folder
 
 

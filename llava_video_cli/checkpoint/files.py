@@ -14,11 +14,17 @@ from typing import Any
 from ..errors import ModelError, first_line
 
 # What is read of a checkpoint beside its weights. The published tokenizers have up to 33 MB.
-_SMALL, _MOST_SMALL_BYTES = ("*.json", "*.jinja", "*.txt"), {"tokenizer.json": 2**27, "tokenizer.model": 2**27}
+_MAPPINGS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json", "chat_template.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_OTHERS = ("merges.txt", "chat_template.jinja", "additional_chat_templates/*")
+_MOST_SMALL_BYTES = {"tokenizer.json": 2**27, "tokenizer.model": 2**27}
 _MOST_BYTES = 2**24  # of any other
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_HINT = "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from"
 _AGAIN = "get the file again: `git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
 
 
@@ -45,16 +51,14 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
     """Raise `ModelError` for files that a library would stumble on, hang on, or read for ever."""
     tokenizers = [folder / name for name in _TOKENIZERS if os.path.lexists(folder / name)]
     if not tokenizers:
-        raise ModelError(
-            f"{folder} has no tokenizer: none of {', '.join(_TOKENIZERS)}",
-            "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from",
-        )
-    for path in [*tokenizers, *(path for pattern in _SMALL for path in folder.glob(pattern))]:
+        raise ModelError(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZERS)}", TOKENIZER_HINT)
+    mappings = [path for name in _MAPPINGS if os.path.lexists(path := folder / name)]
+    for path in [*tokenizers, *mappings, *(path for pattern in _OTHERS for path in folder.glob(pattern))]:
         with _readable(path):
             _check_small(path)
             with path.open("rb") as file:
                 _check_pointer(path, file.read(len(_POINTER) + 200))
-    for path in folder.glob("*_config.json"):
+    for path in mappings:
         if not isinstance(read_json(path), dict):
             raise unreadable(path, "it holds no mapping")
     for name in weights:
@@ -64,13 +68,16 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
 
 @contextmanager
 def tokenizer_errors(name: str) -> Iterator[None]:
-    """Turn a panic of the tokenizers library, such as that of a regular expression that gives up, into `ModelError`."""
+    """Turn what the tokenizers library raises into `ModelError`, such as the panic of a regular expression."""
     try:
         yield
+    except ModelError:
+        raise
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # it is no `Exception`, and its class can't be imported
+        is_panic = type(error).__name__ == "PanicException"  # it is no `Exception`, and its class can't be imported
+        if not isinstance(error, Exception) and not is_panic:
             raise
-        raise ModelError(f"the tokenizer of {name} fails at this text: {first_line(error)}") from None
+        raise ModelError(f"the tokenizer of {name} fails: {first_line(error)}", TOKENIZER_HINT) from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..conversation import FinishReason
+from ..errors import ModelError
 from .decode_step import BatchInputs, Decoder, DecodingBatch
 from .sampler import NOT_FINITE, Sampler
 
@@ -191,11 +192,17 @@ def ends_in_repetition(ids: Sequence[int]) -> bool:
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the generation config, the text config, the tokenizer."""
+    """Return the tokens that end an answer: those of the generation config, the text config, the tokenizer.
+
+    Raises `ModelError` for what can't be a token.
+    """
     all_ids: list[int] = []
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
         ids = source.eos_token_id
         all_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for each in all_ids:
+        if type(each) is not int or each.bit_length() > 31:
+            raise ModelError(f"the checkpoint's eos_token_id must be the number of a token, got {each!r}")
     return tuple(dict.fromkeys(all_ids))
 
 

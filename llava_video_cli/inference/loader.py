@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checkpoint import locate_config
 from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, family_of, read_checkpoint
+from ..checkpoint.files import tokenizer_errors
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
 from ..conversation import Generation
@@ -110,7 +111,8 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     _check_loaded(folder, info, scaled)
     model.eval()
     _settle_generation(model, folder)
-    processor = load_processor(folder, model.config)
+    with tokenizer_errors(name):
+        processor = load_processor(folder, model.config)
     family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
     adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
     notes = tuple(note for note in (placement.note, slow, adapter) if note is not None)
@@ -168,15 +170,13 @@ def _device_map(placement: Placement) -> dict[str, Any]:
 @contextmanager
 def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[None]:
     """Turn what loading raises into one line."""
-    from safetensors import SafetensorError
-
     from .device_memory import is_out_of_memory
 
     try:
         yield
     except LlvidError:
         raise
-    except (SafetensorError, OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - a config of wrong values makes transformers raise errors of any class
         failure = error
     else:
         return
@@ -188,7 +188,8 @@ def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[N
             f"out of memory on {placement.device.name} while {name} was loaded: its weights take {needed:.1f} GB",
             f"{narrower}a smaller checkpoint, or more memory free",
         )
-    raise ModelError(f"the weights in {folder} can't be loaded: {first_line(failure)}") from failure
+    message = f"the weights in {folder} can't be loaded: {first_line(failure)}"
+    raise ModelError(message, "get config.json and the weights again, of the same checkpoint") from failure
 
 
 def _settle_generation(model: Any, folder: Path) -> None:

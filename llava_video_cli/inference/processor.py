@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.files import TOKENIZER_HINT
 from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, first_line
@@ -49,7 +50,7 @@ def _processor_from_parts(folder: Path, config: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}") from error
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}", TOKENIZER_HINT) from error
     size = config.vision_config.image_size
     sizes: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**sizes), LlavaNextImageProcessor(**sizes), tokenizer)

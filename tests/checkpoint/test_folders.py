@@ -120,7 +120,9 @@ BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "loop tokenizer": (loop("tokenizer.json"), r"tokenizer.json can't be read: Too many levels of symbolic links"),
     "gone": (lambda f: (f / "added_tokens.json").symlink_to("gone"), r"added_tokens.json can't be read: No such file"),
     "folder": (lambda f: (f / "merges.txt").mkdir(), r"merges.txt can't be read: it is not a regular file"),
+    "another config": (config({"text_config": {"hidden_size": 4096}}), r"bytes, too few for the [\d,]+ parameters"),
     "no list": (text("config.json", '{"architectures": 3}'), r"of another architecture: unknown"),
+    "list template": (text("chat_template.json", "[]"), r"chat_template.json can't be read: it holds no mapping"),
     "large": (lambda f: os.truncate(f / "config.json", 2**31), r"2,147,483,648 bytes, more than"),
     "deep": (text("config.json", '{"a":' * 5000 + "1" + "}" * 5000), r"nested too deeply"),
     "deep processor": (text("processor_config.json", "[" * 5000 + "]" * 5000), r"nested too deeply"),
@@ -178,6 +180,17 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
         r"'awq' in its text_config",
         "--quantize",
     ),
+    "no token": (text("generation_config.json", '{"eos_token_id": {}}'), r"eos_token_id must be the number of a", ""),
+    "no name": (
+        config({"model_type": []}),
+        r"can't be loaded: unhashable type",
+        "get config.json and the weights again",
+    ),
+    "no length": (
+        text("tokenizer_config.json", '{"model_max_length": []}'),
+        r"the tokenizer of .* fails: ",
+        "copy the tokenizer",
+    ),
     "bad generation config": (
         text("generation_config.json", '{"bad_words_ids": 3}'),
         r"generation_config.json can't be used",
@@ -198,6 +211,7 @@ def test_which_tensor_and_what_to_do(folder: Path, name: str) -> None:
 LOADED: dict[str, Change] = {
     "shards without an index": shards,
     "a buffer": tensors(lambda t: t | {"vision_tower.vision_model.embeddings.position_ids": torch.arange(577)[None]}),
+    "no special tokens": text("tokenizer_config.json", "{}"),
     "bool": tensors(lambda t: t | {"a.mask": torch.ones(3, dtype=torch.bool)}),
     "float64": tensors(lambda t: {k: v.double() for k, v in t.items()}),
 }
@@ -231,9 +245,9 @@ def test_a_tokenizer_that_panics_is_an_error(folder: Path) -> None:
     values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     (folder / "tokenizer.json").write_text(json.dumps(values))
     request = Request((Turn("user", "a" * 60 + "b", (VIDEO,)),))
-    with pytest.raises(ModelError, match="the tokenizer of it fails at this text: Onig"):
+    with pytest.raises(ModelError, match="the tokenizer of it fails: Onig"):
         TokenCounter("it", describe(read_config(folder)), folder).check(request)
-    with pytest.raises(ModelError, match="fails at this text: Onig"):
+    with pytest.raises(ModelError, match="fails: Onig"):
         join(open_model(str(folder)).stream(request))
 
 

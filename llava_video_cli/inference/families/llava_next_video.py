@@ -85,7 +85,7 @@ class LlavaVideo:
     def _begin(self, decoder: Decoder, conversations: int) -> None:
         """Set what models on the same weights have each of their own."""
         self._answer_lock, self._answering_thread = threading.Lock(), 0
-        self._decoder, pad_id = decoder, self._tokenizer.pad_token_id
+        self._decoder, pad_id = decoder, self._tokenizer.pad_token_id or 0  # any will do: it is masked
         self._batcher = PromptBatcher(
             decoder, self._vision, pad_id, self._loaded.answer_bytes, self._prefix_reuse, conversations
         )
