@@ -186,11 +186,6 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
         r"can't be loaded: unhashable type",
         "get config.json and the weights again",
     ),
-    "no length": (
-        text("tokenizer_config.json", '{"model_max_length": []}'),
-        r"the tokenizer of .* fails: ",
-        "copy the tokenizer",
-    ),
     "bad generation config": (
         text("generation_config.json", '{"bad_words_ids": 3}'),
         r"generation_config.json can't be used",
@@ -249,6 +244,12 @@ def test_a_tokenizer_that_panics_is_an_error(folder: Path) -> None:
         TokenCounter("it", describe(read_config(folder)), folder).check(request)
     with pytest.raises(ModelError, match="fails: Onig"):
         join(open_model(str(folder)).stream(request))
+
+
+def test_a_tokenizer_of_wrong_values_is_an_error(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": []}')
+    with pytest.raises(ModelError, match=r"the tokenizer of .* fails: "):
+        join(open_model(str(folder)).stream(REQUEST))
 
 
 @pytest.mark.parametrize("form", ["https://huggingface.co/{}", "hf.co/{}", "{}/", "https://hf.co/{}/tree/main"])
