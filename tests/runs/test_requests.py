@@ -108,8 +108,8 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
     ("line", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "must hold a JSON object"),
-        ({"video": "a", "qestion": "x"}, "no key 'qestion'"),
+        ("[]", "must be a JSON object"),
+        ({"video": "a", "qestion": "x"}, "unknown key 'qestion'"),
         ({"video": "a"}, "either 'question' or 'messages'"),
         ({"question": "x"}, "'video' or 'media' is needed"),
         ({"video": "a", "media": ["b"], "question": "x"}, "exclude each other"),
@@ -134,7 +134,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of a message"),
         ({"messages": [{"role": "assistant", "content": [{"type": "video", "path": "a"}]}]}, "a part of a message"),
         ({"video": "a", "question": "x", "system": 5}, "'system' must be text"),
-        ({"video": "a", "question": "\ud800"}, "half a character"),
+        ({"video": "a", "question": "\ud800"}, "half of a character"),
         ({"video": "\ud800", "question": "x"}, "no path"),
     ],
 )
@@ -154,7 +154,7 @@ def test_an_id_stands_once(tmp_path: Path) -> None:
 def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x", "qestion": "y"})
     for requests, out, words in (
-        (path, "o.jsonl", "line 1: there is no key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
+        (path, "o.jsonl", "line 1: unknown key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
         (path, "o.csv", "must end in .jsonl"), (tmp_path, "o.jsonl", "Is a directory"),
     ):  # fmt: skip
         assert run(["batch", str(requests), "-o", str(tmp_path / out)]) == 2
