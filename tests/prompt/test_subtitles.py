@@ -116,9 +116,9 @@ def test_what_is_none_is_one_clear_error(tmp_path: Path, clip: Path) -> None:
     playlist = write(tmp_path / "list.srt", f"ffconcat version 1.0\nfile {clip}\n")
     for path, words in (
         (str(tmp_path / "no.srt"), "no such file"), (str(tmp_path), "a folder, not a file of subtitles"),
-        (str(latin), "not text in UTF-8"), (str(huge), "1024 MiB are too many"), (playlist, "not subtitles"),
-        (write(tmp_path / "words.srt", "hello\n"), "not subtitles"), (str(clip), "not text in UTF-8"),
-        (write(tmp_path / "none.vtt", "WEBVTT\n\nNOTE nothing\n"), "no lines in it"),
+        (str(latin), "not UTF-8 text"), (str(huge), "1024 MiB is too large"), (playlist, "not a .srt"),
+        (write(tmp_path / "words.srt", "hello\n"), "not a .srt"), (str(clip), "not UTF-8 text"),
+        (write(tmp_path / "none.vtt", "WEBVTT\n\nNOTE nothing\n"), "no subtitle lines"),
         (write(tmp_path / "empty.srt", ""), "the file is empty"),
     ):  # fmt: skip
         with pytest.raises(MediaError) as caught:
@@ -160,7 +160,7 @@ def test_what_fits_is_spread_evenly_and_told() -> None:
     gaps = {b - a for a, b in pairwise(times)}
     assert times[0] == 10 and gaps <= {1.0, 2.0, 3.0} and times[-1] > 55
     assert notes_of([heard, heard]) == [
-        f"{2 * heard.used} of 100 lines of the subtitles fit the context: spread evenly"
+        f"only {2 * heard.used} of 100 subtitle lines fit the context; they are spread evenly"
     ]
     first, _, heard = counting(90)
     assert first == ["Why?"] and heard == LineCount(0, 50)
@@ -201,7 +201,7 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     here = tmp_path / "clip.mp4"
     here.hardlink_to(clip)
     code, _, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto")
-    assert code == 1 and "no subtitles beside it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
+    assert code == 1 and "no subtitles next to it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
     write(tmp_path / "clip.srt", SRT)
     assert find_subtitles(str(here)) == str(tmp_path / "clip.srt")
     _, out, _ = asked(capsys, str(here), QUESTION, "--json")
@@ -216,7 +216,7 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     cues = [f"{n}\n00:00:01,{n % 1000:03d} --> 00:00:01,999\nHello there, line {n}\n\n" for n in range(2000)]
     write(tmp_path / "long.srt", "".join(cues))
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "long.srt"), "--json")
-    assert code == 0 and "lines of the subtitles fit the context: spread evenly" in err
+    assert code == 0 and "subtitle lines fit the context; they are spread evenly" in err
     row = json.loads(out)
     assert row["notes"] == [err.strip()] and row["usage"]["prompt_tokens"] <= 4096 - 48
 

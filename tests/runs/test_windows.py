@@ -142,7 +142,7 @@ def test_what_can_never_fit_is_an_error_and_no_endless_loop(film: Path) -> None:
     with pytest.raises(ContextError):
         list(conclude("Why?", notes(5, length=900), PRESET, Watcher(context=1000)))
     model = Watcher(context=300)
-    with pytest.raises(ContextError, match="but the context of echo is 300"):
+    with pytest.raises(ContextError, match="but the context of echo has 300"):
         next(answer_windows(inspect(film), inspect(film).windows(6.0, Sampling()), ["Why?"], PRESET, model))
     assert not model.batches, "before anything is asked"
 
