@@ -13,13 +13,13 @@ from llava_video_cli.cli.app import run
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "2"], "--gpus is for a run on a cluster"),
-        (["--dry-run"], "--dry-run is for a run on a cluster"),
+        (["--gpus", "2"], "--gpus needs --ray"),
+        (["--dry-run"], "--dry-run needs --ray"),
         (["--ray", "here"], "--ray must be auto or local, got 'here'"),
         (["--ray", "local", "--gpus", "many"], "--gpus must be a number or MIN-MAX, got 'many'"),
         (["--ray", "local", "--gpus", "4-2"], "--gpus must be MIN-MAX, got '4-2'"),
         (["--ray", "local", "--gpus", "0"], "--gpus must be a number or MIN-MAX, got '0'"),
-        (["--ray", "local", "--sidecar", "txt"], "--sidecar does not go with --ray"),
+        (["--ray", "local", "--sidecar", "txt"], "--sidecar can't be used with --ray"),
         (["--ray", "local", "-o", "out.srt"], "out.srt must end in .jsonl, .csv, .parquet"),
     ],
 )
