@@ -104,7 +104,7 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
 
 def test_a_full_disk_and_an_unknown_model() -> None:
     _, problems = chosen("7B-hf", replace(BIG, cache_free_bytes=GB))
-    assert [problem.text for problem in problems if problem.stops] == ["1.0 GB are free on the disk"]
+    assert [problem.text for problem in problems if problem.stops] == ["only 1.0 GB is free on the disk"]
     fit, problems = fit_model(Workload("org/unknown", "v2", Loading(), 8, 512), BIG)
     assert fit.need is None and [problem.hint for problem in problems] == ["llvid pull org/unknown --revision v2"]
 
