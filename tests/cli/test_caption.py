@@ -274,7 +274,7 @@ def test_frames_that_never_fit_end_the_run(
     out = tmp_path / "out.jsonl"
     command = ["caption", str(folder), "-m", str(layouts["yi"]), "-o", str(out), "--max-new-tokens", "2000"]
     assert run([*command, "-n", "20"]) == 1
-    assert "takes 14 frames with this question; 20 were asked for" in capsys.readouterr().err
+    assert "too many frames: 20; with this question, 14 frames fit" in capsys.readouterr().err
     assert run([*command, "--fps", "10"]) == 3, "there, each video has a number of its own"
     assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
 

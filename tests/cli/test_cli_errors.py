@@ -107,7 +107,7 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
 WRONG = [
     (["ask"], "Missing argument"),
     (["ask", "x.mp4"], "Missing argument"),
-    (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "exclude each other"),
+    (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "not both"),
     (["ask", "--messages", "none.yaml"], "none.yaml can't be read"),
     (["chat", "--load", "none.yaml"], "none.yaml can't be read"),
     (["ask", "x.mp4", "q", "--frames", "many"], "--frames"),
@@ -121,8 +121,8 @@ WRONG = [
     (["ask", "x.mp4", "", "-m", "demo"], "a question is empty"),
     (["ask", "x.mp4", "-", "-"], "only one question"),
     (["ask", "x.mp4", __file__], "is a file, not a question"),
-    (["ask", "x.mp4", "caf\udce9"], "a question is not text in UTF-8"),
-    (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system text is not text in UTF-8"),
+    (["ask", "x.mp4", "caf\udce9"], "a question is not UTF-8 text"),
+    (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system prompt is not UTF-8 text"),
     (["ask", "x.mp4", "q", "-p", "lowmemory"], "no preset 'lowmemory'"),
     (["askk"], "askk"),
     (["presets", "demoo"], "no preset"),
@@ -194,10 +194,10 @@ def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest
 def test_closed_streams_are_no_tracebacks(clip: Path) -> None:
     ask = f'"{sys.executable}" -m llava_video_cli ask "{clip}" -m demo'
     for command, code, words in (
-        (f"{ask} - <&-", 2, "stdin, but it is closed"),
+        (f"{ask} - <&-", 2, "stdin is closed"),
         (f'{ask} "{QUESTION}" >&-', 1, "stdout is closed"),
         (f'{ask} "{QUESTION}" 2>&-', 0, ""),
-        (f"printf '\\xff\\xfe' | {ask} -", 2, "not text in UTF-8"),
+        (f"printf '\\xff\\xfe' | {ask} -", 2, "not UTF-8 text"),
     ):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, command

@@ -127,7 +127,7 @@ def test_a_connection_that_is_cut_goes_on_and_so_does_the_next_run(
         out, err = begun.communicate(timeout=30)
     finally:
         begun.kill()
-    assert (begun.returncode, out) == (130, "") and "the same command resumes" in err and "Traceback" not in err
+    assert (begun.returncode, out) == (130, "") and "run the same command to resume" in err and "Traceback" not in err
     (partial,) = [path for path in blobs(tmp_path / "twice", ".incomplete") if path.stat().st_size]
     kept = partial.stat().st_size
     hub.faults = Faults()
@@ -235,7 +235,7 @@ def test_a_first_question_shows_the_download_and_ctrl_c_keeps_what_came(hub: Hub
     try:
         typed.until("10.5/25.2 MB")
         typed.type("\x03")
-        typed.until("the same command resumes the download")
+        typed.until("run the same command to resume the download")
         assert typed.end() == 130
     finally:
         typed.close()
