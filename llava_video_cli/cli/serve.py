@@ -45,7 +45,7 @@ class ServeFlags:
     )
     port: int = _own("Port to listen on; 0 picks a free one.", default=PORT, min=0, max=65535, metavar="N")
     api_key: str | None = _own(
-        "Answer only clients that send this key. Better set LLVID_API_KEY: other users can see a command line.",
+        "Answer only clients that send this key. LLVID_API_KEY is safer: other users can see the command line.",
         envvar="LLVID_API_KEY",
         metavar="KEY",
     )
