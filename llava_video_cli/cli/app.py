@@ -19,7 +19,7 @@ ABOUT = {
     "ask": "Ask one or more questions about a video or a picture.",
     "chat": "Talk about videos and pictures.",
     "caption": "Caption videos: one, or a folder of thousands.",
-    "batch": "Answer a file of requests, a JSON line each.",
+    "batch": "Answer a file of requests, one JSON object per line.",
     "frames": "Save the frames that the model would see.",
     "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",
     "report": "Make one HTML page to look through results.",

@@ -121,7 +121,7 @@ def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[
     return ContextError(takes, f"use {' or '.join(ways)}" if ways else "ask a shorter question")
 
 
-def question_refusal(name: str, budget: Budget) -> ContextError:
+def question_too_long(name: str, budget: Budget) -> ContextError:
     """Return the error of a question without media that doesn't fit."""
     return ContextError(
         f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "

@@ -92,7 +92,7 @@ def test_undo_retry_clear(talked: Talked) -> None:
     assert err.count("error: there is no question to ask again") == 2
     assert "the same answer at temperature 0" in err and "removed red.png" in err
     assert "removed 'What shape is it?'; kept for the next question: red.mp4" in err
-    assert "there is no video or picture in this conversation" in err and "error: there is nothing to take back" in err
+    assert "there is no video or picture in this conversation" in err and "error: there is nothing to undo" in err
 
 
 @pytest.mark.usefixtures("folder")

@@ -97,11 +97,11 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
     begin = content.index(b"mdat") + 4
     end = content.index(b"moov") - 4
     hollow.write_bytes(content[:begin] + bytes(end - begin) + content[end:])
-    assert "no picture can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
+    assert "no frame can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
     with running_hub({"org/7B": layouts["vicuna"]}) as hub:
         env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
         done = llvid("ask", str(hollow), QUESTION, "-m", "org/7B", env=env)
-    assert "no picture can be decoded" in failed(done, 1) and not hub.sent
+    assert "no frame can be decoded" in failed(done, 1) and not hub.sent
 
 
 WRONG = [
@@ -163,7 +163,7 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
 def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     for model, words in (
-        ("nobody/nothing", "isn't in the local cache and the hub isn't asked in offline mode"),
+        ("nobody/nothing", "isn't in the local cache and the hub isn't used in offline mode"),
         ("./nothing", "the model folder ./nothing doesn't exist"),
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),
@@ -178,9 +178,9 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
 def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for media, hint in (
         (str(clip.with_name("crcle.mp4")), "did you mean 'circle.mp4'?"),
-        ("https://example.invalid/a.mp4", "only files are read"),
-        ("-", "can't come from stdin"),
-        ("What is it?", "the video comes first"),
+        ("https://example.invalid/a.mp4", "llvid reads only files"),
+        ("-", "can't read a video from stdin"),
+        ("What is it?", "give the video first"),
         (str(tmp_path), "name a file in it"),
     ):
         code, _, err = asked(capsys, media, QUESTION)

@@ -159,7 +159,7 @@ def test_a_hub_that_fails_is_told(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [SHARDS[1], "tokenizer.model", "tokenizer.json"])
 def test_a_wrong_checksum_is_told_and_the_bytes_go(name: str, hub: Hub, folder: Path, tmp_path: Path) -> None:
     hub.faults = Faults(wrong={name})
-    assert f"{name} arrived damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
+    assert f"{name} was damaged on the way" in failed(pull(hub, tmp_path, "org/small"), 1)
     hub.faults = Faults()
     done = pull(hub, tmp_path, "org/small")
     assert (Path(done.stdout.strip()) / name).read_bytes() == (folder / name).read_bytes()
@@ -171,7 +171,7 @@ def test_a_partial_file_that_is_damaged_is_no_trap(hub: Hub, folder: Path, tmp_p
     blob.with_name(f"{blob.name}.incomplete").write_bytes(b"damaged")
     path.unlink()
     blob.unlink()
-    assert "arrived damaged" in failed(pull(hub, tmp_path, "org/small"), 1)
+    assert "was damaged on the way" in failed(pull(hub, tmp_path, "org/small"), 1)
     assert pull(hub, tmp_path, "org/small").returncode == 0
     assert path.read_bytes() == (folder / SHARDS[0]).read_bytes()
 
@@ -193,14 +193,14 @@ def test_what_the_hub_refuses(status: int, words: str, hub: Hub, tmp_path: Path)
 
 def test_room_is_looked_at_before_and_a_full_disk_keeps_what_came(hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(claims={SHARDS[0]: 10**18})
-    assert "GB are free" in failed(pull(hub, tmp_path, "org/small"), 1) and not hub.sent[3:]
+    assert "GB is free" in failed(pull(hub, tmp_path, "org/small"), 1) and not hub.sent[3:]
     hub.faults = Faults()
 
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE_BYTES // 2, LARGE_BYTES // 2))
 
     result = pull(hub, tmp_path, "org/large", preexec_fn=little_room)
-    assert "no room for org/large" in failed(result, 1) and "HF_HOME" in result.stderr
+    assert "not enough disk space for org/large" in failed(result, 1) and "HF_HOME" in result.stderr
     assert max(path.stat().st_size for path in blobs(tmp_path, ".incomplete")) > 10 * 2**20
     done = pull(hub, tmp_path, "org/large", "--json")
     assert json.loads(done.stdout)["downloaded_bytes"] < LARGE_BYTES
@@ -212,7 +212,7 @@ def test_what_needs_no_download_is_said() -> None:
     assert values["revision"] is None and values["downloaded_bytes"] == 0 and "demo needs no download" in done.stderr
     assert llvid("pull", values["folder"]).stdout == f"{values['folder']}\n"
     assert "doesn't exist" in failed(llvid("pull", "./nothing"), 1)
-    assert "no model has the name" in failed(llvid("pull", ""), 2)
+    assert "there is no model" in failed(llvid("pull", ""), 2)
 
 
 def test_a_terminal_shows_bytes_rate_and_time_left(hub: Hub, tmp_path: Path) -> None:

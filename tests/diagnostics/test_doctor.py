@@ -93,7 +93,7 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
     small = replace(BIG, accelerators=Accelerators((replace(CARD, free_bytes=8 * GB, has_bfloat16=False),)))
     fit, problems = chosen("7B-hf", small, frames=8)
     assert (fit.dtype, fit.quantize) == ("float16", "4bit") and not any(problem.stops for problem in problems)
-    assert any("weights in 4 bits (4.5 GB): float16 would take" in problem.text for problem in problems)
+    assert any("weights in 4 bits (4.5 GB): float16 would need" in problem.text for problem in problems)
     stopping = [problem for problem in chosen("7B-hf", small, frames=8, quantize="none")[1] if problem.stops]
     assert "in float16 (14.1 GB of weights), but of 8.0 GB free on cuda:0" in stopping[0].text
     assert str(stopping[0].hint).startswith("`--quantize 4bit` takes 4.5 GB")

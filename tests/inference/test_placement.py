@@ -83,7 +83,7 @@ def test_the_widest_that_fits_beside_a_prompt(
 def test_one_line_says_what_was_chosen_and_why() -> None:
     note = placed("7B", cuda(7.5), frames=8).note
     assert note == (
-        "weights in 4 bits (4.5 GB): bfloat16 would take 16.0 GB with a prompt, and 7.5 GB are free on cuda:0"
+        "weights in 4 bits (4.5 GB): bfloat16 would need 16.0 GB with a prompt, but 7.5 GB is free on cuda:0"
     )
     assert str(placed("7B", cuda(11, 11)).note).endswith("shared by cuda:0, cuda:1")
     tight = placed("7B", cuda(6.0), frames=32)
@@ -131,7 +131,7 @@ def test_attention_by_name_says_why_not() -> None:
 def test_devices_by_name() -> None:
     assert find_device("cpu").name == "cpu" and find_device("cpu").free_bytes[0] > 0
     for name in ("gpu", "cpu:1", "cuda:x", ""):
-        with pytest.raises(UsageError, match="no device is called"):
+        with pytest.raises(UsageError, match="unknown device"):
             find_device(name)
     with pytest.raises(ModelError, match="there is no device cuda:99 here"):
         find_device("cuda:99")

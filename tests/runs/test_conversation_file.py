@@ -208,4 +208,4 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
         write_conversation(tmp_path / "talk.txt", found)
     with pytest.raises(LlvidError, match="can't write") as caught:
         write_conversation(tmp_path / "none" / "talk.yaml", found)
-    assert caught.value.hint == "name another place"
+    assert caught.value.hint == "choose another path"

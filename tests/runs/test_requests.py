@@ -112,7 +112,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"video": "a", "qestion": "x"}, "unknown key 'qestion'"),
         ({"video": "a"}, "either 'question' or 'messages'"),
         ({"question": "x"}, "'video' or 'media' is needed"),
-        ({"video": "a", "media": ["b"], "question": "x"}, "exclude each other"),
+        ({"video": "a", "media": ["b"], "question": "x"}, "not both"),
         ({"video": 3, "question": "x"}, "a path must be text"),
         ({"video": "a", "question": ""}, "'question' must be text"),
         ({"video": "a", "question": "x", "frames": 0}, "from 1 to"),
@@ -147,7 +147,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
 
 def test_an_id_stands_once(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", *[{"id": "a", "video": "a", "question": "x"}] * 2)
-    with pytest.raises(UsageError, match="line 2: the id 'a' was there before"):
+    with pytest.raises(UsageError, match="line 2: the id 'a' appears twice"):
         list(read_requests(path, PRESET))
 
 
@@ -162,4 +162,4 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert out_text == "" and err.startswith("error: ") and words in err
     good = write(tmp_path / "g.jsonl", {"video": "a", "question": "x"})
     assert run(["batch", str(good), "-o", str(good)]) == 2
-    assert "holds the requests" in capsys.readouterr().err and good.read_text()
+    assert "is the file of requests" in capsys.readouterr().err and good.read_text()

@@ -264,7 +264,7 @@ class LlavaVideo:
         marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
         places = [at for at, token in enumerate(ids) if token in marks]
         if len(places) != sum(counts):
-            raise ModelError(f"the prompt holds {len(places)} places for {sum(counts)} features")
+            raise ModelError(f"the prompt has {len(places)} placeholders for {sum(counts)} features")
         spans, begin = [], 0
         for medium, count in zip(request.media, counts, strict=True):
             spans.append(Span(places[begin], places[begin + count - 1] + 1, medium))
