@@ -73,7 +73,7 @@ def read_file(path: Path, kind: str) -> bytes:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MOST_BYTES:
-        raise UsageError(f"{path} is too long for a {kind}: more than {MOST_BYTES:,} bytes")
+        raise UsageError(f"{path}: too long for a {kind} (more than {MOST_BYTES:,} bytes)")
     return content
 
 

@@ -77,7 +77,7 @@ def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
         ("about: x\nsampling:\n  mode: unifrom\n", "must be one of uniform", "did you mean 'uniform'?"),
         ("about: x\nquantize: 4bits\n", "quantize must be one of auto, none, 8bit, 4bit", "did you mean '4bit'?"),
         ("about: x\nsampling: 8\n", "sampling must be a mapping of keys to values, got int", None),
-        ("model: y\n", "'about' is missing", "it says in one line what the preset is for"),
+        ("model: y\n", "'about' is missing", "describe in one line what the preset is for"),
         ("- a\n", "must be a mapping of keys to values, got list", None),
         ("", "must be a mapping of keys to values, got NoneType", None),
         ("about: [\n", "line 2: not YAML", None),

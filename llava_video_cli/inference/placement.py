@@ -208,7 +208,7 @@ def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | Non
         fit += 1
     if not fit:
         return None
-    note = f"{_loaded_as(last)}: about {fit} frames fit in the memory of {last.device.name} that is left"
+    note = f"{_loaded_as(last)}: the other memory of {last.device.name} is enough for about {fit} frames"
     return replace(last, note=note)
 
 

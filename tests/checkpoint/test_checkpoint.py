@@ -120,7 +120,7 @@ def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
         ({"text_config": {"rope_scaling": [2.5]}}, "RoPE scaling is not a mapping"),
         ({"text_config": [1]}, "text_config is not a mapping"),
         ({"vision_config": VISION | {"patch_size": 0}}, "patch_size must be"),
-        ({"vision_config": VISION | {"image_size": 8}}, "no tokens of a frame: 8 pixels, patches of 14, pooled by 2"),
+        ({"vision_config": VISION | {"image_size": 8}}, "no tokens for a frame: 8 pixels, patches of 14, pooled by 2"),
         ({"spatial_pool_stride": 0}, "spatial_pool_stride must be"),
     ],
 )

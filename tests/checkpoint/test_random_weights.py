@@ -98,4 +98,4 @@ def test_the_command_line_takes_a_random_model(clip: Path) -> None:
     assert result.returncode == 0 and result.stdout.strip()
     assert "random weights: the answers are meaningless" in result.stderr
     result = llvid(*arguments, "-m", "random:13B")
-    assert result.returncode == 2 and "one of tiny, 1B, 7B, 7B-32K, 34B" in result.stderr
+    assert result.returncode == 2 and "the sizes are tiny, 1B, 7B, 7B-32K, 34B" in result.stderr

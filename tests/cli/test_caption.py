@@ -294,7 +294,7 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tm
     done = len(records(out))
     assert process.returncode == 130 and 0 < done < 200
     assert err.splitlines() == [
-        "finishing what is running; Ctrl-C again stops at once",
+        "finishing what is running; press Ctrl-C again to stop at once",
         f"{done} captioned, {200 - done} left: run the same command to continue",
     ]
     result = llvid("caption", str(clips), "-m", "demo", "-o", str(out))

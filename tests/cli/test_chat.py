@@ -90,7 +90,7 @@ def test_undo_retry_clear(talked: Talked) -> None:
     )
     assert code == 1 and out[:3] == ["It is a circle."] * 3 and len(out) == 4, "/retry fails first and after /undo"
     assert err.count("error: there is no question to ask again") == 2
-    assert "the same answer at temperature 0" in err and "removed red.png" in err
+    assert "at temperature 0 the answer stays the same" in err and "removed red.png" in err
     assert "removed 'What shape is it?'; kept for the next question: red.mp4" in err
     assert "there is no video or picture in this conversation" in err and "error: there is nothing to undo" in err
 

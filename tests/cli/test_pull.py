@@ -88,7 +88,7 @@ def test_a_checkpoint_comes_whole_of_one_commit_and_nothing_else(hub: Hub, folde
     assert again.stderr == "" and not hub.sent
     hub.faults.status = 500
     offline = pull(hub, tmp_path, "org/small", "--offline")
-    assert (offline.returncode, offline.stdout) == (0, done.stdout) and "wasn't asked" in offline.stderr
+    assert (offline.returncode, offline.stdout) == (0, done.stdout) and "was not asked" in offline.stderr
     (path / SHARDS[1]).unlink()
     assert "isn't in the local cache" in failed(pull(hub, tmp_path, "org/small", "--offline"), 1)
 

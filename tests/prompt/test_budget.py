@@ -113,9 +113,9 @@ def test_each_way_of_a_hint_helps_alone_and_no_more_than_it_must(
     request = asked(frames, tokens, videos)
     message, hint = refused(token_counter(folder, Loading()), request)
     ways = dict(re.findall(r"--([\w-]+) ([\d.]+)", hint))
-    assert f"{frames * videos} were asked for" in message
+    assert f"too many frames: {frames * videos};" in message
     fewer = int(ways["frames"])
-    assert f"34B takes {fewer * videos} frames" in message
+    assert f"with this question, {fewer * videos} frames" in message
     counter = token_counter(folder, Loading())
     assert (
         counter.budget(asked(fewer, tokens, videos)).left >= 0 > counter.budget(asked(fewer + 1, tokens, videos)).left

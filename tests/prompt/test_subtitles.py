@@ -164,9 +164,8 @@ def test_what_fits_is_spread_evenly_and_told() -> None:
     ]
     first, _, heard = counting(90)
     assert first == ["Why?"] and heard == LineCount(0, 50)
-    assert notes_of([LineCount(0, 0), LineCount(0, 0)]) == ["the subtitles have no line in this part"] and not notes_of(
-        [None]
-    )
+    assert notes_of([LineCount(0, 0), LineCount(0, 0)]) == ["the subtitles have no lines in this part"]
+    assert not notes_of([None])
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 16, 17, 100, 1000])
@@ -212,7 +211,7 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     assert row["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 10
     assert row["settings"]["subtitles"] == str(tmp_path / "clip.srt") and "subtitles" not in plain["settings"]
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "clip.srt"), "--start", "1.5")
-    assert code == 0 and err.endswith("the subtitles have no line in this part\n")
+    assert code == 0 and err.endswith("the subtitles have no lines in this part\n")
     cues = [f"{n}\n00:00:01,{n % 1000:03d} --> 00:00:01,999\nHello there, line {n}\n\n" for n in range(2000)]
     write(tmp_path / "long.srt", "".join(cues))
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "long.srt"), "--json")
@@ -235,7 +234,7 @@ def test_captions_with_subtitles(clip: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == "1 captioned\n", "other words make another caption"
     for more in ((), ("--every", "1"), ("--every", "1", "--start", "1.5")):
         assert run(["caption", str(clip), "-m", "demo", "--subtitles", said, *more]) == 0
-    assert capsys.readouterr().err == "the subtitles have no line in this part\n"
+    assert capsys.readouterr().err == "the subtitles have no lines in this part\n"
     assert Task(Preset("a", "")).fingerprint != Task(Preset("a", ""), subtitles=spoken(1)).fingerprint
 
 
@@ -247,9 +246,9 @@ def test_subtitles_are_for_one_video(clip: Path, tmp_path: Path, capsys: pytest.
     write_picture(tmp_path / "p.png", scene())
     said = write(tmp_path / "s.srt", SRT)
     for arguments, code, words in (
-        (["ask", str(clip), "q", "--with", str(tmp_path / "p.png")], 2, "for one video"),
+        (["ask", str(clip), "q", "--with", str(tmp_path / "p.png")], 2, "exactly one video"),
         (["ask", str(tmp_path / "p.png"), "q"], 1, "is a picture"), (["ask", "no.mp4", "q"], 1, "no such file"),
-        (["caption", str(tmp_path)], 2, "for one video"), (["caption", str(clip), str(clip)], 2, "for one video"),
+        (["caption", str(tmp_path)], 2, "exactly one"), (["caption", str(clip), str(clip)], 2, "exactly one video"),
     ):  # fmt: skip
         assert run([*arguments, "-m", "demo", "--subtitles", said]) == code
         out, err = capsys.readouterr()

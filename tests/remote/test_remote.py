@@ -188,11 +188,11 @@ def test_white_space_around_an_answer_is_removed_and_lone_surrogates_are_replace
         (error(422, "At most 1 video(s)\nmay be provided"), ModelError, "At most 1 video\\(s\\) may be provided"),
         (error(401, "bad key"), ServerError, "refuses the API key: bad key"),
         (error(404, "no such model"), ServerError, "no such model"),
-        (error(413, "x"), ModelError, "does not take requests as large"),
+        (error(413, "x"), ModelError, "does not accept requests of this size"),
         (Reply(307, headers={"Location": "http://192.0.2.1/"}), ServerError, "redirects \\(status 307\\)"),
         (Reply(500, b"\xff" * 100_000), ModelError, "\\.\\.\\."),
         (Reply(400, b'{"detail":' + b"[" * 50_000), ModelError, "detail"),
-        (Reply(body=b"{}"), ModelError, "does not stream"),
+        (Reply(body=b"{}"), ModelError, "did not send an event stream"),
         (Reply(events=(b"data: nonsense\n\n",)), ModelError, "not JSON"),
         (Reply(events=(b"data: [1]\n\n",)), ModelError, "not an event"),
         (Reply(events=(b'data: {"error": {"message": "it broke"}}\n\n',)), ModelError, "it broke"),
@@ -249,7 +249,7 @@ def test_a_connection_that_ends_is_made_again_before_the_answer_and_an_error_in_
     assert model.answer_all([request()])[0].text == "so" and len(server.asked) == 2
     server.asked.clear()
     server.replies = [Reply(events=said("yes").events[:-2])]
-    with pytest.raises(ModelError, match="before its end"):
+    with pytest.raises(ModelError, match="in the middle of an answer"):
         model.answer_all([request()])
 
 

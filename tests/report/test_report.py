@@ -214,7 +214,7 @@ def test_a_file_without_results_gives_one_clear_error(
         (["latin.jsonl"], 1, "latin.jsonl, line 2: not JSON"),
         (["mine.errors.jsonl"], 1, "line 1: no video with a caption"),
         (["gooood.jsonl"], 1, "gooood.jsonl: no such file"),
-        (["."], 1, ".: a folder, not a file of results"),
+        (["."], 1, ".: a folder, not a results file"),
         (["a\0b"], 1, "can't be opened"),
         (["good.jsonl", "-o", "there.html"], 1, "there.html exists"),
         (["good.jsonl", "-o", "folder.html", "--overwrite"], 1, "folder.html is a folder"),

@@ -76,8 +76,8 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "'messages' must be a list"),
-        ("just text", "'messages' must be a list"),
+        ("", "'messages' must be a non-empty list"),
+        ("just text", "'messages' must be a non-empty list"),
         ("messages: []", "a non-empty list"),
         ("mesages: []", "unknown key 'mesages'"),
         ("a: [", "line 1: not YAML"),
@@ -87,7 +87,7 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
             "- role: user\n  content: a\n  role: assistant\n  content: b",
             "line 3: not YAML: the key 'role' appears twice",
         ),
-        ("- {role: user, content: 3}", "message 1: 'content' must be a list"),
+        ("- {role: user, content: 3}", "message 1: 'content' must be a non-empty list"),
         ("- {role: user, content: yes}", "got True"),
         ("- {role: user, content: x}\n- {role: cat, content: x}", "message 2: the role must be"),
         ("- {role: [user], content: x}", "the role must be"),
@@ -101,7 +101,7 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
         ("sampling: {frame: 3}\nmessages: [{role: user, content: x}]", "unknown key 'frame' in sampling"),
         ("sampling: {frames: 0}\nmessages: [{role: user, content: x}]", "from 1 to"),
         ("generation: {temperature: -1}\nmessages: [{role: user, content: x}]", "0 or more"),
-        ("generation: hot\nmessages: [{role: user, content: x}]", "keys and values"),
+        ("generation: hot\nmessages: [{role: user, content: x}]", "keys to values"),
         ('- {role: user, content: "\\uD800"}', "half of a character"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("x" * (2**18 + 1), "too long for a conversation"),

@@ -124,7 +124,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"video": "a", "question": "x", "start": "x"}, "not a time"),
         ({"video": "a", "question": "x", "start": {}}, "start"),
         ({"video": "a", "question": "x", "sampling": "all"}, "sampling"),
-        ({"media": [], "question": "x"}, "'media' must be a list"),
+        ({"media": [], "question": "x"}, "'media' must be a non-empty list"),
         ({"video": "a", "messages": [{"role": "user"}]}, "'role' and"),
         ({"video": "a", "messages": [{"role": "cat", "content": "x"}]}, "the role must be"),
         (
@@ -135,7 +135,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"messages": [{"role": "assistant", "content": [{"type": "video", "path": "a"}]}]}, "a part of a message"),
         ({"video": "a", "question": "x", "system": 5}, "'system' must be text"),
         ({"video": "a", "question": "\ud800"}, "half of a character"),
-        ({"video": "\ud800", "question": "x"}, "no path"),
+        ({"video": "\ud800", "question": "x"}, "can't be a path"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:

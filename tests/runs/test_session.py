@@ -110,7 +110,7 @@ def test_a_conversation_that_was_written_down_goes_on() -> None:
     [
         ("ua a", "message 3 must be from the user, got one from the assistant"),
         ("a", "message 1 must be from the user"),
-        ("suu", "message 3 must be the assistant's"),
+        ("suu", "message 3 must be from the assistant"),
         ("us", "message 2 must be from the assistant, got one from the system"),
     ],
 )
