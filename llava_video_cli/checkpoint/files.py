@@ -60,7 +60,7 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
                 _check_pointer(path, file.read(len(_POINTER) + 200))
     for path in mappings:
         if not isinstance(read_json(path), dict):
-            raise unreadable(path, "it holds no mapping")
+            raise unreadable(path, "it is not a mapping")
     for name in weights:
         with _readable(folder / name):
             _check_weights(folder / name)
