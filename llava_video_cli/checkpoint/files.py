@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_HINT = "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from"
+_STDERR_LOCK = threading.Lock()
 _AGAIN = "get the file again: `git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
 
 
@@ -70,7 +72,8 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
 def tokenizer_errors(name: str) -> Iterator[None]:
     """Turn what the tokenizers library raises into `ModelError`, such as the panic of a regular expression."""
     try:
-        yield
+        with _without_panic_text():
+            yield
     except ModelError:
         raise
     except BaseException as error:
@@ -78,6 +81,24 @@ def tokenizer_errors(name: str) -> Iterator[None]:
         if not isinstance(error, Exception) and not is_panic:
             raise
         raise ModelError(f"the tokenizer of {name} fails: {first_line(error)}", TOKENIZER_HINT) from None
+
+
+@contextmanager
+def _without_panic_text() -> Iterator[None]:
+    """Keep what a panic writes to stderr by itself, a backtrace in Rust, from the user: it is raised as well."""
+    with _STDERR_LOCK:
+        try:
+            stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # it is closed
+            yield
+            return
+        try:
+            os.dup2(nothing, 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(nothing)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..checkpoint import locate_config
 from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, family_of, read_checkpoint
-from ..checkpoint.files import tokenizer_errors
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
 from ..conversation import Generation
@@ -111,8 +110,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     _check_loaded(folder, info, scaled)
     model.eval()
     _settle_generation(model, folder)
-    with tokenizer_errors(name):
-        processor = load_processor(folder, model.config)
+    processor = load_processor(folder, model.config)
     family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
     adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
     notes = tuple(note for note in (placement.note, slow, adapter) if note is not None)

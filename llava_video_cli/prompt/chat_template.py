@@ -33,8 +33,8 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     """Return the prompt's text, with one `<video>` or `<image>` for each medium, in their order.
 
     `special` are the tokenizer's special tokens: in the turns' texts, a space after the first character makes them
-    ordinary text. `eos` ends earlier answers in the families' formats. Raises `ModelError` for a template that takes too
-    much time or memory.
+    ordinary text. `eos` ends earlier answers in the families' formats. Raises `ModelError` for a template that takes
+    too much time or memory.
     """
     marks = sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True)
     clean = [Turn(turn.role, _harmless(turn.text, marks), turn.media) for turn in turns]

@@ -235,7 +235,7 @@ def test_an_adapter_beside_weights_is_noted(folder: Path) -> None:
     assert any("adapter_config.json" in note and "not applied" in note for note in open_model(str(folder)).notes)
 
 
-def test_a_tokenizer_that_panics_is_an_error(folder: Path) -> None:
+def test_a_tokenizer_that_panics_is_an_error(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     values = json.loads((folder / "tokenizer.json").read_text())
     values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     (folder / "tokenizer.json").write_text(json.dumps(values))
@@ -244,6 +244,7 @@ def test_a_tokenizer_that_panics_is_an_error(folder: Path) -> None:
         TokenCounter("it", describe(read_config(folder)), folder).check(request)
     with pytest.raises(ModelError, match="fails: Onig"):
         join(open_model(str(folder)).stream(request))
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_a_tokenizer_of_wrong_values_is_an_error(folder: Path) -> None:
