@@ -18,6 +18,8 @@ from ..video import Frames
 from ..video.image import Picture
 from .loader import Loaded
 
+_MAX_ASPECT = 8  # thinner images are cropped before they are resized
+
 
 class Vision:
     """The vision tower, the pooling and the projector of a loaded checkpoint."""
@@ -55,7 +57,8 @@ class Vision:
 
     def _pixels(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""
-        values = self._processor.video_processor(videos=[images], return_tensors="pt", do_sample_frames=False)
+        part = self._processor.video_processor
+        values = part(videos=[_middle(images, part)], return_tensors="pt", do_sample_frames=False)
         pixels: torch.Tensor = values["pixel_values_videos"][0]
         return pixels
 
@@ -85,7 +88,7 @@ class Vision:
 def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
     """Return a frame, uint8 (height, width, 3), at the size that the processor gives the model."""
     part = processor.video_processor
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.ascontiguousarray(_middle(image, part))).permute(2, 0, 1)[None]
     # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
     if part.do_resize:
         pixels = part.resize(pixels, size=_size(part.size), resample=part.resample)
@@ -93,6 +96,19 @@ def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
         pixels = part.center_crop(pixels, _size(part.crop_size))
     small: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).contiguous().numpy()
     return small
+
+
+def _middle(images: NDArray[np.uint8], video_processor: Any) -> NDArray[np.uint8]:
+    """Return the middle of thin images, uint8 (..., height, width, 3), if the video processor crops them anyway.
+
+    Otherwise the shorter side would be resized to that of the crop, and the longer one many times as far.
+    """
+    if not (video_processor.do_resize and video_processor.do_center_crop and _size(video_processor.size).shortest_edge):
+        return images
+    height, width, _ = images.shape[-3:]
+    most = _MAX_ASPECT * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return images[..., top : height - top, left : width - left, :]
 
 
 def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:

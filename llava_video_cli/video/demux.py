@@ -89,8 +89,7 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
     with container:
         stream = _video_stream(path, container)
         context = stream.codec_context
-        if context.width * context.height > deadline.limits.pixels:
-            raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
+        deadline.limits.check_size(path, context.width, context.height, deadline.limits.pixels)
         context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
             yield OpenVideo(path, container, stream, deadline)
