@@ -118,7 +118,7 @@ def _opened(path: str, limits: Limits) -> Iterator[ImageFile]:
         # PIL only warns from half its limit on, and refuses above it
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = cast("ImageFile", Image.open(file, formats=_formats()))
+            image = Image.open(file, formats=_formats())
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise MediaError(f"{path}: the picture is too large (more than {most:,} pixels)") from None
@@ -193,7 +193,7 @@ def _pixels(image: Image) -> NDArray[np.uint8]:
     for top in range(0, image.height, rows):
         bottom = min(image.height, top + rows)
         if values is None:
-            pixels[top:bottom] = _as_rgb(image.crop((0, top, image.width, bottom)))
+            pixels[top:bottom] = np.asarray(_as_rgb(image.crop((0, top, image.width, bottom))))
         else:
             levels = values[top:bottom].astype(np.float64) / white * 255
             pixels[top:bottom] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[..., None]
