@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from transformers.image_utils import SizeDict
 
 from ..checkpoint.size import FRAMES_AT_ONCE
@@ -19,6 +21,7 @@ from ..video.image import Picture
 from .loader import Loaded
 
 _MAX_ASPECT = 8  # thinner images are cropped before they are resized
+_SHRUNK_PIXELS = 2**22  # what frames of 4 times as many are shrunk to first: to resize them, torch takes GBs
 
 
 class Vision:
@@ -88,7 +91,10 @@ class Vision:
 def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
     """Return a frame, uint8 (height, width, 3), at the size that the processor gives the model."""
     part = processor.video_processor
-    pixels = torch.from_numpy(np.ascontiguousarray(_middle(image, part))).permute(2, 0, 1)[None]
+    image = np.ascontiguousarray(_middle(image, part))
+    if part.do_resize and (factor := math.isqrt(image.shape[0] * image.shape[1] // _SHRUNK_PIXELS)) > 1:
+        image = np.array(Image.fromarray(image).reduce(factor))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
     if part.do_resize:
         pixels = part.resize(pixels, size=_size(part.size), resample=part.resample)

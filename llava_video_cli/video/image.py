@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import mimetypes
 import os
 import re
 import time
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..errors import MediaError
 from .files import check_file
-from .limits import RAISE_HINT, Limits
+from .limits import RAISE_HINT, STILL_PIXELS, Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 _BACKGROUND = (255, 255, 255)  # what a viewer shows behind transparent parts
 # Pillow reads more. Its other decoders start programs (EPS), or take time and memory that nothing bounds (JPEG 2000).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "PPM")
+_COSTLY_FORMATS = ("WEBP", "AVIF", "HEIF")  # up to 20 bytes of memory a pixel: half as many pixels as others
 _PASSES = 32  # over the largest picture; a smaller one may have more scans or frames
+_MAX_KEPT_PIXELS = 2**25  # larger pictures are shrunk while they are read; no model takes nearly as many
 _STRIP_PIXELS = 2**20
 _TILE_WIDTH, _TILE_HEIGHT, _STRIP_BYTES, _TILE_BYTES = 322, 323, 279, 325  # tags of TIFF
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # of JPEG, but for those without content
@@ -66,8 +70,11 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a still picture by its content, whatever its name ends in.
 
     An animation (GIF, WebP, PNG of several frames) is a video if the video reader can decode it; otherwise its first
-    frame is the picture. False for what can't be opened: reading it as a video then says why.
+    frame is the picture. A broken file, or one that only its name calls a picture, is one if it is no video, so that
+    `read_image` says what is wrong with it. False for all else.
     """
+    from PIL import UnidentifiedImageError
+
     name = os.fspath(path)
     try:
         check_file(name, "picture")
@@ -78,8 +85,10 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
             moves = getattr(image, "is_animated", False)
     except MediaError:
         return True  # it is one; `read_image` says what is wrong with it
+    except UnidentifiedImageError:  # if a name like a.psd is right, `read_image` lists the formats that are read
+        return (mimetypes.guess_type(name)[0] or "").startswith("image/") and not _is_video(name)
     except Exception:  # noqa: BLE001 - Pillow raises whatever it stumbles over
-        return False
+        return not _is_video(name)
     return not (moves and _is_video(name))
 
 
@@ -89,8 +98,9 @@ def read_image(
     """Return a picture as it should be shown.
 
     EXIF rotation and mirroring are applied, palettes and CMYK are converted, 16 bits are reduced to 8, transparent
-    parts get a white background. Raises MediaError for what is no picture of the formats that are read, is cut off, or
-    is beyond the limits; `most_pixels` is a lower one for its size.
+    parts get a white background. A picture of more than 33 million pixels is shrunk by a whole number. Raises
+    MediaError for what is no picture of the formats that are read, is cut off, or is beyond the limits; `most_pixels`
+    is a lower one for its size.
     """
     from PIL import UnidentifiedImageError
 
@@ -115,21 +125,23 @@ def _opened(path: str, limits: Limits) -> Iterator[ImageFile]:
     from PIL import Image
 
     with _TimedFile(path, limits) as file, warnings.catch_warnings():
-        # PIL only warns from half its limit on, and refuses above it
+        # Pillow only warns from half its limit on, and refuses above it
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if limits.still_pixels > STILL_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.still_pixels)
         try:
             image = Image.open(file, formats=_formats())
         except Image.DecompressionBombError:
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise MediaError(f"{path}: the picture is too large (more than {most:,} pixels)") from None
+            most = min(limits.still_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))
+            raise MediaError(f"{path}: the picture is too large: at most {most:,} pixels", RAISE_HINT) from None
         with image:
-            limits.check_size(path, image.width, image.height, limits.still_pixels)
+            most = limits.still_pixels // (2 if image.format in _COSTLY_FORMATS else 1)
+            limits.check_size(path, image.width, image.height, most)
             passes = _passes(path, image, limits)
             if passes * image.width * image.height > _PASSES * limits.still_pixels:
-                most = _PASSES * limits.still_pixels
                 raise MediaError(
                     f"{path}: {passes:,} scans or frames of {image.width}x{image.height} are too many: at most "
-                    f"{most:,} pixels in all",
+                    f"{_PASSES * limits.still_pixels:,} pixels in all",
                     RAISE_HINT,
                 )
             yield image
@@ -180,38 +192,50 @@ def _scans(content: bytes) -> int:
     return scans
 
 
-def _pixels(image: Image) -> NDArray[np.uint8]:
+def _pixels(image: ImageFile) -> NDArray[np.uint8]:
     """Return the pixels, uint8 (height, width, 3), upright. Strip by strip: a copy of a large picture takes a GB."""
     import numpy as np
     from PIL import ImageOps
 
+    factor = _shrink_factor(image)
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))  # a JPEG is decoded to fewer pixels
     ImageOps.exif_transpose(image, in_place=True)
-    values = np.asarray(image) if image.mode.startswith(("I", "F")) else None
-    white = 0.0 if values is None else _white(image.mode, float(values.max(initial=0)))
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(image.height, top + rows)
-        if values is None:
-            pixels[top:bottom] = np.asarray(_as_rgb(image.crop((0, top, image.width, bottom))))
-        else:
-            levels = values[top:bottom].astype(np.float64) / white * 255
-            pixels[top:bottom] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[..., None]
+    factor = _shrink_factor(image)
+    rows = factor * max(1, _STRIP_PIXELS // (factor * image.width))
+    boxes = [(0, top, image.width, min(image.height, top + rows)) for top in range(0, image.height, rows)]
+    white = None
+    if image.mode.startswith(("I", "F")):
+        white = _white(image.mode, max(float(np.asarray(image.crop(box)).max()) for box in boxes))
+    pixels = np.empty((-(-image.height // factor), -(-image.width // factor), 3), np.uint8)
+    for box in boxes:
+        strip = _as_rgb(image.crop(box), white).reduce(factor)
+        top = box[1] // factor
+        pixels[top : top + strip.height] = np.asarray(strip)
     return pixels
 
 
-def _as_rgb(image: Image) -> Image:
+def _shrink_factor(image: Image) -> int:
+    return math.isqrt(max(0, image.width * image.height - 1) // _MAX_KEPT_PIXELS) + 1
+
+
+def _as_rgb(image: Image, white: float | None) -> Image:
+    """Convert to RGB; `white` is the value of white in a picture of 16 or more bits."""
+    import numpy as np
     import PIL.Image
 
+    if white is not None:
+        levels = np.asarray(image).astype(np.float64) / white * 255
+        image = PIL.Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         background = PIL.Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
-        return PIL.Image.alpha_composite(background, layer).convert("RGB")
+        image = PIL.Image.alpha_composite(background, layer)
     return image.convert("RGB")
 
 
 def _white(mode: str, top: float) -> float:
-    """Return the value of white in a picture of 16 or more bits; PIL's own `convert` would clip at 255 instead."""
+    """Return the value of white, for a highest value of `top`; Pillow's own `convert` would clip at 255 instead."""
     if mode.startswith("I") and top <= 65535:
         return 65535.0
     return 1.0 if mode == "F" and top <= 1 else top

@@ -13,6 +13,8 @@ from ..errors import MediaError, UsageError
 from ..system.machine import usable_cores
 
 RAISE_HINT = "for a file that you trust, LLVID_LIMITS=10 makes the limits 10 times as high"
+STILL_PIXELS = 2**27  # with 16 bytes a pixel, which some decoders take, 2 GiB
+_MAX_FACTOR = 1000
 
 
 def _times(limit: int) -> Callable[[], int]:
@@ -27,9 +29,6 @@ def _times(limit: int) -> Callable[[], int]:
     return raised
 
 
-_MAX_FACTOR = 1000
-
-
 @dataclass(frozen=True)
 class Limits:
     """What reading one video or picture may cost. None means no limit.
@@ -37,18 +36,19 @@ class Limits:
     `seconds` of reading and decoding a video; `pixels` of one of its pictures (by default twice as many as 8K);
     `bytes` of all the frames in memory at the same time; `cores` for decoding (1 is best where several videos are read
     together). `side` in pixels, and `aspect`, the longer side to the shorter one, bound both videos and still pictures.
-    A still picture may have `still_pixels`, and take `still_seconds` of a core.
+    A still picture may have `still_pixels`, and take `still_seconds` of a core; an animation (GIF, PNG) 3 times as
+    many by the clock.
 
-    The environment variable LLVID_LIMITS multiplies the default limits of sizes and of `still_seconds`.
+    The environment variable LLVID_LIMITS multiplies the default limits, but for `bytes`.
     """
 
-    seconds: float | None = 900.0
+    seconds: float | None = field(default_factory=_times(900))
     pixels: int = field(default_factory=_times(2 * 7680 * 4320))
     bytes: int = 16 * 2**30
     cores: int | None = None
     side: int = field(default_factory=_times(2**16 - 1))  # what JPEG allows
     aspect: int = field(default_factory=_times(1000))
-    still_pixels: int = field(default_factory=_times(2**27))
+    still_pixels: int = field(default_factory=_times(STILL_PIXELS))
     still_seconds: int = field(default_factory=_times(20))
 
     @property
@@ -117,7 +117,8 @@ class Deadline:
         left = self.limits.seconds - self.clock.seconds
         if left <= 0:
             raise MediaError(
-                f"{self.path}: not read within {self.limits.seconds:g} seconds", "use a shorter part of it"
+                f"{self.path}: not read within {self.limits.seconds:g} seconds",
+                f"use a shorter part of it; {RAISE_HINT}, and --timeout the seconds in a folder run",
             )
         return left
 

@@ -37,3 +37,13 @@ def test_a_thin_frame_shows_its_middle(processor: Any, size: tuple[int, int]) ->
     assert small.shape == (48, 48, 3)
     white = (small[..., 0] > 128).mean()
     assert white == pytest.approx(40 / 66, abs=0.05)
+
+
+def test_a_huge_frame_is_shrunk_on_the_way(processor: Any) -> None:
+    image = np.zeros((4320, 7680, 3), np.uint8)
+    image[: 4320 // 2, 7680 // 2 :] = (0, 200, 0)
+    small = resize(image, processor)
+    assert small.shape == (48, 48, 3)
+    assert np.abs(small[4, -4].astype(int) - (0, 200, 0)).max() < 3
+    assert small[-4, -4].max() < 3
+    assert small[4, 4].max() < 3

@@ -110,9 +110,10 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     for name, words in cases.items():
         with pytest.raises(MediaError, match=words):
             read_image(f"{tmp_path}/{name}")
-    for name in ("absent.png", ".", "empty.png", "text.png", "pipe", "a\0b"):
+    for name in ("absent.png", ".", "empty.png", "pipe", "a\0b"):
         assert not is_picture(f"{tmp_path}/{name}")
-    assert is_picture(tmp_path / "cut.png")
+    for name in ("cut.png", "text.png"):
+        assert is_picture(tmp_path / name)
 
 
 def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(MediaError, match="not a picture") as caught:
         read_image(tmp_path / name)
     assert "PNG" in str(caught.value.hint)
-    assert not is_picture(tmp_path / name)
+    assert is_picture(tmp_path / name) == (name == "a.jpg")
     assert not (tmp_path / "started").exists()
     with Image.open(tmp_path / name) as image, pytest.raises(OSError):
         image.load()
@@ -239,6 +240,60 @@ def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
         read_image(tmp_path / f"a.{suffix}")
 
 
+def test_texts_of_a_png_that_inflate_are_refused(tmp_path: Path) -> None:
+    text = b"key\0\0" + zlib.compress(bytes(2**26))
+    for kind in (b"zTXt", b"iCCP"):
+        chunk = struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
+        content = png(8, 8)
+        (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+        assert is_picture(tmp_path / "a.png")
+        with pytest.raises(MediaError, match="Decompressed data too large"):
+            read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_a_large_picture_is_shrunk_as_it_is_read(tmp_path: Path, suffix: str, mode: str) -> None:
+    if mode == "RGB":
+        image = corners(8001, 4300)  # more than 2**25 pixels
+    elif suffix in ("jpg", "webp"):
+        pytest.skip("no 16 bits")
+    else:
+        image = Image.fromarray(np.full((4300, 8001), 100 * 257, np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be rotated
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    pixels = read_image(tmp_path / f"a.{suffix}").pixels
+    assert pixels.shape == (4001, 2150, 3)
+    if mode == "RGB":
+        assert np.abs(pixels[10, -10].astype(int) - BLUE).max() < 12
+        assert np.abs(pixels[10, 10].astype(int) - RED).max() < 12
+        assert np.abs(pixels[-1, -1].astype(int) - RED).max() < 12
+    else:
+        assert (pixels == 100).all()
+
+
+def test_formats_whose_decoders_take_more_memory_may_have_half_as_many_pixels(tmp_path: Path) -> None:
+    limits = Limits(still_pixels=1000)
+    for suffix, most in (("png", 1000), ("webp", 500)):
+        corners(32, 16).save(tmp_path / f"a.{suffix}")  # 512 pixels
+        if most == 1000:
+            assert read_image(tmp_path / f"a.{suffix}", limits=limits).pixels.shape == (16, 32, 3)
+        else:
+            with pytest.raises(MediaError, match=f"at most {most} pixels"):
+                read_image(tmp_path / f"a.{suffix}", limits=limits)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_an_animation_has_the_time_of_a_picture(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(picture(number)) for number in range(33)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100)
+    assert len(read_frames(tmp_path / f"a.{suffix}").images) == 32
+    with pytest.raises(MediaError, match="not read within 0 seconds") as caught:
+        read_frames(tmp_path / f"a.{suffix}", limits=Limits(still_seconds=0))
+    assert "LLVID_LIMITS" in str(caught.value.hint)
+
+
 def test_limits_are_raised_for_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (1, 1001)).save(tmp_path / "thin.png")
     with pytest.raises(MediaError, match="at most a side 1,000 times as long as the other"):
@@ -246,6 +301,10 @@ def test_limits_are_raised_for_files_of_ones_own(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("LLVID_LIMITS", "2")
     assert read_image(tmp_path / "thin.png").pixels.shape == (1001, 1, 3)
     assert Limits().pixels == 4 * 7680 * 4320
+    assert Limits().seconds == 1800
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow's own limit
+    corners().resize((64, 16)).save(tmp_path / "large.png")
+    assert read_image(tmp_path / "large.png").pixels.shape == (16, 64, 3)
     monkeypatch.setenv("LLVID_LIMITS", "-1")
     with pytest.raises(UsageError, match="LLVID_LIMITS must be a whole number from 1 to 1,000, got '-1'"):
         read_image(tmp_path / "thin.png")
