@@ -35,6 +35,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", 
 _COSTLY_FORMATS = ("WEBP", "AVIF", "HEIF")  # up to 20 bytes of memory a pixel: half as many pixels as others
 _PASSES = 32  # over the largest picture; a smaller one may have more scans or frames
 _MAX_KEPT_PIXELS = 2**25  # larger pictures are shrunk while they are read; no model takes nearly as many
+HUGE_PIXELS = 2**24  # a frame of so many is shrunk before it is resized for a model, for which torch takes GBs
 _STRIP_PIXELS = 2**20
 _TILE_WIDTH, _TILE_HEIGHT, _STRIP_BYTES, _TILE_BYTES = 322, 323, 279, 325  # tags of TIFF
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # of JPEG, but for those without content
@@ -119,14 +120,25 @@ def read_image(
         raise MediaError(f"{name}: the picture is broken or cut off ({error})") from error
 
 
+def shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a huge frame, uint8 (height, width, 3), shrunk by a whole number; others as they are."""
+    import numpy as np
+    from PIL import Image
+
+    height, width, _ = image.shape
+    if height * width < HUGE_PIXELS:
+        return image
+    factor = math.isqrt(4 * height * width // HUGE_PIXELS)
+    return np.array(Image.fromarray(np.ascontiguousarray(image)).reduce(factor))
+
+
 @contextmanager
 def _opened(path: str, limits: Limits) -> Iterator[ImageFile]:
     """Open a picture for the `with` block. Raises MediaError if it is beyond the limits, also within the block."""
     from PIL import Image
 
     with _TimedFile(path, limits) as file, warnings.catch_warnings():
-        # Pillow only warns from half its limit on, and refuses above it
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # from half its limit on, and for each tag of metadata that it leaves out
         if limits.still_pixels > STILL_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.still_pixels)
         try:
