@@ -24,7 +24,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -353,15 +353,18 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="the folder for the files, which are made once")
     options = parser.parse_args()
     rows: dict[str, dict[str, dict[str, object]]] = {}
-    with tempfile.TemporaryDirectory() as temporary, server() as served:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         idle_file = folder / "idle.png"
         NOISE.resize((64, 64)).save(idle_file)
-        ways = {"ask": ask, "request": served.request}
+        ways: dict[str, Callable[[Path], Cost]] = {"ask": ask}
+        if "request" in options.ways:
+            ways["request"] = stack.enter_context(server()).request
         idle: dict[str, Cost] = {}
         for way in options.ways:
-            ways[way](idle_file)
+            if way == "request":
+                ways[way](idle_file)  # the first one imports the decoders
             idle[way] = ways[way](idle_file)
             print(f"idle: {way} {idle[way].memory_bytes / 2**30:.2f} GiB {idle[way].seconds:.1f} s", flush=True)
         print("| file | bytes | way | GiB above idle | s above idle | result |\n|---|---|---|---|---|---|", flush=True)
