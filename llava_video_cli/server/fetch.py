@@ -6,7 +6,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -18,6 +18,9 @@ from .responses import RequestError
 _MAX_REDIRECTS = 3
 _STALL_SECONDS = 10.0
 
+# Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
+_IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
 
 def download(url: str, target: Path, hosts: Sequence[str], max_bytes: int, seconds: float) -> str:
     """Write what a URL holds to a file; return its fingerprint.
@@ -113,3 +116,11 @@ def _address(name: str, port: int) -> str:
 def _is_public(address: str) -> bool:
     number = ip_address(address.partition("%")[0])
     return number.is_global and not number.is_multicast
+    if isinstance(number, IPv6Address):
+        if number in _LOCAL_NAT64 or number.teredo is not None:
+            return False
+        inner = number.sixtofour
+        if any(number in network for network in _IPV4_IN_LAST_BITS):
+            inner = IPv4Address(int(number) % 2**32)
+        if inner is not None:
+            number = inner
