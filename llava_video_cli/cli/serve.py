@@ -85,10 +85,12 @@ def serve(
             raise UsageError(f"--allow-media-dir: {path} is not a folder")
     try:
         from ..server.auth import Auth
+        from ..server.connections import max_connections
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         raise LlvidError(
-            f"llvid serve needs the extra 'serve' ({error.name} is missing)", "pip install 'llava-video-cli[serve]'"
+            f"llvid serve needs the extra 'serve' ({package} is missing)", "pip install 'llava-video-cli[serve]'"
         ) from None
     key = own.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
@@ -98,6 +100,9 @@ def serve(
             f"other machines can reach the server on {own.host}: it needs an API key",
             "set LLVID_API_KEY, or leave out --host",
         )
+    max_requests = min(own.max_queue, max_connections() // 2)
+    if max_requests < own.max_queue:
+        console.note(f"at most {max_requests} requests wait or are answered at a time: see `ulimit -n`")
     bound = bind(own.host, own.port)  # before the model is loaded: an address in use is reported at once
 
     from ..server.app import app
@@ -121,7 +126,7 @@ def serve(
             BodyReader(own.max_request_bytes),
             MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
             second_model=loaded.with_shared_weights(),
-            max_requests=own.max_queue,
+            max_requests=max_requests,
             max_batch=own.max_batch,
             log=console.note if own.log else None,
         )
@@ -133,4 +138,4 @@ def serve(
     # The usual way to stop a server is not a failure; uvicorn raises the signal again at the end.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with announce(url, loaded.name):
-        Server(app(service), service.scheduler, bound, ready, own.grace).serve_until_stopped()
+        Server(app(service), service, bound, ready, own.grace).serve_until_stopped()
