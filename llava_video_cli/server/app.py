@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -31,6 +32,7 @@ from .scheduler import Event, Ticket
 from .serve import Service
 
 Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 # Sends an answer; called with the sender, and with the time when the request arrived.
 _SendAnswer: TypeAlias = Callable[[ResponseSender, float], Coroutine[Any, Any, None]]
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log and the metrics have it
@@ -48,8 +50,7 @@ def app(service: Service) -> Starlette:
         Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
         Route("/health", partial(_get, service, _health, public=True), methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: partial(_http_error, service), Exception: _internal_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    return Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, service)})
 
 
 async def _get(
@@ -66,6 +67,8 @@ async def _get(
     _record(service, request, response.status_code, start)
     return response
 
+    except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+        response = _internal_error(request).response()
 
 def _page(_: Service, __: Request) -> Response:
     text, headers = page()
@@ -98,8 +101,15 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
     return RequestError(status, message, headers=CLOSE | dict(error.headers or {})).response()
 
 
-async def _internal_error(_: Request, __: Exception) -> Response:
-    return RequestError(500, "internal server error").response()  # starlette raises it again, for the log
+def _internal_error(request: Request) -> RequestError:
+    """Log the exception that is being handled; return what the client gets."""
+    _log.exception("%s %s failed", request.method, _path_of(request))
+    return RequestError(500, "internal server error")
+
+
+def _path_of(request: Request) -> str:
+    """Return the path as it was sent: the decoded one can have line breaks."""
+    return str(request.scope["raw_path"], "latin-1")
 
 
 def _record(service: Service, request: Request, status: int, start: float) -> None:
@@ -109,7 +119,7 @@ def _record(service: Service, request: Request, status: int, start: float) -> No
     if service.log is not None:
         client = request.client.host if request.client else "?"
         seconds = time.monotonic() - start
-        service.log(f"{client} {request.method} {request.url.path} {status} {seconds:.2f}s")
+        service.log(f"{client} {request.method} {_path_of(request)} {status} {seconds:.2f}s")
 
 
 class _PostRoute:
@@ -139,6 +149,8 @@ class _PostRoute:
             _record(service, request, sender.status, start)
 
 
+        except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+            await sender.send_error(_internal_error(request), scope, receive)
 async def _sheet(service: Service, body: bytes) -> _SendAnswer:
     """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
     cache = service.media_cache

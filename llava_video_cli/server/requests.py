@@ -61,6 +61,11 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "frequency_penalty": (0,),
     "presence_penalty": (0,), "top_k": (-1, 0), "min_p": (0,), "best_of": (1,),
 }  # fmt: skip
+# vLLM's and Qwen's names for what `sampling` sets, in `media_io_kwargs.video` and in the part of a video.
+_VIDEO_KEYS = {"num_frames": "frames", "nframes": "frames", "video_start": "start_seconds", "video_end": "end_seconds"}
+_VIDEO_SHAPE = {"num_frames": int, "nframes": int, "max_frames": int, "video_start": float, "video_end": float}
+_IGNORED_OF_MEDIA = ("detail", "uuid", "cache_control", "name")  # of the part of a medium
+_MAX_LENGTH = 2**31 - 1  # tokens of an answer
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _SHAPE: dict[str, Any] = {
     **dict.fromkeys((*_IGNORED, *_UNUSED, "model", "messages", "stop"), Any),
@@ -257,8 +262,10 @@ def _stops(value: object) -> tuple[str, ...]:
                 raise UsageError(
                     f"each text in 'stop' must have 1 to {_MAX_STOP_CHARACTERS} characters, got {brief(stop)}"
                 )
-    return tuple(dict.fromkeys(stops))
+        return tuple(dict.fromkeys(map(encodable, stops)))
 
 
 def _same(value: object, unused: object) -> bool:
     return value == unused and isinstance(value, bool) == isinstance(unused, bool)
+        if given[length] > _MAX_LENGTH:
+            raise InputError(f"{length} must be at most {_MAX_LENGTH}", field=length)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..conversation import FinishReason, Usage
@@ -69,7 +69,7 @@ class RequestError(LlvidError):
 
     def response(self) -> Response:
         """Return the whole HTTP response."""
-        return JSONResponse(self.values, self.status, self.headers)
+        return Response(_json(self.values), self.status, self.headers, "application/json")
 
 
 @dataclass(frozen=True)
