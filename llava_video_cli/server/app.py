@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -175,7 +175,13 @@ async def _completion(service: Service, body: bytes) -> _SendAnswer:
     if generation.temperature > 0 and generation.seed is None:
         generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
     request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation, asked.stop)
-    return partial(_answer, service, request, stream=asked.stream, include_usage=asked.include_usage)
+    budget = await asyncio.to_thread(service.model.budget, request)
+    notes = []
+    left = budget.context_tokens - budget.prompt_tokens
+    if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
+        notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")
+        request = replace(request, generation=replace(generation, max_new_tokens=left))
+    return partial(_answer, service, request, notes, stream=asked.stream, include_usage=asked.include_usage)
 
 
 async def _answer(
@@ -184,6 +190,7 @@ async def _answer(
     sender: ResponseSender,
     start: float,
     *,
+    notes: Sequence[str],
     stream: bool,
     include_usage: bool,
 ) -> None:
@@ -200,7 +207,7 @@ async def _answer(
         "settings": service.model.settings,
         "generation": asdict(request.generation),
         "frames": [record["frames"] for record in records],
-        "notes": [line for record in records for line in record["notes"]],
+        "notes": [*notes, *(line for record in records for line in record["notes"])],
     }
     ticket = Ticket(request, deliver, stream)
     service.scheduler.submit(ticket)
