@@ -25,16 +25,19 @@ from ..errors import LlvidError
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
+from .connections import client_of
 from .page import page, sheet_values
 from .requests import CompletionRequest, parse_body, read_completion
 from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender
 from .scheduler import Event, Ticket
 from .serve import Service
 
-Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 # Sends an answer; called with the sender, and with the time when the request arrived.
 _SendAnswer: TypeAlias = Callable[[ResponseSender, float], Coroutine[Any, Any, None]]
+# Prepares an answer; called with the service, the body and the client.
+_Prepare: TypeAlias = Callable[[Service, bytes, str], Coroutine[Any, Any, _SendAnswer]]
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log and the metrics have it
 _SHORT_BODY_BYTES = 2**17  # parsed on the event loop: a thread would take longer
 
@@ -64,11 +67,11 @@ async def _get(
         response = answer(service, request)
     except LlvidError as error:
         response = RequestError.of(error).response()
+    except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+        response = _internal_error(request).response()
     _record(service, request, response.status_code, start)
     return response
 
-    except Exception:  # noqa: BLE001 - a bug: the log has its traceback
-        response = _internal_error(request).response()
 
 def _page(_: Service, __: Request) -> Response:
     text, headers = page()
@@ -128,7 +131,7 @@ class _PostRoute:
     `prepare` reads the body and returns what sends the answer. The body, which may be large, is freed between the two.
     """
 
-    def __init__(self, service: Service, prepare: Callable[[Service, bytes], Coroutine[Any, Any, _SendAnswer]]) -> None:
+    def __init__(self, service: Service, prepare: _Prepare) -> None:
         self._service, self._prepare = service, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,38 +141,38 @@ class _PostRoute:
             service.auth.check(request.headers)
             with service.scheduler.admit():
                 async with service.body_reader.read(request.headers, receive) as body:
-                    send_answer = await _unless_disconnected(self._prepare(service, body), receive)
+                    prepared = self._prepare(service, body, client_of(request.client))
+                    send_answer = await _unless_disconnected(prepared, receive)
                     del body
                 await _unless_disconnected(send_answer(sender, start), receive)
         except ClientDisconnect:
             sender.status = _CLIENT_CLOSED_REQUEST
         except LlvidError as error:
             await sender.send_error(RequestError.of(error), scope, receive)
+        except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+            await sender.send_error(_internal_error(request), scope, receive)
         finally:
             _record(service, request, sender.status, start)
 
 
-        except Exception:  # noqa: BLE001 - a bug: the log has its traceback
-            await sender.send_error(_internal_error(request), scope, receive)
-async def _sheet(service: Service, body: bytes) -> _SendAnswer:
+async def _sheet(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
-    cache = service.media_cache
-    asked = await cache.in_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
+    asked = await asyncio.to_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
     if len(asked.urls) != 1:
         raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
-    (medium,) = await cache.read(asked.urls, asked.params, asked.sampling)
-    values = await cache.in_thread(partial(sheet_values, medium))
+    (medium,) = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
+    values = await asyncio.to_thread(sheet_values, medium)
     return lambda sender, _: sender.send_json(values)
 
 
-async def _completion(service: Service, body: bytes) -> _SendAnswer:
+async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /v1/chat/completions`, streamed or whole."""
 
     def read() -> CompletionRequest:
         return read_completion(parse_body(body), service.model.name, service.preset)
 
-    asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.media_cache.in_thread(read)
-    media = await service.media_cache.read(asked.urls, asked.params, asked.sampling)
+    asked = read() if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(read)
+    media = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
     turns = turns_of(asked.drafts, media)
     generation = asked.generation
     if generation.temperature > 0 and generation.seed is None:
@@ -187,10 +190,10 @@ async def _completion(service: Service, body: bytes) -> _SendAnswer:
 async def _answer(
     service: Service,
     request: conversation.Request,
+    notes: Sequence[str],
     sender: ResponseSender,
     start: float,
     *,
-    notes: Sequence[str],
     stream: bool,
     include_usage: bool,
 ) -> None:

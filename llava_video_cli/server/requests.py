@@ -143,11 +143,14 @@ class BodyReader:
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for an answer: `drafts` hold the URLs of their media, `params` name the field of each URL."""
+    """A request for an answer: `drafts` hold the URLs of their media.
+
+    `params` has the field of each URL, `samplings` the sampling of each.
+    """
 
     drafts: tuple[Draft, ...]
     params: tuple[str, ...]
-    sampling: Sampling
+    samplings: tuple[Sampling, ...]
     generation: Generation
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -185,16 +188,17 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     # JSON has one type of number: some clients write 4.0 for 4
     values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
     given = read_fields(values, _shape(), null_is_missing=True)
-    with placed(field="messages"):
-        drafts, params = _messages(fitting(given.get("messages"), list, "'messages'"), preset.system)
     video = given.get("media_io_kwargs", {}).get("video", {})
     frames = {"frames" if name == "num_frames" else name: value for name, value in video.items()}
     with placed(field="sampling"):
         sampling = with_sampling(preset.sampling, frames | given.get("sampling", {}))
+    with placed(field="messages"):
+        messages = fitting(given.get("messages"), list, "'messages'")
+        drafts, params, samplings = _messages(messages, preset.system, sampling)
     return CompletionRequest(
         drafts,
         params,
-        sampling,
+        samplings,
         _generation(given, preset.generation),
         _stops(given.get("stop", [])),
         given.get("stream", False),
@@ -202,12 +206,16 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     )
 
 
-def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Draft, ...], tuple[str, ...]]:
+def _messages(
+    messages: Sequence[object], system: str | None, sampling: Sampling
+) -> tuple[tuple[Draft, ...], tuple[str, ...], tuple[Sampling, ...]]:
     drafts: list[Draft] = []
     params: list[str] = []
+    samplings: list[Sampling] = []
     for number, message in enumerate(messages):
         with placed(f"message {number + 1}", f"[{number}]"):
             role, text, media = read_message(message, _FORM)
+            samplings += [sampling] * len(media)
             drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
             params += (f"messages[{number}].content[{part}]" for part, _ in media)
     if len(params) > _MAX_MEDIA:
@@ -225,7 +233,7 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
         raise UsageError(f"the last message must be from the user, got one from the {drafts[-1].role}")
     if drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
-    return tuple(drafts), tuple(params)
+    return tuple(drafts), tuple(params), tuple(samplings)
 
 
 def _merged(drafts: Sequence[Draft]) -> list[Draft]:
@@ -245,6 +253,8 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
     length = next((name for name in _LENGTHS if name in given), _LENGTHS[0])
     if length in given:
         values["max_new_tokens"] = given[length]
+        if given[length] > _MAX_LENGTH:
+            raise InputError(f"{length} must be at most {_MAX_LENGTH}", field=length)
     try:
         return replace(base, **values)
     except UsageError as error:
@@ -267,5 +277,3 @@ def _stops(value: object) -> tuple[str, ...]:
 
 def _same(value: object, unused: object) -> bool:
     return value == unused and isinstance(value, bool) == isinstance(unused, bool)
-        if given[length] > _MAX_LENGTH:
-            raise InputError(f"{length} must be at most {_MAX_LENGTH}", field=length)

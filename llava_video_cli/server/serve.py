@@ -175,3 +175,4 @@ class Server(uvicorn.Server):
         """Start nothing more, and finish running answers."""
         self._service.scheduler.close()
         await super().shutdown(sockets)
+        self._service.media_cache.close()
