@@ -9,16 +9,19 @@ import asyncio
 import base64
 import binascii
 import os
+import shutil
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from stat import S_ISDIR
+from tempfile import TemporaryDirectory, gettempdir
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from ..conversation import Media
@@ -32,7 +35,8 @@ from .fetch import download
 from .media_pool import Cancellation, FairSlots, MediaPool
 from .responses import RequestError
 
-_PREFIX = "llvid-serve-"
+_PREFIX, _LOCK = "llvid-serve-", "lock"
+_MIN_LEFTOVER_SECONDS, _MIN_UNLOCKED_SECONDS = 60.0, 3600.0  # before a folder counts as left over; without a lock
 _SLOW_SLOTS = 4  # besides one for each core, so that a few slow media don't keep the others waiting
 _MAX_LIVE_BYTES = 4 * 2**30  # of the media of all active requests, and those in the cache
 _MAX_PICTURE_PIXELS = 64 * 10**6
@@ -222,9 +226,37 @@ class MediaCache:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Give a temporary folder that only this user can read."""
-    with TemporaryDirectory(prefix=_PREFIX) as name:
+    """Give a temporary folder for the `with` block; a file in it is locked, so that it does not count as left over."""
+    try:
+        folder = TemporaryDirectory(prefix=_PREFIX)
+    except OSError as error:
+        raise RequestError(503, f"a temporary folder can't be made: {error.strerror}") from None
+    with folder as name, ExitStack() as stack:
+        with suppress(OSError, ImportError):  # without file locks
+            import fcntl
+
+            file = stack.enter_context((Path(name) / _LOCK).open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield Path(name)
+
+
+def remove_leftovers() -> None:
+    """Remove the temporary folders of this user's servers that were killed."""
+    now = time.time()
+    for folder in Path(gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError, ImportError):
+            import fcntl
+
+            status = folder.lstat()
+            age_seconds = now - status.st_mtime
+            if not S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or age_seconds < _MIN_LEFTOVER_SECONDS:
+                continue
+            if (lock := folder / _LOCK).exists():
+                with lock.open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its server is alive
+            elif age_seconds < _MIN_UNLOCKED_SECONDS:
+                continue
+            shutil.rmtree(folder)
 
 
 def _read_data(url: str) -> MediaContent:

@@ -22,7 +22,7 @@ from ..video.sampling import Sampling
 from . import GRACE_SECONDS, MAX_REQUESTS
 from .auth import Auth
 from .connections import ACCEPTED_TOGETHER, HEAD_SECONDS, Connection, Connections, log_seldom, max_connections
-from .media import MediaCache, MediaSources
+from .media import MediaCache, MediaSources, remove_leftovers
 from .metrics import Metrics
 from .requests import BodyReader
 from .scheduler import Scheduler
@@ -65,6 +65,7 @@ def open_service(
     `second_model` shares the weights of `model`; it gives short answers while `model` gives a long one.
     """
     metrics = Metrics()
+    remove_leftovers()
     return Service(
         model,
         preset,

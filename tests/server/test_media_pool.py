@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from clips import sample
 from PIL import Image
-from serving import message, serving
+from serving import data_url, message, serving
 from waiting_model import WaitingModel
 
 from llava_video_cli import Frames, Sampling, read_frames
 from llava_video_cli.errors import LlvidError, MediaError
 from llava_video_cli.server import media_pool, media_worker
-from llava_video_cli.server.media import MediaSources
+from llava_video_cli.server.media import MediaSources, remove_leftovers
 from llava_video_cli.server.media_pool import Cancellation, FairSlots, MediaPool
 from llava_video_cli.video import Resize
 from llava_video_cli.video.image import Picture, read_image
@@ -217,3 +217,35 @@ def test_a_cancellation_stops_work_once_and_refuses_what_begins_later() -> None:
     assert stopped.is_set()
     with pytest.raises(MediaError), cancellation.stopping(stopped.set):
         pass
+
+
+def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ages = {"dead": 100, "alive": 100, "new": 1, "old version": 7200, "no lock yet": 100, "other": 7200}
+    for name, age in ages.items():
+        folder = tmp_path / (name if name == "other" else f"llvid-serve-{name}")
+        folder.mkdir()
+        (folder / "media").write_text("x")
+        if name in ("dead", "alive", "new"):
+            (folder / "lock").touch()
+        os.utime(folder, (time.time() - age, time.time() - age))
+    (tmp_path / "llvid-serve-link").symlink_to(tmp_path / "other")
+    with (tmp_path / "llvid-serve-alive" / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_leftovers()
+    left = {path.name.removeprefix("llvid-serve-") for path in tmp_path.iterdir()}
+    assert left == {"alive", "new", "no lock yet", "other", "link"} and (tmp_path / "other" / "media").exists()
+
+
+def test_a_folder_in_use_is_locked(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (
+        MediaSources().open(data_url(clip), Cancellation()) as content,
+        content.open() as path,
+    ):
+        os.utime(Path(path).parent, (0, 0))
+        remove_leftovers()
+        assert Path(path).read_bytes() == clip.read_bytes()
+    assert list(tmp_path.iterdir()) == []
