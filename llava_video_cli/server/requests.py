@@ -188,10 +188,10 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     # JSON has one type of number: some clients write 4.0 for 4
     values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
     given = read_fields(values, _shape(), null_is_missing=True)
-    video = given.get("media_io_kwargs", {}).get("video", {})
-    frames = {"frames" if name == "num_frames" else name: value for name, value in video.items()}
+    with placed(field="media_io_kwargs.video"):
+        sampling = _with_frames(preset.sampling, given.get("media_io_kwargs", {}).get("video", {}))
     with placed(field="sampling"):
-        sampling = with_sampling(preset.sampling, frames | given.get("sampling", {}))
+        sampling = _with_frames(sampling, given.get("sampling", {}))
     with placed(field="messages"):
         messages = fitting(given.get("messages"), list, "'messages'")
         drafts, params, samplings = _messages(messages, preset.system, sampling)
@@ -206,6 +206,32 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     )
 
 
+def _with_frames(base: Sampling, given: Mapping[str, Any]) -> Sampling:
+    """Return a sampling with what is given over it; the names are those of `_VIDEO_KEYS`, too. Raises UsageError."""
+    given = {_VIDEO_KEYS.get(name, name): value for name, value in given.items()}
+    if "fps" in given and given.get("frames") == -1:  # vLLM's way to say: as many as there are
+        del given["frames"]
+    if "fps" in given and "frames" in given:
+        raise UsageError("fps and a number of frames are both given: give one of them")
+    if "max_frames" in given:
+        if base.fps is not None or not {"fps", "frames"}.isdisjoint(given):
+            raise UsageError("max_frames is not supported beside fps or a number of frames: give one of them")
+        given["frames"] = min(base.frames, given.pop("max_frames"))
+    return with_sampling(base, given)
+
+
+def _sampling_of(part: Mapping[str, Any], base: Sampling) -> Sampling:
+    """Return the sampling of a medium: what its part of a message sets, beside or inside the URL, over the base."""
+    kind = part["type"]
+    inner = part.get(kind)
+    places = [part, inner] if isinstance(inner, dict) else [part]
+    skipped = ("type", "url", kind, *_IGNORED_OF_MEDIA)
+    given = {k: v for place in places for k, v in place.items() if k not in skipped and v is not None}
+    shape = {**sampling_shape(), **_VIDEO_SHAPE} if kind == "video_url" else {}
+    given = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in given.items()}
+    return _with_frames(base, read_fields(given, shape, kind))
+
+
 def _messages(
     messages: Sequence[object], system: str | None, sampling: Sampling
 ) -> tuple[tuple[Draft, ...], tuple[str, ...], tuple[Sampling, ...]]:
@@ -215,7 +241,9 @@ def _messages(
     for number, message in enumerate(messages):
         with placed(f"message {number + 1}", f"[{number}]"):
             role, text, media = read_message(message, _FORM)
-            samplings += [sampling] * len(media)
+            for part, _ in media:
+                with placed(field=f".content[{part}]"):
+                    samplings.append(_sampling_of(cast("Any", message)["content"][part], sampling))
             drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
             params += (f"messages[{number}].content[{part}]" for part, _ in media)
     if len(params) > _MAX_MEDIA:
