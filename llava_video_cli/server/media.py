@@ -145,9 +145,12 @@ class MediaCache:
         self._live_bytes = 0  # of all media that are still referenced
         self._slots = FairSlots(cores(Limits()) + _SLOW_SLOTS)
         self._pool = MediaPool(max_idle=cores(Limits()))
+        self._active = set[Cancellation]()
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop reading, and end the processes."""
+        for cancellation in list(self._active):
+            cancellation.set()
         self._pool.close()
 
     async def read(
@@ -164,6 +167,7 @@ class MediaCache:
         future: Future[list[Media]] = Future()
         future.set_running_or_notify_cancel()  # so that the caller can't cancel it
         cancellation = Cancellation()
+        self._active.add(cancellation)
 
         def work() -> None:
             try:
@@ -180,6 +184,8 @@ class MediaCache:
         except asyncio.CancelledError:
             cancellation.set()
             raise
+        finally:
+            self._active.discard(cancellation)
 
     def _read(self, url: str, param: str, sampling: Sampling, cancellation: Cancellation) -> Media:
         try:
@@ -190,6 +196,8 @@ class MediaCache:
                 error.status, str(error), error.hint, param=param, code=error.code, headers=error.headers
             ) from None
         except MediaError as error:
+            if cancellation.is_set:
+                raise RequestError(503, "the server is shutting down", headers={"retry-after": "5"}) from None
             raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
 
     def _read_content(self, content: MediaContent, sampling: Sampling, cancellation: Cancellation) -> Media:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
@@ -25,6 +25,8 @@ from ..video.sampling import Sampling
 from .media_worker import HEAD_BYTES
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -239,9 +241,9 @@ class _Worker:
     def _pixels(self, shape: list[int]) -> NDArray[np.uint8]:
         import numpy as np
 
-        assert self._process.stdout is not None
         pixels = np.empty(shape, np.uint8)
-        if self._process.stdout.readinto(memoryview(pixels).cast("B")) < pixels.nbytes:  # type: ignore[attr-defined]
+        output = cast("BufferedReader", self._process.stdout)
+        if output.readinto(pixels.data.cast("B")) < pixels.nbytes:
             raise EOFError
         return pixels
 

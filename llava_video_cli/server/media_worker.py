@@ -55,7 +55,7 @@ def _result(job: dict[str, Any], output: BinaryIO) -> dict[str, Any]:
 
     def send(image: NDArray[np.uint8], is_frame: bool) -> None:
         _write(output, {"shape": image.shape, "is_frame": is_frame})
-        output.write(memoryview(image).cast("B"))
+        output.write(image.data.cast("B"))
 
     try:
         return _decode(job, send)

@@ -175,5 +175,5 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Start nothing more, and finish running answers."""
         self._service.scheduler.close()
-        await super().shutdown(sockets)
         self._service.media_cache.close()
+        await super().shutdown(sockets)

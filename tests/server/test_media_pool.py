@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import sample
+from numpy.typing import NDArray
 from PIL import Image
 from serving import data_url, message, serving
 from waiting_model import WaitingModel
@@ -39,7 +40,7 @@ def pool() -> Iterator[MediaPool]:
     opened.close()
 
 
-def unchanged(image: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
@@ -160,6 +161,21 @@ def test_a_client_that_disconnects_ends_its_process(
             until(lambda: processor_seconds(pid) > 0.5)
             assert served.answer(clip.as_uri(), "c", sampling={"frames": 3}) == "text: c"  # beside it
         until(lambda: pid not in children(), 5)
+
+
+def test_a_server_that_stops_does_not_wait_for_media(tmp_path: Path) -> None:
+    slow_gif(tmp_path / "slow.gif")
+    statuses: list[int] = []
+    with serving(WaitingModel(), sources=MediaSources([tmp_path])) as served:
+        (pid,) = children()
+        values = {"messages": [message("a", (tmp_path / "slow.gif").as_uri())]}
+        thread = threading.Thread(target=lambda: statuses.append(served.post(values)[0]))
+        thread.start()
+        until(lambda: processor_seconds(pid) > 0.5)
+        start = time.monotonic()
+    thread.join(20)
+    assert statuses == [503] and time.monotonic() - start < 5
+    until(lambda: not children(), 5)
 
 
 def processor_seconds(pid: int) -> float:
