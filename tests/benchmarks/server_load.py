@@ -57,6 +57,12 @@ def ask(port: int, body: bytes) -> tuple[int, float]:
         connection.close()
 
 
+def hang_up(connection: socket.socket) -> None:
+    """End a connection that another thread may read from, which closing alone does not."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def honest(port: int, requests: list[list[bytes]], seconds: float, offset: int) -> tuple[list[float], int]:
     """Have all clients ask for some seconds; return how long each request took, and how many failed."""
     until, waits, failures = time.monotonic() + seconds, list[float](), list[int]()
@@ -124,6 +130,7 @@ def main() -> None:
                         with suppress(OSError):
                             connection = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS)
                             stack.enter_context(connection)
+                            stack.callback(hang_up, connection)
                             connection.sendall(slow_request)
                             ended.append(connection.recv(12))
 
