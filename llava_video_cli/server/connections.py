@@ -7,12 +7,14 @@ import errno
 import logging
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..remote import is_loopback
 
 _log = logging.getLogger(__name__)
 HEAD_SECONDS = 20.0  # for the head of a request, and for the first bytes of a connection
@@ -38,27 +40,19 @@ def max_connections() -> int:
 
 def client_of(address: tuple[str, int] | None) -> str:
     """Return what names a client. Several clients on this machine have one address, so each connection is one."""
-    if address is None:
-        return ""
-    host, port = address
-    return f"{host} {port}" if _is_local(host) else _host_of(host)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    host, port = address or ("", 0)
+    return f"{host} {port}" if is_loopback(host) else _host_of(host)
 
 
 def _host_of(host: str) -> str:
+    """Return a host's address; of an IPv6 address, its network."""
     try:
         number = ip_address(host.partition("%")[0])
     except ValueError:
         return host
-    if isinstance(number, IPv6Address):
-        return number.ipv4_mapped.compressed if number.ipv4_mapped else f"{int(number) >> _IPV6_CLIENT_BITS:x}/64"
-    return host
+    if number.version == 4:
+        return host
+    return str(number.ipv4_mapped or ip_network((int(number), _IPV6_CLIENT_BITS), strict=False))
 
 
 class Connections:
@@ -69,49 +63,38 @@ class Connections:
 
     def __init__(self, most: int) -> None:
         self._most, self._most_of_one = most, max(1, most // 2)
-        self._open: dict[Connection, str] = {}
+        self._hosts: dict[Connection, str] = {}
         self._counts = Counter[str]()
         self._idle: dict[Connection, None] = {}  # the oldest first
-        self._idle_of: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
 
     def add(self, connection: Connection, host: str) -> bool:
         """Count a new connection; return whether there is room for it."""
-        if self._counts[host] >= self._most_of_one:
-            idle = self._idle_of[host]
-        elif len(self._open) >= self._most:
-            idle = self._idle
-        else:
-            idle = None
-        if idle is not None:
-            if not idle:
+        host_is_full = self._counts[host] >= self._most_of_one
+        if host_is_full or len(self._hosts) >= self._most:
+            oldest = next((each for each in self._idle if not host_is_full or self._hosts[each] == host), None)
+            if oldest is None:
                 return False
-            oldest = next(iter(idle))
             self.remove(oldest)
             oldest.transport.abort()
-        self._open[connection] = host
+        self._hosts[connection] = host
         self._counts[host] += 1
         return True
 
     def remove(self, connection: Connection) -> None:
         """Count a connection no longer."""
-        self.set_idle(connection, is_idle=False)
-        host = self._open.pop(connection, None)
+        self._idle.pop(connection, None)
+        host = self._hosts.pop(connection, None)
         if host is not None:
             self._counts[host] -= 1
             if not self._counts[host]:
                 del self._counts[host]
-                self._idle_of.pop(host, None)
 
     def set_idle(self, connection: Connection, *, is_idle: bool) -> None:
         """Say whether a connection has no request that is being answered."""
-        host = self._open.get(connection)
-        if host is None:
-            return
-        for group in (self._idle, self._idle_of[host]):
-            if is_idle:
-                group.setdefault(connection)
-            else:
-                group.pop(connection, None)
+        if not is_idle:
+            self._idle.pop(connection, None)
+        elif connection in self._hosts:
+            self._idle.setdefault(connection)
 
 
 class Connection(H11Protocol):
@@ -121,7 +104,7 @@ class Connection(H11Protocol):
     head_seconds = HEAD_SECONDS
     _timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """Count the connection, and start the timer for the first head."""
         super().connection_made(transport)
         if self.connections_of_server.add(self, _host_of(self.client[0] if self.client else "")):
