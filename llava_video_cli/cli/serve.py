@@ -6,6 +6,9 @@ import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
+
+import typer
 
 from ..errors import LlvidError, UsageError
 from ..remote import announce, is_loopback
@@ -16,6 +19,7 @@ from .download import prefetch
 from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, flag
 from .settings import settle
 
+_EXIT_TERMINATED = 143
 _CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
 HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
@@ -102,7 +106,7 @@ def serve(
         )
     max_requests = min(own.max_queue, max_connections() // 2)
     if max_requests < own.max_queue:
-        console.note(f"at most {max_requests} requests wait or are answered at a time: see `ulimit -n`")
+        output.note(f"at most {max_requests} requests wait or are answered at a time: see `ulimit -n`")
     bound = bind(own.host, own.port)  # before the model is loaded: an address in use is reported at once
 
     from ..server.app import app
@@ -135,7 +139,10 @@ def serve(
     def ready() -> None:
         output.note(f"{settings.model} answers at {url}/v1, and in a browser at {url}; Ctrl-C stops the server")
 
-    # The usual way to stop a server is not a failure; uvicorn raises the signal again at the end.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again at the end
     with announce(url, loaded.name):
         Server(app(service), service, bound, ready, own.grace).serve_until_stopped()
+
+
+def _leave(*_: object) -> NoReturn:
+    raise typer.Exit(_EXIT_TERMINATED)
