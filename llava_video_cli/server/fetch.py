@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -13,7 +14,6 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httpx2
 
 from ..errors import MediaError
-from .media_pool import Cancellation
 from .responses import RequestError
 
 _MAX_REDIRECTS = 3
@@ -24,7 +24,7 @@ _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its 
 
 
 def download(
-    url: str, target: Path, hosts: Sequence[str], max_bytes: int, seconds: float, cancellation: Cancellation
+    url: str, target: Path, hosts: Sequence[str], max_bytes: int, seconds: float, cancelled: threading.Event
 ) -> str:
     """Write what a URL holds to a file; return its fingerprint.
 
@@ -35,7 +35,7 @@ def download(
     deadline = time.monotonic() + seconds
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _check_allowed(url, hosts)
-        digest, location = _get(parts, target, max_bytes, deadline, cancellation)
+        digest, location = _get(parts, target, max_bytes, deadline, cancelled)
         if digest is not None:
             return digest
         url = urljoin(url, location)
@@ -63,7 +63,7 @@ def _is_host(name: str, port: int | None, allowed: str) -> bool:
 
 
 def _get(
-    parts: SplitResult, target: Path, max_bytes: int, deadline: float, cancellation: Cancellation
+    parts: SplitResult, target: Path, max_bytes: int, deadline: float, cancelled: threading.Event
 ) -> tuple[str | None, str]:
     """Return the fingerprint of the file that was written, or None and the address of a redirect."""
     name = str(parts.hostname)
@@ -82,18 +82,19 @@ def _get(
                 return None, response.headers.get("location", "")
             if response.status_code != 200:
                 raise MediaError(f"{name} answered with status {response.status_code}")
-            return _write(response, name, target, max_bytes, deadline, cancellation), ""
+            return _write(response, name, target, max_bytes, deadline, cancelled), ""
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         raise MediaError(f"{name} can't be reached: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _write(
-    response: httpx2.Response, name: str, target: Path, max_bytes: int, deadline: float, cancellation: Cancellation
+    response: httpx2.Response, name: str, target: Path, max_bytes: int, deadline: float, cancelled: threading.Event
 ) -> str:
     digest, size = hashlib.blake2b(digest_size=16), 0
     with target.open("wb") as file:
         for piece in response.iter_raw():
-            cancellation.check()
+            if cancelled.is_set():
+                raise MediaError("the client has disconnected")
             size += len(piece)
             if size > max_bytes:
                 raise MediaError(f"the file from {name} is larger than {max_bytes:,} bytes")

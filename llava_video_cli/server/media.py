@@ -16,27 +16,29 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR
 from tempfile import TemporaryDirectory, gettempdir
 from urllib.parse import unquote_to_bytes, urlsplit
+from weakref import WeakValueDictionary
 
 from ..conversation import Media
-from ..errors import MediaError
-from ..system.files import fingerprint
+from ..errors import LlvidError, MediaError
+from ..system.files import fingerprint, lock
 from ..video import Resize
 from ..video.image import Picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
 from .fetch import download
-from .media_pool import Cancellation, FairSlots, MediaPool
+from .media_pool import MediaPool
+from .media_worker import Job
 from .responses import RequestError
 
-_PREFIX, _LOCK = "llvid-serve-", "lock"
-_MIN_LEFTOVER_SECONDS, _MIN_UNLOCKED_SECONDS = 60.0, 3600.0  # before a folder counts as left over; without a lock
+_PREFIX = "llvid-serve-"
+_UNLOCKED_SECONDS = 1.0  # more than it takes to lock a new folder
 _SLOW_SLOTS = 4  # besides one for each core, so that a few slow media don't keep the others waiting
 _MAX_LIVE_BYTES = 4 * 2**30  # of the media of all active requests, and those in the cache
 _MAX_PICTURE_PIXELS = 64 * 10**6
@@ -69,7 +71,7 @@ class MediaSources:
     fetch_seconds: float = 60.0
 
     @contextmanager
-    def open(self, url: str, cancellation: Cancellation) -> Iterator[MediaContent]:
+    def open(self, url: str, cancelled: threading.Event) -> Iterator[MediaContent]:
         """Give what a URL names, for the `with` block.
 
         Raises `RequestError` for a URL that may not be read, and MediaError for one that can't be read.
@@ -83,7 +85,7 @@ class MediaSources:
         elif scheme in ("http", "https"):
             with _private_folder() as folder:
                 target = folder / "media"
-                digest = download(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancellation)
+                digest = download(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
                 name = urlsplit(url).path.rpartition("/")[2] or "the file"
                 yield MediaContent(digest, name, lambda: nullcontext(str(target)))
         else:
@@ -143,14 +145,16 @@ class MediaCache:
         self._cached: OrderedDict[_CacheKey, Media] = OrderedDict()
         self._lock = threading.Lock()
         self._live_bytes = 0  # of all media that are still referenced
-        self._slots = FairSlots(cores(Limits()) + _SLOW_SLOTS)
+        slots = cores(Limits()) + _SLOW_SLOTS
+        self._slots, self._threads = asyncio.Semaphore(slots), ThreadPoolExecutor(slots, "llvid-media")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the clients
         self._pool = MediaPool(max_idle=cores(Limits()))
-        self._active = set[Cancellation]()
+        self._active = set[threading.Event]()
 
     def close(self) -> None:
         """Stop reading, and end the processes."""
-        for cancellation in list(self._active):
-            cancellation.set()
+        for cancelled in self._active:
+            cancelled.set()
         self._pool.close()
 
     async def read(
@@ -162,45 +166,40 @@ class MediaCache:
         """
         if not urls:
             return []
-        await self._slots.acquire(client)
-        loop = asyncio.get_running_loop()
-        future: Future[list[Media]] = Future()
-        future.set_running_or_notify_cancel()  # so that the caller can't cancel it
-        cancellation = Cancellation()
-        self._active.add(cancellation)
+        cancelled = threading.Event()
 
-        def work() -> None:
+        def work() -> list[Media]:
+            each = zip(urls, params, samplings, strict=True)
+            return [self._read(*one, cancelled) for one in each]
+
+        turn = self._turns.setdefault(client, asyncio.Lock())
+        async with turn, self._slots:  # both let those pass first who came first
+            self._active.add(cancelled)
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, work)
             try:
-                each = zip(urls, params, samplings, strict=True)
-                future.set_result([self._read(*one, cancellation) for one in each])
-            except BaseException as error:  # noqa: BLE001 - the caller gets it
-                future.set_exception(error)
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._slots.release, client)
+                return await asyncio.shield(reading)
+            except asyncio.CancelledError:
+                cancelled.set()
+                with suppress(Exception):
+                    await reading
+                raise
+            finally:
+                self._active.discard(cancelled)
 
-        threading.Thread(target=work, name="llvid-media", daemon=True).start()
+    def _read(self, url: str, param: str, sampling: Sampling, cancelled: threading.Event) -> Media:
         try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            cancellation.set()
-            raise
-        finally:
-            self._active.discard(cancellation)
-
-    def _read(self, url: str, param: str, sampling: Sampling, cancellation: Cancellation) -> Media:
-        try:
-            with self._sources.open(url, cancellation) as content:
-                return self._read_content(content, sampling, cancellation)
+            with self._sources.open(url, cancelled) as content:
+                return self._read_content(content, sampling, cancelled)
         except RequestError as error:
             raise RequestError(
                 error.status, str(error), error.hint, param=param, code=error.code, headers=error.headers
             ) from None
         except MediaError as error:
-            if cancellation.is_set:
+            if cancelled.is_set():
                 raise RequestError(503, "the server is shutting down", headers={"retry-after": "5"}) from None
             raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
 
-    def _read_content(self, content: MediaContent, sampling: Sampling, cancellation: Cancellation) -> Media:
+    def _read_content(self, content: MediaContent, sampling: Sampling, cancelled: threading.Event) -> Media:
         key = _CacheKey(content.digest, sampling)
         with self._lock:
             if (medium := self._cached.get(key)) is not None:
@@ -209,7 +208,7 @@ class MediaCache:
         if self._live_bytes > _MAX_LIVE_BYTES:
             raise RequestError(429, "the media of other requests fill the memory", headers={"retry-after": "5"})
         with content.open() as path:
-            medium = self._decode(path, content.name, sampling, cancellation)
+            medium = self._decode(path, content.name, sampling, cancelled)
         self._count(medium.bytes)
         weakref.finalize(medium, self._count, -medium.bytes)
         with self._lock:
@@ -222,9 +221,10 @@ class MediaCache:
     def _count(self, size_bytes: int) -> None:
         self._live_bytes += size_bytes
 
-    def _decode(self, path: str, name: str, sampling: Sampling, cancellation: Cancellation) -> Media:
+    def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event) -> Media:
         try:
-            medium = self._pool.decode(path, sampling, self._limits, _MAX_PICTURE_PIXELS, self._shrink, cancellation)
+            job = Job(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
+            medium = self._pool.decode(job, self._shrink, cancelled)
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None
         if isinstance(medium, Picture):
@@ -234,37 +234,38 @@ class MediaCache:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Give a temporary folder for the `with` block; a file in it is locked, so that it does not count as left over."""
+    """Give a temporary folder for the `with` block; it is locked, so that no other server removes it."""
     try:
         folder = TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:
         raise RequestError(503, f"a temporary folder can't be made: {error.strerror}") from None
-    with folder as name, ExitStack() as stack:
-        with suppress(OSError, ImportError):  # without file locks
-            import fcntl
-
-            file = stack.enter_context((Path(name) / _LOCK).open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with folder as name, _locked(Path(name)):
         yield Path(name)
 
 
-def remove_leftovers() -> None:
-    """Remove the temporary folders of this user's servers that were killed."""
-    now = time.time()
-    for folder in Path(gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError, ImportError):
-            import fcntl
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for the `with` block. Raises LlvidError if another process has locked it."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, str(folder))
+        yield
+    finally:
+        os.close(descriptor)
 
+
+def remove_leftovers() -> None:
+    """Remove the temporary folders of this user's servers that were killed; not on Windows."""
+    for folder in Path(gettempdir()).glob(f"{_PREFIX}*") if sys.platform != "win32" else ():
+        with suppress(OSError, LlvidError):
             status = folder.lstat()
-            age_seconds = now - status.st_mtime
-            if not S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or age_seconds < _MIN_LEFTOVER_SECONDS:
-                continue
-            if (lock := folder / _LOCK).exists():
-                with lock.open() as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its server is alive
-            elif age_seconds < _MIN_UNLOCKED_SECONDS:
-                continue
-            shutil.rmtree(folder)
+            is_ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if is_ours and time.time() - status.st_mtime > _UNLOCKED_SECONDS:
+                with _locked(folder):
+                    shutil.rmtree(folder)
 
 
 def _read_data(url: str) -> MediaContent:

@@ -1,42 +1,74 @@
-"""The process that decodes the media of requests: bounded in memory and time, and at low priority.
+"""The program of a process that decodes the media of requests: bounded in memory and time, and at low priority.
 
-It reads a job from each line of stdin: JSON with `path`, `sampling`, `limits` and `max_pixels`. For a picture and for
-each frame, it writes to stdout a head with its `shape`, and its pixels; then a head without a `shape`. A head is four
-bytes with the length of its JSON, and the JSON. `media_pool` has the other end.
+It gets a `Job` after the other. For a picture and for each frame, it sends a shape and whether it is a frame, then the
+pixels. At the end it sends a `Picture` or `Frames` whose images have one pixel, the number of the image that was sent;
+or a MediaError; or the traceback of a bug. `media_pool` has the other end.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from ..errors import LlvidError
+from ..errors import LlvidError, MediaError
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
-HEAD_BYTES = 4
-MAX_MEMORY_BYTES = 2 * 2**30  # above what the process takes before its first job
-PICTURE_SECONDS, VIDEO_SECONDS = 20, 60  # of processor time; an animation is a picture, too
+    from ..conversation import Media
+
 _NICE = 5
+_ANIMATION = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
 
-def main() -> None:
-    """Decode until stdin ends."""
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the pixels
+@dataclass(frozen=True)
+class Bounds:
+    """What a file may cost: seconds of processor time (an animation is a picture, too), seconds by the clock, memory.
+
+    `memory_bytes` are above what the process takes before its first job; Linux only. The seconds by the clock hardly
+    ever count, as the two other bounds and the limits of the reader end nearly all before.
+    """
+
+    picture_seconds: int = 20
+    video_seconds: int = 60
+    clock_seconds: float = 150.0
+    memory_bytes: int = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to decode; `max_pixels` is for a picture, `sampling` and `limits` for a video."""
+
+    path: str
+    sampling: Sampling
+    limits: Limits
+    max_pixels: int
+
+
+def main(connection: Connection[Any, Any], bounds: Bounds) -> None:
+    """Decode until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the server
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 1)  # a file must not make the libraries fill the server's log
+    os.dup2(nothing, 2)
     if hasattr(os, "nice"):
         os.nice(_NICE)
+    # Its processor time is that of one core: a thread for each core would be of no use.
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     import av  # noqa: F401 - so that no job pays for the import
     import numpy as np  # noqa: F401
     import PIL.Image
@@ -44,80 +76,54 @@ def main() -> None:
     from ..video import reader  # noqa: F401
 
     PIL.Image.init()
-    _bound_memory()
-    for line in sys.stdin.buffer:
-        _write(output, _result(json.loads(line), output))
-        output.flush()
+    if sys.platform == "linux":
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        _bound(resource.RLIMIT_AS, pages * resource.getpagesize() + bounds.memory_bytes)
+    with suppress(EOFError, OSError):  # the server is gone
+        while True:
+            connection.send(_result(connection.recv(), bounds, connection))
 
 
-def _result(job: dict[str, Any], output: BinaryIO) -> dict[str, Any]:
-    """Return the last head of a job."""
-
-    def send(image: NDArray[np.uint8], is_frame: bool) -> None:
-        _write(output, {"shape": image.shape, "is_frame": is_frame})
-        output.write(image.data.cast("B"))
-
+def _result(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media | MediaError | str:
     try:
-        return _decode(job, send)
+        return _decode(job, bounds, connection)
     except LlvidError as error:
-        return {"error": str(error), "hint": error.hint}
+        return MediaError(str(error), error.hint)
     except MemoryError:
-        return {"error": f"{job['path']}: needs more than {MAX_MEMORY_BYTES / 2**30:g} GiB of memory", "hint": None}
+        return MediaError(f"{job.path}: needs more than {bounds.memory_bytes / 2**30:g} GiB of memory")
     except BrokenPipeError:  # the server is gone
         raise
     except Exception:  # noqa: BLE001 - a bug: the server logs it
-        return {"bug": traceback.format_exc()}
+        return traceback.format_exc()
 
 
-def _decode(job: dict[str, Any], send: Callable[[NDArray[np.uint8], bool], None]) -> dict[str, Any]:
+def _decode(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media:
     import numpy as np
 
     from ..video import read_frames
     from ..video.image import is_picture, read_image
 
-    path, limits = job["path"], Limits(**job["limits"])
-    _bound_seconds(PICTURE_SECONDS)
-    if is_picture(path):
-        send(np.ascontiguousarray(read_image(path, job["max_pixels"]).pixels), False)
-        return {}
-    if not _is_animation(path):
-        _bound_seconds(VIDEO_SECONDS)
     count = 0
 
-    def send_frame(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the frame's number as an image of one pixel: the reader may take frames again, or drop some."""
+    def send(image: NDArray[np.uint8], *, is_frame: bool = True) -> NDArray[np.uint8]:
+        """Return the number of an image as an image of one pixel: the reader may take frames again, or drop some."""
         nonlocal count
-        send(np.ascontiguousarray(image), True)
+        connection.send((image.shape, is_frame))
+        connection.send_bytes(np.ascontiguousarray(image).data.cast("B"))
         count += 1
         return np.frombuffer((count - 1).to_bytes(3, "little"), np.uint8).reshape(1, 1, 3)
 
-    frames = read_frames(path, Sampling(**job["sampling"]), limits=limits, resize=send_frame)
-    numbers = [int.from_bytes(image.tobytes(), "little") for image in frames.images]
-    return {
-        "numbers": numbers,
-        "times_seconds": frames.times_seconds,
-        "info": asdict(frames.info),
-        "notes": frames.notes,
-    }
-
-
-def _is_animation(path: str) -> bool:
-    if not Path(path).is_file():  # to open a pipe could take forever
-        return False
-    with Path(path).open("rb") as file:
-        head = file.read(12)
-    return head[:4] in (b"GIF8", b"\x89PNG") or head[8:] == b"WEBP"
-
-
-def _bound_memory() -> None:
-    """Let the process take `MAX_MEMORY_BYTES` more than it has now; Linux only."""
-    if sys.platform == "linux":
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = pages * resource.getpagesize() + MAX_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+    _bound_seconds(bounds.picture_seconds)
+    if is_picture(job.path):
+        picture = read_image(job.path, job.max_pixels)
+        return replace(picture, pixels=send(picture.pixels, is_frame=False))
+    if Path(job.path).is_file():  # opening a pipe could take forever
+        with Path(job.path).open("rb") as file:
+            if not _ANIMATION.match(file.read(12)):
+                _bound_seconds(bounds.video_seconds)
+    return read_frames(job.path, job.sampling, limits=job.limits, resize=send)
 
 
 def _bound_seconds(seconds: float) -> None:
@@ -126,11 +132,11 @@ def _bound_seconds(seconds: float) -> None:
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        wanted = math.ceil(usage.ru_utime + usage.ru_stime + seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard < 0 else min(wanted, hard), hard))
+        _bound(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + seconds))
 
 
-def _write(output: BinaryIO, head: dict[str, Any]) -> None:
-    content = json.dumps(head).encode()
-    output.write(len(content).to_bytes(HEAD_BYTES, "little") + content)
+def _bound(kind: int, value: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,10 +26,13 @@ from serving import data_url, message, serving
 from waiting_model import WaitingModel
 
 from llava_video_cli import Frames, Sampling, read_frames
-from llava_video_cli.errors import LlvidError, MediaError
-from llava_video_cli.server import media_pool, media_worker
-from llava_video_cli.server.media import MediaSources, remove_leftovers
-from llava_video_cli.server.media_pool import Cancellation, FairSlots, MediaPool
+from llava_video_cli.conversation import Media
+from llava_video_cli.errors import MediaError
+from llava_video_cli.server.media import MediaCache, MediaContent, MediaSources, remove_leftovers
+from llava_video_cli.server.media_pool import MediaPool
+from llava_video_cli.server.media_worker import Bounds, Job
+from llava_video_cli.server.responses import RequestError
+from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Resize
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.limits import Limits
@@ -47,7 +55,7 @@ def unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def decode(
     pool: MediaPool, path: Path, sampling: Sampling | None = None, resize: Resize = unchanged
 ) -> Frames | Picture:
-    return pool.decode(str(path), sampling or Sampling(8), LIMITS, PIXELS, resize, Cancellation())
+    return pool.decode(Job(str(path), sampling or Sampling(8), LIMITS, PIXELS), resize, threading.Event())
 
 
 @pytest.mark.parametrize("name", ["circle.mp4", "bikes.mp4", "sample.avi", "pigs_in_a_polka.gif"])
@@ -90,8 +98,7 @@ def test_a_process_that_was_killed_while_it_was_idle_is_replaced(pool: MediaPool
 
 def children() -> list[int]:
     """Return the decoding processes of this one."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "media_worker" in line]
+    return sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None)
 
 
 def slow_gif(path: Path, frames: int = 3000) -> Path:
@@ -104,57 +111,47 @@ def slow_gif(path: Path, frames: int = 3000) -> Path:
     return path
 
 
-def test_a_picture_that_takes_too_long_is_ended(
-    pool: MediaPool, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(media_pool, "_MAX_SECONDS", 1.5)
-    decode(pool, clip)  # the process has started
-    (pid,) = children()
-    start = time.monotonic()
-    with pytest.raises(MediaError, match=r"slow\.gif: not read within 1\.5 seconds"):
-        decode(pool, slow_gif(tmp_path / "slow.gif"))
-    assert time.monotonic() - start < 10 and pid not in children()
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    return slow_gif(tmp_path / "slow.gif")
 
 
-def test_the_processor_time_and_the_memory_of_a_process_are_bounded(clip: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from llava_video_cli.server import media_worker as w; w.PICTURE_SECONDS = 1; "
-        "w.MAX_MEMORY_BYTES = 200 * 2**20; w.main()"
-    )
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (Bounds(clock_seconds=1.5), r"slow\.gif: not read within 1\.5 seconds"),
+        (Bounds(picture_seconds=1), r"slow\.gif: takes too much processor time"),
+    ],
+)
+def test_a_picture_that_takes_too_long_is_ended(slow: Path, bounds: Bounds, message: str) -> None:
+    with closing(MediaPool(2, bounds)) as pool:
+        (pid,) = children()
+        with pytest.raises(MediaError, match=message):
+            decode(pool, slow)
+        assert pid not in children()
 
-    def run(path: Path) -> subprocess.CompletedProcess[bytes]:
-        job = {"path": str(path), "sampling": {}, "limits": {}, "max_pixels": 10**9}
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, input=json.dumps(job).encode() + b"\n", capture_output=True, timeout=60)
 
-    assert b'"numbers"' in run(clip).stdout
-    assert run(slow_gif(tmp_path / "slow.gif")).returncode == -24  # SIGXCPU
+def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
     large = tmp_path / "large.png"
     Image.new("RGB", (12_000, 12_000)).save(large)
-    assert b"needs more than" in run(large).stdout
+    with closing(MediaPool(1, Bounds(memory_bytes=200 * 2**20))) as pool:
+        with pytest.raises(MediaError, match=r"large\.png: needs more than 0\.195312 GiB of memory"):
+            pool.decode(Job(str(large), Sampling(), LIMITS, 10**9), unchanged, threading.Event())
+        assert isinstance(decode(pool, clip), Frames)
 
 
-def test_a_bug_in_the_decoder_is_logged_and_is_no_error_of_the_client(
-    pool: MediaPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clip: Path
-) -> None:
-    monkeypatch.setattr(media_pool, "asdict", lambda value: {"seconds": 1.0, "nonsense": value is None})
-    with pytest.raises(LlvidError, match="an error inside the server") as error:
-        decode(pool, clip)
-    assert not isinstance(error.value, MediaError)
-    assert "TypeError" in caplog.text and "media_worker.py" in caplog.text
+def test_a_bug_in_the_decoder_is_no_error_of_the_client(pool: MediaPool, clip: Path) -> None:
+    job = Job(str(clip), cast("Sampling", None), cast("Limits", 1), PIXELS)
+    with pytest.raises(RuntimeError, match=r"(?s)a bug\nTraceback.*media_worker\.py.*AttributeError"):
+        pool.decode(job, unchanged, threading.Event())
+    assert isinstance(decode(pool, clip), Frames)
 
 
-def test_a_client_that_disconnects_ends_its_process(
-    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(media_worker, "PICTURE_SECONDS", 60)
-    slow_gif(tmp_path / "slow.gif")
-    with serving(WaitingModel(), sources=MediaSources([tmp_path, clip.parent])) as served:
+def test_a_client_that_disconnects_ends_its_process(slow: Path, clip: Path) -> None:
+    with serving(WaitingModel(), sources=MediaSources([slow.parent, clip.parent])) as served:
         assert served.answer(clip.as_uri(), "a") == "text: a"
         (pid,) = children()
-        import socket
-
-        body = json.dumps({"messages": [message("b", (tmp_path / "slow.gif").as_uri())]}).encode()
+        body = json.dumps({"messages": [message("b", slow.as_uri())]}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
@@ -163,12 +160,11 @@ def test_a_client_that_disconnects_ends_its_process(
         until(lambda: pid not in children(), 5)
 
 
-def test_a_server_that_stops_does_not_wait_for_media(tmp_path: Path) -> None:
-    slow_gif(tmp_path / "slow.gif")
+def test_a_server_that_stops_does_not_wait_for_media(slow: Path) -> None:
     statuses: list[int] = []
-    with serving(WaitingModel(), sources=MediaSources([tmp_path])) as served:
+    with serving(WaitingModel(), sources=MediaSources([slow.parent])) as served:
         (pid,) = children()
-        values = {"messages": [message("a", (tmp_path / "slow.gif").as_uri())]}
+        values = {"messages": [message("a", slow.as_uri())]}
         thread = threading.Thread(target=lambda: statuses.append(served.post(values)[0]))
         thread.start()
         until(lambda: processor_seconds(pid) > 0.5)
@@ -190,77 +186,101 @@ def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_clients_take_turns() -> None:
-    async def run() -> list[str]:
-        slots, order = FairSlots(1), list[str]()
+@dataclass(frozen=True)
+class WaitingSources(MediaSources):
+    """URLs that turn out to be unreadable as soon as they are in `ended`, or their client is gone."""
 
-        async def read(client: str) -> None:
-            await slots.acquire(client)
-            order.append(client)
-            await asyncio.sleep(0)
-            slots.release(client)
+    opened: list[str] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
 
-        await asyncio.gather(*(read(client) for client in ["a", "a", "a", "b", "c", "b"]))
-        return order
+    @contextmanager
+    def open(self, url: str, cancelled: threading.Event) -> Iterator[MediaContent]:
+        self.opened.append(url)
+        while url not in self.ended and not cancelled.wait(0.02):
+            pass
+        raise MediaError("nothing")
+        yield
 
-    assert asyncio.run(run()) == ["a", "b", "c", "a", "b", "a"]
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[MediaCache, WaitingSources]]:
+    sources = WaitingSources()
+    with closing(MediaCache(sources, unchanged)) as cache:
+        yield cache, sources
 
 
-def test_a_client_has_one_slot_at_a_time_and_a_cancelled_wait_takes_none() -> None:
+def reading(cache: MediaCache, url: str) -> asyncio.Task[list[Media]]:
+    """Begin to read a URL, whose first letter names the client."""
+    return asyncio.ensure_future(cache.read([url], ["param"], [Sampling()], url[:1]))
+
+
+async def opened(sources: WaitingSources, urls: Sequence[str]) -> None:
+    """Wait until these URLs, and no others, were opened in this order."""
+    for _ in range(500):
+        if sources.opened == urls:
+            break
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert sources.opened == urls
+
+
+def test_clients_take_turns(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+    slots = usable_cores() + 4
+    letters = [chr(0x100 + number) for number in range(slots)]
+
     async def run() -> None:
-        slots = FairSlots(2)
-        await slots.acquire("a")
-        again = asyncio.ensure_future(slots.acquire("a"))
-        await asyncio.sleep(0)
-        assert not again.done()
-        await asyncio.wait_for(slots.acquire("b"), 1)
-        third = asyncio.ensure_future(slots.acquire("c"))
-        await asyncio.sleep(0)
-        again.cancel()
-        third.cancel()
-        await asyncio.wait({again, third})
-        slots.release("a")
-        slots.release("b")
-        await asyncio.wait_for(asyncio.gather(slots.acquire("a"), slots.acquire("c")), 1)
+        others = [reading(cache, letter) for letter in letters]
+        await opened(sources, letters)
+        several = [reading(cache, url) for url in ("a0", "a1", "a2", "b0", "c0", "b1")]
+        expected = [*letters, "a0", "b0", "c0", "a1", "b1", "a2"]
+        for number, ended in enumerate([*letters[:3], "a0", "b0", "a1"]):
+            sources.ended.add(ended)
+            await opened(sources, expected[: slots + number + 1])
+        sources.ended.update(expected)
+        await asyncio.wait({*others, *several}, timeout=20)
 
     asyncio.run(run())
 
 
-def test_a_cancellation_stops_work_once_and_refuses_what_begins_later() -> None:
-    cancellation, stopped = Cancellation(), threading.Event()
-    with cancellation.stopping(stopped.set):
-        cancellation.set()
-    assert stopped.is_set()
-    with pytest.raises(MediaError), cancellation.stopping(stopped.set):
-        pass
+def test_a_client_reads_for_one_request_at_a_time(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+
+    async def run() -> None:
+        first, second, third = (reading(cache, url) for url in ("a0", "a1", "a2"))
+        other = reading(cache, "b0")
+        await opened(sources, ["a0", "b0"])
+        second.cancel()  # it waits, and takes no turn
+        first.cancel()  # it reads, and stops
+        await opened(sources, ["a0", "b0", "a2"])
+        assert first.cancelled() and second.cancelled()
+        sources.ended.update(("b0", "a2"))
+        await asyncio.wait({other, third}, timeout=20)
+        assert isinstance(other.exception(), RequestError) and isinstance(third.exception(), RequestError)
+
+    asyncio.run(run())
 
 
 def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    ages = {"dead": 100, "alive": 100, "new": 1, "old version": 7200, "no lock yet": 100, "other": 7200}
-    for name, age in ages.items():
-        folder = tmp_path / (name if name == "other" else f"llvid-serve-{name}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("llvid-serve-dead", "llvid-serve-alive", "llvid-serve-new", "other"):
+        folder = tmp_path / name
         folder.mkdir()
         (folder / "media").write_text("x")
-        if name in ("dead", "alive", "new"):
-            (folder / "lock").touch()
-        os.utime(folder, (time.time() - age, time.time() - age))
+        if "new" not in name:
+            os.utime(folder, (time.time() - 100, time.time() - 100))
     (tmp_path / "llvid-serve-link").symlink_to(tmp_path / "other")
-    with (tmp_path / "llvid-serve-alive" / "lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        remove_leftovers()
+    descriptor = os.open(tmp_path / "llvid-serve-alive", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    remove_leftovers()
+    os.close(descriptor)
     left = {path.name.removeprefix("llvid-serve-") for path in tmp_path.iterdir()}
-    assert left == {"alive", "new", "no lock yet", "other", "link"} and (tmp_path / "other" / "media").exists()
+    assert left == {"alive", "new", "other", "link"} and (tmp_path / "other" / "media").exists()
 
 
 def test_a_folder_in_use_is_locked(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with (
-        MediaSources().open(data_url(clip), Cancellation()) as content,
-        content.open() as path,
-    ):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with MediaSources().open(data_url(clip), threading.Event()) as content, content.open() as path:
         os.utime(Path(path).parent, (0, 0))
         remove_leftovers()
         assert Path(path).read_bytes() == clip.read_bytes()
