@@ -14,7 +14,7 @@ from ..conversation import Media
 from ..errors import MediaError
 from ..video import Frames, Resize
 from ..video.image import Picture
-from .media_worker import Bounds, Job, main
+from .media_worker import PIECE_BYTES, Bounds, Job, main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,8 @@ class _Worker:
             while isinstance(received := self._receive(job.path, until, cancelled), tuple):
                 shape, is_frame = received
                 pixels = np.empty(shape, np.uint8)
-                self._connection.recv_bytes_into(pixels.reshape(-1))
+                for start in range(0, pixels.size, PIECE_BYTES):
+                    self._connection.recv_bytes_into(pixels.reshape(-1), start)
                 images.append(resize(pixels) if is_frame else pixels)
         except (EOFError, OSError):
             self._process.join()

@@ -1,8 +1,8 @@
 """The program of a process that decodes the media of requests: bounded in memory and time, and at low priority.
 
-It gets a `Job` after the other. For a picture and for each frame, it sends a shape and whether it is a frame, then the
-pixels. At the end it sends a `Picture` or `Frames` whose images have one pixel, the number of the image that was sent;
-or a MediaError; or the traceback of a bug. `media_pool` has the other end.
+It gets one `Job` after the other. For a picture and for each frame, it sends a shape and whether it is a frame, then
+the pixels in pieces. At the end it sends a `Picture` or `Frames` whose images have one pixel, the number of the image
+that was sent; or a MediaError; or the traceback of a bug. `media_pool` has the other end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..conversation import Media
 
+PIECE_BYTES = 2**22  # of the pixels that are sent: the receiver holds each piece twice
 _NICE = 5
 _ANIMATION = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
@@ -111,7 +112,9 @@ def _decode(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media
         """Return the number of an image as an image of one pixel: the reader may take frames again, or drop some."""
         nonlocal count
         connection.send((image.shape, is_frame))
-        connection.send_bytes(np.ascontiguousarray(image).data.cast("B"))
+        content = np.ascontiguousarray(image).data.cast("B")
+        for start in range(0, len(content), PIECE_BYTES):
+            connection.send_bytes(content[start : start + PIECE_BYTES])
         count += 1
         return np.frombuffer((count - 1).to_bytes(3, "little"), np.uint8).reshape(1, 1, 3)
 
