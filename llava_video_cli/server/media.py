@@ -148,7 +148,7 @@ class MediaCache:
         slots = cores(Limits()) + _SLOW_SLOTS
         self._slots, self._threads = asyncio.Semaphore(slots), ThreadPoolExecutor(slots, "llvid-media")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the clients
-        self._pool = MediaPool(max_idle=cores(Limits()))
+        self._pool = MediaPool(max_idle=slots)
         self._active = set[threading.Event]()
 
     def close(self) -> None:

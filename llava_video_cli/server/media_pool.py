@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -14,12 +16,13 @@ from ..conversation import Media
 from ..errors import MediaError
 from ..video import Frames, Resize
 from ..video.image import Picture
-from .media_worker import PIECE_BYTES, Bounds, Job, main
+from .media_worker import MODULES, PIECE_BYTES, Bounds, Job, main
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_SLOW_SECONDS, _SLOW_NICE = 1.0, 10  # from then on, a process gets little of the time that others want
 _CHECK_SECONDS = 0.1  # how often a thread that waits for a process checks whether somebody wants the result
 
 
@@ -63,12 +66,16 @@ class _Worker:
     """A process of `media_worker`."""
 
     def __init__(self, bounds: Bounds) -> None:
-        context = multiprocessing.get_context("spawn")
+        if sys.platform == "linux":  # forks of a process that has imported all start at once, and share its memory
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", *MODULES])
+        else:
+            context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=main, args=(other, bounds), name="llvid-media", daemon=True)
         self._process.start()
         other.close()
-        self._clock_seconds, self.is_idle = bounds.clock_seconds, True
+        self._clock_seconds, self._is_slow, self.is_idle = bounds.clock_seconds, False, True
 
     @property
     def is_alive(self) -> bool:
@@ -85,22 +92,24 @@ class _Worker:
         import numpy as np
 
         self.is_idle = False
-        until = time.monotonic() + self._clock_seconds
+        start = time.monotonic()
         images: list[NDArray[np.uint8]] = []
         try:
             self._connection.send(job)
-            while isinstance(received := self._receive(job.path, until, cancelled), tuple):
+            self._receive(job.path, start, cancelled)  # the process has started, and has the job
+            slow_from = time.monotonic() + _SLOW_SECONDS
+            while isinstance(received := self._receive(job.path, start, cancelled, slow_from), tuple):
                 shape, is_frame = received
                 pixels = np.empty(shape, np.uint8)
-                for start in range(0, pixels.size, PIECE_BYTES):
-                    self._connection.recv_bytes_into(pixels.reshape(-1), start)
+                for first in range(0, pixels.size, PIECE_BYTES):
+                    self._connection.recv_bytes_into(pixels.reshape(-1), first)
                 images.append(resize(pixels) if is_frame else pixels)
         except (EOFError, OSError):
             self._process.join()
             is_over = sys.platform != "win32" and self._process.exitcode == -signal.SIGXCPU
             reason = "takes too much processor time" if is_over else "the decoder crashed"
             raise MediaError(f"{job.path}: {reason}") from None
-        self.is_idle = True
+        self.is_idle = not self._is_slow  # only root could raise its priority again
         if isinstance(received, str):
             raise RuntimeError(f"the decoder has a bug\n{received}")
         if isinstance(received, MediaError):
@@ -111,12 +120,16 @@ class _Worker:
         numbers = [int.from_bytes(number.tobytes(), "little") for number in received.images]
         return replace(received, images=np.stack([images[number] for number in numbers]))
 
-    def _receive(self, path: str, until: float, cancelled: threading.Event) -> Any:
-        """Return what the process sends next."""
+    def _receive(self, path: str, start: float, cancelled: threading.Event, slow_from: float = math.inf) -> Any:
+        """Return what the process sends next; lower its priority if that is after `slow_from`."""
         while True:
+            now = time.monotonic()
             if cancelled.is_set():
                 raise MediaError("the client has disconnected")
-            if time.monotonic() > until:
+            if now - start > self._clock_seconds:
                 raise MediaError(f"{path}: not read within {self._clock_seconds:g} seconds")
+            if now > slow_from and not self._is_slow and hasattr(os, "setpriority"):
+                self._is_slow = True
+                os.setpriority(os.PRIO_PROCESS, self._process.pid or 0, _SLOW_NICE)
             if self._connection.poll(_CHECK_SECONDS):
                 return self._connection.recv()

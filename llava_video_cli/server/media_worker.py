@@ -1,8 +1,8 @@
 """The program of a process that decodes the media of requests: bounded in memory and time, and at low priority.
 
-It gets one `Job` after the other. For a picture and for each frame, it sends a shape and whether it is a frame, then
-the pixels in pieces. At the end it sends a `Picture` or `Frames` whose images have one pixel, the number of the image
-that was sent; or a MediaError; or the traceback of a bug. `media_pool` has the other end.
+It gets one `Job` after the other, and sends None when it begins. For a picture and for each frame, it sends a shape and
+whether it is a frame, then the pixels in pieces. At the end it sends a `Picture` or `Frames` whose images have one
+pixel, the number of the image that was sent; or a MediaError; or the traceback of a bug.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..conversation import Media
 
+MODULES = ("av", "numpy", "PIL.Image", "llava_video_cli.video.reader")  # imported before the first job
 PIECE_BYTES = 2**22  # of the pixels that are sent: the receiver holds each piece twice
 _NICE = 5
 _ANIMATION = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
@@ -68,15 +70,8 @@ def main(connection: Connection[Any, Any], bounds: Bounds) -> None:
     os.dup2(nothing, 2)
     if hasattr(os, "nice"):
         os.nice(_NICE)
-    # Its processor time is that of one core: a thread for each core would be of no use.
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    import av  # noqa: F401 - so that no job pays for the import
-    import numpy as np  # noqa: F401
-    import PIL.Image
-
-    from ..video import reader  # noqa: F401
-
-    PIL.Image.init()
+    for module in MODULES:
+        import_module(module)
     if sys.platform == "linux":
         import resource
 
@@ -84,7 +79,9 @@ def main(connection: Connection[Any, Any], bounds: Bounds) -> None:
         _bound(resource.RLIMIT_AS, pages * resource.getpagesize() + bounds.memory_bytes)
     with suppress(EOFError, OSError):  # the server is gone
         while True:
-            connection.send(_result(connection.recv(), bounds, connection))
+            job = connection.recv()
+            connection.send(None)
+            connection.send(_result(job, bounds, connection))
 
 
 def _result(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media | MediaError | str:
