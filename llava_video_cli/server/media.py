@@ -155,6 +155,7 @@ class MediaCache:
         """Stop reading, and end the processes."""
         for cancelled in self._active:
             cancelled.set()
+        self._threads.shutdown(wait=False)
         self._pool.close()
 
     async def read(
@@ -172,19 +173,22 @@ class MediaCache:
             each = zip(urls, params, samplings, strict=True)
             return [self._read(*one, cancelled) for one in each]
 
-        turn = self._turns.setdefault(client, asyncio.Lock())
-        async with turn, self._slots:  # both let those pass first who came first
-            self._active.add(cancelled)
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, work)
-            try:
-                return await asyncio.shield(reading)
-            except asyncio.CancelledError:
-                cancelled.set()
-                with suppress(Exception):
-                    await reading
-                raise
-            finally:
-                self._active.discard(cancelled)
+        self._active.add(cancelled)
+        try:
+            turn = self._turns.setdefault(client, asyncio.Lock())
+            async with turn, self._slots:  # both let those pass first who came first
+                if cancelled.is_set():
+                    raise _stopping()
+                reading = asyncio.get_running_loop().run_in_executor(self._threads, work)
+                try:
+                    return await asyncio.shield(reading)
+                except asyncio.CancelledError:
+                    cancelled.set()
+                    with suppress(Exception):
+                        await reading
+                    raise
+        finally:
+            self._active.discard(cancelled)
 
     def _read(self, url: str, param: str, sampling: Sampling, cancelled: threading.Event) -> Media:
         try:
@@ -196,7 +200,7 @@ class MediaCache:
             ) from None
         except MediaError as error:
             if cancelled.is_set():
-                raise RequestError(503, "the server is shutting down", headers={"retry-after": "5"}) from None
+                raise _stopping() from None
             raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
 
     def _read_content(self, content: MediaContent, sampling: Sampling, cancelled: threading.Event) -> Media:
@@ -230,6 +234,10 @@ class MediaCache:
         if isinstance(medium, Picture):
             return replace(medium, path=name)
         return replace(medium, info=replace(medium.info, path=name))
+
+
+def _stopping() -> RequestError:
+    return RequestError(503, "the server is shutting down", headers={"retry-after": "5"})
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from ..video.image import Picture
 from .media_worker import MODULES, PIECE_BYTES, Bounds, Job, main
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -66,7 +68,10 @@ class _Worker:
     """A process of `media_worker`."""
 
     def __init__(self, bounds: Bounds) -> None:
-        if sys.platform == "linux":  # forks of a process that has imported all start at once, and share its memory
+        context: ForkServerContext | SpawnContext
+        # Forks of a process that has imported all start at once, and share its memory. Before 3.11.1, other users of
+        # the machine could send it code to run (CVE-2022-42919).
+        if sys.platform == "linux" and sys.version_info >= (3, 11, 1):
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", *MODULES])
         else:

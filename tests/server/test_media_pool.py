@@ -261,6 +261,20 @@ def test_a_client_reads_for_one_request_at_a_time(waiting: tuple[MediaCache, Wai
     asyncio.run(run())
 
 
+def test_a_cache_that_is_closed_refuses_those_that_wait(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+
+    async def run() -> None:
+        tasks = [reading(cache, url) for url in ("a0", "a1")]
+        await opened(sources, ["a0"])
+        cache.close()
+        await asyncio.wait(tasks, timeout=20)
+        assert [cast("RequestError", task.exception()).status for task in tasks] == [503, 503]
+        assert sources.opened == ["a0"]
+
+    asyncio.run(run())
+
+
 def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("llvid-serve-dead", "llvid-serve-alive", "llvid-serve-new", "other"):
