@@ -1,4 +1,4 @@
-"""Honest clients of the server beside hostile ones: 1,000 idle connections, and two pictures that take very long.
+"""Honest clients of the server beside hostile ones: 1,000 idle connections, and two pictures that take long.
 
 `python tests/benchmarks/server_load.py [--seconds 10] [--descriptors 1024]`: a server of its own with the demo
 checkpoint. 16 clients each ask about a clip of their own, whose frames differ in each request, so that no cache helps.
@@ -35,8 +35,8 @@ ANSWER_SECONDS = 120.0
 _JSON = {"Content-Type": "application/json"}
 
 
-def slow_picture(path: Path, scans: int = 1000) -> Path:
-    """Write a progressive JPEG that repeats its last scan, of a plain colour: 0.6 MB, and a minute of one core."""
+def slow_picture(path: Path, scans: int = 50) -> Path:
+    """Write a progressive JPEG that repeats its last scan, of a plain colour: seconds of one core, within the limits."""
     Image.new("RGB", (7900, 7900), (90, 120, 30)).save(path, "JPEG", progressive=True, quality=60)
     content = path.read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]

@@ -101,7 +101,7 @@ def children() -> list[int]:
     return sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None)
 
 
-def slow_gif(path: Path, frames: int = 3000) -> Path:
+def slow_gif(path: Path, frames: int = 440) -> Path:
     """Write an animation whose decoding takes many seconds, though it has few bytes."""
     images = [Image.new("P", (3000, 3000), number % 2) for number in range(2)]
     images[0].save(path, save_all=True, append_images=[images[1], images[0]] * 20, duration=40, loop=0)
@@ -119,7 +119,7 @@ def slow(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        (Bounds(clock_seconds=1.5), r"slow\.gif: not read within 1\.5 seconds"),
+        (Bounds(clock_seconds=0.5), r"slow\.gif: not read within 0\.5 seconds"),
         (Bounds(picture_seconds=1), r"slow\.gif: takes too much processor time"),
     ],
 )
@@ -133,9 +133,9 @@ def test_a_picture_that_takes_too_long_is_ended(slow: Path, bounds: Bounds, mess
 
 def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
     large = tmp_path / "large.png"
-    Image.new("RGB", (12_000, 12_000)).save(large)
-    with closing(MediaPool(1, Bounds(memory_bytes=200 * 2**20))) as pool:
-        with pytest.raises(MediaError, match=r"large\.png: needs more than 0\.195312 GiB of memory"):
+    Image.new("RGB", (11_000, 11_000)).save(large)
+    with closing(MediaPool(1, Bounds(memory_bytes=128 * 2**20))) as pool:
+        with pytest.raises(MediaError, match=r"large\.png: .* more memory than is free"):
             pool.decode(Job(str(large), Sampling(), LIMITS, 10**9), unchanged, threading.Event())
         assert isinstance(decode(pool, clip), Frames)
 
