@@ -36,7 +36,7 @@ _JSON = {"Content-Type": "application/json"}
 
 
 def slow_picture(path: Path, scans: int = 50) -> Path:
-    """Write a progressive JPEG that repeats its last scan, of a plain colour: seconds of one core, within the limits."""
+    """Write a progressive JPEG that repeats its last scan: seconds of one core, within the limits of pictures."""
     Image.new("RGB", (7900, 7900), (90, 120, 30)).save(path, "JPEG", progressive=True, quality=60)
     content = path.read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]
