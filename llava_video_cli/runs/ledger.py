@@ -145,8 +145,8 @@ class Errors:
 
 
 def _name(values: Mapping[str, Any]) -> str:
-    """Return what tells a video, or a request of a file of requests, from others."""
-    return str(values.get("id") if "id" in values else values.get("video_path"))
+    """Return what tells a video, or a request of a file of requests, from others: the ids 1 and "1" are two."""
+    return repr(values["id"] if "id" in values else values.get("video_path"))
 
 
 def _open(path: Path) -> BinaryIO:

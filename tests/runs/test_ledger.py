@@ -12,7 +12,7 @@ from records import ALL, record
 
 from llava_video_cli.errors import LlvidError, UsageError
 from llava_video_cli.runs.ledger import Errors, Ledger
-from llava_video_cli.runs.record import Failure
+from llava_video_cli.runs.record import Failure, Record
 
 FORMS = ["out.jsonl", "out.csv"]
 
@@ -147,10 +147,15 @@ def test_failures_are_kept_until_they_are_tried_again(tmp_path: Path) -> None:
     again = Errors(output)
     again.append(failure("one.mp4", "still"))
     again.succeeded(record("two.mp4"))
+    again.append(Failure({"id": 1, "video": "a.mp4"}, LlvidError("a number")))
+    again.append(Failure({"id": "1", "video": "a.mp4"}, LlvidError("a text")))
+    again.succeeded(Record({"id": 1, "key": ""}))
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert lines.pop()["error"] == "a text"
     assert {line["video_path"]: line["error"] for line in lines} == {"one.mp4": "still", "three.mp4": "c"}
     last = Errors(output)
+    last.succeeded(Record({"id": "1", "key": ""}))
     for name in ("one.mp4", "three.mp4"):
         last.succeeded(record(name))
     last.close()
