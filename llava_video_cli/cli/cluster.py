@@ -26,7 +26,7 @@ from ..runs.record import Failure
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Meter, confirm_overwrite, one_more_chance, show_outcome
+from .run import Meter, confirm_overwrite, exit_code, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -88,16 +88,14 @@ def on_cluster(
         stop, progress = Event(), LiveProgress()
         meter = _ClusterMeter(progress, quiet=output.quiet)
         run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
-        with closing(run) as outcomes, meter, one_more_chance(stop, output):
+        with closing(run) as outcomes, meter, one_more_chance(stop, output) as signals:
             for outcome in outcomes:
                 if records.files is None:
                     show_outcome(outcome)
                 meter.count(failed=isinstance(outcome, Failure))
         if not output.quiet:
             _sum_up(meter, progress.latest, stop, records)
-    if stop.is_set():
-        return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if meter.failed else 0
+    return exit_code(signals, meter.failed)
 
 
 def _show(result: ClusterEstimate, session: ClusterSession, output: OutputFlags) -> None:

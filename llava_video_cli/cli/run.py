@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 _LINE_SECONDS = 60.0
 _SLOW_WINDOW_SECONDS = 20.0  # over which the slow stage is measured
 _CLEAR = 0.6  # of that time, from which on one stage is the slow one
@@ -128,7 +127,7 @@ def carry_out(
     verb: str = "captioned",
     to_stdout: bool = False,
 ) -> int:
-    """Show how far a run is and what came of it; return the exit code: 0, 3 if some failed, 130 after Ctrl-C.
+    """Show how far a run is and what came of it; return the exit code: 0, 3 if some failed, 130 after Ctrl-C, 143 after SIGTERM.
 
     With `to_stdout`, records are written there, and failures to stderr. Raises LlvidError for what ends a run: a model
     that can't be loaded, a full disk, an error that all videos would share.
@@ -143,7 +142,7 @@ def carry_out(
                 finally:
                     spinner.stop()
             meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
-            with meter, one_more_chance(run.stop, output):
+            with meter, one_more_chance(run.stop, output) as signals:
                 for outcome in run:
                     if to_stdout:
                         show_outcome(outcome)
@@ -154,9 +153,12 @@ def carry_out(
             raise
     if not output.quiet:
         _sum_up(run, noun, verb, can_resume=not to_stdout)
-    if run.stop.is_set():
-        return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if run.summary.failed else 0
+    return exit_code(signals, run.summary.failed)
+
+
+def exit_code(signals: Sequence[int], failed: int) -> int:
+    """Return the exit code of a run that has ended, of which so many failed, and that these signals stopped."""
+    return 128 + signals[0] if signals else EXIT_SOME_FAILED if failed else 0
 
 
 def load(
@@ -207,14 +209,16 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
 
 
 @contextmanager
-def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once."""
+def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[Sequence[int]]:
+    """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once. Gives those that came."""
+    signals: list[int] = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(kind: int, _: object) -> None:
+        signals.append(kind)
         if stop.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(128 + kind)
         stop.set()
         if not output.quiet:
             console.note("finishing what is running; Ctrl-C again stops at once")
@@ -222,7 +226,7 @@ def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, interrupt) for kind in kinds]
     try:
-        yield
+        yield signals
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)

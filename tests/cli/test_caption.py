@@ -279,7 +279,10 @@ def test_frames_that_never_fit_end_the_run(
     assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
 
 
-def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(
+    kind: signal.Signals, code: int, clip: Path, tmp_path: Path
+) -> None:
     clips, out = tmp_path / "clips", tmp_path / "out.jsonl"
     clips.mkdir()
     for number in range(200):
@@ -289,10 +292,10 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tm
     until = time.monotonic() + 60
     while not (out.exists() and out.stat().st_size) and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, err = process.communicate(timeout=60)
     done = len(records(out))
-    assert process.returncode == 130 and 0 < done < 200
+    assert process.returncode == code and 0 < done < 200
     assert err.splitlines() == [
         "finishing what is running; Ctrl-C again stops at once",
         f"{done} captioned, {200 - done} left: the same command goes on",
