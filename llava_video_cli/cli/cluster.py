@@ -22,11 +22,10 @@ from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
 from ..runs.ledger import is_folder
-from ..runs.record import Failure
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
-from .run import Meter, confirm_overwrite, exit_code, one_more_chance, show_outcome
+from .run import Meter, confirm_overwrite, cut_off, exit_code, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -88,11 +87,11 @@ def on_cluster(
         stop, progress = Event(), LiveProgress()
         meter = _ClusterMeter(progress, quiet=output.quiet)
         run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
-        with closing(run) as outcomes, meter, one_more_chance(stop, output) as signals:
+        with closing(run) as outcomes, meter, meter.lines(), one_more_chance(stop, output) as signals:
             for outcome in outcomes:
                 if records.files is None:
                     show_outcome(outcome)
-                meter.count(failed=isinstance(outcome, Failure))
+                meter.count(outcome)
         if not output.quiet:
             _sum_up(meter, progress.latest, stop, records)
     return exit_code(signals, meter.failed)
@@ -185,7 +184,7 @@ class _ClusterMeter(Meter):
 
 
 def _sum_up(meter: Meter, progress: ClusterProgress, stop: Event, records: ClusterOutput) -> None:
-    parts = [f"{meter.done} captioned"]
+    parts = [f"{meter.done} captioned{cut_off(meter.cut)}"]
     if progress.done_before:
         parts.append(f"{progress.done_before} done before")
     if meter.failed:

@@ -47,6 +47,11 @@ class Record:
         return str(self.values.get("caption", self.values.get("answer", "")))
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it ends where no more new tokens were allowed, maybe in the middle of a sentence."""
+        return self.values.get("finish_reason") == "length"
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """What is said of each part of the video."""
         return tuple(Segment(**segment) for segment in self.values.get("segments", ()))

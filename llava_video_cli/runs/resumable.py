@@ -31,12 +31,16 @@ _WHILE_LOADING = 2  # requests that are read: more would take the cores from wha
 
 @dataclass(frozen=True)
 class Summary:
-    """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run."""
+    """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run.
+
+    `cut` of the `done` ended at the limit of new tokens.
+    """
 
     done: int = 0
     done_before: int = 0
     failed: int = 0
     left: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,13 +138,13 @@ class ResumableRun:
         self._model: Model | None = None
         self._ahead: ReadAhead | None = None
         self._has_begun = False
-        self._done = self._failed = 0
+        self._done = self._failed = self._cut = 0
 
     @property
     def summary(self) -> Summary:
         """The counts so far; at the end, those of the run."""
         left = self._plan.total + len(self._plan.failures) - self._done - self._failed
-        return Summary(self._done, self._plan.done_before, self._failed, left)
+        return Summary(self._done, self._plan.done_before, self._failed, left, self._cut)
 
     @property
     def needs_model(self) -> bool:
@@ -176,6 +180,7 @@ class ResumableRun:
                         self._output[1].succeeded(outcome)
                     self._plan.written(outcome)
                     self._done += 1
+                    self._cut += outcome.is_cut
                 else:
                     if self._plan.is_fatal(outcome.cause):
                         raise outcome.cause

@@ -65,7 +65,9 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
     requests, out = write(folder / "requests.jsonl", *lines, ""), folder / "answers.jsonl"
     command = ["batch", str(requests), "-o", str(out), "-m", "demo"]
     assert run(command) == 3
-    assert capsys.readouterr().err == f"5 answered, 1 failed (see {folder / 'answers.errors.jsonl'})\n"
+    assert capsys.readouterr().err == (
+        f"5 answered (1 cut off: --max-new-tokens was reached), 1 failed (see {folder / 'answers.errors.jsonl'})\n"
+    )
     found = answers(out)
     assert found["shape"]["answer"] == "It is a circle." and found["shape"]["video"] == str(folder / "red.mp4")
     assert found["color"]["finish_reason"] == "length" and found["color"]["usage"]["generated_tokens"] == 2
