@@ -147,7 +147,7 @@ class CaptionJob:
         """Return the JSON values of a caption's record.
 
         Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with
-        the same types, `notes` is one text, and there is always a segment.
+        the same types, and there is always a segment.
         """
         parts = [part for part, _ in answers]
         notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
@@ -162,7 +162,7 @@ class CaptionJob:
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
             "frames": join_frames([part.values["frames"] for part in parts]),
-            "notes": "; ".join(notes),
+            "notes": list(notes),
             "usage": asdict(total_usage([answer.usage for _, answer in answers])),
             "settings": dict(self.settings),
             "key": self.key,

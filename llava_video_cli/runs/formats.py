@@ -64,7 +64,7 @@ class JsonLines:
 
 
 class Csv:
-    """Comma-separated values (RFC 4180, with line feeds), all of them quoted; nested values are JSON."""
+    """Comma-separated values (RFC 4180, with line feeds), all of them quoted; nested values are JSON, notes one text."""
 
     columns = (
         "video_path", "caption", "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
@@ -77,16 +77,14 @@ class Csv:
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
         """Return a row. Control characters of a caption are left out: csv readers stop at some."""
-        values = {**values, "caption": printable(values["caption"])}
+        values = {**values, "caption": printable(values["caption"]), "notes": "; ".join(notes_list(values["notes"]))}
         return self._row([json_line(values[name]) if name in self._nested else values[name] for name in self.columns])
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a row's values."""
-        cells = self._cells(row)
-        return {
-            name: json.loads(cell) if name in self._nested else cell
-            for name, cell in zip(self.columns, cells, strict=True)
-        }
+        values: dict[str, Any] = dict(zip(self.columns, self._cells(row), strict=True))
+        nested = {name: json.loads(values[name]) for name in self._nested}
+        return {**values, **nested, "notes": notes_list(values["notes"])}
 
     def key(self, row: bytes) -> str:
         """Return the last cell."""
@@ -123,6 +121,11 @@ class Csv:
 
 
 TableFormat: TypeAlias = JsonLines | Csv  # their rows are bytes with a line end
+
+
+def notes_list(notes: str | Sequence[str]) -> list[str]:
+    """Return a record's notes; in records of version 0.1 they are one text, empty if there is none."""
+    return [notes] if isinstance(notes, str) and notes else list(notes)
 
 
 def json_line(values: Any) -> str:
@@ -226,7 +229,7 @@ def write_parquet(records: Iterable[Record], path: Path) -> int:
     segment = arrow.struct([("start_seconds", number), ("end_seconds", number), ("text", text)])
     columns = [("file", text), ("caption", text), ("segments", arrow.list_(segment)), ("prompt", text), ("model", text)]
     columns += [("finish_reason", text), ("duration_seconds", number), ("times_seconds", arrow.list_(number))]
-    columns += [("notes", text), ("usage", text), ("settings", text), ("key", text)]
+    columns += [("notes", arrow.list_(text)), ("usage", text), ("settings", text), ("key", text)]
     schema = arrow.schema(columns)
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
@@ -241,7 +244,8 @@ def _row(record: Record) -> dict[str, Any]:
     values = record.values
     frames = values["frames"] or {}
     return {
-        **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "notes", "key")},
+        **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "key")},
+        "notes": notes_list(values["notes"]),
         "file": values["video_path"],
         "duration_seconds": frames.get("duration_seconds"),
         "times_seconds": frames.get("times_seconds", []),

@@ -98,6 +98,7 @@ def ask_values(
     first, *others = media or ({"path": None, "frames": None, "notes": ()},)
     return {
         "video": first["path"],
+        "video_path": first["path"],
         "question": question,
         "answer": answer.text,
         "model": settings["model"],

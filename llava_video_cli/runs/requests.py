@@ -68,6 +68,11 @@ class BatchRequest:
         whole += ["timestamps"] if self.timestamps else []
         return fingerprint(json.dumps(whole).encode())
 
+    def failure(self, error: LlvidError) -> Failure:
+        """Return what is written if it can't be answered."""
+        path = path_to_text(self.paths[0])
+        return Failure({"id": self.id, "video": path, "video_path": path}, error)
+
     def request(self, media: Iterable[Media]) -> Request:
         """Return the request, with its media in their places."""
         turns = turns_of(self.drafts, media)
@@ -136,7 +141,7 @@ class RequestJob:
         for request, key in self.requests:
             media, answer = by_key.get(key, ((), error or MediaError(f"{self.name}: was not read")))
             if isinstance(answer, LlvidError):
-                yield Failure({"id": request.id, "video": path_to_text(request.paths[0])}, answer)
+                yield request.failure(answer)
                 continue
             settings = {
                 **self.settings,
@@ -146,7 +151,7 @@ class RequestJob:
                 "generation": asdict(request.generation),
             }
             values = ask_values(media, request.drafts[-1].text, answer, settings)
-            yield Record({"id": request.id, **values, "notes": "; ".join(values["notes"]), "key": key})
+            yield Record({"id": request.id, **values, "key": key})
 
 
 def answer_file(
@@ -189,7 +194,7 @@ def plan_requests(
         try:
             key = each.key(repr(weights), drawn_seed)
         except MediaError as error:
-            failures.append(Failure({"id": each.id, "video": path_to_text(each.paths[0])}, error))
+            failures.append(each.failure(error))
             continue
         if key not in done:
             groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key))

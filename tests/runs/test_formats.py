@@ -87,16 +87,18 @@ def test_exact_bytes_of_subtitles_and_text() -> None:
 
 
 def test_what_datasets_loads_is_what_was_written(tmp_path: Path) -> None:
-    """More than one of its blocks: it guesses the types from the first one."""
+    """More than one of its chunks, of which the first one decides on the types: so they have to be larger."""
     datasets = pytest.importorskip("datasets")
     path = tmp_path / "captions.jsonl"
     rows = JsonLines()
     first = [record(f"clips/{n}.mp4", "x" * 2000, n) for n in range(6000)]
-    noted = Record({**record("b.mp4").values, "notes": "one broken packet skipped"})
+    noted = Record({**record("b.mp4").values, "notes": ["one broken packet skipped"]})
     everything = [*first, *ALL, noted]
     path.write_bytes(b"".join(rows.encode(each.values) for each in everything))
     assert path.stat().st_size > 11 << 20
-    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), chunksize=2**30
+    )
     assert loaded["video_path"][:] == [each.values["video_path"] for each in everything]
     assert loaded["caption"][:] == [each.text for each in everything]
     assert loaded[-1]["segments"] == noted.values["segments"] and loaded[-1]["notes"] == noted.values["notes"]
@@ -114,6 +116,9 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     assert table["caption"].to_pylist() == [each.text for each in ALL] * 300
     assert table["segments"].to_pylist()[3] == ALL[3].values["segments"]
     assert json.loads(table["settings"].to_pylist()[0]) == {"system": None}
+    old = Record({**ALL[0].values, "notes": "of version 0.1"})
+    assert write_parquet(iter([*ALL[:2], old]), path) == 3
+    assert parquet.read_table(path)["notes"].to_pylist() == [[], [], ["of version 0.1"]]
     assert write_parquet(iter(()), path) == 0 and parquet.read_table(path).num_rows == 0
 
 

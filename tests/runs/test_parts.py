@@ -19,7 +19,7 @@ from llava_video_cli.runs.record import Failure, Record
 def record(number: int) -> Record:
     values: dict[str, Any] = {
         "video_path": f"{number}.mp4", "caption": "A circle.", "segments": [], "prompt": "?", "model": "demo",
-        "finish_reason": "stop", "frames": None, "notes": "", "usage": {}, "settings": {}, "key": f"{number:032x}",
+        "finish_reason": "stop", "frames": None, "notes": [], "usage": {}, "settings": {}, "key": f"{number:032x}",
     }  # fmt: skip
     return Record(values)
 

@@ -70,13 +70,18 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
     )
     found = answers(out)
     assert found["shape"]["answer"] == "It is a circle." and found["shape"]["video"] == str(folder / "red.mp4")
+    assert found["shape"]["video_path"] == found["shape"]["video"] and found["shape"]["notes"] == []
     assert found["color"]["finish_reason"] == "length" and found["color"]["usage"]["generated_tokens"] == 2
     assert "right" in found["few"]["answer"] and found["few"]["frames"]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
     assert "no" in found[7]["answer"] and found[7]["with"][0]["path"] == str(folder / "blue.mp4")
     assert "blue" in found["turns"]["answer"] and found["turns"]["question"] == "What color is it at the start?"
     assert found["few"]["settings"]["sampling"]["frames"] == 4 and found["shape"]["settings"]["sampling"]["frames"] == 8
     failed = json.loads((folder / "answers.errors.jsonl").read_text())
-    assert failed["id"] == 6 and "No such file" in failed["error"]
+    assert (
+        failed["id"] == 6
+        and failed["video_path"] == failed["video"] == str(folder / "gone.mp4")
+        and "No such file" in failed["error"]
+    )
     (folder / "gone.mp4").hardlink_to(folder / "red.mp4")
     lines[0]["question"] = "Does the color change?"
     write(requests, *lines)
