@@ -18,12 +18,17 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, UsageError
 from ..system.files import whole_file
-from .record import Record
+from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
 Sidecar = Literal["txt", "srt", "vtt"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
 _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
+# How a spreadsheet's formula begins; one more mark before it, and it is text. Marks that stand there get one more, too.
+_FORMULA_TEXT = "'*[=+\\-@\t\n\uff1d\uff0b\uff0d\uff20]"
+_FORMULA_PATH = "(?:\\./)*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
+_DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder a line
+_STEERING = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}]")
 _KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
 
 
@@ -64,7 +69,12 @@ class JsonLines:
 
 
 class Csv:
-    """Comma-separated values (RFC 4180, with line feeds), all of them quoted; nested values are JSON, notes one text."""
+    """Comma-separated values (RFC 4180, with line feeds), all quoted; nested values are JSON, notes are one text.
+
+    No cell holds control characters or is a formula. Captions lose such characters; a path with one is percent-encoded,
+    as `path_to_text` does for bytes that are no text, and a path that would be a formula begins with `./`, another text
+    with an apostrophe. `decode` undoes that.
+    """
 
     columns = (
         "video_path", "caption", "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
@@ -76,15 +86,19 @@ class Csv:
         self.header = self._row(self.columns)
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
-        """Return a row. Control characters of a caption are left out: csv readers stop at some."""
-        values = {**values, "caption": printable(values["caption"]), "notes": "; ".join(notes_list(values["notes"]))}
-        return self._row([json_line(values[name]) if name in self._nested else values[name] for name in self.columns])
+        """Return a row."""
+        cells = {name: json_line(values[name]) for name in self._nested}
+        texts = {**values, "notes": "; ".join(notes_list(values["notes"]))}
+        cells |= {name: _clean_text(texts[name]) for name in self.columns if name not in cells}
+        return self._row([(cells | {"video_path": _clean_path(values["video_path"])})[name] for name in self.columns])
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a row's values."""
-        values: dict[str, Any] = dict(zip(self.columns, self._cells(row), strict=True))
-        nested = {name: json.loads(values[name]) for name in self._nested}
-        return {**values, **nested, "notes": notes_list(values["notes"])}
+        cells = dict(zip(self.columns, self._cells(row), strict=True))
+        nested = {name: json.loads(cells[name]) for name in self._nested}
+        texts = {name: re.sub(f"^'(?={_FORMULA_TEXT})", "", cell) for name, cell in cells.items()}
+        path = path_to_text(text_to_path(re.sub(rf"^\./(?={_FORMULA_PATH})", "", cells["video_path"])))
+        return {**texts, **nested, "video_path": path, "notes": notes_list(texts["notes"])}
 
     def key(self, row: bytes) -> str:
         """Return the last cell."""
@@ -121,6 +135,16 @@ class Csv:
 
 
 TableFormat: TypeAlias = JsonLines | Csv  # their rows are bytes with a line end
+
+
+def _clean_text(text: str) -> str:
+    return re.sub(f"^(?={_FORMULA_TEXT})", "'", re.sub(f"[{_DIRECTIONS}]", "", printable(text)))
+
+
+def _clean_path(path: str) -> str:
+    if _STEERING.search(path):
+        path = path_to_text(text_to_path(path), encoded=True)
+    return re.sub(f"^(?={_FORMULA_PATH})", "./", path)
 
 
 def notes_list(notes: str | Sequence[str]) -> list[str]:

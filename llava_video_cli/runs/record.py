@@ -70,18 +70,18 @@ class Failure:
         return {**self.names, "error": str(self.cause), "hint": self.cause.hint}
 
 
-def path_to_text(path: str) -> str:
+def path_to_text(path: str, *, encoded: bool = False) -> str:
     """Return a path as text that every format can hold.
 
     That is the path itself. One whose bytes are not UTF-8 becomes `file:` and its bytes, percent-encoded, and so does
-    one that begins with `file:` itself.
+    one that begins with `file:` itself, and each one if it is to be `encoded`.
     """
     raw = os.fsencode(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return _SCHEME + quote(raw)
-    return _SCHEME + quote(raw) if text.startswith(_SCHEME) else text
+        encoded = True
+    return _SCHEME + quote(raw) if encoded or text.startswith(_SCHEME) else text
 
 
 def text_to_path(text: str) -> str:
