@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
-from ..runs.ledger import is_folder
+from ..runs.parts import is_folder
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags

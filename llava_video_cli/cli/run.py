@@ -82,7 +82,7 @@ class Meter:
         console.note(", ".join(filter(None, (f"{seen} of {self._total}", self._words(rate), left))))
 
     @contextmanager
-    def lines(self, first_seconds: float = 10.0, most_seconds: float = 60.0) -> Iterator[None]:
+    def lines(self, first_seconds: float = 30.0, most_seconds: float = 60.0) -> Iterator[None]:
         """Without a terminal, write a line now and then: after the first seconds, then more seldom."""
         ended = Event()
 
@@ -226,6 +226,10 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
     if run.stop.is_set():
         parts.append(f"{summary.left} left" + (": the same command goes on" if can_resume else ""))
     console.note(", ".join(parts))
+    if summary.replaced:
+        console.note(f"{summary.replaced} older records are gone: their videos were replaced since")
+    if run.is_pending:
+        console.note("the old records stay until all new ones are there")
 
 
 def cut_off(count: int) -> str:

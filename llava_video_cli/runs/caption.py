@@ -28,6 +28,7 @@ from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import Failure, Record, media_values, path_to_text
 from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
+from .storage import is_address
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 _FEW = 20  # videos, which take less to check than a model takes to load
@@ -70,6 +71,11 @@ class Task:
         """Return the key of a video's record; `place` is its path as seen from the output file."""
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return fingerprint(name, self.fingerprint)
+
+    def request_key(self, path: str) -> str:
+        """Return what is the same of all files that once had a path."""
+        whole = path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
+        return fingerprint(os.fsencode(whole), self.fingerprint)
 
     def is_fatal(self, error: LlvidError) -> bool:
         """Whether no video can be captioned: with as many frames of each, a prompt that is too long always is."""
@@ -136,7 +142,7 @@ class CaptionJob:
         if error is None and not answers:
             error = MediaError(f"{self.name}: nothing in it to caption")
         if error is not None:
-            return [Failure({"video_path": path_to_text(self.name)}, error)]
+            return [Failure({"video_path": path_to_text(self.name)}, error, self.task.request_key(self.name))]
         return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
@@ -164,7 +170,7 @@ class CaptionJob:
             "frames": join_frames([part.values["frames"] for part in parts]),
             "notes": list(notes),
             "usage": asdict(total_usage([answer.usage for _, answer in answers])),
-            "settings": dict(self.settings),
+            "settings": {**self.settings, "request_key": self.task.request_key(self.name)},
             "key": self.key,
         }
 
@@ -194,8 +200,9 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
 class FolderPlan:
     """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
 
-    `kept` are sidecars that this run didn't write: they stay, and their videos are left out. `lost` are the keys of
-    records whose sidecars are missing, with the folder that the video was found in.
+    `keys` are those of all records, also of what is done. `kept` are sidecars that this run didn't write: they stay,
+    and their videos are left out. `lost` are the keys of records whose sidecars are missing, with the folder that the
+    video was found in.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
@@ -203,19 +210,20 @@ class FolderPlan:
     done: int = 0
     kept: list[Path] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
 
-    def fail(self, path: str, error: LlvidError) -> None:
+    def fail(self, path: str, error: LlvidError, request_key: str = "") -> None:
         """Take note of a video that can't be captioned."""
-        self.failures.append(Failure({"video_path": path_to_text(path)}, error))
+        self.failures.append(Failure({"video_path": path_to_text(path)}, error, request_key))
 
-    def check_few(self) -> None:
+    def check_few(self, task: Task) -> None:
         """Find the broken ones of a few videos before a model is loaded, maybe for nothing."""
         for found, key in tuple(self.videos) if len(self.videos) <= _FEW else ():
             try:
                 check_media([found.path])
             except MediaError as error:
                 self.videos.remove((found, key))
-                self.fail(found.path, error)
+                self.fail(found.path, error, task.request_key(found.path))
 
     def run_plan(self, task: Task, written: Callable[[Record], object], *, rope_auto: bool = False) -> RunPlan:
         """Return the run that captions the videos; `written` is called with each record."""
@@ -227,6 +235,7 @@ class FolderPlan:
             jobs, len(self.videos), self.done, self.failures, task.is_fatal, written,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
+            keys=self.keys,
         )  # fmt: skip
 
 
@@ -247,6 +256,7 @@ def plan_folder(
             continue
         folder, name = os.path.split(each.path)
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
+        todo.keys.add(key)
         paths = sidecars.paths(each.path, each.root)
         if (rival := _rival(each, paths, owners)) is not None:
             todo.fail(each.path, rival)
@@ -333,7 +343,7 @@ def caption_folder(
             for record in ledger.records() if todo.lost else ():
                 if record.key in todo.lost:
                     sidecars.write(record, todo.lost[record.key])
-            todo.check_few()
+            todo.check_few(task)
             if todo.kept:
                 options.notify(
                     f"captions that are not of this run are left as they are: {len(todo.kept)}, such as that of "

@@ -23,6 +23,10 @@ from .record import Record, path_to_text, text_to_path
 TABLES = (".jsonl", ".csv", ".parquet")
 Sidecar = Literal["txt", "srt", "vtt"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
+_PARQUET_NAMES = [
+    "file", "caption", "segments", "prompt", "model", "finish_reason", "duration_seconds", "times_seconds", "notes",
+    "usage", "settings", "key",
+]  # fmt: skip
 _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
 # How a spreadsheet's formula begins; one more mark before it, and it is text. Marks that stand there get one more, too.
 _FORMULA_TEXT = "'*[=+\\-@\t\n\uff1d\uff0b\uff0d\uff20]"
@@ -58,6 +62,10 @@ class JsonLines:
         if not isinstance(key, str):
             raise ValueError("it has no key")
         return key
+
+    def request_key(self, row: bytes) -> str:
+        """Return the request's key without reading the rest, or "" if it has none."""
+        return _after(row, b'"request_key": "')
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the lines; the last one has no line end if it is torn."""
@@ -104,6 +112,10 @@ class Csv:
         """Return the last cell."""
         return self._cells(row)[-1]
 
+    def request_key(self, row: bytes) -> str:
+        """Return the request's key, or "" if the row has none."""
+        return _after(row, b'""request_key"": ""')
+
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the rows, as `JsonLines` does: a line end between quotes belongs to a cell."""
         row = b""
@@ -135,6 +147,12 @@ class Csv:
 
 
 TableFormat: TypeAlias = JsonLines | Csv  # their rows are bytes with a line end
+
+
+def _after(row: bytes, mark: bytes) -> str:
+    """Return the 32 digits behind the last such mark: the quotes of one in a text would be escaped."""
+    _, found, rest = row.rpartition(mark)
+    return rest[:32].decode("ascii", "replace") if found else ""
 
 
 def _clean_text(text: str) -> str:
@@ -244,6 +262,19 @@ def check_parquet() -> None:
         raise LlvidError("Parquet needs the package pyarrow", "pip install 'llava-video-cli[parquet]'") from None
 
 
+def parquet_rows(path: Path) -> int | None:
+    """Return how many records a Parquet file of ours has, 0 if it isn't there or empty; None if it is not ours."""
+    from pyarrow import ArrowException, parquet
+
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    try:
+        metadata = parquet.read_metadata(path)
+    except (OSError, ArrowException):
+        return None
+    return metadata.num_rows if metadata.schema.to_arrow_schema().names == _PARQUET_NAMES else None
+
+
 def write_parquet(records: Iterable[Record], path: Path) -> int:
     """Write the records, whole or not at all; return how many. Raises LlvidError."""
     import pyarrow as arrow
@@ -251,10 +282,9 @@ def write_parquet(records: Iterable[Record], path: Path) -> int:
 
     text, number = arrow.string(), arrow.float64()
     segment = arrow.struct([("start_seconds", number), ("end_seconds", number), ("text", text)])
-    columns = [("file", text), ("caption", text), ("segments", arrow.list_(segment)), ("prompt", text), ("model", text)]
-    columns += [("finish_reason", text), ("duration_seconds", number), ("times_seconds", arrow.list_(number))]
-    columns += [("notes", arrow.list_(text)), ("usage", text), ("settings", text), ("key", text)]
-    schema = arrow.schema(columns)
+    types = {"segments": arrow.list_(segment), "notes": arrow.list_(text)}
+    types |= {"duration_seconds": number, "times_seconds": arrow.list_(number)}
+    schema = arrow.schema([(name, types.get(name, text)) for name in _PARQUET_NAMES])
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
         rows_left = map(_row, records)

@@ -37,6 +37,11 @@ class Record:
         return str(self.values["key"])
 
     @property
+    def request_key(self) -> str:
+        """Names what `key` names, but for the state of the video: a replaced video's record has the same one."""
+        return str(self.values.get("settings", {}).get("request_key", ""))
+
+    @property
     def path(self) -> str:
         """The video's path, as the system knows it."""
         return text_to_path(str(self.values.get("video_path") or self.values.get("video") or ""))
@@ -59,10 +64,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A video or request that came to nothing, and why; `names` says which, as the record would have."""
+    """A video or request that came to nothing, and why; `names` and `request_key` are what the record would have."""
 
     names: Mapping[str, Any]
     cause: LlvidError
+    request_key: str = ""
 
     @property
     def values(self) -> dict[str, Any]:

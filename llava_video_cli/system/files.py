@@ -63,6 +63,16 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def flush_folder(folder: Path) -> None:
+    """Let the names of files that were made or renamed in a folder outlive a power cut, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def lock(descriptor: int, name: str) -> None:
     """Lock an open file or folder until it is closed or the process ends. Raises LlvidError if another run has it.
 
