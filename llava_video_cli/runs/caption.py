@@ -200,15 +200,16 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
 class FolderPlan:
     """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
 
-    `keys` are those of all records, also of what is done. `kept` are sidecars that this run didn't write: they stay,
-    and their videos are left out. `lost` are the keys of records whose sidecars are missing, with the folder that the
-    video was found in.
+    `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
+    that has no others to be written is one of the `skipped`. `lost` are the keys of records whose sidecars are missing,
+    with the folder that the video was found in.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     done: int = 0
     kept: list[Path] = field(default_factory=list)
+    skipped: int = 0
     lost: dict[str, str] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
 
@@ -232,7 +233,7 @@ class FolderPlan:
             return (CaptionJob(found.path, key, task, settings, count) for found, key in self.videos)
 
         return RunPlan(
-            jobs, len(self.videos), self.done, self.failures, task.is_fatal, written,
+            jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
             keys=self.keys,
@@ -240,9 +241,19 @@ class FolderPlan:
 
 
 def plan_folder(
-    found: Iterable[Found | MediaError], task: Task, done: set[str], sidecars: Sidecars, home: Path, *, overwrite: bool
+    found: Iterable[Found | MediaError],
+    task: Task,
+    done: set[str],
+    sidecars: Sidecars,
+    home: Path,
+    *,
+    overwrite: bool,
+    record_of: Callable[[str], Record | None] | None = None,
 ) -> FolderPlan:
-    """Return what is to be done. `done` are the keys of records in the output file, which lies in the folder `home`."""
+    """Return what is to be done. `done` are the keys of records in the output file, which lies in the folder `home`.
+
+    `record_of` is that of the ledger: the sidecars of a video that was replaced since are written anew.
+    """
     todo = FolderPlan()
     owners: dict[Path, str] = {}  # the video of each sidecar
 
@@ -264,10 +275,14 @@ def plan_folder(
             todo.done += 1
             if not all(path.exists() for path in paths.values()):
                 todo.lost[key] = each.root
-        elif not overwrite and (existing := [path for path in paths.values() if path.exists()]):
-            todo.kept += existing
         else:
-            todo.videos.append((each, key))
+            old = record_of(task.request_key(each.path)) if paths and record_of is not None else None
+            kept = [path for kind, path in paths.items() if not overwrite and _is_foreign(path, kind, old)]
+            todo.kept += kept
+            if kept and len(kept) == len(paths):
+                todo.skipped += 1
+            else:
+                todo.videos.append((each, key))
     return todo
 
 
@@ -288,6 +303,14 @@ def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPla
 
     plan = FolderPlan([(found, task.key(path, found.status))]).run_plan(task, write)
     return replace(plan, is_fatal=lambda _: True)
+
+
+def _is_foreign(path: Path, kind: Sidecar, old: Record | None) -> bool:
+    """Whether a sidecar is there that was not made of that record, or was changed since."""
+    try:
+        return path.exists() and (old is None or path.read_bytes() != SIDECARS[kind](old).encode())
+    except OSError:
+        return True
 
 
 def _rival(found: Found, paths: dict[Sidecar, Path], owners: dict[Path, str]) -> LlvidError | None:
@@ -335,23 +358,28 @@ def caption_folder(
             plan = plan_one_file(names[0], to, task, overwrite=overwrite)
         else:
             done, home = set[str](), Path()
+            record_of: Callable[[str], Record | None] | None = None
             if to is not None:
                 ledger = opened.enter_context(open_table(to, overwrite=overwrite))
                 output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
-                done, home = ledger.done, to.parent
-            todo = plan_folder(find(names, recursive=recursive), task, done, sidecars, home, overwrite=overwrite)
+                done, home, record_of = ledger.done, to.parent, ledger.record_of
+            todo = plan_folder(
+                find(names, recursive=recursive), task, done, sidecars, home, overwrite=overwrite, record_of=record_of
+            )
             for record in ledger.records() if todo.lost else ():
                 if record.key in todo.lost:
-                    sidecars.write(record, todo.lost[record.key])
+                    root = todo.lost[record.key]
+                    there = [path for path in sidecars.paths(record.path, root).values() if path.exists()]
+                    sidecars.write(record, root, there)
             todo.check_few(task)
             if todo.kept:
                 options.notify(
                     f"captions that are not of this run are left as they are: {len(todo.kept)}, such as that of "
                     f"{todo.kept[0]} (--overwrite writes over them)"
                 )
-            roots = {key: found.root for found, key in todo.videos}
+            roots, kept = {key: found.root for found, key in todo.videos}, set(todo.kept)
             plan = todo.run_plan(
-                task, lambda record: sidecars.write(record, roots[record.key]), rope_auto=source.rope_auto
+                task, lambda record: sidecars.write(record, roots[record.key], kept), rope_auto=source.rope_auto
             )
         return ResumableRun(
             plan, source, preset, output_files, subtitles=subtitles, options=options, opened=opened.pop_all()

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -243,9 +243,11 @@ class Sidecars:
             place = self.folder / (os.path.relpath(video, root) if root else place.name)
         return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
 
-    def write(self, record: Record, root: str) -> None:
-        """Write a record's files, each whole or not at all. Raises LlvidError."""
+    def write(self, record: Record, root: str, keep: Container[Path] = ()) -> None:
+        """Write a record's files but those to keep, each whole or not at all. Raises LlvidError."""
         for kind, path in self.paths(record.path, root).items():
+            if path in keep:
+                continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -56,7 +56,10 @@ class Ledger:
                 self._place = self._target.with_name(name)
                 self._file = opened.enter_context(_open(self._place))
                 opened.callback(_remove_empty, self._place)
-            self.done, self._requests = set[str](), dict[str, str]()
+            self.done, self._requests = (
+                set[str](),
+                dict[str, tuple[str, int]](),
+            )  # their keys, and where their rows begin
             self._end, self._tail = self._read()
             self._opened = opened.pop_all()
 
@@ -98,22 +101,30 @@ class Ledger:
             raise LlvidError(
                 f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
             ) from None
+        self.replace(record.request_key, record.key)
         self._end, self._tail, self._has_changed = self._end + len(content), b"", True
+        if record.request_key:
+            self._requests[record.request_key] = record.key, self._end - len(row)
         if self._timer is None:
             self._timer = Timer(_FLUSH_SECONDS, self._flush)
             self._timer.daemon = True
             self._timer.start()
-        self.replace(record.request_key, record.key)
         self.done.add(record.key)
 
     def replace(self, request_key: str, key: str = "") -> None:
         """Drop the record of a request if its key is another one: its video was replaced since."""
-        old = self._requests.pop(request_key, key)
+        old, _ = self._requests.pop(request_key, (key, 0))
         if old != key:
             self.forget({old})
             self.replaced += 1
-        if request_key and key:
-            self._requests[request_key] = key
+
+    def record_of(self, request_key: str) -> Record | None:
+        """Return the record of a request, whatever its video was then."""
+        if request_key not in self._requests:
+            return None
+        with self._place.open("rb") as file:
+            file.seek(self._requests[request_key][1])
+            return Record(self.rows.decode(next(self.rows.split(file))))
 
     def forget(self, keys: Set[str]) -> None:
         """Drop records; they leave the file at the end of the run."""
@@ -190,10 +201,10 @@ class Ledger:
                         f"{self.path}, row {number}, is not a record of llvid's: {error}",
                         "name another file with -o, or --overwrite it",
                     ) from None
-                end += len(row)
                 if not is_header:
                     self.done.add(key)
-                    self._requests[self.rows.request_key(row)] = key
+                    self._requests[self.rows.request_key(row)] = key, end
+                end += len(row)
                 tail = b"\n" if torn else b""
         self._requests.pop("", None)  # of records of version 0.1
         return end, tail

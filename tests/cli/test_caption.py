@@ -143,23 +143,42 @@ def test_sidecars(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (
         out == ""
         and "captions that are not of this run are left as they are: 1, such as" in err
-        and err.endswith("8 captioned\n")
+        and err.endswith("9 captioned\n")
     )
-    assert (clips / "red_circle.txt").read_text() == "written by hand" and not (clips / "red_circle.srt").exists()
+    assert (clips / "red_circle.txt").read_text() == "written by hand" and (clips / "red_circle.srt").exists()
     assert is_true("blue_square.mp4", (clips / "sub" / "blue_square.txt").read_text())
     assert "00:00:00,000 --> 00:00:02,000" in (clips / "green_circle.srt").read_text()
-    assert len(records(clips / "llvid-captions.jsonl")) == 8
+    assert len(records(clips / "llvid-captions.jsonl")) == 9
     (clips / "green_circle.txt").unlink()
+    (clips / "red_circle.srt").unlink()
     assert caption(clips, "-r", "--sidecar", "txt", "--sidecar", "srt", "--sidecar", "vtt") == 0
     assert is_true("green_circle.mp4", (clips / "green_circle.txt").read_text()), "made anew from its record"
     assert (clips / "sub" / "blue_square.vtt").exists()
-    assert "0 captioned, 8 done before" in capsys.readouterr().err
+    assert (clips / "red_circle.txt").read_text() == "written by hand" and (clips / "red_circle.srt").exists()
+    assert "0 captioned, 9 done before" in capsys.readouterr().err
     assert caption(clips, "-r", "--sidecar", "txt", "--output-dir", tmp_path / "tree", "-q") == 0
     assert sorted(path.name for path in (tmp_path / "tree").rglob("*.txt")) == sorted(
         path.with_suffix(".txt").name for path in clips.rglob("*.mp4")
     )
     assert (tmp_path / "tree" / "sub" / "blue_square.txt").exists()
     assert (tmp_path / "tree" / "llvid-captions.jsonl").exists()
+
+
+def test_sidecars_of_a_replaced_video_are_made_anew_unless_somebody_changed_them(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+    command = (tmp_path, "--sidecar", "txt")
+    assert caption(*command) == 0
+    (tmp_path / "b.txt").write_text("better")
+    for name in ("a", "b"):
+        write_scene(tmp_path / f"{name}.mp4", scene(shape="square"))
+    capsys.readouterr()
+    assert caption(*command) == 0
+    assert "square" in (tmp_path / "a.txt").read_text() and (tmp_path / "b.txt").read_text() == "better"
+    err = capsys.readouterr().err
+    assert "are left as they are: 1, such as that of" in err and "1 captioned, 1 done before\n" in err
 
 
 def test_failures_have_reasons_and_are_tried_again(

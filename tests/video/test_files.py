@@ -67,8 +67,8 @@ def test_links_and_odd_files(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, **options: bool) -> list[object]:
-    todo = plan_folder(find([str(folder)]), TASK, done, sidecars, folder, **({"overwrite": False} | options))
+def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, *, overwrite: bool = False) -> list[object]:
+    todo = plan_folder(find([str(folder)]), TASK, done, sidecars, folder, overwrite=overwrite)
     names = [Path(found.path).name for found, _ in todo.videos]
     return [names, todo.done, len(todo.failures), [path.name for path in todo.kept], len(todo.lost)]
 
@@ -111,6 +111,8 @@ def test_sidecars_decide_too(tmp_path: Path) -> None:
     todo = plan_folder(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
     done = {key for found, key in todo.videos if found.path.endswith("a.mp4")}
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 1]
+    both = Sidecars(("txt", "srt"))
+    assert sorted_out(tmp_path, done, both) == [["b.mkv", "c.mp4"], 1, 1, ["c.txt"], 1], "c.srt is to be made"
     assert sorted_out(tmp_path, set(), text, overwrite=True) == [["a.mp4", "b.mkv", "c.mp4"], 0, 1, [], 0]
     touch(tmp_path, "a.txt")
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 0]
