@@ -17,7 +17,7 @@ from ..cluster import ClusterEstimate, ClusterOutput, caption_on_cluster, estima
 from ..cluster.failures import ClusterProgress, Stage
 from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
-from ..errors import UsageError
+from ..errors import MediaError, UsageError
 from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
@@ -94,6 +94,8 @@ def on_cluster(
                 meter.count(outcome)
         if not output.quiet:
             _sum_up(meter, progress.latest, stop, records)
+    if not (signals or meter.done or meter.failed or progress.latest.done_before):
+        raise MediaError("there are no videos or pictures in what was named")
     return exit_code(signals, meter.failed)
 
 

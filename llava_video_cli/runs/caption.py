@@ -18,7 +18,7 @@ from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.files import fingerprint, whole_file
 from ..video import Resize, inspect, read_frames
-from ..video.files import Found, Status, find
+from ..video.files import Found, Status, find, first_below, may_be_picture
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from .formats import SIDECARS, Sidecar, Sidecars, check_output
@@ -261,7 +261,8 @@ def plan_folder(
     def place(folder: str) -> str:
         return os.path.relpath(folder or os.curdir, home)
 
-    for each in found:
+    # of a video and a picture that want the same sidecar, the video gets it
+    for each in sorted(found, key=_is_named_picture) if sidecars.kinds else found:
         if isinstance(each, MediaError):
             todo.fail(str(each).split(": ", 1)[0], each)
             continue
@@ -305,6 +306,10 @@ def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPla
     return replace(plan, is_fatal=lambda _: True)
 
 
+def _is_named_picture(found: Found | MediaError) -> bool:
+    return isinstance(found, Found) and may_be_picture(os.path.splitext(found.path)[1].lower())  # noqa: PTH122
+
+
 def _is_foreign(path: Path, kind: Sidecar, old: Record | None) -> bool:
     """Whether a sidecar is there that was not made of that record, or was changed since."""
     try:
@@ -342,7 +347,8 @@ def caption_folder(
     video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
     which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video.
 
-    Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used;
+    Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
+    `MediaError` if none of the files is there, or the folders hold no media;
     iterating raises `ModelError` for a model that can't be loaded, and what else ends a run.
     """
     names = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
@@ -363,9 +369,13 @@ def caption_folder(
                 ledger = opened.enter_context(open_table(to, overwrite=overwrite))
                 output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
                 done, home, record_of = ledger.done, to.parent, ledger.record_of
-            todo = plan_folder(
-                find(names, recursive=recursive), task, done, sidecars, home, overwrite=overwrite, record_of=record_of
-            )
+            found = find(names, recursive=recursive, report_empty=True)
+            todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
+            if todo.failures and not (todo.videos or todo.done or todo.skipped):
+                raise todo.failures[0].cause  # nothing of all that was named is there
+            for name in () if recursive else filter(os.path.isdir, names):
+                if (below := first_below(name)) is not None:
+                    options.notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
             for record in ledger.records() if todo.lost else ():
                 if record.key in todo.lost:
                     root = todo.lost[record.key]

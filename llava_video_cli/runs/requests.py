@@ -177,6 +177,8 @@ def answer_file(
     batch = list(read_requests(Path(requests), preset))
     if to.exists() and to.samefile(requests):
         raise UsageError(f"{to} holds the requests", "name another file with -o")
+    if not batch:
+        raise UsageError(f"{requests}: there is no request in it")
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))

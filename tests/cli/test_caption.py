@@ -63,14 +63,28 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_folder_without_videos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 0
-    assert capsys.readouterr() == ("", "no videos there\n")
+    assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 1
+    assert capsys.readouterr() == ("", f"error: {tmp_path}/empty: no videos or pictures in it\n")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_picture(tmp_path / "deep" / "er" / "a.png", scene())
+    assert caption(tmp_path / "deep", "-o", tmp_path / "out.jsonl") == 1
+    assert capsys.readouterr().err.endswith(
+        f"\nhint: --recursive takes those in its folders, such as {tmp_path}/deep/er/a.png\n"
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+    assert caption(tmp_path / "deep", tmp_path / "empty", "-r", "-o", tmp_path / "out.jsonl") == 3
+    assert capsys.readouterr().err.startswith("1 captioned, 1 failed (see"), "one of the two held nothing"
+    assert run(["caption", str(tmp_path / "empty"), "-m", "/nonexistent"]) == 1
+    assert "no videos or pictures in it" in capsys.readouterr().err
 
 
 def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "captions.jsonl"
     assert caption(folder, "-o", out) == 0
-    assert capsys.readouterr() == ("", "8 captioned\n")
+    left_out = (
+        f"{folder}: what is in its folders is left out, such as {folder}/sub/blue_square.mp4: --recursive takes it"
+    )
+    assert capsys.readouterr() == ("", f"{left_out}\n8 captioned\n")
     found = records(out)
     assert len(found) == 8 and all(is_true(name, row["caption"]) for name, row in found.items())
     row = found["red_circle.mp4"]
@@ -83,7 +97,7 @@ def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pyt
     assert row["frames"]["count"] == 8 and row["settings"]["sampling"]["frames"] == 8 and row["prompt"]
     content = out.read_bytes()
     assert caption(folder, "-o", out) == 0
-    assert capsys.readouterr().err == "0 captioned, 8 done before\n" and out.read_bytes() == content
+    assert capsys.readouterr().err == f"{left_out}\n0 captioned, 8 done before\n" and out.read_bytes() == content
     assert caption(folder, "-o", out, "--recursive") == 0
     assert capsys.readouterr().err == "1 captioned, 8 done before\n"
     assert out.read_bytes().startswith(content) and len(records(out)) == 9
@@ -195,7 +209,7 @@ def test_failures_have_reasons_and_are_tried_again(
     assert "no such file" in capsys.readouterr().err
     assert caption(clips, clips / "nope.mp4", "-o", out) == 3
     err = capsys.readouterr().err
-    assert err == f"7 captioned, 5 failed (see {tmp_path / 'out.errors.jsonl'})\n"
+    assert err.splitlines(keepends=True)[1:] == [f"7 captioned, 5 failed (see {tmp_path / 'out.errors.jsonl'})\n"]
     lines = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
     reasons = {Path(line["video_path"]).name: line["error"].split(": ", 1)[1] for line in lines}
     assert reasons["empty.mkv"] == "the file is empty" and reasons["song.m4a"] == "no video stream"
@@ -353,3 +367,24 @@ def test_pictures_have_captions_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "square" in row["caption"] and row["frames"] is None
     assert caption(tmp_path / "square.png", "--every", "2") == 1
     assert "it has no windows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_folder_of_pictures_or_of_both_has_a_record_for_each(
+    clip: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    folder, out = tmp_path / "both", tmp_path / f"out.{form}"
+    folder.mkdir()
+    write_picture(folder / "square.png", scene(shape="square", x=0.5))
+    (folder / "words.txt").write_text("no media")
+    assert caption(folder, "-o", out) == 0
+    shutil.copy(clip, folder / "circle.mp4")
+    shutil.copy(folder / "square.png", folder / "circle.png")
+    assert caption(folder, "-o", out, "--every", "1") == caption(folder, "-o", out) == 0
+    assert capsys.readouterr().err == "1 captioned\n3 captioned\n2 captioned, 1 done before\n"
+    assert caption(folder, "--sidecar", "txt") == 3, "circle.png has no file of its own"
+    assert "square" in (folder / "square.txt").read_text() and "circle" in (folder / "circle.txt").read_text()
+    (line,) = (folder / "llvid-captions.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["video_path"] == str(folder / "circle.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from llava_video_cli.errors import MediaError
@@ -42,7 +43,12 @@ def test_a_folder_gives_its_videos_in_order_each_once(tmp_path: Path) -> None:
         "sub/deep/e.gif",
         "s.mp3",
     )
+    touch(tmp_path / "both", "a.JPG", "b.png", "c.mp4", "d.svg", "e.eps", ".f.png")
+    assert [Path(path).name for path in paths(tmp_path / "both")] == ["a.JPG", "b.png", "c.mp4"]
+    shutil.rmtree(tmp_path / "both")
     (tmp_path / "empty").mkdir()
+    (error,) = find([str(tmp_path / "empty")], report_empty=True)
+    assert "no videos or pictures in it" in str(error) and not list(find([str(tmp_path / "empty")]))
     assert paths(tmp_path) == [str(tmp_path / name) for name in ("a.MKV", "b.mp4", "c.webm", "s.mp3")]
     found = paths(tmp_path, tmp_path / "b.mp4", tmp_path / "sub" / ".." / "b.mp4", recursive=True)
     assert [os.path.relpath(path, tmp_path) for path in found] == [
