@@ -57,7 +57,7 @@ def caption(
         list[str],
         typer.Argument(
             metavar="PATH...", show_default=False,
-            help="Videos, pictures, and folders of them; `-` reads a list of them from stdin, a line each or divided by NUL.",
+            help="Videos, pictures and folders; `-` reads a list of them from stdin, a line each or divided by NUL.",
         ),
     ],
     *,

@@ -162,7 +162,7 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x", "qestion": "y"})
     for requests, out, words in (
         (path, "o.jsonl", "line 1: there is no key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
-        (path, "o.csv", "must end in .jsonl"), 
+        (path, "o.csv", "must end in .jsonl"),
         (write(tmp_path / "empty.jsonl", ""), "o.jsonl", "no request in it"), (tmp_path, "o.jsonl", "Is a directory"),
     ):  # fmt: skip
         assert run(["batch", str(requests), "-o", str(tmp_path / out)]) == 2
