@@ -120,7 +120,7 @@ def _size(size: SizeDict | dict[str, int]) -> SizeDict:
 def _checked(features: torch.Tensor, places: int) -> torch.Tensor:
     if len(features) != places:
         raise ModelError(
-            f"the checkpoint gives {len(features)} features for media with {places} places in the prompt",
+            f"the checkpoint gives {len(features)} features for media with {places} placeholders in the prompt",
             "its processor's sizes or pooling don't fit its config",
         )
     return features

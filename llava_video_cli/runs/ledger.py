@@ -99,7 +99,8 @@ class Ledger:
             with suppress(OSError):
                 self._file.truncate(self._end)
             raise LlvidError(
-                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
+                f"can't write {self.path}: {error.strerror}",
+                "earlier records are complete; run the same command to continue",
             ) from None
         self.replace(record.request_key, record.key)
         self._end, self._tail, self._has_changed = self._end + len(content), b"", True
@@ -198,8 +199,8 @@ class Ledger:
                     if self.is_pending or (torn and (number > 1 or self.rows.may_begin_with(row))):
                         break
                     raise LlvidError(
-                        f"{self.path}, row {number}, is not a record of llvid's: {error}",
-                        "name another file with -o, or --overwrite it",
+                        f"{self.path}, row {number}, is not a record of llvid: {error}",
+                        "choose another file with -o, or replace it with --overwrite",
                     ) from None
                 if not is_header:
                     self.done.add(key)
@@ -229,8 +230,8 @@ def open_table(path: Path, *, overwrite: bool = False) -> Iterator[Ledger]:
     beside = path.with_name(f"{path.name}.jsonl")
     rows = parquet_rows(path)
     if not overwrite and (rows is None or (rows and not beside.exists())):
-        words = "is not a table of llvid's" if rows is None else f"has lost its records, {beside.name}"
-        raise LlvidError(f"{path} {words}", "name another file with -o, or --overwrite it")
+        words = "is not a table of llvid" if rows is None else f"has lost its records, {beside.name}"
+        raise LlvidError(f"{path} {words}", "choose another file with -o, or replace it with --overwrite")
     with Ledger(beside, overwrite=overwrite) as ledger:
         try:
             yield ledger
@@ -254,7 +255,9 @@ class Errors:
         self.path = short if is_lines and _failures(short) is not None else whole
         left = _failures(self.path)
         if left is None:
-            raise LlvidError(f"{self.path} is not llvid's, and failures would go there", "name another place with -o")
+            raise LlvidError(
+                f"{self.path} was not written by llvid, and failures would go there", "choose another path with -o"
+            )
         # version 0.1 wrote those of x.csv to x.errors.jsonl
         may_be_old = not (is_lines or left or output.with_suffix(".jsonl").exists())
         self._old = short if may_be_old and output.exists() and output.stat().st_size else None
@@ -345,11 +348,11 @@ def _open(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise LlvidError(f"can't write {path}: {error.strerror}", "name another place with -o") from None
+        raise LlvidError(f"can't write {path}: {error.strerror}", "choose another path with -o") from None
     file = os.fdopen(descriptor, "rb+", buffering=0)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(f"{path} is not a regular file, which a run can go on with", "name a file with -o")
+            raise UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
         lock(descriptor, str(path))
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # one that has just ended
             raise LlvidError(f"another run is writing {path}", "run the command again")

@@ -116,7 +116,7 @@ class PartFiles:
             if self._has(_ERRORS):
                 with self._system.open_input_file(f"{self._path}/{_ERRORS}") as file:
                     if failure_rows(buffered(file)) is None:
-                        raise ValueError(f"{_ERRORS} in it is not llvid's")
+                        raise ValueError(f"{_ERRORS} in it was not written by llvid")
 
     def _has(self, name: str) -> bool:
         from pyarrow import fs
@@ -150,7 +150,7 @@ class PartFiles:
         names = sorted(each.base_name for each in found if each.type == fs.FileType.File)
         tables = [name for name in names if name.endswith((".jsonl", ".parquet")) and name[0] not in "._"]
         if foreign := [name for name in tables if not _PART.fullmatch(name)]:
-            raise ValueError(f"{foreign[0]} in it is not llvid's")
+            raise ValueError(f"{foreign[0]} in it was not written by llvid")
         return [f"{self._path}/{name}" for name in tables]
 
     def _keys(self, part: str) -> Iterator[str]:
@@ -211,4 +211,4 @@ def _reported(place: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, IndexError) as error:
         words = getattr(error, "strerror", None) or first_line(error)
-        raise LlvidError(f"{place} can't be used for records: {words}", "name another place with -o") from None
+        raise LlvidError(f"{place} can't be used for records: {words}", "choose another path with -o") from None

@@ -131,7 +131,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         stamps.append(frame.pts)
         last_duration = frame.duration or 0
     if not stamps:
-        raise MediaError(f"{video.path}: no picture can be decoded")
+        raise MediaError(f"{video.path}: no frame can be decoded")
     given = [stamp for stamp in stamps if stamp is not None]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
     if not is_unstamped(video) and len(given) == len(stamps) and given == sorted(set(given)):

@@ -79,7 +79,7 @@ class Deadline:
         left = self.limits.seconds - self.clock.seconds
         if left <= 0:
             raise MediaError(
-                f"{self.path}: not read within {self.limits.seconds:g} seconds", "take a shorter part of it"
+                f"{self.path}: not read within {self.limits.seconds:g} seconds", "use a shorter part of it"
             )
         return left
 

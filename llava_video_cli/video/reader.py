@@ -147,11 +147,11 @@ class VideoReader:
         notes = list(self._selection.notes)
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
-            notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
+            notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
         if lost := len(self._selection.stamps) - len(self._yielded):
-            notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
+            notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
         if self._converter.resized:
-            notes.append("the picture changes its size; all frames are scaled to that of the first")
+            notes.append("the frame size changes; all frames are scaled to the size of the first one")
         return notes
 
     def _in_order(
@@ -199,7 +199,7 @@ def first_geometry(video: OpenVideo) -> Geometry:
     """Return the geometry of the first picture that can be decoded. Raises MediaError if there is none."""
     frame = first_picture(video)
     if frame is None:
-        raise MediaError(f"{video.path}: no picture can be decoded")
+        raise MediaError(f"{video.path}: no frame can be decoded")
     return Geometry.of(frame)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_video_cli.runs.parts import PartErrors, PartFiles, is_folder
 
 from llava_video_cli import MediaError
 from llava_video_cli.errors import LlvidError
+from llava_video_cli.runs.parts import PartErrors, PartFiles, is_folder
 from llava_video_cli.runs.record import Failure, Record
 
 
