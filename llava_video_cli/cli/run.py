@@ -227,7 +227,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
         parts.append(f"{summary.left} left" + (": run the same command to continue" if can_resume else ""))
     console.note(", ".join(parts))
     if summary.replaced:
-        console.note(f"{summary.replaced} older records are gone: their videos were replaced since")
+        console.note(f"older records removed, because their videos were replaced: {summary.replaced}")
     if run.is_pending:
         console.note("the old records stay until all new ones are there")
 

@@ -192,7 +192,7 @@ def test_sidecars_of_a_replaced_video_are_made_anew_unless_somebody_changed_them
     assert caption(*command) == 0
     assert "square" in (tmp_path / "a.txt").read_text() and (tmp_path / "b.txt").read_text() == "better"
     err = capsys.readouterr().err
-    assert "are left as they are: 1, such as that of" in err and "1 captioned, 1 done before\n" in err
+    assert "are kept: 1, such as" in err and "1 captioned, 1 done before\n" in err
 
 
 def test_failures_have_reasons_and_are_tried_again(

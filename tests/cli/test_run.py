@@ -87,7 +87,9 @@ def test_the_caption_of_a_replaced_video_goes_and_that_is_said(
     Path("b.mp4").write_bytes(b"cut")
     capsys.readouterr()
     assert run(command) == 3
-    assert capsys.readouterr().err.startswith("1 captioned, 1 done before, 1 failed (see")
+    summary, replaced = capsys.readouterr().err.splitlines()
+    assert summary.startswith("1 captioned, 1 done before, 1 failed (see")
+    assert replaced == "older records removed, because their videos were replaced: 2"
     ledger = Path(f"out.{form}.jsonl" if form == "parquet" else f"out.{form}")
     rows = table_format(ledger.suffix)
     found = [rows.decode(row) for row in rows.split(io.BytesIO(ledger.read_bytes())) if row != rows.header]
