@@ -23,6 +23,8 @@ from .formats import JsonLines, check_parquet, parquet_rows, table_format, write
 from .record import Failure, Record
 
 _KEY = re.compile("[0-9a-f]{32}")
+_TABLES = (".csv", ".parquet")
+_FAILURE_KEYS = {"id", "video", "video_path", "error", "hint"}
 _FLUSH_SECONDS = 1.0  # that a power cut may cost
 
 
@@ -242,25 +244,23 @@ def open_table(path: Path, *, overwrite: bool = False) -> Iterator[Ledger]:
 
 
 class Errors:
-    """The failures beside an output file, in `NAME.errors.jsonl`: those of this run, and earlier ones not tried again.
+    """The failures beside an output file, at its `errors_path`: those of this run, and earlier ones not tried again.
 
     Use it in a `with` block: its end leaves none that has gone well since, and no file if there are none. The file is
-    locked, and each output has one of its own: that of `x.csv` is `x.csv.errors.jsonl`, that of `x.jsonl` is
-    `x.errors.jsonl`, or `x.jsonl.errors.jsonl` where that is a file of somebody else's. Raises LlvidError.
+    locked. Raises LlvidError.
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
-        short, whole = (output.with_name(f"{name}.errors.jsonl") for name in (output.stem, output.name))
-        is_lines = output.suffix.lower() == ".jsonl"
-        self.path = short if is_lines and _failures(short) is not None else whole
+        self.path = errors_path(output)
         left = _failures(self.path)
         if left is None:
             raise LlvidError(
                 f"{self.path} was not written by llvid, and failures would go there", "choose another path with -o"
             )
         # version 0.1 wrote those of x.csv to x.errors.jsonl
-        may_be_old = not (is_lines or left or output.with_suffix(".jsonl").exists())
-        self._old = short if may_be_old and output.exists() and output.stat().st_size else None
+        may_be_old = not left and output.suffix.lower() in _TABLES and not output.with_suffix(".jsonl").exists()
+        has_rows = may_be_old and output.exists() and output.stat().st_size
+        self._old = output.with_name(f"{output.stem}.errors.jsonl") if has_rows else None
         self._left = left or (self._old and _failures(self._old)) or {}
         self._overwrite, self._has_changed = overwrite, False
         self._file: BinaryIO | None = None
@@ -314,6 +314,16 @@ class Errors:
         return self._file
 
 
+def errors_path(output: Path) -> Path:
+    """Return where the failures of an output go, of which each has a file of its own.
+
+    Those of `x.jsonl` go to `x.errors.jsonl`, or, where that is a file of somebody else's, to `x.jsonl.errors.jsonl`;
+    those of `x.csv` go to `x.csv.errors.jsonl`.
+    """
+    short, whole = (output.with_name(f"{name}.errors.jsonl") for name in (output.stem, output.name))
+    return whole if output.suffix.lower() in _TABLES or _failures(short) is None else short
+
+
 def _failures(path: Path) -> dict[str, bytes] | None:
     """Return the rows of a file of errors by what they are about; None if it is not one of ours."""
     try:
@@ -328,10 +338,11 @@ def failure_rows(rows: Iterable[bytes]) -> dict[str, bytes] | None:
     for row in rows:
         try:
             values = JsonLines().decode(row)
-            if not {"error", "hint"} < set(values) <= {"id", "video", "video_path", "error", "hint"}:
+            is_named = isinstance(values.get("video_path", values.get("video")), str)
+            if not is_named or not isinstance(values.get("error"), str) or set(values) - _FAILURE_KEYS:
                 return None
         except ValueError:
-            if row.endswith(b"\n"):
+            if row.endswith(b"\n") or not JsonLines().may_begin_with(row):
                 return None
             continue
         found[_name(values)] = row.rstrip(b"\n") + b"\n"

@@ -266,6 +266,7 @@ def test_failures_are_kept_until_they_are_tried_again(tmp_path: Path) -> None:
 
 
 FOREIGN = b'{"error": "in my own words"}\n'
+WORDS = b"milk, eggs"
 OURS = b'{"video_path": "b.mp4", "error": "cut", "hint": null}\n'
 
 
@@ -277,8 +278,9 @@ def errors_of(path: Path) -> list[str]:
     return [json.loads(line)["video_path"] for line in path.read_text().splitlines()]
 
 
-def test_a_file_of_errors_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "out.errors.jsonl").write_bytes(FOREIGN)
+@pytest.mark.parametrize("content", [FOREIGN, WORDS])
+def test_a_file_of_errors_of_somebody_else_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "out.errors.jsonl").write_bytes(content)
     for failures in (1, 0):
         with Errors(tmp_path / "out.jsonl") as errors:
             assert errors.path == tmp_path / "out.jsonl.errors.jsonl"
@@ -287,7 +289,7 @@ def test_a_file_of_errors_of_somebody_else_is_left_alone(tmp_path: Path) -> None
             else:
                 errors.succeeded(record("a.mp4"))
         assert errors.path.exists() == bool(failures)
-        assert (tmp_path / "out.errors.jsonl").read_bytes() == FOREIGN
+        assert (tmp_path / "out.errors.jsonl").read_bytes() == content
     (tmp_path / "out.jsonl.errors.jsonl").write_bytes(FOREIGN)
     with pytest.raises(LlvidError, match="was not written by llvid"):
         Errors(tmp_path / "out.jsonl")
