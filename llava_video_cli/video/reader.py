@@ -84,6 +84,11 @@ class VideoReader:
             return first_geometry(video)
 
     @property
+    def pixels(self) -> int:
+        """The number of pixels of a picture, as the header says."""
+        return self._video.pixels
+
+    @property
     def clock(self) -> Clock:
         """The clock that the time limit is measured by."""
         return self._video.deadline.clock
