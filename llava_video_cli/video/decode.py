@@ -6,6 +6,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import av.error
@@ -14,7 +15,20 @@ from av.packet import Packet
 
 from ..errors import MediaError
 from .av1 import SequenceHeader, needed_bytes, sequence_header
-from .demux import OpenVideo, PacketIndex, demux, demux_all, is_unstamped, make_timeline, reason, time_base_of
+from .demux import (
+    REORDERING,
+    STRICT_DECODERS,
+    OpenVideo,
+    PacketIndex,
+    demux,
+    demux_all,
+    is_unstamped,
+    make_timeline,
+    open_video,
+    packet_index,
+    reason,
+    time_base_of,
+)
 from .sampling import Stamps, Timeline
 
 if TYPE_CHECKING:
@@ -23,6 +37,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _log = logging.getLogger(__name__)
+_IDR = 5  # nal_unit_type
+_CHECKED_PICTURES = 16  # whose stamps have to ascend, where a container may hold decoding stamps only
 
 
 class MismatchError(Exception):
@@ -64,8 +80,10 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     window = set(index.stamps[packet_range.start : packet_range.stop].tolist())
     begin = int(index.stamps[packet_range.start])
     last = begin - 1
-    for frame in _decode_needed(video, index, packet_range, begin):
+    for number, frame in enumerate(_decode_needed(video, index, packet_range, begin)):
         stamp = frame.pts
+        if number == 0 and not _may_be_first(video, packet_range, frame):
+            break
         if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
             break
         last = stamp
@@ -91,8 +109,12 @@ def decode_range_strictly(
         raise MismatchError
     begin = int(shown[upcoming])
     to_end = PacketRange(packet_range.start, len(index.stamps), packet_range.targets)
+    first = True
     for packet in _packets(video, index, to_end):
         for frame in packet.decode():
+            if first and not _may_be_first(video, packet_range, frame):
+                raise MismatchError
+            first = False
             if frame.pts is not None and frame.pts < begin:
                 continue
             if upcoming == len(shown) or frame.pts != shown[upcoming] or frame.is_corrupt:
@@ -103,6 +125,14 @@ def decode_range_strictly(
                 if not due:
                     return
     raise MismatchError
+
+
+def _may_be_first(video: OpenVideo, packet_range: PacketRange, frame: VideoFrame) -> bool:
+    """Return whether decoding could begin at this picture, which the decoder returned first.
+
+    Many containers flag every packet as a keyframe, and many decoders accept any picture after a seek.
+    """
+    return packet_range.start == 0 or frame.key_frame or video.codec in STRICT_DECODERS
 
 
 @dataclass(frozen=True)
@@ -125,7 +155,8 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     keys: list[int] = []
     last_duration = 0
     use_threads(video.context, 1)
-    for frame in _good_frames(video, broken, progress):
+    packets: list[int] = []
+    for frame in _good_frames(video, broken, progress, packets):
         if frame.key_frame:
             keys.append(len(stamps))
         stamps.append(frame.pts)
@@ -134,6 +165,10 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         raise MediaError(f"{video.path}: no picture can be decoded")
     given = [stamp for stamp in stamps if stamp is not None]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
+    if is_unstamped(video) and len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):
+        # AVI: the k-th picture is shown when the k-th packet is due; the rate in the header may be doubled
+        last_duration = packets[-1] - packets[-2]
+        return FullDecode(make_timeline(packets, last_duration, time_base, [packets[key] for key in keys]), broken)
     if not is_unstamped(video) and len(given) == len(stamps) and given == sorted(set(given)):
         return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys]), broken)
     return FullDecode(Timeline(range(len(stamps)), len(stamps), 1 / rate if rate else time_base, keys), broken)
@@ -157,6 +192,28 @@ def decode_through(
             return
 
 
+def checked_index(video: OpenVideo) -> PacketIndex | None:
+    """Return the index of a file's packets without the first pictures that can't be shown; None if it is unusable.
+
+    Those lack their references: a recording begins in the middle of a stream. What can be shown is decoded to know.
+    """
+    index = packet_index(video)
+    if index is None or not len(index.keys):
+        return index
+    reordered = video.codec in REORDERING and bool(video.context.has_b_frames)
+    stamps = index.timeline.stamps
+    if int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
+        return index
+    with open_video(video.path, video.deadline) as again:
+        use_threads(again.context, 1)
+        frames = islice(_good_frames(again, [], lambda _: None), _CHECKED_PICTURES if reordered else 1)
+        first = [frame.pts for frame in frames]
+    given = [stamp for stamp in first if stamp is not None]
+    if not given or len(given) < len(first) or given != sorted(set(given)):
+        return None
+    return index.shown_from(given[0])
+
+
 def nearest(stamps: Stamps, target: int) -> int:
     """Return the index of the stamp nearest to the target, of two the earlier; `stamps` ascend."""
     after = bisect_left(stamps, target)
@@ -173,8 +230,13 @@ def first_picture(video: OpenVideo, *, rewind: bool = False) -> VideoFrame | Non
     return next(_good_frames(video, [], lambda _: None), None)
 
 
-def _good_frames(video: OpenVideo, broken: list[str], progress: Callable[[float], None]) -> Iterator[VideoFrame]:
+def _good_frames(
+    video: OpenVideo, broken: list[str], progress: Callable[[float], None], due: list[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Yield the pictures that can be decoded; append the packets' decoding stamps to `due`."""
     for packet in demux_all(video, broken):
+        if due is not None and packet.size and packet.dts is not None:
+            due.append(packet.dts)
         try:
             yield from packet.decode()
         except av.error.FFmpegError as error:
@@ -191,8 +253,13 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     context, targets = video.context, set(packet_range.targets)
     is_av1 = context.codec.canonical_name == "av1"  # dav1d reads `skip_frame` only once, when it opens
     sequence: SequenceHeader | None = None
-    for packet in _packets(video, index, packet_range):
+    leading = True  # whether leading pictures may still come
+    for number, packet in enumerate(_packets(video, index, packet_range)):
         stamp = packet.pts
+        if packet.size and stamp is not None:
+            if stamp < begin and not leading:
+                raise MismatchError  # a wrong stamp: later pictures may need this one
+            leading = leading and stamp <= begin and not (number == 0 and video.codec == "h264" and has_idr(packet))
         if packet.size and (stamp is None or stamp >= begin):
             if not is_av1:
                 context.skip_frame = "DEFAULT" if stamp in targets else "NONREF"
@@ -209,6 +276,19 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
 
 
+def has_idr(packet: Packet[VideoStream]) -> bool:
+    """Return whether an H.264 packet has an IDR slice: no later picture is shown before it (ITU-T H.264, 7.4.1.2.4)."""
+    content = bytes(packet)
+    if content[:3] == b"\0\0\1" or content[:4] == b"\0\0\0\1":
+        return any(unit[:1] and unit[0] & 0x1F == _IDR for unit in content.split(b"\0\0\1"))
+    at = 0  # mp4 and Matroska: a length of 4 bytes before each unit
+    while at + 5 <= len(content):
+        if content[at + 4] & 0x1F == _IDR:
+            return True
+        at += 4 + int.from_bytes(content[at : at + 4], "big")
+    return False
+
+
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of the range, wherever the container's seek really lands."""
     start, stop = packet_range.start, packet_range.stop
@@ -219,7 +299,7 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
     end = int(index.stamps[stop]) if stop < len(index.stamps) else None
     for landing in stamps:
         video.container.seek(int(landing), stream=video.stream, backward=True)
-        started = False
+        started = any_yet = False
         for packet in demux(video):
             if started:
                 if end is not None and packet.pts == end and packet.size:
@@ -229,6 +309,9 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
                     break  # the seek landed too late
                 started = position == start
             if started:
+                if not any_yet and (palette := index.palette(start)) and not packet.has_sidedata("palette"):
+                    packet.set_sidedata(palette)  # containers give it once, with the first packet that is read
+                any_yet = True
                 yield packet
         if started:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
+    from av.packet import Packet, PacketSideData
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
@@ -39,6 +39,14 @@ MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
+# They refuse to begin at a picture that needs others, or have none. For all others a keyframe flag is checked.
+STRICT_DECODERS = {
+    "h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "vc1", "theora", "dirac", "mjpeg", "ffv1",
+    "prores", "dnxhd", "dvvideo", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "cfhd", "rawvideo", "v210", "v410",
+    "png", "webp", "jpeg2000", "snow", "svq1", "flashsv2",
+}  # fmt: skip
+# MPEG-4 part 2 is often copied from AVI, whose stamps are the decoding ones.
+REORDERING = {"mpeg4"}
 MAX_REORDER = 64  # frames; codecs allow 16; more means that the clock restarts within the file
 _COMPARED = 64  # samples of the header's table that are compared with FFmpeg's index
 
@@ -61,6 +69,11 @@ class OpenVideo:
     def context(self) -> VideoCodecContext:
         """The decoder."""
         return self.stream.codec_context
+
+    @property
+    def codec(self) -> str:
+        """The codec's usual name."""
+        return self.context.codec.canonical_name
 
     @property
     def pixels(self) -> int:
@@ -118,7 +131,8 @@ def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
         for number, packet in enumerate(video.container.demux(video.stream)):
             if number % _DEADLINE_PACKETS == 0:
                 video.deadline.left()
-            yield packet
+            if packet.size or packet.dts is None:  # an empty one would flush the decoder too early
+                yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
         return
 
@@ -148,13 +162,28 @@ class PacketIndex:
     """The packets of a stream in decoding order.
 
     `stamps` and `decoding`, int64 (packets,), are their presentation and decoding stamps. `keys`, int64 (keyframes,),
-    are the numbers of the keyframes. `timeline` has the pictures that are shown, without those that an edit list hides.
+    are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
+    number. `timeline` has the pictures that are shown, without those that an edit list hides.
     """
 
     stamps: NDArray[np.int64]
     decoding: NDArray[np.int64]
     keys: NDArray[np.int64]
     timeline: Timeline
+    palettes: dict[int, PacketSideData] = field(default_factory=dict)
+
+    def palette(self, position: int) -> PacketSideData | None:
+        """Return the palette that counts at a packet; None if the container has none."""
+        earlier = [number for number in self.palettes if number <= position]
+        return self.palettes[max(earlier)] if earlier else None
+
+    def shown_from(self, stamp: int) -> PacketIndex:
+        """Return the index without the pictures that are shown before `stamp`."""
+        old = self.timeline
+        stamps = np.asarray(old.stamps, np.int64)
+        keyframes = np.asarray(old.keyframes, np.int64)
+        shown, keys = stamps[stamps >= stamp], keyframes[keyframes >= stamp]
+        return replace(self, timeline=replace(old, stamps=shown, keyframes=keys)) if len(shown) else self
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
@@ -233,22 +262,25 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
         return None
     if first is None or first.pts is None or first.dts != index[0].timestamp:
         return None
+    palettes = {0: first.get_sidedata("palette")} if first.has_sidedata("palette") else {}
     stamps = table.presentation + (first.pts - int(table.presentation[0]))
     shown = np.sort(stamps)
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
     timeline = make_timeline(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
-    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline)
+    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline, palettes)
 
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:
-    hidden_vp8 = video.stream.codec_context.codec.canonical_name == "vp8"
-    rows = [
-        (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-        for packet in demux_all(video, [])
-        if packet.size and not (hidden_vp8 and _is_alternate_reference(packet))
-    ]
+    hidden_vp8 = video.codec == "vp8"
+    rows: list[tuple[int | None, int | None, int, bool, bool]] = []
+    palettes: dict[int, PacketSideData] = {}
+    for packet in demux_all(video, []):
+        if packet.size and not (hidden_vp8 and _is_alternate_reference(packet)):
+            if packet.has_sidedata("palette"):
+                palettes[len(rows)] = packet.get_sidedata("palette")
+            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
     if not rows or any(stamp is None for stamp, *_ in rows):
         return None
     stamps, dts, durations, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
@@ -265,7 +297,7 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     keyframes = np.sort(stamps[keyframe & ~hidden])
     last_duration = int(durations[~hidden][order[-1]])
     timeline = make_timeline(ordered, last_duration, time_base_of(video.stream), keyframes)
-    return PacketIndex(stamps, decoding, keys, timeline)
+    return PacketIndex(stamps, decoding, keys, timeline, palettes)
 
 
 def _is_alternate_reference(packet: Packet[VideoStream]) -> bool:

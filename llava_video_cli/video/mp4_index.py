@@ -59,7 +59,7 @@ def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
     tables = _boxes(file, _boxes(file, media["minf"][0])["stbl"][0])
     durations = _repeated(file, tables["stts"][0])
     delays = _repeated(file, tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
-    if not 0 < len(durations) == len(delays):
+    if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(file, tables):
         return None
     keys = _entries(file, tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
     if len(keys) and not (keys[0] >= 0 and keys[-1] < len(durations) and (np.diff(keys) > 0).all()):
@@ -72,6 +72,19 @@ def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
     if len(edits) > 1 or durations.min() <= 0 or (edits and not _only_shifts(file, edits[0], shown, ticks)):
         return None
     return SampleTable(decoding, presentation, durations, keys)
+
+
+def _has_empty_sample(file: BinaryIO, tables: _Boxes) -> bool:
+    if "stsz" not in tables:
+        return "stz2" not in tables
+    start, stop = tables["stsz"][0]
+    file.seek(start + 4)
+    size, count = struct.unpack(">II", file.read(8))
+    if size:
+        return False
+    if count > _MAX_SAMPLES or start + 12 + 4 * count > stop:
+        raise ValueError(f"{count} samples")
+    return not np.frombuffer(file.read(4 * count), ">u4").all()
 
 
 def _boxes(file: BinaryIO, span: _Span) -> _Boxes:

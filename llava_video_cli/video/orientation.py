@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Numbers of colour matrices, ITU-T H.273, table 4. swscale refuses those that are not listed here.
+_SUPPORTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+_BT601, _BT2020, _BT2020_CONSTANT = 5, 9, 10
+
+
+def supported_matrix(frame: VideoFrame) -> int:
+    """Return the colour matrix to convert a picture with: the frame's, or what FFmpeg's tools take instead."""
+    matrix = int(frame.colorspace)
+    if matrix in _SUPPORTED_MATRICES:
+        return matrix
+    return _BT2020 if matrix == _BT2020_CONSTANT else _BT601
+
+
 @dataclass(frozen=True)
 class Orientation:
     """How a decoded picture is rotated and mirrored to be shown: it is transposed first, then flipped."""
@@ -45,8 +58,12 @@ class Geometry:
 
         Its display matrix (a b u, c d v, x y w) moves a point (p, q) to (a p + c q, b p + d q).
         """
-        matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-        orientation = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
+        try:
+            matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+        except ValueError:  # PyAV has no name for one kind of the picture's side data, and then gives none of it
+            orientation = _turned(frame.rotation)
+        else:
+            orientation = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
         return cls(frame.width, frame.height, orientation)
 
     @property
@@ -61,6 +78,7 @@ class Geometry:
 
     def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
         """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer."""
+        frame.colorspace = supported_matrix(frame)
         rgb = reformatter.reformat(frame, width=self.width, height=self.height, format="rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(self.height, plane.line_size)
@@ -70,6 +88,14 @@ class Geometry:
         if self.orientation.flip_rows:
             pixels = pixels[::-1]
         return pixels[:, ::-1] if self.orientation.flip_columns else pixels
+
+
+def _turned(counterclockwise_degrees: int) -> Orientation:
+    return {
+        90: Orientation(transpose=True, flip_rows=True),
+        180: Orientation(flip_rows=True, flip_columns=True),
+        270: Orientation(transpose=True, flip_columns=True),
+    }.get(counterclockwise_degrees % 360, Orientation())
 
 
 def _orientation(a: int, b: int, _u: int, c: int, d: int, *_: int) -> Orientation:

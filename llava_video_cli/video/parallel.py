@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from .decode import MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
 from .demux import OpenVideo, PacketIndex, open_video
 from .limits import cores
-from .orientation import Geometry
+from .orientation import Geometry, supported_matrix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,7 @@ class Converter:
 
     def __init__(self) -> None:
         self.resized = False
+        self.matrix: int | None = None  # a colour matrix that was replaced
         self._geometry: Geometry | None = None
         self._ready = threading.Event()
         self._own = threading.local()
@@ -98,6 +99,8 @@ class Converter:
             self._ready.set()
         self._ready.wait()
         self.resized = self.resized or not self.geometry.fits(frame)
+        if supported_matrix(frame) != frame.colorspace:
+            self.matrix = int(frame.colorspace)
         if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
             self._own.reformatter = VideoReformatter()
         return DecodedFrame(target, stamp, self.geometry.pixels(frame, self._own.reformatter))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..errors import MediaError
-from .decode import FullDecode, MismatchError, decode_fully, decode_through, first_picture
-from .demux import OpenVideo, PacketIndex, open_video, packet_index
+from .decode import FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
+from .demux import OpenVideo, PacketIndex, open_video
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_targets
@@ -31,7 +31,7 @@ def open_reader(
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as video:
         progress(0.0)
-        reader = VideoReader(video, index or VideoIndex(packet_index(video)), progress)
+        reader = VideoReader(video, index or VideoIndex(checked_index(video)), progress)
         try:
             yield reader
         finally:
@@ -91,7 +91,7 @@ class VideoReader:
     @property
     def codec(self) -> str:
         """The codec's usual name."""
-        return self._video.context.codec.canonical_name
+        return self._video.codec
 
     def select(self, sampling: Sampling) -> Selection:
         """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
@@ -150,6 +150,8 @@ class VideoReader:
             notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
         if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
+        if self._converter.matrix is not None:
+            notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")
         if self._converter.resized:
             notes.append("the picture changes its size; all frames are scaled to that of the first")
         return notes
