@@ -204,7 +204,7 @@ def iter_frames(
     from .reader import open_reader
 
     with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
-        for decoded in reader.frames(sampling or Sampling(), hold_all=False):
+        for decoded in reader.frames(sampling or Sampling(), hold_all=False, can_restart=False):
             image = decoded.image if resize is None else resize(decoded.image)
             frame = Frame(np.ascontiguousarray(image), reader.timeline.seconds(decoded.stamp))
             del decoded, image
@@ -251,7 +251,7 @@ def _read(
     with open_reader(path, limits or Limits(), progress, index) as reader:
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
-        for decoded in reader.frames(sampling, hold_all=resize is None):
+        for decoded in reader.frames(sampling, hold_all=resize is None, can_restart=True):
             image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
                 images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False

@@ -17,7 +17,6 @@ from ..errors import MediaError
 from .av1 import SequenceHeader, needed_bytes, sequence_header
 from .demux import (
     REORDERING,
-    STRICT_DECODERS,
     OpenVideo,
     PacketIndex,
     demux,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _IDR = 5  # nal_unit_type
+_ALL_FLAGGED = {"apng"}  # FFmpeg's decoder calls every picture a keyframe
 _CHECKED_PICTURES = 16  # whose stamps have to ascend, where a container may hold decoding stamps only
 
 
@@ -132,7 +132,7 @@ def _may_be_first(video: OpenVideo, packet_range: PacketRange, frame: VideoFrame
 
     Many containers flag every packet as a keyframe, and many decoders accept any picture after a seek.
     """
-    return packet_range.start == 0 or frame.key_frame or video.codec in STRICT_DECODERS
+    return packet_range.start == 0 or video.is_strict or (frame.key_frame and video.codec not in _ALL_FLAGGED)
 
 
 @dataclass(frozen=True)

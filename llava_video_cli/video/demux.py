@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 
-from ..errors import MediaError
+from ..errors import MediaError, UsageError
 from .files import check_file
 from .limits import Deadline
 from .mp4_index import sample_table
@@ -39,11 +39,9 @@ MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
-# They refuse to begin at a picture that needs others, or have none. For all others a keyframe flag is checked.
-STRICT_DECODERS = {
-    "h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "vc1", "theora", "dirac", "mjpeg", "ffv1",
-    "prores", "dnxhd", "dvvideo", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "cfhd", "rawvideo", "v210", "v410",
-    "png", "webp", "jpeg2000", "snow", "svq1", "flashsv2",
+# They refuse to begin at a picture that needs others. For all other decoders a keyframe flag is checked.
+_STRICT_DECODERS = {
+    "h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "theora", "dirac", "svq1", "flashsv2",
 }  # fmt: skip
 # MPEG-4 part 2 is often copied from AVI, whose stamps are the decoding ones.
 REORDERING = {"mpeg4"}
@@ -76,9 +74,26 @@ class OpenVideo:
         return self.context.codec.canonical_name
 
     @property
+    def is_strict(self) -> bool:
+        """Whether the decoder returns no picture that lacks others which it needs."""
+        return self.codec in _STRICT_DECODERS or self.context.codec.intra_only
+
+    @property
     def pixels(self) -> int:
         """The number of pixels of a picture, as the header says."""
         return self.context.width * self.context.height
+
+
+@contextmanager
+def media_errors(path: str) -> Iterator[None]:
+    """Turn whatever PyAV, NumPy and swscale raise in the `with` block into a MediaError that names the file."""
+    try:
+        yield
+    except (MediaError, UsageError):
+        raise
+    except Exception as error:
+        words = reason(error) if isinstance(error, av.error.FFmpegError) else f"{type(error).__name__}: {error}"
+        raise MediaError(f"{path}: can't be read: {words}") from error
 
 
 @contextmanager
@@ -100,7 +115,8 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
-        stream = _video_stream(path, container)
+        with media_errors(path):
+            stream = _video_stream(path, container)
         context = stream.codec_context
         if context.width * context.height > deadline.limits.pixels:
             raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")

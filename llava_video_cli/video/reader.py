@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ..errors import MediaError
 from .decode import FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
-from .demux import OpenVideo, PacketIndex, open_video
+from .demux import OpenVideo, PacketIndex, media_errors, open_video
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_targets
@@ -31,7 +31,9 @@ def open_reader(
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as video:
         progress(0.0)
-        reader = VideoReader(video, index or VideoIndex(checked_index(video)), progress)
+        with media_errors(path):
+            index = index or VideoIndex(checked_index(video))
+        reader = VideoReader(video, index, progress)
         try:
             yield reader
         finally:
@@ -60,7 +62,8 @@ class VideoReader:
     def timeline(self) -> Timeline:
         """When the pictures are shown. All of them are decoded for it where the packets' stamps can't be trusted."""
         if self._timeline is None:
-            self._timeline = self._decode_fully().timeline
+            with media_errors(self._video.path):
+                self._timeline = self._decode_fully().timeline
         return self._timeline
 
     @property
@@ -78,6 +81,10 @@ class VideoReader:
         """The size and the orientation of the pictures. Where no frame was read, this takes the decoder for itself."""
         with suppress(MismatchError):
             return self._converter.geometry
+        with media_errors(self._video.path):
+            return self._first_geometry()
+
+    def _first_geometry(self) -> Geometry:
         if self._frames is None and (frame := first_picture(self._video, rewind=True)):
             return Geometry.of(frame)
         with self._open_again() as video:
@@ -102,17 +109,29 @@ class VideoReader:
             raise MediaError(f"{self._video.path}: {error}", error.hint) from None
         return self._selection
 
-    def frames(self, sampling: Sampling, *, hold_all: bool) -> Generator[DecodedFrame, None, None]:
-        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time."""
-        self._frames = self._select_and_decode(sampling, hold_all)
+    def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
+        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
+
+        Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
+        the frames that are left are those that the right times select.
+        """
+        self._frames = self._without_other_errors(sampling, hold_all, can_restart)
         return self._frames
+
+    def _without_other_errors(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
+        with media_errors(self._video.path):
+            yield from self._select_and_decode(sampling, hold_all, can_restart)
 
     def close(self) -> None:
         """Stop the decoding that `frames` has started."""
         if self._frames is not None:
             self._frames.close()
 
-    def _select_and_decode(self, sampling: Sampling, hold_all: bool) -> Generator[DecodedFrame, None, None]:
+    def _select_and_decode(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
         self.select(sampling)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._selection.stamps))
@@ -130,9 +149,10 @@ class VideoReader:
         if packets is None or _contradicts(full, packets.timeline):
             self._timeline = full.timeline  # the packets' stamps are wrong
             self.select(sampling)
-            self.restarted = bool(self._yielded) and hold_all
-            if hold_all:
-                self._yielded.clear()
+            self.restarted = bool(self._yielded) and can_restart
+            if not can_restart:
+                self._selection = replace(self._selection, stamps=self._selection.stamps[len(self._yielded) :])
+            self._yielded.clear()
         last = self._yielded[-1][0] if self._yielded else None
         targets = [stamp for stamp in dict.fromkeys(self._selection.stamps) if last is None or stamp > last]
         with self._open_again() as video:
