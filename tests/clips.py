@@ -23,7 +23,11 @@ from llava_video_cli.video import Frames
 SAMPLES = Path(
     os.environ.get("LLVID_SAMPLE_VIDEOS") or Path(__file__).resolve().parents[1].parent / "shared" / "videos"
 )
+INPUTS = Path(os.environ.get("LLVID_SAMPLE_INPUTS") or SAMPLES.parent / "inputs")
 Pixels = NDArray[np.uint8]
+PIXEL_FORMATS = {
+    "mjpeg": "yuvj420p", "cinepak": "rgb24", "rpza": "rgb555le", "flashsv": "bgr24", "qtrle": "rgb24", "apng": "rgb24",
+}  # fmt: skip
 
 
 def sample(name: str) -> Path:
@@ -31,6 +35,14 @@ def sample(name: str) -> Path:
     path = SAMPLES / name
     if not path.exists():
         pytest.skip(f"no sample video {path} (set LLVID_SAMPLE_VIDEOS)")
+    return path
+
+
+def faulty(name: str) -> Path:
+    """Return a file of the inputs that failed once, or skip the test with the reason."""
+    path = INPUTS / "video" / name
+    if not path.exists():
+        pytest.skip(f"no input {path} (set LLVID_SAMPLE_INPUTS)")
     return path
 
 
@@ -60,8 +72,13 @@ def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool 
 
 def shown(frame: av.VideoFrame) -> Pixels:
     """Return a frame's pixels as a player shows them, moving each pixel to where the display matrix puts it."""
+    if frame.colorspace in (3, 8, 10, *range(11, 18)):  # swscale refuses them: what FFmpeg's tools take
+        frame.colorspace = 9 if frame.colorspace == 10 else 5
     pixels: Pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for a kind
+        matrix = None
     if matrix is None:
         return pixels
     numbers = struct.unpack("=9i", matrix)
@@ -114,7 +131,7 @@ def make_clip(
         stream = container.add_stream(codec, rate=24, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.time_base = stream.codec_context.time_base = time_base
         for number, stamp in enumerate(stamps):
             frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
@@ -122,6 +139,20 @@ def make_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def copy_packets(source: Path, target: Path, *, skip: int = 0, stamp: bool = True) -> Path:
+    """Copy a video's packets into another container, without the first ones; without `stamp`, pts is dts."""
+    with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
+        stream = reading.streams.video[0]
+        copied = writing.add_stream_from_template(stream)
+        for number, packet in enumerate(reading.demux(stream)):
+            if packet.size and number >= skip:
+                packet.stream = copied
+                if not stamp:
+                    packet.pts = packet.dts
+                writing.mux(packet)
+    return target
 
 
 def make_sound(path: Path) -> Path:

@@ -13,7 +13,6 @@ import av.error
 import numpy as np
 from av.packet import Packet
 
-from ..errors import MediaError
 from .av1 import SequenceHeader, needed_bytes, sequence_header
 from .demux import (
     REORDERING,
@@ -23,6 +22,7 @@ from .demux import (
     demux_all,
     is_unstamped,
     make_timeline,
+    no_picture,
     open_video,
     packet_index,
     reason,
@@ -162,7 +162,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         stamps.append(frame.pts)
         last_duration = frame.duration or 0
     if not stamps:
-        raise MediaError(f"{video.path}: no picture can be decoded")
+        raise no_picture(video)
     given = [stamp for stamp in stamps if stamp is not None]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
     if is_unstamped(video) and len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):

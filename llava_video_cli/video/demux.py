@@ -18,7 +18,7 @@ from av.stream import Disposition
 from ..errors import MediaError, UsageError
 from .files import check_file
 from .limits import Deadline
-from .mp4_index import sample_table
+from .mp4_index import header_fault, sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
             f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
         )
     except av.error.FFmpegError as error:
+        if fault := header_fault(path):
+            raise MediaError(f"{path}: no video that can be read: {fault}") from error
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
@@ -151,6 +153,12 @@ def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
                 yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
         return
+
+
+def no_picture(video: OpenVideo) -> MediaError:
+    """Return the error for a video without a picture that can be decoded."""
+    fault = header_fault(video.path) if "mp4" in video.container.format.name else None
+    return MediaError(f"{video.path}: no picture can be decoded" + (f": {fault}" if fault else ""))
 
 
 def reason(error: av.error.FFmpegError) -> str:

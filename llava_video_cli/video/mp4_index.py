@@ -52,6 +52,59 @@ def sample_table(path: str, track_id: int) -> SampleTable | None:
         return None
 
 
+def header_fault(path: str) -> str | None:
+    """Return why an mp4 or mov file may have no picture that can be shown; None if nothing is wrong with its boxes."""
+    try:
+        with Path(path).open("rb") as file:
+            end = file.seek(0, 2)
+            top, cut = _boxes_before_cut(file, end)
+            if cut and "mdat" in top | cut:
+                return "the file is cut short"
+            movie = _boxes(file, top["moov"][0])
+            for span in movie["trak"]:
+                media = _boxes(file, _boxes(file, span)["mdia"][0])
+                file.seek(media["hdlr"][0][0] + 8)
+                if file.read(4) == b"vide":
+                    return _track_fault(file, _boxes(file, media["minf"][0]))
+    except _BROKEN:
+        pass
+    return None
+
+
+def _track_fault(file: BinaryIO, media: _Boxes) -> str | None:
+    begin, end = _boxes(file, media["stbl"][0])["stsd"][0]
+    if "encv" in _boxes(file, (begin + 8, end)):
+        return "the video is encrypted"
+    begin, end = _boxes(file, media["dinf"][0])["dref"][0]
+    for references in _boxes(file, (begin + 8, end)).values():
+        for start, _ in references:
+            file.seek(start)
+            if not file.read(4)[3] & 1:
+                return "the pictures are in another file"
+    return None
+
+
+def _boxes_before_cut(file: BinaryIO, end: int) -> tuple[_Boxes, _Boxes]:
+    """Return the complete boxes of a file, and the one that its end cuts."""
+    boxes: _Boxes = {}
+    at = 0
+    for _ in range(_MAX_BOXES):
+        if at + 8 > end:
+            break
+        file.seek(at)
+        size, kind, header = *struct.unpack(">I4s", file.read(8)), 8
+        if size == 1:
+            size, header = *struct.unpack(">Q", file.read(8)), 16
+        name, stop = kind.decode("latin-1"), at + size if size else end
+        if 0 < size < header:
+            break
+        if stop > end:
+            return boxes, {name: [(at + header, end)]}
+        boxes.setdefault(name, []).append((at + header, stop))
+        at = stop
+    return boxes, {}
+
+
 def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
     if "mvex" in movie:
         return None

@@ -9,8 +9,9 @@ from itertools import groupby
 
 from ..errors import MediaError
 from .decode import FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
-from .demux import OpenVideo, PacketIndex, media_errors, open_video
+from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .limits import Clock, Deadline, Limits
+from .mp4_index import header_fault
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_targets
 from .sampling import Sampling, Selection, Timeline, select_stamps
@@ -168,6 +169,8 @@ class VideoReader:
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
+        if self._decoded and (fault := header_fault(self._video.path)):
+            notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
         if self._converter.matrix is not None:
@@ -219,10 +222,11 @@ class VideoReader:
 
 def first_geometry(video: OpenVideo) -> Geometry:
     """Return the geometry of the first picture that can be decoded. Raises MediaError if there is none."""
-    frame = first_picture(video)
-    if frame is None:
-        raise MediaError(f"{video.path}: no picture can be decoded")
-    return Geometry.of(frame)
+    with media_errors(video.path):
+        frame = first_picture(video)
+        if frame is None:
+            raise no_picture(video)
+        return Geometry.of(frame)
 
 
 def _contradicts(full: FullDecode, indexed: Timeline) -> bool:
