@@ -76,11 +76,10 @@ def _track_fault(file: BinaryIO, media: _Boxes) -> str | None:
     if "encv" in _boxes(file, (begin + 8, end)):
         return "the video is encrypted"
     begin, end = _boxes(file, media["dinf"][0])["dref"][0]
-    for references in _boxes(file, (begin + 8, end)).values():
-        for start, _ in references:
-            file.seek(start)
-            if not file.read(4)[3] & 1:
-                return "the pictures are in another file"
+    for start, _ in _boxes(file, (begin + 8, end)).get("alis", []):  # FFmpeg takes a "url " for this file
+        file.seek(start)
+        if not file.read(4)[3] & 1:
+            return "the pictures are in another file"
     return None
 
 
