@@ -80,10 +80,12 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     window = set(index.stamps[packet_range.start : packet_range.stop].tolist())
     begin = int(index.stamps[packet_range.start])
     last = begin - 1
-    for number, frame in enumerate(_decode_needed(video, index, packet_range, begin)):
+    first = True
+    for frame in _decode_needed(video, index, packet_range, begin):
         stamp = frame.pts
-        if number == 0 and not _may_be_first(video, packet_range, frame):
+        if first and not _may_be_first(video, packet_range, frame):
             break
+        first = False
         if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
             break
         last = stamp
@@ -251,15 +253,18 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     The leading pictures of an open GOP are shown before `begin` and lack their references: they are left out too.
     """
     context, targets = video.context, set(packet_range.targets)
-    is_av1 = context.codec.canonical_name == "av1"  # dav1d reads `skip_frame` only once, when it opens
+    is_h264, is_av1 = video.codec == "h264", video.codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
     sequence: SequenceHeader | None = None
-    leading = True  # whether leading pictures may still come
-    for number, packet in enumerate(_packets(video, index, packet_range)):
+    leading = None  # whether leading pictures may still come
+    for packet in _packets(video, index, packet_range):
         stamp = packet.pts
         if packet.size and stamp is not None:
-            if stamp < begin and not leading:
+            if leading is None:
+                leading = not (is_h264 and has_idr(packet))
+            elif stamp < begin and not leading:
                 raise MismatchError  # a wrong stamp: later pictures may need this one
-            leading = leading and stamp <= begin and not (number == 0 and video.codec == "h264" and has_idr(packet))
+            else:
+                leading = leading and stamp < begin
         if packet.size and (stamp is None or stamp >= begin):
             if not is_av1:
                 context.skip_frame = "DEFAULT" if stamp in targets else "NONREF"

@@ -20,12 +20,13 @@ _SUPPORTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
 _BT601, _BT2020, _BT2020_CONSTANT = 5, 9, 10
 
 
-def supported_matrix(frame: VideoFrame) -> int:
-    """Return the colour matrix to convert a picture with: the frame's, or what FFmpeg's tools take instead."""
+def replace_matrix(frame: VideoFrame) -> int | None:
+    """Replace a colour matrix that swscale refuses by what FFmpeg's tools take, and return its number."""
     matrix = int(frame.colorspace)
     if matrix in _SUPPORTED_MATRICES:
-        return matrix
-    return _BT2020 if matrix == _BT2020_CONSTANT else _BT601
+        return None
+    frame.colorspace = _BT2020 if matrix == _BT2020_CONSTANT else _BT601
+    return matrix
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,6 @@ class Geometry:
 
     def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
         """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer."""
-        frame.colorspace = supported_matrix(frame)
         rgb = reformatter.reformat(frame, width=self.width, height=self.height, format="rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(self.height, plane.line_size)

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from .decode import MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
 from .demux import OpenVideo, PacketIndex, open_video
 from .limits import cores
-from .orientation import Geometry, supported_matrix
+from .orientation import Geometry, replace_matrix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,8 +99,8 @@ class Converter:
             self._ready.set()
         self._ready.wait()
         self.resized = self.resized or not self.geometry.fits(frame)
-        if supported_matrix(frame) != frame.colorspace:
-            self.matrix = int(frame.colorspace)
+        if matrix := replace_matrix(frame):
+            self.matrix = matrix
         if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
             self._own.reformatter = VideoReformatter()
         return DecodedFrame(target, stamp, self.geometry.pixels(frame, self._own.reformatter))

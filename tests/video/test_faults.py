@@ -31,6 +31,10 @@ FALSE_KEYFRAMES = {
 }  # fmt: skip
 
 
+def x264(parameters: str) -> dict[str, Any]:
+    return {"x264-params": parameters}
+
+
 def flag_all(path: Path) -> Path:
     """Flag every packet as a keyframe."""
     content = bytearray(path.read_bytes())
@@ -133,9 +137,7 @@ def test_inputs_with_side_data(name: str, total: int) -> None:
 
 @pytest.mark.parametrize(("refused", "used"), [("bt2020c", "bt2020nc"), ("YCgCo", "smpte170m"), ("ICtCp", "smpte170m")])
 def test_colour_matrices_that_swscale_refuses(tmp_path: Path, refused: str, used: str) -> None:
-    one, other = (
-        make_clip(tmp_path / f"{matrix}.mp4", **{"x264-params": f"colormatrix={matrix}"}) for matrix in (refused, used)
-    )
+    one, other = (make_clip(tmp_path / f"{matrix}.mp4", **x264(f"colormatrix={matrix}")) for matrix in (refused, used))
     frames, same = read_frames(one, Sampling(frames=8)), read_frames(other, Sampling(frames=8))
     assert [digest(image) for image in frames.images] == [digest(image) for image in same.images]
     assert "colour matrix" in frames.notes[0] and same.notes == ()
@@ -203,8 +205,8 @@ def test_an_input_with_decoding_stamps() -> None:
 
 @pytest.mark.parametrize("name", ["h264.ts", "h264.mkv", "mpeg2.mkv"])
 def test_a_recording_that_begins_in_mid_stream(tmp_path: Path, name: str) -> None:
-    open_gop = {"x264-params": "keyint=8:min-keyint=8:scenecut=0:bframes=3:open-gop=1"}
-    mpeg2 = {"codec": "mpeg2video", "bf": "2", "g": "8"}
+    open_gop = x264("keyint=8:min-keyint=8:scenecut=0:bframes=3:open-gop=1")
+    mpeg2: dict[str, Any] = {"codec": "mpeg2video", "bf": "2", "g": "8"}
     film = make_clip(tmp_path / "film.ts", range(60), **(mpeg2 if name == "mpeg2.mkv" else open_gop))
     clip = copy_packets(film, tmp_path / name, skip=5)
     total = len(decode_all(clip))
@@ -244,7 +246,7 @@ def test_colour_boxes() -> None:
 
 
 def test_an_empty_sample(tmp_path: Path) -> None:
-    clip = make_clip(tmp_path / "empty.mp4", **{"x264-params": "keyint=8:bframes=0"})
+    clip = make_clip(tmp_path / "empty.mp4", **x264("keyint=8:bframes=0"))
     content = bytearray(clip.read_bytes())
     last = content.index(b"stsz") + 16 + 4 * 23
     content[last : last + 4] = bytes(4)
@@ -279,7 +281,7 @@ def test_pictures_in_another_file() -> None:
 
 
 def test_a_film_that_is_cut_short_says_so(tmp_path: Path) -> None:
-    whole = make_clip(tmp_path / "whole.mov", range(48), **{"x264-params": "keyint=8:bframes=0"})
+    whole = make_clip(tmp_path / "whole.mov", range(48), **x264("keyint=8:bframes=0"))
     front = tmp_path / "front.mov"
     with av.open(str(whole)) as reading, av.open(str(front), "w", options={"movflags": "faststart"}) as writing:
         copied = writing.add_stream_from_template(reading.streams.video[0])
