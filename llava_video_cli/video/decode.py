@@ -148,17 +148,20 @@ class FullDecode:
 def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDecode:
     """Decode a whole video to learn its timeline, without keeping the pictures. Raises MediaError if there is none.
 
-    The stamps are the pictures' own if each has one and they ascend. Otherwise pictures are counted, and their times
-    follow from the frame rate in the header.
+    The stamps are the pictures' own if each has one and they ascend. Otherwise the packets are shown in the order of
+    their decoding stamps. Where that fails, too, pictures are counted at the rate in the header, or that of the packets
+    in files that have only decoding stamps (the rate in the header of AVI may be doubled).
     """
     _log.debug("%r is decoded in full", video.path)
     broken: list[str] = []
     stamps: list[int | None] = []
     keys: list[int] = []
-    last_duration = 0
+    last_duration = delay = 0
     use_threads(video.context, 1)
     packets: list[int] = []
     for frame in _good_frames(video, broken, progress, packets):
+        if not stamps:
+            delay = max(0, len(packets) - 1)
         if frame.key_frame:
             keys.append(len(stamps))
         stamps.append(frame.pts)
@@ -167,13 +170,18 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         raise no_picture(video)
     given = [stamp for stamp in stamps if stamp is not None]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
-    if is_unstamped(video) and len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):
-        # AVI: the k-th picture is shown when the k-th packet is due; the rate in the header may be doubled
-        last_duration = packets[-1] - packets[-2]
-        return FullDecode(make_timeline(packets, last_duration, time_base, [packets[key] for key in keys]), broken)
-    if not is_unstamped(video) and len(given) == len(stamps) and given == sorted(set(given)):
+    if is_unstamped(video) or len(given) < len(stamps) or given != sorted(set(given)):
+        given = []
+        if len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):
+            last_duration = packets[-1] - packets[-2]
+            # a packet has the time of the picture that is shown so many places before: decoders wait as long
+            given = [*packets[delay:], *(packets[-1] + last_duration * (k + 1) for k in range(delay))]
+    if given:
         return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys]), broken)
-    return FullDecode(Timeline(range(len(stamps)), len(stamps), 1 / rate if rate else time_base, keys), broken)
+    step = 1 / rate if rate else time_base
+    if is_unstamped(video) and len(packets) > 1 and (ticks := int(np.median(np.diff(packets)))) > 0:
+        step = ticks * time_base
+    return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken)
 
 
 def decode_through(
@@ -200,11 +208,12 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
     Those lack their references: a recording begins in the middle of a stream. What can be shown is decoded to know.
     """
     index = packet_index(video)
-    if index is None or not len(index.keys):
-        return index
-    reordered = video.codec in REORDERING and bool(video.context.has_b_frames)
+    if index is None:
+        return None
+    ascending = bool((np.diff(index.stamps) > 0).all())  # with B-frames, that may be the order of decoding
+    reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING)
     stamps = index.timeline.stamps
-    if int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
+    if len(index.keys) and int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
         return index
     with open_video(video.path, video.deadline) as again:
         use_threads(again.context, 1)
@@ -222,14 +231,17 @@ def nearest(stamps: Stamps, target: int) -> int:
     return min((i for i in (after - 1, after) if 0 <= i < len(stamps)), key=lambda i: abs(stamps[i] - target))
 
 
-def first_picture(video: OpenVideo, *, rewind: bool = False) -> VideoFrame | None:
-    """Return the first picture that can be decoded; `rewind` is for a file whose packets have been read."""
+def first_picture(video: OpenVideo, broken: list[str], *, rewind: bool = False) -> VideoFrame | None:
+    """Return the first picture that can be decoded; append the errors before it to `broken`.
+
+    `rewind` is for a file whose packets have been read.
+    """
     if rewind:
         try:
             video.container.seek(0)
         except av.error.FFmpegError:
             return None
-    return next(_good_frames(video, [], lambda _: None), None)
+    return next(_good_frames(video, broken, lambda _: None), None)
 
 
 def _good_frames(

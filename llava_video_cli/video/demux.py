@@ -16,9 +16,10 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import MediaError, UsageError
+from .faults import file_fault
 from .files import check_file
 from .limits import Deadline
-from .mp4_index import header_fault, sample_table
+from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ class OpenVideo:
         return self.codec in _STRICT_DECODERS or self.context.codec.intra_only
 
     @property
+    def fault(self) -> str | None:
+        """Why pictures may be missing, by the file's own words; None if it says nothing."""
+        encrypted = "enc_key_id" in self.stream.metadata  # Matroska
+        return "the video is encrypted" if encrypted else file_fault(self.path)
+
+    @property
     def pixels(self) -> int:
         """The number of pixels of a picture, as the header says."""
         return self.context.width * self.context.height
@@ -111,7 +118,7 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
             f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
         )
     except av.error.FFmpegError as error:
-        if fault := header_fault(path):
+        if fault := file_fault(path):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
@@ -157,7 +164,7 @@ def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
 
 def no_picture(video: OpenVideo) -> MediaError:
     """Return the error for a video without a picture that can be decoded."""
-    fault = header_fault(video.path) if "mp4" in video.container.format.name else None
+    fault = video.fault
     return MediaError(f"{video.path}: no picture can be decoded" + (f": {fault}" if fault else ""))
 
 
@@ -174,7 +181,8 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     best = container.streams.best("video")
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not films:
-        raise MediaError(f"{path}: no video stream" + (" (only cover art)" if best else ""))
+        fault = " (only cover art)" if best else f": {fault}" if (fault := file_fault(path)) else ""
+        raise MediaError(f"{path}: no video stream{fault}")
     stream = next((film for film in films if best and film.index == best.index), films[0])
     if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
@@ -281,7 +289,7 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
             return None
     try:
         first = next((packet for packet in container.demux(stream) if packet.size), None)
-        container.seek(0, stream=stream)
+        container.seek(index[0].timestamp, stream=stream, any_frame=True)  # the first packet may be no keyframe
     except av.error.FFmpegError:
         return None
     if first is None or first.pts is None or first.dts != index[0].timestamp:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from ..errors import MediaError
 from .decode import FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
 from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .limits import Clock, Deadline, Limits
-from .mp4_index import header_fault
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_targets
 from .sampling import Sampling, Selection, Timeline, select_stamps
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded."""
+    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded.
+
+    The first picture was decoded, so that the index has none that can't be shown.
+    """
 
     packets: PacketIndex | None
     decoded: FullDecode | None = None
@@ -33,8 +39,7 @@ def open_reader(
     with open_video(path, Deadline(path, limits)) as video:
         progress(0.0)
         with media_errors(path):
-            index = index or VideoIndex(checked_index(video))
-        reader = VideoReader(video, index, progress)
+            reader = VideoReader(video, index or VideoIndex(checked_index(video)), progress, index is not None)
         try:
             yield reader
         finally:
@@ -50,14 +55,16 @@ class VideoReader:
     start, or exceeds the limits.
     """
 
-    def __init__(self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None], is_checked: bool
+    ) -> None:
         self._video, self._packets, self._progress = video, index.packets, progress
         self._timeline = index.packets.timeline if index.packets else None
         self._converter, self._selection = Converter(), Selection(())
         self._decoded = index.decoded
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
-        self._replaced, self.restarted = False, False
+        self._replaced, self.restarted, self._is_checked = False, False, is_checked
 
     @property
     def timeline(self) -> Timeline:
@@ -83,13 +90,22 @@ class VideoReader:
         with suppress(MismatchError):
             return self._converter.geometry
         with media_errors(self._video.path):
-            return self._first_geometry()
+            return Geometry.of(self._first_picture())
 
-    def _first_geometry(self) -> Geometry:
-        if self._frames is None and (frame := first_picture(self._video, rewind=True)):
-            return Geometry.of(frame)
-        with self._open_again() as video:
-            return first_geometry(video)
+    def _first_picture(self) -> VideoFrame:
+        """Decode the first picture, and take those before it out of the timeline: they lack their references."""
+        broken: list[str] = []
+        frame = first_picture(self._video, broken, rewind=True) if self._frames is None else None
+        if frame is None or (self._packets and frame.pts != self._packets.timeline.stamps[0]):  # seeks may miss
+            with self._open_again() as video:
+                frame = first_picture(video, broken)
+        if frame is None:
+            raise no_picture(self._video)
+        if self._packets and not self._decoded and not broken and frame.pts is not None:
+            self._packets = self._packets.shown_from(frame.pts)
+            self._timeline = self._packets.timeline
+        self._is_checked = True
+        return frame
 
     @property
     def clock(self) -> Clock:
@@ -114,7 +130,7 @@ class VideoReader:
         """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
 
         Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
-        the frames that are left are those that the right times select.
+        that raises MediaError.
         """
         self._frames = self._without_other_errors(sampling, hold_all, can_restart)
         return self._frames
@@ -134,6 +150,9 @@ class VideoReader:
         self, sampling: Sampling, hold_all: bool, can_restart: bool
     ) -> Generator[DecodedFrame, None, None]:
         self.select(sampling)
+        if self._packets and not self._is_checked and self._selection.stamps[0] > self.timeline.stamps[0]:
+            self._first_picture()  # otherwise it is the first frame
+            self.select(sampling)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._selection.stamps))
             decoding = decode_targets(self._video, packets, targets, self._converter, hold_all=hold_all)
@@ -150,9 +169,12 @@ class VideoReader:
         if packets is None or _contradicts(full, packets.timeline):
             self._timeline = full.timeline  # the packets' stamps are wrong
             self.select(sampling)
-            self.restarted = bool(self._yielded) and can_restart
-            if not can_restart:
-                self._selection = replace(self._selection, stamps=self._selection.stamps[len(self._yielded) :])
+            self.restarted = bool(self._yielded)
+            if self.restarted and not can_restart:
+                raise MediaError(
+                    f"{self._video.path}: the times in the file are wrong, and so are the frames that were read so far",
+                    hint="read all frames at once (read_frames): then they begin again, at the right times",
+                )
             self._yielded.clear()
         last = self._yielded[-1][0] if self._yielded else None
         targets = [stamp for stamp in dict.fromkeys(self._selection.stamps) if last is None or stamp > last]
@@ -169,7 +191,7 @@ class VideoReader:
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
-        if self._decoded and (fault := header_fault(self._video.path)):
+        if fault := self._video.fault:
             notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
@@ -218,15 +240,6 @@ class VideoReader:
 
     def _open_again(self) -> AbstractContextManager[OpenVideo]:
         return open_video(self._video.path, self._video.deadline)
-
-
-def first_geometry(video: OpenVideo) -> Geometry:
-    """Return the geometry of the first picture that can be decoded. Raises MediaError if there is none."""
-    with media_errors(video.path):
-        frame = first_picture(video)
-        if frame is None:
-            raise no_picture(video)
-        return Geometry.of(frame)
 
 
 def _contradicts(full: FullDecode, indexed: Timeline) -> bool:
