@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 from clips import (
-    Pixels,
     assert_same,
     copy_packets,
     decode_all,
     digest,
     faulty,
     make_clip,
+    make_indexed,
     picture,
 )
 
@@ -148,26 +147,6 @@ def test_inputs_with_colour_matrices(name: str) -> None:
     frames = read_frames(faulty(name), Sampling(frames=8))
     assert_same(frames, decode_all(faulty(name)), evenly(50, 8))
     assert "colour matrix" in frames.notes[0]
-
-
-def make_indexed(path: Path, codec: str) -> Path:
-    """Write a video of 24 pictures with a palette."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=24, options={"g": "8"})
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "pal8"
-        palette = np.zeros((256, 4), np.uint8)
-        palette[:, 3], palette[:, 2], palette[:, 0] = 255, np.arange(256), 255 - np.arange(256)
-        for number in range(24):
-            frame = av.VideoFrame(96, 64, "pal8")
-            rows: Pixels = np.zeros((64, frame.planes[0].line_size), np.uint8)
-            rows[:, :96] = picture(number)[..., 0] // 16 * 16
-            frame.planes[0].update(rows.tobytes())
-            frame.planes[1].update(palette.tobytes())
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 @pytest.mark.parametrize(("name", "codec"), [("raw.avi", "rawvideo"), ("smc.mov", "smc")])
