@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import av.error
 import numpy as np
 from av.packet import Packet
+from av.video.frame import PictureType
 
 from .av1 import SequenceHeader, needed_bytes, sequence_header
 from .demux import (
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _IDR = 5  # nal_unit_type
 _ALL_FLAGGED = {"apng"}  # FFmpeg's decoder calls every picture a keyframe
-_CHECKED_PICTURES = 16  # whose stamps have to ascend, where a container may hold decoding stamps only
+_CHECKED_PICTURES = 250  # at most: up to the first B-frames, where a container may hold decoding stamps only
 
 
 class MismatchError(Exception):
@@ -64,9 +65,9 @@ def use_threads(context: VideoCodecContext, count: int) -> None:
 
     With one thread, damaged pictures come out the same each time. FFmpeg's h264 decoder hides errors in one way with
     frame threads, in another way without threads, and not at all with slice threads: the picture then shows what
-    happened to be in memory.
+    happened to be in memory. So do the decoders of MPEG-1 and MPEG-2, which have slice threads only.
     """
-    context.thread_type = "NONE" if count == 1 else "AUTO"
+    context.thread_type = "NONE" if count == 1 else "FRAME"
     context.thread_count = count
 
 
@@ -217,8 +218,12 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
         return index
     with open_video(video.path, video.deadline) as again:
         use_threads(again.context, 1)
-        frames = islice(_good_frames(again, [], lambda _: None), _CHECKED_PICTURES if reordered else 1)
-        first = [frame.pts for frame in frames]
+        first, was_b = list[int | None](), False
+        for frame in islice(_good_frames(again, [], lambda _: None), _CHECKED_PICTURES if reordered else 1):
+            first.append(frame.pts)
+            if was_b and frame.pict_type != PictureType.B:
+                break  # in the order of decoding, this one would be stamped before the B-frame
+            was_b = frame.pict_type == PictureType.B
     given = [stamp for stamp in first if stamp is not None]
     if not given or len(given) < len(first) or given != sorted(set(given)):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,75 @@ def test_errors_of_libraries_name_the_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Geometry, "pixels", fail)
     with pytest.raises(MediaError, match=r"plain\.mp4: can't be read: ValueError: Unexpected format"):
         read_frames(clip, Sampling(frames=4))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_avi_with_b_frames_and_a_variable_rate(tmp_path: Path, codec: str) -> None:
+    stamps = [*range(20), *range(20, 80, 3)]
+    film = make_clip(tmp_path / "film.ts", stamps, codec=codec, bf="2", g="8")
+    clip = copy_packets(film, tmp_path / "film.avi")
+    oracle = decode_all(clip)
+    assert len(oracle) == len(stamps)
+    frames = read_frames(clip, Sampling(frames=len(stamps)))
+    assert_same(frames, oracle, list(range(len(stamps))))
+    assert frames.times_seconds == pytest.approx([stamp / 24 for stamp in stamps], abs=0.002)
+
+
+@pytest.mark.parametrize("name", ["copied.mkv", "copied.mov"])
+def test_decoding_stamps_of_h264(tmp_path: Path, name: str) -> None:
+    film = make_clip(tmp_path / "film.ts", range(48), **x264("keyint=8:bframes=2"))
+    assert_like_a_full_decode(copy_packets(film, tmp_path / name, stamp=False), 48, 2.0)
+
+
+@pytest.mark.parametrize("name", ["mpeg2.mov", "refresh.mkv"])
+def test_first_pictures_that_no_flag_tells_of(tmp_path: Path, name: str) -> None:
+    mpeg2: dict[str, Any] = {"codec": "mpeg2video", "bf": "2", "g": "8"}
+    refresh = x264("keyint=12:intra-refresh=1:bframes=0")
+    film = make_clip(tmp_path / "film.ts", range(60), **(mpeg2 if name == "mpeg2.mov" else refresh))
+    clip = copy_packets(film, tmp_path / name, skip=9)
+    total = len(decode_all(clip))
+    assert 30 < total < 51
+    assert_like_a_full_decode(clip, total, total / 24)
+
+
+def test_keyframes_that_begin_in_the_middle(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "late.mp4", range(48), **x264("keyint=8:min-keyint=8:scenecut=0"))
+    content = bytearray(clip.read_bytes())
+    table = content.index(b"stss") + 4
+    content[table + 4 : table + 12] = struct.pack(">II", 1, 25)
+    clip.write_bytes(content)
+    assert_like_a_full_decode(clip, 48, 2.0)
+
+
+def test_a_data_reference_by_address_is_told(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "plain.mp4")
+    content = clip.read_bytes()
+    address = b"file:///tmp/other.mp4\0"
+    at = content.index(b"url \0\0\0\1")
+    grown = content[: at - 4] + struct.pack(">I4sI", 12 + len(address), b"url ", 0) + address + content[at + 8 :]
+    for box in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = grown.index(box) - 4
+        size = int.from_bytes(grown[at : at + 4], "big") + len(address)
+        grown = grown[:at] + struct.pack(">I", size) + grown[at + 4 :]
+    clip.write_bytes(grown)
+    assert "the pictures are in another file" in read_frames(clip, Sampling(frames=4)).notes
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "film.avi"])
+def test_a_cut_is_told_of_other_containers(tmp_path: Path, name: str) -> None:
+    clip = make_clip(tmp_path / name, range(48), codec="mpeg4", g="8")
+    assert read_frames(clip, Sampling(frames=4)).notes == ()
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    assert "the file is cut short" in read_frames(clip, Sampling(frames=4)).notes
+
+
+def test_a_scrambled_transport_stream_is_told(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clear.ts", range(48))
+    content = bytearray(clip.read_bytes())
+    for at in range(0, len(content), 188):
+        if content[at + 1] & 0x1F == 1 and content[at + 2] == 0:  # the video's packets
+            content[at + 3] |= 0x80
+            content[at + 12 : at + 188] = bytes(byte ^ 0x5A for byte in content[at + 12 : at + 188])
+    clip.write_bytes(content)
+    with pytest.raises(MediaError, match="the video is encrypted"):
+        read_frames(clip)
