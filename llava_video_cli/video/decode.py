@@ -46,6 +46,10 @@ class MismatchError(Exception):
     """The decoded pictures are not those that the packet index lists: a safer way has to be tried."""
 
 
+class DamageError(MismatchError):
+    """The decoder reports an error although it began at the file's start, so that no reference is lost by a seek."""
+
+
 @dataclass(frozen=True)
 class PacketRange:
     """The packets `[start, stop)`, decoded in one go from the keyframe `start` on, to get the target pictures."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import av.error
 from av.video.reformatter import VideoReformatter
 
-from .decode import MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
+from .decode import DamageError, MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
 from .demux import OpenVideo, PacketIndex, open_video
 from .limits import cores
 from .orientation import Geometry, replace_matrix
@@ -174,6 +174,8 @@ def _from_start(
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)
+        except av.error.InvalidDataError as error:
+            raise DamageError from error
         except av.error.FFmpegError as error:
             raise MismatchError from error
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from .decode import FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
+from .decode import DamageError, FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
 from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
@@ -64,7 +64,7 @@ class VideoReader:
         self._decoded = index.decoded
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
-        self._replaced, self.restarted, self._is_checked = False, False, is_checked
+        self._replaced, self._damaged, self.restarted, self._is_checked = False, False, False, is_checked
 
     @property
     def timeline(self) -> Timeline:
@@ -163,8 +163,8 @@ class VideoReader:
                         yield frame
                         del frame
                     return
-                except MismatchError:
-                    pass
+                except MismatchError as error:
+                    self._damaged = isinstance(error, DamageError)
         full = self._decode_fully()
         if packets is None or _contradicts(full, packets.timeline):
             self._timeline = full.timeline  # the packets' stamps are wrong
@@ -191,6 +191,8 @@ class VideoReader:
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
+        if self._damaged and not (self._decoded and self._decoded.broken):
+            notes.append("the decoder reports damage: parts of some frames may be wrong")
         if fault := self._video.fault:
             notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):

@@ -361,3 +361,16 @@ def test_a_scrambled_transport_stream_is_told(tmp_path: Path) -> None:
     clip.write_bytes(content)
     with pytest.raises(MediaError, match="the video is encrypted"):
         read_frames(clip)
+
+
+def test_damage_that_only_a_strict_decoder_reports_is_told(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"codec": "mpeg2video", "size": (640, 480), "g": "24", "qmax": "2", "b": "50M"}
+    clip = make_clip(tmp_path / "film.ts", range(48), **options)
+    content = bytearray(clip.read_bytes())
+    for at in range(len(content) // 4, len(content), len(content) // 20):
+        content[at : at + 4] = b"\xaa\x55\xaa\x55"
+    clip.write_bytes(content)
+    assert len(decode_all(clip)) == 48
+    frames = read_frames(clip, Sampling(frames=48))
+    assert frames.frame_count == 48
+    assert any("damage" in note or "broken" in note for note in frames.notes)
