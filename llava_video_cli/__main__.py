@@ -14,9 +14,9 @@ from .system.background import LOADING
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it at once from the first moment on."""
-    # A KeyboardInterrupt in the middle of an import would be a traceback, and nothing is there yet to be kept.
+    # A KeyboardInterrupt in the middle of an import would be a traceback, and there is nothing yet to clean up.
     signal.signal(signal.SIGINT, _leave)
-    if sys.stderr is None:  # closed by the caller: what goes there is not wanted, the answer is
+    if sys.stderr is None:  # closed by the caller, who wants only the answer
         from pathlib import Path
 
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
@@ -34,19 +34,19 @@ def main() -> None:
         sys.stdout.flush()
     except OSError:
         code = code or EXIT_PIPE
-        # What is still in the buffer can't be written either; Python would complain about it once more.
+        # The rest of the buffer can't be written either; Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if any(thread.name.startswith("llvid-") for thread in threading.enumerate()):
         sys.stderr.flush()
-        os._exit(code)  # weights are still loading, or a step is under way: nobody waits for them any more
+        os._exit(code)  # weights are still loading, or a step is running: nobody waits for them any more
     sys.exit(code)
 
 
 def _interrupt(*_: object) -> None:
-    """Leave at once while a model loads; else raise `KeyboardInterrupt`, so that what was begun is put in order.
+    """Exit at once while a model loads; else raise `KeyboardInterrupt`, so that what has begun is cleaned up.
 
     An exception in the middle of an import can be lost, or leave the import lock taken, and then the loading
-    thread waits for ever (seen in CPython 3.11); nothing has been written yet that would have to be kept.
+    thread waits for ever (seen in CPython 3.11); at this point nothing has been written.
     """
     if any(thread.name == LOADING for thread in threading.enumerate()):
         _leave()

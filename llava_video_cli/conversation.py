@@ -18,7 +18,7 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation: its media stand before its text, in their order."""
+    """One turn of a conversation: its media come before its text, in their order."""
 
     role: Role
     text: str
@@ -79,7 +79,7 @@ class Usage:
 
     `cached_tokens` of `prompt_tokens` were reused from an earlier prompt. `first_token_seconds` and `total_seconds`
     count from the moment the model got the request. `peak_memory_bytes` is the accelerator's peak, or,
-    without one, the process's peak resident size.
+    without one, the peak resident size of the process.
     """
 
     prompt_tokens: int
@@ -110,7 +110,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is said of the part `[start_seconds, end_seconds)` of a video, or spoken in it."""
+    """A text about the part `[start_seconds, end_seconds)` of a video, or spoken in it."""
 
     start_seconds: float
     end_seconds: float

@@ -56,7 +56,7 @@ class OutOfMemoryError(ModelError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, or its class if it has no text."""
+    """Return the first line of an error, or its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
 
 
@@ -72,6 +72,6 @@ def described(error: BaseException) -> str:
 
 
 def nearest(word: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
-    """Return a hint with the known word nearest to a mistyped one, or None if their similarity is below `least`."""
+    """Return a hint with the known word that is most similar to a mistyped one; None below the similarity `least`."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=least)
     return f"did you mean {close[0]!r}?" if close else None

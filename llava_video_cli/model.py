@@ -1,4 +1,4 @@
-"""The protocol of a model, and how its weights are loaded: types alone, no torch."""
+"""The protocol of a model, and how its weights are loaded: only types, no torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Send = Literal["frames", "file"]  # what a server gets of a video
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are loaded; `auto` is decided by the machine and the checkpoint.
+    """How weights are loaded; `auto` depends on the machine and the checkpoint.
 
-    `frames` is how many a prompt is expected to have, None for 32: it matters where memory is short. `prefix_reuse`
-    keeps the KV cache of the last prompt for the next one that begins the same way; where several `conversations`
-    alternate, it keeps one for each, if the memory suffices. `rope_factor`, `pool_stride` and `pool_mode` replace the
-    config's own (see `adapted`), None keeps them.
+    `frames` is the expected number in a prompt, None for 32: it matters if there is little memory. `prefix_reuse` keeps
+    the KV cache of the last prompt for the next one that begins with the same tokens; if several `conversations`
+    alternate, it keeps one for each while there is memory. `rope_factor`, `pool_stride` and `pool_mode` replace those
+    of the config (see `adapted`); None keeps them.
     """
 
     quantize: Quantize = "auto"
@@ -55,7 +55,7 @@ class Model(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about it, in lines: that memory was short for full precision, for example."""
+        """What a user should know about it, in lines: for example that 4 bits were chosen for lack of memory."""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""

@@ -62,7 +62,7 @@ class Preset:
 def preset_folders() -> tuple[Path, ...]:
     """Return the folders of presets: the user's own, then the package's."""
     package = Path(__file__).parent
-    shipped = package / "presets"  # in a wheel; an editable install finds them beside the package
+    shipped = package / "presets"  # in a wheel; an editable install finds them next to the package
     return config_folder() / "presets", shipped if shipped.is_dir() else package.parent / "presets"
 
 
@@ -84,9 +84,8 @@ def load_preset(name: str) -> Preset:
     files = preset_files()
     if name not in files:
         here = f"for the file in this folder, write ./{name}" if Path(name).is_file() else None
-        raise UsageError(
-            f"there is no preset {name!r}", here or nearest(name, files) or f"there are {', '.join(files)}"
-        )
+        hint = here or nearest(name, files) or f"the presets are {', '.join(files)}"
+        raise UsageError(f"there is no preset {name!r}", hint)
     return read_preset(files[name])
 
 
@@ -100,14 +99,14 @@ def read_preset(path: Path) -> Preset:
     with placed(f"preset {path}"):
         values = read_fields(read_yaml(content), shape, path.stem)
         if "about" not in values:
-            raise UsageError("the key 'about' is missing", "it says in one line what the preset is for")
+            raise UsageError("the key 'about' is missing", "describe in one line what the preset is for")
         sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
         generation = Generation(**values.pop("generation", {}))
         return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
 
 
 def sampling_shape() -> dict[str, Any]:
-    """Return the keys of a sampling: its fields, and the names of the options; a time may be text."""
+    """Return the keys of a sampling: its fields, and the names of the options; times may also be text."""
     shape = shape_of(Sampling)
     shape |= {key: shape[key] | str for key in _TIMES}
     return shape | {option: shape[field] for option, field in _OPTIONS.items()}
@@ -122,6 +121,6 @@ def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:
     for key, value in given.items():
         field = _OPTIONS.get(key, key)
         if field != key and field in given:
-            raise UsageError(f"{key!r} and {field!r} are the same option, and both are given")
+            raise UsageError(f"{key!r} and {field!r} are the same setting: use only one of them")
         values[field] = parse_time(value) if field in _TIMES and isinstance(value, str) else value
     return replace(base, **values)

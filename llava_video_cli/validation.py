@@ -28,7 +28,7 @@ Shape: TypeAlias = Mapping[str, Any]  # the type of each key, or the shape below
 
 _WORDS = {
     NoneType: "null", str: "text", Text: "text", int: "a whole number", float: "a number", bool: "true or false",
-    list: "a list that is not empty",
+    list: "a non-empty list",
 }  # fmt: skip
 
 
@@ -57,11 +57,11 @@ def brief(value: object) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return the text; raises UsageError for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    """Return the text; raises UsageError for half of a surrogate pair, which JSON allows and tokenizers refuse."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{text[error.start]!r} is half a character") from None
+        raise InputError(f"{text[error.start]!r} is only half of a character") from None
     return text
 
 
@@ -73,14 +73,14 @@ def read_file(path: Path, kind: str) -> bytes:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MOST_BYTES:
-        raise UsageError(f"{path}: longer than {MOST_BYTES:,} bytes: too long for a {kind}")
+        raise UsageError(f"{path}: too long for a {kind} (more than {MOST_BYTES:,} bytes)")
     return content
 
 
 def read_yaml(content: bytes | str) -> object:
-    """Return plain data; raises UsageError with the line of an error, such as a key that is there twice.
+    """Return plain data; raises UsageError with the line of an error, such as a key that appears twice.
 
-    Aliases are refused, by which a text of a few lines can grow to gigabytes.
+    Aliases are not allowed: with them, a text of a few lines can grow to gigabytes.
     """
     import yaml
 
@@ -103,7 +103,7 @@ def read_yaml(content: bytes | str) -> object:
             seen = set[str]()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    problem = f"the key {brief(key.value)} is there twice"
+                    problem = f"the key {brief(key.value)} appears twice"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
@@ -117,7 +117,7 @@ def read_yaml(content: bytes | str) -> object:
 
 
 def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
-    """Return the values of JSON; raises UsageError, also for a key that is there twice, and for NaN."""
+    """Return the values of JSON; raises UsageError, also for a key that appears twice, and for NaN."""
     try:
         return json.loads(_decoded(content, encoding), object_pairs_hook=_each_once, parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -133,7 +133,7 @@ def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
     """Return the values of a JSON object; raises UsageError."""
     values = read_json(content, encoding)
     if not isinstance(values, dict):
-        raise InputError(f"must hold a JSON object, got {type(values).__name__}")
+        raise InputError(f"must be a JSON object, got {type(values).__name__}")
     return values
 
 
@@ -149,11 +149,11 @@ def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missin
     `where` is the name of the mapping in errors. Raises UsageError for an unknown key or a wrong value.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} must hold keys and values, got {type(values).__name__}")
+        raise InputError(f"{where} must be a mapping of keys to values, got {type(values).__name__}")
     for key in values:
         if key not in shape:
-            message = f"{where} has no key {brief(key)}" if where else f"there is no key {brief(key)}"
-            keys = f"keys: {', '.join(sorted(shape))}" if len(shape) <= _MOST_LISTED else None
+            message = f"unknown key {brief(key)}" + (f" in {where}" if where else "")
+            keys = f"the keys are {', '.join(sorted(shape))}" if len(shape) <= _MOST_LISTED else None
             raise InputError(message, nearest(str(key), shape) or keys, f".{str(key)[:_MOST_SHOWN]}")
     result = {}
     for key, value in values.items():
@@ -169,7 +169,7 @@ def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missin
 
 
 def fitting(value: object, allowed: Any, name: str) -> Any:
-    """Return a value, checked against a type; an int is taken for a float. Raises UsageError."""
+    """Return a value, checked against a type; an int counts as a float. Raises UsageError."""
     if isinstance(value, str) and allowed is not Any:
         with placed(name):
             encodable(value)  # msgspec would raise a UnicodeEncodeError
@@ -204,10 +204,10 @@ def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tup
     Empty keys are ignored: chat clients write them. Raises UsageError.
     """
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise InputError(f"a message holds 'role' and 'content', got {brief(message)}")
+        raise InputError(f"a message needs 'role' and 'content', got {brief(message)}")
     for key, value in message.items():
         if key not in ("role", "content", *form.ignored) and value not in (None, []):
-            raise InputError(f"a message has no key {brief(key)}", nearest(str(key), ("role", "content")))
+            raise InputError(f"unknown key {brief(key)} in a message", nearest(str(key), ("role", "content")))
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or role not in form.roles:
         raise InputError(f"the role must be {_either(form.roles.values())}, got {brief(role)}", field=".role")
@@ -228,8 +228,8 @@ def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tup
             elif kind in form.kinds and isinstance(place, str) and place and form.roles[role] == "user":
                 media.append((number, place))
             else:
-                expected = f"a text, or a user's {_either(form.kinds)} with a {form.place}"
-                raise InputError(f"a part of a message is {expected}, got {brief(part)}")
+                expected = f"a text, or, from the user, {_either(form.kinds)} with a {form.place}"
+                raise InputError(f"a part of a message must be {expected}, got {brief(part)}")
     return form.roles[role], "\n".join(texts), media
 
 
@@ -250,16 +250,16 @@ def _decoded(content: bytes | str, encoding: str = "utf-8-sig") -> str:
     try:
         return content if isinstance(content, str) else content.decode(encoding)
     except UnicodeDecodeError:
-        raise InputError("not text in UTF-8") from None
+        raise InputError("not UTF-8 text") from None
 
 
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {brief(twice)} is there twice")
+        raise ValueError(f"the key {brief(twice)} appears twice")
     return values
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
+    raise ValueError(f"{text} is not allowed")

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,14 +40,18 @@ class Browser:
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(self.address + path, method=method)
         data = None if method != "POST" else json.dumps(body or {}).encode()
-        with urllib.request.urlopen(request, data, timeout=60) as answer:
-            return json.load(answer)["value"]
+        try:
+            with urllib.request.urlopen(request, data, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:  # its body says what went wrong
+            raise AssertionError(f"{method} {path}: {error.read().decode()[:600]}") from None
 
     def open(self, page: Path) -> None:
         self.visit(page.resolve().as_uri())
 
     def visit(self, url: str) -> None:
         self.call("POST", "/url", {"url": url})
+        self.wait("document.readyState === 'complete'")  # on a busy machine chromedriver may answer before
 
     def choose(self, selector: str, path: Path) -> None:
         """Choose a file in an input."""

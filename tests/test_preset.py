@@ -64,11 +64,11 @@ def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words", "hint"),
     [
-        ("about: x\nmodle: y\n", "no key 'modle'", "did you mean 'model'?"),
-        ("about: x\nsampling:\n  frame: 3\n", "sampling has no key 'frame'", "did you mean 'frames'?"),
+        ("about: x\nmodle: y\n", "unknown key 'modle'", "did you mean 'model'?"),
+        ("about: x\nsampling:\n  frame: 3\n", "unknown key 'frame' in sampling", "did you mean 'frames'?"),
         (
             "about: x\ngeneration:\n  temprature: 3\n",
-            "generation has no key 'temprature'",
+            "unknown key 'temprature' in generation",
             "did you mean 'temperature'?",
         ),
         ("about: x\nsampling:\n  frames: many\n", "sampling: frames must be a whole number, got 'many'", None),
@@ -76,14 +76,14 @@ def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
         ("about: x\nsampling:\n  frames: 0\n", "from 1 to", None),
         ("about: x\nsampling:\n  mode: unifrom\n", "must be one of uniform", "did you mean 'uniform'?"),
         ("about: x\nquantize: 4bits\n", "quantize must be one of auto, none, 8bit, 4bit", "did you mean '4bit'?"),
-        ("about: x\nsampling: 8\n", "sampling must hold keys and values, got int", None),
-        ("model: y\n", "'about' is missing", "it says in one line what the preset is for"),
-        ("- a\n", "must hold keys and values, got list", None),
-        ("", "must hold keys and values, got NoneType", None),
+        ("about: x\nsampling: 8\n", "sampling must be a mapping of keys to values, got int", None),
+        ("model: y\n", "'about' is missing", "describe in one line what the preset is for"),
+        ("- a\n", "must be a mapping of keys to values, got list", None),
+        ("", "must be a mapping of keys to values, got NoneType", None),
         ("about: [\n", "line 2: not YAML", None),
         ("about: !!python/object/apply:os.system ['touch pwned']\n", "not YAML", None),
         ("about: x\ngeneration:\n  top_p: 2\n", "top_p must be above 0 and at most 1, got 2", None),
-        ("about: x\nname: y\n", "no key 'name'", None),
+        ("about: x\nname: y\n", "unknown key 'name'", None),
     ],
 )
 def test_a_faulty_preset_is_refused_with_the_reason(tmp_path: Path, text: str, words: str, hint: str | None) -> None:

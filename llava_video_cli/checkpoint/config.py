@@ -117,11 +117,11 @@ def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{folder} is no checkpoint: it has no config.json", _WANTED) from None
+        raise ModelError(f"{folder} is not a checkpoint: it has no config.json", _WANTED) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read: {error}") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no mapping", _WANTED)
+        raise ModelError(f"{path} is not a mapping", _WANTED)
     check_architecture(config, str(folder))
     return config
 
@@ -185,7 +185,7 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
     text, vision = _text(config), _vision(config)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}  # in the order of transformers
     if not isinstance(rope, Mapping):
-        raise ModelError(f"the config's RoPE scaling is no mapping: {rope!r}")
+        raise ModelError(f"the config's RoPE scaling is not a mapping: {rope!r}")
     rope_type = str(rope.get("rope_type") or rope.get("type") or "default")
     rates = AnyResRates(
         image_size=vision["image_size"],
@@ -196,7 +196,7 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
     )
     if not rates.frame_tokens:
         raise ModelError(
-            f"the config leaves no tokens of a frame: {rates.image_size} pixels, patches of {rates.patch_size}, "
+            f"the config leaves no tokens for a frame: {rates.image_size} pixels, patches of {rates.patch_size}, "
             f"pooled by {rates.pool_stride}"
         )
     is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
@@ -248,8 +248,7 @@ def adapted(
 def _check_factor(checkpoint: Checkpoint, factor: float) -> None:
     if not checkpoint.can_scale:
         raise UsageError(
-            "--rope-factor is linear scaling, but the checkpoint has RoPE scaling of another kind: "
-            f"{checkpoint.rope_type}"
+            f"--rope-factor can't be used: the checkpoint has another kind of RoPE scaling: {checkpoint.rope_type}"
         )
     if not math.isfinite(factor) or factor < 1:
         raise UsageError(f"a RoPE factor must be 1 or more, got {factor:g}")
@@ -257,7 +256,7 @@ def _check_factor(checkpoint: Checkpoint, factor: float) -> None:
         raise UsageError(
             f"the checkpoint's positions are scaled by {checkpoint.rope_factor:g} already; --rope-factor {factor:g} "
             "would make the context shorter",
-            "the factor replaces the checkpoint's own: leave it out, or ask for more",
+            "the factor replaces the checkpoint's own: leave it out, or use a larger one",
         )
 
 
@@ -298,7 +297,7 @@ def _vision(config: Mapping[str, Any]) -> dict[str, Any]:
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     part = config.get(name)
     if part is not None and not isinstance(part, Mapping):
-        raise ModelError(f"the config's {name} is no mapping")
+        raise ModelError(f"the config's {name} is not a mapping")
     return dict(part or {})
 
 
@@ -338,4 +337,4 @@ def looks_like_folder(model: str) -> bool:
 def check_name(model: str) -> None:
     """Raise `UsageError` for text that can be neither a folder nor a hub id."""
     if not model.strip() or model != model.strip() or "\0" in model:
-        raise UsageError(f"no model has the name {model!r}")
+        raise UsageError(f"there is no model {model!r}")

@@ -23,7 +23,7 @@ from .config import check_architecture, check_weights, read_config, weight_names
 # All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 DEMO_HINT = "`--model demo` needs no download"
-ROOM_HINT = "HF_HOME=FOLDER sets another folder for downloads; what is downloaded so far is kept for the next try"
+ROOM_HINT = "HF_HOME=FOLDER sets another folder for downloads; the part downloaded so far is kept"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES_AT_A_TIME = 4  # one connection seldom fills a fast line
@@ -153,7 +153,7 @@ def cached_checkpoints(cache: Path) -> list[CachedCheckpoint]:
             check_weights(folder)
         except ModelError as error:
             begun_bytes = sum(path.stat().st_size for path in storage.glob("blobs/*.incomplete"))
-            begun = f"; {begun_bytes / 1e9:.1f} GB of a file were begun" if begun_bytes else ""
+            begun = f"; {begun_bytes / 1e9:.1f} GB of a file is downloaded" if begun_bytes else ""
             lacks = f"{error}{begun}".replace(f"{folder} ", "")
         name = storage.name.removeprefix("models--").replace("--", "/")
         checkpoints.append(CachedCheckpoint(name, folder.name, folder, folder_bytes(folder), lacks))
@@ -191,7 +191,7 @@ def _weights(model: str, folder: Path, files: Sequence[HubFile]) -> list[HubFile
         pickles = [file.name for file in files if file.name.endswith((".bin", ".pt", ".pth"))]
         lacks = f"{len(names) - len(weights)} of {len(names)} weight files" if weights else "weights as safetensors"
         only = f", and only has {pickles[0]}" if pickles and not weights else ""
-        raise ModelError(f"the hub's {model} lacks {lacks}{only}", "llvid reads no other weights: they can hold code")
+        raise ModelError(f"{model} on the hub lacks {lacks}{only}", "llvid reads no other weights: they can hold code")
     return weights
 
 
@@ -217,7 +217,7 @@ def _download(
     needed_bytes, free_bytes = missing_bytes - begun_bytes, shutil.disk_usage(storage).free
     if needed_bytes > free_bytes:
         raise ModelError(
-            f"{model} needs {needed_bytes / 1e9:.1f} GB more in {storage.parent}, {free_bytes / 1e9:.1f} GB are free",
+            f"{model} needs {needed_bytes / 1e9:.1f} GB more in {storage.parent}; {free_bytes / 1e9:.1f} GB is free",
             ROOM_HINT,
         )
 
@@ -310,8 +310,8 @@ class _Transfer:
                 tries = 0 if file.tell() > kept else tries + 1
                 if tries == _MOST_TRIES:
                     raise ModelError(
-                        f"the connection to the hub was lost during {self.file.name}",
-                        "the same command continues where it stopped",
+                        f"the connection to the hub was lost while downloading {self.file.name}",
+                        "run the same command to continue",
                     )
             file.flush()
             os.fsync(file.fileno())  # a checksum is useless if a power cut loses the bytes
@@ -328,9 +328,9 @@ class _Transfer:
         if digest.hexdigest() != promised:
             self.partial.unlink()
             raise ModelError(
-                f"{self.file.name} arrived damaged: its checksum is {digest.hexdigest()[:12]}..., "
-                f"the hub promised {promised[:12]}...",
-                "it is removed; the same command downloads it again",
+                f"{self.file.name} was damaged on the way: its checksum is {digest.hexdigest()[:12]}..., "
+                f"not {promised[:12]}...",
+                "it was removed; run the same command to download it again",
             )
 
 
@@ -359,7 +359,7 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
     """Return why a hub id could not be fetched, and what to do."""
     from huggingface_hub import errors
 
-    pull = f"run `llvid pull {model}` where the hub can be reached; {DEMO_HINT}"
+    pull = f"run `llvid pull {model}` with access to the hub; {DEMO_HINT}"
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, errors.HFValidationError):
@@ -367,27 +367,27 @@ def _explanation(model: str, revision: str | None, error: Exception) -> tuple[st
     if "/" not in model and (demo := nearest(model, ["demo"])):
         return f"there is no model {model!r}", demo
     if isinstance(error, errors.GatedRepoError):
-        hint = f"accept its licence on https://huggingface.co/{model}, `hf auth login`, then try again"
+        hint = f"accept its licence on https://huggingface.co/{model}, run `hf auth login`, then try again"
         return f"the hub asks for a login or a licence for {model}", hint
     if isinstance(error, errors.RevisionNotFoundError):
-        hint = "a branch, a tag or a whole commit; `main` is the newest"
-        return f"the hub's {model} has no revision {revision!r}", hint
+        hint = "use a branch, a tag or a full commit hash; `main` is the newest"
+        return f"{model} on the hub has no revision {revision!r}", hint
     if isinstance(error, errors.RepositoryNotFoundError):
-        hint = f"check the name, or `hf auth login`; {DEMO_HINT}"
+        hint = f"check the name, or run `hf auth login`; {DEMO_HINT}"
         return f"the hub has no model {model} (or it is private)", hint
     if status in (401, 403):
-        hint = "`hf auth login`, then try again"
+        hint = "run `hf auth login`, then try again"
         return f"the hub gives {model} only to users who are logged in (status {status})", hint
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{model} is no checkpoint: it has no config.json", DEMO_HINT
+        return f"{model} is not a checkpoint: it has no config.json", DEMO_HINT
     if status is not None:
         return f"the hub failed: status {status} for {model}", "try again later"
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)):
         is_offline = isinstance(error.__cause__ or error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
-        why = "the hub isn't asked in offline mode" if is_offline else "the hub can't be reached"
+        why = "the hub isn't used in offline mode" if is_offline else "the hub can't be reached"
         return f"{model} isn't in the local cache and {why}", pull
     if isinstance(error, OSError) and error.errno in _FULL:
-        return f"no room for {model}: {error.strerror}", ROOM_HINT
+        return f"not enough disk space for {model}: {error.strerror}", ROOM_HINT
     if isinstance(error, errors.HTTPError):
         return f"the hub can't be reached for {model}: {first_line(error)}", pull
     if isinstance(error, OSError) and error.filename:

@@ -25,7 +25,7 @@ def random_folder(model: str) -> Path | None:
     size = model.removeprefix(PREFIX)
     sizes = {name.lower(): name for name in SIZES}
     if size.lower() not in sizes:
-        raise UsageError(f"there are no random weights of size {size!r}", f"one of {', '.join(SIZES)}")
+        raise UsageError(f"there are no random weights of size {size!r}", f"the sizes are {', '.join(SIZES)}")
     return _CONFIGS / sizes[size.lower()]
 
 

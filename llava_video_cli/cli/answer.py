@@ -84,12 +84,12 @@ def ask_windows(
     from .run import Meter, load
 
     if len(paths) != 1:
-        raise UsageError("--windows is for one video")
+        raise UsageError("--windows needs exactly one video")
     if check_media(paths) != [None]:
-        raise MediaError(f"{paths[0]} is a picture: it has no windows")
+        raise MediaError(f"{paths[0]} is a picture, which has no windows")
     preset = settings.preset
     with console.progress(output.quiet) as progress:
-        show = progress.watch("looking through the video")
+        show = progress.watch("examining the video")
         video = inspect(paths[0], progress=show)
         windows = video.windows(every_seconds, preset.sampling)
     ends = (windows[0], windows[-1])  # the last one may be the longest
@@ -112,7 +112,7 @@ def ask_windows(
             if show_questions and not output.json:
                 progress.stop()
                 output.note(f"> {question}")
-            progress.say("putting the windows together")
+            progress.say("combining the windows")
             segments = [each.segment(number) for each in parts]
             used = looks.relevant(segments)
             answer = show_answer(looks.conclude(question, used, preset, model), progress, silent=output.json)

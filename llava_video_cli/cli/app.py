@@ -19,15 +19,15 @@ ABOUT = {
     "ask": "Ask one or more questions about a video or a picture.",
     "chat": "Talk about videos and pictures.",
     "caption": "Caption videos: one, or a folder of thousands.",
-    "batch": "Answer a file of requests, a JSON line each.",
-    "frames": "Show the frames that the model would see.",
+    "batch": "Answer a file of requests, one JSON object per line.",
+    "frames": "Save the frames that the model would see.",
     "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",
     "report": "Make one HTML page to look through results.",
-    "serve": "Keep a model loaded and answer over HTTP, as OpenAI's API does.",
+    "serve": "Serve a loaded model over HTTP with an OpenAI-compatible API.",
     "pull": "Download a checkpoint.",
     "doctor": "Show what this machine has, what a model needs, and what to do about each problem.",
     "presets": "List the presets, or show one.",
-    "demo": "Write a short clip and ask the embedded demo checkpoint about it.",
+    "demo": "Write a short clip and ask the included demo checkpoint about it.",
 }
 
 
@@ -44,7 +44,7 @@ def command(name: str) -> Any:
 
 
 class _Commands(TyperGroup):
-    """The commands; `llvid --help` needs just their lines in `ABOUT`."""
+    """The commands; `llvid --help` needs only their lines in `ABOUT`."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -65,7 +65,7 @@ app = typer.Typer(
     name="llvid",
     cls=_Commands,
     help="Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.",
-    epilog="`llvid demo` shows it at work without a download; its checkpoint knows only moving coloured shapes.",
+    epilog="Try `llvid demo` first: it needs no download. Its checkpoint knows only moving coloured shapes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -96,7 +96,7 @@ def run(arguments: list[str]) -> int:
         app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
     group = typer.main.get_command(app)
     try:
-        # Typer's own main would make an exit with 130 of Ctrl-C, as a command that handled it does.
+        # Typer's own main turns Ctrl-C into exit code 130, which a command that handled Ctrl-C itself returns too.
         with group.make_context("llvid", arguments) as context:
             code = group.invoke(context)()
         sys.stdout.flush()
@@ -110,11 +110,11 @@ def run(arguments: list[str]) -> int:
         console.stderr.print("interrupted")
         return _EXIT_INTERRUPTED
     except typer.TyperException as failure:
-        if type(failure).__name__ == "NoArgsIsHelpError":  # bare `llvid`: help, but still no success
+        if type(failure).__name__ == "NoArgsIsHelpError":  # `llvid` alone shows the help, and fails
             console.stderr.print(failure.format_message())
         else:
             where = getattr(getattr(failure, "ctx", None), "command_path", "llvid")
-            console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how it is used")
+            console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how to use it")
         return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE

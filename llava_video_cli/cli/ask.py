@@ -53,7 +53,7 @@ class AskFlags:
     )
     windows: float | None = flag(
         None,
-        "For long videos: ask about each window of this length, then answer from what was seen in them.",
+        "For long videos: ask about each window of this length, then combine the answers.",
         min=0.01,
         metavar="SECONDS",
     )
@@ -67,7 +67,7 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="QUESTION...", show_default=False,
-            help="Each is asked on its own, without the others; `-` reads one from stdin.",
+            help="Each question is asked separately, without the others; `-` reads a question from stdin.",
         ),
     ] = None,
     *,
@@ -83,14 +83,14 @@ def ask(
     if own.messages is not None:
         if media is not None or own.more_media:
             raise UsageError(
-                "--messages and media or questions exclude each other", "write them into the file of --messages"
+                "use --messages, or MEDIA and QUESTION, not both", "write the media and questions into the file"
             )
         written = read_conversation(own.messages)
         _answer_messages(written, settle(preset, model, frames, text, written), output)
         return
     if media is None or not questions:
         raise UsageError(
-            f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how it is used"
+            f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how to use it"
         )
     settings = settle(preset, model, frames, text)
     texts = _questions(questions)
@@ -100,11 +100,11 @@ def ask(
     if own.windows is not None:
         ask_windows(paths, texts, own.windows, settings, output, subtitles, show_questions=show_questions)
         return
-    # A server of the user's own that has the model loaded, if the options leave it a choice.
+    # A server of this user may have the model loaded; options that say how to load it rule the server out.
     is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)
     if not output.quiet and is_free and (url := announced(settings.model)) is not None:
         output.note(
-            f"your server at {url} has {settings.model} loaded: with --server {url} nothing has to be loaded here"
+            f"your server at {url} has {settings.model} loaded: use it with --server {url} to load nothing here"
         )
     answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
 
@@ -116,7 +116,7 @@ def _answer_messages(written: Conversation, settings: Settings, output: OutputFl
     preset = settings.preset
     session = replace(Session.of(written.drafts, preset.sampling, preset.generation), system=preset.system)
     if session.question is None:
-        raise UsageError("the last message must be the user's, with a text")
+        raise UsageError("the last message must be from the user, and have a text")
     with console.progress(output.quiet) as progress:
         chat = TerminalChat(session, settings, output, progress)
         chat.insist()
@@ -142,10 +142,10 @@ def _questions(questions: Sequence[str]) -> list[str]:
 
 def _stdin() -> str:
     if sys.stdin is None:
-        raise UsageError("a question should come from stdin, but it is closed")
+        raise UsageError("can't read the question: stdin is closed")
     if sys.stdin.isatty():
-        console.note("type the question, then Ctrl-D")
+        console.note("type the question, then press Ctrl-D")
     try:
         return sys.stdin.read().strip()
     except UnicodeDecodeError:
-        raise UsageError("the question from stdin is not text in UTF-8") from None
+        raise UsageError("the question from stdin is not UTF-8 text") from None

@@ -13,13 +13,13 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlag
 from .run import carry_out, confirm_overwrite, run_options
 from .settings import settle
 
-HELP = """Answer a file of requests, a JSON line each.
+HELP = """Answer a file of requests, one JSON object per line.
 
 Examples:
 
     llvid batch requests.jsonl -o answers.jsonl
 
-A line of requests.jsonl, relative to its folder:
+A line of requests.jsonl, whose paths are relative to its folder:
 
     {"id": "a1", "video": "a.mp4", "question": "Who is in it?", "frames": 16}
 """
@@ -30,12 +30,12 @@ def batch(
         str,
         typer.Argument(
             metavar="REQUESTS.jsonl", show_default=False,
-            help="Lines of JSON: `id`, `video` or `media`, `question` or `messages`, settings named as the options.",
+            help="JSON lines: `id`, `video` or `media`, `question` or `messages`, and settings named as the options.",
         ),
     ],
     *,
     to: Annotated[
-        str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where the answers go.", show_default=False)
+        str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="File for the answers.", show_default=False)
     ],
     run: RunFlags,
     model: AnyModelFlags,

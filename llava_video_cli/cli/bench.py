@@ -16,15 +16,15 @@ from ..model import Quantize
 from ..runs.media import check_media
 from ..runs.record import path_to_text
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags
+from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
     from ..diagnostics.bench import Bench, BenchModel, MachineInfo, Measurement
 
-# A model with fewer parameters gains nothing from 4 bits.
+# A model with fewer parameters gains nothing from 4-bit weights.
 _SMALL = 100_000_000
-_LABELS = {"none": "not quantized", "auto": "as it is loaded"}
+_LABELS = {"none": "not quantized", "auto": "as loaded"}
 HELP = """Measure this machine: decoding, loading, tokens/s, videos/s, memory. The table goes to stderr; the last line
 of stdout is one JSON document.
 
@@ -48,32 +48,24 @@ def bench(
     *,
     random_weights: Annotated[
         str | None,
-        typer.Option(
-            "--random-weights", metavar="SIZE", show_default=False,
-            help="A model of that size with random weights: 1B, 7B, 7B-32K or 34B; the same as -m random:SIZE.",
-        ),
+        option("The size of a model with random weights: 1B, 7B, 7B-32K or 34B; as -m random:SIZE.", metavar="SIZE"),
     ] = None,
-    runs: Annotated[
-        int, typer.Option("--runs", min=1, metavar="N", show_default=False, help="Runs of each cell [default: 3].")
-    ] = 3,
+    runs: Annotated[int, option("Runs of each measurement [default: 3].", min=1, metavar="N")] = 3,
     seconds: Annotated[
         float | None,
-        typer.Option(
-            "--seconds", min=1, metavar="S", show_default=False,
-            help="Time for the runs in each precision; what would take longer is left out [default: 60].",
-        ),
+        option("Time per precision; measurements that need longer are skipped [default: 60].", min=1, metavar="S"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One run of 8 frames, batches of 1 and 8; at most 20 s a precision.")
+        bool, option("One run with 8 frames, batches of 1 and 8, and at most 20 s per precision.", "--quick")
     ] = False,
     model: AnyModelFlags,
     preset: PresetFlag,
     output: OutputFlags,
-) -> None:  # fmt: skip
-    """Measure, and write the table and the document; after Ctrl-C, of what is measured so far."""
+) -> None:
+    """Measure, and write the table and the document, after Ctrl-C those of the results so far."""
     if random_weights is not None:
         if model.model is not None:
-            raise UsageError("--random-weights and --model exclude each other")
+            raise UsageError("use --random-weights or --model, not both")
         model = replace(model, model=f"random:{random_weights}")
     from ..diagnostics.bench import Bench, BenchPlan, machine_info
 
@@ -85,11 +77,11 @@ def bench(
     presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
     subjects = _subjects(settings, model.quantize or presets)
     with console.progress(output.quiet) as progress, _clip(video, progress) as path:
-        progress.say("reading the machine's facts")
+        progress.say("examining this machine")
         machine = machine_info()
-        if machine.is_busy and not output.quiet:
+        if machine.is_busy:
             busy = f"load {machine.load:.1f} on {machine.cores} cores"
-            console.note(f"the machine is busy ({busy}): the results will be inaccurate")
+            output.note(f"the machine is busy ({busy}): the results will be inaccurate")
         results = Bench(path, plan, progress.say)
         is_whole = False
         try:
@@ -105,7 +97,7 @@ def bench(
             progress.stop()
             if not output.quiet and not output.json:
                 _write_tables(results, machine, settings.model)
-            clip = {"name": path_to_text(video) if video else "10 s of 720p, made for it"}
+            clip = {"name": path_to_text(video) if video else "10 s of 720p, generated"}
             what = {"machine": asdict(machine), "model": settings.model, "video": clip, "is_whole": is_whole}
             console.write_json(what | results.values)
 

@@ -57,7 +57,7 @@ def caption(
         list[str],
         typer.Argument(
             metavar="PATH...", show_default=False,
-            help="Videos and folders of videos; `-` reads a list of them from stdin, a line each or divided by NUL.",
+            help="Videos and folders of videos; `-` reads paths from stdin, one per line or separated by NUL.",
         ),
     ],
     *,
@@ -65,31 +65,31 @@ def caption(
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", show_default=False,
-            help="Where the records go, by its ending: .jsonl, .csv or .parquet; for one video also .txt, .srt, .vtt.",
+            help="File ending in .jsonl, .csv or .parquet, for one video also .txt, .srt or .vtt [default: stdout].",
         ),
     ] = None,
     sidecar: Annotated[
         list[str] | None,
         typer.Option(
-            "--sidecar", metavar="txt|srt|vtt", help="A file beside each video; repeatable.", show_default=False
+            "--sidecar", metavar="txt|srt|vtt", help="Write a file next to each video; repeatable.", show_default=False
         ),
     ] = None,
     output_dir: Annotated[
         str | None,
         typer.Option(
             "--output-dir", metavar="DIR", show_default=False,
-            help="The sidecars go there instead, with the videos' tree kept.",
+            help="Write the sidecars to this folder, with the subfolders of the videos.",
         ),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also search subfolders.")] = False,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="TEXT", help="What to ask [default: the preset's].", show_default=False),
+        typer.Option("--prompt", metavar="TEXT", help="The prompt [default: the preset's].", show_default=False),
     ] = None,
     every: Annotated[
         float | None,
         typer.Option(
-            "--every", min=0.01, metavar="SECONDS", help="Caption each window of that length.", show_default=False
+            "--every", min=0.01, metavar="SECONDS", help="Caption each window of this length.", show_default=False
         ),
     ] = None,
     run: RunFlags,
@@ -110,13 +110,13 @@ def caption(
     subtitles = settle_subtitles(speech, paths if is_file else ())
     kinds = _kinds(sidecar or ())
     if output_dir and not kinds:
-        raise UsageError("--output-dir is for sidecars", "say which with --sidecar txt, srt or vtt")
+        raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt or vtt")
     source = settings.source_of(model)
     if cluster != ClusterFlags():
         from .cluster import check_flags, on_cluster
 
         if settings.remote is not None:
-            raise UsageError("--ray and --server exclude each other", "several servers share a folder without Ray")
+            raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
         task = caption_task(settings.preset, source, every, settings.drawn_seed)
         if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
@@ -159,7 +159,7 @@ def _listed(paths: Sequence[str]) -> list[str]:
 
 def _stdin_paths() -> list[str]:
     if sys.stdin is None:
-        raise UsageError("the paths were to come from stdin, but it is closed")
+        raise UsageError("can't read the paths: stdin is closed")
     content = sys.stdin.buffer.read()
     return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
 
@@ -179,7 +179,7 @@ def _stream(
         answer_all([path], [settings.preset.prompt], settings, output, subtitles)
         return
     if check_media([path]) != [None]:
-        raise MediaError(f"{path} is a picture: it has no windows")
+        raise MediaError(f"{path} is a picture, which has no windows")
     task = Task(settings.preset, every, subtitles=subtitles)
     largest = largest_requests(task, rope_auto=settings.rope_auto)
     model, counts = load(settings, output, largest, lambda: [expected_request(path, task)]), []

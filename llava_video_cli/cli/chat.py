@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 HELP = """Talk about videos and pictures: the model remembers the conversation.
 
-/help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D ends the chat. From a pipe, each line is
-a question or a command, and the exit code is 1 if one of them failed.
+/help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D ends the chat. If stdin is a pipe, each
+line is a question or a command, and the exit code is 1 if one of them failed.
 
 Examples:
 
@@ -40,9 +40,9 @@ Examples:
     printf 'Who is in it?\\nWhere are they?\\n' | llvid chat video.mp4
 """
 _PROMPT = "> "
-_MOST_LINES = 1000  # of the history that are kept
+_MOST_LINES = 1000  # of the history
 _MOST_BYTES = 2**20
-_FIRST_CHECK_SECONDS = 0.2  # a missing model is mostly reported before the first question is typed
+_FIRST_CHECK_SECONDS = 0.2  # a missing model is usually reported before the first question is typed
 
 
 def chat(
@@ -54,7 +54,7 @@ def chat(
     load: Annotated[
         Path | None, option("Continue a conversation from a YAML or JSON file that /save wrote.", metavar="FILE")
     ] = None,
-    no_history: Annotated[bool, option("Do not keep a history of typed lines.", "--no-history")] = False,
+    no_history: Annotated[bool, option("Do not save a history of typed lines.", "--no-history")] = False,
     model: AnyModelFlags,
     frames: FrameFlags,
     text: TextFlags,
@@ -79,7 +79,7 @@ def chat(
         terminal_chat.file = load
         if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
             terminal_chat.pictures = protocol(os.environ)
-        terminal_chat.hurry()
+        terminal_chat.load_anyway()
         terminal_chat.media(session)
         terminal_chat.loader.check(_FIRST_CHECK_SECONDS)
         if lines.interactive:
@@ -134,7 +134,7 @@ class ChatInput:
 
     def __init__(self, history: Path | None, complete: Callable[[str], list[str]]) -> None:
         if sys.stdin is None:
-            raise UsageError("the questions come from stdin, but it is closed")
+            raise UsageError("can't read questions: stdin is closed")
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # paths are not always text
         self.interactive = sys.stdin.isatty()
@@ -169,7 +169,7 @@ class ChatInput:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C discard a line, also while a model loads: nothing is imported here that it could break."""
+    """Let Ctrl-C discard a line, even while a model loads: this thread imports nothing that it could interrupt."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -187,7 +187,7 @@ def _editor(complete: Callable[[str], list[str]]) -> ModuleType | None:
 
     def offer(_: str, number: int) -> str | None:
         if number == 0:
-            # The terminal would obey control characters in a name.
+            # The terminal would execute control characters in a name.
             matches[:] = [
                 line for line in complete(readline.get_line_buffer()) if console.shown(line, one_line=True) == line
             ]
@@ -207,11 +207,11 @@ def read_history(path: Path) -> list[str]:
         return []
     lines = content[-_MOST_BYTES:].splitlines(keepends=True)[-_MOST_LINES:]
     if len(content) > _MOST_BYTES or content.count(b"\n") > 2 * _MOST_LINES:
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         with suppress(OSError):
-            with _private(beside) as file:
+            with _private(temporary) as file:
                 file.writelines(lines)
-            beside.replace(path)
+            temporary.replace(path)
     return [console.shown(os.fsdecode(line).rstrip("\n"), one_line=True) for line in lines]
 
 

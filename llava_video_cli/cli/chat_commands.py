@@ -25,8 +25,6 @@ _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
 _CHUNK = 4096  # characters of a picture in one escape sequence, the most that kitty's protocol allows
 _PROGRAMS: dict[str, Protocol] = {"ghostty": "kitty", "WezTerm": "iterm", "iTerm.app": "iterm"}
 _TERMS: dict[str, Protocol] = {"xterm-kitty": "kitty", "xterm-ghostty": "kitty"}
-_EXIT = ("exit", "quit")
-_LOAD_HINT = "`llvid chat --load FILE` continues a conversation"
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,14 @@ def take(chat: TerminalChat, line: str) -> bool:
         chat.put(text.removeprefix("/"))
         return True
     name, _, argument = text[1:].partition(" ")
-    if name in _EXIT:
+    if name in ("exit", "quit"):
         return False
     command = next((each for each in COMMANDS if each.name == name), None)
     if command is None:
         names = [f"/{each.name}" for each in COMMANDS]
-        hint = (
-            _LOAD_HINT
-            if name == "load"
-            else nearest(f"/{name}", names) or "/help lists the commands; type // to ask a question that begins with /"
-        )
+        hint = nearest(f"/{name}", names) or "/help lists the commands; type // to ask a question that begins with /"
+        if name == "load":
+            hint = "`llvid chat --load FILE` continues a conversation"
         raise UsageError(f"there is no command /{name}", hint)
     argument = argument.strip()
     if argument and not command.argument:
@@ -140,7 +136,7 @@ def _frames(chat: TerminalChat, _: str) -> None:
         if chat.pictures is not None:
             png = BytesIO()
             sheet.save(png, format="png")
-            sys.stdout.write(drawn(png.getvalue(), chat.pictures, _SHEET_COLUMNS))
+            sys.stdout.write(terminal_picture(png.getvalue(), chat.pictures, _SHEET_COLUMNS))
             sys.stdout.flush()
 
 
@@ -158,7 +154,7 @@ def protocol(environment: Mapping[str, str]) -> Protocol | None:
     return _TERMS.get(term) or _PROGRAMS.get(program)
 
 
-def drawn(png: bytes, how: Protocol, columns: int) -> str:
+def terminal_picture(png: bytes, how: Protocol, columns: int) -> str:
     """Return the escape sequence that shows a picture, `columns` characters wide, and ends the line."""
     data = base64.b64encode(png).decode("ascii")
     if how == "iterm":
@@ -190,7 +186,7 @@ def _set(chat: TerminalChat, argument: str) -> None:
     if value.strip():
         chat.session = chat.session.set(name, value.strip())
     elif name:
-        chat.session.set(name, "1")  # a name that is none is an error
+        chat.session.set(name, "1")  # an unknown name is an error
     values = chat.session.settings()
     for key in (name,) if name in values else values:
         chat.say(f"{key} {'none' if values[key] is None else values[key]}")
@@ -202,7 +198,7 @@ def _undo(chat: TerminalChat, _: str) -> None:
         chat.say(f"removed {before.waiting[-1]}")
         return
     last = before.exchanges[-1]
-    media = f"; {', '.join(last.paths)} is kept for the next question" if last.paths else ""
+    media = f"; kept for the next question: {', '.join(last.paths)}" if last.paths else ""
     chat.say(f"removed {brief(last.question)}{media}")
 
 
@@ -213,7 +209,7 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
     if not chat.session.drafts:
         raise UsageError("there is nothing to save yet")
     if path.exists() and path != chat.file and not overwrite:
-        raise LlvidError(f"{path} is there already", f"/save! {path} writes over it")
+        raise LlvidError(f"{path} exists", f"use /save! {path} to replace it")
     session, preset = chat.session, chat.settings.preset
     model = preset.model
     if model != "demo" and Path(model).is_dir():
@@ -243,13 +239,13 @@ def _help(chat: TerminalChat, _: str) -> None:
 COMMANDS = (
     Command("video", "PATH", "add a video to the next question", _add),
     Command("image", "PATH", "add a picture to the next question", _add),
-    Command("frames", "", "write a contact sheet of what the model sees", _frames),
+    Command("frames", "", "write a contact sheet of the frames that the model sees", _frames),
     Command("system", "[TEXT]", "show the system prompt, or set it; `none` removes it", _system),
     Command("set", "[NAME VALUE]", "show the settings, or change one: /set temperature 0.7", _set),
     Command("undo", "", "remove the last question and answer, or a video or picture added since", _undo),
     Command("retry", "", "ask the last question again; a sampled answer will differ", lambda chat, _: chat.retry()),
     Command("save", "[PATH]", "write the conversation to a .yaml or .json file", _save),
-    Command("save!", "[PATH]", "the same, even if the file exists", lambda chat, path: _save(chat, path, True)),
+    Command("save!", "[PATH]", "the same, but replace an existing file", lambda chat, path: _save(chat, path, True)),
     Command("clear", "", "forget the conversation and its media", _clear),
     Command("help", "", "list the commands", _help),
     Command("exit", "", "end the chat", lambda *_: None),

@@ -1,4 +1,4 @@
-"""A chat on the terminal: its answers are shown as they come, with what they took of the context."""
+"""A chat on the terminal: its answers are shown as they are generated, with the tokens that they used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_NAMED = 4  # media, the largest first
 class TerminalChat(Chat):
     """A chat that shows its answers. `file` is where it was loaded from or saved to, `sheets` are those it wrote.
 
-    With `stops`, Ctrl-C stops an answer and no more; `pictures` is how the terminal shows them, if it does.
+    With `stops`, Ctrl-C stops only an answer; `pictures` is the terminal's protocol for pictures, if it has one.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class TerminalChat(Chat):
         output.note(*settings.notes)
 
     def insist(self) -> None:
-        """Load the model unless it loads already; raises `ContextError` if the open question doesn't fit."""
+        """Start to load the model, once; raises `ContextError` if the open question doesn't fit."""
         if not self.loader.has_begun:
             self.loader.insist([self.expected_request(announced_frames)])
 
-    def hurry(self) -> None:
-        """Load the model even if the open question doesn't fit, and say so: a command may make room for it."""
+    def load_anyway(self) -> None:
+        """Start to load the model even if the open question doesn't fit, and say so: a command may make it fit."""
         if self.loader.has_begun:
             return
         request = self.expected_request(announced_frames)
         budget = self.loader.counter.budget(request)
         if budget.left < 0:
             ways = _ways(budget, request.media)
-            full = str(refusal(budget, self.session.paths, request.media, 0))
+            full = str(no_fit(budget, self.session.paths, request.media, 0))
             self.say(f"{full}: {' or '.join(ways)}" if ways else full)
         self.loader.insist()
 
@@ -93,7 +93,7 @@ class TerminalChat(Chat):
         """Ask the last question again; its answer is kept until there is another one."""
         again = self.session.retry()
         if again.tries > self.session.tries and again.generation.temperature == 0:
-            self.say("the same question has the same answer at temperature 0; /set temperature 0.7 gives others")
+            self.say("at temperature 0 the answer stays the same; /set temperature 0.7 gives other answers")
         self._answer(again)
 
     def show(self, session: Session, request: Request) -> Answer:
@@ -116,7 +116,7 @@ class TerminalChat(Chat):
         self.spinner.say(self.settings.opening)
         budget = self.loader.result().budget(request)
         if budget.is_exceeded:
-            raise refusal(budget, session.paths, request.media, self.last_step_tokens(session, request))
+            raise no_fit(budget, session.paths, request.media, self.last_step_tokens(session, request))
         before = self.session
         try:
             answer = self.show(session, request)
@@ -138,18 +138,18 @@ class TerminalChat(Chat):
 
 
 def _used(usage: Usage, context_tokens: int) -> str:
-    """Return the line behind an answer; a context of 0 tokens is unknown."""
+    """Return the line after an answer; a context of 0 tokens is unknown."""
     total = usage.prompt_tokens + usage.generated_tokens
     reused = f", {usage.cached_tokens:,} reused" if usage.cached_tokens else ""
-    seconds = f"{usage.first_token_seconds:.1f} s to the first word"
+    seconds = f"{usage.first_token_seconds:.1f} s to the first token"
     of_all = f" of {context_tokens:,}" if context_tokens else ""
     return f"{total:,}{of_all} tokens{reused} · {seconds}"
 
 
-def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_tokens: int) -> ContextError:
-    """Return the error of a question that doesn't fit: what takes how much, and what would make room.
+def no_fit(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_tokens: int) -> ContextError:
+    """Return the error of a question that doesn't fit: how many tokens each part takes, and what would make it fit.
 
-    `undone_tokens` is what /undo would give back.
+    `undone_tokens` is how many /undo would free.
     """
     parts = sorted(zip(budget.media_tokens, paths, media, strict=True), key=lambda part: -part[0])
     named = [
@@ -160,19 +160,19 @@ def refusal(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone
     named += [f"other media {rest:,}"] * bool(rest)
     named.append(f"text {budget.text_tokens:,}")
     message = (
-        f"no room: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
-        f"up to {budget.answer_tokens:,}, but the context is {budget.context_tokens:,}"
+        f"too long: the conversation takes {budget.prompt_tokens:,} tokens ({', '.join(named)}) and the answer "
+        f"up to {budget.answer_tokens:,}, but the context has {budget.context_tokens:,}"
     )
     ways = _ways(budget, media)
     if undone_tokens > 0:
-        ways.append(f"/undo (gives back {undone_tokens:,} tokens)")
+        ways.append(f"/undo (frees {undone_tokens:,} tokens)")
     if not ways:
         return ContextError(message, "ask a shorter question, or /clear the conversation")
-    return ContextError(message, f"{' or '.join(ways)}, then /retry asks again")
+    return ContextError(message, f"{' or '.join(ways)}, then /retry to ask again")
 
 
 def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:
-    """Return the settings each of which would do alone."""
+    """Return the settings, each of which alone would make the question fit."""
     frames, answer_tokens = budget.frames_each([medium.frame_count for medium in media]), budget.longest_answer
     longer = [f"/set max_new_tokens {answer_tokens}"] if answer_tokens >= _FEWEST_TOKENS else []
     return [*([f"/set frames {frames}"] if frames else []), *longer]

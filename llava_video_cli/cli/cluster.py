@@ -37,12 +37,12 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
     """Raise UsageError for flags that don't go together."""
     if flags.ray is None:
         given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
-        raise UsageError(f"--{given} is for a run on a cluster", "say which with --ray auto, or local")
+        raise UsageError(f"--{given} needs --ray", "add --ray auto or --ray local")
     address = os.environ.get("RAY_ADDRESS", "") if flags.ray == "auto" else flags.ray
     if address.startswith("ray://"):
         host = address.removeprefix("ray://").rpartition(":")[0] or "HEAD"
         raise UsageError(
-            f"llvid does not run through a Ray client ({address}): submit the command as a job of the cluster",
+            f"llvid can't use a Ray client address ({address}): submit the command as a job of the cluster",
             f"ray job submit --address http://{host}:8265 -- "
             "llvid caption /shared/clips -o /shared/captions.jsonl --ray auto",
         )
@@ -50,11 +50,11 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
         raise UsageError(f"--ray must be auto or local, got {flags.ray!r}")
     if sidecars:
         raise UsageError(
-            "--sidecar does not go with --ray",
-            "run the same command with -o and --ray, then once more without --ray: it only writes the sidecars",
+            "--sidecar can't be used with --ray",
+            "use -o with --ray; then run the same command with --sidecar, without --ray: it only writes the sidecars",
         )
     if subtitles:
-        raise UsageError("--subtitles does not go with --ray: they are for one video")
+        raise UsageError("--subtitles can't be used with --ray: it needs exactly one video")
 
 
 def on_cluster(
@@ -93,8 +93,7 @@ def on_cluster(
                 if records.files is None:
                     show_outcome(outcome)
                 meter.count(failed=isinstance(outcome, Failure))
-        if not output.quiet:
-            _sum_up(meter, progress.latest, stop, records)
+        output.note(_summary(meter, progress.latest, stop, records))
     if stop.is_set():
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if meter.failed else 0
@@ -109,13 +108,14 @@ def _show(result: ClusterEstimate, session: ClusterSession, output: OutputFlags)
         console.write_json(values | {"worker_hours": result.worker_hours, "hours": hours})
         return
     kind = "GPU" if session.on_gpus else "worker"
-    lines = [f"{result.todo:,} videos to do, {result.done:,} done before, {result.unreadable:,} can't be found"]
+    lines = [f"{result.todo:,} videos to do, {result.done:,} done before, {result.unreadable:,} not found"]
     if result.sample:
         lines += [
-            f"measured on {result.sample} of them, {result.failed} failed: {result.read_seconds:.3g} s of a core to"
-            f" read one, {result.answer_seconds:.3g} s of a {kind} to answer",
-            f"{_duration(result.worker_hours)} of one {kind}; {_duration(hours)} with {_count(workers, kind)} and"
-            f" {_count(readers, 'reader')}; {result.readers_per_worker:.2g} readers keep one {kind} busy",
+            f"measured on {result.sample} of them ({result.failed} failed): a video takes {result.read_seconds:.3g} s"
+            f" of a core to read, {result.answer_seconds:.3g} s of a {kind} to answer",
+            f"in total {_duration(result.worker_hours)} of one {kind}, or {_duration(hours)} with"
+            f" {_count(workers, kind)} and {_count(readers, 'reader')};"
+            f" {result.readers_per_worker:.2g} readers keep one {kind} busy",
         ]
     console.write("\n".join(lines) + "\n")
 
@@ -131,10 +131,8 @@ def _cluster(flags: ClusterFlags, device: str) -> Cluster:
     if flags.gpus is not None:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", flags.gpus)
         lowest, highest = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if lowest < 1:
-            raise UsageError(f"--gpus must be a number or MIN-MAX, got {flags.gpus!r}")
-        if highest < lowest:
-            raise UsageError(f"--gpus must be MIN-MAX, got {flags.gpus!r}")
+        if not 1 <= lowest <= highest:
+            raise UsageError(f"--gpus must be a number above 0, or MIN-MAX, got {flags.gpus!r}")
     return Cluster(flags.ray or "auto", lowest, highest, flags.readers, device)
 
 
@@ -143,15 +141,12 @@ def _connect(cluster: Cluster, output: OutputFlags, stack: ExitStack) -> Cluster
     with console.progress(output.quiet) as spinner:
         spinner.say("connecting to the Ray cluster" if cluster.address != "local" else "starting Ray")
         session = stack.enter_context(cluster.connected())
-    if not output.quiet:
-        low, high = session.min_workers, session.max_workers
-        workers = _count(high, "worker") if low == high else f"{low} to {high} workers"
-        kind = "a GPU each" if session.on_gpus else "on CPUs"
-        dashboard = f"; dashboard: http://{session.dashboard}" if session.dashboard else ""
-        console.note(
-            f"Ray, {_count(session.nodes, 'node')}: {workers} with a model, {kind};"
-            f" {_count(session.readers, 'reader')}{dashboard}"
-        )
+    low, high = session.min_workers, session.max_workers
+    workers = _count(high, "worker") if low == high else f"{low} to {high} workers"
+    kind = "a GPU each" if session.on_gpus else "on CPUs"
+    dashboard = f"; dashboard: http://{session.dashboard}" if session.dashboard else ""
+    readers = _count(session.readers, "reader")
+    output.note(f"Ray, {_count(session.nodes, 'node')}: {workers} with a model, {kind}; {readers}{dashboard}")
     return session
 
 
@@ -176,9 +171,9 @@ class _ClusterMeter(Meter):
         now, seconds = self._progress.latest, time.monotonic() - self._before_at
         if seconds >= _RATE_WINDOW_SECONDS or not self._words_shown:
             self._words_shown = [
-                f"{verb} {(now.units[stage] - self._before.units[stage]) / seconds:.1f}/s by {now.workers[stage]}"
+                f"{verb} {(now.units[stage] - self._before.units[stage]) / seconds:.1f}/s ({_count(workers, 'worker')})"
                 for stage, verb in _VERBS.items()
-                if now.workers[stage]
+                if (workers := now.workers[stage])
             ]
             if now.retried:
                 self._words_shown.append(f"{now.retried} videos tried again after a worker died")
@@ -186,12 +181,12 @@ class _ClusterMeter(Meter):
         return self._words_shown
 
 
-def _sum_up(meter: Meter, progress: ClusterProgress, stop: Event, records: ClusterOutput) -> None:
+def _summary(meter: Meter, progress: ClusterProgress, stop: Event, records: ClusterOutput) -> str:
     parts = [f"{meter.done} captioned"]
     if progress.done_before:
         parts.append(f"{progress.done_before} done before")
     if meter.failed:
         parts.append(f"{meter.failed} failed" + (f" (see {records.files[1].path})" if records.files else ""))
     if stop.is_set():
-        parts.append("stopped: the same command goes on")
-    console.note(", ".join(parts))
+        parts.append("stopped: run the same command to continue")
+    return ", ".join(parts)

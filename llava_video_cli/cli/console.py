@@ -1,4 +1,4 @@
-"""The terminal: answers go to stdout, everything else to stderr; control characters are shown, not obeyed."""
+"""The terminal: answers go to stdout, everything else to stderr; control characters are shown, not executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SLOW_SECONDS, _REFRESH_SECONDS = 0.5, 0.1
 
 
 def shown(text: str, one_line: bool = False) -> str:
-    """Return text in which control and formatting characters are visible, so that the terminal does not obey them.
+    """Return text in which control and formatting characters are visible, so that the terminal does not execute them.
 
     Line breaks and tabs stay, except with `one_line`. Covers C0, C1, the direction marks that reorder a
     line, and lone surrogates (the odd bytes of a file's name).
@@ -41,7 +41,7 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write a line of JSON to stdout; odd characters are escaped, so the line is safe to look at."""
+    """Write a line of JSON to stdout; control characters are escaped, so that a terminal can show the line safely."""
     from ..runs.formats import json_line  # `llvid --help` needs none of it
 
     sys.stdout.write(json_line(value) + "\n")
@@ -63,12 +63,10 @@ def error(failure: LlvidError | str, hint: str | None = None) -> None:
 
 def size(count: int) -> str:
     """Return a number of bytes as text, in decimal units as on the hub."""
-    value, units = float(count), iter(("bytes", "kB", "MB"))
-    for unit in units:
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
+    for unit, unit_bytes in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= unit_bytes:
+            return f"{count / unit_bytes:.1f} {unit}"
+    return f"{count} bytes"
 
 
 class Progress:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..errors import LlvidError
 from ..preset import Preset
 from ..system.files import whole_file
 from . import console
 from .answer import answer_all
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ _QUESTIONS = (
     "Does the color change?",
 )
 _NEXT = """
-These answers came from the demo checkpoint that is part of llvid. It knows coloured shapes that move, and nothing else.
+These answers came from the demo checkpoint that is part of llvid. It knows moving coloured shapes and nothing else.
 Ask it about the clip:      llvid ask {clip} "What color is it at the end?" -m demo
 See what the model sees:    llvid frames {clip} -p demo -o sheet.png
 Ask a real checkpoint:      llvid ask your-video.mp4 "What happens in this video?"
@@ -34,10 +32,10 @@ Ask a real checkpoint:      llvid ask your-video.mp4 "What happens in this video
 """
 
 
-HELP = """Write a short clip and ask the embedded demo checkpoint about it: no download, no GPU.
+HELP = """Write a short clip and ask the included demo checkpoint about it: no download, no GPU.
 
-The checkpoint knows only this world: one coloured shape on a dark background that moves, stays, or changes
-colour.
+The checkpoint knows only one coloured shape on a dark background, which moves or stays still, and may change
+its colour.
 
 Example:
 
@@ -49,13 +47,10 @@ def demo(
     *,
     to: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", show_default=False,
-            help="Where the clip is written [default: llvid-demo.mp4 in this folder].",
-        ),
+        option("File for the clip [default: llvid-demo.mp4 in the current folder].", "--output", "-o", metavar="PATH"),
     ] = None,
     output: OutputFlags,
-) -> None:  # fmt: skip
+) -> None:
     """Make the clip, ask about it, and show the next steps."""
     from ..demo.world import CODECS, write_clip
 
@@ -63,11 +58,11 @@ def demo(
     if clip.suffix not in CODECS:
         raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
     with console.progress(output.quiet) as progress:
-        progress.say("drawing a clip")
-        with whole_file(clip) as beside:
-            write_clip(beside, scene())
-            if clip.exists() and clip.read_bytes() != beside.read_bytes():
-                raise LlvidError(f"{clip} is there already, and is another clip", "choose another name with -o")
+        progress.say("generating a clip")
+        with whole_file(clip) as temporary:
+            write_clip(temporary, scene())
+            if clip.exists() and clip.read_bytes() != temporary.read_bytes():
+                raise LlvidError(f"{clip} exists and has other content", "choose another name with -o")
     output.note(f"wrote {clip}")
     settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
     answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)

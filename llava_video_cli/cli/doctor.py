@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from ..diagnostics.doctor import Diagnosis, ModelFit, Workload, examine
 from ..system.machine import Accelerators
 from . import console
 from .console import size
-from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags
+from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
 HELP = """Show what this machine has, what a model needs, and what to do about each problem. No weights are read and
@@ -31,7 +30,7 @@ Examples:
 
 def doctor(
     *,
-    imports: Annotated[bool, typer.Option("--imports", help="Import the packages too, which takes seconds.")] = False,
+    imports: Annotated[bool, option("Also import the packages, which takes seconds.", "--imports")] = False,
     model: ModelFlags,
     frames: FrameFlags,
     preset: PresetFlag,
@@ -77,7 +76,7 @@ def _print(diagnosis: Diagnosis) -> None:
         if problem.hint:
             line("bold", "  hint: ", problem.hint)
     if diagnosis.model is not None:
-        verdict = "can run here" if diagnosis.model.need else "may run here: what it needs is not known yet"
+        verdict = "can run here" if diagnosis.model.need else "may run here: its memory need is not known yet"
         line("bold", f"{diagnosis.model.model} " + (verdict if diagnosis.can_run else "can't run here"), "")
 
 
@@ -127,7 +126,7 @@ def _model(fit: ModelFit) -> Iterator[str]:
         yield f"{frames}: about {fit.tokens:,} of {fit.context_tokens:,} tokens"
     if fit.need is not None:
         need = fit.need
-        free = f"; {size(fit.room_bytes)} are free" if fit.room_bytes is not None else ""
+        free = f"; {size(fit.room_bytes)} is free" if fit.room_bytes is not None else ""
         yield (
             f"needs about {size(need.total_bytes)}: {size(need.weights_bytes)} of weights, {size(need.cache_bytes)} of "
             f"KV cache, {size(need.other_bytes)} of other memory{free}"

@@ -33,7 +33,7 @@ def download(
             return fetch(model, revision, offline=offline, progress=shown.show)
     except KeyboardInterrupt:
         if not quiet:
-            console.note("interrupted; the same command resumes the download")
+            console.note("interrupted; run the same command to resume the download")
         raise typer.Exit(130) from None
 
 
@@ -100,7 +100,7 @@ class Download:
         console.note(f"{progress.done_bytes / 1e9:.2f} of {progress.total_bytes / 1e9:.2f} GB{left}")
 
     def __enter__(self) -> Download:
-        self._spinner.say(f"asking the hub for {self._model}")
+        self._spinner.say(f"looking up {self._model} on the hub")
         return self
 
     def __exit__(self, *_: object) -> None:

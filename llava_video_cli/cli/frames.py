@@ -21,7 +21,7 @@ from .settings import settle_preset, settle_sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HELP = """Show the frames that the model would see.
+HELP = """Save the frames that the model would see.
 
 Examples:
 
@@ -39,11 +39,11 @@ class FramesFlags:
     to: str | None = flag(
         None,
         "An image file for a contact sheet, or a folder (ending in /) for one PNG per frame "
-        "[default: VIDEO-frames.png in this folder].",
+        "[default: VIDEO-frames.png in the current folder].",
         *("--output", "-o"),
         metavar="PATH",
     )
-    overwrite: bool = flag(None, "Overwrite existing files.", "--overwrite", default=False)
+    overwrite: bool = flag(None, "Replace existing files.", "--overwrite", default=False)
 
 
 def frames(
@@ -58,33 +58,32 @@ def frames(
     sampling = settle_sampling(settle_preset(preset), flags)
     if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
-    # Not a hidden file for ".mp4", and never inside a folder that the video's name makes up.
+    # Not a hidden file for ".mp4", and in the current folder whatever the video's path is.
     target = own.to if own.to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
     into_folder = target.endswith(("/", os.sep)) or Path(target).is_dir()
     if not into_folder:
-        _check_file(Path(target), own.overwrite)
+        if Path(target).suffix.lower() not in _SUFFIXES:
+            raise UsageError(f"{target} must end in {', '.join(_SUFFIXES)}, or in / for a folder")
+        _check_new(Path(target), own.overwrite)
     with console.progress(output.quiet) as progress:
         read = read_frames(video, sampling, progress=progress.watch("reading frames"))
     output.note(*read.notes)
-    written = _write_files(read, Path(target), own.overwrite) if into_folder else _write_sheet(read, Path(target))
+    if into_folder:
+        written = _write_files(read, Path(target), own.overwrite)
+    else:
+        from ..video.contact_sheet import contact_sheet
+
+        written = [Path(target)]
+        save(contact_sheet(read), written[0])
     if output.json:
         console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})
     else:
         console.write(f"{target if into_folder else written[0]}\n")
 
 
-def _check_file(path: Path, overwrite: bool) -> None:
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"{path} must end in {', '.join(_SUFFIXES)}, or in / for a folder")
+def _check_new(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise LlvidError(f"{path} is there already", "--overwrite writes over it")
-
-
-def _write_sheet(read: Frames, path: Path) -> list[Path]:
-    from ..video.contact_sheet import contact_sheet
-
-    save(contact_sheet(read), path)
-    return [path]
+        raise LlvidError(f"{path} exists", "use --overwrite to replace it")
 
 
 def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
@@ -93,20 +92,19 @@ def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
 
     paths = [folder / f"{number:04d}_{seconds:.3f}s.png" for number, seconds in enumerate(read.times_seconds, start=1)]
     for path in paths:
-        if path.exists() and not overwrite:
-            raise LlvidError(f"{path} is there already", "--overwrite writes over it")
+        _check_new(path, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LlvidError(f"can't make the folder {folder}: {error.strerror}") from None
+        raise LlvidError(f"can't create the folder {folder}: {error.strerror}") from None
     for path, image in zip(paths, read.images, strict=True):
         save(Pillow.fromarray(image), path)
     return paths
 
 
 def save(picture: Image, path: Path) -> None:
-    """Write a picture, whole or not at all, in the format of the path's ending."""
+    """Write a picture completely or not at all, in the format of the path's ending."""
     from PIL import Image as Pillow
 
-    with whole_file(path) as beside, beside.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         picture.save(file, format=Pillow.registered_extensions()[path.suffix.lower()])

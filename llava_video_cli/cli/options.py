@@ -37,7 +37,7 @@ _run, _cluster, _general = partial(flag, "Long runs"), partial(flag, "Cluster"),
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which checkpoint, and how it is loaded; None where the user set nothing."""
+    """Which checkpoint, and how it is loaded; None if the user did not set it."""
 
     model: str | None = _model(
         "Hub id, checkpoint folder, `demo`, or `random:7B` (random weights).",
@@ -47,18 +47,18 @@ class ModelFlags:
     )
     revision: str | None = _model("Branch, tag or commit on the hub.", metavar="REV")
     quantize: Quantize | None = _model(
-        "Language model in 8 or 4 bits (bitsandbytes) [default: auto, the most precise that fits]."
+        "Load the language model in 8 or 4 bits (bitsandbytes) [default: auto, the most precise that fits in memory]."
     )
     dtype: DType | None = _model("Precision of the weights [default: auto].")
     device: str | None = _model("auto, cpu, cuda, cuda:N or mps [default: auto].", metavar="DEVICE")
     attention: Attention | None = _model("Attention kernel [default: auto].")
     rope_factor: str | None = _model(
         "Stretch the context to N times its trained length: more frames fit, answers are slightly worse. "
-        "auto: only as much as the frames need [default: the checkpoint's].",
+        "With auto, only as much as the frames need [default: the checkpoint's].",
         metavar="auto|N",
     )
     pool_stride: int | None = _model(
-        "Pool N x N patches into a token: 144, 64, 36 or 9 tokens per frame [default: the checkpoint's].",
+        "Pool N x N patches into one token: 144, 64, 36 or 9 tokens per frame [default: the checkpoint's].",
         metavar="2|3|4|8",
     )
     pool_mode: PoolMode | None = _model("How patches are pooled [default: the checkpoint's].")
@@ -70,12 +70,12 @@ class AnyModelFlags(ModelFlags):
     """A checkpoint on this machine, or a model behind a server."""
 
     server: list[str] | None = _model(
-        "Use a model behind an OpenAI-compatible server. Several servers share a folder's work: repeat the "
-        "option, or put commas between the URLs. LLVID_API_KEY holds the key.",
+        "Use the model of an OpenAI-compatible server. To share a folder's work among several servers, repeat the "
+        "option, or separate the URLs with commas. The API key is read from LLVID_API_KEY.",
         envvar="LLVID_SERVER",
         metavar="URL",
     )
-    send: Send | None = _model("What is sent to a server: the frames, or the whole file [default: frames].")
+    send: Send | None = _model("What to send to the server: the chosen frames, or the whole file [default: frames].")
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -85,54 +85,52 @@ class AnyModelFlags(ModelFlags):
 
 @dataclass(frozen=True)
 class FrameFlags:
-    """Which frames of a video; None where the user set nothing."""
+    """Which frames of a video; None if the user did not set it."""
 
     frames: int | None = _frames("Number of frames [default: the preset's].", "--frames", "-n", metavar="N")
     fps: float | None = _frames("Frames per second of video, instead of --frames.", metavar="F")
-    start: str | None = _frames("Where the part to watch begins: seconds or [HH:]MM:SS.", metavar="TIME")
-    end: str | None = _frames("Where it ends: seconds or [HH:]MM:SS.", metavar="TIME")
+    start: str | None = _frames("Start of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")
+    end: str | None = _frames("End of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")
     sampling: Mode | None = _frames(
-        "uniform; endpoints (includes the first and last frame); keyframes (fast) [default: uniform]."
+        "How frames are chosen: uniform (evenly spaced), endpoints (evenly spaced, with the first and last frame), "
+        "or keyframes (only those, which is fast) [default: uniform]."
     )
 
 
 @dataclass(frozen=True)
 class TextFlags:
-    """The prompt, and how it is answered; None where the user set nothing."""
+    """The prompt, and how it is answered; None if the user did not set it."""
 
-    system: str | None = _text("System prompt, before the conversation.", metavar="TEXT")
+    system: str | None = _text("System prompt [default: the preset's].", metavar="TEXT")
     timestamps: bool | None = _text(
         "Tell the model the length of a video and the times of its frames [default: off].",
         "--timestamps/--no-timestamps",
     )
     max_new_tokens: int | None = _text("Longest answer, in tokens [default: 512].", metavar="N")
-    temperature: float | None = _text("0 is greedy; higher values vary more [default: 0].", metavar="T")
+    temperature: float | None = _text("0 is greedy; with higher values answers vary more [default: 0].", metavar="T")
     top_p: float | None = _text(
-        "Sample from the likeliest tokens, up to this total probability [default: 1].", metavar="P"
+        "Sample only from the most likely tokens, up to this total probability [default: 1].", metavar="P"
     )
     repetition_penalty: float | None = _text("A value above 1 makes repetition less likely [default: 1].", metavar="R")
-    seed: int | None = _text("Makes a sampled answer repeatable.", metavar="N")
+    seed: int | None = _text("Random seed, which makes a sampled answer repeatable [default: a new one].", metavar="N")
 
 
 @dataclass(frozen=True)
 class SpeechFlag:
-    """What is spoken in a video; None where the user set nothing."""
+    """What is spoken in a video; None if the user did not set it."""
 
     subtitles: str | None = _text(
-        "Give the model the subtitles in a .srt, .vtt or .ass file; `auto` takes the file beside the video.",
+        "Add the subtitles of a .srt, .vtt or .ass file to the prompt; `auto` uses the file next to the video.",
         metavar="FILE",
     )
 
 
 @dataclass(frozen=True)
 class PresetFlag:
-    """Which preset; None where the user set nothing."""
+    """Which preset; None if the user did not set it."""
 
     preset: str | None = _general(
-        "Name or path of a preset; `llvid presets` lists them.",
-        *("--preset", "-p"),
-        envvar="LLVID_PRESET",
-        metavar="NAME",
+        "Name or path of a preset; `llvid presets` lists them.", "--preset", "-p", envvar="LLVID_PRESET", metavar="NAME"
     )
 
 
@@ -141,30 +139,31 @@ class RunFlags:
     """How a long run is paced, and whether it resumes."""
 
     batch_size: int | None = _run(
-        "How many answers are generated together [default: measured during the run].", min=1, metavar="N"
+        "Answers that are generated in one batch [default: measured during the run].", min=1, metavar="N"
     )
     timeout: float = _run(
         "Skip a video that takes longer than this to read [default: 900].", default=900.0, min=0.1, metavar="SECONDS"
     )
-    overwrite: bool = _run("Start again instead of resuming; on a terminal, ask first.", "--overwrite", default=False)
+    overwrite: bool = _run("Start over instead of resuming; on a terminal, ask first.", "--overwrite", default=False)
 
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """Whether a long run takes place on a cluster; None where the user set nothing."""
+    """Whether a long run takes place on a cluster; None if the user did not set it."""
 
     ray: str | None = _cluster(
-        "Run on Ray: auto is the cluster that this machine belongs to, local a new one on it.", metavar="auto|local"
+        "Run on Ray: `auto` uses the cluster that this machine belongs to, `local` starts one on this machine.",
+        metavar="auto|local",
     )
     gpus: str | None = _cluster(
-        "Number of workers that hold the model, one GPU each if there are GPUs [default: all GPUs, else 1].",
+        "Workers that load the model, each with a GPU if there are GPUs [default: one per GPU, or 1 without GPUs].",
         metavar="N|MIN-MAX",
     )
     readers: int | None = _cluster(
-        "How many videos are read at a time, one core each [default: all other cores].", min=1, metavar="N"
+        "Videos that are read at the same time, one core each [default: all other cores].", min=1, metavar="N"
     )
     dry_run: bool = _cluster(
-        "Only show what would be done, with an estimate of its cost from a measured sample.", "--dry-run", default=False
+        "Only show what would be done, and how long it would take, measured on a sample.", "--dry-run", default=False
     )
 
 
@@ -188,7 +187,7 @@ class OutputFlags(QuietFlag):
 
 
 def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
-    """Return what takes the options of a command's flag dataclasses one by one, and returns the call to make."""
+    """Return a function that takes the fields of a command's flag dataclasses as options, and returns the call."""
     parameters, groups = [], {}
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():

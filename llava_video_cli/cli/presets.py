@@ -29,7 +29,7 @@ def presets(
     *,
     output: OutputFlags,
 ) -> None:
-    """Print the list, or a preset's own text."""
+    """Print the list, or the text of a preset."""
     if name is not None:
         preset = load_preset(name)
         assert preset.path is not None

@@ -1,4 +1,4 @@
-"""`llvid pull`: a checkpoint from the hub, whole and checked."""
+"""`llvid pull`: a checkpoint from the hub, complete and checked."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from . import console
 from .download import download
 from .options import OutputFlags, option
 
-HELP = """Download a checkpoint, and print its folder. The same command resumes a download that was interrupted. Only
-the files that are needed are downloaded, all of one commit, and each is checked against the hub's checksum.
---quantize also stores a quantized copy in the folder of --to; `-m DIR` loads it without converting it
-again.
+HELP = """Download a checkpoint, and print its folder. Run the same command again to resume an interrupted download.
+Only the files that llvid needs are downloaded, all of one commit, and each is checked against the hub's
+checksum. --quantize also stores a quantized copy in --to DIR; `-m DIR` loads it without quantizing again.
 
 Examples:
 
@@ -32,16 +31,14 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as owner/name.", show_default=False)],
     *,
     revision: Annotated[str | None, option("Branch, tag or commit [default: main].", metavar="REV")] = None,
-    offline: Annotated[bool, option("Use no network: take what was downloaded before, or fail.", "--offline")] = False,
-    quantize: Annotated[
-        Literal["8bit", "4bit"] | None, option("Also store a quantized copy in the folder of --to.")
-    ] = None,
+    offline: Annotated[bool, option("Use no network, and fail if anything is missing.", "--offline")] = False,
+    quantize: Annotated[Literal["8bit", "4bit"] | None, option("Also store a quantized copy in --to DIR.")] = None,
     to: Annotated[Path | None, option("Folder for the quantized copy.", metavar="DIR")] = None,
     output: OutputFlags,
 ) -> None:
     """Download, store a quantized copy if asked to, and print the folder."""
     if (quantize is None) != (to is None):
-        raise UsageError("--quantize and --to go together", "llvid pull MODEL --quantize 4bit --to DIR")
+        raise UsageError("use --quantize and --to together", "llvid pull MODEL --quantize 4bit --to DIR")
     local = _local_copy(model, revision, output, offline=offline)
     folder = str(local.folder)
     values: dict[str, object] = {"model": model, "revision": local.commit, "folder": folder, "bytes": local.bytes}
@@ -63,7 +60,7 @@ def _local_copy(model: str, revision: str | None, output: OutputFlags, *, offlin
         local = download(model, revision, spinner, quiet=output.quiet, offline=offline)
     source = f"{console.size(local.downloaded_bytes)} downloaded" if local.downloaded_bytes else "nothing to download"
     if not local.is_checked:
-        source = "downloaded before; the hub wasn't asked"
+        source = "already downloaded; the hub was not asked"
     output.note(f"revision {local.commit}: {console.size(local.bytes)}, {source}")
     return local
 
@@ -71,7 +68,7 @@ def _local_copy(model: str, revision: str | None, output: OutputFlags, *, offlin
 def _stored(
     model: str, folder: Path, quantize: Literal["8bit", "4bit"], to: Path, output: OutputFlags
 ) -> dict[str, object]:
-    """Store a quantized copy; return what the JSON line says of it."""
+    """Store a quantized copy; return what the JSON line says about it."""
     from ..inference.quantized import check_store, load_quantized, write
 
     check_store(folder, to, quantize)
@@ -80,5 +77,5 @@ def _stored(
         loaded = Background(LOADING, load_quantized, folder, quantize, model).result()
         spinner.say(f"writing {to}")
         written = write(loaded, folder, to)
-    output.note(f"stored in {quantize}: {console.size(written)}")
+    output.note(f"stored the {quantize} copy: {console.size(written)}")
     return {"folder": str(to), "bytes": written, "dtype": loaded.placement.dtype}

@@ -10,11 +10,11 @@ import typer
 from ..errors import LlvidError, UsageError
 from ..system.files import whole_file
 from . import console
-from .options import OutputFlags
+from .options import OutputFlags, option
 
-HELP = """Make one HTML page to look through results: contact sheets, captions, times, with search and filters. Reads
-what `llvid caption` and `llvid batch` wrote, and the failures in NAME.errors.jsonl beside it. The page is
-one file and opens in any browser, without a network.
+HELP = """Make one HTML page to look through results: contact sheets, captions, times, with search and filters. It
+reads the output of `llvid caption` or `llvid batch`, and the failures in NAME.errors.jsonl next to it. The
+page is one file that opens in any browser, without a network.
 
 Examples:
 
@@ -24,24 +24,19 @@ Examples:
 """
 
 
+_TO_HELP = "File for the page, which must end in .html [default: OUT-report.html in the current folder]."
+
+
 def report(
-    results: Annotated[
-        str, typer.Argument(metavar="OUT.jsonl", help="A JSONL file of results.", show_default=False)
-    ],
+    results: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="A JSONL file of results.", show_default=False)],
     *,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", show_default=False,
-            help="Where the page goes; must end in .html [default: OUT-report.html here].",
-        ),
-    ] = None,
+    to: Annotated[str | None, option(_TO_HELP, "--output", "-o", metavar="PATH")] = None,
     no_sheets: Annotated[
-        bool, typer.Option("--no-sheets", help="Leave out the contact sheets: no video is read again.")
+        bool, option("Leave out the contact sheets, so that no video is read.", "--no-sheets")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+    overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
     output: OutputFlags,
-) -> None:  # fmt: skip
+) -> None:
     """Check every line, write the page, and print its path."""
     from ..report.page import write_report
     from ..report.results import open_results
@@ -53,12 +48,12 @@ def report(
     if target.is_dir():
         raise LlvidError(f"{target} is a folder", "name a file with -o")
     if target.exists() and not overwrite:
-        raise LlvidError(f"{target} is there already", "--overwrite writes over it")
+        raise LlvidError(f"{target} exists", "use --overwrite to replace it")
     source = open_results(Path(results))
     with (
         console.progress(output.quiet) as progress,
-        whole_file(target) as beside,
-        beside.open("w", encoding="utf-8", newline="\n") as page,
+        whole_file(target) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as page,
     ):
         progress.say("writing the page")
 
@@ -66,11 +61,9 @@ def report(
             progress.say(f"reading frames: {done} of {source.count} results")
 
         unreadable = write_report(page, source, sheets=not no_sheets, progress=show)
-    if not output.quiet:
-        for line in source.notes:
-            console.note(line)
-        if unreadable:
-            console.note(f"{unreadable} video{'' if unreadable == 1 else 's'} can't be read any more")
+    output.note(*source.notes)
+    if unreadable:
+        output.note(f"{unreadable} video{'' if unreadable == 1 else 's'} can't be read any more")
     if output.json:
         counts = {"results": source.count, "failures": len(source.failures), "unreadable": unreadable}
         console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": source.notes})

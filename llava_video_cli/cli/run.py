@@ -150,7 +150,7 @@ def carry_out(
                     meter.count(failed=isinstance(outcome, Failure))
         except LlvidError:
             if run.summary.done and not (to_stdout or output.quiet):
-                console.note(f"{run.summary.done} {verb} until then: the same command goes on")
+                console.note(f"{run.summary.done} {verb} so far: run the same command to continue")
             raise
     if not output.quiet:
         _sum_up(run, noun, verb, can_resume=not to_stdout)
@@ -193,7 +193,7 @@ def show_outcome(outcome: Record | Failure) -> None:
 def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> None:
     summary = run.summary
     if summary == Summary():
-        console.note(f"no {noun} there")
+        console.note(f"no {noun} to process")
         return
     parts = [f"{summary.done} {verb}"]
     if summary.done_before:
@@ -202,7 +202,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
         where = f" (see {run.errors_path})" if run.errors_path is not None else ""
         parts.append(f"{summary.failed} failed{where}")
     if run.stop.is_set():
-        parts.append(f"{summary.left} left" + (": the same command goes on" if can_resume else ""))
+        parts.append(f"{summary.left} left" + (": run the same command to continue" if can_resume else ""))
     console.note(", ".join(parts))
 
 
@@ -217,7 +217,7 @@ def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
             os._exit(EXIT_INTERRUPTED)
         stop.set()
         if not output.quiet:
-            console.note("finishing what is running; Ctrl-C again stops at once")
+            console.note("finishing what is running; press Ctrl-C again to stop at once")
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, interrupt) for kind in kinds]
@@ -234,6 +234,6 @@ def confirm_overwrite(path: Path, output: OutputFlags) -> None:
         return
     if not console.stderr.is_terminal or output.quiet:
         return
-    console.stderr.print(f"write over {console.shown(str(path), one_line=True)}? [y/N] ", end="")
+    console.stderr.print(f"replace {console.shown(str(path), one_line=True)}? [y/N] ", end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise LlvidError(f"{path} stays as it is")
+        raise LlvidError(f"{path} is unchanged")

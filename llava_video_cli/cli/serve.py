@@ -16,11 +16,11 @@ from .download import prefetch
 from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, flag
 from .settings import settle
 
-_CONVERSATIONS = 8  # whose KV caches stay, if the memory suffices
-HELP = """Keep a model loaded and answer over HTTP, as OpenAI's API does.
+_CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
+HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
 POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health,
-/metrics. Waiting requests are answered together. The frame and text options are the defaults for requests
+/metrics. Waiting requests are answered in batches. The frame and text options are the defaults for requests
 that do not set them.
 
 Examples:
@@ -39,29 +39,34 @@ class ServeFlags:
     """Where the server listens, for whom, and its bounds."""
 
     host: str = _own(
-        "Address to listen on. One that other machines can reach needs an API key.", default="127.0.0.1", metavar="HOST"
+        "Address to listen on. If other machines can reach it, an API key is required.",
+        default="127.0.0.1",
+        metavar="HOST",
     )
     port: int = _own("Port to listen on; 0 picks a free one.", default=PORT, min=0, max=65535, metavar="N")
     api_key: str | None = _own(
-        "Answer only clients that send this key. Better set LLVID_API_KEY: others can see a command line.",
+        "Answer only clients that send this key. LLVID_API_KEY is safer: other users can see the command line.",
         envvar="LLVID_API_KEY",
         metavar="KEY",
     )
-    allow_media_dir: list[Path] | None = _own("Folder with files that file: URLs may name; repeatable.", metavar="DIR")
+    allow_media_dir: list[Path] | None = _own("Folder from which file: URLs may be read; repeatable.", metavar="DIR")
     allow_media_host: list[str] | None = _own(
-        "Host that http: and https: URLs may be fetched from, HOST or HOST:PORT; repeatable.", metavar="HOST"
+        "Host from which http: and https: URLs may be fetched: HOST or HOST:PORT; repeatable.", metavar="HOST"
     )
     max_queue: int = _own(
-        "Requests that may wait or be answered at a time; others get 429.", default=MAX_REQUESTS, min=1, metavar="N"
+        "Requests that may wait or be answered at the same time; further ones get status 429.",
+        default=MAX_REQUESTS,
+        min=1,
+        metavar="N",
     )
     max_batch: int | None = _own(
-        "Requests answered in one batch [default: as many as the memory has room for].", min=1, metavar="N"
+        "Requests that are answered in one batch [default: as many as fit in memory].", min=1, metavar="N"
     )
     max_request_bytes: int = _own(
-        "Largest request, data: URLs included.", default=MAX_BODY_BYTES, min=1024, metavar="N"
+        "Largest request in bytes, with its data: URLs.", default=MAX_BODY_BYTES, min=1024, metavar="N"
     )
     grace: float = _own(
-        "How long running answers may go on when the server is stopped.",
+        "Time for running answers to finish when the server is stopped.",
         default=GRACE_SECONDS,
         min=0,
         metavar="SECONDS",
@@ -75,7 +80,9 @@ def serve(
     """Load the model and answer until Ctrl-C or SIGTERM."""
     settings = settle(preset, model, frames, text)
     settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
-    folders = [_folder(path) for path in own.allow_media_dir or ()]
+    for path in own.allow_media_dir or ():
+        if not path.is_dir():
+            raise UsageError(f"--allow-media-dir: {path} is not a folder")
     try:
         from ..server.auth import Auth
         from ..server.serve import bind, url_of
@@ -85,11 +92,11 @@ def serve(
         ) from None
     key = own.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
-        raise UsageError("an API key must be printable ASCII without spaces around it")
+        raise UsageError("an API key must be printable ASCII, without spaces at its ends")
     if key is None and not is_loopback(own.host):
         raise UsageError(
             f"other machines can reach the server on {own.host}: it needs an API key",
-            "set LLVID_API_KEY, or leave --host out",
+            "set LLVID_API_KEY, or leave out --host",
         )
     bound = bind(own.host, own.port)  # before the model is loaded: an address in use is reported at once
 
@@ -106,13 +113,13 @@ def serve(
 
         from ..inference.families.llava_next_video import LlavaVideo
 
-        assert isinstance(loaded, LlavaVideo)  # there is no --server here
+        assert isinstance(loaded, LlavaVideo)  # `serve` has no --server
         service = open_service(
             loaded,
             settings.preset,
             Auth(key),
             BodyReader(own.max_request_bytes),
-            MediaSources(folders, own.allow_media_host or ()),
+            MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
             second_model=loaded.with_shared_weights(),
             max_requests=own.max_queue,
             max_batch=own.max_batch,
@@ -123,13 +130,7 @@ def serve(
     def ready() -> None:
         output.note(f"{settings.model} answers at {url}/v1, and in a browser at {url}; Ctrl-C stops the server")
 
-    # The usual way to stop a server, and no failure; uvicorn raises it again at the end.
+    # The usual way to stop a server is not a failure; uvicorn raises the signal again at the end.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with announce(url, loaded.name):
         Server(app(service), service.scheduler, bound, ready, own.grace).serve_until_stopped()
-
-
-def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(f"--allow-media-dir: {path} is not a folder")
-    return path.absolute()

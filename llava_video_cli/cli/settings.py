@@ -1,4 +1,4 @@
-"""The settings of a command: options beat the preset, the preset beats the defaults."""
+"""The settings of a command: options override the preset, and the preset overrides the defaults."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Settings:
     """What a command was asked to do.
 
-    `drawn_seed` is a random seed, for sampling where the user set none. With `rope_auto`, the RoPE factor is chosen
-    from what is asked.
+    `drawn_seed` is a random seed, for sampling if the user set none. With `rope_auto`, the RoPE factor is chosen
+    from the requests.
     """
 
     preset: Preset
@@ -47,15 +47,15 @@ class Settings:
 
     @property
     def opening(self) -> str:
-        """What `open` does, for the user to read while it does it."""
-        return f"loading {self.model}" if self.remote is None else f"asking {self.remote.settings['server']}"
+        """What `open` does, for the spinner."""
+        return f"loading {self.model}" if self.remote is None else f"connecting to {self.remote.settings['server']}"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the model that answers."""
         if self.remote is not None:
             return self.remote.notes
-        return ("random weights: the answers are noise",) if self.model.startswith(PREFIX) else ()
+        return ("random weights: the answers are meaningless",) if self.model.startswith(PREFIX) else ()
 
     @property
     def source(self) -> ModelSource:
@@ -64,11 +64,11 @@ class Settings:
 
     @property
     def undrawn_preset(self) -> Preset:
-        """The preset without a seed that nobody asked for: a resumable run draws its own."""
+        """The preset without a seed that the user did not set: a resumable run chooses its own."""
         return replace(self.preset, generation=self.preset.generation.asked(self.drawn_seed))
 
     def source_of(self, flags: ModelFlags) -> ModelSource:
-        """Return which model answers, with what the user said of its weights: a part of the keys of records."""
+        """Return which model answers, with the user's options for its weights: a part of the keys of records."""
         names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")  # which change the answers
         asked = _without_none(**{name: getattr(flags, name) for name in names})
         return replace(self.source, asked=tuple(asked.items()))
@@ -91,7 +91,7 @@ class Settings:
 
 
 def settle_preset(flag: PresetFlag, model: str | None = None) -> Preset:
-    """Return the preset asked for; without one, the demo's for the demo checkpoint, else the default."""
+    """Return the preset of --preset; without it, `demo` for the demo checkpoint, else `default`."""
     return load_preset(flag.preset or ("demo" if model == "demo" else "default"))
 
 
@@ -99,7 +99,7 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     """Return the preset's sampling with the user's flags over it."""
     if flags.frames is not None and flags.fps is not None:
         raise UsageError(
-            "--frames and --fps exclude each other", "with --fps, the number of frames depends on the length"
+            "use --frames or --fps, not both", "with --fps, the number of frames depends on the video's length"
         )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     changes: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
@@ -118,8 +118,8 @@ def settle(
 ) -> Settings:
     """Return the settings of a command; raises `UsageError` for values that make no sense.
 
-    The settings in a conversation's file (`written`) beat the default preset, and a preset that is asked for beats
-    them. With a server, the model is the one that --model names, or the server's first one; the preset's is ignored.
+    The settings in a conversation's file (`written`) override the default preset, and --preset overrides them. With a
+    server, the model is that of --model, or else the server's first one; the preset's model is ignored.
     """
     remote = _remote(model)
     name = remote.name if remote is not None else model.model
@@ -140,10 +140,10 @@ def settle(
         generation=generation,
         **_without_none(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
-    if remote is not None:  # so that a record of this server's is one of the same weights loaded here
+    if remote is not None:  # so that its records count as those of the same weights loaded here
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
         preset = replace(preset, quantize=cast("Quantize", quantize))
-    check_text(preset.system or "", "the system text")
+    check_text(preset.system or "", "the system prompt")
     names = ("dtype", "device", "attention", "pool_stride", "pool_mode")
     loading = Loading(
         quantize=preset.quantize,
@@ -165,7 +165,7 @@ def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None
     if flag.subtitles is None:
         return None
     if len(paths) != 1:
-        raise UsageError("--subtitles is for one video")
+        raise UsageError("--subtitles needs exactly one video")
     if check_media(paths) != [None]:
         raise MediaError(f"{paths[0]} is a picture, which has no subtitles")
     return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
@@ -176,12 +176,12 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
     servers = flags.servers if isinstance(flags, AnyModelFlags) else ()
     if not servers:
         if isinstance(flags, AnyModelFlags) and (flags.send or flags.server):
-            raise UsageError("--send is for --server" if flags.send else "--server is empty")
+            raise UsageError("--send needs --server" if flags.send else "--server is empty")
         return None
     for field in fields(ModelFlags):
         if field.name != "model" and getattr(flags, field.name) != field.default:
             option = f"--{field.name.replace('_', '-')}"
-            raise UsageError(f"{option} and --server exclude each other", "the server decides how its model is loaded")
+            raise UsageError(f"{option} can't be used with --server", "the server decides how its model is loaded")
     assert isinstance(flags, AnyModelFlags)
     from ..remote import open_remote
 
@@ -193,8 +193,8 @@ def _without_none(**values: Any) -> dict[str, Any]:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise `UsageError` for text that was not UTF-8 on the command line or in stdin: no tokenizer takes it."""
+    """Raise `UsageError` for text that was not UTF-8 on the command line or in stdin: tokenizers refuse it."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is not text in UTF-8") from None
+        raise UsageError(f"{what} is not UTF-8 text") from None

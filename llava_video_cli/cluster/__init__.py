@@ -67,7 +67,7 @@ def caption_on_cluster(
     """Caption the videos that are not done yet, and yield each outcome once it is written.
 
     The other arguments are those of `pipeline.run`. Raises LlvidError for what ends the run: a model that can't be
-    loaded, a cluster that is lost, a full disk, a prompt that no video's frames would fit.
+    loaded, a lost cluster, a full disk, a prompt that is too long for any video.
     """
     records, failures = output.files or (None, None)
     if records:
@@ -90,11 +90,10 @@ def caption_on_cluster(
 
 @dataclass(frozen=True)
 class ClusterEstimate:
-    """What a run would do and cost.
+    """What a run would do, and how long it would take, without the time that Ray and the model need to start.
 
-    `todo` videos are left, `done` stand in the output, `unreadable` can't be found. `sample` videos were processed, and
-    `failed` of them failed. On average a video took a reader `read_seconds`, and a worker with a model
-    `answer_seconds`. The time that Ray and the model take to start is not included.
+    `todo` videos are left, `done` are in the output, `unreadable` can't be found. `sample` videos were processed, of
+    which `failed` failed. The average video took a reader `read_seconds`, and a worker with a model `answer_seconds`.
     """
 
     todo: int
@@ -158,7 +157,7 @@ def estimate(
     )
     causes = [outcome.cause for outcome in outcomes if isinstance(outcome, Failure)]
     if len(causes) == len(outcomes):
-        raise LlvidError(f"none of {len(sample)} videos could be processed, for example {causes[0]}")
+        raise LlvidError(f"none of {len(sample)} videos could be processed; the first error: {causes[0]}")
     seconds, count = progress.latest.seconds, len(outcomes)
     return replace(
         counts,

@@ -1,9 +1,9 @@
-"""What workers have begun, so that a video that kills workers is found and given up.
+"""What workers have begun, so that a video that makes workers crash is found and given up.
 
-One `AttemptLog` lives on the node that started the run, and outlives every worker. A worker reports what it begins and
-what it has finished. A unit that is begun again while it is still open was lost with a worker: it killed that worker,
-or it was in the same batch as the unit that did. From then on its video is processed alone, so that only a video that
-is itself the cause is counted a second time. It is then given up.
+One `AttemptLog` runs on the node that started the run, and outlives every worker. Workers report what they begin and
+what they finish. A unit that begins again without having finished was lost in a crash: it caused the crash, or was in
+the same batch as the unit that did. From then on its video is processed alone, so that a second crash can only be its
+own fault. The video is then given up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ACTIVE_SECONDS = 60.0  # a worker that reported within this time counts as acti
 
 @dataclass(frozen=True)
 class ClusterProgress:
-    """How far a run is.
+    """The progress of a run.
 
     `to_do` counts the videos that the run has to process, `done_before` those that an earlier run did. By stage,
     `units` counts what workers have finished, `seconds` is their working time, and `workers` counts the active ones.
@@ -90,11 +90,11 @@ class AttemptLog:
         self._input_counts[part] = to_do, done
 
     def stop(self) -> None:
-        """Let nothing more begin; what is running is finished."""
+        """Let nothing more begin; what is running may finish."""
         self._stopped = True
 
     def progress(self) -> ClusterProgress:
-        """Return how far the run is."""
+        """Return the progress of the run."""
         since = time.monotonic() - _ACTIVE_SECONDS
         counts = self._input_counts.values()
         return replace(

@@ -1,8 +1,8 @@
 """The stages of a run as a Ray Data pipeline: its workers list the input, read the videos, and answer.
 
-Ray Data streams between the stages, holds a stage back when the next one is slower, grows and shrinks the pool of
-actors, and starts again what was lost with a worker or a node. The `AttemptLog` (failures.py) tells it which videos to
-give up. Only records reach the process that started the run.
+Ray Data streams between the stages, slows a stage down when the next one is slower, changes the number of actors, and
+repeats what was lost with a worker or a node. The `AttemptLog` (failures.py) decides which videos to give up. Only
+records reach the process that started the run.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _TABLES: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
 
 @dataclass(frozen=True)
 class StageContext:
-    """What every worker of a run is given.
+    """What every worker of a run gets.
 
-    `run_id` tells runs apart that share a worker. Relative paths are relative to `working_folder`, where the run was
+    `run_id` differs between runs that share a worker. Relative paths start at `working_folder`, where the run was
     started; keys use paths as seen from `output_folder`. `attempts` is the Ray actor that holds the `AttemptLog`,
     `done` a Ray reference to the packed keys of finished videos.
     """
@@ -71,11 +71,11 @@ class InputVideo:
 
 @dataclass(frozen=True)
 class VideoMessage:
-    """A question about a video; behind the last stage also its result, and the question has lost its frames.
+    """A question about a video; after the last stage without its frames, and with its result.
 
     The last question of a video has the `count` of all of them, and the error that ended the reading, if any. A video
-    without questions has one such message, with a count of 0 and no `question`. A stage passes on an LlvidError instead
-    of messages if it ends the run.
+    without questions has one such message, with a count of 0 and no `question`. An LlvidError in the place of messages
+    ends the run.
     """
 
     video: InputVideo
@@ -163,7 +163,7 @@ def run(
                     yield outcome
                 return
             except ray.exceptions.RayError as error:
-                _check_can_retry(error, count)  # Ray Data could not recover by itself: run again with what is left
+                _check_can_retry(error, count)  # Ray Data could not recover: run again with what is left
 
 
 def list_inputs(
@@ -317,12 +317,12 @@ def _check_can_retry(error: Exception, outcomes: int) -> None:
 
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaySystemError):
         raise LlvidError(
-            f"the workers can't read their tasks: {last_line(error.cause)}", "install the same llvid on every node"
+            f"the workers can't read their tasks: {last_line(error.cause)}", "install the same version on every node"
         ) from None
     if isinstance(error, RayTaskError):
         raise error  # a bug of ours
     if not outcomes:
-        raise LlvidError(f"the cluster failed: {first_line(error)}", "run the same command again to resume") from None
+        raise LlvidError(f"the cluster failed: {first_line(error)}", "run the same command to continue") from None
 
 
 def _questions_per_call(task: Task) -> int:

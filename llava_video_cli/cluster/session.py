@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: connected to, or started on this machine; and how much of it the run uses."""
+"""The Ray cluster of a run, existing or started on this machine, and how much of it the run uses."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a run wants, and how much of it.
+    """The cluster that a run asks for, and how much of it; None means all that the cluster has.
 
     `address` is `local` (a new cluster on this machine, for this run) or `auto` (the one that this machine is part of).
     `min_workers` to `max_workers` actors hold a model. Each gets a GPU if the cluster has GPUs; with the `device`
-    `cuda` they wait for GPUs, with `cpu` they use none. `readers` is the number of videos that are read at a time. None
-    uses all that the cluster has.
+    `cuda` they wait for GPUs, with `cpu` they use none. `readers` is the number of videos that are read at a time.
     """
 
     address: str = "auto"
@@ -55,10 +54,10 @@ class Cluster:
             with _silent_stderr():
                 context = ray.init(**self._options())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
-            where, hint = self.address, "`ray start --head` starts one; `--ray local` needs none"
+            where, hint = self.address, "start one with `ray start --head`, or use `--ray local`"
             words = first_line(error)
             if "any running Ray instance" in words:
-                where, words = "this machine", "none is running, and RAY_ADDRESS is not set"
+                where, words = "this machine", "Ray is not running here, and RAY_ADDRESS is not set"
             raise LlvidError(f"no Ray cluster at {where}: {words}", hint) from None
         try:
             yield self._session(ray, str(getattr(context, "dashboard_url", "") or ""))
@@ -82,7 +81,7 @@ class Cluster:
         max_workers = self.max_workers or gpus or 1
         if not on_gpus:
             if cpus < 2:
-                raise LlvidError(f"the cluster has {cpus} CPUs, but a run needs one to read and one to answer")
+                raise LlvidError(f"the cluster has too few CPUs ({cpus}): a run needs one to read and one to answer")
             max_workers = min(max_workers, cpus - 1)  # a reader needs one too
         # the pool starts with the GPUs that exist, and grows when an autoscaler adds more
         min_workers = min(self.min_workers, max_workers, max(1, gpus) if on_gpus else max_workers)

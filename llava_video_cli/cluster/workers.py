@@ -179,7 +179,7 @@ class ModelWorker:
         if crashes >= _MAX_LOAD_CRASHES:
             raise ModelError(
                 f"a worker died {crashes} times while it loaded the model",
-                "it may need more memory than the machine has: use fewer workers, or `--quantize 4bit`",
+                "the machine may not have enough memory: use fewer workers, or `--quantize 4bit`",
             )
         self._model = self._context.open_model()
         self._settings = settings_values(self._model, self._context.task.preset)
@@ -207,12 +207,12 @@ class ModelWorker:
         return [results[index] for index in range(len(batch))]
 
     def _isolated(self, model: Model, questions: list[JobRequest]) -> list[Result]:
-        """Answer; an unknown error counts for the one question that causes it, unless the GPU is lost with it."""
+        """Answer; an unknown error belongs to the one question that causes it, unless it makes the GPU unusable."""
         try:
             return answered(model, questions, self._size)
         except LlvidError:
             raise
-        except Exception as error:  # noqa: BLE001 - one odd video must not end the run
+        except Exception as error:  # noqa: BLE001 - one broken video must not end the run
             if "CUDA" in first_line(error):
                 os._exit(70)  # this process can't use the device any more: Ray starts another one
             if len(questions) == 1:
@@ -246,7 +246,7 @@ def _attempts(
         video = getattr(units[unit], "video", units[unit])
         if crashes[unit[0]] >= MAX_CRASHES:
             text = f"{video.path}: given up: {crashes[unit[0]]} workers died while they processed it"
-            hint = "the next run tries it again; the usual reason is that memory ran out"
+            hint = "the usual reason is too little memory; the next run tries this video again"
             yield [units[unit]], MediaError(text, hint)
         elif ray.get(context.attempts.begin_alone.remote(stage, worker, unit)):
             began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The embedded demo checkpoint: its name and folder, the world it knows, and the questions it answers."""
+"""The included demo checkpoint: its name and folder, the world it knows, and the questions it answers."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """How fast this machine reads videos and runs a model, measured with alternating runs.
 
-A model is measured through the two methods that every model has, so one behind a server is measured the same way.
+A model is measured through the two methods that every model has, so a server's model is measured the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..video import Frames, read_frames
 from ..video.sampling import Sampling
 
 _GOLDEN = 0.6180339887498949  # its multiples modulo 1 are never close to each other
-# A measurement is off if other programs use more than so many cores, and more than this share of all cores.
+# A measurement is inaccurate if other programs use more than so many cores, and more than this share of all cores.
 _BUSY_CORES, _BUSY_SHARE = 0.5, 0.25
 
 
@@ -47,8 +47,8 @@ class BenchPlan:
 class BenchModel:
     """A model to measure: how it is opened in one precision, which `label` names, and its facts.
 
-    `weight_bytes` is what loading reads, or makes if the weights are random. A model behind a server has no facts, so
-    neither its loading nor its share of the bandwidth limit is measured.
+    `weight_bytes` is what loading reads, or makes if the weights are random. A server's model has no facts, so neither
+    its loading nor its share of the bandwidth limit is measured.
     """
 
     label: str
@@ -123,7 +123,7 @@ class MachineInfo:
 
     @property
     def is_busy(self) -> bool:
-        """Whether other programs use so much of it that a measurement would be off."""
+        """Whether other programs use so much of it that a measurement would be inaccurate."""
         return self.load is not None and self.load > max(_BUSY_CORES, _BUSY_SHARE * self.cores)
 
 
@@ -148,7 +148,7 @@ def machine_info() -> MachineInfo:
 
 @dataclass
 class Bench:
-    """The measurements of one video and any number of models. They can be read at any time, also after Ctrl-C."""
+    """The measurements of one video and any number of models. They can be read at any time, even after Ctrl-C."""
 
     video: str
     plan: BenchPlan = field(default_factory=BenchPlan)
@@ -186,7 +186,7 @@ class Bench:
         load, rate = self.begin(verb, "s", subject.label), self.begin(f"{verb}, speed", "GB/s", subject.label)
         self.say(f"loading, {subject.label}")
         if subject.facts is not None:
-            from ..inference.families import llava_next_video as llava  # noqa: F401 - to import torch and transformers is no part of loading
+            from ..inference.families import llava_next_video as llava  # noqa: F401 - the import of torch is not a part of loading
         began = time.perf_counter()
         try:
             model = subject.open()
@@ -278,7 +278,7 @@ class _ModelBench:
     def _batch(self, frames: int, batch: int) -> Sequence[float | None]:
         requests = [self._request(self._new_frames(frames)) for _ in range(batch)]
         if (most := self._model.fits(requests[0])) < batch:
-            raise LlvidError(f"only {most} fit the memory")
+            raise LlvidError(f"only {most} fit in memory")
         began = time.perf_counter()
         answers = self._model.answer_all(requests)
         seconds = time.perf_counter() - began
@@ -298,12 +298,12 @@ class _ModelBench:
         if frames not in self._frames:
             shown = read_frames(self._bench.video, Sampling(frames=frames), resize=self._model.shrink)
             if len(shown.images) < frames:
-                raise LlvidError(f"the video has only {len(shown.images)}")
+                raise LlvidError(f"the video has only {len(shown.images)} frames")
             self._frames[frames] = shown
         return self._frames[frames]
 
     def _new_frames(self, frames: int) -> Frames:
-        """Return frames that no cache of the model has: those of the video, each time shifted a little further."""
+        """Return frames that no cache of the model has: those of the video, shifted a little further in each run."""
         import numpy as np
 
         shown = self._video_frames(frames)
@@ -333,7 +333,7 @@ class _ModelBench:
         return _DeviceSpeed(copied, operations_per_second(device, dtype), step_bytes)
 
     def _cost(self, frames: int, batch: int = 1) -> float:
-        """Return the least seconds that such a batch takes; only in proportion if the device's speed is unknown."""
+        """Return the least seconds that such a batch takes, or a number in proportion to them for a server's model."""
         speed, facts = self._speed, self._subject.facts
         if speed is None or facts is None:
             return frames * batch
@@ -346,7 +346,7 @@ class _ModelBench:
 def measure_alternating(
     tasks: Sequence[TimedTask], runs: int, seconds: float, say: Callable[[str], None], scale: float | None = None
 ) -> None:
-    """Run each task once to warm up, then alternate between them until each has its runs or the time is up.
+    """Run each task once to warm up, then alternate between them until each has its runs or the time is over.
 
     A task that would take longer than the remaining time is left out, with a note. If the time allows a task one run
     only, that first run counts. `scale` is the seconds of a task of cost 1, if they are known beforehand.
@@ -357,7 +357,7 @@ def measure_alternating(
     for task in sorted(tasks, key=lambda task: task.cost):
         expected = 0.0 if scale is None else scale * task.cost
         if expected > deadline - time.perf_counter():
-            task.set_note("too long: " + (f"{expected:.0f} s" if expected < 120 else f"{expected / 60:.0f} min"))
+            task.set_note("takes too long: " + (f"{expected:.0f} s" if expected < 120 else f"{expected / 60:.0f} min"))
             continue
         say(f"{task.name}, warming up")
         began = time.perf_counter()
@@ -369,7 +369,7 @@ def measure_alternating(
         task = max(alternating, key=lambda task: durations[task])
         alternating.remove(task)
         task.add(first_values[task])
-        task.set_note("one run, not warmed up: the time was up")
+        task.set_note("one run without a warm-up, for lack of time")
     for number in range(runs):
         if number and sum(durations[task] for task in alternating) > deadline - time.perf_counter():
             break

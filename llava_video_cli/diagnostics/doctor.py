@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 # The codecs of most videos. PyAV's own wheels decode all of them.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "prores", "mjpeg")
 _IMPORTED = ("torch", "torchvision", "transformers", "bitsandbytes", "av")
-# The published checkpoints by their geometry, which gives their needs before anything is downloaded.
+# The published checkpoints and their sizes, which give the memory that they need before anything is downloaded.
 _PUBLISHED = {
     "llava-hf/LLaVA-NeXT-Video-7B-hf": "7B",
     "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf": "7B",
@@ -171,17 +171,14 @@ def _check_cards(diagnosis: Diagnosis) -> None:
         return
     if cuda := accelerators.torch_built_for:
         text = f"there is an NVIDIA card, but torch, which is built for CUDA {cuda}, can't use it"
-        hint = (
-            "nvidia-smi shows the driver's CUDA version: update the driver, "
-            "or install a torch for that version from https://pytorch.org"
-        )
+        hint = "update the driver, or install a torch (https://pytorch.org) for the CUDA version that nvidia-smi shows"
     else:
         text, hint = "there is an NVIDIA card, but this torch is built for the CPU only", _reinstall("torch")
     diagnosis.problems.append(Problem(text, hint))
 
 
 def _check_cache(diagnosis: Diagnosis) -> None:
-    cache = diagnosis.attempt("looking for the hub's cache", cache_folder)
+    cache = diagnosis.attempt("finding the hub's cache", cache_folder)
     if cache is None:
         return
     diagnosis.cache = str(cache)
@@ -200,7 +197,7 @@ def _check_cache(diagnosis: Diagnosis) -> None:
 
 
 def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Problem]]:
-    """Return how a model would run on a machine, by its config and without its weights, and the problems.
+    """Return how a model would run on a machine, from its config and without its weights, and the problems.
 
     Raises `LlvidError` for a model that does not exist or can't be read.
     """
@@ -208,7 +205,7 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
     fit = ModelFit(workload.model, folder is not None, str(folder) if folder is not None else None)
     pull = f"llvid pull {workload.model}" + (f" --revision {workload.revision}" if workload.revision else "")
     if config_folder is None:
-        text = f"{workload.model} isn't downloaded, and its needs are known only after the download"
+        text = f"{workload.model} isn't downloaded; the memory that it needs is known only after the download"
         return fit, [Problem(text, pull)]
     problems, loading = list[Problem](), workload.loading
     config, checkpoint = read_checkpoint(config_folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
@@ -222,12 +219,13 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
         fit.download_bytes = _FILE_BYTES * fit.parameters
         problems.append(Problem(f"{workload.model} isn't downloaded: about {fit.download_bytes / 1e9:.1f} GB", pull))
         if host.cache_free_bytes is not None and host.cache_free_bytes < fit.download_bytes:
-            problems.append(Problem(f"{host.cache_free_bytes / 1e9:.1f} GB are free on the disk", ROOM_HINT, True))
+            problems.append(Problem(f"only {host.cache_free_bytes / 1e9:.1f} GB is free on the disk", ROOM_HINT, True))
     budget = Budget(media_tokens + QUESTION_TOKENS, workload.max_new_tokens, fit.context_tokens, (media_tokens,))
     if budget.left < 0:
+        frames = f"{workload.frames} frames, " if workload.frames else ""
         text = (
-            f"{workload.frames} frames, a question and {workload.max_new_tokens} tokens of answer are {fit.tokens:,} "
-            f"tokens; {workload.model} takes {fit.context_tokens:,}"
+            f"{frames}a question and {workload.max_new_tokens} tokens of answer take {fit.tokens:,} tokens, but the "
+            f"context of {workload.model} has {fit.context_tokens:,}"
         )
         rope = f", or --rope-factor {checkpoint.factor_for(fit.tokens):g}" if checkpoint.can_scale else ""
         problems.append(Problem(text, f"--frames {budget.frames_each([workload.frames or 0])}{rope}", True))

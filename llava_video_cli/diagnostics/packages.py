@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OURS = "llava-video-cli"
-# Their own requirements are checked too: the most frequent fault is one that is too old for another.
+# Their own requirements are checked too: the most frequent fault is a package that is too old for another one.
 _CHECKED = ("torch", "torchvision", "transformers", "accelerate", "bitsandbytes", "av", "huggingface-hub", "tokenizers")
 
 
@@ -73,7 +73,7 @@ def _requirements(name: str) -> Iterator[Requirement]:
 
 
 def _torchvision_without_cuda() -> Problem | None:
-    """Find a torchvision built for CUDA beside a torch that isn't: it fails with "torchvision::nms does not exist"."""
+    """Find a torchvision for CUDA with a torch for the CPU: it fails with "torchvision::nms does not exist"."""
     torch, vision = _folder("torch"), _folder("torchvision")
     if torch is None or vision is None or any((torch / "lib").glob("*torch_cuda.*")):
         return None

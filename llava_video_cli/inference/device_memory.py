@@ -40,7 +40,7 @@ def what_fits(
     frames = max((medium.frame_count for request in requests for medium in request.media), default=0)
     ways = [f"--frames {fit}" if 0 < fit < frames else "fewer --frames", "a smaller --max-new-tokens"]
     ways += ["--quantize 4bit"] * can_quantize
-    return f"{', '.join(ways[:-1])} or {ways[-1]}; or close what else takes memory"
+    return f"{', '.join(ways[:-1])} or {ways[-1]}; or close other programs that use memory"
 
 
 @contextmanager

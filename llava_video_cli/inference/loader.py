@@ -149,7 +149,7 @@ def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[N
         narrower = "" if placement.quantize == "4bit" or placement.device.kind == "mps" else "`--quantize 4bit`, or "
         raise ModelError(
             f"out of memory on {placement.device.name} while {name} was loaded: its weights take {needed:.1f} GB",
-            f"{narrower}a smaller checkpoint, or more memory free",
+            f"{narrower}use a smaller checkpoint, or free some memory",
         )
     raise ModelError(f"the weights in {folder} can't be loaded: {first_line(failure)}") from failure
 

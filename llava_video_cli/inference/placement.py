@@ -49,7 +49,7 @@ def find_device(device: str) -> Device:
     """
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise UsageError(f"no device is called {device!r}", "auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"unknown device {device!r}", "use auto, cpu, cuda, cuda:N or mps")
     if kind == "cpu" or (kind == "auto" and not may_have_accelerator()):
         return _cpu()
     import torch
@@ -61,7 +61,7 @@ def find_device(device: str) -> Device:
         return Device("mps", (0,), (float(torch.mps.recommended_max_memory()),), bfloat16=False)
     if kind == "auto":
         return _cpu()
-    raise ModelError(f"there is no device {device} here", "`--device auto` takes what is there")
+    raise ModelError(f"there is no device {device} here", "`--device auto` uses what is available")
 
 
 def unused_bytes(kind: str, number: int | None = None) -> float:
@@ -138,10 +138,10 @@ def choose_placement(
     if stored is not None and quantize not in ("auto", stored):
         raise UsageError(
             f"the weights of {name} are stored in {_words(stored)}: they can't be loaded with --quantize {quantize}",
-            "leave it out",
+            "leave out --quantize",
         )
     if device.kind == "mps" and (stored or quantize in ("8bit", "4bit")):
-        raise ModelError("bitsandbytes can't quantize on mps", "`--quantize none`, or `--device cpu`")
+        raise ModelError("bitsandbytes can't quantize on mps", "use `--quantize none` or `--device cpu`")
     frames = frames or TRAINED_FRAMES
     tokens = tokens or min(frames * checkpoint.rates.frame_tokens + TEXT_TOKENS, checkpoint.context_tokens)
     kinds: tuple[Quantized, ...] = ("none", "8bit", "4bit") if quantize == "auto" else (quantize,)
@@ -160,7 +160,7 @@ def choose_placement(
     if not roomy and (best := _tightest(checkpoint, tried)) is not None:
         return best
     if not roomy:
-        raise _refusal(name, checkpoint, device, tried)
+        raise _no_memory_error(name, checkpoint, device, tried)
     return _noted(roomy[0], tried[0])
 
 
@@ -208,7 +208,7 @@ def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | Non
         fit += 1
     if not fit:
         return None
-    note = f"{_loaded_as(last)}: the memory of {last.device.name} has room for about {fit} frames beside the weights"
+    note = f"{_loaded_as(last)}: the other memory of {last.device.name} is enough for about {fit} frames"
     return replace(last, note=note)
 
 
@@ -231,8 +231,8 @@ def _noted(placement: Placement, widest: Placement) -> Placement:
     elif (placement.quantize, placement.dtype) != (widest.quantize, widest.dtype):
         wanted, needed = _words(widest.quantize, widest.dtype), widest.need.total_bytes / _GB
         note = (
-            f"{_loaded_as(placement)}: {wanted} would take {needed:.1f} GB with a prompt, and "
-            f"{sum(widest.device.free_bytes) / _GB:.1f} GB are free on {widest.device.name}"
+            f"{_loaded_as(placement)}: {wanted} would need {needed:.1f} GB with a prompt, but "
+            f"{sum(widest.device.free_bytes) / _GB:.1f} GB is free on {widest.device.name}"
         )
     else:
         return placement
@@ -247,24 +247,24 @@ def _words(quantize: Quantized, dtype: str = "16 bits") -> str:
     return {"none": dtype, "8bit": "8 bits", "4bit": "4 bits"}[quantize]
 
 
-def _refusal(name: str, checkpoint: Checkpoint, device: Device, tried: list[Placement]) -> ModelError:
+def _no_memory_error(name: str, checkpoint: Checkpoint, device: Device, tried: list[Placement]) -> ModelError:
     """Return the error that says what the checkpoint takes, what is free, and what would fit."""
     least = tried[-1]
     where = f"{least.device.name}" if not least.is_shared else f"{len(least.device.numbers)} CUDA devices together"
     least_need = _least_need(least, checkpoint, 1)
     message = (
-        f"{name} takes {least_need.total_bytes / _GB:.1f} GB in {_words(least.quantize, least.dtype)} "
-        f"({least_need.weights_bytes / _GB:.1f} GB of weights), but of {sum(least.device.free_bytes) / _GB:.1f} GB "
-        f"free on {where} it may take {_usable(least.device) / _GB:.1f}"
+        f"{name} needs {least_need.total_bytes / _GB:.1f} GB in {_words(least.quantize, least.dtype)} "
+        f"({least_need.weights_bytes / _GB:.1f} GB of weights), but it may use only {_usable(least.device) / _GB:.1f} "
+        f"of the {sum(least.device.free_bytes) / _GB:.1f} GB that is free on {where}"
     )
     hints = []
     if device.kind != "mps":
         narrow = checkpoint.parameters.total_bytes("4bit", 2)
         if least.quantize != "4bit" and narrow <= _usable(least.device):
-            hints.append(f"`--quantize 4bit` takes {narrow / _GB:.1f} GB")
+            hints.append(f"`--quantize 4bit` needs {narrow / _GB:.1f} GB")
     if device.kind != "cpu":
         hints.append("`--device cpu` uses the machine's memory, slowly")
-    hints.append("a smaller checkpoint, or more memory free")
+    hints.append("use a smaller checkpoint, or free some memory")
     return ModelError(message, "; ".join(hints[:2]))
 
 
@@ -280,19 +280,19 @@ def choose_attention(attention: Attention, device: Device, dtype: Precision) -> 
         return "flash_attention_2"
     if attention == "auto":
         return "sdpa"
-    raise ModelError(f"flash_attention_2 can't be used: {why}", "`--attention auto` takes what is there")
+    raise ModelError(f"flash_attention_2 can't be used: {why}", "`--attention auto` uses what is available")
 
 
 def _why_no_flash(device: Device, dtype: Precision) -> str | None:
     if device.kind != "cuda":
         return f"it runs on CUDA devices, not on {device.kind}"
     if dtype == "float32":
-        return "it takes float16 or bfloat16, not float32"
+        return "it needs float16 or bfloat16, not float32"
     import torch
     from transformers.utils import is_flash_attn_2_available
 
     if any(torch.cuda.get_device_capability(number) < (8, 0) for number in device.numbers):
         return "it needs an Ampere GPU or a newer one"
     if not is_flash_attn_2_available():
-        return "the package flash-attn isn't installed, or doesn't fit this torch"
+        return "the package flash-attn isn't installed, or is built for another torch"
     return None

@@ -19,7 +19,7 @@ from .loader import Loaded, load
 from .placement import stored_quantization
 
 _REWRITTEN = ("config.json", INDEX)  # all other files but the weights are copied
-_HINT = "name another folder with --to"
+_HINT = "choose another folder with --to"
 
 
 def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> None:
@@ -34,11 +34,11 @@ def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> No
         raise UsageError(f"{to} is not empty", _HINT)
     config = read_config(folder)
     if (quantization := stored_quantization(config)) is not None:
-        raise UsageError(f"{folder} is stored in {quantization} already", "name the checkpoint that it was made from")
+        raise UsageError(f"{folder} is already stored in {quantization}", "use the checkpoint that it was made from")
     existing = next(each for each in (to.absolute(), *to.absolute().parents) if each.exists())
     needed_bytes, free_bytes = describe(config).parameters.total_bytes(quantize), shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
-        raise ModelError(f"{to} needs {needed_bytes / 1e9:.1f} GB, {free_bytes / 1e9:.1f} GB are free", _HINT)
+        raise ModelError(f"{to} needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB is free", _HINT)
 
 
 def load_quantized(folder: Path, quantize: Literal["8bit", "4bit"], name: str) -> Loaded:

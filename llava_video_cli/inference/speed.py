@@ -50,8 +50,8 @@ def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str 
     if speed.first_seconds + _ANSWER_TOKENS * speed.token_seconds < _SHORT_SECONDS:
         return None
     return (
-        f"on this CPU, {frames} frames take about {_span(speed.first_seconds)} to the first word, and each token then "
-        f"about {_span(speed.token_seconds)}; fewer --frames take less, a GPU far less"
+        f"on this CPU, {frames} frames take about {_span(speed.first_seconds)} to the first token, and each later one "
+        f"about {_span(speed.token_seconds)}; fewer --frames take less time, a GPU much less"
     )
 
 

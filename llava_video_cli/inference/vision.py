@@ -15,8 +15,10 @@ from ..checkpoint.size import FRAMES_AT_ONCE
 from ..conversation import Media
 from ..errors import ModelError
 from ..video import Frames
-from ..video.image import Picture
+from ..video.image import Picture, shrunk
 from .loader import Loaded
+
+_MAX_ASPECT = 8  # thinner images are cropped before they are resized
 
 
 class Vision:
@@ -55,7 +57,8 @@ class Vision:
 
     def _pixels(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""
-        values = self._processor.video_processor(videos=[images], return_tensors="pt", do_sample_frames=False)
+        small = np.stack([resize(image, self._processor) for image in images])  # all at once would take GBs
+        values = self._processor.video_processor(videos=[small], return_tensors="pt", do_sample_frames=False)
         pixels: torch.Tensor = values["pixel_values_videos"][0]
         return pixels
 
@@ -85,7 +88,9 @@ class Vision:
 def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
     """Return a frame, uint8 (height, width, 3), at the size that the processor gives the model."""
     part = processor.video_processor
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    image = _middle(image, part)
+    image = np.ascontiguousarray(shrunk(image) if part.do_resize else image)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     # the two steps of the processor's call that work on bytes: the call itself costs twice as much again
     if part.do_resize:
         pixels = part.resize(pixels, size=_size(part.size), resample=part.resample)
@@ -93,6 +98,19 @@ def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:
         pixels = part.center_crop(pixels, _size(part.crop_size))
     small: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).contiguous().numpy()
     return small
+
+
+def _middle(image: NDArray[np.uint8], video_processor: Any) -> NDArray[np.uint8]:
+    """Return the middle of a thin image, uint8 (height, width, 3), if the video processor crops it anyway.
+
+    Otherwise the shorter side would be resized to that of the crop, and the longer one many times as far.
+    """
+    if not (video_processor.do_resize and video_processor.do_center_crop and _size(video_processor.size).shortest_edge):
+        return image
+    height, width, _ = image.shape
+    most = _MAX_ASPECT * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[top : height - top, left : width - left]
 
 
 def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:
@@ -120,7 +138,7 @@ def _size(size: SizeDict | dict[str, int]) -> SizeDict:
 def _checked(features: torch.Tensor, places: int) -> torch.Tensor:
     if len(features) != places:
         raise ModelError(
-            f"the checkpoint gives {len(features)} features for media with {places} places in the prompt",
+            f"the checkpoint gives {len(features)} features for media with {places} placeholders in the prompt",
             "its processor's sizes or pooling don't fit its config",
         )
     return features

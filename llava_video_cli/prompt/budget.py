@@ -1,6 +1,6 @@
-"""Whether a prompt and its answer fit the context of a model, and what would help if they don't.
+"""Whether a prompt and its answer fit the context of a model, and what helps if they don't.
 
-Nothing heavy is imported: a checkpoint is asked before its weights are read.
+Nothing heavy is imported: prompts are checked before the weights are read.
 """
 
 from __future__ import annotations
@@ -18,25 +18,23 @@ from ..conversation import Media, Request, Turn
 from ..errors import ContextError
 from .chat_template import IMAGE, VIDEO, ChatTemplate, render
 
-# Tokens of question and answer beside the frames, as LLaVA-NeXT's demo counts: `ceil((144 * frames + 1000) / 4096)`.
+# Tokens of question and answer, without the frames, in LLaVA-NeXT's demo: `ceil((144 * frames + 1000) / 4096)`.
 TEXT_TOKENS = 1000
-# Those of a short question and a short answer, where it is said how many frames would fit.
-SHORT_TEXT_TOKENS = 512
-QUESTION_TOKENS = 100  # of a short question with what the chat template puts around it
+SHORT_TEXT_TOKENS = 512  # of a short question and answer, for messages on how many frames would fit
+QUESTION_TOKENS = 100  # of a short question, with the chat template's text
 _LEAST_CONTEXT_TOKENS = 4096  # of the published checkpoints
 # A text has at most so many tokens for each of its bytes (a space is three bytes to a tokenizer that lacks it), and
 # the marks around each turn at most so many.
 _MOST_TOKENS_A_BYTE, _MOST_TOKENS_A_TURN = 3, 100
-# Estimates for a server's model, whose tokenizer isn't here, meant to be too high: a token of text is seldom shorter
-# than three bytes; a frame of the published checkpoints takes 144 tokens, and a picture, cut into tiles, up to 20 times
-# a frame.
+# High estimates for a server's model, whose tokenizer isn't here: a token of text is seldom shorter than three bytes; a
+# frame of the published checkpoints takes 144 tokens, and a picture, which is cut into tiles, at most 20 times as many.
 _TOKEN_BYTES, _TURN_TOKENS, _FRAME_TOKENS, _PICTURE_FRAMES = 3, 16, 144, 20
 # The tokenizers library counts the text before the model is loaded; transformers may add or drop a token or two.
 _SLACK_TOKENS = 16
-# Beyond this factor, answers of a checkpoint that wasn't trained on scaled positions fall apart; up to this stride, the
-# 9 tokens that are left still show a frame.
+# Beyond this factor, a checkpoint that wasn't trained on scaled positions gives useless answers; with this stride, a
+# frame still has 9 tokens.
 _MOST_FACTOR, _MOST_STRIDE = 4.0, 8
-_FEWEST_ANSWER_TOKENS = 64  # a hint offers no shorter answer
+_FEWEST_ANSWER_TOKENS = 64  # a hint proposes no shorter answer
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Budget:
     """What a request takes of a model's context, all in tokens.
 
     `answer_tokens` is the longest answer that is allowed; `media_tokens` has the part of the prompt that each medium
-    takes, in their order. An estimate is rather too high; `context_tokens` is 0 where it is unknown.
+    takes, in their order. An estimate tends to be too high; `context_tokens` is 0 if it is unknown.
     """
 
     prompt_tokens: int
@@ -60,12 +58,12 @@ class Budget:
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the request is sure not to fit."""
+        """Whether the request certainly does not fit."""
         return self.left < 0 and not self.is_estimate
 
     @property
     def text_tokens(self) -> int:
-        """The part of the prompt that is no media."""
+        """The part of the prompt that is text."""
         return self.prompt_tokens - sum(self.media_tokens)
 
     @property
@@ -85,7 +83,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class _EstimatedRates:
-    """What a server's model takes for media; a picture counts as the largest one."""
+    """How many tokens a server's model uses for media; each picture counts as the largest possible one."""
 
     frame_tokens: int
 
@@ -95,14 +93,14 @@ class _EstimatedRates:
 
 
 def estimated(request: Request, frame_tokens: int, context_tokens: int) -> Budget:
-    """Return the budget of a request to a server; a number is 0 where the server doesn't tell it."""
+    """Return the budget of a request to a server; a number is 0 if the server doesn't report it."""
     rates = _EstimatedRates(frame_tokens or _FRAME_TOKENS)
     media = tuple(medium.tokens(rates) for medium in request.media)
     text = sum(len(turn.text.encode("utf-8", "replace")) // _TOKEN_BYTES + _TURN_TOKENS for turn in request.turns)
     return Budget(text + sum(media), request.generation.max_new_tokens, context_tokens, media, is_estimate=True)
 
 
-def refusal(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[Media]) -> ContextError:
+def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[Media]) -> ContextError:
     """Return the error of a request that doesn't fit; `budget` is what it takes, in the order of its `media`.
 
     The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
@@ -112,23 +110,23 @@ def refusal(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[M
     frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts)
     takes = (
         f"the prompt takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, but the "
-        f"context is {budget.context_tokens:,}"
+        f"context has {budget.context_tokens:,}"
     )
     if each:
         fit = _frames(each * videos) + (f" of {videos} videos" if videos > 1 else "")
-        takes = f"{name} takes {fit} with this question; {frames} were asked for ({takes})"
+        takes = f"too many frames: {frames}; with this question, {fit} fit the context of {name} ({takes})"
     else:
-        takes = takes.replace("context is", f"context of {name} is") + (f" ({_frames(frames)})" if frames else "")
+        takes = takes.replace("context has", f"context of {name} has") + (f" ({_frames(frames)})" if frames else "")
     ways = [f"--frames {each}"] * bool(each) + _ways(checkpoint, budget, frames)
-    return ContextError(takes, f"what fits: {' or '.join(ways)}" if ways else "ask a shorter question")
+    return ContextError(takes, f"use {' or '.join(ways)}" if ways else "ask a shorter question")
 
 
-def question_refusal(name: str, budget: Budget) -> ContextError:
+def question_too_long(name: str, budget: Budget) -> ContextError:
     """Return the error of a question without media that doesn't fit."""
     return ContextError(
         f"the question takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, "
-        f"but the context of {name} is {budget.context_tokens:,}",
-        "ask a shorter question, or allow a shorter answer with --max-new-tokens",
+        f"but the context of {name} has {budget.context_tokens:,}",
+        "ask a shorter question, or use a smaller --max-new-tokens",
     )
 
 
@@ -137,7 +135,7 @@ def _frames(count: int) -> str:
 
 
 def _ways(checkpoint: Checkpoint, budget: Budget, frames: int) -> list[str]:
-    """Return the settings, but for the number of frames, each of which would do alone."""
+    """Return the settings, except the number of frames, each of which alone would make the request fit."""
     ways, rates, needed = [], checkpoint.rates, budget.prompt_tokens + budget.answer_tokens
     for stride in rates.strides if frames and checkpoint.can_pool else ():
         saved = frames * (rates.frame_tokens - replace(rates, pool_stride=stride).frame_tokens)
@@ -154,7 +152,7 @@ def _ways(checkpoint: Checkpoint, budget: Budget, frames: int) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts what requests take of a checkpoint's context; `folder` has its tokenizer and its chat template."""
+    """Counts the tokens of requests for a checkpoint; `folder` has its tokenizer and its chat template."""
 
     name: str
     checkpoint: Checkpoint
@@ -166,30 +164,30 @@ class TokenCounter:
         return self._tokenizer is not None
 
     def budget(self, request: Request) -> Budget:
-        """Return what a request takes, as `Model.budget` does; text that can't be counted counts nothing."""
+        """Return what a request takes, as `Model.budget` does; text that can't be counted counts as 0 tokens."""
         return self._budget(request, self._text_tokens(request.turns))
 
     def bound(self, request: Request) -> Budget:
-        """Return a budget that a request surely keeps; costs next to nothing."""
+        """Return a budget that a request certainly does not exceed; this is quick."""
         turns = request.turns
         return self._budget(
             request, sum(_MOST_TOKENS_A_BYTE * len(turn.text.encode()) + _MOST_TOKENS_A_TURN for turn in turns)
         )
 
     def surely_fits(self, request: Request) -> bool:
-        """Whether a request fits without a doubt."""
+        """Whether a request certainly fits."""
         if self.bound(request).left >= 0:
             return True
         return self.counts_text and self.budget(request).left >= _SLACK_TOKENS
 
     def check(self, request: Request) -> None:
-        """Raise `ContextError` for a request that is sure not to fit."""
+        """Raise `ContextError` for a request that certainly does not fit."""
         budget = self.budget(request)
         if budget.left < -_SLACK_TOKENS:
-            raise refusal(self.name, self.checkpoint, budget, request.media)
+            raise too_long(self.name, self.checkpoint, budget, request.media)
 
     def stretched(self, budgets: Iterable[Budget]) -> TokenCounter:
-        """Return one with the RoPE factor that requests of such budgets need; the same where none can be applied.
+        """Return a counter with the RoPE factor that such budgets need; the same one if no factor can be applied.
 
         Source: LLaVA-NeXT's demo, which leaves 1,000 tokens for text.
         """
@@ -237,7 +235,7 @@ class TokenCounter:
         """The chat template, in an environment as transformers makes it."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        def refuse(message: str) -> None:
+        def raise_exception(message: str) -> None:
             raise ValueError(message)
 
         _, bos, eos = self._special_tokens
@@ -247,7 +245,7 @@ class TokenCounter:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.globals["raise_exception"] = refuse
+        environment.globals["raise_exception"] = raise_exception
 
         def fill(messages: list[dict[str, Any]]) -> str:
             values = {"messages": messages, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos}

@@ -1,7 +1,7 @@
 """Turns and media to the text of a prompt, checked.
 
-The checkpoint's own chat template is used. If its result is wrong, the prompt is written in the family's form instead.
-See https://github.com/huggingface/transformers/issues/35869 for what a wrong number of placeholders does.
+The checkpoint's own chat template is used. If its result is wrong, the prompt is written in the family's format
+instead. See https://github.com/huggingface/transformers/issues/35869 for what a wrong number of placeholders does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     """Return the prompt's text, with one `<video>` or `<image>` for each medium, in their order.
 
     `special` are the tokenizer's special tokens: in the turns' texts, a space after the first character makes them
-    ordinary text. `eos` ends earlier answers in the families' forms.
+    ordinary text. `eos` ends earlier answers in the families' formats.
     """
     marks = sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True)
     clean = [Turn(turn.role, _harmless(turn.text, marks), turn.media) for turn in turns]
@@ -36,7 +36,7 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
 
 
 def own_form(turns: Sequence[Turn], family: Family, eos: str) -> str:
-    """Return a conversation in the family's form, with the opening of the next answer.
+    """Return a conversation in the family's format, with the start of the next answer.
 
     Source: the prompts that LLaVA-NeXT trained with (`conv_vicuna_v1`, `conv_mistral_instruct`,
     `conv_chatml_direct`), media first in their turn.
@@ -101,7 +101,7 @@ def _harmless(text: str, marks: Iterable[str]) -> str:
 
 
 def _fault(text: str, turns: Sequence[Turn]) -> str | None:
-    """Return what is wrong with a rendered prompt, or None: media and texts must stand in it once each, in order."""
+    """Return what is wrong with a rendered prompt, or None: it must have all media and texts once each, in order."""
     wanted = [_placeholder(medium) for turn in turns for medium in turn.media]
     if re.findall(f"{IMAGE}|{VIDEO}", text) != wanted:
         return "placeholders missing, repeated or out of order"
@@ -114,7 +114,7 @@ def _fault(text: str, turns: Sequence[Turn]) -> str | None:
         position = start + len(turn.text)
     between += text[position:]
     if any(turn.role == "system" and turn.text and turn.text in between for turn in turns):
-        return "the system text is there twice"
+        return "the system text appears twice"
     if r"<\s>" in between:
         return "a mistyped end-of-text token"
     return None

@@ -1,4 +1,4 @@
-"""Subtitles: the lines spoken in a video, read from a file, and as many of them as a prompt has room for."""
+"""Subtitles: the lines spoken in a video, read from a file, and as many of them as fit into a prompt."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Subtitles:
         """Return requests about a video with as many lines of its part as fit into each of them.
 
         `make` makes the requests with the lines that it is given, `count` is `Model.budget`. If not all lines fit,
-        those that do are spread evenly over the part. Room for the questions and the longest answers is kept free.
+        those that do are spread evenly over the part. The questions and the longest answers still fit.
         """
         lines = self.between(*video.part_seconds)
 
@@ -85,8 +85,8 @@ def notes_of(parts: Iterable[LineCount | None]) -> list[str]:
     counts = [part for part in parts if part is not None]
     used, total = sum(part.used for part in counts), sum(part.total for part in counts)
     if counts and not total:
-        return ["the subtitles have no line in this part"]
-    return [f"{used} of {total} lines of the subtitles fit the context: spread evenly"] if used < total else []
+        return ["the subtitles have no lines in this part"]
+    return [f"only {used} of {total} subtitle lines fit the context; they are spread evenly"] if used < total else []
 
 
 def with_lines(text: str, lines: Sequence[Segment]) -> str:
@@ -98,7 +98,7 @@ def with_lines(text: str, lines: Sequence[Segment]) -> str:
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to `most` that fits, if all smaller ones do; far larger ones are not tried."""
+    """Return the largest number up to `most` that fits, if all smaller ones do; much larger ones are not tried."""
     low, high = 0, min(_FIRST_TRY, most)
     while low < high and fits(high):
         low, high = high, min(2 * high, most)
@@ -114,43 +114,43 @@ def thinned(lines: Sequence[Segment], count: int) -> tuple[Segment, ...]:
 
 
 def find_subtitles(video: str) -> str:
-    """Return the path of the subtitles beside a video: the same name, ending in .srt, .vtt or .ass.
+    """Return the path of the subtitles next to a video: the same name, ending in .srt, .vtt or .ass.
 
     Raises MediaError if there are none.
     """
-    for suffix in _SUFFIXES:
-        beside = Path(video).with_suffix(suffix)
-        if beside.is_file():
-            return str(beside)
-    names = [Path(video).with_suffix(suffix).name for suffix in _SUFFIXES]
-    raise MediaError(f"{video}: no subtitles beside it", f"there is no {', '.join(names[:-1])} or {names[-1]}")
+    files = [Path(video).with_suffix(suffix) for suffix in _SUFFIXES]
+    for file in files:
+        if file.is_file():
+            return str(file)
+    *names, last = (file.name for file in files)
+    raise MediaError(f"{video}: no subtitles next to it", f"there is no {', '.join(names)} or {last}")
 
 
 def read_subtitles(path: str) -> Subtitles:
     """Return the lines of a SubRip, WebVTT or ASS file in UTF-8, without markup and control characters.
 
-    Raises MediaError for a file that is no such file, or too large to be one.
+    Raises MediaError for any other file, and for one that is too large.
     """
     check_file(path, "file of subtitles")
     size = Path(path).stat().st_size
     if size > _MOST_BYTES:
-        raise MediaError(f"{path}: {size / 2**20:.0f} MiB are too many for subtitles")
+        raise MediaError(f"{path}: {size / 2**20:.0f} MiB is too large for subtitles")
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MediaError(
-            f"{path}: not text in UTF-8", "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+            f"{path}: not UTF-8 text", "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
         ) from None
     except OSError as error:
         raise MediaError(f"{path}: can't be read: {error.strerror}") from None
     lines = sorted(_lines(path, text.encode()), key=lambda line: line.start_seconds)
     if not lines:
-        raise MediaError(f"{path}: no lines in it")
+        raise MediaError(f"{path}: the file has no subtitle lines")
     return Subtitles(path, tuple(lines))
 
 
 def _lines(path: str, content: bytes) -> Iterator[Segment]:
-    """Yield the lines that FFmpeg reads, converted to ASS. What a file says of its encoding is ignored."""
+    """Yield the lines that FFmpeg reads, converted to ASS. An encoding that the file declares is ignored."""
     import av
     import av.error
 
@@ -164,11 +164,11 @@ def _lines(path: str, content: bytes) -> Iterator[Segment]:
                     start = float(packet.pts * packet.time_base)
                     yield Segment(start, start + float((packet.duration or 0) * packet.time_base), text)
     except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(f"{path}: not subtitles, or broken (.srt, .vtt and .ass can be read)") from error
+        raise MediaError(f"{path}: not a .srt, .vtt or .ass file, or a broken one") from error
 
 
 def _plain(event: object) -> str:
-    """Return the text of an event of ASS, its ninth field, on one line; drawings are left out."""
+    """Return the text of an event of ASS, its ninth field, on one line and without drawings."""
     fields = getattr(event, "ass", b"").decode("utf-8", "replace").split(",", 8)
     text, draws = "", False
     for part in _OVERRIDE.split(fields[-1]) if len(fields) == 9 else ():

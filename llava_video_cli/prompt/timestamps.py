@@ -12,9 +12,9 @@ from ..video import Frames
 def with_times(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """Return a conversation in which each text that has videos begins with a sentence about each of them.
 
-    LLaVA-NeXT's demo says the same in other words. The sentence stands between the media and the question, so that
-    several questions about a video begin alike. Later turns change no earlier one: videos are numbered from the turn
-    on that holds the second one. Times count from the first frame of the whole video; pictures have none.
+    LLaVA-NeXT's demo has a similar sentence. It comes between the media and the question, so that the prompts of
+    several questions about a video begin with the same text. To leave earlier turns unchanged, videos are numbered only
+    from the turn with the second video on. Times count from the first frame of the whole video; pictures have none.
     """
     timed: list[Turn] = []
     count = 0
@@ -29,8 +29,6 @@ def with_times(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def _sentence(name: str, video: Frames) -> str:
-    times = ", ".join(f"{time:.2f}s" for time in video.times_seconds)
-    if len(video.times_seconds) == 1:
-        return f"{name} is {video.info.duration_seconds:.2f} seconds long, and is shown by its frame at {times}."
-    count = len(video.times_seconds)
-    return f"{name} is {video.info.duration_seconds:.2f} seconds long, and is shown by {count} frames, at {times}."
+    times, count = ", ".join(f"{time:.2f}s" for time in video.times_seconds), len(video.times_seconds)
+    shown = f"its frame at {times}" if count == 1 else f"{count} frames, at {times}"
+    return f"{name} is {video.info.duration_seconds:.2f} seconds long, and is shown by {shown}."

@@ -1,6 +1,7 @@
-"""Models behind OpenAI-compatible servers: opened by their addresses, or found running on this machine.
+"""Models of OpenAI-compatible servers: opened by their addresses, or found running on this machine.
 
-What needs httpx2 is imported late. A server of this user announces itself by a locked file in the runtime folder.
+Modules that need httpx2 are imported late. A server of this user announces itself by a locked file in the runtime
+folder.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 def open_remote(
     urls: Sequence[str], model: str | None = None, *, send: Send = "frames", key: str | None = None
 ) -> RemoteModel:
-    """Return the model of that name on OpenAI-compatible servers, or else the first one that they list.
+    """Return the model of that name on OpenAI-compatible servers; without a name, the first one that they list.
 
-    Each of the `urls` is asked for its list of models; a server that can't be reached becomes one of the model's
-    `notes`. `send` is what a server gets of a video: the chosen frames, or the whole file. `key` is the API key.
-    Raises `UsageError` for a URL that is not valid, `ServerError` if no server can be reached, or if one does not have
-    the model.
+    All `urls` are asked for their models. A server that can't be reached is named in the model's `notes`. `send` says
+    what a server gets of a video: the chosen frames, or the whole file. `key` is the API key. Raises `UsageError` for
+    an invalid URL, `ServerError` if no server can be reached, or if one does not have the model.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -52,7 +52,7 @@ def open_remote(
     models = {served.model: endpoint.name for endpoint, served in reversed(servers)}
     if len(models) > 1:
         listed = " and ".join(f"{name} at {url}" for name, url in sorted(models.items()))
-        raise ServerError(f"the servers have different models: {listed}", "-m names the one to use")
+        raise ServerError(f"the servers have different models: {listed}", "choose one with -m")
     return RemoteModel(servers, send, [str(problem) for problem in problems])
 
 
@@ -61,7 +61,7 @@ def _find_model(endpoint: Endpoint, model: str | None, *, patient: bool) -> Serv
 
     served = served_models(*endpoint.models(patient=patient))
     if not served:
-        raise ServerError(f"{endpoint.name} has no model")
+        raise ServerError(f"{endpoint.name} lists no model")
     if model is None:
         return served[0]
     for each in served:

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: requests, tried again where that helps, answers as events, errors in one line."""
+"""One OpenAI-compatible server: requests, which are retried where that helps, answers as events, one-line errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_ERROR_BYTES, _MOST_EVENT_BYTES, _MOST_LIST_BYTES = 2**16, 2**20, 2**22
 _MOST_ANSWER_BYTES = 2**28  # events are much larger than the short pieces of text in them
 _LONGEST_REASON = 300  # characters of a server's error message
 _CONTEXT_WORDS = ("context_length_exceeded", "context length", "context window", "max_model_len", "context of")
-_START = "`llvid serve` starts one"
+_START = "start a server with `llvid serve`"
 _HOST = re.compile(r"[\w.:-]+")
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
@@ -45,14 +45,14 @@ class Endpoint:
     """The server at `url`, which ends in `/v1`. Safe in threads."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Take an address as a user writes it; raises `UsageError` if it is not valid. Nothing is connected yet."""
+        """Take an address as a user writes it, without connecting; raises `UsageError` if it is not valid."""
         self.url = _address(url)
         self.is_local = is_loopback(self.url.host)
         self.name = str(self.url).removesuffix("/v1")
         headers = {"User-Agent": f"llvid/{version('llava-video-cli')}", "Accept-Encoding": "identity"}
         if key := (key or "").strip():
             if not key.isascii() or not key.isprintable():
-                raise UsageError("LLVID_API_KEY holds characters that no key has")
+                raise UsageError("LLVID_API_KEY has characters that are not allowed in a key")
             headers["Authorization"] = f"Bearer {key}"
         # the default context reads all certificates, which plain http does not need
         verify = True if self.url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -71,7 +71,7 @@ class Endpoint:
             try:
                 entries = json.loads(_read_at_most(response, _MOST_LIST_BYTES))["data"]
             except httpx2.TransportError as error:
-                raise UnreachableError(f"{self.name} ends the connection: {_reason(str(error))}") from None
+                raise UnreachableError(f"{self.name} closed the connection: {_reason(str(error))}") from None
             except (ValueError, KeyError, TypeError, RecursionError):
                 entries = None
             if not isinstance(entries, list):
@@ -94,15 +94,15 @@ class Endpoint:
                         return
                     seen += len(event.data)
                     if seen > _MOST_ANSWER_BYTES:
-                        raise ModelError(f"{self.name} does not stop answering")
+                        raise ModelError(f"the answer of {self.name} is too long")
                     yield self._event(event.data)
             except httpx2.SSEError as error:
-                raise ModelError(f"{self.name} does not stream: {_reason(str(error))}") from None
+                raise ModelError(f"{self.name} did not send an event stream: {_reason(str(error))}") from None
             except httpx2.TimeoutException:
-                raise ModelError(f"{self.name} went silent in the middle of an answer") from None
+                raise ModelError(f"{self.name} stopped sending in the middle of an answer") from None
             except httpx2.TransportError as error:
                 raise DisconnectedError(
-                    f"{self.name} ended the connection in the middle of an answer: {_reason(str(error))}"
+                    f"{self.name} closed the connection in the middle of an answer: {_reason(str(error))}"
                 ) from None
 
     def _event(self, data: str) -> dict[str, Any]:
@@ -131,10 +131,10 @@ class Endpoint:
                     raise UnreachableError(f"{self.name} can't be reached: {_reason(str(error))}", _START) from None
             except httpx2.TimeoutException:
                 raise ModelError(f"{self.name} did not answer in time") from None
-            except httpx2.TransportError as error:  # the server ends, or the connection was idle for too long
+            except httpx2.TransportError as error:  # the server stops, or the connection was idle for too long
                 disconnects += 1
                 if disconnects > _MOST_DISCONNECTS:
-                    raise UnreachableError(f"{self.name} ends the connection: {_reason(str(error))}") from None
+                    raise UnreachableError(f"{self.name} closed the connection: {_reason(str(error))}") from None
             else:
                 if response.status_code == 200:
                     return response
@@ -157,7 +157,7 @@ def _address(url: str) -> httpx2.URL:
     if not usable or address.query or address.fragment:
         raise UsageError(f"{url!r} is not the address of a server", "write it as http://127.0.0.1:8377")
     if address.userinfo:
-        raise UsageError("a server's address holds no password", "a key goes into the environment: LLVID_API_KEY")
+        raise UsageError("a server's address must not have a password", "set the API key in LLVID_API_KEY")
     path = address.path.rstrip("/")
     for ending in ("/chat/completions", "/models", "/v1"):
         path = path.removesuffix(ending)
@@ -186,17 +186,17 @@ def _error(name: str, status: int, content: bytes) -> ServerError | ModelError:
     text = content.decode("utf-8", "replace")
     reason = _reason(_message(text) or text) or f"status {status}"
     if status in (401, 403):
-        return ServerError(f"{name} refuses the key: {reason}", "LLVID_API_KEY in the environment holds the key")
+        return ServerError(f"{name} refuses the API key: {reason}", "set the key in the environment as LLVID_API_KEY")
     if 300 <= status < 400:
-        return ServerError(f"{name} redirects (status {status})", "use the address that it has moved to")
+        return ServerError(f"{name} redirects (status {status})", "use the address that it redirects to")
     if status in (404, 405):
-        return ServerError(f"{name} does not answer such requests: {reason}", "is it an OpenAI-compatible server?")
+        return ServerError(f"{name} does not know this request: {reason}", "is it an OpenAI-compatible server?")
     if status in _BUSY:
         return ServerError(f"{name} is too busy: {reason}")
     if status == 413:
-        return ModelError(f"{name} does not take requests as large as this", "fewer --frames, or --send file")
+        return ModelError(f"{name} does not accept requests of this size", "use fewer --frames, or --send file")
     if any(words in text for words in _CONTEXT_WORDS):
-        return ContextError(f"{name}: {reason}", "fewer --frames, or a smaller --max-new-tokens")
+        return ContextError(f"{name}: {reason}", "use fewer --frames, or a smaller --max-new-tokens")
     return ModelError(f"{name}: {reason}")
 
 

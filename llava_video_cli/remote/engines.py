@@ -1,4 +1,4 @@
-"""Engines behind a server: which one it is, and how to ask it so that it sees the frames that were chosen."""
+"""Inference engines behind a server: which one it is, and how to write a request so that it sees the chosen frames."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ServedModel:
 def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, str]) -> list[ServedModel]:
     """Return the models of a server's list, in its order.
 
-    llvid, vLLM and SGLang stand in `owned_by`. `transformers serve` writes a checkpoint's owner there; it shows by the
-    `status` of each entry (from 5.24 on) and by the id that it gives each request.
+    llvid, vLLM and SGLang name themselves in `owned_by`, where `transformers serve` has the checkpoint's owner. It is
+    recognized by the `status` of each entry (from 5.24 on), or by the id that it gives each request.
     """
     models = []
     for entry in entries:
@@ -67,7 +67,7 @@ def _count(value: object) -> int:
 
 
 class RequestWriter:
-    """Writes requests for engines; an encoded medium is kept as long as the medium itself."""
+    """Writes requests for engines; an encoded medium is kept for as long as the medium exists."""
 
     def __init__(self, send: Send = "frames") -> None:
         self._send = send
@@ -84,8 +84,8 @@ class RequestWriter:
         with tempfile.TemporaryDirectory(prefix="llvid-") if needs_files else nullcontext() as folder:
             if folder is not None and not is_local:
                 raise ModelError(
-                    "transformers serve reads videos from its own disk only: it has to run on this machine",
-                    "llvid serve and vLLM take them over the network",
+                    "transformers serve reads videos only from its own disk: it has to run on this machine",
+                    "llvid serve and vLLM accept videos over the network",
                 )
             messages = []
             share = MOST_BYTES // max(1, len(request.media))
@@ -103,9 +103,8 @@ class RequestWriter:
 
     def _parts(self, medium: Media, served: ServedModel, folder: str | None, most_bytes: int) -> list[dict[str, Any]]:
         """Return the parts of a message that stand for a medium."""
-        if folder is not None and isinstance(
-            medium, Frames
-        ):  # it fails on a video without a sound track, and takes no data: URLs
+        # transformers serve fails on a video without a sound track, and accepts no data: URLs
+        if folder is not None and isinstance(medium, Frames):
             if self._send == "file":
                 return [_part("video", _with_sound(medium))]
             file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
@@ -136,12 +135,12 @@ class RequestWriter:
         else:
             wanted = {video.sampling for video in videos}
             if len(wanted) > 1:
-                raise UsageError("--send file takes the same frames of each video", "--send frames takes any")
+                raise UsageError("--send file needs the same frames for each video", "use --send frames")
             (taken,) = wanted
             if engine != "llvid" and (taken.start_seconds, taken.end_seconds, taken.mode) != (0, None, "uniform"):
                 raise UsageError(
-                    f"{engine} picks the frames of a file itself, from the whole of it",
-                    "--send frames sends those that were chosen here",
+                    f"{engine} chooses the frames of a file itself, from the whole file",
+                    "use --send frames, which sends the frames that llvid chooses",
                 )
             sampling = {name: value for name, value in asdict(taken).items() if value != getattr(_WHOLE, name)}
             sampling.pop("frames", None)
@@ -166,7 +165,7 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     }
     if generation.seed is not None and generation.temperature > 0:
         fields["seed"] = generation.seed
-    if engine == "transformers":  # it always sends the usage, and refuses unknown fields
+    if engine == "transformers":  # it always sends the usage, and rejects unknown fields
         if generation.repetition_penalty != 1:
             fields["frequency_penalty"] = generation.repetition_penalty - 1  # it adds 1 and multiplies
         if generation.temperature > 0:  # a temperature alone does not make it sample
@@ -187,8 +186,8 @@ def _file(frames: Frames) -> bytes:
         size = path.stat().st_size
         if size > _MOST_FILE_BYTES:
             raise MediaError(
-                f"{path}: {size / 2**20:.0f} MiB are too many to send ({_MOST_FILE_BYTES / 2**20:.0f} at most)",
-                "--send frames sends only what the model sees",
+                f"{path}: {size / 2**20:.0f} MiB is too large to send ({_MOST_FILE_BYTES / 2**20:.0f} MiB at most)",
+                "use --send frames, which sends only what the model sees",
             )
         return path.read_bytes()
     except OSError as error:
@@ -203,8 +202,8 @@ def _with_sound(frames: Frames) -> str:
     with av.open(path) as container:
         if not container.streams.audio:
             raise MediaError(
-                f"{path}: transformers serve fails at a video without sound",
-                "--send frames sends the frames with a silent track",
+                f"{path}: transformers serve can't read a video without sound",
+                "use --send frames, which adds a silent sound track",
             )
     return os.path.abspath(path)  # noqa: PTH100 - keeps links
 

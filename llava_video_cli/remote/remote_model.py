@@ -1,4 +1,4 @@
-"""A model of OpenAI-compatible servers, behind the same protocol as a local one."""
+"""A model of OpenAI-compatible servers, with the same protocol as a local one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class _Server:
-    """An endpoint and its model, how many requests it answers now, and until when (time.monotonic) it is not asked."""
+    """An endpoint, its model, the number of its running requests, and the time.monotonic() until which it is unused."""
 
     endpoint: Endpoint
     served: ServedModel
@@ -59,7 +59,7 @@ class RemoteModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Where the answers come from, with the settings that the first server lists for its model."""
+        """The servers, and the settings that the first one lists for its model."""
         first = self._servers[0].served
         return {
             **first.settings,
@@ -112,7 +112,7 @@ class RemoteModel:
                 raise
 
     def budget(self, request: Request) -> Budget:
-        """Return an estimate: only the server has the tokenizer. Rather too much than too little."""
+        """Return an estimate, which is meant to be too high: only the server has the tokenizer."""
         context_tokens = min(server.served.context_tokens for server in self._servers)
         return estimated(request, self._servers[0].served.frame_tokens, context_tokens)
 
@@ -136,7 +136,7 @@ class RemoteModel:
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         began = time.perf_counter()
-        spaces, first_at, chunks = "", 0.0, 0  # white space that may end the answer is held back
+        spaces, first_at, chunks = "", 0.0, 0  # white space is yielded only when more text follows
         end: dict[str, Any] = {}
         with self._least_busy_server() as server:
             body = self._writer.body(request, server.served, is_local=server.endpoint.is_local)
@@ -157,19 +157,19 @@ class RemoteModel:
                         first_at = first_at or time.perf_counter()
                         yield Chunk(text)
         if "finish_reason" not in end:
-            raise DisconnectedError(f"{server.endpoint.name} ended the answer before its end")
+            raise DisconnectedError(f"{server.endpoint.name} closed the connection in the middle of an answer")
         now = time.perf_counter()
         yield Chunk("", _finish_reason(end), _usage(end, chunks, (first_at or now) - began, now - began))
 
     @contextmanager
     def _least_busy_server(self) -> Iterator[_Server]:
-        """Give the server with the fewest requests; one that fails is not asked for a while."""
+        """Give the server with the fewest requests; one that fails is not used for a while."""
         with self._lock:
             now = time.monotonic()
             up = [server for server in self._servers if server.down_until <= now]
             if not up:
                 problem = next(server.problem for server in self._servers if server.problem is not None)
-                raise ServerError(f"none of {len(self._servers)} servers is left: {problem}", problem.hint)
+                raise ServerError(f"none of the {len(self._servers)} servers can be used: {problem}", problem.hint)
             server = min(up, key=lambda each: each.running)
             server.running += 1
         try:

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 _TEMPLATE = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
 _SHOWN_FRAMES = 8
-_SHEET_PIXELS, _CELL_PIXELS = 640, 320  # the widest sheet, and its widest cell
+_SHEET_PIXELS, _CELL_PIXELS = 640, 320  # width of a sheet and of a cell, at most
 _PICTURE_PIXELS = 480  # of a still picture, on its longer side
-_SHEET_AREA = 640 * 400  # pixels of frames on one sheet, which upright videos would otherwise exceed twice
-_SHEET_BYTES = 20_000  # of a sheet at most
+_SHEET_AREA = 640 * 400  # pixels of frames on one sheet; upright videos would otherwise have twice as many
+_SHEET_BYTES = 20_000  # at most
 _QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
 _STEEPEST = 3  # height to width; a taller frame is cropped, as it would fill the page
 _READERS, _PREFETCHED = 2, 4  # videos

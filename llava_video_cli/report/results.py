@@ -1,4 +1,4 @@
-"""Reads what `llvid caption` and `llvid batch` wrote: one result per line, and the failures beside it."""
+"""Reads what `llvid caption` and `llvid batch` wrote: one result per line, and the failures next to it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from ..errors import LlvidError, nearest
 from ..runs.record import text_to_path
 
 _HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
-_JSON = json.JSONDecoder(
-    parse_constant=lambda _: None, parse_float=lambda text: number(float(text))
-)  # 1e999 is infinite
+# 1e999 is infinite
+_JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=lambda text: number(float(text)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class FailedVideo:
 class Results:
     """A checked file of results; each iteration reads it again, one result at a time.
 
-    `notes` are for the user. Lines that were added after the check are left out.
+    `notes` are for the user. Lines that were added after the check are skipped.
     """
 
     path: Path
@@ -69,17 +68,17 @@ class Results:
 
 
 def open_results(path: Path) -> Results:
-    """Check every line of a results file, and read `NAME.errors.jsonl` beside it if there is one.
+    """Check every line of a results file, and read `NAME.errors.jsonl` next to it if it exists.
 
-    An incomplete last line is left out, with a note. Raises LlvidError for a file that can't be opened, has no results,
+    An incomplete last line is skipped, with a note. Raises LlvidError for a file that can't be opened, has no results,
     or has a line that is not a result; the message names the line.
     """
     notes: list[str] = []
     count = sum(1 for _ in map(_result, _lines_of(path, notes)))
-    beside = path.with_name(f"{path.stem}.errors.jsonl")
-    failures = tuple(map(_failure, _lines_of(beside, notes))) if beside.is_file() else ()
+    errors = path.with_name(f"{path.stem}.errors.jsonl")
+    failures = tuple(map(_failure, _lines_of(errors, notes))) if errors.is_file() else ()
     if not count and not failures:
-        raise LlvidError(f"{path} has no results in it")
+        raise LlvidError(f"{path} has no results")
     return Results(path, count, failures, tuple(notes))
 
 
@@ -124,7 +123,7 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
                     value = _JSON.decode(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError):
                     if line.lstrip().startswith(b"{") and not line.endswith(b"\n"):
-                        notes.append(f"{where} was left out: it is cut off in the middle")
+                        notes.append(f"{where} was skipped: it is incomplete")
                         return
                     raise LlvidError(f"{where}: not JSON", _HINT) from None
                 if not isinstance(value, dict):
@@ -136,7 +135,7 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
             hint = nearest(path.name, (entry.name for entry in islice(path.parent.iterdir(), 1000)))
         raise LlvidError(f"{path}: no such file", hint) from None
     except IsADirectoryError:
-        raise LlvidError(f"{path}: a folder, not a file of results", "name the JSONL file in it") from None
+        raise LlvidError(f"{path}: a folder, not a results file", "name the JSONL file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a name that can't be a file's
         words = error.strerror if isinstance(error, OSError) else error
         raise LlvidError(f"{path}: can't be opened: {words}") from None
@@ -145,7 +144,7 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
 def _result(line: _Line) -> Result:
     if not line.video or not any(isinstance(line.value.get(name), str) for name in ("caption", "answer")):
         is_failure = isinstance(line.value.get("error"), str)
-        hint = "name the file of results: the failures beside it are shown too" if is_failure else _HINT
+        hint = "name the results file: the page also shows the failures next to it" if is_failure else _HINT
         raise LlvidError(f"{line.where}: no video with a caption or an answer", hint)
     frames = line.object("frames")
     return Result(

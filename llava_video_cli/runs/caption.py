@@ -134,7 +134,7 @@ class CaptionJob:
         answers = [(question.about, result) for question, result in results if isinstance(result, Answer)]
         answers.sort(key=lambda pair: pair[0].start_seconds)
         if error is None and not answers:
-            error = MediaError(f"{self.name}: nothing in it to caption")
+            error = MediaError(f"{self.name}: it has nothing to caption")
         if error is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         return [Record(self._values(answers))]
@@ -264,11 +264,11 @@ def plan_folder(
 def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPlan:
     """Return the run that writes one video's caption as text or subtitles; its failure ends the run.
 
-    Raises `MediaError` for a file that can't be read, and `LlvidError` if `to` is there already.
+    Raises `MediaError` for a file that can't be read, and `LlvidError` if `to` exists.
     """
     check_media([path])
     if to.exists() and not overwrite:
-        raise LlvidError(f"{to} is there already", "--overwrite writes over it")
+        raise LlvidError(f"{to} exists", "use --overwrite to replace it")
     found = Found(path, "", Path(path).stat())
 
     def write(record: Record) -> None:
@@ -285,7 +285,7 @@ def _rival(found: Found, paths: dict[Sidecar, Path], owners: dict[Path, str]) ->
     for path in paths.values():
         other = owners.setdefault(path, found.path)
         if other != found.path:
-            return LlvidError(f"{found.path}: {path} is for {other}", "rename one of the two")
+            return LlvidError(f"{found.path}: {path} is already the sidecar of {other}", "rename one of the two")
     return None
 
 
@@ -336,8 +336,8 @@ def caption_folder(
             todo.check_few()
             if todo.kept:
                 options.notify(
-                    f"captions that are not of this run are left as they are: {len(todo.kept)}, such as that of "
-                    f"{todo.kept[0]} (--overwrite writes over them)"
+                    f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
+                    "(use --overwrite to replace them)"
                 )
             roots = {key: found.root for found, key in todo.videos}
             plan = todo.run_plan(
@@ -356,7 +356,7 @@ def default_output(paths: Sequence[str], sidecars: Sidecars) -> Path | None:
         try:
             sidecars.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LlvidError(f"can't make the folder {sidecars.folder}: {error.strerror}") from None
+            raise LlvidError(f"can't create the folder {sidecars.folder}: {error.strerror}") from None
         return sidecars.folder / _RECORDS
     first = Path(paths[0] if paths else "")
     return (first if first.is_dir() else first.parent) / _RECORDS

@@ -107,12 +107,12 @@ def write_conversation(path: Path, conversation: Conversation) -> None:
     if path.suffix.lower() == ".json":
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     else:
-        text = "# A conversation: `llvid chat --load` goes on with it.\n" + write_yaml(values)
+        text = "# A conversation: `llvid chat --load` continues it.\n" + write_yaml(values)
     try:
         with whole_file(path) as beside:
             beside.write_text(text, encoding="utf-8")
     except LlvidError as error:
-        raise LlvidError(str(error), "name another place") from None
+        raise LlvidError(str(error), "choose another path") from None
 
 
 def read_drafts(messages: Iterable[object], locate: Callable[[str], str]) -> tuple[Draft, ...]:
@@ -130,7 +130,7 @@ def below(folder: Path, path: str) -> str:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        raise UsageError(f"no path can be {path!r}") from None
+        raise UsageError(f"{path!r} can't be a path") from None
     return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
 
 

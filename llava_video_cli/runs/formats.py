@@ -181,7 +181,7 @@ def table_format(suffix: str) -> TableFormat:
             return JsonLines()
         case ".csv":
             return Csv()
-    raise LlvidError(f"no table ends in {suffix!r}")
+    raise LlvidError(f"there is no table format for {suffix!r}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Sidecars:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise LlvidError(f"can't make the folder {path.parent}: {error.strerror}") from None
+                raise LlvidError(f"can't create the folder {path.parent}: {error.strerror}") from None
             with whole_file(path) as beside:
                 beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 

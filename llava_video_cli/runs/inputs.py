@@ -127,7 +127,7 @@ def _named(line: bytes, path: str) -> str | MediaError:
     except (ValueError, TypeError, StopIteration):
         pass
     words = line[:60].decode(errors="replace").strip()
-    return MediaError(f"{path}: a line names no video: {words}")
+    return MediaError(f"{path}: a line without a video: {words}")
 
 
 def _rows(part: RowGroup) -> Iterator[str | MediaError]:
@@ -136,11 +136,11 @@ def _rows(part: RowGroup) -> Iterator[str | MediaError]:
             table = _parquet(part.path, file)
             column = next((column for column in _COLUMNS if column in table.schema_arrow.names), None)
             if column is None:
-                raise MediaError(f"{part.path}: no column names the videos", f"one of {', '.join(_COLUMNS)}")
+                raise MediaError(f"{part.path}: no column with the videos", f"name it {' or '.join(_COLUMNS)}")
             for batch in table.iter_batches(_ROWS, row_groups=[part.number], columns=[column]):
                 for name in batch.column(0).to_pylist():
                     good = isinstance(name, str) and name
-                    yield _beside(part.path, name) if good else MediaError(f"{part.path}: a row names no video")
+                    yield _beside(part.path, name) if good else MediaError(f"{part.path}: a row without a video")
     except OSError as error:
         yield MediaError(f"{part.path}: the list can't be read: {error}")
 

@@ -62,7 +62,8 @@ class Ledger:
             with suppress(OSError):
                 self._file.truncate(self._end)
             raise LlvidError(
-                f"can't write {self.path}: {error.strerror}", "all that was written before is whole; run again to go on"
+                f"can't write {self.path}: {error.strerror}",
+                "earlier records are complete; run the same command to continue",
             ) from None
         self._end += len(content)
         self.done.add(record.key)
@@ -153,10 +154,10 @@ def _open(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise LlvidError(f"can't write {path}: {error.strerror}", "name another place with -o") from None
+        raise LlvidError(f"can't write {path}: {error.strerror}", "choose another path with -o") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UsageError(f"{path} is not a regular file, which a run can go on with", "name a file with -o")
+        raise UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
     return os.fdopen(descriptor, "rb+", buffering=0)
 
 
@@ -175,8 +176,8 @@ def _read(file: BinaryIO, rows: TableFormat, path: Path) -> tuple[set[str], int]
                 if torn and (number > 1 or rows.may_begin_with(row)):
                     break
                 raise LlvidError(
-                    f"{path}, row {number}, is not a record of llvid's: {error}",
-                    "name another file with -o, or --overwrite it",
+                    f"{path}, row {number}, is not a record of llvid: {error}",
+                    "choose another file with -o, or replace it with --overwrite",
                 ) from None
             end += len(row)
             if not is_header:
@@ -350,4 +351,4 @@ def _reported(place: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, IndexError) as error:
         words = getattr(error, "strerror", None) or first_line(error)
-        raise LlvidError(f"{place} can't be used for records: {words}", "name another place with -o") from None
+        raise LlvidError(f"{place} can't be used for records: {words}", "choose another path with -o") from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..conversation import Media
 from ..video import check_video, read_frames
-from ..video.image import Picture, is_picture, read_image
+from ..video.image import Picture, is_picture, read_image, shrunk
 from ..video.sampling import Sampling
 
 MIXED = "the published checkpoints were not trained on several videos or pictures in one prompt: they may mix them up"
@@ -41,7 +41,7 @@ def read_media(
         pictures = check_media(paths)
         opened(pictures)
         return [
-            picture or read_frames(path, sampling, progress=progress)
+            picture or read_frames(path, sampling, progress=progress, resize=shrunk)
             for path, picture in zip(paths, pictures, strict=True)
         ]
     has_opened = False  # a single video is opened once
@@ -53,7 +53,7 @@ def read_media(
             opened([None])
         progress(share)
 
-    return [read_frames(paths[0], sampling, progress=show)]
+    return [read_frames(paths[0], sampling, progress=show, resize=shrunk)]
 
 
 def media_notes(contents: Sequence[Media]) -> list[str]:

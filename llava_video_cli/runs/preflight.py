@@ -175,8 +175,8 @@ def largest_requests(task: Task, *, rope_auto: bool = False) -> list[Request]:
     if sampling.fps is not None and every is None:
         if rope_auto:
             raise UsageError(
-                "--rope-factor auto can't know how many frames --fps takes of each video",
-                "--frames N, or the factor itself",
+                "--rope-factor auto can't know how many frames --fps gives for each video",
+                "use --frames N, or give the factor",
             )
         return []
     if sampling.fps is not None and every is not None:

@@ -98,7 +98,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                         values.get("timestamps", preset.timestamps),
                     )
                     if request.id in ids:
-                        raise UsageError(f"the id {brief(request.id)} was there before")
+                        raise UsageError(f"the id {brief(request.id)} appears twice")
                 ids.add(request.id)
                 yield request
     except OSError as error:
@@ -134,7 +134,7 @@ class RequestJob:
         """Return a record or a failure for each request."""
         by_key = {question.about[0]: (question.about[1], result) for question, result in results}
         for request, key in self.requests:
-            media, answer = by_key.get(key, ((), error or MediaError(f"{self.name}: was not read")))
+            media, answer = by_key.get(key, ((), error or MediaError(f"{self.name}: it was not read")))
             if isinstance(answer, LlvidError):
                 yield Failure({"id": request.id, "video": path_to_text(request.paths[0])}, answer)
                 continue
@@ -169,7 +169,7 @@ def answer_file(
     preset, source, drawn_seed = settle_run(preset, model)
     batch = list(read_requests(Path(requests), preset))
     if to.exists() and to.samefile(requests):
-        raise UsageError(f"{to} holds the requests", "name another file with -o")
+        raise UsageError(f"{to} is the file of requests", "choose another file with -o")
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))
@@ -213,7 +213,7 @@ def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tupl
     if ("question" in values) == ("messages" in values):
         raise UsageError("either 'question' or 'messages' is needed")
     if "video" in values and "media" in values:
-        raise UsageError("'video' and 'media' exclude each other")
+        raise UsageError("use 'video' or 'media', not both")
     given = [values["video"]] if "video" in values else values.get("media", [])
     for path in given:
         if not isinstance(path, str) or not path:
@@ -224,13 +224,13 @@ def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tupl
         drafts = [*read_drafts(values["messages"], partial(below, folder))]
     if given:
         if any(draft.paths for draft in drafts):
-            raise UsageError("the media stand in 'messages' already")
+            raise UsageError("the media are already in 'messages'")
         first = next((n for n, draft in enumerate(drafts) if draft.role == "user"), 0)
         drafts[first] = replace(drafts[first], paths=tuple(below(folder, path) for path in given))
     if not any(draft.paths for draft in drafts):
         raise UsageError("'video' or 'media' is needed")
     if drafts[-1].role != "user":
-        raise UsageError("the last message must be the user's")
+        raise UsageError("the last message must be from the user")
     system = values.get("system", system)
     if system and not any(draft.role == "system" for draft in drafts):
         drafts.insert(0, Draft("system", system))

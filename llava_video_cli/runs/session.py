@@ -56,7 +56,7 @@ class Session:
         """
         if wrong := first_out_of_order([draft.role for draft in drafts]):
             index, role = wrong
-            raise UsageError(f"message {index + 1} must be the {role}'s, got the {drafts[index].role}'s")
+            raise UsageError(f"message {index + 1} must be from the {role}, got one from the {drafts[index].role}")
         system = drafts[0].text if drafts and drafts[0].role == "system" else None
         turns = drafts[1:] if system is not None else drafts
         pairs = zip(turns[::2], turns[1::2], strict=False)
@@ -115,7 +115,7 @@ class Session:
         if self.waiting:
             return replace(self, waiting=self.waiting[:-1])
         if not self.exchanges:
-            raise UsageError("there is nothing to take back")
+            raise UsageError("there is nothing to undo")
         return self._without_last()
 
     def clear(self) -> Session:
@@ -129,7 +129,8 @@ class Session:
         """
         if name not in SETTINGS:
             raise UsageError(
-                f"there is no setting {brief(name)}", nearest(name, SETTINGS) or f"there are {', '.join(SETTINGS)}"
+                f"there is no setting {brief(name)}",
+                nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}",
             )
         if name == "seed" and value == "none":
             return replace(self, generation=replace(self.generation, seed=None))

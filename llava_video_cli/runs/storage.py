@@ -108,7 +108,7 @@ def file_system(address: str) -> tuple[Any, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
     except (ImportError, ValueError, OSError) as error:
         words = first_line(error) if str(error) else reason
-    raise LlvidError(f"{address} can't be opened: {words}", "s3://, gs:// and hdfs:// need no further package")
+    raise LlvidError(f"{address} can't be opened: {words}", "s3://, gs:// and hdfs:// work without another package")
 
 
 def _unreadable(address: str, error: OSError) -> MediaError:

@@ -13,7 +13,7 @@ from ..conversation import Answer, Chunk, Request, Segment, Usage
 from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
 from ..preset import Preset
-from ..prompt.budget import question_refusal
+from ..prompt.budget import question_too_long
 from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
 from ..video import Frames, Resize, Video
 from ..video.limits import Limits
@@ -72,12 +72,12 @@ def answer_windows(
     """
     if len(windows) > MOST_WINDOWS:
         raise UsageError(
-            f"{len(windows):,} windows are too many: at most {MOST_WINDOWS:,}", "take longer ones, or a part"
+            f"{len(windows):,} windows are too many: at most {MOST_WINDOWS:,}", "use longer windows, or a part"
         )
     for question in questions:
         budget = model.budget(_request(_ANSWER, question, (), preset))
         if budget.is_exceeded:  # it would come out only at the end, hours later
-            raise question_refusal(model.name, budget)
+            raise question_too_long(model.name, budget)
     brief = _short(preset)
     jobs = (_Window(video, window, questions, brief, subtitles, model.budget) for window in windows)
     for record in _done(jobs, model, pace):
@@ -191,7 +191,7 @@ class _Window:
     ) -> Iterable[Record | Failure]:
         error = error or first_error(results)
         if error is None and not results:
-            error = MediaError(f"{self.name}: was not read")
+            error = MediaError(f"{self.name}: it was not read")
         if error is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         answers = {question.about[0]: result for question, result in results if isinstance(result, Answer)}

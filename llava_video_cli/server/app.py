@@ -99,7 +99,7 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:
-    return RequestError(500, "an error inside the server").response()  # starlette raises it again, for the log
+    return RequestError(500, "internal server error").response()  # starlette raises it again, for the log
 
 
 def _record(service: Service, request: Request, status: int, start: float) -> None:

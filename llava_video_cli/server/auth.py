@@ -26,7 +26,7 @@ class Auth:
         """
         host = headers.get("host", "")
         if self.api_key is None and not is_loopback(_host_name(host)):
-            raise RequestError(403, "the Host header names another machine", "ask for 127.0.0.1", headers=CLOSE)
+            raise RequestError(403, "the Host header names another machine", "use 127.0.0.1", headers=CLOSE)
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             raise RequestError(403, "requests from other web pages are refused", headers=CLOSE)
@@ -34,7 +34,7 @@ class Auth:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
             if scheme.lower() != "bearer" or not is_right:
-                message = "the API key is wrong" if key else "an API key is needed: Authorization: Bearer KEY"
+                message = "the API key is wrong" if key else "an API key is required: Authorization: Bearer KEY"
                 challenge = CLOSE | {"www-authenticate": "Bearer"}
                 raise RequestError(401, message, code="invalid_api_key", headers=challenge)
 

@@ -73,7 +73,7 @@ def _get(parts: SplitResult, target: Path, max_bytes: int, deadline: float) -> t
             if response.is_redirect:
                 return None, response.headers.get("location", "")
             if response.status_code != 200:
-                raise MediaError(f"{name} answers {response.status_code}")
+                raise MediaError(f"{name} answered with status {response.status_code}")
             return _write(response, name, target, max_bytes, deadline), ""
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         raise MediaError(f"{name} can't be reached: {str(error)[:200] or type(error).__name__}") from None

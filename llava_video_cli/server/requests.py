@@ -214,10 +214,10 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
     if drafts[0].role != "system" and system:
         drafts.insert(0, Draft("system", system))
     if wrong := first_out_of_order([draft.role for draft in drafts]):
-        rule = "after one system message at most, user and assistant take turns"
-        raise UsageError(f"{rule}: got the {drafts[wrong[0]].role}'s")
+        rule = "after at most one system message, user and assistant must alternate"
+        raise UsageError(f"{rule}: got one from the {drafts[wrong[0]].role}")
     if drafts[-1].role != "user":
-        raise UsageError(f"the last message must be the user's, got the {drafts[-1].role}'s")
+        raise UsageError(f"the last message must be from the user, got one from the {drafts[-1].role}")
     if drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
     return tuple(drafts), tuple(params)

@@ -113,7 +113,7 @@ class Scheduler:
                 raise _shutting_down()
             if self._active >= self._max_requests:
                 seconds = str(max(1, ceil(self._last_seconds)))
-                message = f"{self._active} requests are waiting already"
+                message = f"{self._active} requests are already waiting"
                 raise RequestError(429, message, code="queue_full", headers={"retry-after": seconds})
             self._active += 1
             self._metrics.active.set(self._active)
@@ -226,7 +226,7 @@ class Scheduler:
             _deliver(batch, error)
         except Exception:  # noqa: BLE001 - the thread must not end
             _log.exception("an answer failed")  # a bug: the log has its traceback, and the server goes on
-            _deliver(batch, LlvidError("an error inside the server"))
+            _deliver(batch, LlvidError("internal server error"))
 
     def _run(self, model: LocalModel, batch: Sequence[Ticket]) -> None:
         requests = [ticket.request for ticket in batch]

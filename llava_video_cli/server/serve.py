@@ -116,7 +116,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise LlvidError(f"can't listen on {host}, port {port}: {reason}", "choose another one with --port") from None
+        raise LlvidError(f"can't listen on {host}, port {port}: {reason}", "choose another port with --port") from None
     return bound
 
 

@@ -1,4 +1,4 @@
-"""A call in a thread of its own, whose result or exception is fetched later."""
+"""A call in its own thread, whose result or exception is fetched later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOADING = "llvid-load"  # the name of the thread that loads a model
 
 
 class Background(Generic[Result]):
-    """Starts at once; the thread is a daemon, so a user who leaves does not wait for it."""
+    """Starts at once; the thread is a daemon, so the program can exit without waiting for it."""
 
     def __init__(self, name: str, call: Callable[..., Result], *arguments: object) -> None:
         self._outcome: list[Result] = []

@@ -47,15 +47,15 @@ def _base(variable: str) -> Path | None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, with the same suffix; it is renamed at the end, or removed on failure.
 
-    So a full disk or Ctrl-C leaves no partial file. Raises `LlvidError` if the file can't be written.
+    A full disk or Ctrl-C therefore leaves no partial file. Raises `LlvidError` if the file can't be written.
     """
-    # A short name, as the final one may have the greatest possible length.
+    # A short name, because the final one may be as long as the file system allows.
     temporary = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise LlvidError(f"can't write {path}: {error.strerror or error}", "name another place with -o") from None
+        raise LlvidError(f"can't write {path}: {error.strerror or error}", "choose another path with -o") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -73,7 +73,7 @@ def lock(descriptor: int, name: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise LlvidError(f"another run is writing {name}", "wait for it, or name another place with -o") from None
+        raise LlvidError(f"another run is writing {name}", "wait for it, or choose another path with -o") from None
     except OSError:  # a file system without locks
         return
 

@@ -110,7 +110,7 @@ def memory() -> Memory:
 
 
 def accelerators() -> Accelerators:
-    """Return the devices that torch can use. A process of its own asks torch, and only if there may be a device.
+    """Return the devices that torch can use. A separate process asks torch, and only if there may be a device.
 
     Raises OSError with the reason if torch fails.
     """
@@ -149,7 +149,7 @@ def _ask_python(program: str) -> dict[str, Any]:
         check=False,
     )
     if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"it ended with code {result.returncode}"]
+        lines = result.stderr.strip().splitlines() or [f"the process ended with exit code {result.returncode}"]
         raise OSError(lines[-1])
     values: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return values

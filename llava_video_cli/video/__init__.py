@@ -249,12 +249,14 @@ def _read(
 ) -> Frames:
     import numpy as np
 
+    from .image import HUGE_PIXELS, shrunk
     from .reader import open_reader
 
     with open_reader(path, limits or Limits(), progress, index) as reader:
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
-        for decoded in reader.frames(sampling, hold_all=resize is None, can_restart=True):
+        small = resize is shrunk and reader.pixels < HUGE_PIXELS
+        for decoded in reader.frames(sampling, hold_all=resize is None or small, can_restart=True):
             image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
                 images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False

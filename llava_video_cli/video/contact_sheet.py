@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _BACKGROUND, _CAPTION = (24, 24, 24), (235, 235, 235)
 _ASPECT = 16 / 9  # of the sheet that `columns=None` aims at, width to height
 _GAP = 6  # pixels, between pictures and around them
+_MAX_CELL_ASPECT = 8  # height to width; taller frames are shown narrower
 _MIN_CELL = 48  # pixels; narrower pictures have no room for their times
 
 
@@ -46,7 +47,9 @@ def sheet_of(
         raise UsageError(
             f"{columns} columns don't fit in {width_pixels} pixels", hint=f"each needs {_MIN_CELL + _GAP} pixels"
         )
-    cell_height = max(1, round(cell_width * height / width))
+    scale = min(cell_width / width, _MAX_CELL_ASPECT * cell_width / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    cell_height = size[1]
     labels = time_labels(times_seconds)
     font_size = _font_size(labels, cell_width)
     font = ImageFont.load_default(size=font_size)
@@ -59,8 +62,8 @@ def sheet_of(
     for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         left = left_margin + number % columns * (cell_width + _GAP)
         top = _GAP + number // columns * row_height
-        picture = Image.fromarray(pixels).resize((cell_width, cell_height), Image.Resampling.LANCZOS)
-        sheet.paste(picture, (left, top))
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(picture, (left + (cell_width - size[0]) // 2, top))
         middle = (left + cell_width / 2, top + cell_height + caption_height / 2)
         draw.text(middle, label, fill=_CAPTION, font=font, anchor="mm")
     return sheet

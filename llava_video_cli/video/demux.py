@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ FORMATS = (
     ",gxf,ivf,obu,av1,h261,h263,h264,hevc,vvc,m4v,mpegvideo,vc1,dirac,mjpeg,mpjpeg,dv,rm,wtv,swf,yuv4mpegpipe,avs,"
     "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
 )
+_ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
+_CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
@@ -127,8 +130,10 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
         with media_errors(path):
             stream = _video_stream(path, container)
         context = stream.codec_context
-        if context.width * context.height > deadline.limits.pixels:
-            raise MediaError(f"{path}: pictures of {context.width}x{context.height} are too large")
+        deadline.limits.check_size(path, context.width, context.height, deadline.limits.pixels)
+        if container.format.name in _ANIMATIONS:  # they are pictures, too
+            seconds = min(deadline.limits.seconds or math.inf, _CLOCK_SECONDS * deadline.limits.still_seconds)
+            deadline = replace(deadline, limits=replace(deadline.limits, seconds=seconds, cores=1))
         context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
             yield OpenVideo(path, container, stream, deadline)
@@ -165,7 +170,7 @@ def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
 def no_picture(video: OpenVideo) -> MediaError:
     """Return the error for a video without a picture that can be decoded."""
     fault = video.fault
-    return MediaError(f"{video.path}: no picture can be decoded" + (f": {fault}" if fault else ""))
+    return MediaError(f"{video.path}: no frame can be decoded" + (f": {fault}" if fault else ""))
 
 
 def reason(error: av.error.FFmpegError) -> str:

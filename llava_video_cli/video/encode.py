@@ -35,7 +35,7 @@ def make_clip(images: NDArray[np.uint8], *, with_sound: bool = False, most_bytes
     count, height, width, _ = images.shape
     raise MediaError(
         f"{count} frames of {width}x{height} are too large to be sent ({most_bytes / 2**20:.0f} MiB at most)",
-        "fewer --frames, or --send file",
+        "use fewer --frames, or --send file",
     )
 
 

@@ -129,11 +129,11 @@ def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles
 def _hint(path: str) -> str | None:
     """Return a hint for a path that does not exist."""
     if "://" in path:
-        return "only files are read: download it first"
+        return "llvid reads only files: download it first"
     if path == "-":
-        return "a video can't come from stdin: name a file"
+        return "llvid can't read a video from stdin: name a file"
     if path.endswith("?"):
-        return "the video comes first, then the questions"
+        return "give the video first, then the questions"
     folder = Path(path).parent
     try:
         return nearest(

@@ -108,6 +108,11 @@ class VideoReader:
         return frame
 
     @property
+    def pixels(self) -> int:
+        """The number of pixels of a picture, as the header says."""
+        return self._video.pixels
+
+    @property
     def clock(self) -> Clock:
         """The clock that the time limit is measured by."""
         return self._video.deadline.clock
@@ -190,17 +195,17 @@ class VideoReader:
         notes = list(self._selection.notes)
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
-            notes.append(f"{packets} skipped" + ("; nearest good frames used" if self._replaced else ""))
+            notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
         if self._damaged and not (self._decoded and self._decoded.broken):
             notes.append("the decoder reports damage: parts of some frames may be wrong")
         if fault := self._video.fault:
             notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):
-            notes.append(f"{lost} of the frames asked for {'is' if lost == 1 else 'are'} lost")
+            notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
         if self._converter.matrix is not None:
             notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")
         if self._converter.resized:
-            notes.append("the picture changes its size; all frames are scaled to that of the first")
+            notes.append("the frame size changes; all frames are scaled to the size of the first one")
         return notes
 
     def _in_order(

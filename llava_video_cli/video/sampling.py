@@ -153,8 +153,7 @@ def select_stamps(timeline: Timeline, sampling: Sampling) -> Selection:
         end = min(end, first + _exact(sampling.end_seconds) / tick)
     if start >= timeline.end:
         raise MediaError(
-            f"the start ({sampling.start_seconds:g} s) lies past the end of the video"
-            f" ({timeline.duration_seconds:.3f} s)"
+            f"the start ({sampling.start_seconds:g} s) is past the end of the video ({timeline.duration_seconds:.3f} s)"
         )
     constant = is_constant(timeline.stamps)
     # Matroska rounds to milliseconds: 2 / 30 s lies just before its own frame's stamp, 67, hence half a tick
@@ -168,7 +167,7 @@ def select_stamps(timeline: Timeline, sampling: Sampling) -> Selection:
             raise MediaError(
                 f"{sampling.fps:g} frames per second of {float((end - start) * tick):.1f} seconds are {count}"
                 f" frames, more than {MAX_FRAMES}",
-                hint="lower the frames per second, or take a shorter part",
+                hint="use a lower frame rate, or a shorter part",
             )
     here = range(_on_screen(timeline.stamps, start), max(1, bisect_left(timeline.stamps, end)))
     if sampling.mode == "endpoints":
@@ -196,7 +195,7 @@ def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -
     end = duration_seconds if sampling.end_seconds is None else min(duration_seconds, sampling.end_seconds)
     count = max(1, math.ceil((end - start) / every_seconds - _REST))
     if count > MAX_WINDOWS:
-        raise UsageError(f"{count} windows of {every_seconds:g} seconds are too many", "cut it into longer ones")
+        raise UsageError(f"{count} windows of {every_seconds:g} seconds are too many", "use longer windows")
     starts = [start + number * every_seconds for number in range(count)]
     ends = [*starts[1:], max(end, math.nextafter(start, math.inf))]
     return [replace(sampling, start_seconds=a, end_seconds=b) for a, b in zip(starts, ends, strict=True)]
@@ -258,9 +257,9 @@ def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Selection:
         {int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)}
     )  # the first's own keyframe may be hidden
     snapped = dict.fromkeys(keys[_on_screen(keys, stamp)] for stamp in stamps)
-    notes = ["frames taken at keyframes, which may lie before the moments asked for"]
+    notes = ["the frames are keyframes, which may be earlier than the requested times"]
     if len(snapped) < len(stamps):
-        notes.append(f"only {_plural(len(snapped), 'keyframe')} for {len(stamps)} moments: each used once")
+        notes.append(f"only {_plural(len(snapped), 'keyframe')} for {len(stamps)} times: each is used once")
     return Selection(tuple(snapped), tuple(notes))
 
 
@@ -268,10 +267,10 @@ def _notes(sampling: Sampling, here: range, chosen: list[int], count: int) -> li
     notes = []
     if len(here) < count:
         where = "the video" if sampling.start_seconds == 0 and sampling.end_seconds is None else "this part"
-        notes.append(f"{where} has only {_plural(len(here), 'frame')}, not {count}: each used once")
+        notes.append(f"{where} has only {_plural(len(here), 'frame')}, not {count}: each is used once")
     still = len(chosen) - len(set(chosen))
     if still:
-        notes.append(f"the picture stands still: {_plural(still, 'frame')} of {count} repeat the one before")
+        notes.append(f"no movement: {_plural(still, 'frame')} of {count} repeat{'s' * (still == 1)} the previous one")
     return notes
 
 

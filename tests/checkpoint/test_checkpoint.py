@@ -117,10 +117,10 @@ def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
             {"text_config": {"rope_scaling": {"type": "linear", "factor": "x"}}},
             "RoPE factor must be 1 or more, got 'x'",
         ),
-        ({"text_config": {"rope_scaling": [2.5]}}, "RoPE scaling is no mapping"),
-        ({"text_config": [1]}, "text_config is no mapping"),
+        ({"text_config": {"rope_scaling": [2.5]}}, "RoPE scaling is not a mapping"),
+        ({"text_config": [1]}, "text_config is not a mapping"),
         ({"vision_config": VISION | {"patch_size": 0}}, "patch_size must be"),
-        ({"vision_config": VISION | {"image_size": 8}}, "no tokens of a frame: 8 pixels, patches of 14, pooled by 2"),
+        ({"vision_config": VISION | {"image_size": 8}}, "no tokens for a frame: 8 pixels, patches of 14, pooled by 2"),
         ({"spatial_pool_stride": 0}, "spatial_pool_stride must be"),
     ],
 )
@@ -151,7 +151,7 @@ def folder_with(path: Path, config: object, *files: str) -> Path:
         ),
         ({"model_type": "qwen2_vl"}, "another architecture: qwen2_vl"),
         ({}, "another architecture: unknown"),
-        ([], "no mapping"),
+        ([], "not a mapping"),
         ("{", "can't be read"),
     ],
 )

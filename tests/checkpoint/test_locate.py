@@ -68,7 +68,7 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path
         (("org/nothing",), None, "the hub has no model org/nothing"),
         (("org/known", "no-such-branch"), None, "has no revision 'no-such-branch'"),
         (("org/known",), 401, "asks for a login or a licence"),
-        (("org/empty",), None, "is no checkpoint: it has no config.json"),
+        (("org/empty",), None, "is not a checkpoint: it has no config.json"),
     ],
 )
 def test_what_the_hub_refuses_is_one_clear_line(
@@ -86,7 +86,7 @@ def test_what_the_hub_refuses_is_one_clear_line(
 def test_a_model_that_is_not_cached_while_offline(tmp_path: Path) -> None:
     out, err = located("http://127.0.0.1:9", tmp_path / "home", "org/model", offline=True)
     assert (
-        out.startswith("ModelError: org/model isn't in the local cache and the hub isn't asked in offline mode")
+        out.startswith("ModelError: org/model isn't in the local cache and the hub isn't used in offline mode")
         and err == ""
     )
     assert "llvid pull org/model" in out and "--model demo" in out

@@ -96,6 +96,6 @@ def test_the_command_line_takes_a_random_model(clip: Path) -> None:
     arguments = ("ask", str(clip), "What is it?", "--max-new-tokens", "4")
     result = llvid(*arguments, "-m", "random:tiny")
     assert result.returncode == 0 and result.stdout.strip()
-    assert "random weights: the answers are noise" in result.stderr
+    assert "random weights: the answers are meaningless" in result.stderr
     result = llvid(*arguments, "-m", "random:13B")
-    assert result.returncode == 2 and "one of tiny, 1B, 7B, 7B-32K, 34B" in result.stderr
+    assert result.returncode == 2 and "the sizes are tiny, 1B, 7B, 7B-32K, 34B" in result.stderr

@@ -90,9 +90,9 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(folder: Path, capsys: py
     (folder / "bad.mp4").write_text("no video")
     question = user(part("red.mp4"), say("What?"))
     for messages, code, words in (
-        ((question, said("x")), 2, "the last message must be the user's"),
-        ((user(part("red.mp4")),), 2, "with a text"),
-        ((question, question), 2, "message 2 must be the assistant's"),
+        ((question, said("x")), 2, "the last message must be from the user"),
+        ((user(part("red.mp4")),), 2, "and have a text"),
+        ((question, question), 2, "message 2 must be from the assistant"),
         ((user(part("gone.mp4"), say("?")),), 1, f"{folder / 'gone.mp4'}: no such file"),
         ((user(part("bad.mp4"), say("?")),), 1, "not a video"),
     ):

@@ -64,7 +64,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 def test_a_folder_without_videos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 0
-    assert capsys.readouterr() == ("", "no videos there\n")
+    assert capsys.readouterr() == ("", "no videos to process\n")
 
 
 def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_windows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         out_file = tmp_path / f"one.{kind}"
         assert caption(folder / "red_circle.mp4", "--every", "0.8", "-n", "4", "-o", out_file) == 0
         assert caption(folder / "red_circle.mp4", "--every", "0.8", "-n", "4", "-o", out_file) == 1
-    assert capsys.readouterr().err.count("is there already") == 3
+    assert capsys.readouterr().err.count(" exists\n") == 3
     assert (tmp_path / "one.srt").read_text().count(" --> ") == 3
     assert (tmp_path / "one.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.800\n")
     assert (tmp_path / "one.txt").read_text() == row["caption"] + "\n"
@@ -142,7 +142,7 @@ def test_sidecars(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert (
         out == ""
-        and "captions that are not of this run are left as they are: 1, such as" in err
+        and "existing files that this run did not write are kept: 1, such as" in err
         and err.endswith("8 captioned\n")
     )
     assert (clips / "red_circle.txt").read_text() == "written by hand" and not (clips / "red_circle.srt").exists()
@@ -249,7 +249,7 @@ def test_the_sample_videos_are_captioned_or_have_a_reason(tmp_path: Path, capsys
     ("arguments", "words"),
     [
         (["x", "-o", "out.xls"], "must end in"), (["x.mp4", "--sidecar", "doc"], "--sidecar must be one of"),
-        (["x.mp4", "--output-dir", "d"], "--output-dir is for sidecars"), (["-", "-"], "stdin can be read only once"),
+        (["x.mp4", "--output-dir", "d"], "--output-dir needs --sidecar"), (["-", "-"], "stdin can be read only once"),
         (["x.mp4", "--every", "-1", "-o", "o.jsonl"], "--every"), (["x.mp4", "--batch-size", "0"], "batch-size"),
         (["x.mp4", "--timeout", "0"], "timeout"), ([], "PATH"),
     ],
@@ -274,7 +274,7 @@ def test_frames_that_never_fit_end_the_run(
     out = tmp_path / "out.jsonl"
     command = ["caption", str(folder), "-m", str(layouts["yi"]), "-o", str(out), "--max-new-tokens", "2000"]
     assert run([*command, "-n", "20"]) == 1
-    assert "takes 14 frames with this question; 20 were asked for" in capsys.readouterr().err
+    assert "too many frames: 20; with this question, 14 frames fit" in capsys.readouterr().err
     assert run([*command, "--fps", "10"]) == 3, "there, each video has a number of its own"
     assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
 
@@ -294,8 +294,8 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tm
     done = len(records(out))
     assert process.returncode == 130 and 0 < done < 200
     assert err.splitlines() == [
-        "finishing what is running; Ctrl-C again stops at once",
-        f"{done} captioned, {200 - done} left: the same command goes on",
+        "finishing what is running; press Ctrl-C again to stop at once",
+        f"{done} captioned, {200 - done} left: run the same command to continue",
     ]
     result = llvid("caption", str(clips), "-m", "demo", "-o", str(out))
     assert result.returncode == 0
@@ -330,4 +330,4 @@ def test_pictures_have_captions_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     row = records(out)["square.png"]
     assert "square" in row["caption"] and row["frames"] is None
     assert caption(tmp_path / "square.png", "--every", "2") == 1
-    assert "it has no windows" in capsys.readouterr().err
+    assert "which has no windows" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from terminal import llvid, scene
 
 from llava_video_cli import Budget, Picture
 from llava_video_cli.cli.app import run
-from llava_video_cli.cli.chat_commands import COMMANDS, completions, drawn, protocol
-from llava_video_cli.cli.chat_session import refusal
+from llava_video_cli.cli.chat_commands import COMMANDS, completions, protocol, terminal_picture
+from llava_video_cli.cli.chat_session import no_fit
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.runs.conversation_file import read_conversation
 
@@ -69,7 +69,7 @@ def test_a_bad_line_is_told_and_the_next_is_taken(talked: Talked) -> None:
     code, out, err = talked("/home/me/x.mp4 what?", "red.mp4")
     assert code == 1 and "type // to ask" in err
     code, out, err = talked("caf\udce9? | What shape is it?", "red.mp4")
-    assert (code, out) == (1, ["It is a circle."]) and "is not text in UTF-8" in err
+    assert (code, out) == (1, ["It is a circle."]) and "is not UTF-8 text" in err
 
 
 def test_a_bad_file_or_model_ends_it(folder: Path, talked: Talked, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,9 +90,9 @@ def test_undo_retry_clear(talked: Talked) -> None:
     )
     assert code == 1 and out[:3] == ["It is a circle."] * 3 and len(out) == 4, "/retry fails first and after /undo"
     assert err.count("error: there is no question to ask again") == 2
-    assert "the same answer at temperature 0" in err and "removed red.png" in err
-    assert "removed 'What shape is it?'; red.mp4 is kept for the next question" in err
-    assert "there is no video or picture in this conversation" in err and "error: there is nothing to take back" in err
+    assert "at temperature 0 the answer stays the same" in err and "removed red.png" in err
+    assert "removed 'What shape is it?'; kept for the next question: red.mp4" in err
+    assert "there is no video or picture in this conversation" in err and "error: there is nothing to undo" in err
 
 
 @pytest.mark.usefixtures("folder")
@@ -131,7 +131,7 @@ def test_saved_and_gone_on_with(folder: Path, talked: Talked) -> None:
     )
     assert code == 1 and err.count("saved talk.yaml") == 3 and "saved there.yaml" in err
     assert "error: /save needs a PATH" in err and "x.txt must end in" in err
-    assert "error: there.yaml is there already\nhint: /save! there.yaml writes over it" in err
+    assert "error: there.yaml exists\nhint: use /save! there.yaml to replace it" in err
     saved = read_conversation(folder / "talk.yaml")
     assert saved == read_conversation(folder / "there.yaml") and saved.model == "demo"
     assert [draft.role for draft in saved.drafts] == ["system", "user", "assistant", "user"]
@@ -164,11 +164,11 @@ def test_what_does_not_fit_is_refused_with_what_to_drop(
     assert run(["chat", "-m", "demo", "red.mp4"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3, "the questions are not lost"
-    first, second = [line for line in err.splitlines() if line.startswith("error: no room")]
-    assert "red.mp4 72 for 8 frames, text " in first and "up to 4,000, but the context is 4,096" in first
+    first, second = [line for line in err.splitlines() if line.startswith("error: too long")]
+    assert "red.mp4 72 for 8 frames, text " in first and "up to 4,000, but the context has 4,096" in first
     assert "long.mp4 4,050 for 450 frames, red.mp4 180 for 20 frames" in second
     hints = [line for line in err.splitlines() if line.startswith("hint: ")]
-    assert "/set max_new_tokens 39" in hints[0] and "/undo (gives back " in hints[0] and "/retry" in hints[0]
+    assert "/set max_new_tokens 39" in hints[0] and "/undo (frees " in hints[0] and "/retry" in hints[0]
 
 
 def test_a_refusal_names_only_what_would_do() -> None:
@@ -176,11 +176,11 @@ def test_a_refusal_names_only_what_would_do() -> None:
 
     picture = Picture(np.zeros((2, 2, 3), np.uint8), "b.png")
     paths = [f"{number}.png" for number in range(6)]
-    failure = refusal(Budget(5000, 512, 4096, (700,) * 6), paths, [picture] * 6, 0)
+    failure = no_fit(Budget(5000, 512, 4096, (700,) * 6), paths, [picture] * 6, 0)
     assert "0.png 700" in str(failure) and "other media 1,400, text 800" in str(failure)
     assert failure.hint == "ask a shorter question, or /clear the conversation"
-    failure = refusal(Budget(3700, 512, 4096, (700,)), ["b.png"], [picture], 812)
-    assert failure.hint == "/set max_new_tokens 396 or /undo (gives back 812 tokens), then /retry asks again"
+    failure = no_fit(Budget(3700, 512, 4096, (700,)), ["b.png"], [picture], 812)
+    assert failure.hint == "/set max_new_tokens 396 or /undo (frees 812 tokens), then /retry to ask again"
 
 
 def test_frames_are_written_beside_what_is_there(folder: Path, talked: Talked) -> None:
@@ -251,10 +251,10 @@ def test_pictures_go_out_whole_and_ask_for_no_reply() -> None:
     import re
 
     png = bytes(range(256)) * 50
-    pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", drawn(png, "kitty", 80))
+    pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", terminal_picture(png, "kitty", 80))
     assert base64.b64decode("".join(data for _, data in pieces)) == png
     assert pieces[0][0] == "a=T,f=100,q=2,c=80,m=1" and pieces[-1][0] == "m=0"
     assert max(len(data) for _, data in pieces) == 4096
     keys = "inline=1;size=12800;width=80;preserveAspectRatio=1"
-    found = re.fullmatch(rf"\x1b\]1337;File={keys}:(.*)\a\n", drawn(png, "iterm", 80))
+    found = re.fullmatch(rf"\x1b\]1337;File={keys}:(.*)\a\n", terminal_picture(png, "iterm", 80))
     assert found and base64.b64decode(found[1]) == png

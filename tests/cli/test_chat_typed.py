@@ -50,7 +50,7 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
         chat.until("> ")
         chat.type(f"{question}\r")
         chat.until(answer)
-        chat.until("s to the first word")
+        chat.until("s to the first token")
     chat.until("> ")
     chat.type("/vi\tred.p\t\r")  # completed to a command, and to a path
     chat.until("red.png: a picture, added to the next question")
@@ -67,7 +67,7 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
     chat = start("--load", "talk.yaml", "--no-history")
     chat.until("> ")
     chat.type("What shape is it?\r")
-    chat.until("s to the first word")
+    chat.until("s to the first token")
     chat.type("/exit\r")
     assert chat.end() == 0 and "/exit" not in history.read_text()
 
@@ -111,7 +111,7 @@ def test_a_pipe_behind_it_gets_answers_only(start: Start) -> None:
     os.close(write)
     chat.until("> ")
     chat.type("What shape is it?\n")
-    chat.until("s to the first word")
+    chat.until("s to the first token")
     chat.until("> ")
     chat.type("\x04")
     assert chat.end() == 0

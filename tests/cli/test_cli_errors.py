@@ -97,17 +97,17 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
     begin = content.index(b"mdat") + 4
     end = content.index(b"moov") - 4
     hollow.write_bytes(content[:begin] + bytes(end - begin) + content[end:])
-    assert "no picture can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
+    assert "no frame can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
     with running_hub({"org/7B": layouts["vicuna"]}) as hub:
         env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
         done = llvid("ask", str(hollow), QUESTION, "-m", "org/7B", env=env)
-    assert "no picture can be decoded" in failed(done, 1) and not hub.sent
+    assert "no frame can be decoded" in failed(done, 1) and not hub.sent
 
 
 WRONG = [
     (["ask"], "Missing argument"),
     (["ask", "x.mp4"], "Missing argument"),
-    (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "exclude each other"),
+    (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "not both"),
     (["ask", "--messages", "none.yaml"], "none.yaml can't be read"),
     (["chat", "--load", "none.yaml"], "none.yaml can't be read"),
     (["ask", "x.mp4", "q", "--frames", "many"], "--frames"),
@@ -121,8 +121,8 @@ WRONG = [
     (["ask", "x.mp4", "", "-m", "demo"], "a question is empty"),
     (["ask", "x.mp4", "-", "-"], "only one question"),
     (["ask", "x.mp4", __file__], "is a file, not a question"),
-    (["ask", "x.mp4", "caf\udce9"], "a question is not text in UTF-8"),
-    (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system text is not text in UTF-8"),
+    (["ask", "x.mp4", "caf\udce9"], "a question is not UTF-8 text"),
+    (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system prompt is not UTF-8 text"),
     (["ask", "x.mp4", "q", "-p", "lowmemory"], "no preset 'lowmemory'"),
     (["askk"], "askk"),
     (["presets", "demoo"], "no preset"),
@@ -163,7 +163,7 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
 def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     for model, words in (
-        ("nobody/nothing", "isn't in the local cache and the hub isn't asked in offline mode"),
+        ("nobody/nothing", "isn't in the local cache and the hub isn't used in offline mode"),
         ("./nothing", "the model folder ./nothing doesn't exist"),
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),
@@ -178,9 +178,9 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
 def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for media, hint in (
         (str(clip.with_name("crcle.mp4")), "did you mean 'circle.mp4'?"),
-        ("https://example.invalid/a.mp4", "only files are read"),
-        ("-", "can't come from stdin"),
-        ("What is it?", "the video comes first"),
+        ("https://example.invalid/a.mp4", "llvid reads only files"),
+        ("-", "can't read a video from stdin"),
+        ("What is it?", "give the video first"),
         (str(tmp_path), "name a file in it"),
     ):
         code, _, err = asked(capsys, media, QUESTION)
@@ -194,10 +194,10 @@ def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest
 def test_closed_streams_are_no_tracebacks(clip: Path) -> None:
     ask = f'"{sys.executable}" -m llava_video_cli ask "{clip}" -m demo'
     for command, code, words in (
-        (f"{ask} - <&-", 2, "stdin, but it is closed"),
+        (f"{ask} - <&-", 2, "stdin is closed"),
         (f'{ask} "{QUESTION}" >&-', 1, "stdout is closed"),
         (f'{ask} "{QUESTION}" 2>&-', 0, ""),
-        (f"printf '\\xff\\xfe' | {ask} -", 2, "not text in UTF-8"),
+        (f"printf '\\xff\\xfe' | {ask} -", 2, "not UTF-8 text"),
     ):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, command

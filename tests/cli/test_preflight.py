@@ -66,8 +66,8 @@ def test_what_does_not_fit_is_refused_without_weights(
     assert run([*commands[command], "-m", no_weights, "-n", "32"]) == 1
     out, err = capsys.readouterr()
     fit = 26 if command == "windows" else 24  # what is said of a window is brief
-    assert f"34B takes {fit} frames with this question; 32 were asked for" in err
-    assert f"hint: what fits: --frames {fit} or --pool-stride 3 or --rope-factor 2\n" in err
+    assert f"too many frames: 32; with this question, {fit} frames fit the context of " in err and "34B (" in err
+    assert f"hint: use --frames {fit} or --pool-stride 3 or --rope-factor 2\n" in err
     assert err.count("\n") == 2 and not out
     assert not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").read_bytes()
 
@@ -96,7 +96,7 @@ def test_a_chat_says_what_would_make_room_and_goes_on(
     monkeypatch.setattr(sys, "stdin", io.StringIO("/set frames 2\n/set max_new_tokens 4\nWhy?\n"))
     assert run(["chat", str(clip), "-m", str(layouts["yi"]), "-n", "32"]) == 0
     out, err = capsys.readouterr()
-    assert out and "no room: the conversation takes 4,6" in err and ": /set frames 24\n" in err
+    assert out and "too long: the conversation takes 4,6" in err and ": /set frames 24\n" in err
 
 
 def test_frames_are_announced_as_they_are_read(clip: Path) -> None:
@@ -133,7 +133,7 @@ def test_auto_reaches_as_far_as_the_longest_request(
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [record["settings"]["rope_factor"] for record in records] == [2.0, 2.0]
     assert run(["caption", str(clip.parent), *flags, "--fps", "2", "-o", str(tmp_path / "c.jsonl")]) == 2
-    assert "--frames N, or the factor itself" in capsys.readouterr().err
+    assert "use --frames N, or give the factor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_what_does_not_fit_is_not_even_downloaded(layouts: dict[str, Path], clip
     with running_hub({"org/34B": layouts["yi"]}) as hub:
         env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
         done = llvid("ask", str(clip), "What happens?", "-m", "org/34B", "-n", "32", env=env)
-    assert "org/34B takes 24 frames with this question; 32 were asked for" in failed(done, 1)
+    assert "too many frames: 32; with this question, 24 frames fit the context of org/34B" in failed(done, 1)
     files = [path for path in hub.asked if "/resolve/" in path]
     assert files and all(path.endswith("/config.json") for path in files) and not hub.sent

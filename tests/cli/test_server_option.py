@@ -136,9 +136,9 @@ def test_neither_torch_nor_transformers_is_imported(served: Served, clip: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--quantize", "4bit"], "--quantize and --server exclude each other"),
-        (["--no-prefix-reuse"], "--no-prefix-reuse and --server exclude each other"),
-        (["--server", "http://u:secret@h"], "a server's address holds no password"),
+        (["--quantize", "4bit"], "--quantize can't be used with --server"),
+        (["--no-prefix-reuse"], "--no-prefix-reuse can't be used with --server"),
+        (["--server", "http://u:secret@h"], "a server's address must not have a password"),
     ],
 )
 def test_flags_that_make_no_sense_with_a_server(
@@ -153,7 +153,7 @@ def test_a_server_that_is_not_there_is_one_line(clip: Path) -> None:
     result = llvid("ask", str(clip), "Why?", "--server", "http://127.0.0.1:9")
     assert failed(result, 1) == "error: http://127.0.0.1:9 can't be reached: Connection refused"
     assert "llvid serve" in result.stderr
-    assert "--send is for --server" in failed(llvid("ask", str(clip), "Why?", "--send", "file"), 2)
+    assert "--send needs --server" in failed(llvid("ask", str(clip), "Why?", "--send", "file"), 2)
 
 
 def test_what_a_server_says_is_shown_not_obeyed(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_a_run_whose_servers_die_is_one_line_and_goes_on_later(
     with dying.running():
         assert run([*arguments, dying.url]) == 1
     err = capsys.readouterr().err
-    assert "refuses the key: expired" in err and "LLVID_API_KEY" in err and err.count("error:") == 1
+    assert "refuses the API key: expired" in err and "LLVID_API_KEY" in err and err.count("error:") == 1
     assert len(out.read_text().splitlines()) == 2 and not out.with_suffix(".errors.jsonl").exists()
     living = OpenAIServer(listed("m"), [said("more")])
     with living.running():

@@ -13,13 +13,13 @@ from llava_video_cli.cli.app import run
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "2"], "--gpus is for a run on a cluster"),
-        (["--dry-run"], "--dry-run is for a run on a cluster"),
+        (["--gpus", "2"], "--gpus needs --ray"),
+        (["--dry-run"], "--dry-run needs --ray"),
         (["--ray", "here"], "--ray must be auto or local, got 'here'"),
-        (["--ray", "local", "--gpus", "many"], "--gpus must be a number or MIN-MAX, got 'many'"),
-        (["--ray", "local", "--gpus", "4-2"], "--gpus must be MIN-MAX, got '4-2'"),
-        (["--ray", "local", "--gpus", "0"], "--gpus must be a number or MIN-MAX, got '0'"),
-        (["--ray", "local", "--sidecar", "txt"], "--sidecar does not go with --ray"),
+        (["--ray", "local", "--gpus", "many"], "--gpus must be a number above 0, or MIN-MAX, got 'many'"),
+        (["--ray", "local", "--gpus", "4-2"], "--gpus must be a number above 0, or MIN-MAX, got '4-2'"),
+        (["--ray", "local", "--gpus", "0"], "--gpus must be a number above 0, or MIN-MAX, got '0'"),
+        (["--ray", "local", "--sidecar", "txt"], "--sidecar can't be used with --ray"),
         (["--ray", "local", "-o", "out.srt"], "out.srt must end in .jsonl, .csv, .parquet"),
     ],
 )
@@ -39,7 +39,7 @@ def test_a_ray_client_is_refused_with_a_hint_to_ray_job_submit(
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert run(["caption", str(tmp_path), "-m", "demo", "--ray", "auto" if from_environment else address]) == 2
     error, hint = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: llvid does not run through a Ray client ({address})")
+    assert error.startswith(f"error: llvid can't use a Ray client address ({address})")
     command = "ray job submit --address http://head.example:8265 -- llvid caption /shared/clips"
     assert hint == f"hint: {command} -o /shared/captions.jsonl --ray auto"
 

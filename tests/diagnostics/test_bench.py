@@ -104,9 +104,9 @@ def test_a_model_never_sees_the_same_frames_twice(clip: Path) -> None:
 def test_a_cell_that_can_not_be_measured_has_the_reason_and_the_others_go_on(clip: Path) -> None:
     cells = benched(clip, FixedModel(most=5, out_of_memory_from=3), frames=(2, 4, 64), batches=(1, 3, 8))
     assert cells["videos", 2, 3].note == "out of memory" and not cells["videos", 2, 3].runs
-    assert cells["videos", 2, 8].note == "only 5 fit the memory"
+    assert cells["videos", 2, 8].note == "only 5 fit in memory"
     assert cells["videos", 4, 1].note == "doesn't fit the context"
-    assert cells["videos", 64, 1].note == cells["first token", 64, None].note == "the video has only 20"
+    assert cells["videos", 64, 1].note == cells["first token", 64, None].note == "the video has only 20 frames"
     assert len(cells["videos", 2, 1].runs) == 2 and cells["videos", 2, 1].note is None
 
 
@@ -164,7 +164,7 @@ def test_a_task_that_takes_longer_than_the_remaining_time_is_left_out() -> None:
     assert 2 in calls  # the first one took less than was thought, and so would this one
     calls.clear()
     measure_alternating([task(calls, 1, 1.0), slow := task(calls, 2, 5000.0)], 2, 1000, lambda _: None, scale=1e6)
-    assert calls == [] and slow.measurements[0].note == "too long: 83333333 min"
+    assert calls == [] and slow.measurements[0].note == "takes too long: 83333333 min"
 
 
 def test_the_first_run_counts_where_the_time_is_up() -> None:
@@ -174,7 +174,10 @@ def test_the_first_run_counts_where_the_time_is_up() -> None:
 
     slow = TimedTask((Measurement("slow", "s"),), run, 1.0)
     measure_alternating([slow], 3, 0.3, lambda _: None)
-    assert slow.measurements[0].runs == [1.0] and slow.measurements[0].note == "one run, not warmed up: the time was up"
+    assert (
+        slow.measurements[0].runs == [1.0]
+        and slow.measurements[0].note == "one run without a warm-up, for lack of time"
+    )
 
 
 def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
@@ -198,7 +201,7 @@ def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("-m", "demo", "--random-weights", "7B"), "exclude each other"),
+        (("-m", "demo", "--random-weights", "7B"), "not both"),
         (("--random-weights", "8B"), "no random weights of size '8B'"),
         (("no.mp4", "-m", "demo"), "no.mp4"),
         (("-m", "demo", "--runs", "0"), "--runs"),

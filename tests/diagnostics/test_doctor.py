@@ -45,13 +45,13 @@ def test_the_demo_runs_and_everything_is_shown(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "words", "hint"),
     [
-        (("-m", "demo", "--frames", "600"), "demo takes 4,096", "--frames 438, or --rope-factor 2"),
+        (("-m", "demo", "--frames", "600"), "the context of demo has 4,096", "--frames 438, or --rope-factor 2"),
         (("-m", "demo", "--device", "cuda:7"), "no device cuda:7", "--device auto"),
         (("-m", "demo", "--device", "toaster"), "no device toaster", "--device auto"),
         (("-m", "demo", "--pool-stride", "4"), "", None),
         (("-m", "demo", "--attention", "flash_attention_2"), "flash_attention_2", "--attention auto"),
         (("-m", "./nothing"), "doesn't exist", "`--model demo` needs no download"),
-        (("-m", f"{HF}34B-hf", "--frames", "32"), "takes 4,096", "--frames 24, or --rope-factor 2"),
+        (("-m", f"{HF}34B-hf", "--frames", "32"), "has 4,096", "--frames 24, or --rope-factor 2"),
     ],
 )  # fmt: skip
 def test_what_can_not_run_ends_with_1_and_a_hint(
@@ -93,18 +93,21 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
     small = replace(BIG, accelerators=Accelerators((replace(CARD, free_bytes=8 * GB, has_bfloat16=False),)))
     fit, problems = chosen("7B-hf", small, frames=8)
     assert (fit.dtype, fit.quantize) == ("float16", "4bit") and not any(problem.stops for problem in problems)
-    assert any("weights in 4 bits (4.5 GB): float16 would take" in problem.text for problem in problems)
+    assert any("weights in 4 bits (4.5 GB): float16 would need" in problem.text for problem in problems)
     stopping = [problem for problem in chosen("7B-hf", small, frames=8, quantize="none")[1] if problem.stops]
-    assert "in float16 (14.1 GB of weights), but of 8.0 GB free on cuda:0" in stopping[0].text
-    assert str(stopping[0].hint).startswith("`--quantize 4bit` takes 4.5 GB")
+    assert (
+        "in float16 (14.1 GB of weights), but it may use only 7.4 of the 8.0 GB that is free on cuda:0"
+        in stopping[0].text
+    )
+    assert str(stopping[0].hint).startswith("`--quantize 4bit` needs 4.5 GB")
     assert not any(problem.stops for problem in chosen("34B-hf", frames=24, quantize="4bit")[1])
     stopping = [problem for problem in chosen("34B-hf", small, frames=24, quantize="4bit")[1] if problem.stops]
-    assert "more memory" in str(stopping[0].hint)
+    assert "free some memory" in str(stopping[0].hint)
 
 
 def test_a_full_disk_and_an_unknown_model() -> None:
     _, problems = chosen("7B-hf", replace(BIG, cache_free_bytes=GB))
-    assert [problem.text for problem in problems if problem.stops] == ["1.0 GB are free on the disk"]
+    assert [problem.text for problem in problems if problem.stops] == ["only 1.0 GB is free on the disk"]
     fit, problems = fit_model(Workload("org/unknown", "v2", Loading(), 8, 512), BIG)
     assert fit.need is None and [problem.hint for problem in problems] == ["llvid pull org/unknown --revision v2"]
 
@@ -117,7 +120,7 @@ def test_a_cpu_takes_float32_only_where_there_is_room() -> None:
     mac = replace(BIG, accelerators=Accelerators(has_mps=True))
     assert chosen("7B-hf", mac)[0].dtype == "float16"
     hints = [problem.hint for problem in chosen("7B-hf", mac, quantize="4bit")[1]]
-    assert "`--quantize none`, or `--device cpu`" in hints
+    assert "use `--quantize none` or `--device cpu`" in hints
 
 
 def test_broken_packages_and_checkpoints_are_findings(tmp_path: Path) -> None:

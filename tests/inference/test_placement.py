@@ -83,11 +83,11 @@ def test_the_widest_that_fits_beside_a_prompt(
 def test_one_line_says_what_was_chosen_and_why() -> None:
     note = placed("7B", cuda(7.5), frames=8).note
     assert note == (
-        "weights in 4 bits (4.5 GB): bfloat16 would take 16.0 GB with a prompt, and 7.5 GB are free on cuda:0"
+        "weights in 4 bits (4.5 GB): bfloat16 would need 16.0 GB with a prompt, but 7.5 GB is free on cuda:0"
     )
     assert str(placed("7B", cuda(11, 11)).note).endswith("shared by cuda:0, cuda:1")
     tight = placed("7B", cuda(6.0), frames=32)
-    assert tight.quantize == "4bit" and "room for about" in str(tight.note)
+    assert tight.quantize == "4bit" and "is enough for about" in str(tight.note)
 
 
 def test_what_is_asked_for_by_name_is_taken_or_refused_with_what_would_fit() -> None:
@@ -96,11 +96,11 @@ def test_what_is_asked_for_by_name_is_taken_or_refused_with_what_would_fit() -> 
     assert placed("7B", cuda(15.8), quantize="none").note is None, "the prompt may be short"
     with pytest.raises(
         ModelError,
-        match=r"7B takes 15.\d GB .*14.1 GB of weights\), but of 8.0 GB free on cuda:0 it may",
+        match=r"7B needs 15.\d GB .*14.1 GB of weights\), but it may use only 7.4 of the 8.0 GB",
     ) as refused:
         placed("7B", cuda(8), quantize="none")
-    assert str(refused.value.hint).startswith("`--quantize 4bit` takes 4.5 GB; `--device cpu`")
-    with pytest.raises(ModelError, match=r"34B takes 2\d.\d GB in 4 bits \(19.8 GB of weights\), but of 8.0 GB free"):
+    assert str(refused.value.hint).startswith("`--quantize 4bit` needs 4.5 GB; `--device cpu`")
+    with pytest.raises(ModelError, match=r"34B needs 2\d.\d GB in 4 bits \(19.8 GB of weights\), but it may use"):
         placed("34B", cuda(8))
     with pytest.raises(ModelError, match="can't quantize on mps"):
         placed("7B", Device("mps", (0,), (24 * GB,), False), quantize="4bit")
@@ -131,7 +131,7 @@ def test_attention_by_name_says_why_not() -> None:
 def test_devices_by_name() -> None:
     assert find_device("cpu").name == "cpu" and find_device("cpu").free_bytes[0] > 0
     for name in ("gpu", "cpu:1", "cuda:x", ""):
-        with pytest.raises(UsageError, match="no device is called"):
+        with pytest.raises(UsageError, match="unknown device"):
             find_device(name)
     with pytest.raises(ModelError, match="there is no device cuda:99 here"):
         find_device("cuda:99")
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_fit_is_refused_without_torch(tmp_path: Path, c
     config["text_config"]["num_hidden_layers"] *= 34
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"GB in 4 bits \(.* of weights\), but of"):
+    with pytest.raises(ModelError, match=r"GB in 4 bits \(.* of weights\), but it may use"):
         foresee("huge", tmp_path, Loading(device="cpu"))
     program = (
         "import sys; from llava_video_cli.cli.app import run; "

@@ -62,11 +62,11 @@ def test_a_checkpoint_that_can_not_be_stored_is_refused_before_anything_is_read(
     (stored / "config.json").write_text(json.dumps(config))
     (stored / "model.safetensors").touch()
     for arguments, words in (
-        (("demo", "--quantize", "4bit"), "--quantize and --to go together"),
-        (("demo", "--to", "x"), "--quantize and --to go together"),
+        (("demo", "--quantize", "4bit"), "use --quantize and --to together"),
+        (("demo", "--to", "x"), "use --quantize and --to together"),
         (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full")), "is not empty"),
         (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full" / "file")), "is a file"),
-        ((str(stored), "--quantize", "8bit", "--to", str(tmp_path / "x")), "is stored in 4bit already"),
+        ((str(stored), "--quantize", "8bit", "--to", str(tmp_path / "x")), "is already stored in 4bit"),
     ):
         assert run(["pull", "-q", *arguments]) == 2
         out, err = capsys.readouterr()

@@ -17,7 +17,7 @@ from transformers import LlavaNextVideoProcessor
 from llava_video_cli import Generation, Loading, Request, Turn, open_model
 from llava_video_cli.inference.loader import token_counter
 from llava_video_cli.inference.processor import load_processor
-from llava_video_cli.prompt.budget import TokenCounter, refusal
+from llava_video_cli.prompt.budget import TokenCounter, too_long
 
 TALKED = (
     Turn("system", "Be brief."),
@@ -101,7 +101,7 @@ def asked(frames: int, tokens: int = 512, videos: int = 1) -> Request:
 
 
 def refused(counter: TokenCounter, request: Request) -> tuple[str, str]:
-    error = refusal("34B", counter.checkpoint, counter.budget(request), request.media)
+    error = too_long("34B", counter.checkpoint, counter.budget(request), request.media)
     return str(error), str(error.hint)
 
 
@@ -113,9 +113,9 @@ def test_each_way_of_a_hint_helps_alone_and_no_more_than_it_must(
     request = asked(frames, tokens, videos)
     message, hint = refused(token_counter(folder, Loading()), request)
     ways = dict(re.findall(r"--([\w-]+) ([\d.]+)", hint))
-    assert f"{frames * videos} were asked for" in message
+    assert f"too many frames: {frames * videos};" in message
     fewer = int(ways["frames"])
-    assert f"34B takes {fewer * videos} frames" in message
+    assert f"with this question, {fewer * videos} frames" in message
     counter = token_counter(folder, Loading())
     assert (
         counter.budget(asked(fewer, tokens, videos)).left >= 0 > counter.budget(asked(fewer + 1, tokens, videos)).left
@@ -138,7 +138,7 @@ def test_each_way_of_a_hint_helps_alone_and_no_more_than_it_must(
 def test_a_prompt_that_no_number_of_frames_fixes_is_refused_without_frames(layouts: dict[str, Path]) -> None:
     counter = token_counter(str(layouts["yi"]), Loading())
     message, hint = refused(counter, Request((Turn("user", "w7 " * 20000),)))
-    assert message.endswith("but the context of 34B is 4,096") and hint == "ask a shorter question"
+    assert message.endswith("but the context of 34B has 4,096") and hint == "ask a shorter question"
     message, hint = refused(counter, asked(3, 4000))
     assert "(3 frames)" in message and "--frames" not in hint and "--rope-factor 2" in hint
 

@@ -116,9 +116,9 @@ def test_what_is_none_is_one_clear_error(tmp_path: Path, clip: Path) -> None:
     playlist = write(tmp_path / "list.srt", f"ffconcat version 1.0\nfile {clip}\n")
     for path, words in (
         (str(tmp_path / "no.srt"), "no such file"), (str(tmp_path), "a folder, not a file of subtitles"),
-        (str(latin), "not text in UTF-8"), (str(huge), "1024 MiB are too many"), (playlist, "not subtitles"),
-        (write(tmp_path / "words.srt", "hello\n"), "not subtitles"), (str(clip), "not text in UTF-8"),
-        (write(tmp_path / "none.vtt", "WEBVTT\n\nNOTE nothing\n"), "no lines in it"),
+        (str(latin), "not UTF-8 text"), (str(huge), "1024 MiB is too large"), (playlist, "not a .srt"),
+        (write(tmp_path / "words.srt", "hello\n"), "not a .srt"), (str(clip), "not UTF-8 text"),
+        (write(tmp_path / "none.vtt", "WEBVTT\n\nNOTE nothing\n"), "no subtitle lines"),
         (write(tmp_path / "empty.srt", ""), "the file is empty"),
     ):  # fmt: skip
         with pytest.raises(MediaError) as caught:
@@ -160,13 +160,12 @@ def test_what_fits_is_spread_evenly_and_told() -> None:
     gaps = {b - a for a, b in pairwise(times)}
     assert times[0] == 10 and gaps <= {1.0, 2.0, 3.0} and times[-1] > 55
     assert notes_of([heard, heard]) == [
-        f"{2 * heard.used} of 100 lines of the subtitles fit the context: spread evenly"
+        f"only {2 * heard.used} of 100 subtitle lines fit the context; they are spread evenly"
     ]
     first, _, heard = counting(90)
     assert first == ["Why?"] and heard == LineCount(0, 50)
-    assert notes_of([LineCount(0, 0), LineCount(0, 0)]) == ["the subtitles have no line in this part"] and not notes_of(
-        [None]
-    )
+    assert notes_of([LineCount(0, 0), LineCount(0, 0)]) == ["the subtitles have no lines in this part"]
+    assert not notes_of([None])
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 16, 17, 100, 1000])
@@ -201,7 +200,7 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     here = tmp_path / "clip.mp4"
     here.hardlink_to(clip)
     code, _, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto")
-    assert code == 1 and "no subtitles beside it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
+    assert code == 1 and "no subtitles next to it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
     write(tmp_path / "clip.srt", SRT)
     assert find_subtitles(str(here)) == str(tmp_path / "clip.srt")
     _, out, _ = asked(capsys, str(here), QUESTION, "--json")
@@ -212,11 +211,11 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     assert row["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 10
     assert row["settings"]["subtitles"] == str(tmp_path / "clip.srt") and "subtitles" not in plain["settings"]
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "clip.srt"), "--start", "1.5")
-    assert code == 0 and err.endswith("the subtitles have no line in this part\n")
+    assert code == 0 and err.endswith("the subtitles have no lines in this part\n")
     cues = [f"{n}\n00:00:01,{n % 1000:03d} --> 00:00:01,999\nHello there, line {n}\n\n" for n in range(2000)]
     write(tmp_path / "long.srt", "".join(cues))
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", str(tmp_path / "long.srt"), "--json")
-    assert code == 0 and "lines of the subtitles fit the context: spread evenly" in err
+    assert code == 0 and "subtitle lines fit the context; they are spread evenly" in err
     row = json.loads(out)
     assert row["notes"] == [err.strip()] and row["usage"]["prompt_tokens"] <= 4096 - 48
 
@@ -235,7 +234,7 @@ def test_captions_with_subtitles(clip: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == "1 captioned\n", "other words make another caption"
     for more in ((), ("--every", "1"), ("--every", "1", "--start", "1.5")):
         assert run(["caption", str(clip), "-m", "demo", "--subtitles", said, *more]) == 0
-    assert capsys.readouterr().err == "the subtitles have no line in this part\n"
+    assert capsys.readouterr().err == "the subtitles have no lines in this part\n"
     assert Task(Preset("a", "")).fingerprint != Task(Preset("a", ""), subtitles=spoken(1)).fingerprint
 
 
@@ -247,9 +246,9 @@ def test_subtitles_are_for_one_video(clip: Path, tmp_path: Path, capsys: pytest.
     write_picture(tmp_path / "p.png", scene())
     said = write(tmp_path / "s.srt", SRT)
     for arguments, code, words in (
-        (["ask", str(clip), "q", "--with", str(tmp_path / "p.png")], 2, "for one video"),
+        (["ask", str(clip), "q", "--with", str(tmp_path / "p.png")], 2, "exactly one video"),
         (["ask", str(tmp_path / "p.png"), "q"], 1, "is a picture"), (["ask", "no.mp4", "q"], 1, "no such file"),
-        (["caption", str(tmp_path)], 2, "for one video"), (["caption", str(clip), str(clip)], 2, "for one video"),
+        (["caption", str(tmp_path)], 2, "exactly one"), (["caption", str(clip), str(clip)], 2, "exactly one video"),
     ):  # fmt: skip
         assert run([*arguments, "-m", "demo", "--subtitles", said]) == code
         out, err = capsys.readouterr()

@@ -172,7 +172,7 @@ def test_an_incomplete_last_line_gives_a_note_and_a_growing_file_is_fine(
     results.write_bytes(whole[:-20])
     page = tmp_path / "t.html"
     assert run(["report", str(results), "-o", str(page), "--no-sheets"]) == 0
-    assert capsys.readouterr().err == f"{results}, line 2 was left out: it is cut off in the middle\n"
+    assert capsys.readouterr().err == f"{results}, line 2 was skipped: it is incomplete\n"
     results.write_bytes(whole.rstrip(b"\n"))
     assert len(reported(results, "--no-sheets").rows) == 2, "only the line's end is missing"
     results.write_bytes(b"\n" + whole.replace(b"\n", b"\r\n\r\n"))
@@ -204,8 +204,8 @@ def test_a_file_without_results_gives_one_clear_error(
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "good.jsonl").write_text(good + "\n")
     for arguments, code, words in (
-        (["empty.jsonl"], 1, "has no results in it"),
-        (["blank.jsonl"], 1, "has no results in it"),
+        (["empty.jsonl"], 1, "has no results"),
+        (["blank.jsonl"], 1, "has no results"),
         (["text.jsonl"], 1, "text.jsonl, line 1: not JSON"),
         (["broken.jsonl"], 1, "broken.jsonl, line 2: not JSON"),
         (["list.jsonl"], 1, "list.jsonl, line 2: not a JSON object"),
@@ -214,9 +214,9 @@ def test_a_file_without_results_gives_one_clear_error(
         (["latin.jsonl"], 1, "latin.jsonl, line 2: not JSON"),
         (["mine.errors.jsonl"], 1, "line 1: no video with a caption"),
         (["gooood.jsonl"], 1, "gooood.jsonl: no such file"),
-        (["."], 1, ".: a folder, not a file of results"),
+        (["."], 1, ".: a folder, not a results file"),
         (["a\0b"], 1, "can't be opened"),
-        (["good.jsonl", "-o", "there.html"], 1, "there.html is there already"),
+        (["good.jsonl", "-o", "there.html"], 1, "there.html exists"),
         (["good.jsonl", "-o", "folder.html", "--overwrite"], 1, "folder.html is a folder"),
         (["good.jsonl", "-o", "page.txt"], 2, "must end in .html"),
         (["good.jsonl", "-o", "no/page.html"], 1, "can't write no/page.html"),

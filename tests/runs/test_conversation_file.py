@@ -76,18 +76,18 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "'messages' must be a list"),
-        ("just text", "'messages' must be a list"),
-        ("messages: []", "a list that is not empty"),
-        ("mesages: []", "no key 'mesages'"),
+        ("", "'messages' must be a non-empty list"),
+        ("just text", "'messages' must be a non-empty list"),
+        ("messages: []", "a non-empty list"),
+        ("mesages: []", "unknown key 'mesages'"),
         ("a: [", "line 1: not YAML"),
         ("a: &x [1]\nb: *x", "line 2: not YAML: aliases"),
         ("[" * 5000, "nested too deeply"),
         (
             "- role: user\n  content: a\n  role: assistant\n  content: b",
-            "line 3: not YAML: the key 'role' is there twice",
+            "line 3: not YAML: the key 'role' appears twice",
         ),
-        ("- {role: user, content: 3}", "message 1: 'content' must be a list"),
+        ("- {role: user, content: 3}", "message 1: 'content' must be a non-empty list"),
         ("- {role: user, content: yes}", "got True"),
         ("- {role: user, content: x}\n- {role: cat, content: x}", "message 2: the role must be"),
         ("- {role: [user], content: x}", "the role must be"),
@@ -98,11 +98,11 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
         ("- {role: user}", "'role' and 'content'"),
         ("model: 3\nmessages: [{role: user, content: x}]", "'model' must be text"),
         ("quantize: 3bit\nmessages: [{role: user, content: x}]", "one of auto, none, 8bit, 4bit"),
-        ("sampling: {frame: 3}\nmessages: [{role: user, content: x}]", "no key 'frame'"),
+        ("sampling: {frame: 3}\nmessages: [{role: user, content: x}]", "unknown key 'frame' in sampling"),
         ("sampling: {frames: 0}\nmessages: [{role: user, content: x}]", "from 1 to"),
         ("generation: {temperature: -1}\nmessages: [{role: user, content: x}]", "0 or more"),
-        ("generation: hot\nmessages: [{role: user, content: x}]", "keys and values"),
-        ('- {role: user, content: "\\uD800"}', "half a character"),
+        ("generation: hot\nmessages: [{role: user, content: x}]", "keys to values"),
+        ('- {role: user, content: "\\uD800"}', "half of a character"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("x" * (2**18 + 1), "too long for a conversation"),
     ],
@@ -120,7 +120,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "cut.json").write_text('{"messages": [')
     for name, words in (
-        ("none.yaml", "No such file"), ("odd.yaml", "not text in UTF-8"), ("twice.json", "twice"),
+        ("none.yaml", "No such file"), ("odd.yaml", "not UTF-8 text"), ("twice.json", "twice"),
         ("deep.json", "not JSON"), ("cut.json", "not JSON"), (".", "Is a directory"), ("a\0b", "can't be read"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
@@ -208,4 +208,4 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
         write_conversation(tmp_path / "talk.txt", found)
     with pytest.raises(LlvidError, match="can't write") as caught:
         write_conversation(tmp_path / "none" / "talk.yaml", found)
-    assert caught.value.hint == "name another place"
+    assert caught.value.hint == "choose another path"

@@ -118,7 +118,7 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
 
 
 def test_other_endings_are_refused() -> None:
-    with pytest.raises(LlvidError, match="no table ends in"):
+    with pytest.raises(LlvidError, match="there is no table format for"):
         table_format(".xls")
 
 

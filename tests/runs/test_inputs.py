@@ -47,7 +47,7 @@ def test_a_list_can_be_cut_anywhere(tree: Path, end: str) -> None:
     whole = names(found_in(ListLines(str(path), 0, path.stat().st_size)))
     assert whole[:3] == [f"{tree}/a.mp4", f"{tree}/deep/c.mkv", f"{tree}/z/f.mov"]
     assert [name.split(": ", 1)[1] for name in whole[3:]] == [
-        'a line names no video: {"no": 1}', "a line names no video: {torn",
+        'a line without a video: {"no": 1}', "a line without a video: {torn",
     ]  # fmt: skip
     size = path.stat().st_size
     for cut in range(size + 1):
@@ -71,10 +71,10 @@ def test_a_parquet_list(tree: Path) -> None:
     parquet.write_table(pyarrow.table({"n": [1, 2, 3], "video": ["a.mp4", "z/f.mov", None]}), path, row_group_size=2)
     assert is_list(str(path)) and len(list(parts([str(path)]))) == 2
     assert all_names(parts([str(path)])) == [
-        f"{tree}/a.mp4", f"{tree}/z/f.mov", f"! {path}: a row names no video",
+        f"{tree}/a.mp4", f"{tree}/z/f.mov", f"! {path}: a row without a video",
     ]  # fmt: skip
     parquet.write_table(pyarrow.table({"n": [1]}), path)
-    with pytest.raises(MediaError, match="no column names the videos"):
+    with pytest.raises(MediaError, match="no column with the videos"):
         all_names(parts([str(path)]))
     path.write_bytes(b"no")
     with pytest.raises(MediaError, match="not a Parquet file"):

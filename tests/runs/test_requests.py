@@ -108,11 +108,11 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
     ("line", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "must hold a JSON object"),
-        ({"video": "a", "qestion": "x"}, "no key 'qestion'"),
+        ("[]", "must be a JSON object"),
+        ({"video": "a", "qestion": "x"}, "unknown key 'qestion'"),
         ({"video": "a"}, "either 'question' or 'messages'"),
         ({"question": "x"}, "'video' or 'media' is needed"),
-        ({"video": "a", "media": ["b"], "question": "x"}, "exclude each other"),
+        ({"video": "a", "media": ["b"], "question": "x"}, "not both"),
         ({"video": 3, "question": "x"}, "a path must be text"),
         ({"video": "a", "question": ""}, "'question' must be text"),
         ({"video": "a", "question": "x", "frames": 0}, "from 1 to"),
@@ -124,7 +124,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"video": "a", "question": "x", "start": "x"}, "not a time"),
         ({"video": "a", "question": "x", "start": {}}, "start"),
         ({"video": "a", "question": "x", "sampling": "all"}, "sampling"),
-        ({"media": [], "question": "x"}, "'media' must be a list"),
+        ({"media": [], "question": "x"}, "'media' must be a non-empty list"),
         ({"video": "a", "messages": [{"role": "user"}]}, "'role' and"),
         ({"video": "a", "messages": [{"role": "cat", "content": "x"}]}, "the role must be"),
         (
@@ -134,8 +134,8 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of a message"),
         ({"messages": [{"role": "assistant", "content": [{"type": "video", "path": "a"}]}]}, "a part of a message"),
         ({"video": "a", "question": "x", "system": 5}, "'system' must be text"),
-        ({"video": "a", "question": "\ud800"}, "half a character"),
-        ({"video": "\ud800", "question": "x"}, "no path"),
+        ({"video": "a", "question": "\ud800"}, "half of a character"),
+        ({"video": "\ud800", "question": "x"}, "can't be a path"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
@@ -147,14 +147,14 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
 
 def test_an_id_stands_once(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", *[{"id": "a", "video": "a", "question": "x"}] * 2)
-    with pytest.raises(UsageError, match="line 2: the id 'a' was there before"):
+    with pytest.raises(UsageError, match="line 2: the id 'a' appears twice"):
         list(read_requests(path, PRESET))
 
 
 def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x", "qestion": "y"})
     for requests, out, words in (
-        (path, "o.jsonl", "line 1: there is no key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
+        (path, "o.jsonl", "line 1: unknown key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
         (path, "o.csv", "must end in .jsonl"), (tmp_path, "o.jsonl", "Is a directory"),
     ):  # fmt: skip
         assert run(["batch", str(requests), "-o", str(tmp_path / out)]) == 2
@@ -162,4 +162,4 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert out_text == "" and err.startswith("error: ") and words in err
     good = write(tmp_path / "g.jsonl", {"video": "a", "question": "x"})
     assert run(["batch", str(good), "-o", str(good)]) == 2
-    assert "holds the requests" in capsys.readouterr().err and good.read_text()
+    assert "is the file of requests" in capsys.readouterr().err and good.read_text()

@@ -32,7 +32,7 @@ def test_undo_takes_back_step_by_step() -> None:
         session = session.undo()
         steps.append((session.waiting, len(session.exchanges)))
     assert steps == [(("b.png",), 2), ((), 2), ((), 1), (("a.mp4",), 0), ((), 0)]
-    with pytest.raises(UsageError, match="nothing to take back"):
+    with pytest.raises(UsageError, match="nothing to undo"):
         session.undo()
     with_media = TALK.add("b.png").ask("Same?").answered("No.").add("c.png").undo().undo()
     assert with_media.waiting == ("b.png",), "its media wait for the next question"
@@ -108,10 +108,10 @@ def test_a_conversation_that_was_written_down_goes_on() -> None:
 @pytest.mark.parametrize(
     ("roles", "words"),
     [
-        ("ua a", "message 3 must be the user's, got the assistant's"),
-        ("a", "message 1 must be the user's"),
-        ("suu", "message 3 must be the assistant's"),
-        ("us", "message 2 must be the assistant's, got the system's"),
+        ("ua a", "message 3 must be from the user, got one from the assistant"),
+        ("a", "message 1 must be from the user"),
+        ("suu", "message 3 must be from the assistant"),
+        ("us", "message 2 must be from the assistant, got one from the system"),
     ],
 )
 def test_turns_have_to_alternate(roles: str, words: str) -> None:

@@ -142,7 +142,7 @@ def test_what_can_never_fit_is_an_error_and_no_endless_loop(film: Path) -> None:
     with pytest.raises(ContextError):
         list(conclude("Why?", notes(5, length=900), PRESET, Watcher(context=1000)))
     model = Watcher(context=300)
-    with pytest.raises(ContextError, match="but the context of echo is 300"):
+    with pytest.raises(ContextError, match="but the context of echo has 300"):
         next(answer_windows(inspect(film), inspect(film).windows(6.0, Sampling()), ["Why?"], PRESET, model))
     assert not model.batches, "before anything is asked"
 
@@ -213,7 +213,7 @@ def test_what_makes_no_sense(film: Path, tmp_path: Path, capsys: pytest.CaptureF
         ([str(film), "q", "--windows", "0"], 2, "--windows"), ([str(film), "q", "--windows", "-3"], 2, "--windows"),
         ([str(film), "q", "--windows", "x"], 2, "--windows"),
         ([str(tmp_path / "p.png"), "q", "--windows", "1"], 1, "is a picture"),
-        ([str(film), "q", "--windows", "1", "--with", str(film)], 2, "for one video"),
+        ([str(film), "q", "--windows", "1", "--with", str(film)], 2, "exactly one video"),
         ([str(tmp_path / "bad.mp4"), "q", "--windows", "1"], 1, "not a video"),
         ([str(film), "q", "--windows", "0.01", "--start", "0", "--fps", "1e9"], 1, "frames per second"),
         ([str(film), "q", "--windows", "5", "--start", "99"], 1, "past the end"),

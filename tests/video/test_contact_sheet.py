@@ -28,6 +28,13 @@ def test_every_frame_is_there_once_with_a_readable_shape(count: int, size: tuple
     assert set(range(100, 100 + count)) <= set(seen.tolist())
 
 
+def test_frames_thinner_than_a_cell_stand_in_its_middle() -> None:
+    sheet = np.asarray(contact_sheet(made_frames(2, width=4, height=4000), columns=2)).astype(int)
+    assert sheet.shape[0] < 6000
+    seen = np.argwhere((sheet[..., 0] == 100) & (sheet[..., 1] == 180))
+    assert abs(seen[:, 1].mean() - 322) < 3
+
+
 def test_frames_stand_in_reading_order() -> None:
     sheet = np.asarray(contact_sheet(made_frames(6), columns=3)).astype(int)
     middles = [np.argwhere((sheet[..., 0] == 100 + n) & (sheet[..., 1] == 180)).mean(axis=0) for n in range(6)]

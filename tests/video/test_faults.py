@@ -256,7 +256,7 @@ def test_it_is_said_why_there_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_pictures_in_another_file() -> None:
-    with pytest.raises(MediaError, match="no picture can be decoded: the pictures are in another file"):
+    with pytest.raises(MediaError, match="no frame can be decoded: the pictures are in another file"):
         read_frames(faulty("external_dref.mp4"))
 
 

@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import time
 import warnings
+import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from clips import make_clip, picture, sample
-from PIL import Image
+from PIL import EpsImagePlugin, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
-from llava_video_cli.errors import MediaError
+from llava_video_cli.errors import MediaError, UsageError
+from llava_video_cli.video import read_frames
 from llava_video_cli.video.image import is_picture, read_image
+from llava_video_cli.video.limits import Limits
 
 RED, BLUE = (200, 30, 40), (20, 40, 210)
 
@@ -103,9 +110,10 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     for name, words in cases.items():
         with pytest.raises(MediaError, match=words):
             read_image(f"{tmp_path}/{name}")
-    for name in ("absent.png", ".", "empty.png", "text.png", "pipe", "a\0b"):
+    for name in ("absent.png", ".", "empty.png", "pipe", "a\0b"):
         assert not is_picture(f"{tmp_path}/{name}")
-    assert is_picture(tmp_path / "cut.png")
+    for name in ("cut.png", "text.png"):
+        assert is_picture(tmp_path / name)
 
 
 def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +127,195 @@ def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         warnings.simplefilter("error")
         assert read_image(tmp_path / "a.png").pixels.shape == (16, 32, 3)
         assert is_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.eps", "clip.mp4", "a.jpg"])
+def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked up anew
+    (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(MediaError, match="not a picture") as caught:
+        read_image(tmp_path / name)
+    assert "PNG" in str(caught.value.hint)
+    assert is_picture(tmp_path / name) == (name == "a.jpg")
+    assert not (tmp_path / "started").exists()
+    with Image.open(tmp_path / name) as image, pytest.raises(OSError):
+        image.load()
+    assert (tmp_path / "started").exists(), "this file would start it"
+
+
+def test_pillow_has_the_formats_that_are_read(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "webp", "gif", "bmp", "dib", "tiff", "ppm"):
+        corners().save(tmp_path / f"a.{suffix}")
+        assert read_image(tmp_path / f"a.{suffix}").pixels.shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 60_000_000), (65_536, 100), (60, 60_001)])
+def test_a_thin_picture_is_refused_before_it_is_decoded(tmp_path: Path, width: int, height: int) -> None:
+    (tmp_path / "thin.png").write_bytes(png(width, height))
+    with pytest.raises(MediaError, match=f"pictures of {width}x{height} are too large") as caught:
+        read_image(tmp_path / "thin.png")
+    assert "LLVID_LIMITS" in str(caught.value.hint)
+    assert is_picture(tmp_path / "thin.png")
+
+
+def test_a_long_picture_is_read(tmp_path: Path) -> None:
+    Image.new("L", (60, 60_000)).save(tmp_path / "long.png")
+    assert read_image(tmp_path / "long.png").pixels.shape == (60_000, 60, 3)
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture whose header is all that is right."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_scans_of_a_progressive_jpeg_are_counted(tmp_path: Path) -> None:
+    Image.new("L", (64, 64), 100).save(tmp_path / "a.jpg", progressive=True)
+    content = (tmp_path / "a.jpg").read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    limits = Limits(still_pixels=64 * 64)
+    assert read_image(tmp_path / "a.jpg", limits=limits).pixels.shape == (64, 64, 3)
+    # neither a marker without content nor one in a comment hides a scan or counts as one
+    comment = b"\xff\xfe\x00\x06\xff\xda\xff\xda"
+    (tmp_path / "a.jpg").write_bytes(content[:2] + comment * 50 + content[2:])
+    assert read_image(tmp_path / "a.jpg", limits=limits).pixels.shape == (64, 64, 3)
+    (tmp_path / "a.jpg").write_bytes(content[:-2] + (b"\xff\x01" + last) * 40 + b"\xff\xd9")
+    with pytest.raises(MediaError, match=r"4\d scans or frames of 64x64 are too many"):
+        read_image(tmp_path / "a.jpg", limits=limits)
+    assert read_image(tmp_path / "a.jpg", limits=Limits(still_pixels=2 * 64 * 64)).pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_frames_of_an_animation_are_counted(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"moving.{suffix}"
+    frames = [Image.fromarray(picture(number)) for number in range(33)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    width, height = frames[0].size
+    with pytest.raises(MediaError, match=r"33 scans or frames of .* are too many"):
+        read_image(path, limits=Limits(still_pixels=width * height))
+    assert not is_picture(path)
+    if suffix == "png":  # the header tells two, as players may not believe
+        content = path.read_bytes()
+        at = content.index(b"acTL")
+        chunk = b"acTL" + struct.pack(">II", 2, 0)
+        path.write_bytes(content[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[at + 16 :])
+        with pytest.raises(MediaError, match=r"33 scans or frames"):
+            read_image(path, limits=Limits(still_pixels=width * height))
+
+
+def test_strips_of_a_tiff_that_share_their_bytes_count_as_often(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    strips = {278: 1}  # rows in a strip
+    Image.fromarray(noise).save(tmp_path / "a.tiff", compression="tiff_adobe_deflate", tiffinfo=strips)
+    limits = Limits(still_pixels=64 * 64)
+    assert np.array_equal(read_image(tmp_path / "a.tiff", limits=limits).pixels[..., 0], noise)
+    with Image.open(tmp_path / "a.tiff") as image:
+        sizes = cast("TiffImageFile", image).tag_v2[279]
+    content, size = (tmp_path / "a.tiff").read_bytes(), len((tmp_path / "a.tiff").read_bytes())
+    for kind in ("H", "I"):
+        content = content.replace(
+            struct.pack(f"<{len(sizes)}{kind}", *sizes), struct.pack(f"<{kind}", size) * len(sizes)
+        )
+    (tmp_path / "a.tiff").write_bytes(content)
+    with pytest.raises(MediaError, match="64 scans or frames of 64x64 are too many"):
+        read_image(tmp_path / "a.tiff", limits=limits)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp"])
+def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a.{suffix}")
+    read = read_image(tmp_path / f"a.{suffix}").pixels
+    assert read.shape == noise.shape
+    calls = iter([0.0] * 8)
+    monkeypatch.setattr(time, "thread_time", lambda: next(calls, 21.0))  # time passes in the decoder
+    with pytest.raises(MediaError, match="not decoded within 20 seconds of a core"):
+        read_image(tmp_path / f"a.{suffix}")
+
+
+def test_texts_of_a_png_that_inflate_are_refused(tmp_path: Path) -> None:
+    text = b"key\0\0" + zlib.compress(bytes(2**26))
+    for kind in (b"zTXt", b"iCCP"):
+        chunk = struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
+        content = png(8, 8)
+        (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+        assert is_picture(tmp_path / "a.png")
+        with pytest.raises(MediaError, match="Decompressed data too large"):
+            read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_a_large_picture_is_shrunk_as_it_is_read(tmp_path: Path, suffix: str, mode: str) -> None:
+    if mode == "RGB":
+        image = corners(8001, 4300)  # more than 2**25 pixels
+    elif suffix in ("jpg", "webp"):
+        pytest.skip("no 16 bits")
+    else:
+        image = Image.fromarray(np.full((4300, 8001), 100 * 257, np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be rotated
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    pixels = read_image(tmp_path / f"a.{suffix}").pixels
+    assert pixels.shape == (4001, 2150, 3)
+    if mode == "RGB":
+        assert np.abs(pixels[10, -10].astype(int) - BLUE).max() < 12
+        assert np.abs(pixels[10, 10].astype(int) - RED).max() < 12
+        assert np.abs(pixels[-1, -1].astype(int) - RED).max() < 12
+    else:
+        assert (pixels == 100).all()
+
+
+def test_formats_whose_decoders_take_more_memory_may_have_half_as_many_pixels(tmp_path: Path) -> None:
+    limits = Limits(still_pixels=1000)
+    for suffix, most in (("png", 1000), ("webp", 500)):
+        corners(32, 16).save(tmp_path / f"a.{suffix}")  # 512 pixels
+        if most == 1000:
+            assert read_image(tmp_path / f"a.{suffix}", limits=limits).pixels.shape == (16, 32, 3)
+        else:
+            with pytest.raises(MediaError, match=f"at most {most} pixels"):
+                read_image(tmp_path / f"a.{suffix}", limits=limits)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_an_animation_has_the_time_of_a_picture(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(picture(number)) for number in range(33)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100)
+    assert len(read_frames(tmp_path / f"a.{suffix}").images) == 32
+    with pytest.raises(MediaError, match="not read within 0 seconds") as caught:
+        read_frames(tmp_path / f"a.{suffix}", limits=Limits(still_seconds=0))
+    assert "LLVID_LIMITS" in str(caught.value.hint)
+
+
+def test_limits_are_raised_for_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (1, 1001)).save(tmp_path / "thin.png")
+    with pytest.raises(MediaError, match="at most a side 1,000 times as long as the other"):
+        read_image(tmp_path / "thin.png")
+    monkeypatch.setenv("LLVID_LIMITS", "2")
+    assert read_image(tmp_path / "thin.png").pixels.shape == (1001, 1, 3)
+    assert Limits().pixels == 4 * 7680 * 4320
+    assert Limits().seconds == 1800
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow's own limit
+    corners().resize((64, 16)).save(tmp_path / "large.png")
+    assert read_image(tmp_path / "large.png").pixels.shape == (16, 64, 3)
+    monkeypatch.setenv("LLVID_LIMITS", "-1")
+    with pytest.raises(UsageError, match="LLVID_LIMITS must be a whole number from 1 to 1,000, got '-1'"):
+        read_image(tmp_path / "thin.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 100_000), (66_000, 2)])
+def test_a_thin_video_is_refused_before_it_is_decoded(tmp_path: Path, width: int, height: int) -> None:
+    frame = b"FRAME\n" + bytes(width * height + (width // 2) * (height // 2) * 2)
+    (tmp_path / "thin.y4m").write_bytes(f"YUV4MPEG2 W{width} H{height} F4:1 C420jpeg\n".encode() + frame * 2)
+    with pytest.raises(MediaError, match=f"pictures of {width}x{height} are too large: at most 65,535 pixels a side"):
+        read_frames(tmp_path / "thin.y4m")
 
 
 def test_content_and_not_the_name_tells_a_picture_from_a_video(tmp_path: Path) -> None:
@@ -146,8 +343,6 @@ def test_an_animated_webp_is_whatever_can_be_shown(tmp_path: Path) -> None:
     if is_picture(tmp_path / "moving.webp"):
         assert np.array_equal(read_image(tmp_path / "moving.webp").pixels, picture(0))
     else:
-        from llava_video_cli.video import read_frames
-
         assert len(read_frames(tmp_path / "moving.webp").images) == 4
 
 

@@ -116,7 +116,7 @@ def test_a_damaged_sample_video() -> None:
         assert_same(frames, oracle, [good.index(k) for k in wanted if k != 30])
         assert bool(frames.notes) == (n > 2)  # two frames don't come near the damage
     assert len(frames.images) == 49
-    assert "1 broken packet skipped; nearest good frames used" in frames.notes
+    assert "1 broken packet skipped; the nearest good frames were used" in frames.notes
     window = read_frames(clip, Sampling(frames=1, start_seconds=3, end_seconds=3.05))
     assert_same(window, oracle, [29])
 

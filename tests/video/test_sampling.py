@@ -60,7 +60,7 @@ def test_variable_rate_takes_what_is_on_screen() -> None:
     # moments: 0, 800, 1600, 2400
     choice = select_stamps(timeline, Sampling(frames=4))
     assert choice.stamps == (0, 400, 400, 2400)
-    assert choice.notes == ("the picture stands still: 1 frame of 4 repeat the one before",)
+    assert choice.notes == ("no movement: 1 frame of 4 repeats the previous one",)
     assert select_stamps(timeline, Sampling(frames=8)).stamps == (0, 400, 400, 400, 400, 400, 2400, 2800)
 
 
@@ -75,7 +75,7 @@ def test_a_frame_is_on_screen_from_its_own_stamp_on() -> None:
 def test_more_frames_than_there_are_gives_each_once(wanted: int, mode: Mode) -> None:
     choice = select_stamps(constant(30), Sampling(frames=wanted, mode=mode))
     assert choice.stamps == tuple(constant(30).stamps)
-    assert choice.notes == (() if wanted == 30 else (f"the video has only 30 frames, not {wanted}: each used once",))
+    assert choice.notes == (() if wanted == 30 else (f"the video has only 30 frames, not {wanted}: each is used once",))
 
 
 def test_one_frame() -> None:
@@ -103,7 +103,7 @@ def test_a_part_of_a_clip_in_milliseconds() -> None:
 
 
 def test_a_start_past_the_end_is_an_error() -> None:
-    with pytest.raises(MediaError, match=r"the start \(10 s\) lies past the end of the video \(10.000 s\)"):
+    with pytest.raises(MediaError, match=r"the start \(10 s\) is past the end of the video \(10.000 s\)"):
         select_stamps(constant(250), Sampling(start_seconds=10))
 
 
@@ -152,7 +152,7 @@ def test_keyframes_are_the_ones_at_or_before() -> None:
     choice = select_stamps(timeline, Sampling(frames=5, mode="keyframes"))  # 0 20 40 60 80
     assert choice.stamps == (0, 30, 80)
     assert "keyframes" in choice.notes[0]
-    assert choice.notes[1] == "only 3 keyframes for 5 moments: each used once"
+    assert choice.notes[1] == "only 3 keyframes for 5 times: each is used once"
     hidden = Timeline(stamps, 100, MS, keyframes=[30])  # an edit list hides the first picture's keyframe
     assert select_stamps(hidden, Sampling(frames=5, mode="keyframes")).stamps == (0, 30)
 

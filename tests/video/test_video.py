@@ -140,7 +140,7 @@ def test_only_a_part(made: Path) -> None:
     for name in ("plain.mp4", "late.mkv", "open_gop.ts", "b_frames.avi"):
         frames = read_frames(made / name, Sampling(frames=3, start_seconds=0.5, end_seconds=0.75))
         assert_same(frames, decode_all(made / name), [12, 14, 16])
-    with pytest.raises(MediaError, match=r"plain.mp4: the start \(5 s\) lies past the end"):
+    with pytest.raises(MediaError, match=r"plain.mp4: the start \(5 s\) is past the end"):
         read_frames(made / "plain.mp4", Sampling(start_seconds=5))
 
 
@@ -186,7 +186,7 @@ def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path, caplog: p
     assert_same(frames, oracle, list(range(len(good))))
     assert frames.times_seconds == pytest.approx([k / 24 for k in good])
     broken, lost = frames.notes
-    assert broken.endswith("broken packet skipped; nearest good frames used")
+    assert broken.endswith("broken packet skipped; the nearest good frames were used")
     assert lost.startswith(f"{24 - len(good)} of the frames asked for")
     assert "broken.mp4' is decoded again" in caplog.text and "broken.mp4' is decoded in full" in caplog.text
 
@@ -206,8 +206,8 @@ def test_an_error_names_the_file_once(tmp_path: Path) -> None:
         break_packets(clip, range(24))
     late, slow = Sampling(start_seconds=5), Limits(seconds=1e-9)
     whole = [make_clip(tmp_path / name, codec="mpeg4", bf="2", g="8") for name in ("whole.avi", "whole.mp4")]
-    cases = [(clip, Sampling(), Limits(), "no picture can be decoded") for clip in clips]
-    cases += [(clip, late, Limits(), "the start (5 s) lies past the end of the video (1.000 s)") for clip in whole]
+    cases = [(clip, Sampling(), Limits(), "no frame can be decoded") for clip in clips]
+    cases += [(clip, late, Limits(), "the start (5 s) is past the end of the video (1.000 s)") for clip in whole]
     cases += [(clip, Sampling(), slow, "not read within 1e-09 seconds") for clip in whole]
     for clip, sampling, limits, words in cases:
         with pytest.raises(MediaError) as raised:
@@ -241,7 +241,7 @@ def test_a_change_of_size(tmp_path: Path) -> None:
     frames = read_frames(clip, Sampling(frames=6))
     assert frames.images.shape == (6, 64, 96, 3)
     assert_same(read_frames(clip, Sampling(frames=1)), decode_all(clip), [0])
-    assert any("changes its size" in note for note in frames.notes)
+    assert any("frame size changes" in note for note in frames.notes)
 
 
 def test_what_is_no_video_is_an_error_with_a_reason(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ...checkpoint import revision_of
 from ...conversation import Answer, Chunk, Request, Usage, join
 from ...errors import ModelError, OutOfMemoryError
 from ...model import Loading
-from ...prompt.budget import Budget, refusal
+from ...prompt.budget import Budget, too_long
 from ...prompt.chat_template import IMAGE, VIDEO, render
 from .. import device_memory as memory
 from ..cuda_graph import Capture
@@ -260,11 +260,11 @@ class LlavaVideo:
         ids, budget = self._counted(request)
         counts = budget.media_tokens
         if budget.left < 0:
-            raise refusal(self.name, self._loaded.checkpoint, budget, request.media)
+            raise too_long(self.name, self._loaded.checkpoint, budget, request.media)
         marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
         places = [at for at, token in enumerate(ids) if token in marks]
         if len(places) != sum(counts):
-            raise ModelError(f"the prompt holds {len(places)} places for {sum(counts)} features")
+            raise ModelError(f"the prompt has {len(places)} placeholders for {sum(counts)} features")
         spans, begin = [], 0
         for medium, count in zip(request.media, counts, strict=True):
             spans.append(Span(places[begin], places[begin + count - 1] + 1, medium))
