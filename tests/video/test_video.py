@@ -187,7 +187,7 @@ def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path, caplog: p
     assert frames.times_seconds == pytest.approx([k / 24 for k in good])
     broken, lost = frames.notes
     assert broken.endswith("broken packet skipped; the nearest good frames were used")
-    assert lost.startswith(f"{24 - len(good)} of the frames asked for")
+    assert lost.startswith(f"{24 - len(good)} of the requested frames")
     assert "broken.mp4' is decoded again" in caplog.text and "broken.mp4' is decoded in full" in caplog.text
 
 
