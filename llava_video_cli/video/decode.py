@@ -213,7 +213,7 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
     Those lack their references: a recording begins in the middle of a stream. What can be shown is decoded to know.
     """
     index = packet_index(video)
-    if index is None:
+    if index is None or index.has_stray_packet():
         return None
     ascending = bool((np.diff(index.stamps) > 0).all())  # with B-frames, that may be the order of decoding
     reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING)

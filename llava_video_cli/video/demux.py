@@ -222,6 +222,16 @@ class PacketIndex:
         shown, keys = stamps[stamps >= stamp], keyframes[keyframes >= stamp]
         return replace(self, timeline=replace(old, stamps=shown, keyframes=keys)) if len(shown) else self
 
+    def has_stray_packet(self) -> bool:
+        """Return whether a packet is stamped before its keyframe, although later ones stand between: a wrong stamp."""
+        if not len(self.keys):
+            return False
+        owner = np.searchsorted(self.keys, np.arange(len(self.stamps)), side="right") - 1
+        early = (owner >= 0) & (self.stamps < self.stamps[self.keys[owner]])
+        late = ~early
+        late[self.keys] = False  # leading pictures follow their keyframe at once
+        return bool((early[1:] & late[:-1]).any())
+
     @cached_property
     def _order(self) -> NDArray[np.int64]:
         return np.argsort(self.stamps, kind="stable")

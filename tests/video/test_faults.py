@@ -212,7 +212,11 @@ def test_a_packet_that_is_stamped_before_its_keyframe(name: str) -> None:
         Sampling(frames=8), Sampling(frames=32), Sampling(frames=3, start_seconds=0.6, end_seconds=1.5),
         Sampling(frames=5, start_seconds=0.3),
     ):  # fmt: skip
-        numbers = positions(read_frames(faulty(name), sampling), faulty(name))
+        frames = read_frames(faulty(name), sampling)
+        numbers = positions(frames, faulty(name))
+        single = list(iter_frames(faulty(name), sampling))
+        assert tuple(frame.time_seconds for frame in single) == frames.times_seconds
+        assert [digest(frame.image) for frame in single] == [digest(image) for image in frames.images]
         assert numbers == sorted(set(numbers))
 
 
