@@ -40,11 +40,13 @@ class Generation:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        is_greedy = self.temperature == 0  # logits divided by a temperature near 0 would be infinite
         checks = (
             (self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens),
             (0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature),
+            (is_greedy or self.temperature >= 1e-6, "temperature", "0, or 0.000001 or more", self.temperature),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
-            (0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0", self.repetition_penalty),
+            (0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "from 0.01 to 100", self.repetition_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed", "0 or more", self.seed),
         )
         for holds, name, allowed, got in checks:

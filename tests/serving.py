@@ -70,12 +70,13 @@ def serving(
     body_reader: BodyReader | None = None,
     sources: MediaSources | None = None,
     head_seconds: float = 20.0,
+    connections: int | None = None,
     **options: Any,
 ) -> Iterator[Served]:
     """Give a running server, which is stopped at the end of the block."""
     service = open_service(model, preset or load_preset("demo"), auth, body_reader, sources, **options)
     bound, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(app(service), service.scheduler, bound, ready.set, 10.0, head_seconds)
+    server = Server(app(service), service, bound, ready.set, 10.0, head_seconds, connections)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     assert ready.wait(20)

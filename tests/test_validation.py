@@ -105,11 +105,12 @@ def test_an_option_has_the_same_name_everywhere(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(f'{{"sampling": {options}, "messages": [{{"role": "user", "content": "x"}}]}}')
     (tmp_path / "r.jsonl").write_text(f'{{"video": "a", "question": "x", {options[1:]}')
     base = Preset("", "", sampling=Sampling(fps=2.0))
-    body = parse_body(f'{{"messages": [{{"role": "user", "content": "x"}}], "sampling": {options}}}'.encode())
+    part = '{"type": "video_url", "video_url": {"url": "data:"}}'
+    body = parse_body(f'{{"messages": [{{"role": "user", "content": [{part}]}}], "sampling": {options}}}'.encode())
     assert read_preset(tmp_path / "p.yaml").sampling == wanted
     assert read_conversation(tmp_path / "c.json").over(base).sampling == wanted
     assert next(read_requests(tmp_path / "r.jsonl", base)).sampling == wanted
-    assert read_completion(body, "m", base).sampling == wanted
+    assert read_completion(body, "m", base).samplings == (wanted,)
     with pytest.raises(UsageError, match="'start' and 'start_seconds' are the same setting"):
         with_sampling(Sampling(), {"start": 1, "start_seconds": 2})
     assert set(shape_of(Sampling)) < set(sampling_shape())

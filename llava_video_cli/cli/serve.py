@@ -6,6 +6,9 @@ import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
+
+import typer
 
 from ..errors import LlvidError, UsageError
 from ..remote import announce, is_loopback
@@ -16,6 +19,7 @@ from .download import prefetch
 from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, flag
 from .settings import settle
 
+_EXIT_TERMINATED = 143
 _CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
 HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
@@ -85,10 +89,12 @@ def serve(
             raise UsageError(f"--allow-media-dir: {path} is not a folder")
     try:
         from ..server.auth import Auth
+        from ..server.connections import max_connections
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         raise LlvidError(
-            f"llvid serve needs the extra 'serve' ({error.name} is missing)", "pip install 'llava-video-cli[serve]'"
+            f"llvid serve needs the extra 'serve' ({package} is missing)", "pip install 'llava-video-cli[serve]'"
         ) from None
     key = own.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
@@ -98,6 +104,9 @@ def serve(
             f"other machines can reach the server on {own.host}: it needs an API key",
             "set LLVID_API_KEY, or leave out --host",
         )
+    max_requests = min(own.max_queue, max_connections() // 2)
+    if max_requests < own.max_queue:
+        output.note(f"at most {max_requests} requests wait or are answered at a time: see `ulimit -n`")
     bound = bind(own.host, own.port)  # before the model is loaded: an address in use is reported at once
 
     from ..server.app import app
@@ -121,7 +130,7 @@ def serve(
             BodyReader(own.max_request_bytes),
             MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
             second_model=loaded.with_shared_weights(),
-            max_requests=own.max_queue,
+            max_requests=max_requests,
             max_batch=own.max_batch,
             log=console.note if own.log else None,
         )
@@ -130,7 +139,10 @@ def serve(
     def ready() -> None:
         output.note(f"{settings.model} answers at {url}/v1, and in a browser at {url}; Ctrl-C stops the server")
 
-    # The usual way to stop a server is not a failure; uvicorn raises the signal again at the end.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again at the end
     with announce(url, loaded.name):
-        Server(app(service), service.scheduler, bound, ready, own.grace).serve_until_stopped()
+        Server(app(service), service, bound, ready, own.grace).serve_until_stopped()
+
+
+def _leave(*_: object) -> NoReturn:
+    raise typer.Exit(_EXIT_TERMINATED)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,15 +25,19 @@ from ..errors import LlvidError
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
+from .connections import client_of
 from .page import page, sheet_values
 from .requests import CompletionRequest, parse_body, read_completion
 from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender
 from .scheduler import Event, Ticket
 from .serve import Service
 
+_log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 # Sends an answer; called with the sender, and with the time when the request arrived.
 _SendAnswer: TypeAlias = Callable[[ResponseSender, float], Coroutine[Any, Any, None]]
+# Prepares an answer; called with the service, the body and the client.
+_Prepare: TypeAlias = Callable[[Service, bytes, str], Coroutine[Any, Any, _SendAnswer]]
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log and the metrics have it
 _SHORT_BODY_BYTES = 2**17  # parsed on the event loop: a thread would take longer
 
@@ -48,8 +53,7 @@ def app(service: Service) -> Starlette:
         Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
         Route("/health", partial(_get, service, _health, public=True), methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: partial(_http_error, service), Exception: _internal_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    return Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, service)})
 
 
 async def _get(
@@ -63,6 +67,8 @@ async def _get(
         response = answer(service, request)
     except LlvidError as error:
         response = RequestError.of(error).response()
+    except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+        response = _internal_error(request).response()
     _record(service, request, response.status_code, start)
     return response
 
@@ -98,8 +104,15 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
     return RequestError(status, message, headers=CLOSE | dict(error.headers or {})).response()
 
 
-async def _internal_error(_: Request, __: Exception) -> Response:
-    return RequestError(500, "internal server error").response()  # starlette raises it again, for the log
+def _internal_error(request: Request) -> RequestError:
+    """Log the exception that is being handled; return what the client gets."""
+    _log.exception("%s %s failed", request.method, _path_of(request))
+    return RequestError(500, "internal server error")
+
+
+def _path_of(request: Request) -> str:
+    """Return the path as it was sent: the decoded one can have line breaks."""
+    return str(request.scope["raw_path"], "latin-1")
 
 
 def _record(service: Service, request: Request, status: int, start: float) -> None:
@@ -109,7 +122,7 @@ def _record(service: Service, request: Request, status: int, start: float) -> No
     if service.log is not None:
         client = request.client.host if request.client else "?"
         seconds = time.monotonic() - start
-        service.log(f"{client} {request.method} {request.url.path} {status} {seconds:.2f}s")
+        service.log(f"{client} {request.method} {_path_of(request)} {status} {seconds:.2f}s")
 
 
 class _PostRoute:
@@ -118,7 +131,7 @@ class _PostRoute:
     `prepare` reads the body and returns what sends the answer. The body, which may be large, is freed between the two.
     """
 
-    def __init__(self, service: Service, prepare: Callable[[Service, bytes], Coroutine[Any, Any, _SendAnswer]]) -> None:
+    def __init__(self, service: Service, prepare: _Prepare) -> None:
         self._service, self._prepare = service, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,47 +141,56 @@ class _PostRoute:
             service.auth.check(request.headers)
             with service.scheduler.admit():
                 async with service.body_reader.read(request.headers, receive) as body:
-                    send_answer = await _unless_disconnected(self._prepare(service, body), receive)
+                    prepared = self._prepare(service, body, client_of(request.client))
+                    send_answer = await _unless_disconnected(prepared, receive)
                     del body
                 await _unless_disconnected(send_answer(sender, start), receive)
         except ClientDisconnect:
             sender.status = _CLIENT_CLOSED_REQUEST
         except LlvidError as error:
             await sender.send_error(RequestError.of(error), scope, receive)
+        except Exception:  # noqa: BLE001 - a bug: the log has its traceback
+            await sender.send_error(_internal_error(request), scope, receive)
         finally:
             _record(service, request, sender.status, start)
 
 
-async def _sheet(service: Service, body: bytes) -> _SendAnswer:
+async def _sheet(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
-    cache = service.media_cache
-    asked = await cache.in_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
+    asked = await asyncio.to_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
     if len(asked.urls) != 1:
         raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
-    (medium,) = await cache.read(asked.urls, asked.params, asked.sampling)
-    values = await cache.in_thread(partial(sheet_values, medium))
+    (medium,) = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
+    values = await asyncio.to_thread(sheet_values, medium)
     return lambda sender, _: sender.send_json(values)
 
 
-async def _completion(service: Service, body: bytes) -> _SendAnswer:
+async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /v1/chat/completions`, streamed or whole."""
 
     def read() -> CompletionRequest:
         return read_completion(parse_body(body), service.model.name, service.preset)
 
-    asked = read() if len(body) <= _SHORT_BODY_BYTES else await service.media_cache.in_thread(read)
-    media = await service.media_cache.read(asked.urls, asked.params, asked.sampling)
+    asked = read() if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(read)
+    media = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
     turns = turns_of(asked.drafts, media)
     generation = asked.generation
     if generation.temperature > 0 and generation.seed is None:
         generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
     request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation, asked.stop)
-    return partial(_answer, service, request, stream=asked.stream, include_usage=asked.include_usage)
+    budget = await asyncio.to_thread(service.model.budget, request)
+    notes = []
+    left = budget.context_tokens - budget.prompt_tokens
+    if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
+        notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")
+        request = replace(request, generation=replace(generation, max_new_tokens=left))
+    return partial(_answer, service, request, notes, stream=asked.stream, include_usage=asked.include_usage)
 
 
 async def _answer(
     service: Service,
     request: conversation.Request,
+    notes: Sequence[str],
     sender: ResponseSender,
     start: float,
     *,
@@ -188,7 +210,7 @@ async def _answer(
         "settings": service.model.settings,
         "generation": asdict(request.generation),
         "frames": [record["frames"] for record in records],
-        "notes": [line for record in records for line in record["notes"]],
+        "notes": [*notes, *(line for record in records for line in record["notes"])],
     }
     ticket = Ticket(request, deliver, stream)
     service.scheduler.submit(ticket)

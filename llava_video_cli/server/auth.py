@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from ..remote import is_loopback
 from .responses import CLOSE, RequestError
+
+# A name or an address, and a port: nothing that one program would read in another way than the next one.
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,5 @@ class Auth:
 
 def _host_name(host: str) -> str:
     """Return the name in a Host header, without the port; an empty one if the header is malformed."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    match = _HOST.fullmatch(host)
+    return match[1] if match else ""

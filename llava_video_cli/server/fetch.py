@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
 import time
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -17,9 +18,14 @@ from .responses import RequestError
 
 _MAX_REDIRECTS = 3
 _STALL_SECONDS = 10.0
+# Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
+_IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
 
 
-def download(url: str, target: Path, hosts: Sequence[str], max_bytes: int, seconds: float) -> str:
+def download(
+    url: str, target: Path, hosts: Sequence[str], max_bytes: int, seconds: float, cancelled: threading.Event
+) -> str:
     """Write what a URL holds to a file; return its fingerprint.
 
     `hosts` are names or addresses, with `:PORT` if it is not the scheme's own. Redirects are followed to allowed hosts
@@ -29,7 +35,7 @@ def download(url: str, target: Path, hosts: Sequence[str], max_bytes: int, secon
     deadline = time.monotonic() + seconds
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _check_allowed(url, hosts)
-        digest, location = _get(parts, target, max_bytes, deadline)
+        digest, location = _get(parts, target, max_bytes, deadline, cancelled)
         if digest is not None:
             return digest
         url = urljoin(url, location)
@@ -56,7 +62,9 @@ def _is_host(name: str, port: int | None, allowed: str) -> bool:
     return name == (entry.hostname or "").rstrip(".") and port == entry.port
 
 
-def _get(parts: SplitResult, target: Path, max_bytes: int, deadline: float) -> tuple[str | None, str]:
+def _get(
+    parts: SplitResult, target: Path, max_bytes: int, deadline: float, cancelled: threading.Event
+) -> tuple[str | None, str]:
     """Return the fingerprint of the file that was written, or None and the address of a redirect."""
     name = str(parts.hostname)
     address = _address(name, parts.port or (443 if parts.scheme == "https" else 80))
@@ -74,15 +82,19 @@ def _get(parts: SplitResult, target: Path, max_bytes: int, deadline: float) -> t
                 return None, response.headers.get("location", "")
             if response.status_code != 200:
                 raise MediaError(f"{name} answered with status {response.status_code}")
-            return _write(response, name, target, max_bytes, deadline), ""
+            return _write(response, name, target, max_bytes, deadline, cancelled), ""
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         raise MediaError(f"{name} can't be reached: {str(error)[:200] or type(error).__name__}") from None
 
 
-def _write(response: httpx2.Response, name: str, target: Path, max_bytes: int, deadline: float) -> str:
+def _write(
+    response: httpx2.Response, name: str, target: Path, max_bytes: int, deadline: float, cancelled: threading.Event
+) -> str:
     digest, size = hashlib.blake2b(digest_size=16), 0
     with target.open("wb") as file:
         for piece in response.iter_raw():
+            if cancelled.is_set():
+                raise MediaError("the client has disconnected")
             size += len(piece)
             if size > max_bytes:
                 raise MediaError(f"the file from {name} is larger than {max_bytes:,} bytes")
@@ -112,4 +124,12 @@ def _address(name: str, port: int) -> str:
 
 def _is_public(address: str) -> bool:
     number = ip_address(address.partition("%")[0])
+    if isinstance(number, IPv6Address):
+        if number in _LOCAL_NAT64 or number.teredo is not None:
+            return False
+        inner = number.sixtofour
+        if any(number in network for network in _IPV4_IN_LAST_BITS):
+            inner = IPv4Address(int(number) % 2**32)
+        if inner is not None:
+            number = inner
     return number.is_global and not number.is_multicast

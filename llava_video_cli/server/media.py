@@ -1,6 +1,6 @@
 """The media of requests: from a URL to a file that may be read, to decoded pixels, which are kept for later requests.
 
-`MediaSources` says which URLs may be read; `MediaCache` decodes what they name, in a bounded number of threads.
+`MediaSources` says which URLs may be read; `MediaCache` keeps what `media_pool` decodes of them.
 """
 
 from __future__ import annotations
@@ -9,38 +9,43 @@ import asyncio
 import base64
 import binascii
 import os
+import shutil
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
+from stat import S_ISDIR
+from tempfile import TemporaryDirectory, gettempdir
 from urllib.parse import unquote_to_bytes, urlsplit
+from weakref import WeakValueDictionary
 
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
-from ..system.files import fingerprint
-from ..video import Resize, read_frames
-from ..video.image import Picture, is_picture, read_image
+from ..system.files import fingerprint, lock
+from ..video import Resize
+from ..video.image import Picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
 from .fetch import download
+from .media_pool import MediaPool
+from .media_worker import Job
 from .responses import RequestError
 
-Result = TypeVar("Result")
 _PREFIX = "llvid-serve-"
-_GRACE_SECONDS = 5.0  # after its time limit, a working reader stops by itself within these
+_UNLOCKED_SECONDS = 1.0  # more than it takes to lock a new folder
+_SLOW_SLOTS = 4  # besides one for each core, so that a few slow media don't keep the others waiting
 _MAX_LIVE_BYTES = 4 * 2**30  # of the media of all active requests, and those in the cache
 _MAX_PICTURE_PIXELS = 64 * 10**6
 _MAX_CACHED = 48  # the model keeps the features of each medium here: of 32 frames 38 MB, for a 7B
-# A client's video may take less time and memory than a video that is named on the command line.
-_LIMITS = Limits(seconds=60.0, bytes=2 * 2**30, cores=1)
+# A client's video may take less time and memory than one that is named on the command line. `media_worker` also bounds
+# the processor time: at low priority, the time by the clock can be much longer.
+_LIMITS = Limits(seconds=120.0, bytes=2 * 2**30, cores=1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class MediaSources:
     fetch_seconds: float = 60.0
 
     @contextmanager
-    def open(self, url: str) -> Iterator[MediaContent]:
+    def open(self, url: str, cancelled: threading.Event) -> Iterator[MediaContent]:
         """Give what a URL names, for the `with` block.
 
         Raises `RequestError` for a URL that may not be read, and MediaError for one that can't be read.
@@ -80,7 +85,7 @@ class MediaSources:
         elif scheme in ("http", "https"):
             with _private_folder() as folder:
                 target = folder / "media"
-                digest = download(url, target, self.hosts, self.max_bytes, self.fetch_seconds)
+                digest = download(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
                 name = urlsplit(url).path.rpartition("/")[2] or "the file"
                 yield MediaContent(digest, name, lambda: nullcontext(str(target)))
         else:
@@ -98,7 +103,7 @@ class MediaSources:
             status = os.fstat(descriptor)
             digest = fingerprint(f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
             # the file that was checked, even if its name now leads to another one
-            checked = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else str(root / relative)
+            checked = f"/proc/{os.getpid()}/fd/{descriptor}" if sys.platform == "linux" else str(root / relative)
             yield MediaContent(digest, path, lambda: nullcontext(checked))
         finally:
             os.close(descriptor)
@@ -131,8 +136,8 @@ class _CacheKey:
 class MediaCache:
     """Reads media, and keeps the last used ones, at most `max_bytes` of them. For one event loop.
 
-    The same content is the same object in all requests, so the model can reuse its features. There are as many reading
-    threads as cores; a thread that hangs is no longer counted after its time limit.
+    The same content is the same object in all requests, so the model can reuse its features. Clients take turns: each
+    reads the media of one request at a time. What it decodes runs in a process that ends with the request.
     """
 
     def __init__(self, sources: MediaSources, shrink: Resize, max_bytes: int = 2**29, limits: Limits = _LIMITS) -> None:
@@ -140,69 +145,76 @@ class MediaCache:
         self._cached: OrderedDict[_CacheKey, Media] = OrderedDict()
         self._lock = threading.Lock()
         self._live_bytes = 0  # of all media that are still referenced
-        self._slots = asyncio.Semaphore(cores(Limits()))
-        self._timeout_seconds = (limits.seconds or 900.0) + sources.fetch_seconds + _GRACE_SECONDS
+        slots = cores(Limits()) + _SLOW_SLOTS
+        self._slots, self._threads = asyncio.Semaphore(slots), ThreadPoolExecutor(slots, "llvid-media")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the clients
+        self._pool = MediaPool(max_idle=slots)
+        self._active = set[threading.Event]()
 
-    async def read(self, urls: Sequence[str], params: Sequence[str], sampling: Sampling) -> list[Media]:
-        """Return the media of URLs. Raises `RequestError`; its `param` is that of the URL, from `params`."""
-        media = []
-        for url, param in zip(urls, params, strict=True):
-            try:
-                media.append(await self.in_thread(partial(self._read, url, sampling)))
-            except RequestError as error:
-                raise RequestError(
-                    error.status, str(error), error.hint, param=param, code=error.code, headers=error.headers
-                ) from None
-            except LlvidError as error:
-                raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
-        return media
+    def close(self) -> None:
+        """Stop reading, and end the processes."""
+        for cancelled in self._active:
+            cancelled.set()
+        self._threads.shutdown(wait=False)
+        self._pool.close()
 
-    async def in_thread(self, call: Callable[[], Result]) -> Result:
-        """Return the result of a call that takes too long for the event loop.
+    async def read(
+        self, urls: Sequence[str], params: Sequence[str], samplings: Sequence[Sampling], client: str
+    ) -> list[Media]:
+        """Return the media of URLs. Raises `RequestError`; its `param` is that of the URL, from `params`.
 
-        Its slot stays in use until its thread has ended, or until the timeout, even if the caller is cancelled.
+        If the caller is cancelled, the reading stops. The client's slot is free again when the reading has ended.
         """
-        await self._slots.acquire()
-        loop = asyncio.get_running_loop()
-        release = [self._slots.release]  # empty once the slot is free
+        if not urls:
+            return []
+        cancelled = threading.Event()
 
-        def free() -> None:
-            timer.cancel()
-            if release:
-                release.pop()()
+        def work() -> list[Media]:
+            each = zip(urls, params, samplings, strict=True)
+            return [self._read(*one, cancelled) for one in each]
 
-        timer = loop.call_later(self._timeout_seconds, free)
-
-        future: Future[Result] = Future()
-        future.set_running_or_notify_cancel()  # so that the caller can't cancel it
-
-        def work() -> None:
-            try:
-                future.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - the caller gets it
-                future.set_exception(error)
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(free)
-
-        threading.Thread(target=work, name="llvid-media", daemon=True).start()
+        self._active.add(cancelled)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout_seconds)
-        except asyncio.TimeoutError:
-            raise MediaError(f"not read within {self._timeout_seconds:g} seconds") from None
+            turn = self._turns.setdefault(client, asyncio.Lock())
+            async with turn, self._slots:  # both let those pass first who came first
+                if cancelled.is_set():
+                    raise _stopping()
+                reading = asyncio.get_running_loop().run_in_executor(self._threads, work)
+                try:
+                    return await asyncio.shield(reading)
+                except asyncio.CancelledError:
+                    cancelled.set()
+                    with suppress(Exception):
+                        await reading
+                    raise
+        finally:
+            self._active.discard(cancelled)
 
-    def _read(self, url: str, sampling: Sampling) -> Media:
-        with self._sources.open(url) as content:
-            key = _CacheKey(content.digest, sampling)
-            with self._lock:
-                if (medium := self._cached.get(key)) is not None:
-                    self._cached.move_to_end(key)
-                    return medium
-            if self._live_bytes > _MAX_LIVE_BYTES:
-                raise RequestError(429, "the media of other requests fill the memory", headers={"retry-after": "5"})
-            with content.open() as path:
-                medium = self._decode(path, content.name, sampling)
-            self._count(medium.bytes)
-            weakref.finalize(medium, self._count, -medium.bytes)
+    def _read(self, url: str, param: str, sampling: Sampling, cancelled: threading.Event) -> Media:
+        try:
+            with self._sources.open(url, cancelled) as content:
+                return self._read_content(content, sampling, cancelled)
+        except RequestError as error:
+            raise RequestError(
+                error.status, str(error), error.hint, param=param, code=error.code, headers=error.headers
+            ) from None
+        except MediaError as error:
+            if cancelled.is_set():
+                raise _stopping() from None
+            raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
+
+    def _read_content(self, content: MediaContent, sampling: Sampling, cancelled: threading.Event) -> Media:
+        key = _CacheKey(content.digest, sampling)
+        with self._lock:
+            if (medium := self._cached.get(key)) is not None:
+                self._cached.move_to_end(key)
+                return medium
+        if self._live_bytes > _MAX_LIVE_BYTES:
+            raise RequestError(429, "the media of other requests fill the memory", headers={"retry-after": "5"})
+        with content.open() as path:
+            medium = self._decode(path, content.name, sampling, cancelled)
+        self._count(medium.bytes)
+        weakref.finalize(medium, self._count, -medium.bytes)
         with self._lock:
             medium = self._cached.setdefault(key, medium)  # two requests may have read the same at the same time
             cached = self._cached
@@ -213,21 +225,55 @@ class MediaCache:
     def _count(self, size_bytes: int) -> None:
         self._live_bytes += size_bytes
 
-    def _decode(self, path: str, name: str, sampling: Sampling) -> Media:
+    def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event) -> Media:
         try:
-            if is_picture(path):
-                return Picture(read_image(path, _MAX_PICTURE_PIXELS).pixels, name)
-            frames = read_frames(path, sampling, limits=self._limits, resize=self._shrink)
+            job = Job(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
+            medium = self._pool.decode(job, self._shrink, cancelled)
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None
-        return replace(frames, info=replace(frames.info, path=name))
+        if isinstance(medium, Picture):
+            return replace(medium, path=name)
+        return replace(medium, info=replace(medium.info, path=name))
+
+
+def _stopping() -> RequestError:
+    return RequestError(503, "the server is shutting down", headers={"retry-after": "5"})
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Give a temporary folder that only this user can read."""
-    with TemporaryDirectory(prefix=_PREFIX) as name:
+    """Give a temporary folder for the `with` block; it is locked, so that no other server removes it."""
+    try:
+        folder = TemporaryDirectory(prefix=_PREFIX)
+    except OSError as error:
+        raise RequestError(503, f"a temporary folder can't be made: {error.strerror}") from None
+    with folder as name, _locked(Path(name)):
         yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for the `with` block. Raises LlvidError if another process has locked it."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, str(folder))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers() -> None:
+    """Remove the temporary folders of this user's servers that were killed; not on Windows."""
+    for folder in Path(gettempdir()).glob(f"{_PREFIX}*") if sys.platform != "win32" else ():
+        with suppress(OSError, LlvidError):
+            status = folder.lstat()
+            is_ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if is_ours and time.time() - status.st_mtime > _UNLOCKED_SECONDS:
+                with _locked(folder):
+                    shutil.rmtree(folder)
 
 
 def _read_data(url: str) -> MediaContent:

@@ -61,6 +61,11 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "frequency_penalty": (0,),
     "presence_penalty": (0,), "top_k": (-1, 0), "min_p": (0,), "best_of": (1,),
 }  # fmt: skip
+# vLLM's and Qwen's names for what `sampling` sets, in `media_io_kwargs.video` and in the part of a video.
+_VIDEO_KEYS = {"num_frames": "frames", "nframes": "frames", "video_start": "start_seconds", "video_end": "end_seconds"}
+_VIDEO_SHAPE = {"num_frames": int, "nframes": int, "max_frames": int, "video_start": float, "video_end": float}
+_IGNORED_OF_MEDIA = ("detail", "uuid", "cache_control", "name")  # of the part of a medium
+_MAX_LENGTH = 2**31 - 1  # tokens of an answer
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _SHAPE: dict[str, Any] = {
     **dict.fromkeys((*_IGNORED, *_UNUSED, "model", "messages", "stop"), Any),
@@ -138,11 +143,14 @@ class BodyReader:
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for an answer: `drafts` hold the URLs of their media, `params` name the field of each URL."""
+    """A request for an answer: `drafts` hold the URLs of their media.
+
+    `params` has the field of each URL, `samplings` the sampling of each.
+    """
 
     drafts: tuple[Draft, ...]
     params: tuple[str, ...]
-    sampling: Sampling
+    samplings: tuple[Sampling, ...]
     generation: Generation
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -180,16 +188,17 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     # JSON has one type of number: some clients write 4.0 for 4
     values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
     given = read_fields(values, _shape(), null_is_missing=True)
-    with placed(field="messages"):
-        drafts, params = _messages(fitting(given.get("messages"), list, "'messages'"), preset.system)
-    video = given.get("media_io_kwargs", {}).get("video", {})
-    frames = {"frames" if name == "num_frames" else name: value for name, value in video.items()}
+    with placed(field="media_io_kwargs.video"):
+        sampling = _with_frames(preset.sampling, given.get("media_io_kwargs", {}).get("video", {}))
     with placed(field="sampling"):
-        sampling = with_sampling(preset.sampling, frames | given.get("sampling", {}))
+        sampling = _with_frames(sampling, given.get("sampling", {}))
+    with placed(field="messages"):
+        messages = fitting(given.get("messages"), list, "'messages'")
+        drafts, params, samplings = _messages(messages, preset.system, sampling)
     return CompletionRequest(
         drafts,
         params,
-        sampling,
+        samplings,
         _generation(given, preset.generation),
         _stops(given.get("stop", [])),
         given.get("stream", False),
@@ -197,12 +206,44 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     )
 
 
-def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Draft, ...], tuple[str, ...]]:
+def _with_frames(base: Sampling, given: Mapping[str, Any]) -> Sampling:
+    """Return a sampling with what is given over it; the names are those of `_VIDEO_KEYS`, too. Raises UsageError."""
+    given = {_VIDEO_KEYS.get(name, name): value for name, value in given.items()}
+    if "fps" in given and given.get("frames") == -1:  # vLLM's way to say: as many as there are
+        del given["frames"]
+    if "fps" in given and "frames" in given:
+        raise UsageError("fps and a number of frames are both given: give one of them")
+    if "max_frames" in given:
+        if base.fps is not None or not {"fps", "frames"}.isdisjoint(given):
+            raise UsageError("max_frames is not supported beside fps or a number of frames: give one of them")
+        given["frames"] = min(base.frames, given.pop("max_frames"))
+    return with_sampling(base, given)
+
+
+def _sampling_of(part: Mapping[str, Any], base: Sampling) -> Sampling:
+    """Return the sampling of a medium: what its part of a message sets, beside or inside the URL, over the base."""
+    kind = part["type"]
+    inner = part.get(kind)
+    places = [part, inner] if isinstance(inner, dict) else [part]
+    skipped = ("type", "url", kind, *_IGNORED_OF_MEDIA)
+    given = {k: v for place in places for k, v in place.items() if k not in skipped and v is not None}
+    shape = {**sampling_shape(), **_VIDEO_SHAPE} if kind == "video_url" else {}
+    given = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in given.items()}
+    return _with_frames(base, read_fields(given, shape, kind))
+
+
+def _messages(
+    messages: Sequence[object], system: str | None, sampling: Sampling
+) -> tuple[tuple[Draft, ...], tuple[str, ...], tuple[Sampling, ...]]:
     drafts: list[Draft] = []
     params: list[str] = []
+    samplings: list[Sampling] = []
     for number, message in enumerate(messages):
         with placed(f"message {number + 1}", f"[{number}]"):
             role, text, media = read_message(message, _FORM)
+            for part, _ in media:
+                with placed(field=f".content[{part}]"):
+                    samplings.append(_sampling_of(cast("Any", message)["content"][part], sampling))
             drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
             params += (f"messages[{number}].content[{part}]" for part, _ in media)
     if len(params) > _MAX_MEDIA:
@@ -220,7 +261,7 @@ def _messages(messages: Sequence[object], system: str | None) -> tuple[tuple[Dra
         raise UsageError(f"the last message must be from the user, got one from the {drafts[-1].role}")
     if drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
-    return tuple(drafts), tuple(params)
+    return tuple(drafts), tuple(params), tuple(samplings)
 
 
 def _merged(drafts: Sequence[Draft]) -> list[Draft]:
@@ -240,6 +281,8 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
     length = next((name for name in _LENGTHS if name in given), _LENGTHS[0])
     if length in given:
         values["max_new_tokens"] = given[length]
+        if given[length] > _MAX_LENGTH:
+            raise InputError(f"{length} must be at most {_MAX_LENGTH}", field=length)
     try:
         return replace(base, **values)
     except UsageError as error:
@@ -257,7 +300,7 @@ def _stops(value: object) -> tuple[str, ...]:
                 raise UsageError(
                     f"each text in 'stop' must have 1 to {_MAX_STOP_CHARACTERS} characters, got {brief(stop)}"
                 )
-    return tuple(dict.fromkeys(stops))
+        return tuple(dict.fromkeys(map(encodable, stops)))
 
 
 def _same(value: object, unused: object) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..conversation import FinishReason, Usage
@@ -23,6 +24,8 @@ from ..validation import InputError
 CLOSE = {"connection": "close"}  # the header for errors after which the rest of a request is not read
 _SEND_SECONDS = 60.0  # a client that accepts no data for this long counts as disconnected
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# The field of a request for an option of the command line. Other options are for those who start the server.
+_FIELDS = {"--frames": "num_frames", "--max-new-tokens": "max_tokens"}
 _STATUS = (
     (UsageError, 400, None),
     (MediaError, 400, "invalid_media"),
@@ -58,7 +61,7 @@ class RequestError(LlvidError):
             return error
         status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
         param = error.field.lstrip(".") if isinstance(error, InputError) else None
-        return cls(status, str(error), error.hint, param=param or None, code=code)
+        return cls(status, str(error), _hint_for_clients(error.hint), param=param or None, code=code)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class RequestError(LlvidError):
 
     def response(self) -> Response:
         """Return the whole HTTP response."""
-        return JSONResponse(self.values, self.status, self.headers)
+        return Response(_json(self.values), self.status, self.headers, "application/json")
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,19 @@ class ResponseSender:
             sending.cancel()
 
 
+def _hint_for_clients(hint: str | None) -> str | None:
+    """Return a hint with the fields of a request in place of options, without the options that no request has."""
+    if hint is None or "--" not in hint:
+        return hint
+    head, colon, ways = hint.rpartition(": ")
+    kept = []
+    for way in re.split(", | or |; or ", ways):
+        words = [_FIELDS.get(word, word) for word in way.split()]
+        if not any(word.startswith("--") for word in words):
+            kept.append(" ".join(words))
+    return head + colon + " or ".join(kept) if kept else "send fewer media, or a shorter text"
+
+
 def _usage_values(reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "usage": {
@@ -178,6 +194,7 @@ def _usage_values(reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) 
             "completion_tokens": usage.generated_tokens,
             "total_tokens": usage.prompt_tokens + usage.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "max_completion_tokens": extra["generation"]["max_new_tokens"],
         },
         "llvid": {"finish_reason": reason, "usage": asdict(usage), **extra},
     }

@@ -12,7 +12,6 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..conversation import Request, Turn
 from ..errors import LlvidError
@@ -22,13 +21,13 @@ from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
 from . import GRACE_SECONDS, MAX_REQUESTS
 from .auth import Auth
-from .media import MediaCache, MediaSources
+from .connections import ACCEPTED_TOGETHER, HEAD_SECONDS, Connection, Connections, log_seldom, max_connections
+from .media import MediaCache, MediaSources, remove_leftovers
 from .metrics import Metrics
 from .requests import BodyReader
 from .scheduler import Scheduler
 
-HEAD_SECONDS = 20.0  # for the head of a request, and for the first bytes of a connection
-_MAX_CONNECTIONS = 1000
+_WAITING_CONNECTIONS = 1024  # that the system holds until they are accepted
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ def open_service(
     `second_model` shares the weights of `model`; it gives short answers while `model` gives a long one.
     """
     metrics = Metrics()
+    remove_leftovers()
     return Service(
         model,
         preset,
@@ -130,22 +130,24 @@ def url_of(bound: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Serves an app on a socket until `should_exit`, then gives running answers `grace_seconds` to finish.
 
-    `on_ready` is called as soon as the server accepts requests.
+    `on_ready` is called as soon as the server accepts requests. `connections` is how many may be open.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        scheduler: Scheduler,
+        service: Service,
         bound: socket.socket,
         on_ready: Callable[[], None],
         grace_seconds: float = GRACE_SECONDS,
         head_seconds: float = HEAD_SECONDS,
+        connections: int | None = None,
     ) -> None:
+        counted = Connections(max_connections() if connections is None else connections)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=type("TimedProtocol", (_TimedProtocol,), {"head_seconds": head_seconds}),
+                http=type("Counted", (Connection,), {"connections_of_server": counted, "head_seconds": head_seconds}),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -153,11 +155,11 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MAX_CONNECTIONS,
+                backlog=ACCEPTED_TOGETHER,
                 timeout_graceful_shutdown=max(1, round(grace_seconds)),
             )
         )
-        self._scheduler, self._socket, self._on_ready = scheduler, bound, on_ready
+        self._service, self._socket, self._on_ready = service, bound, on_ready
 
     def serve_until_stopped(self) -> None:
         """Run until `should_exit` is set."""
@@ -165,49 +167,13 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept requests."""
+        asyncio.get_running_loop().set_exception_handler(log_seldom())
         await super().startup(sockets)
+        self._socket.listen(_WAITING_CONNECTIONS)
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Start nothing more, and finish running answers."""
-        self._scheduler.close()
+        self._service.scheduler.close()
+        self._service.media_cache.close()
         await super().shutdown(sockets)
-
-
-class _TimedProtocol(H11Protocol):
-    """Closes a connection if the head of a request does not arrive in time; uvicorn would wait forever."""
-
-    head_seconds = HEAD_SECONDS
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer for the first head."""
-        super().connection_made(transport)
-        self._update_timer()
-
-    def data_received(self, data: bytes) -> None:
-        """Pass the data on; the timer runs until the whole head has arrived."""
-        super().data_received(data)
-        self._update_timer()
-
-    def on_response_complete(self) -> None:
-        """Start the timer for the next head."""
-        super().on_response_complete()
-        self._update_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
-        super().connection_lost(exc)
-        self._stop_timer()
-
-    def _update_timer(self) -> None:
-        cycle: Any = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            self._stop_timer()  # `BodyReader` bounds the time of the body
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

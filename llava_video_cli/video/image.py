@@ -116,6 +116,8 @@ def read_image(
         raise
     except UnidentifiedImageError:
         raise MediaError(f"{name}: not a picture", f"read are {', '.join(_formats())}") from None
+    except MemoryError:
+        raise MediaError(f"{name}: the picture needs more memory than is free") from None
     except Exception as error:  # Pillow raises whatever it stumbles over
         raise MediaError(f"{name}: the picture is broken or cut off ({error})") from error
 

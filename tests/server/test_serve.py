@@ -84,6 +84,80 @@ def test_the_answer_has_the_frames_and_settings(served: Served, clip: Path) -> N
     assert answer["llvid"]["frames"][0]["count"] == 2
 
 
+def part(path: Path, inside: dict[str, Any] | None = None, **beside: Any) -> dict[str, Any]:
+    """The part of a message with a video, and what clients of other servers write into it."""
+    url = {"url": path.as_uri()} | (inside or {})
+    video = {"type": "video_url", "video_url": url} | beside
+    return {"role": "user", "content": [video, {"type": "text", "text": "?"}]}
+
+
+@pytest.mark.parametrize(
+    ("inside", "beside", "more", "times"),
+    [
+        ({"fps": 1}, {}, {}, [0, 1]),
+        ({}, {"fps": 1.0}, {}, [0, 1]),
+        ({}, {"nframes": 2}, {}, [0, 1]),
+        ({}, {"num_frames": 2.0}, {}, [0, 1]),
+        ({}, {"max_frames": 2}, {}, [0, 1]),
+        ({}, {"max_frames": 768}, {"sampling": {"frames": 2}}, [0, 1]),
+        ({}, {"fps": 1}, {"sampling": {"frames": 5}}, [0, 1]),
+        ({}, {"nframes": 2}, {"media_io_kwargs": {"video": {"fps": 5}}}, [0, 1]),
+        ({}, {"video_start": 1, "nframes": 2}, {}, [1, 1.5]),
+        ({"detail": "high"}, {"uuid": "1", "fps": 1, "nframes": None}, {}, [0, 1]),
+        ({}, {}, {"media_io_kwargs": {"video": {"num_frames": -1, "fps": 1}}}, [0, 1]),
+    ],
+)
+def test_the_frames_that_a_part_asks_for_are_used(
+    served: Served,
+    clip: Path,
+    inside: dict[str, Any],
+    beside: dict[str, Any],
+    more: dict[str, Any],
+    times: list[float],
+) -> None:
+    status, answer = served.post({"messages": [part(clip, inside, **beside)]} | more)
+    assert status == 200, answer
+    assert answer["llvid"]["frames"][0]["times_seconds"] == times
+
+
+def test_each_video_has_its_own_frames(served: Served, clip: Path) -> None:
+    messages = [part(clip, fps=1), {"role": "assistant", "content": "x"}, part(clip, nframes=3)]
+    _, answer = served.post({"messages": messages})
+    assert [frames["count"] for frames in answer["llvid"]["frames"]] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("beside", "more", "words"),
+    [
+        ({"fps": 1, "nframes": 2}, {}, "give one of them"),
+        ({"fps": 1, "max_frames": 2}, {}, "max_frames"),
+        ({"max_frames": 2}, {"sampling": {"fps": 1}}, "max_frames"),
+        ({"fps": 0}, {}, "above 0"),
+        ({"fps": "1"}, {}, "number"),
+        ({"nframes": 2.5}, {}, "whole number"),
+        ({"max_frames": 0}, {}, "from 1"),
+        ({"max_pixels": 1000}, {}, "max_pixels"),
+        ({"nframe": 2}, {}, "nframe"),
+        ({}, {"media_io_kwargs": {"video": {"num_frames": 2, "fps": 1}}}, "give one of them"),
+        ({}, {"media_io_kwargs": {"video": {"num_frames": -1}}}, "from 1"),
+        ({}, {"sampling": {"frames": 2, "fps": 1}}, "give one of them"),
+        ({}, {"mm_processor_kwargs": {"fps": 1}}, "mm_processor_kwargs"),
+    ],
+)
+def test_what_a_part_can_not_have_is_refused(
+    served: Served, clip: Path, beside: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
+    status, answer = served.post({"messages": [part(clip, **beside)]} | more)
+    assert status == 400 and words in answer["error"]["message"] and answer["error"]["param"]
+    assert not beside or answer["error"]["param"].startswith("messages[0].content[0]")
+
+
+def test_a_picture_has_no_frames(served: Served) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}, "fps": 1}
+    status, answer = served.post({"messages": [{"role": "user", "content": [picture]}]})
+    assert status == 400 and "fps" in answer["error"]["message"]
+
+
 def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: LocalModel, clip: Path) -> None:
     frames = read_frames(clip, Sampling(8))
     turns = (

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
@@ -23,10 +23,11 @@ from terminal import asked, failed, llvid
 from waiting_model import WaitingModel
 
 from llava_video_cli import Chunk, Request, open_model
+from llava_video_cli.errors import ContextError
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote import announced
 from llava_video_cli.server.auth import Auth
-from llava_video_cli.server.responses import ResponseSender
+from llava_video_cli.server.responses import RequestError, ResponseSender
 
 
 @pytest.fixture
@@ -98,13 +99,108 @@ def test_an_error_in_a_stream_is_its_last_event(model: WaitingModel) -> None:
 def test_a_prompt_that_is_too_long_gets_the_message_of_the_command_line(
     clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = asked(capsys, str(clip), QUESTION, "--max-new-tokens", "4096")
+    question = f"{QUESTION} " * 1000
+    code, _, err = asked(capsys, str(clip), question, "--max-new-tokens", "64")
     line = err.splitlines()[0]
     assert code == 1
     with serving(open_model("demo")) as served:
-        status, answer = served.post({"messages": [message(QUESTION, data_url(clip))], "max_tokens": 4096})
+        status, answer = served.post({"messages": [message(question, data_url(clip))], "max_tokens": 64})
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert f"error: {answer['error']['message']}" == line
+    assert "--" not in answer["error"]["hint"]
+
+
+def test_a_limit_that_exceeds_the_context_is_an_upper_bound(model: WaitingModel) -> None:
+    with serving(model) as served:  # its context has 100 tokens, and each prompt takes one
+        for asked_for, allowed in ((50, 50), (99, 99), (4096, 99)):
+            status, answer = served.post({"messages": [message("a")], "max_tokens": asked_for})
+            assert status == 200 and answer["usage"]["max_completion_tokens"] == allowed
+            assert answer["llvid"]["generation"]["max_new_tokens"] == allowed
+            notes = answer["llvid"]["notes"]
+            assert notes == ([] if asked_for == allowed else [
+                "the context has room for 99 tokens of an answer, not for 4096"
+            ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        (None, None),
+        ("take a shorter part of it", "take a shorter part of it"),
+        (
+            "what fits: --frames 9 or --pool-stride 3 or --max-new-tokens 64",
+            "what fits: num_frames 9 or max_tokens 64",
+        ),
+        ("what fits: --rope-factor 2", "send fewer media, or a shorter text"),
+        (
+            "fewer --frames, a smaller --max-new-tokens or --quantize 4bit; or close what else takes memory",
+            "fewer num_frames or a smaller max_tokens or close what else takes memory",
+        ),
+    ],
+)
+def test_hints_have_the_words_of_the_api(hint: str | None, expected: str | None) -> None:
+    assert RequestError.of(ContextError("too long", hint)).hint == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": 10**400}, {"seed": -(10**400)}, {"max_tokens": 10**400}, {"max_completion_tokens": 2**31},
+        {"temperature": 10**400}, {"temperature": 1e-320}, {"temperature": 1e-9, "seed": 1},
+        {"sampling": {"fps": 10**400}}, {"sampling": {"start_seconds": 10**400}}, {"sampling": {"frames": 10**400}},
+        {"media_io_kwargs": {"video": {"fps": 10**400}}}, {"media_io_kwargs": {"video": {"num_frames": 10**400}}},
+        {"repetition_penalty": 1e-320}, {"repetition_penalty": 1e308}, {"top_p": 10**400}, {"top_p": -1e-320},
+        {"\ud800": 1}, {"user": 1, "\ud800\udfff\ud800": 1}, {"sampling": {"\ud800": 1}},
+        {"model": "\ud800"}, {"stop": ["\ud800"]}, {"tools": ["\ud800"]}, {"media_io_kwargs": {"\ud800": {}}},
+    ],
+)  # fmt: skip
+def test_an_odd_value_is_an_error_of_the_client(demo: Served, values: dict[str, object]) -> None:
+    status, answer = demo.post({"messages": [message("hi")]} | values)
+    assert status in (400, 404) and answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 1e-6}, {"temperature": 1e308}, {"temperature": 1, "top_p": 1e-320}, {"seed": 2**63 - 1},
+        {"repetition_penalty": 0.01}, {"repetition_penalty": 100}, {"max_tokens": 2**31 - 1}, {"user": "\ud800"},
+        {"temperature": 1, "repetition_penalty": 0.01}, {"temperature": 1e-6, "repetition_penalty": 100},
+    ],
+)  # fmt: skip
+def test_an_extreme_value_is_used(demo: Served, values: dict[str, object]) -> None:
+    status, answer = demo.post({"messages": [message("hi")], "max_tokens": 4} | values)
+    assert status == 200, answer
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Served]:
+    with serving(open_model("demo")) as served:
+        yield served
+
+
+def test_a_bug_is_counted_and_logged_with_its_traceback(model: WaitingModel, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: object) -> NoReturn:
+        raise ZeroDivisionError("a bug")
+
+    lines: list[str] = []
+    with serving(model, log=lines.append) as served:
+        object.__setattr__(served.service.scheduler, "submit", broken)
+        object.__setattr__(served.service, "model_values", object())
+        status, answer = served.post({"messages": [message("a")]})
+        assert (status, answer["error"]["type"]) == (500, "server_error")
+        assert served.send("GET", "/v1/models")[0] == 500
+        counted = served.service.metrics.text().decode()
+    assert 'llvid_requests_total{path="/v1/chat/completions",status="500"} 1.0' in counted
+    assert 'llvid_requests_total{path="/v1/models",status="500"} 1.0' in counted
+    assert [" 500 " in line for line in lines] == [True, True]
+    assert "ZeroDivisionError: a bug" in caplog.text and "Traceback" in caplog.text
+
+
+def test_a_line_of_the_log_is_one_line(model: WaitingModel) -> None:
+    lines: list[str] = []
+    with serving(model, log=lines.append) as served:
+        served.send("GET", "/nothing%0a127.0.0.1%20GET%20/health%20200")
+    assert len(lines) == 1 and "\n" not in lines[0] and "%0a" in lines[0]
 
 
 def test_requests_need_the_api_key(model: WaitingModel) -> None:
@@ -130,7 +226,7 @@ def test_the_preset_has_the_system_text_unless_a_request_has_one() -> None:
     assert seen == [["Be brief.", "a"], ["Be kind.", "a"], ["a"]]
 
 
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
     end: signal.Signals, code: int, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,132 @@
+"""Connections that stay open: how many there may be, which are closed, and who is one client."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from serving import Served, serving
+from waiting_model import WaitingModel
+
+from llava_video_cli.server.connections import client_of, max_connections
+
+_ULIMIT = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+from llava_video_cli.cli.app import run
+run(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def model() -> Iterator[WaitingModel]:
+    waiting = WaitingModel()
+    yield waiting
+    waiting.go.set()
+
+
+def idle(port: int, stack: ExitStack, address: str = "127.0.0.1") -> socket.socket:
+    """Open a connection that sends nothing."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(address, 0))
+    return stack.enter_context(connection)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server closes a connection within a second."""
+    connection.settimeout(1)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_a_new_connection_closes_the_one_that_was_idle_for_the_longest_time(model: WaitingModel) -> None:
+    with serving(model, connections=8) as served, ExitStack() as stack:
+        first = [idle(served.port, stack, "127.0.0.2") for _ in range(4)]
+        second = [idle(served.port, stack, "127.0.0.3") for _ in range(4)]
+        assert served.send("GET", "/health")[0] == 200
+        assert is_closed(first[0])
+        assert not is_closed(first[1]) and not is_closed(second[0])
+
+
+def test_one_address_has_half_of_the_connections(model: WaitingModel) -> None:
+    with serving(model, connections=8) as served, ExitStack() as stack:
+        other = idle(served.port, stack, "127.0.0.3")
+        many = [idle(served.port, stack, "127.0.0.2") for _ in range(6)]
+        assert is_closed(many[0]) and is_closed(many[1])
+        assert not is_closed(many[2]) and not is_closed(other)
+
+
+def test_a_connection_with_a_running_request_stays(model: WaitingModel) -> None:
+    with serving(model, connections=4) as served, ExitStack() as stack:
+        body = b'{"messages":[{"role":"user","content":"wait"}]}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        busy = [idle(served.port, stack) for _ in range(2)]
+        for number, connection in enumerate(busy):
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            wait_for_batches(model, number + 1, served)
+        refused = idle(served.port, stack)
+        assert refused.recv(100).startswith(b"HTTP/1.1 503")
+        model.go.set()
+        assert all(connection.recv(100).startswith(b"HTTP/1.1 200") for connection in busy)
+
+
+def wait_for_batches(model: WaitingModel, count: int, served: Served) -> None:
+    deadline = time.monotonic() + 20
+    while len(model.batches) + served.service.scheduler.waiting < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_health_answers_under_a_thousand_idle_connections_with_few_descriptors(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", _ULIMIT, "serve", "-m", "demo", "--port", "0", "--log"]
+    with log.open("w") as file, ExitStack() as stack:
+        process = subprocess.Popen(command, stderr=file)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        deadline = time.monotonic() + 60
+        while not (lines := log.read_text().splitlines()):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        port = int(lines[0].partition("127.0.0.1:")[2].partition("/")[0])
+        served = Served(port, None)  # type: ignore[arg-type]
+        for number in range(1000):
+            idle(port, stack, f"127.0.0.{2 + number % 3}")
+        start = time.monotonic()
+        assert served.send("GET", "/health")[0] == 200
+        assert time.monotonic() - start < 5
+        assert len(log.read_text()) < 2000
+
+
+def test_fewer_connections_than_files_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def most(files: int) -> int:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+        return max_connections()
+
+    assert [most(256), most(1024)] == [128, 768]
+    assert 768 < most(2**20) == most(resource.RLIM_INFINITY)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
+        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
+        (("127.0.0.1", 1), ("127.0.0.1", 2), False),  # programs of one machine, or behind one proxy
+        (("2001:db8::1", 1), ("2001:db8::2:1", 2), True),
+        (("2001:db8::1", 1), ("2001:db8:0:1::1", 1), False),
+        (("::ffff:192.0.2.1", 1), ("192.0.2.1", 2), True),
+    ],
+)
+def test_who_is_one_client(first: tuple[str, int], second: tuple[str, int], same: bool) -> None:
+    assert (client_of(first) == client_of(second)) == same

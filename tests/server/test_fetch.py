@@ -1,0 +1,21 @@
+"""Which addresses are public."""
+
+from __future__ import annotations
+
+import pytest
+
+from llava_video_cli.server.fetch import _is_public
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("8.8.8.8", True), ("10.0.0.1", False), ("2606:4700::1", True), ("fe80::1%eth0", False), ("224.0.0.1", False),
+        ("64:ff9b::10.0.0.1", False), ("64:ff9b::127.0.0.1", False), ("64:ff9b::8.8.8.8", True),
+        ("64:ff9b:1::8.8.8.8", False), ("64:ff9b:1:a00:0:100::", False),
+        ("2002:a00:1::", False), ("2002:7f00:1::1", False), ("2002:808:808::1", True),
+        ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("::10.0.0.1", False), ("2001:0:a00:1::", False),
+    ],
+)  # fmt: skip
+def test_addresses_that_lead_to_a_private_network_are_private(address: str, is_public: bool) -> None:
+    assert _is_public(address) == is_public

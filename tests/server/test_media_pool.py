@@ -1,0 +1,301 @@
+"""Media of requests are decoded in processes of their own, which end when their time or their client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from clips import sample
+from numpy.typing import NDArray
+from PIL import Image
+from serving import data_url, message, serving
+from waiting_model import WaitingModel
+
+from llava_video_cli import Frames, Sampling, read_frames
+from llava_video_cli.conversation import Media
+from llava_video_cli.errors import MediaError
+from llava_video_cli.server.media import MediaCache, MediaContent, MediaSources, remove_leftovers
+from llava_video_cli.server.media_pool import MediaPool
+from llava_video_cli.server.media_worker import Bounds, Job
+from llava_video_cli.server.responses import RequestError
+from llava_video_cli.system.machine import usable_cores
+from llava_video_cli.video import Resize
+from llava_video_cli.video.image import Picture, read_image
+from llava_video_cli.video.limits import Limits
+
+LIMITS = Limits(seconds=60.0, bytes=2 * 2**30, cores=1)
+PIXELS = 10**7
+
+
+@pytest.fixture
+def pool() -> Iterator[MediaPool]:
+    opened = MediaPool(2)
+    yield opened
+    opened.close()
+
+
+def unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image
+
+
+def decode(
+    pool: MediaPool, path: Path, sampling: Sampling | None = None, resize: Resize = unchanged
+) -> Frames | Picture:
+    return pool.decode(Job(str(path), sampling or Sampling(8), LIMITS, PIXELS), resize, threading.Event())
+
+
+@pytest.mark.parametrize("name", ["circle.mp4", "bikes.mp4", "sample.avi", "pigs_in_a_polka.gif"])
+def test_the_frames_are_those_of_the_reader(pool: MediaPool, clip: Path, name: str) -> None:
+    path = clip if name == clip.name else sample(name)
+    sampling = Sampling(5, start_seconds=0.3, mode="endpoints")
+    got, expected = decode(pool, path, sampling, lambda image: image[:9, ::2]), read_frames(path, sampling)
+    assert isinstance(got, Frames)
+    assert np.array_equal(got.images, expected.images[:, :9, ::2])
+    assert (got.times_seconds, got.info, got.notes) == (expected.times_seconds, expected.info, expected.notes)
+    assert got.sampling == sampling
+
+
+def test_the_pictures_are_those_of_the_reader(pool: MediaPool, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 50, 4), np.uint8), "RGBA").save(path)
+    got = decode(pool, path)
+    assert isinstance(got, Picture) and np.array_equal(got.pixels, read_image(path).pixels)
+
+
+def test_an_error_is_that_of_the_reader(pool: MediaPool, tmp_path: Path, clip: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:300])
+    with pytest.raises(MediaError) as expected:
+        read_frames(broken)
+    with pytest.raises(MediaError) as got:
+        decode(pool, broken)
+    assert (str(got.value), got.value.hint) == (str(expected.value), expected.value.hint)
+    assert isinstance(decode(pool, clip), Frames)
+
+
+def test_a_process_that_was_killed_while_it_was_idle_is_replaced(pool: MediaPool, clip: Path) -> None:
+    decode(pool, clip)
+    (pid,) = children()
+    os.kill(pid, 9)
+    until(lambda: pid not in children())
+    assert isinstance(decode(pool, clip), Frames)
+    assert children() != [pid]
+
+
+def children() -> list[int]:
+    """Return the decoding processes of this one."""
+    return sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+
+
+def slow_gif(path: Path, frames: int = 440) -> Path:
+    """Write an animation whose decoding takes many seconds, though it has few bytes."""
+    images = [Image.new("P", (3000, 3000), number % 2) for number in range(2)]
+    images[0].save(path, save_all=True, append_images=[images[1], images[0]] * 20, duration=40, loop=0)
+    content = path.read_bytes()
+    body = content[content.index(b"!\xf9") : -1]
+    path.write_bytes(content[: content.index(b"!\xf9")] + body * (frames // 40) + b";")
+    return path
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    return slow_gif(tmp_path / "slow.gif")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (Bounds(clock_seconds=0.5), r"slow\.gif: not read within 0\.5 seconds"),
+        (Bounds(picture_seconds=1), r"slow\.gif: takes too much processor time"),
+    ],
+)
+def test_a_picture_that_takes_too_long_is_ended(slow: Path, bounds: Bounds, message: str) -> None:
+    with closing(MediaPool(2, bounds)) as pool:
+        (pid,) = children()
+        with pytest.raises(MediaError, match=message):
+            decode(pool, slow)
+        assert pid not in children()
+
+
+def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.new("RGB", (11_000, 11_000)).save(large)
+    with closing(MediaPool(1, Bounds(memory_bytes=128 * 2**20))) as pool:
+        with pytest.raises(MediaError, match=r"large\.png: .* more memory than is free"):
+            pool.decode(Job(str(large), Sampling(), LIMITS, 10**9), unchanged, threading.Event())
+        assert isinstance(decode(pool, clip), Frames)
+
+
+def test_a_bug_in_the_decoder_is_no_error_of_the_client(pool: MediaPool, clip: Path) -> None:
+    job = Job(str(clip), cast("Sampling", None), cast("Limits", 1), PIXELS)
+    with pytest.raises(RuntimeError, match=r"(?s)a bug\nTraceback.*media_worker\.py.*AttributeError"):
+        pool.decode(job, unchanged, threading.Event())
+    assert isinstance(decode(pool, clip), Frames)
+
+
+def test_a_client_that_disconnects_ends_its_process(slow: Path, clip: Path) -> None:
+    with serving(WaitingModel(), sources=MediaSources([slow.parent, clip.parent])) as served:
+        assert served.answer(clip.as_uri(), "a") == "text: a"
+        (pid,) = children()
+        body = json.dumps({"messages": [message("b", slow.as_uri())]}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            until(lambda: processor_seconds(pid) > 0.5)
+            assert served.answer(clip.as_uri(), "c", sampling={"frames": 3}) == "text: c"  # beside it
+        until(lambda: pid not in children(), 5)
+
+
+def test_a_server_that_stops_does_not_wait_for_media(slow: Path) -> None:
+    statuses: list[int] = []
+    with serving(WaitingModel(), sources=MediaSources([slow.parent])) as served:
+        (pid,) = children()
+        values = {"messages": [message("a", slow.as_uri())]}
+        thread = threading.Thread(target=lambda: statuses.append(served.post(values)[0]))
+        thread.start()
+        until(lambda: processor_seconds(pid) > 0.5)
+        start = time.monotonic()
+    thread.join(20)
+    assert statuses == [503] and time.monotonic() - start < 5
+    until(lambda: not children(), 5)
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class WaitingSources(MediaSources):
+    """URLs that turn out to be unreadable as soon as they are in `ended`, or their client is gone."""
+
+    opened: list[str] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def open(self, url: str, cancelled: threading.Event) -> Iterator[MediaContent]:
+        self.opened.append(url)
+        while url not in self.ended and not cancelled.wait(0.02):
+            pass
+        raise MediaError("nothing")
+        yield
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[MediaCache, WaitingSources]]:
+    sources = WaitingSources()
+    with closing(MediaCache(sources, unchanged)) as cache:
+        yield cache, sources
+
+
+def reading(cache: MediaCache, url: str) -> asyncio.Task[list[Media]]:
+    """Begin to read a URL, whose first letter names the client."""
+    return asyncio.ensure_future(cache.read([url], ["param"], [Sampling()], url[:1]))
+
+
+async def opened(sources: WaitingSources, urls: Sequence[str]) -> None:
+    """Wait until these URLs, and no others, were opened in this order."""
+    for _ in range(500):
+        if sources.opened == urls:
+            break
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert sources.opened == urls
+
+
+def test_clients_take_turns(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+    slots = usable_cores() + 4
+    letters = [chr(0x100 + number) for number in range(slots)]
+
+    async def run() -> None:
+        others = [reading(cache, letter) for letter in letters]
+        await opened(sources, letters)
+        several = [reading(cache, url) for url in ("a0", "a1", "a2", "b0", "c0", "b1")]
+        expected = [*letters, "a0", "b0", "c0", "a1", "b1", "a2"]
+        for number, ended in enumerate([*letters[:3], "a0", "b0", "a1"]):
+            sources.ended.add(ended)
+            await opened(sources, expected[: slots + number + 1])
+        sources.ended.update(expected)
+        await asyncio.wait({*others, *several}, timeout=20)
+
+    asyncio.run(run())
+
+
+def test_a_client_reads_for_one_request_at_a_time(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+
+    async def run() -> None:
+        first, second, third = (reading(cache, url) for url in ("a0", "a1", "a2"))
+        other = reading(cache, "b0")
+        await opened(sources, ["a0", "b0"])
+        second.cancel()  # it waits, and takes no turn
+        first.cancel()  # it reads, and stops
+        await opened(sources, ["a0", "b0", "a2"])
+        assert first.cancelled() and second.cancelled()
+        sources.ended.update(("b0", "a2"))
+        await asyncio.wait({other, third}, timeout=20)
+        assert isinstance(other.exception(), RequestError) and isinstance(third.exception(), RequestError)
+
+    asyncio.run(run())
+
+
+def test_a_cache_that_is_closed_refuses_those_that_wait(waiting: tuple[MediaCache, WaitingSources]) -> None:
+    cache, sources = waiting
+
+    async def run() -> None:
+        tasks = [reading(cache, url) for url in ("a0", "a1")]
+        await opened(sources, ["a0"])
+        cache.close()
+        await asyncio.wait(tasks, timeout=20)
+        assert [cast("RequestError", task.exception()).status for task in tasks] == [503, 503]
+        assert sources.opened == ["a0"]
+
+    asyncio.run(run())
+
+
+def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("llvid-serve-dead", "llvid-serve-alive", "llvid-serve-new", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "media").write_text("x")
+        if "new" not in name:
+            os.utime(folder, (time.time() - 100, time.time() - 100))
+    (tmp_path / "llvid-serve-link").symlink_to(tmp_path / "other")
+    descriptor = os.open(tmp_path / "llvid-serve-alive", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    remove_leftovers()
+    os.close(descriptor)
+    left = {path.name.removeprefix("llvid-serve-") for path in tmp_path.iterdir()}
+    assert left == {"alive", "new", "other", "link"} and (tmp_path / "other" / "media").exists()
+
+
+def test_a_folder_in_use_is_locked(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with MediaSources().open(data_url(clip), threading.Event()) as content, content.open() as path:
+        os.utime(Path(path).parent, (0, 0))
+        remove_leftovers()
+        assert Path(path).read_bytes() == clip.read_bytes()
+    assert list(tmp_path.iterdir()) == []
