@@ -214,7 +214,7 @@ def test_failures_have_reasons_and_are_tried_again(
     reasons = {Path(line["video_path"]).name: line["error"].split(": ", 1)[1] for line in lines}
     assert reasons["empty.mkv"] == "the file is empty" and reasons["song.m4a"] == "no video stream"
     assert reasons["nope.mp4"] == "no such file or folder" and "not a video" in reasons["words.webm"]
-    assert "header is broken or missing" in reasons["red_circle.mp4"]
+    assert "the file is cut short" in reasons["red_circle.mp4"]
     (clips / "red_circle.mp4").write_bytes(whole)
     for name in ("empty.mkv", "words.webm", "song.m4a"):
         (clips / name).unlink()
