@@ -13,9 +13,10 @@ from .system.background import LOADING
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it at once from the first moment on."""
+    """Run the command line; Ctrl-C and SIGTERM end it at once from the first moment on."""
     # A KeyboardInterrupt in the middle of an import would be a traceback, and there is nothing yet to clean up.
-    signal.signal(signal.SIGINT, _leave)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _leave)
     if sys.stderr is None:  # closed by the caller, who wants only the answer
         from pathlib import Path
 
@@ -23,13 +24,17 @@ def main() -> None:
     from .cli import console
     from .cli.app import EXIT_PIPE, run
 
-    signal.signal(signal.SIGINT, _interrupt)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _interrupt)
     if sys.stdout is None:
         console.error("can't write the answer: stdout is closed")
         sys.exit(1)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except _Terminated:
+        code = 128 + signal.SIGTERM
     try:
         sys.stdout.flush()
     except OSError:
@@ -42,23 +47,28 @@ def main() -> None:
     sys.exit(code)
 
 
-def _interrupt(*_: object) -> None:
-    """Exit at once while a model loads; else raise `KeyboardInterrupt`, so that what has begun is cleaned up.
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _interrupt(kind: int, _: object) -> None:
+    """Exit at once while a model loads; else raise an exception, so that what has begun is cleaned up.
 
     An exception in the middle of an import can be lost, or leave the import lock taken, and then the loading
     thread waits for ever (seen in CPython 3.11); at this point nothing has been written.
     """
     if any(thread.name == LOADING for thread in threading.enumerate()):
-        _leave()
-    raise KeyboardInterrupt
+        _leave(kind)
+    raise KeyboardInterrupt if kind == signal.SIGINT else _Terminated
 
 
-def _leave(*_: object) -> NoReturn:
+def _leave(kind: int, *_: object) -> NoReturn:
     with suppress(OSError):  # nobody reads it
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
-        os.write(2, b"interrupted\n")
-    os._exit(130)
+        if kind == signal.SIGINT:
+            os.write(2, b"interrupted\n")
+    os._exit(128 + kind)
 
 
 if __name__ == "__main__":

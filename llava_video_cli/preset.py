@@ -102,7 +102,17 @@ def read_preset(path: Path) -> Preset:
             raise UsageError("the key 'about' is missing", "describe in one line what the preset is for")
         sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
         generation = Generation(**values.pop("generation", {}))
+        if "model" in values:
+            values["model"] = _below(path.parent, values["model"])
         return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
+
+
+def _below(folder: Path, model: str) -> str:
+    """Return a preset's model: one that is a relative path is relative to the preset's file, as its folder knows it."""
+    is_relative = model.startswith(".") or (model.count("/") > 1 and not model.startswith(("/", "~")))
+    if is_relative or ("/" in model and (folder / model).is_dir()):
+        return os.path.abspath(folder / model)  # noqa: PTH100 - keeps links
+    return model
 
 
 def sampling_shape() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import cache
@@ -23,7 +23,11 @@ from llava_video_cli.video import Frames
 SAMPLES = Path(
     os.environ.get("LLVID_SAMPLE_VIDEOS") or Path(__file__).resolve().parents[1].parent / "shared" / "videos"
 )
+INPUTS = Path(os.environ.get("LLVID_SAMPLE_INPUTS") or SAMPLES.parent / "inputs")
 Pixels = NDArray[np.uint8]
+PIXEL_FORMATS = {
+    "mjpeg": "yuvj420p", "cinepak": "rgb24", "rpza": "rgb555le", "flashsv": "bgr24", "qtrle": "rgb24", "apng": "rgb24",
+}  # fmt: skip
 
 
 def sample(name: str) -> Path:
@@ -34,12 +38,26 @@ def sample(name: str) -> Path:
     return path
 
 
+def faulty(name: str) -> Path:
+    """Return a file of the inputs that failed once, or skip the test with the reason."""
+    path = INPUTS / "video" / name
+    if not path.exists():
+        pytest.skip(f"no input {path} (set LLVID_SAMPLE_INPUTS)")
+    return path
+
+
 def digest(pixels: Pixels) -> str:
     """Return a digest of a picture and its shape."""
     return f"{pixels.shape}:{hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()}"
 
 
-def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool = True) -> list[tuple[int | None, str]]:
+def decode_all(
+    path: Path,
+    keep: Container[int] | None = None,
+    *,
+    damaged: bool = True,
+    fingerprint: Callable[[av.VideoFrame], str] = lambda frame: digest(shown(frame)),
+) -> list[tuple[int | None, str]]:
     """Decode a file from start to end, going on after errors: each frame's stamp and fingerprint.
 
     With `keep`, only the frames with these numbers get a fingerprint. Undamaged files decode faster.
@@ -54,14 +72,25 @@ def decode_all(path: Path, keep: Container[int] | None = None, *, damaged: bool 
         frames: list[tuple[int | None, str]] = []
         for frame in _frames(container, stream):
             wanted = keep is None or len(frames) in keep
-            frames.append((frame.pts, digest(shown(frame)) if wanted else ""))
+            frames.append((frame.pts, fingerprint(frame) if wanted else ""))
         return frames
+
+
+def stored(frame: av.VideoFrame) -> Pixels:
+    """Return a frame's pixels as RGB, as they are stored."""
+    if frame.colorspace in (3, 8, 10, *range(11, 18)):  # swscale refuses them: what FFmpeg's tools take
+        frame.colorspace = 9 if frame.colorspace == 10 else 5
+    pixels: Pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return pixels
 
 
 def shown(frame: av.VideoFrame) -> Pixels:
     """Return a frame's pixels as a player shows them, moving each pixel to where the display matrix puts it."""
-    pixels: Pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    pixels = stored(frame)
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for a kind
+        matrix = None
     if matrix is None:
         return pixels
     numbers = struct.unpack("=9i", matrix)
@@ -114,7 +143,7 @@ def make_clip(
         stream = container.add_stream(codec, rate=24, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.time_base = stream.codec_context.time_base = time_base
         for number, stamp in enumerate(stamps):
             frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
@@ -122,6 +151,40 @@ def make_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def make_indexed(path: Path, codec: str) -> Path:
+    """Write a video of 24 pictures with a palette."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24, options={"g": "8"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "pal8"
+        palette = np.zeros((256, 4), np.uint8)
+        palette[:, 3], palette[:, 2], palette[:, 0] = 255, np.arange(256), 255 - np.arange(256)
+        for number in range(24):
+            frame = av.VideoFrame(96, 64, "pal8")
+            rows: Pixels = np.zeros((64, frame.planes[0].line_size), np.uint8)
+            rows[:, :96] = picture(number)[..., 0] // 16 * 16
+            frame.planes[0].update(rows.tobytes())
+            frame.planes[1].update(palette.tobytes())
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def copy_packets(source: Path, target: Path, *, skip: int = 0, stamp: bool = True) -> Path:
+    """Copy a video's packets into another container, without the first ones; without `stamp`, pts is dts."""
+    with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
+        stream = reading.streams.video[0]
+        copied = writing.add_stream_from_template(stream)
+        for number, packet in enumerate(reading.demux(stream)):
+            if packet.size and number >= skip:
+                packet.stream = copied
+                if not stamp:
+                    packet.pts = packet.dts
+                writing.mux(packet)
+    return target
 
 
 def make_sound(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N]`.
 
-Bits are flipped, pieces cut out, doubled or swapped, boxes swapped, and numbers in headers made absurd. Every file has
-to give frames or a MediaError that names it once, in time, with all its handles closed. The last line is one JSON
-document.
+Bits are flipped, pieces cut out, doubled or swapped, boxes swapped, and numbers in headers made absurd; or the pictures
+stay as they are, and the container says something wrong of them: keyframe flags, second boxes, colours, sizes. Every
+file has to give frames or a MediaError that names it once, in time, with all its handles closed. A frame that is none
+of the pictures of a full decode is counted as wrong, unless a note or the full decode says that something is broken.
+The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -15,21 +17,28 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from clips import make_clip
+import av
+import numpy as np
+from clips import Pixels, copy_packets, decode_all, digest, make_clip, make_indexed, stored
 
 from llava_video_cli.errors import MediaError
-from llava_video_cli.video import iter_frames, probe, read_frames
+from llava_video_cli.video import Frames, iter_frames, probe, read_frames
 from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
 
 LIMITS = Limits(seconds=4.0, pixels=4096 * 2304, bytes=2**28)
 ABSURD = (0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+HARMLESS = ("used once", "keyframe", "no movement")  # notes on the sampling, not on the file
 BOXES = (b"mvhd", b"tkhd", b"mdhd", b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"stss", b"elst", b"avc1", b"vp09",
-         b"moof", b"tfhd", b"trun", b"avih", b"strh", b"strf", b"idx1", b"avcC", b"hdlr", b"stsd")  # fmt: skip
+         b"moof", b"tfhd", b"trun", b"avih", b"strh", b"strf", b"idx1", b"avcC", b"hdlr", b"stsd", b"colr", b"edts",
+         b"dref", b"mp4v")  # fmt: skip
+PARENTS = {b"moov": 8, b"trak": 8, b"edts": 8, b"mdia": 8, b"minf": 8, b"dinf": 8, b"stbl": 8, b"stsd": 16,
+           b"avc1": 86, b"mp4v": 86}  # fmt: skip
 
 
 def seeds(folder: Path) -> list[bytes]:
@@ -44,16 +53,108 @@ def seeds(folder: Path) -> list[bytes]:
         make_clip(folder / "new.webm", codec="libvpx-vp9", deadline="realtime", g="8"),
         make_clip(folder / "apart.mov", codec="mjpeg"),
         make_clip(folder / "flash.flv", **x264),
+        copy_packets(make_clip(folder / "film.ts", **x264), folder / "film.avi"),
+        make_clip(folder / "broadcast.ts", codec="mpeg2video", bf="2", g="8"),
+        make_clip(folder / "part2.mp4", codec="mpeg4", g="8"),
+        make_clip(folder / "phone.3gp", codec="h263", size=(176, 144), g="8"),
+        make_clip(folder / "microsoft.avi", codec="msmpeg4", g="8"),
+        make_clip(folder / "sorenson.flv", codec="flv", g="8"),
+        make_clip(folder / "cinepak.mov", codec="cinepak", g="8"),
+        make_clip(
+            folder / "coloured.mp4", **x264 | {"x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709"}
+        ),
+        make_indexed(folder / "palette.avi", "rawvideo"),
+        make_indexed(folder / "palette.mov", "smc"),
+        make_clip(folder / "thin.mkv", codec="mjpeg", size=(16, 1500)),
     ]
     return [path.read_bytes() for path in made]
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """A damaged copy."""
+    """A copy that is damaged, or that is whole and described wrongly."""
     damaged = bytearray(content)
+    if draw.random() < 0.5:
+        for _ in range(draw.choice((1, 1, 2))):
+            draw.choice((_flag_keys, _double_box, _double_box, _make_thin, _recolour))(damaged, draw)
+        return bytes(damaged)
     for _ in range(draw.choice((1, 1, 2, 4))):
         draw.choice((_flip, _cut, _move, _swap_boxes, _make_absurd, _make_absurd))(damaged, draw)
     return bytes(damaged)
+
+
+def _flag_keys(damaged: bytearray, draw: random.Random) -> None:
+    """Flag all pictures as keyframes, or any."""
+    every = draw.random() < 0.5
+    if (at := damaged.rfind(b"idx1") + 8) > 8:
+        while damaged[at + 2 : at + 3] == b"d":
+            damaged[at + 4] = 0x10 if every or draw.random() < 0.5 else 0
+            at += 16
+    elif damaged[:3] == b"FLV":
+        at = 13
+        while at + 11 < len(damaged):
+            if damaged[at] == 9:
+                damaged[at + 11] = damaged[at + 11] & 15 | (0x10 if every or draw.random() < 0.5 else 0x20)
+            at += 15 + int.from_bytes(damaged[at + 1 : at + 4], "big")
+    elif (at := damaged.find(b"stss")) > 0:
+        if every:
+            damaged[at : at + 4] = b"free"
+        else:
+            count = int.from_bytes(damaged[at + 8 : at + 12], "big")
+            numbers = sorted(draw.sample(range(1, 25), min(count, 24)))
+            damaged[at + 12 : at + 12 + 4 * len(numbers)] = struct.pack(f">{len(numbers)}I", *numbers)
+
+
+def _double_box(damaged: bytearray, draw: random.Random) -> None:
+    """Insert a second box of a kind beside the first, the same or with another number in it; or an empty one."""
+    boxes = list(_nested(damaged, 0, len(damaged), ()))
+    if not boxes:
+        return
+    start, stop, parents = draw.choice([box for box in boxes if box[2]] or boxes)
+    copy = damaged[start:stop]
+    if draw.random() < 0.3:
+        copy = bytearray(struct.pack(">I4s8x", 16, bytes(copy[4:8])))
+    elif draw.random() < 0.6 and len(copy) > 16:
+        at = draw.randrange(8, len(copy) - 4)
+        copy[at : at + 4] = struct.pack(">I", draw.choice((*ABSURD, draw.randrange(2**32))))
+    for parent in parents:
+        size = int.from_bytes(damaged[parent : parent + 4], "big") + len(copy)
+        damaged[parent : parent + 4] = struct.pack(">I", size)
+    to = start if draw.random() < 0.5 else stop
+    damaged[to:to] = copy
+
+
+def _nested(
+    content: bytearray, at: int, end: int, parents: tuple[int, ...]
+) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """The mp4 boxes from `at` to `end`, and where those begin that hold them."""
+    while at + 8 <= end:
+        size, kind = int.from_bytes(content[at : at + 4], "big"), bytes(content[at + 4 : at + 8])
+        if size < 8 or at + size > end:
+            return
+        yield at, at + size, parents
+        if kind in PARENTS:
+            yield from _nested(content, at + PARENTS[kind], at + size, (*parents, at))
+        at += size
+
+
+def _make_thin(damaged: bytearray, draw: random.Random) -> None:
+    """Write another width or height where a header keeps it."""
+    value = draw.choice((0, 1, 2, 3, 16, 4096, 65535))
+    places = {b"avc1": (28, ">H"), b"mp4v": (28, ">H"), b"s263": (28, ">H"), b"tkhd": (80, ">H"), b"strf": (8, "<I"),
+              b"avih": (36, "<I"), b"\xb0\x82": (2, ">H"), b"\xba\x82": (2, ">H")}  # fmt: skip
+    known = [(damaged.find(name) + shift, packing) for name, (shift, packing) in places.items() if name in damaged]
+    if known:
+        at, packing = draw.choice(known)
+        at += draw.choice((0, struct.calcsize(packing)))
+        damaged[at : at + struct.calcsize(packing)] = struct.pack(packing, value)
+
+
+def _recolour(damaged: bytearray, draw: random.Random) -> None:
+    """Give another colour matrix, or another palette."""
+    if (at := damaged.find(b"nclx")) > 0:
+        damaged[at + 8 : at + 10] = struct.pack(">H", draw.randrange(19))
+    elif (at := damaged.find(b"strf")) > 0:
+        damaged[at + 52 : at + 56] = draw.randbytes(4)
 
 
 def _flip(damaged: bytearray, draw: random.Random) -> None:
@@ -107,19 +208,23 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first file: for runs in parts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
-    slowest, handles = 0.0, set[int]()
+    slowest, handles, wrong = 0.0, set[int](), list[int]()
+    av.logging.set_level(None)
     with tempfile.TemporaryDirectory() as name:
         originals = seeds(Path(name))
-        for number in range(options.files):
+        for number in range(options.first, options.first + options.files):
             draw = random.Random(f"{options.seed}/{number}")
             path = Path(name) / "damaged.bin"
             path.write_bytes(mutated(draw.choice(originals), draw))
             start = time.monotonic()
             for outcome in (_read(str(path), draw), _probe(str(path))):
                 outcomes[outcome] += 1
+                if outcome.startswith("wrong"):
+                    wrong.append(number)
             slowest = max(slowest, time.monotonic() - start)
             handles.add(len(list(Path("/proc/self/fd").iterdir())))
     print(  # noqa: T201
@@ -127,6 +232,7 @@ def main() -> None:
             {
                 "files": options.files,
                 "outcomes": outcomes,
+                "wrong": wrong,
                 "slowest_seconds": round(slowest, 2),
                 "peak_memory_mib": round(peak_memory() / 2**20),
                 "handles": sorted(handles),
@@ -140,14 +246,33 @@ def _read(path: str, draw: random.Random) -> str:
     sampling = Sampling(frames=draw.choice((1, 4, 32)), mode=draw.choice(("uniform", "endpoints", "keyframes")))
     try:
         if draw.random() < 0.3:
-            frames = iter_frames(path, sampling, limits=LIMITS)
-            next(frames)
-            frames.close()  # a reader that leaves early
+            single = iter_frames(path, sampling, limits=LIMITS)
+            next(single)
+            single.close()  # a reader that leaves early
             return "left early"
-        return "frames" if len(read_frames(path, sampling, limits=LIMITS).images) else "none"
+        frames = read_frames(path, sampling, limits=LIMITS)
+        told = any(not any(words in note for words in HARMLESS) for note in frames.notes)
+        return "frames with a note" if told else _compare(frames)
     except MediaError as error:
         assert str(error).startswith(f"{path}: ") and str(error).count(path) == 1, error
         return "in time" if "not read within" in str(error) else "refused"
+
+
+def _compare(frames: Frames) -> str:
+    """Look for the frames among the pictures of a full decode; the decoder may give others the next time."""
+    mine = {_unordered(image) for image in frames.images}
+    pictures, again = (
+        {each for _, each in decode_all(Path(frames.path), fingerprint=lambda frame: _unordered(stored(frame)))}
+        for _ in range(2)
+    )
+    if mine <= pictures:
+        return "frames"
+    return "wrong" if pictures == again else "frames that differ from run to run"
+
+
+def _unordered(pixels: Pixels) -> str:
+    """A digest of a picture's pixels, however it is rotated."""
+    return digest(np.sort(pixels.reshape(-1, 3), axis=0))
 
 
 def _probe(path: str) -> str:

@@ -30,7 +30,7 @@ def record(name: str = "clips/a.mp4", caption: str = "A circle.", number: int = 
         "video_path": path_to_text(name), "caption": caption, "segments": segments, "prompt": "Describe.",
         "model": "demo", "finish_reason": "stop",
         "frames": {"count": 2, "times_seconds": [0.0, 0.5], "sampling": "uniform", "duration_seconds": 3661.04},
-        "notes": "", "usage": {"prompt_tokens": 3, "total_seconds": 0.5}, "settings": {"system": None},
+        "notes": [], "usage": {"prompt_tokens": 3, "total_seconds": 0.5}, "settings": {"system": None},
         "key": f"{number:032x}",
     }  # fmt: skip
     return Record(values)

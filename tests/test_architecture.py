@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -44,3 +45,12 @@ def test_the_picture_has_the_order_of_the_layers_that_are_checked() -> None:
 def test_files_that_the_page_names_are_there() -> None:
     for name in re.findall(r"`(\w+(?:/\w+)*\.py)`", PAGE):
         assert (PACKAGE / name).exists() or list(PACKAGE.glob(f"*/{name}")), name
+
+
+def test_no_assert_does_work() -> None:
+    """`python -O` leaves asserts out: a call in one, but for a look at a type, would be left out with it."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            calls = ast.walk(node.test) if isinstance(node, ast.Assert) else ()
+            called = {ast.unparse(each.func) for each in calls if isinstance(each, ast.Call)}
+            assert called <= {"isinstance", "len"}, f"{path}, line {getattr(node, 'lineno', 0)}"

@@ -104,3 +104,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError):
         read_preset(tmp_path / "b.yaml")
+
+
+def test_a_relative_model_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "owner" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path, there = tmp_path / "here" / "p.yaml", tmp_path / "here" / "owner" / "mine"
+    for written, meant in {
+        "./owner/mine": there, "owner/mine": there, "../here/owner/mine": there, "a/b/c": tmp_path / "here/a/b/c",
+        "owner/other": "owner/other", "demo": "demo", "random:7B": "random:7B", str(there): there, "~/x/y": "~/x/y",
+    }.items():  # fmt: skip
+        path.write_text(f"about: x\nmodel: {written}\n")
+        assert read_preset(Path("../here/p.yaml")).model == str(meant)

@@ -99,10 +99,10 @@ def ask_windows(
     first = video.announced(windows[0])
     model = load(settings, output, expected, lambda: looks.window_requests(questions, preset, first))
     began, pace, parts = perf_counter(), RunPace(), []
-    with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter:
+    with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter, meter.lines():
         for each in looks.answer_windows(video, windows, questions, preset, model, subtitles, pace=pace):
             parts.append(each)
-            meter.count(failed=False)
+            meter.count()
     seconds = perf_counter() - began
     parts.sort(key=lambda each: each.start_seconds)
     values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}

@@ -57,7 +57,7 @@ def caption(
         list[str],
         typer.Argument(
             metavar="PATH...", show_default=False,
-            help="Videos and folders of videos; `-` reads paths from stdin, one per line or separated by NUL.",
+            help="Videos, pictures and folders; `-` reads paths from stdin, one per line or separated by NUL.",
         ),
     ],
     *,

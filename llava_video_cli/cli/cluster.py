@@ -17,16 +17,15 @@ from ..cluster import ClusterEstimate, ClusterOutput, caption_on_cluster, estima
 from ..cluster.failures import ClusterProgress, Stage
 from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
-from ..errors import UsageError
+from ..errors import MediaError, UsageError
 from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
-from ..runs.ledger import is_folder
-from ..runs.record import Failure
+from ..runs.parts import is_folder
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
-from .run import EXIT_INTERRUPTED, EXIT_SOME_FAILED, Meter, confirm_overwrite, one_more_chance, show_outcome
+from .run import Meter, confirm_overwrite, cut_off, exit_code, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
@@ -88,15 +87,15 @@ def on_cluster(
         stop, progress = Event(), LiveProgress()
         meter = _ClusterMeter(progress, quiet=output.quiet)
         run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
-        with closing(run) as outcomes, meter, one_more_chance(stop, output):
+        with closing(run) as outcomes, meter, meter.lines(), one_more_chance(stop, output) as signals:
             for outcome in outcomes:
                 if records.files is None:
                     show_outcome(outcome)
-                meter.count(failed=isinstance(outcome, Failure))
+                meter.count(outcome)
         output.note(_summary(meter, progress.latest, stop, records))
-    if stop.is_set():
-        return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if meter.failed else 0
+    if not (signals or meter.done or meter.failed or progress.latest.done_before):
+        raise MediaError("there are no videos or pictures in what was named")
+    return exit_code(signals, meter.failed)
 
 
 def _show(result: ClusterEstimate, session: ClusterSession, output: OutputFlags) -> None:
@@ -182,7 +181,7 @@ class _ClusterMeter(Meter):
 
 
 def _summary(meter: Meter, progress: ClusterProgress, stop: Event, records: ClusterOutput) -> str:
-    parts = [f"{meter.done} captioned"]
+    parts = [f"{meter.done} captioned{cut_off(meter.cut)}"]
     if progress.done_before:
         parts.append(f"{progress.done_before} done before")
     if meter.failed:

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from ..conversation import Request
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
-_LINE_SECONDS = 60.0
 _SLOW_WINDOW_SECONDS = 20.0  # over which the slow stage is measured
 _CLEAR = 0.6  # of that time, from which on one stage is the slow one
 
@@ -39,9 +37,9 @@ class Meter:
     """Counts what is done and what failed of `total`, and shows it for the length of a `with` block."""
 
     def __init__(self, total: int, noun: str, pace: RunPace, *, quiet: bool) -> None:
-        self.done, self.failed = 0, 0
+        self.done = self.failed = self.cut = 0
         self._total, self._noun, self._pace, self._quiet = total, noun, pace, quiet
-        self._began = self._line_at = time.monotonic()
+        self._began = time.monotonic()
         self._stage, self._stage_since = "", (self._began, 0.0, 0.0)
         self._bar: Progress | None = None
         if not quiet and console.stderr.is_terminal:
@@ -62,23 +60,44 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], total=total)
 
-    def count(self, *, failed: bool) -> None:
-        """Take note of one more."""
-        self.failed += failed
-        self.done += not failed
-        self.show()
+    def count(self, outcome: Record | Failure | None = None) -> None:
+        """Take note of one more; None for what is no record."""
+        if isinstance(outcome, Failure):
+            self.failed += 1
+        else:
+            self.done += 1
+            self.cut += outcome is not None and outcome.is_cut
+        if self._bar is not None:
+            self.show()
 
     def show(self) -> None:
-        """Bring the bar up to date, or write the line that is due."""
+        """Bring the bar up to date; without one, write a line."""
         seen = self.done + self.failed
         if self._bar is not None:
             words = self._words(self._bar.tasks[0].speed)
             self._bar.update(self._bar.task_ids[0], completed=seen, words=words)
-        elif not self._quiet and time.monotonic() - self._line_at >= _LINE_SECONDS:
-            self._line_at = time.monotonic()
-            rate = seen / (self._line_at - self._began)
-            left = f", {clock(max(0, self._total - seen) / rate)} left" if rate else ""
-            console.note(f"{seen} of {self._total}, {self._words(rate)}{left}")
+            return
+        rate = seen / (time.monotonic() - self._began)
+        left = f"{clock(max(0, self._total - seen) / rate)} left" if rate else ""
+        console.note(", ".join(filter(None, (f"{seen} of {self._total}", self._words(rate), left))))
+
+    @contextmanager
+    def lines(self, first_seconds: float = 30.0, most_seconds: float = 60.0) -> Iterator[None]:
+        """Without a terminal, write a line now and then: after the first seconds, then more seldom."""
+        ended = Event()
+
+        def write() -> None:
+            seconds = first_seconds
+            while not ended.wait(seconds):
+                self.show()
+                seconds = min(2 * seconds, most_seconds)
+
+        if self._bar is None and not self._quiet:
+            Thread(target=write, name="llvid-lines", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def __enter__(self) -> Meter:
         if self._bar is not None:
@@ -128,12 +147,13 @@ def carry_out(
     verb: str = "captioned",
     to_stdout: bool = False,
 ) -> int:
-    """Show how far a run is and what came of it; return the exit code: 0, 3 if some failed, 130 after Ctrl-C.
+    """Show how far a run is and what came of it; return the exit code, that of `exit_code`.
 
     With `to_stdout`, records are written there, and failures to stderr. Raises LlvidError for what ends a run: a model
     that can't be loaded, a full disk, an error that all videos would share.
     """
-    with run:
+    meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
+    with run, meter.lines():
         try:
             if run.needs_model:
                 _let_threads_sleep()
@@ -142,21 +162,23 @@ def carry_out(
                     run.begin()
                 finally:
                     spinner.stop()
-            meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
-            with meter, one_more_chance(run.stop, output):
+            with meter, one_more_chance(run.stop, output) as signals:
                 for outcome in run:
                     if to_stdout:
                         show_outcome(outcome)
-                    meter.count(failed=isinstance(outcome, Failure))
+                    meter.count(outcome)
         except LlvidError:
             if run.summary.done and not (to_stdout or output.quiet):
                 console.note(f"{run.summary.done} {verb} so far: run the same command to continue")
             raise
     if not output.quiet:
         _sum_up(run, noun, verb, can_resume=not to_stdout)
-    if run.stop.is_set():
-        return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if run.summary.failed else 0
+    return exit_code(signals, run.summary.failed)
+
+
+def exit_code(signals: Sequence[int], failed: int) -> int:
+    """Return the exit code of a run that has ended, of which so many failed, and that these signals stopped."""
+    return 128 + signals[0] if signals else EXIT_SOME_FAILED if failed else 0
 
 
 def load(
@@ -195,7 +217,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
     if summary == Summary():
         console.note(f"no {noun} to process")
         return
-    parts = [f"{summary.done} {verb}"]
+    parts = [f"{summary.done} {verb}{cut_off(summary.cut)}"]
     if summary.done_before:
         parts.append(f"{summary.done_before} done before")
     if summary.failed:
@@ -204,17 +226,28 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
     if run.stop.is_set():
         parts.append(f"{summary.left} left" + (": run the same command to continue" if can_resume else ""))
     console.note(", ".join(parts))
+    if summary.replaced:
+        console.note(f"older records removed, because their videos were replaced: {summary.replaced}")
+    if run.is_pending:
+        console.note("the old records stay until all new ones are there")
+
+
+def cut_off(count: int) -> str:
+    """Return what is said of so many answers that ended at the limit."""
+    return f" ({count} cut off: --max-new-tokens was reached)" if count else ""
 
 
 @contextmanager
-def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once."""
+def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[Sequence[int]]:
+    """Let the first Ctrl-C (or SIGTERM) finish what is running; the second one stops at once. Gives those that came."""
+    signals: list[int] = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(kind: int, _: object) -> None:
+        signals.append(kind)
         if stop.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(128 + kind)
         stop.set()
         if not output.quiet:
             console.note("finishing what is running; press Ctrl-C again to stop at once")
@@ -222,7 +255,7 @@ def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[None]:
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, interrupt) for kind in kinds]
     try:
-        yield
+        yield signals
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)

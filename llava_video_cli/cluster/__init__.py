@@ -11,12 +11,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from ..errors import LlvidError, UsageError
 from ..runs.caption import Task
 from ..runs.formats import TABLES, check_parquet
-from ..runs.ledger import Errors, Ledger, PartErrors, PartFiles, is_folder, open_table
+from ..runs.ledger import Errors, Ledger, open_table
+from ..runs.parts import PartErrors, PartFiles, is_folder
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address
 from .pipeline import LiveProgress, list_inputs, run
@@ -57,12 +59,20 @@ def open_output(to: str | None, *, overwrite: bool = False) -> Iterator[ClusterO
         )
     else:
         with open_table(Path(to), overwrite=overwrite) as ledger:
+            if overwrite:
+                ledger.begin()  # anew: which records of an earlier run this one would make isn't known
             folder = os.path.abspath(Path(to).parent)  # noqa: PTH100
             yield ClusterOutput(folder, (ledger, Errors(Path(to), overwrite=overwrite)))
 
 
 def caption_on_cluster(
-    paths: Iterable[str], task: Task, session: ClusterSession, output: ClusterOutput, **options: Any
+    paths: Iterable[str],
+    task: Task,
+    session: ClusterSession,
+    output: ClusterOutput,
+    *,
+    stop: Event | None = None,
+    **options: Any,
 ) -> Generator[Record | Failure, None, None]:
     """Caption the videos that are not done yet, and yield each outcome once it is written.
 
@@ -70,19 +80,23 @@ def caption_on_cluster(
     loaded, a lost cluster, a full disk, a prompt that is too long for any video.
     """
     records, failures = output.files or (None, None)
-    if records:
+    if records and failures:
         records.begin()
+        failures.begin()
     try:
-        for outcome in run(paths, task, session, done=output.done, output_folder=output.folder, **options):
+        for outcome in run(paths, task, session, done=output.done, output_folder=output.folder, stop=stop, **options):
             if isinstance(outcome, Failure):
                 if task.is_fatal(outcome.cause):
                     raise outcome.cause
-                if failures:
+                if records and failures:
+                    records.replace(outcome.request_key)
                     failures.append(outcome)
             elif records and failures:
                 records.append(outcome)
                 failures.succeeded(outcome)
             yield outcome
+        if records and not (stop and stop.is_set()):
+            records.complete()
     finally:
         if failures:
             failures.close()

@@ -74,12 +74,15 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     import torch
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
+    from ..system.machine import usable_cores
     from . import device_memory as memory
     from .processor import load_processor  # brings along all that fetches: --help need not pay
     from .speed import slow_note
     from .weights import weights
 
     _quieten()
+    if usable_cores() < torch.get_num_threads():  # a CPU quota, of which torch knows nothing
+        torch.set_num_threads(usable_cores())
     name = name or folder.name
     config, checkpoint = _config(folder, loading)
     placement = _placed(name, config, checkpoint, loading)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..conversation import Segment
 from ..errors import LlvidError, nearest
+from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
 
 _HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
@@ -68,14 +69,14 @@ class Results:
 
 
 def open_results(path: Path) -> Results:
-    """Check every line of a results file, and read `NAME.errors.jsonl` next to it if it exists.
+    """Check every line of a results file, and read the failures next to it if there are any.
 
     An incomplete last line is skipped, with a note. Raises LlvidError for a file that can't be opened, has no results,
     or has a line that is not a result; the message names the line.
     """
     notes: list[str] = []
     count = sum(1 for _ in map(_result, _lines_of(path, notes)))
-    errors = path.with_name(f"{path.stem}.errors.jsonl")
+    errors = errors_path(path)
     failures = tuple(map(_failure, _lines_of(errors, notes))) if errors.is_file() else ()
     if not count and not failures:
         raise LlvidError(f"{path} has no results")

@@ -66,8 +66,8 @@ class BatchSize:
             self._size = 2 * self._size
 
     def too_many(self, count: int) -> None:
-        """Take note of a batch that ran out of memory."""
-        self._most = max(1, count // 2)
+        """Take note of a batch that ran out of memory, and whose requests were answered in smaller ones."""
+        self._most = max(1, min(count // 2, self._most or count))
 
 
 @dataclass
@@ -206,16 +206,21 @@ class Batches:
 
 
 def answered(model: Model, questions: Sequence[JobRequest], size: BatchSize) -> list[Result]:
-    """Answer questions of one kind together, and in halves where that fails; a single one's error is its result."""
+    """Answer questions of one kind together, and in halves where that fails; a single one's error is its result.
+
+    A batch says that there were too many only if none of its questions runs out of memory alone.
+    """
     try:
         return list(model.answer_all([question.request for question in questions]))
     except ModelError as error:
-        if isinstance(error, OutOfMemoryError):
-            size.too_many(len(questions))
         if len(questions) == 1:
             return [error]
+        failed = error
     half = len(questions) // 2
-    return answered(model, questions[:half], size) + answered(model, questions[half:], size)
+    results = answered(model, questions[:half], size) + answered(model, questions[half:], size)
+    if isinstance(failed, OutOfMemoryError) and not any(isinstance(each, OutOfMemoryError) for each in results):
+        size.too_many(len(questions))
+    return results
 
 
 def kind_of(question: JobRequest) -> tuple[Generation, tuple[int, ...]]:

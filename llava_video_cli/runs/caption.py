@@ -18,7 +18,7 @@ from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.files import fingerprint, whole_file
 from ..video import Resize, inspect, read_frames
-from ..video.files import Found, Status, find
+from ..video.files import Found, Status, find, first_below, may_be_picture
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from .formats import SIDECARS, Sidecar, Sidecars, check_output
@@ -28,6 +28,7 @@ from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
 from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
+from .storage import is_address
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 _FEW = 20  # videos, which take less to check than a model takes to load
@@ -71,6 +72,11 @@ class Task:
         """Return the key of a video's record; `place` is its path as seen from the output file."""
         name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
         return fingerprint(name, self.fingerprint)
+
+    def request_key(self, path: str) -> str:
+        """Return what is the same of all files that once had a path."""
+        whole = path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
+        return fingerprint(os.fsencode(whole), self.fingerprint)
 
     def is_fatal(self, error: LlvidError) -> bool:
         """Whether no video can be captioned: with as many frames of each, a prompt that is too long always is."""
@@ -141,7 +147,7 @@ class CaptionJob:
         elif error is None and not (self.task.allow_empty or any(answer.text.strip() for _, answer in answers)):
             error = ModelError(f"{self.name}: {EMPTY_ANSWER}", "--allow-empty takes it as a caption")
         if error is not None:
-            return [Failure({"video_path": path_to_text(self.name)}, error)]
+            return [Failure({"video_path": path_to_text(self.name)}, error, self.task.request_key(self.name))]
         return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
@@ -152,7 +158,7 @@ class CaptionJob:
         """Return the JSON values of a caption's record.
 
         Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with
-        the same types, `notes` is one text, and there is always a segment.
+        the same types, and there is always a segment.
         """
         parts = [part for part, _ in answers]
         notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
@@ -168,9 +174,9 @@ class CaptionJob:
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
             "frames": join_frames([part.values["frames"] for part in parts]),
-            "notes": "; ".join(notes),
+            "notes": list(notes),
             "usage": asdict(total_usage([answer.usage for _, answer in answers])),
-            "settings": dict(self.settings),
+            "settings": {**self.settings, "request_key": self.task.request_key(self.name)},
             "key": self.key,
         }
 
@@ -200,28 +206,31 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
 class FolderPlan:
     """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
 
-    `kept` are sidecars that this run didn't write: they stay, and their videos are left out. `lost` are the keys of
-    records whose sidecars are missing, with the folder that the video was found in.
+    `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
+    that has no others to be written is one of the `skipped`. `lost` are the keys of records whose sidecars are missing,
+    with the folder that the video was found in.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     done: int = 0
     kept: list[Path] = field(default_factory=list)
+    skipped: int = 0
     lost: dict[str, str] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
 
-    def fail(self, path: str, error: LlvidError) -> None:
+    def fail(self, path: str, error: LlvidError, request_key: str = "") -> None:
         """Take note of a video that can't be captioned."""
-        self.failures.append(Failure({"video_path": path_to_text(path)}, error))
+        self.failures.append(Failure({"video_path": path_to_text(path)}, error, request_key))
 
-    def check_few(self) -> None:
+    def check_few(self, task: Task) -> None:
         """Find the broken ones of a few videos before a model is loaded, maybe for nothing."""
         for found, key in tuple(self.videos) if len(self.videos) <= _FEW else ():
             try:
                 check_media([found.path])
             except MediaError as error:
                 self.videos.remove((found, key))
-                self.fail(found.path, error)
+                self.fail(found.path, error, task.request_key(found.path))
 
     def run_plan(self, task: Task, written: Callable[[Record], object], *, rope_auto: bool = False) -> RunPlan:
         """Return the run that captions the videos; `written` is called with each record."""
@@ -230,16 +239,27 @@ class FolderPlan:
             return (CaptionJob(found.path, key, task, settings, count) for found, key in self.videos)
 
         return RunPlan(
-            jobs, len(self.videos), self.done, self.failures, task.is_fatal, written,
+            jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
+            keys=self.keys,
         )  # fmt: skip
 
 
 def plan_folder(
-    found: Iterable[Found | MediaError], task: Task, done: set[str], sidecars: Sidecars, home: Path, *, overwrite: bool
+    found: Iterable[Found | MediaError],
+    task: Task,
+    done: set[str],
+    sidecars: Sidecars,
+    home: Path,
+    *,
+    overwrite: bool,
+    record_of: Callable[[str], Record | None] | None = None,
 ) -> FolderPlan:
-    """Return what is to be done. `done` are the keys of records in the output file, which lies in the folder `home`."""
+    """Return what is to be done. `done` are the keys of records in the output file, which lies in the folder `home`.
+
+    `record_of` is that of the ledger: the sidecars of a video that was replaced since are written anew.
+    """
     todo = FolderPlan()
     owners: dict[Path, str] = {}  # the video of each sidecar
 
@@ -247,12 +267,14 @@ def plan_folder(
     def place(folder: str) -> str:
         return os.path.relpath(folder or os.curdir, home)
 
-    for each in found:
+    # of a video and a picture that want the same sidecar, the video gets it
+    for each in sorted(found, key=_is_named_picture) if sidecars.kinds else found:
         if isinstance(each, MediaError):
             todo.fail(str(each).split(": ", 1)[0], each)
             continue
         folder, name = os.path.split(each.path)
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
+        todo.keys.add(key)
         paths = sidecars.paths(each.path, each.root)
         if (rival := _rival(each, paths, owners)) is not None:
             todo.fail(each.path, rival)
@@ -260,10 +282,14 @@ def plan_folder(
             todo.done += 1
             if not all(path.exists() for path in paths.values()):
                 todo.lost[key] = each.root
-        elif not overwrite and (existing := [path for path in paths.values() if path.exists()]):
-            todo.kept += existing
         else:
-            todo.videos.append((each, key))
+            old = record_of(task.request_key(each.path)) if paths and record_of is not None else None
+            kept = [path for kind, path in paths.items() if not overwrite and _is_foreign(path, kind, old)]
+            todo.kept += kept
+            if kept and len(kept) == len(paths):
+                todo.skipped += 1
+            else:
+                todo.videos.append((each, key))
     return todo
 
 
@@ -284,6 +310,18 @@ def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPla
 
     plan = FolderPlan([(found, task.key(path, found.status))]).run_plan(task, write)
     return replace(plan, is_fatal=lambda _: True)
+
+
+def _is_named_picture(found: Found | MediaError) -> bool:
+    return isinstance(found, Found) and may_be_picture(os.path.splitext(found.path)[1].lower())  # noqa: PTH122
+
+
+def _is_foreign(path: Path, kind: Sidecar, old: Record | None) -> bool:
+    """Whether a sidecar is there that was not made of that record, or was changed since."""
+    try:
+        return path.exists() and (old is None or path.read_bytes() != SIDECARS[kind](old).encode())
+    except OSError:
+        return True
 
 
 def _rival(found: Found, paths: dict[Sidecar, Path], owners: dict[Path, str]) -> LlvidError | None:
@@ -317,7 +355,8 @@ def caption_folder(
     which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video. A
     caption without text is a failure, unless `allow_empty`.
 
-    Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used;
+    Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
+    `MediaError` if none of the files is there, or the folders hold no media;
     iterating raises `ModelError` for a model that can't be loaded, and what else ends a run.
     """
     names = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
@@ -333,23 +372,32 @@ def caption_folder(
             plan = plan_one_file(names[0], to, task, overwrite=overwrite)
         else:
             done, home = set[str](), Path()
+            record_of: Callable[[str], Record | None] | None = None
             if to is not None:
                 ledger = opened.enter_context(open_table(to, overwrite=overwrite))
                 output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
-                done, home = ledger.done, to.parent
-            todo = plan_folder(find(names, recursive=recursive), task, done, sidecars, home, overwrite=overwrite)
+                done, home, record_of = ledger.done, to.parent, ledger.record_of
+            found = find(names, recursive=recursive, report_empty=True)
+            todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
+            if todo.failures and not (todo.videos or todo.done or todo.skipped):
+                raise todo.failures[0].cause  # nothing of all that was named is there
+            for name in () if recursive else filter(os.path.isdir, names):
+                if (below := first_below(name)) is not None:
+                    options.notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
             for record in ledger.records() if todo.lost else ():
                 if record.key in todo.lost:
-                    sidecars.write(record, todo.lost[record.key])
-            todo.check_few()
+                    root = todo.lost[record.key]
+                    there = [path for path in sidecars.paths(record.path, root).values() if path.exists()]
+                    sidecars.write(record, root, there)
+            todo.check_few(task)
             if todo.kept:
                 options.notify(
                     f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
                     "(use --overwrite to replace them)"
                 )
-            roots = {key: found.root for found, key in todo.videos}
+            roots, kept = {key: found.root for found, key in todo.videos}, set(todo.kept)
             plan = todo.run_plan(
-                task, lambda record: sidecars.write(record, roots[record.key]), rope_auto=source.rope_auto
+                task, lambda record: sidecars.write(record, roots[record.key], kept), rope_auto=source.rope_auto
             )
         return ResumableRun(
             plan, source, preset, output_files, subtitles=subtitles, options=options, opened=opened.pop_all()

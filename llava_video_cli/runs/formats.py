@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,12 +18,21 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, UsageError
 from ..system.files import whole_file
-from .record import Record
+from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
 Sidecar = Literal["txt", "srt", "vtt"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
+_PARQUET_NAMES = [
+    "file", "caption", "segments", "prompt", "model", "finish_reason", "duration_seconds", "times_seconds", "notes",
+    "usage", "settings", "key",
+]  # fmt: skip
 _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
+# How a spreadsheet's formula begins; one more mark before it, and it is text. Marks that stand there get one more, too.
+_FORMULA_TEXT = "'*[=+\\-@\t\n\uff1d\uff0b\uff0d\uff20]"
+_FORMULA_PATH = "(?:\\./)*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
+_DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder a line
+_STEERING = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}]")
 _KEY = b'"key": "'  # as json.dumps writes it; inside a text its quotes would be escaped
 
 
@@ -54,6 +63,10 @@ class JsonLines:
             raise ValueError("it has no key")
         return key
 
+    def request_key(self, row: bytes) -> str:
+        """Return the request's key without reading the rest, or "" if it has none."""
+        return _after(row, b'"request_key": "')
+
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the lines; the last one has no line end if it is torn."""
         yield from file
@@ -64,7 +77,12 @@ class JsonLines:
 
 
 class Csv:
-    """Comma-separated values (RFC 4180, with line feeds), all of them quoted; nested values are JSON."""
+    """Comma-separated values (RFC 4180, with line feeds), all quoted; nested values are JSON, notes are one text.
+
+    No cell holds control characters or is a formula. Captions lose such characters; a path with one is percent-encoded,
+    as `path_to_text` does for bytes that are no text, and a path that would be a formula begins with `./`, another text
+    with an apostrophe. `decode` undoes that.
+    """
 
     columns = (
         "video_path", "caption", "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
@@ -76,21 +94,27 @@ class Csv:
         self.header = self._row(self.columns)
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
-        """Return a row. Control characters of a caption are left out: csv readers stop at some."""
-        values = {**values, "caption": printable(values["caption"])}
-        return self._row([json_line(values[name]) if name in self._nested else values[name] for name in self.columns])
+        """Return a row."""
+        cells = {name: json_line(values[name]) for name in self._nested}
+        texts = {**values, "notes": "; ".join(notes_list(values["notes"]))}
+        cells |= {name: _clean_text(texts[name]) for name in self.columns if name not in cells}
+        return self._row([(cells | {"video_path": _clean_path(values["video_path"])})[name] for name in self.columns])
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a row's values."""
-        cells = self._cells(row)
-        return {
-            name: json.loads(cell) if name in self._nested else cell
-            for name, cell in zip(self.columns, cells, strict=True)
-        }
+        cells = dict(zip(self.columns, self._cells(row), strict=True))
+        nested = {name: json.loads(cells[name]) for name in self._nested}
+        texts = {name: re.sub(f"^'(?={_FORMULA_TEXT})", "", cell) for name, cell in cells.items()}
+        path = path_to_text(text_to_path(re.sub(rf"^\./(?={_FORMULA_PATH})", "", cells["video_path"])))
+        return {**texts, **nested, "video_path": path, "notes": notes_list(texts["notes"])}
 
     def key(self, row: bytes) -> str:
         """Return the last cell."""
         return self._cells(row)[-1]
+
+    def request_key(self, row: bytes) -> str:
+        """Return the request's key, or "" if the row has none."""
+        return _after(row, b'""request_key"": ""')
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the rows, as `JsonLines` does: a line end between quotes belongs to a cell."""
@@ -123,6 +147,27 @@ class Csv:
 
 
 TableFormat: TypeAlias = JsonLines | Csv  # their rows are bytes with a line end
+
+
+def _after(row: bytes, mark: bytes) -> str:
+    """Return the 32 digits behind the last such mark: the quotes of one in a text would be escaped."""
+    _, found, rest = row.rpartition(mark)
+    return rest[:32].decode("ascii", "replace") if found else ""
+
+
+def _clean_text(text: str) -> str:
+    return re.sub(f"^(?={_FORMULA_TEXT})", "'", re.sub(f"[{_DIRECTIONS}]", "", printable(text)))
+
+
+def _clean_path(path: str) -> str:
+    if _STEERING.search(path):
+        path = path_to_text(text_to_path(path), encoded=True)
+    return re.sub(f"^(?={_FORMULA_PATH})", "./", path)
+
+
+def notes_list(notes: str | Sequence[str]) -> list[str]:
+    """Return a record's notes; in records of version 0.1 they are one text, empty if there is none."""
+    return [notes] if isinstance(notes, str) and notes else list(notes)
 
 
 def json_line(values: Any) -> str:
@@ -198,9 +243,11 @@ class Sidecars:
             place = self.folder / (os.path.relpath(video, root) if root else place.name)
         return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
 
-    def write(self, record: Record, root: str) -> None:
-        """Write a record's files, each whole or not at all. Raises LlvidError."""
+    def write(self, record: Record, root: str, keep: Container[Path] = ()) -> None:
+        """Write a record's files but those to keep, each whole or not at all. Raises LlvidError."""
         for kind, path in self.paths(record.path, root).items():
+            if path in keep:
+                continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -217,6 +264,19 @@ def check_parquet() -> None:
         raise LlvidError("Parquet needs the package pyarrow", "pip install 'llava-video-cli[parquet]'") from None
 
 
+def parquet_rows(path: Path) -> int | None:
+    """Return how many records a Parquet file of ours has, 0 if it isn't there or empty; None if it is not ours."""
+    from pyarrow import ArrowException, parquet
+
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    try:
+        metadata = parquet.read_metadata(path)
+    except (OSError, ArrowException):
+        return None
+    return metadata.num_rows if metadata.schema.to_arrow_schema().names == _PARQUET_NAMES else None
+
+
 def write_parquet(records: Iterable[Record], path: Path) -> int:
     """Write the records, whole or not at all; return how many. Raises LlvidError."""
     import pyarrow as arrow
@@ -224,10 +284,9 @@ def write_parquet(records: Iterable[Record], path: Path) -> int:
 
     text, number = arrow.string(), arrow.float64()
     segment = arrow.struct([("start_seconds", number), ("end_seconds", number), ("text", text)])
-    columns = [("file", text), ("caption", text), ("segments", arrow.list_(segment)), ("prompt", text), ("model", text)]
-    columns += [("finish_reason", text), ("duration_seconds", number), ("times_seconds", arrow.list_(number))]
-    columns += [("notes", text), ("usage", text), ("settings", text), ("key", text)]
-    schema = arrow.schema(columns)
+    types = {"segments": arrow.list_(segment), "notes": arrow.list_(text)}
+    types |= {"duration_seconds": number, "times_seconds": arrow.list_(number)}
+    schema = arrow.schema([(name, types.get(name, text)) for name in _PARQUET_NAMES])
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
         rows_left = map(_row, records)
@@ -241,7 +300,8 @@ def _row(record: Record) -> dict[str, Any]:
     values = record.values
     frames = values["frames"] or {}
     return {
-        **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "notes", "key")},
+        **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "key")},
+        "notes": notes_list(values["notes"]),
         "file": values["video_path"],
         "duration_seconds": frames.get("duration_seconds"),
         "times_seconds": frames.get("times_seconds", []),

@@ -1,63 +1,102 @@
-"""What a long run writes: a file, a folder or a bucket, which is its own ledger, and the failures beside it.
+"""What a long run writes: a file, which is its own ledger, and the failures beside it.
 
-What stands there is done. In a file a record is one append. A folder or a bucket is written in parts, each whole, every
-minute and every few thousand records: a run that is killed loses what it has not written, which the next one makes
-again.
+What stands there is done; a record is one append.
 """
 
 from __future__ import annotations
 
 import os
-import posixpath
+import re
 import stat
-import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from shutil import copymode
+from threading import Timer
+from types import TracebackType
 from typing import Any, BinaryIO
 
-from ..errors import LlvidError, UsageError, first_line
-from ..system.files import lock, whole_file
-from .formats import JsonLines, TableFormat, check_parquet, table_format, write_parquet
+from ..errors import LlvidError, UsageError
+from ..system.files import flush_folder, lock, whole_file
+from .formats import JsonLines, check_parquet, parquet_rows, table_format, write_parquet
 from .record import Failure, Record
-from .storage import buffered, file_system, is_address
 
-_KEY_DIGITS = 32
-_PART_RECORDS = 5000
-_PART_SECONDS = 60.0
-_ERRORS = "_errors.jsonl"  # readers of folders leave names with an underscore out
+_KEY = re.compile("[0-9a-f]{32}")
+_TABLES = (".csv", ".parquet")
+_FAILURE_KEYS = {"id", "video", "video_path", "error", "hint"}
+_FLUSH_SECONDS = 1.0  # that a power cut may cost
 
 
 class Ledger:
     """An open output file, locked against other runs; use it in a `with` block.
 
-    `done` holds the keys of the records that stand in it. A last row that was torn off, by SIGKILL or a power cut, is
-    cut away. Raises LlvidError for a file that another run is writing, that is not one of ours, or can't be written.
+    `done` holds the keys of the records that stand in it. Of a last row that was torn off, by SIGKILL or a power cut,
+    nothing is left once the next record is written. Records are flushed to the disk within a second. A record takes the
+    place of the one that was made of the same request before its video was replaced; `replaced` counts those.
+
+    With `overwrite`, records go to a hidden file beside, which takes the place of the old one at the end of a run that
+    is `complete`. Until then the old one stays, and the next such run goes on. An exception leaves no new empty file.
+
+    Raises LlvidError for a file that another run is writing, that is not one of ours, or can't be written.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path, self.rows = path, table_format(path.suffix)
-        self._file = _open(path)
-        try:
-            lock(self._file.fileno(), str(path))
-            self.done, self._end = (set[str](), 0) if overwrite else _read(self._file, self.rows, path)
-        except BaseException:
-            self._file.close()
-            raise
+        self.path, self.rows, self.replaced = path, table_format(path.suffix), 0
+        self.is_complete = False
+        self._target = self._place = Path(os.path.realpath(path))  # a symbolic link stays
+        self._dropped = set[str]()
+        self._timer: Timer | None = None
+        self._flush_error: OSError | None = None
+        self._has_changed, was_there = False, self._target.exists()
+        with ExitStack() as opened:
+            self._file = opened.enter_context(_open(self._target))
+            if not was_there:
+                opened.push(lambda kind, *_: _remove_empty(self._target) if kind else None)
+            if overwrite and self._file.seek(0, os.SEEK_END):
+                name = f".llvid-{zlib.crc32(os.fsencode(path.name)):08x}.new{path.suffix}"
+                self._place = self._target.with_name(name)
+                self._file = opened.enter_context(_open(self._place))
+                opened.callback(_remove_empty, self._place)
+            self.done, self._requests = (
+                set[str](),
+                dict[str, tuple[str, int]](),
+            )  # their keys, and where their rows begin
+            self._end, self._tail = self._read()
+            self._opened = opened.pop_all()
 
-    def begin(self) -> None:
-        """Drop what is to be overwritten; until then a run that fails early leaves it as it was."""
-        if not self._end:
-            self._file.truncate(0)
+    @property
+    def is_pending(self) -> bool:
+        """Whether the file that is to be overwritten is still the old one."""
+        return self._place != self._target
+
+    def complete(self) -> None:
+        """Take note that the run has come to its end: what it overwrites may go."""
+        self.is_complete = True
+
+    def begin(self, keep: Set[str] = frozenset()) -> None:
+        """Cut off a torn row; until then a run that fails early leaves everything as it was.
+
+        Of an earlier run that was to overwrite the file and didn't come to its end, the records of these keys stay.
+        """
+        if self.is_pending:
+            self.forget(self.done - keep)
+            if not self.done:
+                self._end, self._dropped, self._requests = 0, set(), {}
+        self._file.truncate(self._end)
 
     def append(self, record: Record) -> None:
         """Write a record. Raises LlvidError when it can't be written; what was there before stays as it was."""
         row = self.rows.encode(record.values)
-        content = row if self._end else self.rows.header + row
+        content = self._tail + row if self._end else self.rows.header + row
         try:
-            _write_at(self._file, self._end, content)
+            if self._flush_error is not None:
+                raise self._flush_error
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            left = memoryview(content)
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(self._end)
@@ -65,69 +104,201 @@ class Ledger:
                 f"can't write {self.path}: {error.strerror}",
                 "earlier records are complete; run the same command to continue",
             ) from None
-        self._end += len(content)
+        self.replace(record.request_key, record.key)
+        self._end, self._tail, self._has_changed = self._end + len(content), b"", True
+        if record.request_key:
+            self._requests[record.request_key] = record.key, self._end - len(row)
+        if self._timer is None:
+            self._timer = Timer(_FLUSH_SECONDS, self._flush)
+            self._timer.daemon = True
+            self._timer.start()
         self.done.add(record.key)
+
+    def replace(self, request_key: str, key: str = "") -> None:
+        """Drop the record of a request if its key is another one: its video was replaced since."""
+        old, _ = self._requests.pop(request_key, (key, 0))
+        if old != key:
+            self.forget({old})
+            self.replaced += 1
+
+    def record_of(self, request_key: str) -> Record | None:
+        """Return the record of a request, whatever its video was then."""
+        if request_key not in self._requests:
+            return None
+        with self._place.open("rb") as file:
+            file.seek(self._requests[request_key][1])
+            return Record(self.rows.decode(next(self.rows.split(file))))
+
+    def forget(self, keys: Set[str]) -> None:
+        """Drop records; they leave the file at the end of the run."""
+        self._dropped |= keys
+        self.done -= keys
 
     def records(self) -> Iterator[Record]:
         """Yield what stands in the file."""
-        with self.path.open("rb") as file:
-            for row in self.rows.split(file):
-                if row != self.rows.header:
-                    yield Record(self.rows.decode(row))
+        for row in self._rows():
+            if row != self.rows.header:
+                yield Record(self.rows.decode(row))
+
+    def settle(self) -> bool:
+        """Put the new file in the place of the old one, without dropped records; return whether anything changed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+            self._flush()
+        if (self.is_complete and self.done) if self.is_pending else self._dropped:
+            with whole_file(self._target) as beside, beside.open("wb") as file:
+                for row in self._rows():
+                    file.write(row if row.endswith(b"\n") else row + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                copymode(self._target, beside)
+            if self.is_pending:
+                self._place.unlink()
+            self._place, self._end, self._has_changed = self._target, self._target.stat().st_size, True
+            flush_folder(self._target.parent)
+        return self._has_changed
 
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._has_changed:  # else this was done before the first record
+                self._file.truncate(self._end)
+                self._file.seek(self._end)
+                self._file.write(self._tail)
+                self._end += len(self._tail)
+            with suppress(LlvidError) if kind else nullcontext():  # what went wrong before is what counts
+                self.settle()
+        finally:
+            self._opened.__exit__(kind, error, trace)
+
+    def _rows(self) -> Iterator[bytes]:
+        """Yield the whole rows, without those that were dropped."""
+        end = 0
+        with self._place.open("rb") as file:
+            for row in self.rows.split(file):
+                end += len(row)
+                if end > self._end:
+                    return
+                if not self._dropped or row == self.rows.header or self.rows.key(row) not in self._dropped:
+                    yield row
+
+    def _read(self) -> tuple[int, bytes]:
+        """Learn the keys; return where the last whole row ends, and what it lacks: its line end, if anything."""
+        end, tail = 0, b""
+        with self._place.open("rb") as lines:
+            for number, row in enumerate(self.rows.split(lines), start=1):
+                is_header, torn = number == 1 and bool(self.rows.header), not row.endswith(b"\n")
+                try:
+                    key = self.rows.key(row) if not is_header else ""
+                    if row != self.rows.header if is_header else not _KEY.fullmatch(key):
+                        raise ValueError("other columns" if is_header else "its key is none")
+                except (ValueError, IndexError) as error:
+                    if self.is_pending or (torn and (number > 1 or self.rows.may_begin_with(row))):
+                        break
+                    raise LlvidError(
+                        f"{self.path}, row {number}, is not a record of llvid: {error}",
+                        "choose another file with -o, or replace it with --overwrite",
+                    ) from None
+                if not is_header:
+                    self.done.add(key)
+                    self._requests[self.rows.request_key(row)] = key, end
+                end += len(row)
+                tail = b"\n" if torn else b""
+        self._requests.pop("", None)  # of records of version 0.1
+        return end, tail
+
+    def _flush(self) -> None:
+        self._timer = None
+        try:
+            os.fsync(self._file.fileno())
+            flush_folder(self._place.parent)
+        except OSError as error:
+            self._flush_error = error
 
 
 @contextmanager
 def open_table(path: Path, *, overwrite: bool = False) -> Iterator[Ledger]:
     """Open the ledger of a table: its own file, or the JSONL beside a Parquet file, which is made at the end."""
-    is_parquet = path.suffix.lower() == ".parquet"
-    if is_parquet:
-        check_parquet()
-    with Ledger(path.with_name(f"{path.name}.jsonl") if is_parquet else path, overwrite=overwrite) as ledger:
+    if path.suffix.lower() != ".parquet":
+        with Ledger(path, overwrite=overwrite) as ledger:
+            yield ledger
+        return
+    check_parquet()
+    beside = path.with_name(f"{path.name}.jsonl")
+    rows = parquet_rows(path)
+    if not overwrite and (rows is None or (rows and not beside.exists())):
+        words = "is not a table of llvid" if rows is None else f"has lost its records, {beside.name}"
+        raise LlvidError(f"{path} {words}", "choose another file with -o, or replace it with --overwrite")
+    with Ledger(beside, overwrite=overwrite) as ledger:
         try:
             yield ledger
         finally:
-            if is_parquet:
+            is_old = ledger.settle() or rows != len(ledger.done)
+            if is_old and ledger.done and not ledger.is_pending and (not overwrite or ledger.is_complete):
                 write_parquet(ledger.records(), path)
 
 
 class Errors:
-    """The failures beside an output file, in `NAME.errors.jsonl`: those of this run, and earlier ones not tried again.
+    """The failures beside an output file, at its `errors_path`: those of this run, and earlier ones not tried again.
 
-    Use it in a `with` block: its end leaves none that has gone well since, and no file if there are none.
+    Use it in a `with` block: its end leaves none that has gone well since, and no file if there are none. The file is
+    locked. Raises LlvidError.
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
-        self.path = output.with_name(f"{output.stem}.errors.jsonl")
-        self._rows = JsonLines()
-        self._left = {} if overwrite else self._load()
+        self.path = errors_path(output)
+        left = _failures(self.path)
+        if left is None:
+            raise LlvidError(
+                f"{self.path} was not written by llvid, and failures would go there", "choose another path with -o"
+            )
+        # version 0.1 wrote those of x.csv to x.errors.jsonl
+        may_be_old = not left and output.suffix.lower() in _TABLES and not output.with_suffix(".jsonl").exists()
+        has_rows = may_be_old and output.exists() and output.stat().st_size
+        self._old = output.with_name(f"{output.stem}.errors.jsonl") if has_rows else None
+        self._left = left or (self._old and _failures(self._old)) or {}
+        self._overwrite, self._has_changed = overwrite, False
+        self._file: BinaryIO | None = None
+        if self.path.exists():
+            self._open()
+
+    def begin(self) -> None:
+        """Forget what is to be overwritten; until then a run that fails early leaves it as it was."""
+        if self._overwrite and self._left:
+            self._left, self._has_changed = {}, True
 
     def append(self, failure: Failure) -> None:
         """Write a failure; an older one of the same video is forgotten."""
-        row = self._rows.encode(failure.values)
-        self._left[_name(failure.names)] = row
+        row = JsonLines().encode(failure.values)
+        self._left[_name(failure.names)], self._has_changed = row, True
         try:
-            with self.path.open("ab") as file:
-                file.write(row)
+            self._open().write(row)
         except OSError as error:
             raise LlvidError(f"can't write {self.path}: {error.strerror}") from None
 
     def succeeded(self, record: Record) -> None:
         """Forget an older failure."""
-        self._left.pop(_name(record.values), None)
+        self._has_changed |= self._left.pop(_name(record.values), None) is not None
 
     def close(self) -> None:
         """Write those that are left."""
-        if self._left:
-            with whole_file(self.path) as beside:
-                beside.write_bytes(b"".join(self._left.values()))
-        else:
-            self.path.unlink(missing_ok=True)
+        if self._has_changed:
+            if self._left:
+                with whole_file(self.path) as beside:
+                    beside.write_bytes(b"".join(self._left.values()))
+            else:
+                self.path.unlink(missing_ok=True)
+            if self._old is not None and _failures(self._old):
+                self._old.unlink()
+            self._has_changed = False
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> Errors:
         return self
@@ -136,219 +307,73 @@ class Errors:
         with suppress(LlvidError):  # what went wrong before is what the user should read
             self.close()
 
-    def _load(self) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            for row in file:
-                with suppress(ValueError):  # a torn line
-                    found[_name(self._rows.decode(row))] = row.rstrip(b"\n") + b"\n"
-        return found
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self._file = _open(self.path)
+            self._file.seek(0, os.SEEK_END)
+        return self._file
+
+
+def errors_path(output: Path) -> Path:
+    """Return where the failures of an output go, of which each has a file of its own.
+
+    Those of `x.jsonl` go to `x.errors.jsonl`, or, where that is a file of somebody else's, to `x.jsonl.errors.jsonl`;
+    those of `x.csv` go to `x.csv.errors.jsonl`.
+    """
+    short, whole = (output.with_name(f"{name}.errors.jsonl") for name in (output.stem, output.name))
+    return whole if output.suffix.lower() in _TABLES or _failures(short) is None else short
+
+
+def _failures(path: Path) -> dict[str, bytes] | None:
+    """Return the rows of a file of errors by what they are about; None if it is not one of ours."""
+    try:
+        return failure_rows(path.read_bytes().splitlines(keepends=True)) if path.exists() else {}
+    except OSError:
+        return None
+
+
+def failure_rows(rows: Iterable[bytes]) -> dict[str, bytes] | None:
+    """Return rows of failures by what they are about; None if some are none. A torn last one is left out."""
+    found: dict[str, bytes] = {}
+    for row in rows:
+        try:
+            values = JsonLines().decode(row)
+            is_named = isinstance(values.get("video_path", values.get("video")), str)
+            if not is_named or not isinstance(values.get("error"), str) or set(values) - _FAILURE_KEYS:
+                return None
+        except ValueError:
+            if row.endswith(b"\n") or not JsonLines().may_begin_with(row):
+                return None
+            continue
+        found[_name(values)] = row.rstrip(b"\n") + b"\n"
+    return found
 
 
 def _name(values: Mapping[str, Any]) -> str:
-    """Return what tells a video, or a request of a file of requests, from others."""
-    return str(values.get("id") if "id" in values else values.get("video_path"))
+    """Return what tells a video, or a request of a file of requests, from others: the ids 1 and "1" are two."""
+    return repr(values["id"] if "id" in values else values.get("video_path"))
 
 
 def _open(path: Path) -> BinaryIO:
+    """Return a file, locked, to read and write it; it is made if necessary."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise LlvidError(f"can't write {path}: {error.strerror}", "choose another path with -o") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
-    return os.fdopen(descriptor, "rb+", buffering=0)
-
-
-def _read(file: BinaryIO, rows: TableFormat, path: Path) -> tuple[set[str], int]:
-    """Return the keys in a file, and where its last whole row ends; what is behind that is cut off."""
-    done: set[str] = set()
-    end = 0
-    with path.open("rb") as lines:
-        for number, row in enumerate(rows.split(lines), start=1):
-            is_header, torn = number == 1 and bool(rows.header), not row.endswith(b"\n")
-            try:
-                key = rows.key(row) if not is_header else ""
-                if (is_header and row != rows.header) or (torn and len(key) != _KEY_DIGITS):
-                    raise ValueError("other columns")
-            except (ValueError, IndexError) as error:
-                if torn and (number > 1 or rows.may_begin_with(row)):
-                    break
-                raise LlvidError(
-                    f"{path}, row {number}, is not a record of llvid: {error}",
-                    "choose another file with -o, or replace it with --overwrite",
-                ) from None
-            end += len(row)
-            if not is_header:
-                done.add(key)
-            if torn:  # all of it but the line end
-                _write_at(file, end, b"\n")
-                end += 1
-                break
+    file = os.fdopen(descriptor, "rb+", buffering=0)
     try:
-        file.truncate(end)
-    except OSError as error:
-        raise LlvidError(f"can't write {path}: {error.strerror}") from None
-    return done, end
-
-
-def _write_at(file: BinaryIO, at: int, content: bytes) -> None:
-    file.seek(at)
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
-
-
-def is_folder(path: str) -> bool:
-    """Whether records go to a folder or a bucket, as its name or what is there says."""
-    return is_address(path) or path.endswith("/") or os.path.isdir(path)  # noqa: PTH112
-
-
-class PartFiles:
-    """The parts; `done` holds the keys in them. Use it in a `with` block. Raises LlvidError.
-
-    A folder is locked against other runs; a bucket can't be.
-    """
-
-    def __init__(self, place: str, *, overwrite: bool = False) -> None:
-        self.place = place.rstrip("/")
-        self._suffix = ".parquet" if posixpath.splitext(self.place)[1].lower() == ".parquet" else ".jsonl"
-        self._run, self._number, self._waiting, self._written_at = uuid.uuid4().hex[:8], 0, list[Record](), 0.0
-        self._rows, self._overwrite = JsonLines(), overwrite
-        with _reported(self.place):
-            self._system, self._path = file_system(self.place)
-            self._system.create_dir(self._path, recursive=True)
-            self._lock = _locked(self._path) if self._system.type_name == "local" else None
-            try:
-                self._old = self._parts()
-                self.done = set[str]() if overwrite else {key for part in self._old for key in self._keys(part)}
-            except BaseException:
-                self._unlock()
-                raise
-
-    def begin(self) -> None:
-        """Drop what is to be overwritten."""
-        if self._overwrite:
-            with _reported(self.place):
-                for part in self._old:
-                    self._system.delete_file(part)
-        self._written_at = time.monotonic()
-
-    def append(self, record: Record) -> None:
-        """Take a record, to be written with the next part."""
-        self._waiting.append(record)
-        self.done.add(record.key)
-        if len(self._waiting) >= _PART_RECORDS or time.monotonic() - self._written_at > _PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits as a part."""
-        self._written_at = time.monotonic()
-        if not self._waiting:
-            return
-        name = f"part-{self._run}-{self._number:05d}{self._suffix}"
-        if self._suffix == ".parquet":
-            self.put(name, lambda beside: write_parquet(self._waiting, beside))
-        else:
-            content = b"".join(self._rows.encode(record.values) for record in self._waiting)
-            self.put(name, lambda beside: beside.write_bytes(content))
-        self._number += 1
-        self._waiting = []
-
-    def put(self, name: str, write: Callable[[Path], object]) -> None:
-        """Put a file there, whole or not at all."""
-        with _reported(self.place), tempfile.TemporaryDirectory(prefix="llvid-") as folder:
-            beside = Path(folder) / f"part{posixpath.splitext(name)[1]}"
-            write(beside)
-            hidden = f"{self._path}/.{name}"
-            # a bucket shows a file once it is whole
-            to = hidden if self._system.type_name == "local" else f"{self._path}/{name}"
-            with self._system.open_output_stream(to) as stream:
-                stream.write(beside.read_bytes())
-            if to == hidden:
-                self._system.move(hidden, f"{self._path}/{name}")
-
-    def drop(self, name: str) -> None:
-        """Take a file away, if it is there."""
-        from pyarrow import fs
-
-        with _reported(self.place):
-            if self._system.get_file_info(f"{self._path}/{name}").type == fs.FileType.File:
-                self._system.delete_file(f"{self._path}/{name}")
-
-    def __enter__(self) -> PartFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.flush()
-        finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-
-    def _parts(self) -> list[str]:
-        from pyarrow import fs
-
-        found = self._system.get_file_info(fs.FileSelector(self._path))
-        names = [each.base_name for each in found if each.type == fs.FileType.File]
-        return [f"{self._path}/{name}" for name in sorted(names) if name.startswith("part-")]
-
-    def _keys(self, part: str) -> Iterator[str]:
-        with self._system.open_input_file(part) as file:
-            if part.endswith(".parquet"):
-                from pyarrow import parquet
-
-                for batch in parquet.ParquetFile(file).iter_batches(columns=["key"]):
-                    yield from batch.column(0).to_pylist()
-            else:
-                yield from map(self._rows.key, buffered(file))
-
-
-def _locked(folder: str) -> int | None:
-    """Return what holds the lock of a folder until it is closed; None where folders can't be opened (Windows)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return None
-    try:
-        lock(descriptor, f"{folder}/")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
+        lock(descriptor, str(path))
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # one that has just ended
+            raise LlvidError(f"another run is writing {path}", "run the command again")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
-    return descriptor
+    return file
 
 
-class PartErrors:
-    """The failures of a run beside its parts, in `_errors.jsonl`, which is written at the end."""
-
-    def __init__(self, to: PartFiles) -> None:
-        self.path = f"{to.place}/{_ERRORS}"
-        self._to, self._left = to, dict[str, bytes]()
-
-    def append(self, failure: Failure) -> None:
-        """Take a failure."""
-        self._left[str(failure.names)] = JsonLines().encode(failure.values)
-
-    def succeeded(self, record: Record) -> None:
-        """Do nothing: the failures of earlier runs are not kept, they were all tried again."""
-
-    def close(self) -> None:
-        """Write them."""
-        if content := b"".join(self._left.values()):
-            self._to.put(_ERRORS, lambda beside: beside.write_bytes(content))
-        else:
-            self._to.drop(_ERRORS)
-
-
-@contextmanager
-def _reported(place: str) -> Iterator[None]:
-    """Turn errors of files into one line."""
-    try:
-        yield
-    except (OSError, ValueError, IndexError) as error:
-        words = getattr(error, "strerror", None) or first_line(error)
-        raise LlvidError(f"{place} can't be used for records: {words}", "choose another path with -o") from None
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()

@@ -38,6 +38,11 @@ class Record:
         return str(self.values["key"])
 
     @property
+    def request_key(self) -> str:
+        """Names what `key` names, but for the state of the video: a replaced video's record has the same one."""
+        return str(self.values.get("settings", {}).get("request_key", ""))
+
+    @property
     def path(self) -> str:
         """The video's path, as the system knows it."""
         return text_to_path(str(self.values.get("video_path") or self.values.get("video") or ""))
@@ -48,6 +53,11 @@ class Record:
         return str(self.values.get("caption", self.values.get("answer", "")))
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it ends where no more new tokens were allowed, maybe in the middle of a sentence."""
+        return self.values.get("finish_reason") == "length"
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """What is said of each part of the video."""
         return tuple(Segment(**segment) for segment in self.values.get("segments", ()))
@@ -55,10 +65,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A video or request that came to nothing, and why; `names` says which, as the record would have."""
+    """A video or request that came to nothing, and why; `names` and `request_key` are what the record would have."""
 
     names: Mapping[str, Any]
     cause: LlvidError
+    request_key: str = ""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -66,18 +77,18 @@ class Failure:
         return {**self.names, "error": str(self.cause), "hint": self.cause.hint}
 
 
-def path_to_text(path: str) -> str:
+def path_to_text(path: str, *, encoded: bool = False) -> str:
     """Return a path as text that every format can hold.
 
     That is the path itself. One whose bytes are not UTF-8 becomes `file:` and its bytes, percent-encoded, and so does
-    one that begins with `file:` itself.
+    one that begins with `file:` itself, and each one if it is to be `encoded`.
     """
     raw = os.fsencode(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return _SCHEME + quote(raw)
-    return _SCHEME + quote(raw) if text.startswith(_SCHEME) else text
+        encoded = True
+    return _SCHEME + quote(raw) if encoded or text.startswith(_SCHEME) else text
 
 
 def text_to_path(text: str) -> str:
@@ -95,6 +106,7 @@ def ask_values(
     first, *others = media or ({"path": None, "frames": None, "notes": ()},)
     return {
         "video": first["path"],
+        "video_path": first["path"],
         "question": question,
         "answer": answer.text,
         "model": settings["model"],

@@ -50,8 +50,8 @@ class BatchRequest:
         """The media, in the order of the prompt."""
         return tuple(path for draft in self.drafts for path in draft.paths)
 
-    def key(self, model: str, drawn_seed: int | None) -> str:
-        """Return the key of its record, for which a drawn seed does not count.
+    def keys(self, model: str, drawn_seed: int | None) -> tuple[str, str]:
+        """Return the key of its record, for which a drawn seed does not count, and its `request_key`.
 
         Raises MediaError for a file that is not there.
         """
@@ -64,9 +64,15 @@ class BatchRequest:
                 raise MediaError(f"{path}: can't be opened: {words}") from None
             stats.append((status.st_size, status.st_mtime_ns))
         drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
-        whole = [model, self.id, drafts, stats, asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
-        whole += ["timestamps"] if self.timestamps else []
-        return fingerprint(json.dumps(whole).encode())
+        rest: list[Any] = [asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
+        rest += ["timestamps"] if self.timestamps else []
+        whole, lasting = [model, self.id, drafts, stats, *rest], [model, self.id, drafts, *rest]
+        return fingerprint(json.dumps(whole).encode()), fingerprint(json.dumps(lasting).encode())
+
+    def failure(self, error: LlvidError, request_key: str = "") -> Failure:
+        """Return what is written if it can't be answered."""
+        path = path_to_text(self.paths[0])
+        return Failure({"id": self.id, "video": path, "video_path": path}, error, request_key)
 
     def request(self, media: Iterable[Media]) -> Request:
         """Return the request, with its media in their places."""
@@ -107,9 +113,9 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
 
 @dataclass(frozen=True)
 class RequestJob:
-    """The requests on the same frames of the same media, with the keys of their records."""
+    """The requests on the same frames of the same media, with the keys of their records, and their `request_key`s."""
 
-    requests: tuple[tuple[BatchRequest, str], ...]
+    requests: tuple[tuple[BatchRequest, str, str], ...]
     settings: Mapping[str, Any]
 
     @property
@@ -125,7 +131,7 @@ class RequestJob:
             for path in first.paths
         ]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
-        for request, key in self.requests:
+        for request, key, _ in self.requests:
             yield JobRequest(request.request(media), (key, values))
 
     def outcomes(
@@ -133,10 +139,10 @@ class RequestJob:
     ) -> Iterable[Record | Failure]:
         """Return a record or a failure for each request."""
         by_key = {question.about[0]: (question.about[1], result) for question, result in results}
-        for request, key in self.requests:
+        for request, key, request_key in self.requests:
             media, answer = by_key.get(key, ((), error or MediaError(f"{self.name}: it was not read")))
             if isinstance(answer, LlvidError):
-                yield Failure({"id": request.id, "video": path_to_text(request.paths[0])}, answer)
+                yield request.failure(answer, request_key)
                 continue
             settings = {
                 **self.settings,
@@ -144,9 +150,10 @@ class RequestJob:
                 "timestamps": request.timestamps,
                 "sampling": asdict(request.sampling),
                 "generation": asdict(request.generation),
+                "request_key": request_key,
             }
             values = ask_values(media, request.drafts[-1].text, answer, settings)
-            yield Record({"id": request.id, **values, "notes": "; ".join(values["notes"]), "key": key})
+            yield Record({"id": request.id, **values, "key": key})
 
 
 def answer_file(
@@ -170,6 +177,8 @@ def answer_file(
     batch = list(read_requests(Path(requests), preset))
     if to.exists() and to.samefile(requests):
         raise UsageError(f"{to} is the file of requests", "choose another file with -o")
+    if not batch:
+        raise UsageError(f"{requests}: there is no request in it")
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))
@@ -183,16 +192,17 @@ def plan_requests(
     """Return the run that answers the requests whose keys are not `done`; those on the same frames become one job."""
     rest = dict(source.asked or ())
     weights = (source.name, rest.pop("revision", None), rest.pop("dtype", None), preset.quantize, *rest.items())
-    groups: dict[Any, list[tuple[BatchRequest, str]]] = {}
-    failures = []
+    groups: dict[Any, list[tuple[BatchRequest, str, str]]] = {}
+    failures, keys = [], set[str]()
     for each in requests:
         try:
-            key = each.key(repr(weights), drawn_seed)
+            key, request_key = each.keys(repr(weights), drawn_seed)
         except MediaError as error:
-            failures.append(Failure({"id": each.id, "video": path_to_text(each.paths[0])}, error))
+            failures.append(each.failure(error))
             continue
+        keys.add(key)
         if key not in done:
-            groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key))
+            groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key, request_key))
     total = sum(map(len, groups.values()))
 
     def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[RequestJob]:
@@ -205,7 +215,7 @@ def plan_requests(
                 pictures = [read_image(path) if is_picture(path) else None for path in each.paths]
                 yield each.request(placeholders(each.paths, pictures, each.sampling))
 
-    return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest)
+    return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest, keys=keys)
 
 
 def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tuple[Draft, ...]:

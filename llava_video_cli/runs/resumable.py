@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from threading import Event
+from types import TracebackType
 from typing import Any, cast, get_args
 
 from ..conversation import Request
@@ -31,12 +32,17 @@ _WHILE_LOADING = 2  # requests that are read: more would take the cores from wha
 
 @dataclass(frozen=True)
 class Summary:
-    """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run."""
+    """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run.
+
+    `cut` of the `done` ended at the limit of new tokens. `replaced` older records went, as their videos were replaced.
+    """
 
     done: int = 0
     done_before: int = 0
     failed: int = 0
     left: int = 0
+    cut: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class RunPlan:
     `jobs` makes `total` jobs of the records' settings, which are complete once the model is loaded, and of
     `Model.budget`. `failures` are known before anything is read. An error that is `is_fatal` ends the run. `written`
     is called with each record once it is in its file. `largest` are requests that take at least as much of the context
-    as any job, `first` one that ends the run if it doesn't fit: either may have none.
+    as any job, `first` one that ends the run if it doesn't fit: either may have none. `keys` are those of all records
+    that the run makes or has made.
     """
 
     jobs: Callable[[Mapping[str, Any], Count], Iterable[Job]]
@@ -57,6 +64,7 @@ class RunPlan:
     written: Callable[[Record], object] = lambda _: None
     largest: Callable[[], Iterable[Request]] = tuple
     first: Callable[[], Iterable[Request]] = tuple
+    keys: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -134,13 +142,19 @@ class ResumableRun:
         self._model: Model | None = None
         self._ahead: ReadAhead | None = None
         self._has_begun = False
-        self._done = self._failed = 0
+        self._done = self._failed = self._cut = 0
 
     @property
     def summary(self) -> Summary:
         """The counts so far; at the end, those of the run."""
         left = self._plan.total + len(self._plan.failures) - self._done - self._failed
-        return Summary(self._done, self._plan.done_before, self._failed, left)
+        replaced = self._output[0].replaced if self._output else 0
+        return Summary(self._done, self._plan.done_before, self._failed, left, self._cut, replaced)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the output that is to be overwritten is still the old one."""
+        return self._output is not None and self._output[0].is_pending
 
     @property
     def needs_model(self) -> bool:
@@ -155,13 +169,12 @@ class ResumableRun:
         if self._plan.total:
             self._load()
         if self._output is not None and not self.stop.is_set():
-            self._output[0].begin()
+            self._output[0].begin(self._plan.keys)
+            self._output[1].begin()
 
     def close(self) -> None:
         """Stop the readers and release the output."""
-        if self._ahead is not None:
-            self._ahead.stop()
-        self._opened.close()
+        self.__exit__(None, None, None)
 
     def __iter__(self) -> Iterator[Record | Failure]:
         with self:
@@ -176,19 +189,27 @@ class ResumableRun:
                         self._output[1].succeeded(outcome)
                     self._plan.written(outcome)
                     self._done += 1
+                    self._cut += outcome.is_cut
                 else:
                     if self._plan.is_fatal(outcome.cause):
                         raise outcome.cause
                     if self._output is not None:
+                        self._output[0].replace(outcome.request_key)
                         self._output[1].append(outcome)
                     self._failed += 1
                 yield outcome
+            if self._output is not None and not self.stop.is_set():
+                self._output[0].complete()
 
     def __enter__(self) -> ResumableRun:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._opened.__exit__(kind, error, trace)
 
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import LlvidError, MediaError, first_line
-from ..video.files import Found, may_be_video
+from ..video.files import Found, may_be_media
 
 _COPIED_AT_ONCE = 2**20
 
@@ -49,7 +49,7 @@ def videos(address: str, *, recursive: bool) -> Iterator[Found | MediaError]:
         inside = "" if one else posixpath.relpath(each.path, path)
         hidden = any(name.startswith(".") for name in inside.split("/"))
         if one or (
-            each.type == fs.FileType.File and not hidden and may_be_video(posixpath.splitext(inside)[1].lower())
+            each.type == fs.FileType.File and not hidden and may_be_media(posixpath.splitext(inside)[1].lower())
         ):
             name = f"{address.rstrip('/')}/{inside}".rstrip("/")
             yield Found(name, "", _Status(each.size or 0, each.mtime_ns or 0))

@@ -47,18 +47,30 @@ def _base(variable: str) -> Path | None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, with the same suffix; it is renamed at the end, or removed on failure.
 
-    A full disk or Ctrl-C therefore leaves no partial file. Raises `LlvidError` if the file can't be written.
+    A full disk or Ctrl-C therefore leaves no partial file. A symbolic link stays: the file that it points to is
+    replaced. Raises `LlvidError` if the file can't be written.
     """
+    shown, path = path, Path(os.path.realpath(path))
     # A short name, because the final one may be as long as the file system allows.
     temporary = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise LlvidError(f"can't write {path}: {error.strerror or error}", "choose another path with -o") from None
+        raise LlvidError(f"can't write {shown}: {error.strerror or error}", "choose another path with -o") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def flush_folder(folder: Path) -> None:
+    """Let the names of files that were made or renamed in a folder outlive a power cut, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def lock(descriptor: int, name: str) -> None:

@@ -7,11 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path("/")
 _ASK_SECONDS = 60.0
 _ASK_TORCH = """
 import json, torch
@@ -72,9 +74,17 @@ class Accelerators:
     torch_built_for: str = ""
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(root: Path = _ROOT) -> int:
+    """Return the number of cores that this process may use, by its affinity and the CPU quotas of its control groups.
+
+    Part of a core counts as a whole one. `root` is that of the file system.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _control_groups("cpu", root):
+        words = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
+        if len(words) == 2 and all(map(str.isdecimal, words)):  # not "max", nor -1
+            cores = min(cores, max(1, -(-int(words[0]) // int(words[1]))))
+    return cores
 
 
 def processor() -> Processor:
@@ -91,22 +101,49 @@ def processor() -> Processor:
     return Processor(name, usable_cores(), bool(_BFLOAT16_FLAGS & flags))
 
 
-def memory() -> Memory:
-    """Return the memory; raises OSError if the system does not report it."""
-    path = Path("/proc/meminfo")
+def memory(root: Path = _ROOT) -> Memory:
+    """Return the memory; raises OSError if the system does not report it. `root` is that of the file system."""
+    path = root / "proc/meminfo"
     if not path.exists():
         total = int(_sysctl("hw.memsize") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         return Memory(total, total)
     values = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    with suppress(OSError, ValueError):  # no container, or a limit of "max"
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-        if limit < total:
-            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    machine = total
+    for group in _control_groups("memory", root):
+        limits = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
+        if limits and limits[0].isdecimal() and (limit := int(limits[0])) < machine:  # without a limit: "max", or 2^63
+            used = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes") or ["0"]
+            words = _words(group / "memory.stat")
+            stat = dict(zip(words[::2], words[1::2], strict=False))
             # the system can drop what only caches files
-            total, free = limit, min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
+            cached = int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+            total, free = min(total, limit), min(free, max(0, limit - int(used[0]) + cached))
     return Memory(total, free)
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control groups, the innermost first: each one's limits count.
+
+    Of version 2, and of version 1, where each controller has a tree of its own. A container may see its own group as
+    the root, under a path that only its host knows.
+    """
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, inside = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                top = root / "sys/fs/cgroup" / controllers
+                if not top.is_dir():
+                    top = top.with_name(controller)
+                group = top / inside.strip("/") if ".." not in inside else top
+                yield from (each for each in (group, *group.parents) if each == top or top in each.parents)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
 
 
 def accelerators() -> Accelerators:

@@ -171,12 +171,14 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoIn
 
 def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
     """Raise MediaError for what `inspect` refuses. Costs one decoded picture, however long the video is."""
-    from .demux import open_video
+    from .decode import first_picture
+    from .demux import media_errors, no_picture, open_video
     from .limits import Deadline
-    from .reader import first_geometry
 
-    with open_video(os.fspath(path), Deadline(os.fspath(path), limits or Limits())) as video:
-        first_geometry(video)
+    name = os.fspath(path)
+    with open_video(name, Deadline(name, limits or Limits())) as video, media_errors(name):
+        if first_picture(video, []) is None:
+            raise no_picture(video)
 
 
 def announced_frames(
@@ -197,14 +199,15 @@ def iter_frames(
     """Yield the frames that `read_frames` returns one at a time, so that they are not all in memory together.
 
     If there is a `resize`, what it returns is yielded, and the decoded frame is released before the next is decoded.
-    Raises what `read_frames` raises, where it happens.
+    Raises what `read_frames` raises, where it happens, and MediaError where the times in the file turn out wrong after
+    the first frame: `read_frames` then begins again.
     """
     import numpy as np
 
     from .reader import open_reader
 
     with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
-        for decoded in reader.frames(sampling or Sampling(), hold_all=False):
+        for decoded in reader.frames(sampling or Sampling(), hold_all=False, can_restart=False):
             image = decoded.image if resize is None else resize(decoded.image)
             frame = Frame(np.ascontiguousarray(image), reader.timeline.seconds(decoded.stamp))
             del decoded, image
@@ -253,7 +256,7 @@ def _read(
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
         small = resize is shrunk and reader.pixels < HUGE_PIXELS
-        for decoded in reader.frames(sampling, hold_all=resize is None or small):
+        for decoded in reader.frames(sampling, hold_all=resize is None or small, can_restart=True):
             image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
                 images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False
@@ -271,7 +274,7 @@ def _read(
 
 
 def _info(path: str, reader: VideoReader) -> VideoInfo:
-    timeline, geometry = reader.timeline, reader.geometry
+    geometry, timeline = reader.geometry, reader.timeline  # the first picture may shorten the timeline
     height, width, _ = geometry.shape
     count = len(timeline.stamps)
     return VideoInfo(

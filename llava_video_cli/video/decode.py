@@ -6,15 +6,29 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import av.error
 import numpy as np
 from av.packet import Packet
+from av.video.frame import PictureType
 
-from ..errors import MediaError
 from .av1 import SequenceHeader, needed_bytes, sequence_header
-from .demux import OpenVideo, PacketIndex, demux, demux_all, is_unstamped, make_timeline, reason, time_base_of
+from .demux import (
+    REORDERING,
+    OpenVideo,
+    PacketIndex,
+    demux,
+    demux_all,
+    is_unstamped,
+    make_timeline,
+    no_picture,
+    open_video,
+    packet_index,
+    reason,
+    time_base_of,
+)
 from .sampling import Stamps, Timeline
 
 if TYPE_CHECKING:
@@ -23,10 +37,17 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _log = logging.getLogger(__name__)
+_IDR = 5  # nal_unit_type
+_ALL_FLAGGED = {"apng"}  # FFmpeg's decoder calls every picture a keyframe
+_CHECKED_PICTURES = 250  # at most: up to the first B-frames, where a container may hold decoding stamps only
 
 
 class MismatchError(Exception):
     """The decoded pictures are not those that the packet index lists: a safer way has to be tried."""
+
+
+class DamageError(MismatchError):
+    """The decoder reports an error although it began at the file's start, so that no reference is lost by a seek."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +69,9 @@ def use_threads(context: VideoCodecContext, count: int) -> None:
 
     With one thread, damaged pictures come out the same each time. FFmpeg's h264 decoder hides errors in one way with
     frame threads, in another way without threads, and not at all with slice threads: the picture then shows what
-    happened to be in memory.
+    happened to be in memory. So do the decoders of MPEG-1 and MPEG-2, which have slice threads only.
     """
-    context.thread_type = "NONE" if count == 1 else "AUTO"
+    context.thread_type = "NONE" if count == 1 else "FRAME"
     context.thread_count = count
 
 
@@ -64,8 +85,12 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     window = set(index.stamps[packet_range.start : packet_range.stop].tolist())
     begin = int(index.stamps[packet_range.start])
     last = begin - 1
+    first = True
     for frame in _decode_needed(video, index, packet_range, begin):
         stamp = frame.pts
+        if first and not _may_be_first(video, packet_range, frame):
+            break
+        first = False
         if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
             break
         last = stamp
@@ -91,8 +116,12 @@ def decode_range_strictly(
         raise MismatchError
     begin = int(shown[upcoming])
     to_end = PacketRange(packet_range.start, len(index.stamps), packet_range.targets)
+    first = True
     for packet in _packets(video, index, to_end):
         for frame in packet.decode():
+            if first and not _may_be_first(video, packet_range, frame):
+                raise MismatchError
+            first = False
             if frame.pts is not None and frame.pts < begin:
                 continue
             if upcoming == len(shown) or frame.pts != shown[upcoming] or frame.is_corrupt:
@@ -103,6 +132,14 @@ def decode_range_strictly(
                 if not due:
                     return
     raise MismatchError
+
+
+def _may_be_first(video: OpenVideo, packet_range: PacketRange, frame: VideoFrame) -> bool:
+    """Return whether decoding could begin at this picture, which the decoder returned first.
+
+    Many containers flag every packet as a keyframe, and many decoders accept any picture after a seek.
+    """
+    return packet_range.start == 0 or video.is_strict or (frame.key_frame and video.codec not in _ALL_FLAGGED)
 
 
 @dataclass(frozen=True)
@@ -116,27 +153,40 @@ class FullDecode:
 def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDecode:
     """Decode a whole video to learn its timeline, without keeping the pictures. Raises MediaError if there is none.
 
-    The stamps are the pictures' own if each has one and they ascend. Otherwise pictures are counted, and their times
-    follow from the frame rate in the header.
+    The stamps are the pictures' own if each has one and they ascend. Otherwise the packets are shown in the order of
+    their decoding stamps. Where that fails, too, pictures are counted at the rate in the header, or that of the packets
+    in files that have only decoding stamps (the rate in the header of AVI may be doubled).
     """
     _log.debug("%r is decoded in full", video.path)
     broken: list[str] = []
     stamps: list[int | None] = []
     keys: list[int] = []
-    last_duration = 0
+    last_duration = delay = 0
     use_threads(video.context, 1)
-    for frame in _good_frames(video, broken, progress):
+    packets: list[int] = []
+    for frame in _good_frames(video, broken, progress, packets):
+        if not stamps:
+            delay = max(0, len(packets) - 1)
         if frame.key_frame:
             keys.append(len(stamps))
         stamps.append(frame.pts)
         last_duration = frame.duration or 0
     if not stamps:
-        raise MediaError(f"{video.path}: no frame can be decoded")
+        raise no_picture(video)
     given = [stamp for stamp in stamps if stamp is not None]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
-    if not is_unstamped(video) and len(given) == len(stamps) and given == sorted(set(given)):
+    if is_unstamped(video) or len(given) < len(stamps) or given != sorted(set(given)):
+        given = []
+        if len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):
+            last_duration = packets[-1] - packets[-2]
+            # a packet has the time of the picture that is shown so many places before: decoders wait as long
+            given = [*packets[delay:], *(packets[-1] + last_duration * (k + 1) for k in range(delay))]
+    if given:
         return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys]), broken)
-    return FullDecode(Timeline(range(len(stamps)), len(stamps), 1 / rate if rate else time_base, keys), broken)
+    step = 1 / rate if rate else time_base
+    if is_unstamped(video) and len(packets) > 1 and (ticks := int(np.median(np.diff(packets)))) > 0:
+        step = ticks * time_base
+    return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken)
 
 
 def decode_through(
@@ -157,24 +207,59 @@ def decode_through(
             return
 
 
+def checked_index(video: OpenVideo) -> PacketIndex | None:
+    """Return the index of a file's packets without the first pictures that can't be shown; None if it is unusable.
+
+    Those lack their references: a recording begins in the middle of a stream. What can be shown is decoded to know.
+    """
+    index = packet_index(video)
+    if index is None or index.has_stray_packet():
+        return None
+    ascending = bool((np.diff(index.stamps) > 0).all())  # with B-frames, that may be the order of decoding
+    reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING)
+    stamps = index.timeline.stamps
+    if len(index.keys) and int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
+        return index
+    with open_video(video.path, video.deadline) as again:
+        use_threads(again.context, 1)
+        first, was_b = list[int | None](), False
+        for frame in islice(_good_frames(again, [], lambda _: None), _CHECKED_PICTURES if reordered else 1):
+            first.append(frame.pts)
+            if was_b and frame.pict_type != PictureType.B:
+                break  # in the order of decoding, this one would be stamped before the B-frame
+            was_b = frame.pict_type == PictureType.B
+    given = [stamp for stamp in first if stamp is not None]
+    if not given or len(given) < len(first) or given != sorted(set(given)):
+        return None
+    return index.shown_from(given[0])
+
+
 def nearest(stamps: Stamps, target: int) -> int:
     """Return the index of the stamp nearest to the target, of two the earlier; `stamps` ascend."""
     after = bisect_left(stamps, target)
     return min((i for i in (after - 1, after) if 0 <= i < len(stamps)), key=lambda i: abs(stamps[i] - target))
 
 
-def first_picture(video: OpenVideo, *, rewind: bool = False) -> VideoFrame | None:
-    """Return the first picture that can be decoded; `rewind` is for a file whose packets have been read."""
+def first_picture(video: OpenVideo, broken: list[str], *, rewind: bool = False) -> VideoFrame | None:
+    """Return the first picture that can be decoded; append the errors before it to `broken`.
+
+    `rewind` is for a file whose packets have been read.
+    """
     if rewind:
         try:
             video.container.seek(0)
         except av.error.FFmpegError:
             return None
-    return next(_good_frames(video, [], lambda _: None), None)
+    return next(_good_frames(video, broken, lambda _: None), None)
 
 
-def _good_frames(video: OpenVideo, broken: list[str], progress: Callable[[float], None]) -> Iterator[VideoFrame]:
+def _good_frames(
+    video: OpenVideo, broken: list[str], progress: Callable[[float], None], due: list[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Yield the pictures that can be decoded; append the packets' decoding stamps to `due`."""
     for packet in demux_all(video, broken):
+        if due is not None and packet.size and packet.dts is not None:
+            due.append(packet.dts)
         try:
             yield from packet.decode()
         except av.error.FFmpegError as error:
@@ -189,10 +274,18 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     The leading pictures of an open GOP are shown before `begin` and lack their references: they are left out too.
     """
     context, targets = video.context, set(packet_range.targets)
-    is_av1 = context.codec.canonical_name == "av1"  # dav1d reads `skip_frame` only once, when it opens
+    is_h264, is_av1 = video.codec == "h264", video.codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
     sequence: SequenceHeader | None = None
+    leading = None  # whether leading pictures may still come
     for packet in _packets(video, index, packet_range):
         stamp = packet.pts
+        if packet.size and stamp is not None:
+            if leading is None:
+                leading = not (is_h264 and has_idr(packet))
+            elif stamp < begin and not leading:
+                raise MismatchError  # a wrong stamp: later pictures may need this one
+            else:
+                leading = leading and stamp < begin
         if packet.size and (stamp is None or stamp >= begin):
             if not is_av1:
                 context.skip_frame = "DEFAULT" if stamp in targets else "NONREF"
@@ -209,6 +302,19 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
 
 
+def has_idr(packet: Packet[VideoStream]) -> bool:
+    """Return whether an H.264 packet has an IDR slice: no later picture is shown before it (ITU-T H.264, 7.4.1.2.4)."""
+    content = bytes(packet)
+    if content[:3] == b"\0\0\1" or content[:4] == b"\0\0\0\1":
+        return any(unit[:1] and unit[0] & 0x1F == _IDR for unit in content.split(b"\0\0\1"))
+    at = 0  # mp4 and Matroska: a length of 4 bytes before each unit
+    while at + 5 <= len(content):
+        if content[at + 4] & 0x1F == _IDR:
+            return True
+        at += 4 + int.from_bytes(content[at : at + 4], "big")
+    return False
+
+
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of the range, wherever the container's seek really lands."""
     start, stop = packet_range.start, packet_range.stop
@@ -219,7 +325,7 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
     end = int(index.stamps[stop]) if stop < len(index.stamps) else None
     for landing in stamps:
         video.container.seek(int(landing), stream=video.stream, backward=True)
-        started = False
+        started = any_yet = False
         for packet in demux(video):
             if started:
                 if end is not None and packet.pts == end and packet.size:
@@ -229,6 +335,9 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
                     break  # the seek landed too late
                 started = position == start
             if started:
+                if not any_yet and (palette := index.palette(start)) and not packet.has_sidedata("palette"):
+                    packet.set_sidedata(palette)  # containers give it once, with the first packet that is read
+                any_yet = True
                 yield packet
         if started:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 
-from ..errors import MediaError
+from ..errors import MediaError, UsageError
+from .faults import file_fault
 from .files import check_file
 from .limits import Deadline
 from .mp4_index import sample_table
@@ -24,7 +25,7 @@ from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
+    from av.packet import Packet, PacketSideData
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
@@ -42,6 +43,12 @@ MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
+# They refuse to begin at a picture that needs others. For all other decoders a keyframe flag is checked.
+_STRICT_DECODERS = {
+    "h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "theora", "dirac", "svq1", "flashsv2",
+}  # fmt: skip
+# MPEG-4 part 2 is often copied from AVI, whose stamps are the decoding ones.
+REORDERING = {"mpeg4"}
 MAX_REORDER = 64  # frames; codecs allow 16; more means that the clock restarts within the file
 _COMPARED = 64  # samples of the header's table that are compared with FFmpeg's index
 
@@ -66,9 +73,37 @@ class OpenVideo:
         return self.stream.codec_context
 
     @property
+    def codec(self) -> str:
+        """The codec's usual name."""
+        return self.context.codec.canonical_name
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the decoder returns no picture that lacks others which it needs."""
+        return self.codec in _STRICT_DECODERS or self.context.codec.intra_only
+
+    @property
+    def fault(self) -> str | None:
+        """Why pictures may be missing, by the file's own words; None if it says nothing."""
+        encrypted = "enc_key_id" in self.stream.metadata  # Matroska
+        return "the video is encrypted" if encrypted else file_fault(self.path)
+
+    @property
     def pixels(self) -> int:
         """The number of pixels of a picture, as the header says."""
         return self.context.width * self.context.height
+
+
+@contextmanager
+def media_errors(path: str) -> Iterator[None]:
+    """Turn whatever PyAV, NumPy and swscale raise in the `with` block into a MediaError that names the file."""
+    try:
+        yield
+    except (MediaError, UsageError):
+        raise
+    except Exception as error:
+        words = reason(error) if isinstance(error, av.error.FFmpegError) else f"{type(error).__name__}: {error}"
+        raise MediaError(f"{path}: can't be read: {words}") from error
 
 
 @contextmanager
@@ -86,11 +121,14 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
             f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
         )
     except av.error.FFmpegError as error:
+        if fault := file_fault(path):
+            raise MediaError(f"{path}: no video that can be read: {fault}") from error
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
-        stream = _video_stream(path, container)
+        with media_errors(path):
+            stream = _video_stream(path, container)
         context = stream.codec_context
         deadline.limits.check_size(path, context.width, context.height, deadline.limits.pixels)
         if container.format.name in _ANIMATIONS:  # they are pictures, too
@@ -123,9 +161,16 @@ def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
         for number, packet in enumerate(video.container.demux(video.stream)):
             if number % _DEADLINE_PACKETS == 0:
                 video.deadline.left()
-            yield packet
+            if packet.size or packet.dts is None:  # an empty one would flush the decoder too early
+                yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
         return
+
+
+def no_picture(video: OpenVideo) -> MediaError:
+    """Return the error for a video without a picture that can be decoded."""
+    fault = video.fault
+    return MediaError(f"{video.path}: no frame can be decoded" + (f": {fault}" if fault else ""))
 
 
 def reason(error: av.error.FFmpegError) -> str:
@@ -141,7 +186,8 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     best = container.streams.best("video")
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not films:
-        raise MediaError(f"{path}: no video stream" + (" (only cover art)" if best else ""))
+        fault = " (only cover art)" if best else f": {fault}" if (fault := file_fault(path)) else ""
+        raise MediaError(f"{path}: no video stream{fault}")
     stream = next((film for film in films if best and film.index == best.index), films[0])
     if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
@@ -153,13 +199,38 @@ class PacketIndex:
     """The packets of a stream in decoding order.
 
     `stamps` and `decoding`, int64 (packets,), are their presentation and decoding stamps. `keys`, int64 (keyframes,),
-    are the numbers of the keyframes. `timeline` has the pictures that are shown, without those that an edit list hides.
+    are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
+    number. `timeline` has the pictures that are shown, without those that an edit list hides.
     """
 
     stamps: NDArray[np.int64]
     decoding: NDArray[np.int64]
     keys: NDArray[np.int64]
     timeline: Timeline
+    palettes: dict[int, PacketSideData] = field(default_factory=dict)
+
+    def palette(self, position: int) -> PacketSideData | None:
+        """Return the palette that counts at a packet; None if the container has none."""
+        earlier = [number for number in self.palettes if number <= position]
+        return self.palettes[max(earlier)] if earlier else None
+
+    def shown_from(self, stamp: int) -> PacketIndex:
+        """Return the index without the pictures that are shown before `stamp`."""
+        old = self.timeline
+        stamps = np.asarray(old.stamps, np.int64)
+        keyframes = np.asarray(old.keyframes, np.int64)
+        shown, keys = stamps[stamps >= stamp], keyframes[keyframes >= stamp]
+        return replace(self, timeline=replace(old, stamps=shown, keyframes=keys)) if len(shown) else self
+
+    def has_stray_packet(self) -> bool:
+        """Return whether a packet is stamped before its keyframe, although later ones stand between: a wrong stamp."""
+        if not len(self.keys):
+            return False
+        owner = np.searchsorted(self.keys, np.arange(len(self.stamps)), side="right") - 1
+        early = (owner >= 0) & (self.stamps < self.stamps[self.keys[owner]])
+        late = ~early
+        late[self.keys] = False  # leading pictures follow their keyframe at once
+        return bool((early[1:] & late[:-1]).any())
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
@@ -233,27 +304,30 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
             return None
     try:
         first = next((packet for packet in container.demux(stream) if packet.size), None)
-        container.seek(0, stream=stream)
+        container.seek(index[0].timestamp, stream=stream, any_frame=True)  # the first packet may be no keyframe
     except av.error.FFmpegError:
         return None
     if first is None or first.pts is None or first.dts != index[0].timestamp:
         return None
+    palettes = {0: first.get_sidedata("palette")} if first.has_sidedata("palette") else {}
     stamps = table.presentation + (first.pts - int(table.presentation[0]))
     shown = np.sort(stamps)
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
     timeline = make_timeline(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
-    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline)
+    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline, palettes)
 
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:
-    hidden_vp8 = video.stream.codec_context.codec.canonical_name == "vp8"
-    rows = [
-        (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-        for packet in demux_all(video, [])
-        if packet.size and not (hidden_vp8 and _is_alternate_reference(packet))
-    ]
+    hidden_vp8 = video.codec == "vp8"
+    rows: list[tuple[int | None, int | None, int, bool, bool]] = []
+    palettes: dict[int, PacketSideData] = {}
+    for packet in demux_all(video, []):
+        if packet.size and not (hidden_vp8 and _is_alternate_reference(packet)):
+            if packet.has_sidedata("palette"):
+                palettes[len(rows)] = packet.get_sidedata("palette")
+            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
     if not rows or any(stamp is None for stamp, *_ in rows):
         return None
     stamps, dts, durations, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
@@ -270,7 +344,7 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     keyframes = np.sort(stamps[keyframe & ~hidden])
     last_duration = int(durations[~hidden][order[-1]])
     timeline = make_timeline(ordered, last_duration, time_base_of(video.stream), keyframes)
-    return PacketIndex(stamps, decoding, keys, timeline)
+    return PacketIndex(stamps, decoding, keys, timeline, palettes)
 
 
 def _is_alternate_reference(packet: Packet[VideoStream]) -> bool:

@@ -1,4 +1,4 @@
-"""Video files: list those that a run is asked for, and check one before a decoder opens it."""
+"""Video and picture files: list those that a run is asked for, and check one before a decoder opens it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _VIDEO_ENDINGS = {
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv",
     ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
 }  # fmt: skip
+_PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_LISTED_FOLDERS = 1000  # in search of a video that may have been meant
 _LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
 _SIMILARITY = 0.75  # names of videos share their ending at least
 
@@ -44,21 +46,38 @@ class Found:
     status: Status
 
 
-def find(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Found | MediaError]:
-    """Yield each file that `paths` name, and the videos in each folder that they name, sorted by name; each file once.
+def find(paths: Iterable[str], *, recursive: bool = False, report_empty: bool = False) -> Iterator[Found | MediaError]:
+    """Yield each file that `paths` name, and the media in each folder that they name, sorted by name; each file once.
 
-    In a folder, files count as videos by their ending. Sound files are included, as they often are videos; hidden
-    files are not. A file that is named itself is always included. What can't be opened is yielded as an error.
+    In a folder, files count as videos and pictures by their ending. Sound files are included, as they often are videos;
+    hidden files are not. A file that is named itself is always included. What can't be opened is yielded as an error,
+    and so is a folder without media, with `report_empty`.
     """
     seen: set[str] = set()
     for path in paths:
+        is_empty = True
         for file in _named(path, recursive):
+            is_empty = False
             if isinstance(file, Found):
                 whole = os.path.abspath(file.path)  # noqa: PTH100
                 if whole in seen:
                     continue
                 seen.add(whole)
             yield file
+        if is_empty and report_empty:
+            below = None if recursive else first_below(path)
+            hint = f"--recursive takes those in its folders, such as {below}" if below else None
+            yield MediaError(f"{path}: no videos or pictures in it", hint)
+
+
+def first_below(folder: str) -> str | None:
+    """Return a video or picture in the folders of a folder, if one is found soon."""
+    for place, folders, names in islice(os.walk(folder), _LISTED_FOLDERS):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names) if place != folder else ():
+            if not name.startswith(".") and may_be_media(os.path.splitext(name)[1].lower()):  # noqa: PTH122
+                return os.path.join(place, name)  # noqa: PTH118
+    return None
 
 
 def _named(path: str, recursive: bool) -> Iterator[Found | MediaError]:
@@ -89,7 +108,7 @@ def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaEr
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
                     yield from _inside(entry.path, root, recursive)
-            elif may_be_video(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
+            elif may_be_media(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
                 status = entry.stat()
                 if entry.is_file():
                     yield Found(entry.path, root, status)
@@ -98,10 +117,15 @@ def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaEr
 
 
 @cache
-def may_be_video(suffix: str) -> bool:
-    """Return whether files with that ending, in small letters, are videos or sound."""
+def may_be_media(suffix: str) -> bool:
+    """Return whether files with that ending, in small letters, are videos, sound or pictures."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
-    return suffix in _VIDEO_ENDINGS or kind.startswith(("video/", "audio/"))
+    return suffix in _VIDEO_ENDINGS or may_be_picture(suffix) or kind.startswith(("video/", "audio/"))
+
+
+def may_be_picture(suffix: str) -> bool:
+    """Return whether files with that ending, in small letters, are pictures that can be read."""
+    return suffix in _PICTURE_ENDINGS
 
 
 def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles"]) -> None:

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 _MAX_BOXES = 1000  # side by side: a file made of box headers only would keep the reader busy
 _MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tables; FFmpeg reads what has more
-_BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # raised by reading a broken header
+BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # raised by reading a broken header
 _Span = tuple[int, int]  # where a box's content begins and ends in the file
-_Boxes = dict[str, list[_Span]]
+Boxes = dict[str, list[_Span]]
+
+
+class CutBoxError(ValueError):
+    """A box, named by its type, ends behind what holds it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +48,22 @@ def sample_table(path: str, track_id: int) -> SampleTable | None:
     """
     try:
         with Path(path).open("rb") as file:
-            movie = _boxes(file, _boxes(file, (0, file.seek(0, 2)))["moov"][0])
-            tracks = [_boxes(file, span) for span in movie["trak"]]
+            movie = boxes_of(file, boxes_of(file, (0, file.seek(0, 2)))["moov"][0])
+            tracks = [boxes_of(file, span) for span in movie["trak"]]
             track = next((each for each in tracks if _number(file, each["tkhd"][0], 12, 20) == track_id), None)
             return None if track is None else _read(file, movie, track)
-    except _BROKEN:
+    except BROKEN:
         return None
 
 
-def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
+def _read(file: BinaryIO, movie: Boxes, track: Boxes) -> SampleTable | None:
     if "mvex" in movie:
         return None
-    media = _boxes(file, track["mdia"][0])
-    tables = _boxes(file, _boxes(file, media["minf"][0])["stbl"][0])
+    media = boxes_of(file, track["mdia"][0])
+    tables = boxes_of(file, boxes_of(file, media["minf"][0])["stbl"][0])
     durations = _repeated(file, tables["stts"][0])
     delays = _repeated(file, tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
-    if not 0 < len(durations) == len(delays):
+    if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(file, tables):
         return None
     keys = _entries(file, tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
     if len(keys) and not (keys[0] >= 0 and keys[-1] < len(durations) and (np.diff(keys) > 0).all()):
@@ -68,15 +72,31 @@ def _read(file: BinaryIO, movie: _Boxes, track: _Boxes) -> SampleTable | None:
     presentation = decoding + delays
     shown = int(presentation.min()), int(presentation.max())
     ticks = Fraction(_number(file, media["mdhd"][0], 12, 20), _number(file, movie["mvhd"][0], 12, 20))
-    edits = _boxes(file, track["edts"][0]).get("elst", []) if "edts" in track else []
+    edits = boxes_of(file, track["edts"][0]).get("elst", []) if "edts" in track else []
     if len(edits) > 1 or durations.min() <= 0 or (edits and not _only_shifts(file, edits[0], shown, ticks)):
         return None
     return SampleTable(decoding, presentation, durations, keys)
 
 
-def _boxes(file: BinaryIO, span: _Span) -> _Boxes:
-    """Return the boxes of a span by their type, without those inside them. Raises ValueError for broken ones."""
-    boxes: _Boxes = {}
+def _has_empty_sample(file: BinaryIO, tables: Boxes) -> bool:
+    if "stsz" not in tables:
+        return "stz2" not in tables
+    start, stop = tables["stsz"][0]
+    file.seek(start + 4)
+    size, count = struct.unpack(">II", file.read(8))
+    if size:
+        return False
+    if count > _MAX_SAMPLES or start + 12 + 4 * count > stop:
+        raise ValueError(f"{count} samples")
+    return not np.frombuffer(file.read(4 * count), ">u4").all()
+
+
+def boxes_of(file: BinaryIO, span: _Span) -> Boxes:
+    """Return the boxes of a span by their type, without those inside them.
+
+    Raises CutBoxError for one that ends behind the span, ValueError for other broken ones.
+    """
+    boxes: Boxes = {}
     at, end = span
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
@@ -86,8 +106,10 @@ def _boxes(file: BinaryIO, span: _Span) -> _Boxes:
         if size == 1:
             size, header = *struct.unpack(">Q", file.read(8)), 16
         stop = at + size if size else end
-        if (size and size < header) or stop > end:
+        if size and size < header:
             raise ValueError(f"a box of {size} bytes at {at}")
+        if stop > end:
+            raise CutBoxError(kind.decode("latin-1"))
         boxes.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
         at = stop
     raise ValueError(f"more than {_MAX_BOXES} boxes")

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Numbers of colour matrices, ITU-T H.273, table 4. swscale refuses those that are not listed here.
+_SUPPORTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+_BT601, _BT2020, _BT2020_CONSTANT = 5, 9, 10
+
+
+def replace_matrix(frame: VideoFrame) -> int | None:
+    """Replace a colour matrix that swscale refuses by what FFmpeg's tools take, and return its number."""
+    matrix = int(frame.colorspace)
+    if matrix in _SUPPORTED_MATRICES:
+        return None
+    frame.colorspace = _BT2020 if matrix == _BT2020_CONSTANT else _BT601
+    return matrix
+
+
 @dataclass(frozen=True)
 class Orientation:
     """How a decoded picture is rotated and mirrored to be shown: it is transposed first, then flipped."""
@@ -45,8 +59,12 @@ class Geometry:
 
         Its display matrix (a b u, c d v, x y w) moves a point (p, q) to (a p + c q, b p + d q).
         """
-        matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-        orientation = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
+        try:
+            matrix = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+        except ValueError:  # PyAV has no name for one kind of the picture's side data, and then gives none of it
+            orientation = _turned(frame.rotation)
+        else:
+            orientation = Orientation() if matrix is None else _orientation(*struct.unpack("=9i", matrix))
         return cls(frame.width, frame.height, orientation)
 
     @property
@@ -70,6 +88,14 @@ class Geometry:
         if self.orientation.flip_rows:
             pixels = pixels[::-1]
         return pixels[:, ::-1] if self.orientation.flip_columns else pixels
+
+
+def _turned(counterclockwise_degrees: int) -> Orientation:
+    return {
+        90: Orientation(transpose=True, flip_rows=True),
+        180: Orientation(flip_rows=True, flip_columns=True),
+        270: Orientation(transpose=True, flip_columns=True),
+    }.get(counterclockwise_degrees % 360, Orientation())
 
 
 def _orientation(a: int, b: int, _u: int, c: int, d: int, *_: int) -> Orientation:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import av.error
 from av.video.reformatter import VideoReformatter
 
-from .decode import MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
+from .decode import DamageError, MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
 from .demux import OpenVideo, PacketIndex, open_video
 from .limits import cores
-from .orientation import Geometry
+from .orientation import Geometry, replace_matrix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,7 @@ class Converter:
 
     def __init__(self) -> None:
         self.resized = False
+        self.matrix: int | None = None  # a colour matrix that was replaced
         self._geometry: Geometry | None = None
         self._ready = threading.Event()
         self._own = threading.local()
@@ -98,6 +99,8 @@ class Converter:
             self._ready.set()
         self._ready.wait()
         self.resized = self.resized or not self.geometry.fits(frame)
+        if matrix := replace_matrix(frame):
+            self.matrix = matrix
         if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
             self._own.reformatter = VideoReformatter()
         return DecodedFrame(target, stamp, self.geometry.pixels(frame, self._own.reformatter))
@@ -171,6 +174,8 @@ def _from_start(
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)
+        except av.error.InvalidDataError as error:
+            raise DamageError from error
         except av.error.FFmpegError as error:
             raise MismatchError from error
 

@@ -6,19 +6,26 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from .decode import FullDecode, MismatchError, decode_fully, decode_through, first_picture
-from .demux import OpenVideo, PacketIndex, open_video, packet_index
+from .decode import DamageError, FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
+from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_targets
 from .sampling import Sampling, Selection, Timeline, select_stamps
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded."""
+    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded.
+
+    The first picture was decoded, so that the index has none that can't be shown.
+    """
 
     packets: PacketIndex | None
     decoded: FullDecode | None = None
@@ -31,7 +38,8 @@ def open_reader(
     """Open a video for the `with` block. Raises MediaError for what is no video."""
     with open_video(path, Deadline(path, limits)) as video:
         progress(0.0)
-        reader = VideoReader(video, index or VideoIndex(packet_index(video)), progress)
+        with media_errors(path):
+            reader = VideoReader(video, index or VideoIndex(checked_index(video)), progress, index is not None)
         try:
             yield reader
         finally:
@@ -47,20 +55,23 @@ class VideoReader:
     start, or exceeds the limits.
     """
 
-    def __init__(self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None], is_checked: bool
+    ) -> None:
         self._video, self._packets, self._progress = video, index.packets, progress
         self._timeline = index.packets.timeline if index.packets else None
         self._converter, self._selection = Converter(), Selection(())
         self._decoded = index.decoded
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
-        self._replaced, self.restarted = False, False
+        self._replaced, self._damaged, self.restarted, self._is_checked = False, False, False, is_checked
 
     @property
     def timeline(self) -> Timeline:
         """When the pictures are shown. All of them are decoded for it where the packets' stamps can't be trusted."""
         if self._timeline is None:
-            self._timeline = self._decode_fully().timeline
+            with media_errors(self._video.path):
+                self._timeline = self._decode_fully().timeline
         return self._timeline
 
     @property
@@ -78,10 +89,23 @@ class VideoReader:
         """The size and the orientation of the pictures. Where no frame was read, this takes the decoder for itself."""
         with suppress(MismatchError):
             return self._converter.geometry
-        if self._frames is None and (frame := first_picture(self._video, rewind=True)):
-            return Geometry.of(frame)
-        with self._open_again() as video:
-            return first_geometry(video)
+        with media_errors(self._video.path):
+            return Geometry.of(self._first_picture())
+
+    def _first_picture(self) -> VideoFrame:
+        """Decode the first picture, and take those before it out of the timeline: they lack their references."""
+        broken: list[str] = []
+        frame = first_picture(self._video, broken, rewind=True) if self._frames is None else None
+        if frame is None or (self._packets and frame.pts != self._packets.timeline.stamps[0]):  # seeks may miss
+            with self._open_again() as video:
+                frame = first_picture(video, broken)
+        if frame is None:
+            raise no_picture(self._video)
+        if self._packets and not self._decoded and not broken and frame.pts is not None:
+            self._packets = self._packets.shown_from(frame.pts)
+            self._timeline = self._packets.timeline
+        self._is_checked = True
+        return frame
 
     @property
     def pixels(self) -> int:
@@ -96,7 +120,7 @@ class VideoReader:
     @property
     def codec(self) -> str:
         """The codec's usual name."""
-        return self._video.context.codec.canonical_name
+        return self._video.codec
 
     def select(self, sampling: Sampling) -> Selection:
         """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
@@ -107,18 +131,33 @@ class VideoReader:
             raise MediaError(f"{self._video.path}: {error}", error.hint) from None
         return self._selection
 
-    def frames(self, sampling: Sampling, *, hold_all: bool) -> Generator[DecodedFrame, None, None]:
-        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time."""
-        self._frames = self._select_and_decode(sampling, hold_all)
+    def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
+        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
+
+        Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
+        that raises MediaError.
+        """
+        self._frames = self._without_other_errors(sampling, hold_all, can_restart)
         return self._frames
+
+    def _without_other_errors(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
+        with media_errors(self._video.path):
+            yield from self._select_and_decode(sampling, hold_all, can_restart)
 
     def close(self) -> None:
         """Stop the decoding that `frames` has started."""
         if self._frames is not None:
             self._frames.close()
 
-    def _select_and_decode(self, sampling: Sampling, hold_all: bool) -> Generator[DecodedFrame, None, None]:
+    def _select_and_decode(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
         self.select(sampling)
+        if self._packets and not self._is_checked and self._selection.stamps[0] > self.timeline.stamps[0]:
+            self._first_picture()  # otherwise it is the first frame
+            self.select(sampling)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._selection.stamps))
             decoding = decode_targets(self._video, packets, targets, self._converter, hold_all=hold_all)
@@ -129,15 +168,19 @@ class VideoReader:
                         yield frame
                         del frame
                     return
-                except MismatchError:
-                    pass
+                except MismatchError as error:
+                    self._damaged = isinstance(error, DamageError)
         full = self._decode_fully()
         if packets is None or _contradicts(full, packets.timeline):
             self._timeline = full.timeline  # the packets' stamps are wrong
             self.select(sampling)
-            self.restarted = bool(self._yielded) and hold_all
-            if hold_all:
-                self._yielded.clear()
+            self.restarted = bool(self._yielded)
+            if self.restarted and not can_restart:
+                raise MediaError(
+                    f"{self._video.path}: the times in the file are wrong, and so are the frames that were read so far",
+                    hint="read all frames at once (read_frames): then they begin again, at the right times",
+                )
+            self._yielded.clear()
         last = self._yielded[-1][0] if self._yielded else None
         targets = [stamp for stamp in dict.fromkeys(self._selection.stamps) if last is None or stamp > last]
         with self._open_again() as video:
@@ -153,8 +196,14 @@ class VideoReader:
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
+        if self._damaged and not (self._decoded and self._decoded.broken):
+            notes.append("the decoder reports damage: parts of some frames may be wrong")
+        if fault := self._video.fault:
+            notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
+        if self._converter.matrix is not None:
+            notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")
         if self._converter.resized:
             notes.append("the frame size changes; all frames are scaled to the size of the first one")
         return notes
@@ -198,14 +247,6 @@ class VideoReader:
 
     def _open_again(self) -> AbstractContextManager[OpenVideo]:
         return open_video(self._video.path, self._video.deadline)
-
-
-def first_geometry(video: OpenVideo) -> Geometry:
-    """Return the geometry of the first picture that can be decoded. Raises MediaError if there is none."""
-    frame = first_picture(video)
-    if frame is None:
-        raise MediaError(f"{video.path}: no frame can be decoded")
-    return Geometry.of(frame)
 
 
 def _contradicts(full: FullDecode, indexed: Timeline) -> bool:

@@ -13,11 +13,12 @@ import numpy as np
 from peers import Pixels, Reader, uniform
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from clips import oracle_numbers, shown
+from clips import SAMPLES, oracle_numbers, shown
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.video import probe
 
+VIDEOS = SAMPLES
 FAR = 12.0  # mean difference of two pictures, of 255: more than any two ways to convert colours differ
 NEIGHBOURS = 2
 

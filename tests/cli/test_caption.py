@@ -63,14 +63,28 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_folder_without_videos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 0
-    assert capsys.readouterr() == ("", "no videos to process\n")
+    assert caption(tmp_path / "empty", "-o", tmp_path / "out.jsonl") == 1
+    assert capsys.readouterr() == ("", f"error: {tmp_path}/empty: no videos or pictures in it\n")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_picture(tmp_path / "deep" / "er" / "a.png", scene())
+    assert caption(tmp_path / "deep", "-o", tmp_path / "out.jsonl") == 1
+    assert capsys.readouterr().err.endswith(
+        f"\nhint: --recursive takes those in its folders, such as {tmp_path}/deep/er/a.png\n"
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+    assert caption(tmp_path / "deep", tmp_path / "empty", "-r", "-o", tmp_path / "out.jsonl") == 3
+    assert capsys.readouterr().err.startswith("1 captioned, 1 failed (see"), "one of the two held nothing"
+    assert run(["caption", str(tmp_path / "empty"), "-m", "/nonexistent"]) == 1
+    assert "no videos or pictures in it" in capsys.readouterr().err
 
 
 def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "captions.jsonl"
     assert caption(folder, "-o", out) == 0
-    assert capsys.readouterr() == ("", "8 captioned\n")
+    left_out = (
+        f"{folder}: what is in its folders is left out, such as {folder}/sub/blue_square.mp4: --recursive takes it"
+    )
+    assert capsys.readouterr() == ("", f"{left_out}\n8 captioned\n")
     found = records(out)
     assert len(found) == 8 and all(is_true(name, row["caption"]) for name, row in found.items())
     row = found["red_circle.mp4"]
@@ -83,7 +97,7 @@ def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pyt
     assert row["frames"]["count"] == 8 and row["settings"]["sampling"]["frames"] == 8 and row["prompt"]
     content = out.read_bytes()
     assert caption(folder, "-o", out) == 0
-    assert capsys.readouterr().err == "0 captioned, 8 done before\n" and out.read_bytes() == content
+    assert capsys.readouterr().err == f"{left_out}\n0 captioned, 8 done before\n" and out.read_bytes() == content
     assert caption(folder, "-o", out, "--recursive") == 0
     assert capsys.readouterr().err == "1 captioned, 8 done before\n"
     assert out.read_bytes().startswith(content) and len(records(out)) == 9
@@ -143,23 +157,42 @@ def test_sidecars(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (
         out == ""
         and "existing files that this run did not write are kept: 1, such as" in err
-        and err.endswith("8 captioned\n")
+        and err.endswith("9 captioned\n")
     )
-    assert (clips / "red_circle.txt").read_text() == "written by hand" and not (clips / "red_circle.srt").exists()
+    assert (clips / "red_circle.txt").read_text() == "written by hand" and (clips / "red_circle.srt").exists()
     assert is_true("blue_square.mp4", (clips / "sub" / "blue_square.txt").read_text())
     assert "00:00:00,000 --> 00:00:02,000" in (clips / "green_circle.srt").read_text()
-    assert len(records(clips / "llvid-captions.jsonl")) == 8
+    assert len(records(clips / "llvid-captions.jsonl")) == 9
     (clips / "green_circle.txt").unlink()
+    (clips / "red_circle.srt").unlink()
     assert caption(clips, "-r", "--sidecar", "txt", "--sidecar", "srt", "--sidecar", "vtt") == 0
     assert is_true("green_circle.mp4", (clips / "green_circle.txt").read_text()), "made anew from its record"
     assert (clips / "sub" / "blue_square.vtt").exists()
-    assert "0 captioned, 8 done before" in capsys.readouterr().err
+    assert (clips / "red_circle.txt").read_text() == "written by hand" and (clips / "red_circle.srt").exists()
+    assert "0 captioned, 9 done before" in capsys.readouterr().err
     assert caption(clips, "-r", "--sidecar", "txt", "--output-dir", tmp_path / "tree", "-q") == 0
     assert sorted(path.name for path in (tmp_path / "tree").rglob("*.txt")) == sorted(
         path.with_suffix(".txt").name for path in clips.rglob("*.mp4")
     )
     assert (tmp_path / "tree" / "sub" / "blue_square.txt").exists()
     assert (tmp_path / "tree" / "llvid-captions.jsonl").exists()
+
+
+def test_sidecars_of_a_replaced_video_are_made_anew_unless_somebody_changed_them(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+    command = (tmp_path, "--sidecar", "txt")
+    assert caption(*command) == 0
+    (tmp_path / "b.txt").write_text("better")
+    for name in ("a", "b"):
+        write_scene(tmp_path / f"{name}.mp4", scene(shape="square"))
+    capsys.readouterr()
+    assert caption(*command) == 0
+    assert "square" in (tmp_path / "a.txt").read_text() and (tmp_path / "b.txt").read_text() == "better"
+    err = capsys.readouterr().err
+    assert "are kept: 1, such as" in err and "1 captioned, 1 done before\n" in err
 
 
 def test_failures_have_reasons_and_are_tried_again(
@@ -176,12 +209,12 @@ def test_failures_have_reasons_and_are_tried_again(
     assert "no such file" in capsys.readouterr().err
     assert caption(clips, clips / "nope.mp4", "-o", out) == 3
     err = capsys.readouterr().err
-    assert err == f"7 captioned, 5 failed (see {tmp_path / 'out.errors.jsonl'})\n"
+    assert err.splitlines(keepends=True)[1:] == [f"7 captioned, 5 failed (see {tmp_path / 'out.errors.jsonl'})\n"]
     lines = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
     reasons = {Path(line["video_path"]).name: line["error"].split(": ", 1)[1] for line in lines}
     assert reasons["empty.mkv"] == "the file is empty" and reasons["song.m4a"] == "no video stream"
     assert reasons["nope.mp4"] == "no such file or folder" and "not a video" in reasons["words.webm"]
-    assert "header is broken or missing" in reasons["red_circle.mp4"]
+    assert "the file is cut short" in reasons["red_circle.mp4"]
     (clips / "red_circle.mp4").write_bytes(whole)
     for name in ("empty.mkv", "words.webm", "song.m4a"):
         (clips / name).unlink()
@@ -279,7 +312,10 @@ def test_frames_that_never_fit_end_the_run(
     assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
 
 
-def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(
+    kind: signal.Signals, code: int, clip: Path, tmp_path: Path
+) -> None:
     clips, out = tmp_path / "clips", tmp_path / "out.jsonl"
     clips.mkdir()
     for number in range(200):
@@ -289,10 +325,10 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(clip: Path, tm
     until = time.monotonic() + 60
     while not (out.exists() and out.stat().st_size) and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, err = process.communicate(timeout=60)
     done = len(records(out))
-    assert process.returncode == 130 and 0 < done < 200
+    assert process.returncode == code and 0 < done < 200
     assert err.splitlines() == [
         "finishing what is running; press Ctrl-C again to stop at once",
         f"{done} captioned, {200 - done} left: run the same command to continue",
@@ -331,3 +367,24 @@ def test_pictures_have_captions_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "square" in row["caption"] and row["frames"] is None
     assert caption(tmp_path / "square.png", "--every", "2") == 1
     assert "which has no windows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_folder_of_pictures_or_of_both_has_a_record_for_each(
+    clip: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    folder, out = tmp_path / "both", tmp_path / f"out.{form}"
+    folder.mkdir()
+    write_picture(folder / "square.png", scene(shape="square", x=0.5))
+    (folder / "words.txt").write_text("no media")
+    assert caption(folder, "-o", out) == 0
+    shutil.copy(clip, folder / "circle.mp4")
+    shutil.copy(folder / "square.png", folder / "circle.png")
+    assert caption(folder, "-o", out, "--every", "1") == caption(folder, "-o", out) == 0
+    assert capsys.readouterr().err == "1 captioned\n3 captioned\n2 captioned, 1 done before\n"
+    assert caption(folder, "--sidecar", "txt") == 3, "circle.png has no file of its own"
+    assert "square" in (folder / "square.txt").read_text() and "circle" in (folder / "circle.txt").read_text()
+    (line,) = (folder / "llvid-captions.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["video_path"] == str(folder / "circle.png")

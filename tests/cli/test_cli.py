@@ -30,7 +30,11 @@ def test_a_line_of_json_for_each_question(clip: Path, capsys: pytest.CaptureFixt
     code, out, _ = asked(capsys, str(clip), QUESTION, "Which way does it move?", "--json", "-n", "4")
     first, second = (json.loads(line) for line in out.splitlines())
     assert code == 0
-    assert first["video"] == str(clip) and first["question"] == QUESTION and "circle" in first["answer"]
+    assert (
+        first["video"] == first["video_path"] == str(clip)
+        and first["question"] == QUESTION
+        and "circle" in first["answer"]
+    )
     assert first["model"] == "demo" and first["finish_reason"] == "stop"
     assert first["frames"] == {
         "count": 4,

@@ -226,7 +226,7 @@ def test_captions_with_subtitles(clip: Path, tmp_path: Path, capsys: pytest.Capt
     command = ["caption", str(clip), "-m", "demo", "-o", str(out), "-n", "2"]
     assert run([*command, "--every", "1", "--subtitles", said]) == 0
     row = json.loads(out.read_text())
-    assert row["prompt"] == "Describe the video." and row["settings"]["subtitles"] == said and row["notes"] == ""
+    assert row["prompt"] == "Describe the video." and row["settings"]["subtitles"] == said and row["notes"] == []
     assert run([*command, "--every", "1", "--subtitles", said]) == 0
     assert capsys.readouterr().err == "1 captioned\n0 captioned, 1 done before\n"
     write(tmp_path / "s.srt", SRT.replace("Hello", "Bye"))

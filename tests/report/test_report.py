@@ -85,6 +85,14 @@ def test_lines_of_batch_and_lines_with_few_fields(tmp_path: Path) -> None:
     assert last == {"name": "z.mp4", "id": "q9", "error": "broken"}
 
 
+def test_a_file_of_errors_of_somebody_else_is_not_read(tmp_path: Path) -> None:
+    results = write(tmp_path / "out.jsonl", line("a.mp4"))
+    write(tmp_path / "out.errors.jsonl", {"mine": 1})
+    assert len(reported(results, "--no-sheets").rows) == 1
+    write(tmp_path / "out.jsonl.errors.jsonl", {"video_path": "b.mp4", "error": "broken", "hint": None})
+    assert [row["name"] for row in reported(results, "--no-sheets").rows] == ["a.mp4", "b.mp4"]
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_untrusted_text_never_becomes_markup(text: str, tmp_path: Path) -> None:
     lines = [line(f"clips/{text}", text, prompt=text, notes=text, finish_reason=text, settings={text: {text: text}})]

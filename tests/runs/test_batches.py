@@ -170,6 +170,18 @@ def test_one_that_never_fits_takes_no_other_down() -> None:
     assert len(done) == 39 and failed == {"v13": "too long for the context"}
 
 
+def test_one_that_alone_runs_out_of_memory_makes_no_other_batch_smaller() -> None:
+    def check(texts: Sequence[str]) -> None:
+        if "v13" in texts:
+            raise OutOfMemoryError("out of memory")
+
+    model, pace = Echo(check), RunPace(BatchSize(32))
+    done, failed = split(run(entries(200), model, pace=pace))
+    assert len(done) == 199 and failed == {"v13": "out of memory"}
+    assert pace.size.wanted(1000) == 32
+    assert len(model.batches) <= 12, "the halves of one batch, and six others"
+
+
 def test_memory_bounds_the_batch() -> None:
     model = Echo(room=5)
     done, _ = split(run(entries(64), model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,40 @@ def test_a_key_is_found_wherever_it_stands() -> None:
             rows.key(line)
 
 
+CELLS = [
+    # what stands in a cell of a text, and of a path
+    ("plain", "plain", "plain"), ("=1+1", "'=1+1", "./=1+1"), ("+1", "'+1", "./+1"), ("-1", "'-1", "./-1"),
+    ("@SUM(A1)", "'@SUM(A1)", "./@SUM(A1)"), ("'=1", "''=1", "'=1"), ("'tis", "'tis", "'tis"),
+    ("./=1", "./=1", "././=1"), ("./a.mp4", "./a.mp4", "./a.mp4"), ("a=1", "a=1", "a=1"), ("-->", "'-->", "./-->"),
+    ("\t=1", "'\t=1", "file:%09%3D1"), ("\n-1", "'\n-1", "file:%0A-1"), ("a\r\x1b[2Jb", "a[2Jb", "file:a%0D%1B%5B2Jb"),
+    ("a\u202egpj", "agpj", "file:a%E2%80%AEgpj"), ("\u200f=1", "'=1", "file:%E2%80%8F%3D1"),
+    ("\uff1d1", "'\uff1d1", "./\uff1d1"),
+    ("\u2066=1", "'=1", "file:%E2%81%A6%3D1"),
+    ("नमस्\u200dते 👩\u200d🚀", "नमस्\u200dते 👩\u200d🚀", "नमस्\u200dते 👩\u200d🚀"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "cell", "path_cell"), CELLS)
+def test_no_cell_of_a_csv_is_a_formula_or_steers_a_terminal(text: str, cell: str, path_cell: str) -> None:
+    names = ("caption", "prompt", "model", "finish_reason")
+    values = {**record(text).values, **dict.fromkeys(names, text), "notes": [text] if text else []}
+    rows = Csv()
+    row = rows.encode(values)
+    (found,) = csv.DictReader(io.StringIO(row.decode(), newline=""), rows.columns, strict=True)
+    assert {found[name] for name in (*names, "notes")} == {cell} and found["video_path"] == path_cell
+    back = rows.decode(row)
+    assert back["video_path"] == text and rows.encode(back) == row
+    plain = re.sub("[\r\x1b\u202e\u200f\u2066]", "", text)
+    assert {back[name] for name in names} == {plain} and back["notes"] == [plain]
+
+
 def test_csv_is_what_csv_reads() -> None:
     rows = Csv()
     content = rows.header + b"".join(rows.encode(each.values) for each in ALL)
     read = list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
-    assert [row["video_path"] for row in read] == [each.values["video_path"] for each in ALL]
+    assert [text_to_path(row["video_path"]).removeprefix("./") for row in read] == [each.path for each in ALL]
     plain = [each.text.replace("\x00", "").replace("\x1b", "") for each in ALL]
-    assert [row["caption"] for row in read] == plain
+    assert [row["caption"].removeprefix("'") for row in read] == plain
     assert [json.loads(row["segments"]) for row in read] == [each.values["segments"] for each in ALL]
     found = list(rows.split(io.BytesIO(content)))
     assert found[0] == rows.header and [rows.key(row) for row in found[1:]] == [each.key for each in ALL]
@@ -87,16 +115,18 @@ def test_exact_bytes_of_subtitles_and_text() -> None:
 
 
 def test_what_datasets_loads_is_what_was_written(tmp_path: Path) -> None:
-    """More than one of its blocks: it guesses the types from the first one."""
+    """More than one of its chunks, of which the first one decides on the types: so they have to be larger."""
     datasets = pytest.importorskip("datasets")
     path = tmp_path / "captions.jsonl"
     rows = JsonLines()
     first = [record(f"clips/{n}.mp4", "x" * 2000, n) for n in range(6000)]
-    noted = Record({**record("b.mp4").values, "notes": "one broken packet skipped"})
+    noted = Record({**record("b.mp4").values, "notes": ["one broken packet skipped"]})
     everything = [*first, *ALL, noted]
     path.write_bytes(b"".join(rows.encode(each.values) for each in everything))
     assert path.stat().st_size > 11 << 20
-    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), chunksize=2**30
+    )
     assert loaded["video_path"][:] == [each.values["video_path"] for each in everything]
     assert loaded["caption"][:] == [each.text for each in everything]
     assert loaded[-1]["segments"] == noted.values["segments"] and loaded[-1]["notes"] == noted.values["notes"]
@@ -114,6 +144,9 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     assert table["caption"].to_pylist() == [each.text for each in ALL] * 300
     assert table["segments"].to_pylist()[3] == ALL[3].values["segments"]
     assert json.loads(table["settings"].to_pylist()[0]) == {"system": None}
+    old = Record({**ALL[0].values, "notes": "of version 0.1"})
+    assert write_parquet(iter([*ALL[:2], old]), path) == 3
+    assert parquet.read_table(path)["notes"].to_pylist() == [[], [], ["of version 0.1"]]
     assert write_parquet(iter(()), path) == 0 and parquet.read_table(path).num_rows == 0
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from records import ALL, record
 
 from llava_video_cli.errors import LlvidError, UsageError
-from llava_video_cli.runs.ledger import Errors, Ledger
-from llava_video_cli.runs.record import Failure
+from llava_video_cli.runs.ledger import Errors, Ledger, open_table
+from llava_video_cli.runs.record import Failure, Record
 
 FORMS = ["out.jsonl", "out.csv"]
 
@@ -65,19 +67,122 @@ def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path: Path, name: str,
         Ledger(path)
     assert path.read_bytes() == content
     with Ledger(path, overwrite=True) as ledger:
-        assert path.read_bytes() == content, "until the run begins"
         ledger.begin()
         ledger.append(ALL[0])
+        ledger.complete()
+        assert path.read_bytes() == content, "until the run is complete"
     with Ledger(path) as ledger:
         assert ledger.done == {ALL[0].key}
 
 
-def test_overwriting_begins_with_the_first_record_at_the_latest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_overwritten_stays_until_the_new_is_there(tmp_path: Path, form: str) -> None:
+    """The run is stopped, or killed at any moment; the next one with --overwrite goes on."""
+    path = tmp_path / form
+    old = written(path, 5)
+    keys = {each.key for each in ALL}
+
+    def overwrite(begin: int, end: int, *, complete: bool) -> None:
+        with Ledger(path, overwrite=True) as ledger:
+            assert ledger.done == {each.key for each in ALL[5:begin]}
+            ledger.begin(keys)
+            for each in ALL[begin:end]:
+                ledger.append(each)
+            assert path.read_bytes() == old
+            if complete:
+                ledger.complete()
+
+    overwrite(5, 5, complete=True)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path], "there is nothing to take its place"
+    overwrite(5, 8, complete=False)
+    with Ledger(path) as ledger:
+        assert ledger.done == {each.key for each in ALL[:5]}, "without --overwrite the old one counts"
+    overwrite(8, 10, complete=True)
+    with Ledger(path) as ledger:
+        assert ledger.done == {each.key for each in ALL[5:10]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_overwriting_goes_on_with_what_the_run_would_make(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    written(path, 5)
+    written(path, 1)
     with Ledger(path, overwrite=True) as ledger:
-        ledger.begin()
-        assert path.read_bytes() == b""
+        for each in ALL[1:4]:
+            ledger.append(each)
+    with Ledger(path, overwrite=True) as ledger:
+        ledger.begin({ALL[2].key, ALL[5].key})
+        assert ledger.done == {ALL[2].key}
+        ledger.append(ALL[5])
+        ledger.complete()
+    with Ledger(path) as ledger:
+        assert [each.key for each in ledger.records()] == [ALL[2].key, ALL[5].key]
+
+
+def test_an_exception_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    new, torn = tmp_path / "new.jsonl", tmp_path / "torn.jsonl"
+    torn.write_bytes(written(torn, 2)[:-10])
+    content = torn.read_bytes()
+    for path in (new, torn):
+        with pytest.raises(LlvidError), Ledger(path):
+            raise LlvidError("the model can't be loaded")
+    assert not new.exists() and torn.read_bytes() == content
+
+
+def of_request(number: int, request: int) -> Record:
+    made = record(f"{request}.mp4", number=number)
+    return Record({**made.values, "settings": {"system": None, "request_key": f"{request:032x}"}})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_record_of_a_replaced_video_goes(tmp_path: Path, form: str) -> None:
+    path = tmp_path / form
+    with Ledger(path) as ledger:
+        for number in range(4):
+            ledger.append(of_request(number, number))
+        ledger.append(record("old", number=9))  # of version 0.1: without a request's key
+    path.chmod(0o640)
+    with Ledger(path) as ledger:
+        ledger.append(of_request(10, 1))
+        ledger.replace(of_request(0, 3).request_key)  # the new one can't be read
+        ledger.replace(of_request(0, 7).request_key)
+        assert ledger.replaced == 2 and ledger.done == {f"{n:032x}" for n in (0, 2, 9, 10)}
+    with Ledger(path) as ledger:
+        assert [int(each.key, 16) for each in ledger.records()] == [0, 2, 9, 10]
+        assert ledger.replaced == 0
+    assert path.stat().st_mode & 0o777 == 0o640 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_row_is_on_the_disk_within_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "out.jsonl"
+    with Ledger(path) as ledger:
+        for each in ALL[:5]:
+            ledger.append(each)
+        size = path.stat().st_size
+        until = time.monotonic() + 10
+        while size not in flushed and time.monotonic() < until:
+            time.sleep(0.05)
+        assert size in flushed and len(flushed) <= 4, "once a second, not for each record; and the folder"
+        ledger.append(ALL[5])
+    assert path.stat().st_size in flushed, "at the end, too"
+
+
+def test_output_through_a_link_keeps_the_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "out.jsonl"
+    link.symlink_to("there/real.jsonl")
+    for number in (0, 1):
+        with Ledger(link, overwrite=bool(number)) as ledger:
+            ledger.append(ALL[number])
+            ledger.complete()
+    assert link.is_symlink() and json.loads((tmp_path / "there" / "real.jsonl").read_text())["key"] == ALL[1].key
 
 
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
@@ -120,8 +225,6 @@ with Ledger(Path({str(path)!r})) as ledger:
     ("name", "kind"), [(".", LlvidError), ("no/such/out.jsonl", LlvidError), ("fifo.jsonl", UsageError)]
 )
 def test_what_can_not_be_an_output(tmp_path: Path, name: str, kind: type[LlvidError]) -> None:
-    import os
-
     path = tmp_path / name
     if name.startswith("fifo"):
         os.mkfifo(path)
@@ -147,11 +250,124 @@ def test_failures_are_kept_until_they_are_tried_again(tmp_path: Path) -> None:
     again = Errors(output)
     again.append(failure("one.mp4", "still"))
     again.succeeded(record("two.mp4"))
+    again.append(Failure({"id": 1, "video": "a.mp4"}, LlvidError("a number")))
+    again.append(Failure({"id": "1", "video": "a.mp4"}, LlvidError("a text")))
+    again.succeeded(Record({"id": 1, "key": ""}))
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert lines.pop()["error"] == "a text"
     assert {line["video_path"]: line["error"] for line in lines} == {"one.mp4": "still", "three.mp4": "c"}
     last = Errors(output)
+    last.succeeded(Record({"id": "1", "key": ""}))
     for name in ("one.mp4", "three.mp4"):
         last.succeeded(record(name))
     last.close()
     assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+FOREIGN = b'{"error": "in my own words"}\n'
+WORDS = b"milk, eggs"
+OURS = b'{"video_path": "b.mp4", "error": "cut", "hint": null}\n'
+
+
+def failed(name: str = "a.mp4") -> Failure:
+    return Failure({"video_path": name}, LlvidError("broken"))
+
+
+def errors_of(path: Path) -> list[str]:
+    return [json.loads(line)["video_path"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("content", [FOREIGN, WORDS])
+def test_a_file_of_errors_of_somebody_else_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "out.errors.jsonl").write_bytes(content)
+    for failures in (1, 0):
+        with Errors(tmp_path / "out.jsonl") as errors:
+            assert errors.path == tmp_path / "out.jsonl.errors.jsonl"
+            if failures:
+                errors.append(failed())
+            else:
+                errors.succeeded(record("a.mp4"))
+        assert errors.path.exists() == bool(failures)
+        assert (tmp_path / "out.errors.jsonl").read_bytes() == content
+    (tmp_path / "out.jsonl.errors.jsonl").write_bytes(FOREIGN)
+    with pytest.raises(LlvidError, match="was not written by llvid"):
+        Errors(tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl.errors.jsonl").read_bytes() == FOREIGN
+
+
+def test_each_output_has_a_file_of_errors_of_its_own(tmp_path: Path) -> None:
+    for name in ("x.jsonl", "x.csv", "x.parquet"):
+        with Errors(tmp_path / name) as errors:
+            errors.append(failed(f"{name}.mp4"))
+    assert {path.name: errors_of(path) for path in tmp_path.iterdir()} == {
+        "x.errors.jsonl": ["x.jsonl.mp4"], "x.csv.errors.jsonl": ["x.csv.mp4"],
+        "x.parquet.errors.jsonl": ["x.parquet.mp4"],
+    }  # fmt: skip
+    with Errors(tmp_path / "x.csv.jsonl") as errors, pytest.raises(LlvidError, match="another run is writing"):
+        Errors(tmp_path / "x.csv")
+
+
+def test_a_file_of_errors_of_version_0_1_moves_to_its_table(tmp_path: Path) -> None:
+    old = tmp_path / "x.errors.jsonl"
+    old.write_bytes(OURS)
+    (tmp_path / "x.csv").write_text("rows")
+    (tmp_path / "x.parquet").write_text("rows")
+    with Errors(tmp_path / "x.csv"):
+        pass
+    assert old.read_bytes() == OURS, "nothing was to be written"
+    with Errors(tmp_path / "x.csv") as errors:
+        errors.append(failed())
+    assert errors_of(tmp_path / "x.csv.errors.jsonl") == ["b.mp4", "a.mp4"] and not old.exists()
+    old.write_bytes(OURS)
+    (tmp_path / "x.jsonl").touch()
+    with Errors(tmp_path / "x.parquet") as errors:
+        errors.append(failed())
+    assert errors_of(errors.path) == ["a.mp4"] and old.read_bytes() == OURS, "those of x.jsonl, which has them still"
+
+
+def test_failures_that_are_overwritten_stay_until_the_run_begins(tmp_path: Path) -> None:
+    path = tmp_path / "x.errors.jsonl"
+    path.write_bytes(OURS)
+    with Errors(tmp_path / "x.jsonl", overwrite=True):
+        pass
+    assert path.read_bytes() == OURS
+    with Errors(tmp_path / "x.jsonl", overwrite=True) as errors:
+        errors.begin()
+    assert not path.exists()
+
+
+def test_a_parquet_file_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "mine.parquet"
+    parquet.write_table(arrow.table({"file": ["a.mp4"], "mine": [1]}), path)
+    content = path.read_bytes()
+    with pytest.raises(LlvidError, match="is not a table of llvid"), open_table(path):
+        pass
+    with pytest.raises(LlvidError, match="no model"), open_table(path, overwrite=True):
+        raise LlvidError("no model")
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+    with open_table(path, overwrite=True) as ledger:
+        ledger.append(ALL[0])
+        assert path.read_bytes() == content
+        ledger.complete()
+    assert parquet.read_table(path)["key"].to_pylist() == [ALL[0].key]
+    with open_table(path, overwrite=True) as ledger:
+        ledger.begin()
+        ledger.append(ALL[1])  # the run is stopped
+    assert parquet.read_table(path)["key"].to_pylist() == [ALL[0].key]
+    with open_table(path) as ledger:
+        ledger.append(ALL[2])
+    assert parquet.read_table(path)["key"].to_pylist() == [ALL[0].key, ALL[2].key]
+    before = path.stat().st_mtime_ns
+    with open_table(path) as ledger:
+        assert len(ledger.done) == 2
+    assert path.stat().st_mtime_ns == before, "nothing new"
+    with Ledger(tmp_path / "mine.parquet.jsonl") as ledger:
+        ledger.append(ALL[3])  # and the process was killed
+    with open_table(path):
+        pass
+    assert parquet.read_table(path).num_rows == 3
+    (tmp_path / "mine.parquet.jsonl").unlink()
+    with pytest.raises(LlvidError, match="has lost its records"), open_table(path):
+        pass

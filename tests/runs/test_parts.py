@@ -12,14 +12,14 @@ import pytest
 
 from llava_video_cli import MediaError
 from llava_video_cli.errors import LlvidError
-from llava_video_cli.runs.ledger import PartErrors, PartFiles, is_folder
+from llava_video_cli.runs.parts import PartErrors, PartFiles, is_folder
 from llava_video_cli.runs.record import Failure, Record
 
 
 def record(number: int) -> Record:
     values: dict[str, Any] = {
         "video_path": f"{number}.mp4", "caption": "A circle.", "segments": [], "prompt": "?", "model": "demo",
-        "finish_reason": "stop", "frames": None, "notes": "", "usage": {}, "settings": {}, "key": f"{number:032x}",
+        "finish_reason": "stop", "frames": None, "notes": [], "usage": {}, "settings": {}, "key": f"{number:032x}",
     }  # fmt: skip
     return Record(values)
 
@@ -38,14 +38,23 @@ def test_what_stands_in_parts_is_done(name: str, scheme: str, tmp_path: Path) ->
     with PartFiles(place) as parts:
         assert parts.done == {record(number).key for number in range(6)}
     with PartFiles(place, overwrite=True) as parts:
-        assert parts.done == set() and list((tmp_path / name).glob("part-*")), "dropped when it begins, not before"
         parts.begin()
-        assert not list((tmp_path / name).glob("part-*"))
+        parts.complete()
+    assert len(list((tmp_path / name).glob("part-*"))) == 2, "there is nothing to take their place"
+    with PartFiles(place, overwrite=True) as parts:
+        assert parts.done == set()
+        parts.begin()
+        parts.append(record(0))
+        parts.flush()
+        assert len(list((tmp_path / name).glob("part-*"))) == 3, "the old ones go when the run is complete, not before"
+        parts.complete()
+    with PartFiles(place) as parts:
+        assert parts.done == {record(0).key}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders can't be locked there")
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
-    program = f"from llava_video_cli.runs.ledger import PartFiles\nPartFiles({str(tmp_path)!r})"
+    program = f"from llava_video_cli.runs.parts import PartFiles\nPartFiles({str(tmp_path)!r})"
     with PartFiles(str(tmp_path)):
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert f"another run is writing {tmp_path}/" in result.stderr
@@ -80,7 +89,27 @@ def test_a_folder_is_told_from_a_file(tmp_path: Path) -> None:
     assert not is_folder("new.jsonl")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["part-1.jsonl", "part-00000-abc.snappy.parquet", "data.parquet", "_errors.jsonl"])
+def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path, name: str, overwrite: bool) -> None:
+    (tmp_path / name).write_text("no record\n")
+    with (
+        pytest.raises(LlvidError, match="can't be used for records"),
+        PartFiles(f"{tmp_path}/", overwrite=overwrite) as to,
+    ):
+        PartErrors(to)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "no record\n"
+
+
 def test_parts_that_are_none_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "part-1.jsonl").write_text("no record\n")
+    (tmp_path / "part-0123abcd-00000.jsonl").write_text("no record\n")
     with pytest.raises(LlvidError, match="can't be used for records"):
         PartFiles(str(tmp_path))
+
+
+def test_a_folder_that_is_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with PartFiles(f"{tmp_path}/{name}/"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

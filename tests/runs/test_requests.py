@@ -65,16 +65,23 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
     requests, out = write(folder / "requests.jsonl", *lines, ""), folder / "answers.jsonl"
     command = ["batch", str(requests), "-o", str(out), "-m", "demo"]
     assert run(command) == 3
-    assert capsys.readouterr().err == f"5 answered, 1 failed (see {folder / 'answers.errors.jsonl'})\n"
+    assert capsys.readouterr().err == (
+        f"5 answered (1 cut off: --max-new-tokens was reached), 1 failed (see {folder / 'answers.errors.jsonl'})\n"
+    )
     found = answers(out)
     assert found["shape"]["answer"] == "It is a circle." and found["shape"]["video"] == str(folder / "red.mp4")
+    assert found["shape"]["video_path"] == found["shape"]["video"] and found["shape"]["notes"] == []
     assert found["color"]["finish_reason"] == "length" and found["color"]["usage"]["generated_tokens"] == 2
     assert "right" in found["few"]["answer"] and found["few"]["frames"]["times_seconds"] == [1.0, 1.2, 1.5, 1.7]
     assert "no" in found[7]["answer"] and found[7]["with"][0]["path"] == str(folder / "blue.mp4")
     assert "blue" in found["turns"]["answer"] and found["turns"]["question"] == "What color is it at the start?"
     assert found["few"]["settings"]["sampling"]["frames"] == 4 and found["shape"]["settings"]["sampling"]["frames"] == 8
     failed = json.loads((folder / "answers.errors.jsonl").read_text())
-    assert failed["id"] == 6 and "No such file" in failed["error"]
+    assert (
+        failed["id"] == 6
+        and failed["video_path"] == failed["video"] == str(folder / "gone.mp4")
+        and "No such file" in failed["error"]
+    )
     (folder / "gone.mp4").hardlink_to(folder / "red.mp4")
     lines[0]["question"] = "Does the color change?"
     write(requests, *lines)
@@ -97,7 +104,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         return real.get_video_features(*arguments, **more)
 
     model = LlavaVideo("demo", wrapped(load(CHECKPOINT, Loading()), get_video_features=counted))
-    job = RequestJob(tuple((each, str(each.id)) for each in asked), model.settings)
+    job = RequestJob(tuple((each, str(each.id), "") for each in asked), model.settings)
     media = [question.request.media for question in job.questions(model.shrink, Limits())]
     assert len({id(medium) for each in media for medium in each}) == 1
     outcomes = list(batch.run([job], model, pace=batch.RunPace(batch.BatchSize(4))))
@@ -155,7 +162,8 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = write(tmp_path / "r.jsonl", {"video": "a", "question": "x", "qestion": "y"})
     for requests, out, words in (
         (path, "o.jsonl", "line 1: unknown key 'qestion'"), (tmp_path / "no", "o.jsonl", "No such file"),
-        (path, "o.csv", "must end in .jsonl"), (tmp_path, "o.jsonl", "Is a directory"),
+        (path, "o.csv", "must end in .jsonl"),
+        (write(tmp_path / "empty.jsonl", ""), "o.jsonl", "no request in it"), (tmp_path, "o.jsonl", "Is a directory"),
     ):  # fmt: skip
         assert run(["batch", str(requests), "-o", str(tmp_path / out)]) == 2
         out_text, err = capsys.readouterr()

@@ -23,6 +23,7 @@ from terminal import scene
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip
+from llava_video_cli.runs.formats import notes_list
 
 OLD = Path(__file__).parent / "written_by_62cb6f9"
 RUNS = {
@@ -84,8 +85,7 @@ def table(path: Path) -> list[dict[str, Any]]:
         return []
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return rows
+    return [row | {"notes": notes_list(row["notes"])} for row in parquet.read_table(path).to_pylist()]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a key holds the path as the system writes it")

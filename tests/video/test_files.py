@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from llava_video_cli.errors import MediaError
@@ -42,7 +43,12 @@ def test_a_folder_gives_its_videos_in_order_each_once(tmp_path: Path) -> None:
         "sub/deep/e.gif",
         "s.mp3",
     )
+    touch(tmp_path / "both", "a.JPG", "b.png", "c.mp4", "d.svg", "e.eps", ".f.png")
+    assert [Path(path).name for path in paths(tmp_path / "both")] == ["a.JPG", "b.png", "c.mp4"]
+    shutil.rmtree(tmp_path / "both")
     (tmp_path / "empty").mkdir()
+    (error,) = find([str(tmp_path / "empty")], report_empty=True)
+    assert "no videos or pictures in it" in str(error) and not list(find([str(tmp_path / "empty")]))
     assert paths(tmp_path) == [str(tmp_path / name) for name in ("a.MKV", "b.mp4", "c.webm", "s.mp3")]
     found = paths(tmp_path, tmp_path / "b.mp4", tmp_path / "sub" / ".." / "b.mp4", recursive=True)
     assert [os.path.relpath(path, tmp_path) for path in found] == [
@@ -67,8 +73,8 @@ def test_links_and_odd_files(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, **options: bool) -> list[object]:
-    todo = plan_folder(find([str(folder)]), TASK, done, sidecars, folder, **({"overwrite": False} | options))
+def sorted_out(folder: Path, done: set[str], sidecars: Sidecars, *, overwrite: bool = False) -> list[object]:
+    todo = plan_folder(find([str(folder)]), TASK, done, sidecars, folder, overwrite=overwrite)
     names = [Path(found.path).name for found, _ in todo.videos]
     return [names, todo.done, len(todo.failures), [path.name for path in todo.kept], len(todo.lost)]
 
@@ -111,6 +117,8 @@ def test_sidecars_decide_too(tmp_path: Path) -> None:
     todo = plan_folder(find([str(tmp_path)]), TASK, set(), Sidecars(), tmp_path, overwrite=False)
     done = {key for found, key in todo.videos if found.path.endswith("a.mp4")}
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 1]
+    both = Sidecars(("txt", "srt"))
+    assert sorted_out(tmp_path, done, both) == [["b.mkv", "c.mp4"], 1, 1, ["c.txt"], 1], "c.srt is to be made"
     assert sorted_out(tmp_path, set(), text, overwrite=True) == [["a.mp4", "b.mkv", "c.mp4"], 0, 1, [], 0]
     touch(tmp_path, "a.txt")
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 0]

@@ -187,7 +187,7 @@ def test_a_broken_packet_gives_the_nearest_good_frames(tmp_path: Path, caplog: p
     assert frames.times_seconds == pytest.approx([k / 24 for k in good])
     broken, lost = frames.notes
     assert broken.endswith("broken packet skipped; the nearest good frames were used")
-    assert lost.startswith(f"{24 - len(good)} of the frames asked for")
+    assert lost.startswith(f"{24 - len(good)} of the requested frames")
     assert "broken.mp4' is decoded again" in caplog.text and "broken.mp4' is decoded in full" in caplog.text
 
 
@@ -259,7 +259,7 @@ def test_what_is_no_video_is_an_error_with_a_reason(tmp_path: Path) -> None:
         "absent.mp4": "no such file", ".": "a folder, not a video", "empty.mp4": "the file is empty",
         "text.mp4": "not a video", "noise.mp4": "not a video|no picture|no video stream",
             "sound.m4a": "no video stream",
-        "picture.png": "not a video", "cut.mp4": "its header is broken or missing", "pipe": "not a regular file",
+        "picture.png": "not a video", "cut.mp4": "the file is cut short", "pipe": "not a regular file",
         "a\0b": "can't be opened",
     }  # fmt: skip
     for name, words in cases.items():

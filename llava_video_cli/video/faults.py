@@ -1,0 +1,95 @@
+"""What a file itself says about why pictures are missing: it is cut short, encrypted, or they are in another file."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from .mp4_index import BROKEN, Boxes, CutBoxError, boxes_of
+
+_CUT, _ENCRYPTED, _ELSEWHERE = "the file is cut short", "the video is encrypted", "the pictures are in another file"
+_EBML, _SEGMENT, _RIFF = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"RIFF"
+_TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
+
+
+def file_fault(path: str) -> str | None:
+    """Return what is wrong with a file by its container's own words; None if it says nothing."""
+    try:
+        with Path(path).open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(0)
+            start = file.read(4)
+            if start == _EBML:
+                return _CUT if _segment_end(file) > end else None
+            if start == _RIFF:
+                return _CUT if _riff_end(file, end) > end else None
+            if start[:1] == b"G":
+                return _ENCRYPTED if _is_scrambled(file) else None
+            return _mp4_fault(file, end)
+    except BROKEN:
+        return None
+
+
+def _segment_end(file: BinaryIO) -> int:
+    """Return where the segment of a Matroska file ends, 0 where it doesn't say (RFC 8794, section 6.2)."""
+    for _ in range(2):  # the header, then the segment
+        size = file.read(1)[0]
+        length = 9 - size.bit_length()
+        rest = file.read(length - 1)
+        size = int.from_bytes(bytes([size & (0xFF >> length)]) + rest, "big")
+        if size == (1 << 7 * length) - 1:
+            return 0
+        stop = file.tell() + size
+        file.seek(stop)
+        if file.read(4) != _SEGMENT:
+            return stop
+    return 0
+
+
+def _riff_end(file: BinaryIO, end: int) -> int:
+    """Return where the last RIFF chunk of an AVI file ends."""
+    at = 0
+    while at + 8 <= end:
+        file.seek(at)
+        kind, size = struct.unpack("<4sI", file.read(8))
+        if kind != _RIFF or not size:
+            break
+        at += 8 + size + size % 2
+    return at - 1  # the last byte may be padding
+
+
+def _is_scrambled(file: BinaryIO) -> bool:
+    """Return whether most packets of a transport stream are scrambled (ISO/IEC 13818-1, section 2.4.3.3)."""
+    file.seek(0)
+    content = file.read(_TS_BYTES * _TS_READ)
+    heads = [content[at : at + 4] for at in range(0, len(content) - 3, _TS_BYTES)]
+    return all(head[0] == 0x47 for head in heads) and 2 * sum(head[3] & 0xC0 != 0 for head in heads) > len(heads)
+
+
+def _mp4_fault(file: BinaryIO, end: int) -> str | None:
+    try:
+        top = boxes_of(file, (0, end))
+    except CutBoxError as error:
+        return _CUT if str(error) in ("mdat", "moov", "moof") else None
+    movie = boxes_of(file, top["moov"][0])
+    for span in movie["trak"]:
+        media = boxes_of(file, boxes_of(file, span)["mdia"][0])
+        file.seek(media["hdlr"][0][0] + 8)
+        if file.read(4) == b"vide":
+            return _track_fault(file, boxes_of(file, media["minf"][0]))
+    return None
+
+
+def _track_fault(file: BinaryIO, media: Boxes) -> str | None:
+    begin, end = boxes_of(file, media["stbl"][0])["stsd"][0]
+    if "encv" in boxes_of(file, (begin + 8, end)):
+        return _ENCRYPTED
+    begin, end = boxes_of(file, media["dinf"][0])["dref"][0]
+    for kind, spans in boxes_of(file, (begin + 8, end)).items():
+        for start, stop in spans:
+            file.seek(start)
+            # FFmpeg takes the data of an "url " for this file's
+            if not file.read(4)[3] & 1 and (kind != "url " or stop > start + 5):
+                return _ELSEWHERE
+    return None
