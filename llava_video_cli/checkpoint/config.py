@@ -39,6 +39,7 @@ _VISION_ABSENT = {
     "patch_size": 14,
 }  # fmt: skip
 _GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+_MOST_ROPE_FACTOR = 10**6  # as a float, the context must stay a whole number
 # RoPE scaling that a linear factor can be put on: none, or another linear one.
 _SCALABLE = ("default", "linear")
 
@@ -310,7 +311,7 @@ def _check_pooling(checkpoint: Checkpoint, stride: int | None) -> None:
 def _text(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the language model's config with what transformers fills in."""
     part = _part(config, "text_config")
-    kind = part.get("model_type") or "llama"
+    kind = str(part.get("model_type") or "llama")
     text = {"model_type": kind, **_TEXT_SHARED, **_TEXT_DEFAULTS.get(kind, _TEXT_DEFAULTS["llama"]), **part}
     for name in (*_TEXT_SHARED, "intermediate_size", "max_position_embeddings"):
         _whole(text[name], name)
@@ -352,8 +353,8 @@ def _whole(value: object, name: str) -> int:
 
 
 def _factor(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
-        raise ModelError(f"the config's RoPE factor must be 1 or more, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MOST_ROPE_FACTOR:
+        raise ModelError(f"the config's RoPE factor must be from 1 to {_MOST_ROPE_FACTOR}, got {value!r}")
     return float(value)
 
 

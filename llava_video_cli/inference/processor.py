@@ -10,13 +10,46 @@ from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, first_line
 
+_MOST_TIMES_SIDE = 4  # of the vision tower: what is resized to more takes memory for nothing
+
 
 def load_processor(folder: Path, config: Any) -> Any:
     """Return the checkpoint's processor; what old or incomplete copies lack is filled in from the config.
 
     A copy without its preprocessor files would get the class defaults, 224 pixels and 64 tokens a frame; the vision
-    tower's own `image_size` is used instead. Raises `ModelError` if there is no tokenizer.
+    tower's own `image_size` is used instead. Raises `ModelError` if there is no tokenizer, or for values with
+    which no frame can be prepared.
     """
+    try:
+        processor = _completed(folder, config)
+        _try_out(processor, config.vision_config.image_size)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - wrong values raise errors of any class
+        hint = "take preprocessor_config.json and video_preprocessor_config.json from the published checkpoint"
+        raise ModelError(f"the preprocessor's config in {folder} can't be used: {first_line(error)}", hint) from None
+    return processor
+
+
+def _try_out(processor: Any, side: int) -> None:
+    """Prepare a frame and a picture. Raises errors of any class for wrong values, before they take memory."""
+    import numpy as np
+
+    from .vision import resize
+
+    sizes = [dict(part.size) for part in (processor.video_processor, processor.image_processor)]
+    if not all(edge is None or 1 <= edge <= _MOST_TIMES_SIDE * side for size in sizes for edge in size.values()):
+        raise ValueError(f"it resizes to {sizes}, the model takes {side} pixels")
+    image = np.zeros((side, 2 * side, 3), np.uint8)
+    processor.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    frames = resize(image, processor)[None]
+    values = processor.video_processor(videos=[frames], return_tensors="pt", do_sample_frames=False)
+    height, width = values["pixel_values_videos"].shape[-2:]
+    if (height, width) != (side, side):
+        raise ValueError(f"it makes frames of {width} x {height} pixels, the model takes {side} x {side}")
+
+
+def _completed(folder: Path, config: Any) -> Any:
     from transformers import LlavaNextVideoProcessor
 
     folder = CHECKPOINT if has_random_weights(folder) else folder

@@ -115,7 +115,7 @@ def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
         ({"text_config": {"num_hidden_layers": 0}}, "num_hidden_layers must be a whole number above 0, got 0"),
         (
             {"text_config": {"rope_scaling": {"type": "linear", "factor": "x"}}},
-            "RoPE factor must be 1 or more, got 'x'",
+            "RoPE factor must be from 1 to 1000000, got 'x'",
         ),
         ({"text_config": {"rope_scaling": [2.5]}}, "RoPE scaling is not a mapping"),
         ({"text_config": [1]}, "text_config is not a mapping"),

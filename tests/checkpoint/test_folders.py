@@ -95,6 +95,7 @@ def resized(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+CROP = {"crop_size": {"height": 336, "width": 336}}
 INDEX = "model.safetensors.index.json"
 BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "pointer": (lambda f: (f / "model.safetensors").write_bytes(POINTER), r"pointer to a file of 14,125,000,000 bytes"),
@@ -179,6 +180,22 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
         config({"text_config": {"quantization_config": {"quant_method": "awq"}}}),
         r"'awq' in its text_config",
         "--quantize",
+    ),
+    "no family": (config({"text_config": {"model_type": [3]}}), r"can't be used|can't be loaded", ""),
+    "large size": (
+        text("video_preprocessor_config.json", json.dumps({"size": {"shortest_edge": 10**6}} | CROP)),
+        r"can't be used: it resizes to .*1000000",
+        "take preprocessor_config.json",
+    ),
+    "no crop": (
+        text("video_preprocessor_config.json", json.dumps({"do_center_crop": False} | CROP)),
+        r"it makes frames of 672 x 336 pixels, the model takes 336 x 336",
+        "take preprocessor_config.json",
+    ),
+    "no resample": (
+        text("video_preprocessor_config.json", json.dumps({"resample": []} | CROP)),
+        r"the preprocessor's config in .* can't be used",
+        "take preprocessor_config.json",
     ),
     "no token": (text("generation_config.json", '{"eos_token_id": {}}'), r"eos_token_id must be the number of a", ""),
     "no name": (
