@@ -150,7 +150,7 @@ def test_a_sheet_shows_the_frames_that_the_model_saw(clip: Path, tmp_path: Path)
 
 def test_sheets_of_pictures_and_of_very_narrow_images_stay_small(tmp_path: Path) -> None:
     write_picture(tmp_path / "p.png", scene(width=1600, height=1200))
-    Image.new("RGB", (1, 3000)).save(tmp_path / "sliver.png")
+    Image.new("RGB", (3, 3000)).save(tmp_path / "sliver.png")
     noise = np.random.default_rng(1).integers(0, 256, (1080, 1920, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     names = ("p.png", "sliver.png", "noise.png")
