@@ -328,6 +328,7 @@ def _vision(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     for name in _VISION_DEFAULTS:
         _whole(vision[name], name)
+    _whole(vision.get("num_attention_heads", 1), "num_attention_heads")
     return vision
 
 

@@ -188,7 +188,10 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
         "take preprocessor_config.json",
     ),
     "no crop": (
-        text("video_preprocessor_config.json", json.dumps({"do_center_crop": False} | CROP)),
+        text(
+            "video_preprocessor_config.json",
+            json.dumps({"do_center_crop": False, "size": {"shortest_edge": 336}} | CROP),
+        ),
         r"it makes frames of 672 x 336 pixels, the model takes 336 x 336",
         "take preprocessor_config.json",
     ),
