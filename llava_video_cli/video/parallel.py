@@ -101,9 +101,18 @@ class Converter:
         self.resized = self.resized or not self.geometry.fits(frame)
         if matrix := replace_matrix(frame):
             self.matrix = matrix
-        if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
-            self._own.reformatter = VideoReformatter()
-        return DecodedFrame(target, stamp, self.geometry.pixels(frame, self._own.reformatter))
+        return DecodedFrame(target, stamp, self.pixels(frame))
+
+    def pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright."""
+        return self.geometry.pixels(frame, self.reformatter("rgb"))
+
+    def reformatter(self, use: str) -> VideoReformatter:
+        """Return the thread's own reformatter for a use: it keeps its tables from one picture to the next."""
+        if not hasattr(self._own, use):
+            setattr(self._own, use, VideoReformatter())
+        reformatter: VideoReformatter = getattr(self._own, use)
+        return reformatter
 
     def release(self) -> None:
         """Wake all threads that wait for a leading picture: it won't come."""
@@ -118,12 +127,22 @@ def decode_targets(
     With `hold_all` any number of them may wait to be fetched, so that the longest ranges can begin first. Without, one
     for each range waits, and large pictures get fewer decoders. Raises MismatchError where the index turns out wrong.
     """
-    ranges = plan_ranges(index, targets)
+    yield from decode_ranges(video, index, plan_ranges(index, targets), converter, None if hold_all else 1)
+
+
+def decode_ranges(
+    video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange], converter: Converter, most_waiting: int | None
+) -> Generator[DecodedFrame, None, None]:
+    """Yield the pictures of ranges, which are in order of time; of each range, `most_waiting` may wait to be fetched.
+
+    Raises MismatchError where the index turns out wrong.
+    """
+    hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
     packets = sum(each.length for each in ranges)
     small = packets * video.pixels < _SMALL_PIXELS and packets * video.size_bytes < len(index.stamps) * _SMALL_BYTES
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
-    pool = _DecoderPool(video, index, ranges, converter, hold_all)
+    pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
         for number, packet_range in enumerate(ranges):
@@ -190,15 +209,21 @@ class _DecoderPool:
     """Worker threads that each hold a decoder and decode one range after the other."""
 
     def __init__(
-        self, video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange], converter: Converter, hold_all: bool
+        self,
+        video: OpenVideo,
+        index: PacketIndex,
+        ranges: Sequence[PacketRange],
+        converter: Converter,
+        most_waiting: int | None,
     ) -> None:
-        self._index, self._ranges, self._converter, self._hold_all = index, ranges, converter, hold_all
+        self._index, self._ranges, self._converter, self._most_waiting = index, ranges, converter, most_waiting
         self._video = replace(video, deadline=video.deadline.for_thread())
         self._results: list[queue.Queue[DecodedFrame | Exception | None]] = [
-            queue.Queue(0 if hold_all else 1) for _ in ranges
+            queue.Queue(most_waiting or 0) for _ in ranges
         ]
         self._jobs = deque(range(len(ranges)))
-        if hold_all:  # the first range stays the first: it sets the geometry
+        self._begun = threading.Semaphore(len(ranges))  # how many more ranges may be begun
+        if most_waiting is None:  # the first range stays the first: it sets the geometry
             rest = sorted(range(1, len(ranges)), key=lambda number: -ranges[number].length)
             self._jobs = deque([0, *rest] if ranges else [])
         self._threads: list[threading.Thread] = []
@@ -208,9 +233,11 @@ class _DecoderPool:
 
         That is with a single core, or where pictures can't wait to be fetched.
         """
-        if workers == 1 and (threads == 1 or not self._hold_all):
+        if workers == 1 and (threads == 1 or self._most_waiting == 1):
             _use_all(self._video, threads)
             return
+        if self._most_waiting is not None:
+            self._begun = threading.Semaphore(workers + 1)
         self._threads = [
             threading.Thread(target=self._work, args=(worker, threads), name=f"llvid-decode-{worker}", daemon=True)
             for worker in range(workers)
@@ -223,11 +250,14 @@ class _DecoderPool:
         if not self._threads:
             yield from self._decode(self._video, number)
             return
-        while (item := self._results[number].get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            del item
+        try:
+            while (item := self._results[number].get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                del item
+        finally:
+            self._begun.release()
 
     def close(self) -> None:
         """Stop the threads and wait for them."""
@@ -241,6 +271,8 @@ class _DecoderPool:
         with ExitStack() as stack:
             video: OpenVideo | None = None
             while self._jobs and not self._video.deadline.stopped.is_set():
+                if not self._begun.acquire(timeout=0.05):
+                    continue
                 try:
                     number = self._jobs.popleft()
                 except IndexError:
