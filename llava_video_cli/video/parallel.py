@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import av.error
 from av.video.reformatter import VideoReformatter
@@ -76,7 +76,12 @@ def share_cores(ranges: Sequence[PacketRange], cores: int, most: int | None = No
 
 
 class Converter:
-    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one."""
+    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
+
+    `decoder_options` are FFmpeg's, for pictures that need not be exact.
+    """
+
+    decoder_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self) -> None:
         self.resized = False
@@ -189,7 +194,7 @@ def _from_start(
     In streams with intra refresh it can start only at the first one.
     """
     with open_video(video.path, video.deadline) as again:
-        _use_all(again, cores(video.deadline.limits))
+        _use_all(again, cores(video.deadline.limits), converter.decoder_options)
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)
@@ -199,10 +204,10 @@ def _from_start(
             raise MismatchError from error
 
 
-def _use_all(video: OpenVideo, threads: int) -> None:
+def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
     use_threads(video.context, threads)
-    video.context.options |= {"err_detect": "explode"}
+    video.context.options |= {"err_detect": "explode", **options}
 
 
 class _DecoderPool:
@@ -234,7 +239,7 @@ class _DecoderPool:
         That is with a single core, or where pictures can't wait to be fetched.
         """
         if workers == 1 and (threads == 1 or self._most_waiting == 1):
-            _use_all(self._video, threads)
+            _use_all(self._video, threads, self._converter.decoder_options)
             return
         if self._most_waiting is not None:
             self._begun = threading.Semaphore(workers + 1)
@@ -282,7 +287,7 @@ class _DecoderPool:
                         mine = self._video  # only the first worker's: a container serves one thread at a time
                         if worker > 0:
                             mine = stack.enter_context(open_video(mine.path, mine.deadline))
-                        _use_all(mine, threads)
+                        _use_all(mine, threads, self._converter.decoder_options)
                         video = mine
                     for decoded in self._decode(video, number):
                         self._put(number, decoded)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from av.video.reformatter import Interpolation
@@ -51,8 +51,11 @@ def check_installed() -> None:
 class SmallConverter(Converter):
     """Turns decoded pictures into small ones, uint8 (height, width, 3), BGR, all of the same size, not rotated.
 
-    PySceneDetect takes 256 pixels for the longest side, and picks them without an average of those between.
+    PySceneDetect takes 256 pixels for the longest side, and picks them without an average of those between. Pictures
+    that no other one refers to are not deblocked: that saves 6 % of the decoding, and changes scores by 0.5 % (median).
     """
+
+    decoder_options: ClassVar[Mapping[str, str]] = {"skip_loop_filter": "noref"}
 
     def pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return a picture's pixels."""
