@@ -23,7 +23,10 @@ _SAMPLING, _GENERATION = Sampling(), Generation()
 # Options of sampling whose names differ from those of their fields.
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
-SAMPLING_OPTIONS = ("frames", "fps", *_OPTIONS)
+SAMPLING_OPTIONS = (
+    *("frames", "fps", *_OPTIONS, "skip_static"),
+    *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ..runs.preflight import ModelLoader, most_frames, placeholders
 from ..runs.record import EMPTY_ANSWER, ask_values, media_values, settings_values
 from ..video import announced_frames, inspect
 from ..video.image import Picture
+from ..video.sampling import Every
 from . import console
 from .download import is_missing, model_loader
 from .options import OutputFlags
@@ -71,7 +72,7 @@ def answer_all(
 def ask_windows(
     paths: Sequence[str],
     questions: Sequence[str],
-    every_seconds: float,
+    every: Every,
     settings: Settings,
     output: OutputFlags,
     subtitles: Subtitles | None = None,
@@ -91,13 +92,13 @@ def ask_windows(
     with console.progress(output.quiet) as progress:
         show = progress.watch("examining the video")
         video = inspect(paths[0], progress=show)
-        windows = video.windows(every_seconds, preset.sampling)
-    ends = (windows[0], windows[-1])  # the last one may be the longest
-    expected = [
-        each for window in ends for each in looks.window_requests(questions, preset, most_frames(paths[0], window))
-    ]
-    first = video.announced(windows[0])
-    model = load(settings, output, expected, lambda: looks.window_requests(questions, preset, first))
+        windows = video.windows(every, preset.sampling, progress=progress.watch("looking for the shots"))
+    longest = max(
+        windows, key=lambda window: (window.end_seconds or video.info.duration_seconds) - window.start_seconds
+    )
+    expected = looks.window_requests(questions, preset, most_frames(paths[0], longest))
+    announced = video.announced(longest)
+    model = load(settings, output, expected, lambda: looks.window_requests(questions, preset, announced))
     began, pace, parts = perf_counter(), RunPace(), []
     with Meter(len(windows), "windows", pace, quiet=output.quiet) as meter, meter.lines():
         for each in looks.answer_windows(video, windows, questions, preset, model, subtitles, pace=pace):
@@ -105,7 +106,10 @@ def ask_windows(
             meter.count()
     seconds = perf_counter() - began
     parts.sort(key=lambda each: each.start_seconds)
-    values = {**settings_values(model, preset, subtitles), "windows_seconds": every_seconds}
+    values = {
+        **settings_values(model, preset, subtitles),
+        **({"windows": every} if every == "scene" else {"windows_seconds": every}),
+    }
     output.note(*looks.window_notes(parts))
     with console.progress(output.quiet) as progress:
         for number, question in enumerate(questions):

@@ -19,7 +19,7 @@ from ..runs.session import Session
 from . import console
 from .answer import answer_all, ask_windows, note_unfinished
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
-from .settings import Settings, check_text, settle, settle_subtitles
+from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
 HELP = """Ask one or more questions about a video or a picture.
 
@@ -51,11 +51,10 @@ class AskFlags:
     more_media: list[str] | None = flag(
         None, "Another video or picture for the same prompt; repeatable, kept in order.", "--with", metavar="PATH"
     )
-    windows: float | None = flag(
+    windows: str | None = flag(
         None,
-        "For long videos: ask about each window of this length, then combine the answers.",
-        min=0.01,
-        metavar="SECONDS",
+        "For long videos: ask about each window of this length, or each shot, then combine the answers.",
+        metavar="SECONDS|scene",
     )
 
 
@@ -97,8 +96,8 @@ def ask(
     paths = [media, *(own.more_media or ())]
     subtitles = settle_subtitles(speech, paths)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
-    if own.windows is not None:
-        ask_windows(paths, texts, own.windows, settings, output, subtitles, show_questions=show_questions)
+    if (every := settle_every(own.windows, "--windows", settings.preset)) is not None:
+        ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)
         return
     # A server of this user may have the model loaded; options that say how to load it rule the server out.
     is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)

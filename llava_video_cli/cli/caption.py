@@ -18,7 +18,7 @@ from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
 from ..video import inspect
-from ..video.sampling import clock
+from ..video.sampling import Every, clock
 from . import console
 from .answer import answer_all, show_answer
 from .options import (
@@ -32,7 +32,7 @@ from .options import (
     TextFlags,
 )
 from .run import carry_out, confirm_overwrite, load, run_options
-from .settings import Settings, check_text, settle, settle_subtitles
+from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
 HELP = """Caption videos: one, or a folder of thousands.
 
@@ -45,6 +45,8 @@ Examples:
     llvid caption clips/ --recursive --sidecar txt --prompt "Describe this video in one sentence."
 
     llvid caption film.mkv --every 10 -o film.srt
+
+    llvid caption film.mkv --every scene -o film.srt
 
     find . -name "*.mp4" -print0 | llvid caption - -o captions.csv
 
@@ -90,9 +92,12 @@ def caption(
         typer.Option("--prompt", metavar="TEXT", help="The prompt [default: the preset's].", show_default=False),
     ] = None,
     every: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            "--every", min=0.01, metavar="SECONDS", help="Caption each window of this length.", show_default=False
+            "--every",
+            metavar="SECONDS|scene",
+            help="Caption each window of this length, or each shot.",
+            show_default=False,
         ),
     ] = None,
     run: RunFlags,
@@ -109,6 +114,7 @@ def caption(
     if prompt is not None:
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
+    window = settle_every(every, "--every", settings.preset)
     is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
     subtitles = settle_subtitles(speech, paths if is_file else ())
     kinds = _kinds(sidecar or ())
@@ -121,12 +127,12 @@ def caption(
         if settings.remote is not None:
             raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
         check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
-        task = caption_task(settings.preset, source, every, settings.drawn_seed, allow_empty=allow_empty)
+        task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
         if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
             raise typer.Exit(code)
         return
     if is_file and not (kinds or to or output.json):
-        _stream(paths[0], every, settings, output, subtitles)
+        _stream(paths[0], window, settings, output, subtitles)
         return
     if to is not None:
         check_output(Path(to), one_video=is_file and not kinds)
@@ -142,7 +148,7 @@ def caption(
         table,
         preset=settings.undrawn_preset,
         model=source,
-        every_seconds=every,
+        every_seconds=window,
         subtitles=subtitles,
         sidecars=sidecars,
         recursive=recursive,
@@ -176,7 +182,7 @@ def _kinds(names: Sequence[str]) -> tuple[Sidecar, ...]:
 
 
 def _stream(
-    path: str, every: float | None, settings: Settings, output: OutputFlags, subtitles: Subtitles | None
+    path: str, every: Every | None, settings: Settings, output: OutputFlags, subtitles: Subtitles | None
 ) -> None:
     """Write the caption of one video to stdout as it comes; of windows, a line each with its times."""
     if every is None:
@@ -188,7 +194,9 @@ def _stream(
     largest = largest_requests(task, rope_auto=settings.rope_auto)
     model, counts = load(settings, output, largest, lambda: [expected_request(path, task)]), []
     video = inspect(path)
-    for window in video.windows(every, settings.preset.sampling):
+    with console.progress(output.quiet) as progress:
+        windows = video.windows(every, settings.preset.sampling, progress=progress.watch("looking for the shots"))
+    for window in windows:
         frames = video.read(window, resize=model.shrink)
         console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
         with console.progress(output.quiet) as progress:

@@ -215,8 +215,8 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
     if model != "demo" and Path(model).is_dir():
         model = os.path.abspath(model)  # noqa: PTH100 - links in a path stay
     sampling, generation = (
-        {key: value for key, value in asdict(values).items() if value is not None}
-        for values in (session.sampling, session.generation)
+        {key: value for key, value in values.items() if value is not None}
+        for values in (session.sampling.values(), asdict(session.generation))
     )
     write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation))
     chat.file = path

@@ -28,7 +28,10 @@ Examples:
     llvid frames video.mp4 -o sheet.png
 
     llvid frames video.mp4 -n 16 --start 1:00 --end 2:30 -o folder/
+
+    llvid frames film.mp4 --sampling scenes
 """
+_MOST_SHOTS = 40  # that are listed
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -67,7 +70,7 @@ def frames(
         _check_new(Path(target), own.overwrite)
     with console.progress(output.quiet) as progress:
         read = read_frames(video, sampling, progress=progress.watch("reading frames"))
-    output.note(*read.notes)
+    output.note(*read.notes, *_shot_lines(read))
     if into_folder:
         written = _write_files(read, Path(target), own.overwrite)
     else:
@@ -79,6 +82,20 @@ def frames(
         console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})
     else:
         console.write(f"{target if into_folder else written[0]}\n")
+
+
+def _shot_lines(read: Frames) -> list[str]:
+    """Return a line for each shot: its times, and how many of the frames are from it."""
+    from ..video.contact_sheet import time_labels
+
+    labels = time_labels(tuple(seconds for shot in read.shots for seconds in shot)) if read.shots else []
+    lines = []
+    for number, (start, end) in enumerate(read.shots, start=1):
+        count = sum(start <= seconds < end for seconds in read.times_seconds)
+        times = f"{labels[2 * number - 2]}-{labels[2 * number - 1]}"
+        lines.append(f"shot {number}  {times}  {count} frame{'' if count == 1 else 's'}")
+    more = len(lines) - _MOST_SHOTS
+    return lines if more <= 0 else [*lines[:_MOST_SHOTS], f"and {more} more: --json has all of them"]
 
 
 def _check_new(path: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ..model import Attention, DType, PoolMode, Quantize, Send
-from ..video.sampling import Mode
+from ..video.sampling import Detector, Mode
 from . import console
 
 Result = TypeVar("Result")
@@ -93,8 +93,19 @@ class FrameFlags:
     end: str | None = _frames("End of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")
     sampling: Mode | None = _frames(
         "How frames are chosen: uniform (evenly spaced), endpoints (evenly spaced, with the first and last frame), "
-        "or keyframes (only those, which is fast) [default: uniform]."
+        "keyframes (only those, which is fast), or scenes (spread over the shots, none at a cut) [default: uniform]."
     )
+    skip_static: bool | None = _frames(
+        "Leave out frames that do not differ from the last one [default: off].", "--skip-static/--no-skip-static"
+    )
+    scene_detector: Detector | None = _frames("How PySceneDetect finds the cuts [default: adaptive].")
+    scene_threshold: float | None = _frames(
+        "The least score of a cut [default: adaptive 3, content 27].", min=0, metavar="T"
+    )
+    scene_min_content: float | None = _frames(
+        "For adaptive, the least difference of the two frames [default: 15].", min=0, metavar="T"
+    )
+    scene_min_frames: int | None = _frames("The shortest shot, in frames [default: 15].", min=0, metavar="N")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles
 from ..runs.conversation_file import Conversation
 from ..runs.media import check_media
 from ..runs.preflight import ModelSource
-from ..video.sampling import Sampling, parse_time
+from ..video import check_scenes
+from ..video.sampling import Every, Sampling, parse_every, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
 
 if TYPE_CHECKING:
@@ -103,10 +104,22 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
         )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     changes: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
-    changes |= _without_none(frames=flags.frames, fps=flags.fps, mode=flags.sampling)
+    names = ("skip_static", "scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames")
+    changes |= _without_none(
+        frames=flags.frames, fps=flags.fps, mode=flags.sampling, **{name: getattr(flags, name) for name in names}
+    )
     if flags.frames is not None:
         changes["fps"] = None
-    return replace(preset.sampling, **changes)
+    sampling = replace(preset.sampling, **changes)
+    check_scenes(sampling)
+    return sampling
+
+
+def settle_every(text: str | None, name: str, preset: Preset) -> Every | None:
+    """Return the length of the windows; raises `UsageError`, and `LlvidError` where shots can't be found."""
+    every = None if text is None else parse_every(text, name)
+    check_scenes(preset.sampling, every)
+    return every
 
 
 def settle(

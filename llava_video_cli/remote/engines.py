@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -137,7 +137,7 @@ class RequestWriter:
             if len(wanted) > 1:
                 raise UsageError("--send file needs the same frames for each video", "use --send frames")
             (taken,) = wanted
-            if engine != "llvid" and (taken.start_seconds, taken.end_seconds, taken.mode) != (0, None, "uniform"):
+            if engine != "llvid" and replace(taken, frames=_WHOLE.frames, fps=None) != _WHOLE:
                 raise UsageError(
                     f"{engine} chooses the frames of a file itself, from the whole file",
                     "use --send frames, which sends the frames that llvid chooses",

@@ -161,6 +161,8 @@ def _few(sampling: Sampling, result: Result) -> Sampling:
     Every second (third, ...) frame of a uniform sampling is a uniform sampling too, if their number divides evenly. If
     a video was captioned in windows, its sampling is that of one window, but the sheet shows the whole video.
     """
+    if sampling.mode == "scenes":  # to find the shots again would decode the whole video
+        sampling = replace(sampling, mode="uniform")
     if len(result.segments) > 1:
         return replace(sampling, frames=_SHOWN_FRAMES, fps=None)
     count = int(number(result.frames.get("count")) or sampling.frames)

@@ -1,4 +1,4 @@
-"""Captions: one prompt for every video of a folder, for the whole of it or for a window every so many seconds."""
+"""Captions: one prompt for every video of a folder, for the whole of it, for windows of so many seconds, or shots."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.files import fingerprint, whole_file
-from ..video import Resize, inspect, read_frames
+from ..video import Resize, check_scenes, inspect, read_frames
 from ..video.files import Found, Status, find, first_below, may_be_picture
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
+from ..video.sampling import Every
 from .formats import SIDECARS, Sidecar, Sidecars, check_output
 from .ledger import Errors, Ledger, open_table
 from .media import check_media
@@ -39,13 +40,14 @@ _RECORDS = "llvid-captions.jsonl"  # where records go when only sidecars were as
 class Task:
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
-    `every_seconds` cuts a video into windows; None takes the whole of it. `weight_options` change the
-    weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of a record's key. `subtitles`
-    are for a run on one video. With `allow_empty`, a caption without text is a record; else it is a failure.
+    `every_seconds` cuts a video into windows, or into its shots if it is "scene"; None takes the whole of it.
+    `weight_options` change the weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of
+    a record's key. `subtitles` are for a run on one video. With `allow_empty`, a
+    caption without text is a record; else it is a failure.
     """
 
     preset: Preset
-    every_seconds: float | None = None
+    every_seconds: Every | None = None
     weight_options: tuple[tuple[str, Any], ...] = ()
     drawn_seed: int | None = None
     subtitles: Subtitles | None = None
@@ -59,7 +61,7 @@ class Task:
             "model": os.path.abspath(preset.model) if Path(preset.model).is_dir() else preset.model,  # noqa: PTH100 - keeps links
             "prompt": preset.prompt,
             "system": preset.system,
-            "sampling": asdict(preset.sampling),
+            "sampling": preset.sampling.values(),
             "generation": asdict(preset.generation.asked(self.drawn_seed)),
             "every_seconds": self.every_seconds,
             "asked": self.weight_options,
@@ -91,7 +93,7 @@ class Task:
 def caption_task(
     preset: Preset,
     source: ModelSource,
-    every_seconds: float | None = None,
+    every_seconds: Every | None = None,
     drawn_seed: int | None = None,
     subtitles: Subtitles | None = None,
     *,
@@ -132,7 +134,7 @@ class CaptionJob:
             yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
         else:
             video = inspect(self.name, limits)
-            for window in video.windows(every, sampling):
+            for window in video.windows(every, sampling, limits=limits):
                 yield self._question(video.read(window, limits=limits, resize=shrink))
 
     def outcomes(
@@ -187,7 +189,8 @@ def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | N
     if not videos:
         return None
     times = [time for part in videos for time in part["times_seconds"]]
-    return {**videos[0], "count": len(times), "times_seconds": times}
+    shots = [shot for part in videos for shot in part.get("shots", ())]
+    return {**videos[0], "count": len(times), "times_seconds": times, **({"shots": shots} if shots else {})}
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
@@ -339,7 +342,7 @@ def caption_folder(
     *,
     preset: Preset | str | None = None,
     model: Model | ModelSource | str | None = None,
-    every_seconds: float | None = None,
+    every_seconds: Every | None = None,
     subtitles: Subtitles | None = None,
     sidecars: Sidecars | None = None,
     recursive: bool = False,
@@ -352,8 +355,8 @@ def caption_folder(
     What stands in `output` (.jsonl, .csv or .parquet) is done and is not made again, unless `overwrite`. Without
     `output`, records are only yielded; `sidecars` then have their records in `llvid-captions.jsonl` beside them. One
     video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
-    which `model` replaces. `every_seconds` captions each window of that length. `subtitles` are for one video. A
-    caption without text is a failure, unless `allow_empty`.
+    which `model` replaces. `every_seconds` captions each window of that length, or each shot if it is "scene".
+    `subtitles` are for one video. A caption without text is a failure, unless `allow_empty`.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
     `MediaError` if none of the files is there, or the folders hold no media;
@@ -362,6 +365,7 @@ def caption_folder(
     names = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     options, sidecars = options or RunOptions(), sidecars or Sidecars()
     preset, source, drawn_seed = settle_run(preset, model)
+    check_scenes(preset.sampling, every_seconds)
     task = caption_task(preset, source, every_seconds, drawn_seed, subtitles, allow_empty=allow_empty)
     to = Path(output) if output is not None else default_output(names, sidecars)
     if to is not None:

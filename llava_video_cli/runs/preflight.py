@@ -172,14 +172,14 @@ def largest_requests(task: Task, *, rope_auto: bool = False) -> list[Request]:
     Raises `UsageError` where `rope_auto` has to know.
     """
     sampling, every = task.preset.sampling, task.every_seconds
-    if sampling.fps is not None and every is None:
+    if sampling.fps is not None and (every is None or every == "scene"):
         if rope_auto:
             raise UsageError(
-                "--rope-factor auto can't know how many frames --fps gives for each video",
+                "--rope-factor auto can't know how many frames --fps gives for each video or shot",
                 "use --frames N, or give the factor",
             )
         return []
-    if sampling.fps is not None and every is not None:
+    if sampling.fps is not None and every is not None and every != "scene":
         most = math.ceil(sampling.fps * longest(every)) + 1
         sampling = replace(sampling, frames=min(most, MAX_FRAMES), fps=None)
     return [task.preset.request(task.preset.prompt, [most_frames("", sampling)])]
@@ -199,10 +199,17 @@ def first_request(paths: Iterable[str], task: Task) -> Iterator[Request]:
 
 
 def expected_request(path: str, task: Task) -> Request:
-    """Return the request about a file, or about its first window, with black frames. Raises `MediaError`."""
+    """Return the request about a file, or about its first window, with black frames. Raises `MediaError`.
+
+    Of shots, which take long to find, it is that with the most frames.
+    """
     sampling, every = task.preset.sampling, task.every_seconds
     if is_picture(path):
         return task.preset.request(task.preset.prompt, [read_image(path)])
     video = inspect(path)
-    part = video.windows(every, sampling)[0] if every is not None else sampling
-    return task.preset.request(task.preset.prompt, [video.announced(part)])
+    if every == "scene" and sampling.fps is not None:
+        frames = max(map(video.announced, video.windows(every, sampling)), key=lambda shot: shot.frame_count)
+    else:
+        part = sampling if every is None or every == "scene" else video.windows(every, sampling)[0]
+        frames = video.announced(part)
+    return task.preset.request(task.preset.prompt, [frames])

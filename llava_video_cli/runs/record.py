@@ -129,6 +129,7 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         "times_seconds": list(medium.times_seconds),
         "sampling": medium.sampling.mode,
         "duration_seconds": medium.info.duration_seconds,
+        **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
     return {"path": text, "frames": frames, "notes": list(medium.notes)}
 
@@ -140,7 +141,7 @@ def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = 
         "system": preset.system,
         "timestamps": preset.timestamps,
         **({"subtitles": path_to_text(subtitles.path)} if subtitles else {}),
-        "sampling": asdict(preset.sampling),
+        "sampling": preset.sampling.values(),
         "generation": asdict(preset.generation),
         **model.settings,
         "versions": versions(),

@@ -18,7 +18,7 @@ from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
 from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
-from ..video import Resize, read_frames
+from ..video import Resize, check_scenes, read_frames
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
@@ -64,7 +64,7 @@ class BatchRequest:
                 raise MediaError(f"{path}: can't be opened: {words}") from None
             stats.append((status.st_size, status.st_mtime_ns))
         drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
-        rest: list[Any] = [asdict(self.sampling), asdict(self.generation.asked(drawn_seed))]
+        rest: list[Any] = [self.sampling.values(), asdict(self.generation.asked(drawn_seed))]
         rest += ["timestamps"] if self.timestamps else []
         whole, lasting = [model, self.id, drafts, stats, *rest], [model, self.id, drafts, *rest]
         return fingerprint(json.dumps(whole).encode()), fingerprint(json.dumps(lasting).encode())
@@ -103,6 +103,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                         replace(preset.generation, **{key: values[key] for key in generation if key in values}),
                         values.get("timestamps", preset.timestamps),
                     )
+                    check_scenes(request.sampling)
                     if request.id in ids:
                         raise UsageError(f"the id {brief(request.id)} appears twice")
                 ids.add(request.id)
@@ -148,7 +149,7 @@ class RequestJob:
                 **self.settings,
                 "system": next((draft.text for draft in request.drafts if draft.role == "system"), None),
                 "timestamps": request.timestamps,
-                "sampling": asdict(request.sampling),
+                "sampling": request.sampling.values(),
                 "generation": asdict(request.generation),
                 "request_key": request_key,
             }
@@ -202,7 +203,7 @@ def plan_requests(
             continue
         keys.add(key)
         if key not in done:
-            groups.setdefault((each.paths, tuple(asdict(each.sampling).items())), []).append((each, key, request_key))
+            groups.setdefault((each.paths, tuple(each.sampling.values().items())), []).append((each, key, request_key))
     total = sum(map(len, groups.values()))
 
     def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[RequestJob]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from ..errors import MediaError
 from .limits import Limits
-from .sampling import Sampling, Timeline, select_stamps, windows
+from .sampling import Every, Sampling, Timeline, select_stamps, shot_windows, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,8 @@ class Frames:
 
     `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. `times_seconds` are
     counted from the first picture on screen, so that neither a late start nor an edit list shifts them. `notes` are
-    lines for the user: fewer frames than asked for, broken packets, ...
+    lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
+    shots that they are spread over, empty if the sampling does not look for scenes.
     """
 
     images: NDArray[np.uint8]
@@ -70,6 +71,7 @@ class Frames:
     info: VideoInfo
     sampling: Sampling
     notes: tuple[str, ...] = ()
+    shots: tuple[tuple[float, float], ...] = ()
     is_video: ClassVar[bool] = True
 
     @property
@@ -117,7 +119,8 @@ class Video:
     def announced(self, sampling: Sampling) -> Frames:
         """Return the frames that `read` would, with their times, but all black and of one pixel; opens nothing.
 
-        Where some can't be decoded, `read` returns fewer. Raises what `read` raises for a sampling.
+        Where some can't be decoded or are left out as static, `read` returns fewer; of `scenes`, as many have other
+        times. Raises what `read` raises for a sampling.
         """
         import numpy as np
 
@@ -144,9 +147,24 @@ class Video:
         """Return what `read_frames` returns; raises what it raises. Safe in threads."""
         return _read(self.info.path, sampling, limits, progress, resize, self.index)
 
-    def windows(self, every_seconds: float, sampling: Sampling) -> tuple[Sampling, ...]:
-        """Return a sampling for each window of the video. Raises what `sampling.windows` raises."""
-        return tuple(windows(self.info.duration_seconds, every_seconds, sampling))
+    def windows(
+        self,
+        every: Every,
+        sampling: Sampling,
+        *,
+        limits: Limits | None = None,
+        progress: Callable[[float], None] = _silent,
+    ) -> tuple[Sampling, ...]:
+        """Return a sampling for each window of so many seconds, or of each shot, which decodes the whole part once.
+
+        Raises what `sampling.windows`, `sampling.shot_windows` and `read_frames` raise.
+        """
+        if every != "scene":
+            return tuple(windows(self.info.duration_seconds, every, sampling))
+        from .reader import open_reader
+
+        with open_reader(self.info.path, limits or Limits(), progress, self.index) as reader:
+            return tuple(shot_windows(reader.timeline, reader.shots(sampling), sampling))
 
 
 def inspect(
@@ -162,6 +180,14 @@ def inspect(
 
     with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
         return Video(_info(os.fspath(path), reader), reader.timeline, reader.index)
+
+
+def check_scenes(sampling: Sampling, every: Every | None = None) -> None:
+    """Raise LlvidError where shots are to be found, but PySceneDetect can't be used."""
+    if "scene" in (every, sampling.mode.removesuffix("s")):
+        from .scenes import check_installed
+
+        check_installed()
 
 
 def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
@@ -264,12 +290,14 @@ def _read(
             stamps.append(decoded.stamp)
             del decoded, image
         assert images is not None, "a sampling selects at least one frame"
+        kept = images[: len(stamps)]
         return Frames(
-            images=images[: len(stamps)],
+            images=kept if 2 * len(kept) > len(images) else kept.copy(),  # many may be static
             times_seconds=tuple(reader.timeline.seconds(stamp) for stamp in stamps),
             info=_info(path, reader),
             sampling=sampling,
             notes=tuple(reader.notes()),
+            shots=reader.shot_times,
         )
 
 

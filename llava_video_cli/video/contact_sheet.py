@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -27,13 +28,17 @@ def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int 
     The sheet is `width_pixels` wide and as high as needed. `columns=None` chooses the number that brings the sheet's
     shape nearest to a screen's. Raises UsageError for fewer than one column, or a sheet too narrow for its columns.
     """
-    return sheet_of(frames.images, frames.times_seconds, columns, width_pixels)
+    return sheet_of(frames.images, frames.times_seconds, columns, width_pixels, shots=frames.shots)
 
 
 def sheet_of(
-    images: NDArray[np.uint8], times_seconds: tuple[float, ...], columns: int | None = None, width_pixels: int = 1280
+    images: NDArray[np.uint8],
+    times_seconds: tuple[float, ...],
+    columns: int | None = None,
+    width_pixels: int = 1280,
+    shots: tuple[tuple[float, float], ...] = (),
 ) -> Image:
-    """Do the same for `images`, uint8 (frames, height, width, 3)."""
+    """Do the same for `images`, uint8 (frames, height, width, 3); of several shots, each time has its shot's number."""
     from PIL import Image, ImageDraw, ImageFont
 
     count, height, width, _ = images.shape
@@ -51,6 +56,10 @@ def sheet_of(
     size = max(1, round(width * scale)), max(1, round(height * scale))
     cell_height = size[1]
     labels = time_labels(times_seconds)
+    if len(shots) > 1:
+        starts = [start for start, _ in shots]
+        numbers = (max(1, bisect_right(starts, seconds)) for seconds in times_seconds)
+        labels = [f"shot {number}  {label}" for number, label in zip(numbers, labels, strict=True)]
     font_size = _font_size(labels, cell_width)
     font = ImageFont.load_default(size=font_size)
     caption_height = round(1.5 * font_size)

@@ -16,7 +16,7 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 
-from ..errors import MediaError, UsageError
+from ..errors import LlvidError, MediaError
 from .faults import file_fault
 from .files import check_file
 from .limits import Deadline
@@ -99,7 +99,7 @@ def media_errors(path: str) -> Iterator[None]:
     """Turn whatever PyAV, NumPy and swscale raise in the `with` block into a MediaError that names the file."""
     try:
         yield
-    except (MediaError, UsageError):
+    except LlvidError:
         raise
     except Exception as error:
         words = reason(error) if isinstance(error, av.error.FFmpegError) else f"{type(error).__name__}: {error}"

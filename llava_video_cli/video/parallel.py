@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import av.error
 from av.video.reformatter import VideoReformatter
@@ -76,7 +76,12 @@ def share_cores(ranges: Sequence[PacketRange], cores: int, most: int | None = No
 
 
 class Converter:
-    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one."""
+    """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
+
+    `decoder_options` are FFmpeg's, for pictures that need not be exact.
+    """
+
+    decoder_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self) -> None:
         self.resized = False
@@ -101,9 +106,18 @@ class Converter:
         self.resized = self.resized or not self.geometry.fits(frame)
         if matrix := replace_matrix(frame):
             self.matrix = matrix
-        if not hasattr(self._own, "reformatter"):  # keeps its tables from one picture to the next
-            self._own.reformatter = VideoReformatter()
-        return DecodedFrame(target, stamp, self.geometry.pixels(frame, self._own.reformatter))
+        return DecodedFrame(target, stamp, self.pixels(frame))
+
+    def pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright."""
+        return self.geometry.pixels(frame, self.reformatter("rgb"))
+
+    def reformatter(self, use: str) -> VideoReformatter:
+        """Return the thread's own reformatter for a use: it keeps its tables from one picture to the next."""
+        if not hasattr(self._own, use):
+            setattr(self._own, use, VideoReformatter())
+        reformatter: VideoReformatter = getattr(self._own, use)
+        return reformatter
 
     def release(self) -> None:
         """Wake all threads that wait for a leading picture: it won't come."""
@@ -118,12 +132,22 @@ def decode_targets(
     With `hold_all` any number of them may wait to be fetched, so that the longest ranges can begin first. Without, one
     for each range waits, and large pictures get fewer decoders. Raises MismatchError where the index turns out wrong.
     """
-    ranges = plan_ranges(index, targets)
+    yield from decode_ranges(video, index, plan_ranges(index, targets), converter, None if hold_all else 1)
+
+
+def decode_ranges(
+    video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange], converter: Converter, most_waiting: int | None
+) -> Generator[DecodedFrame, None, None]:
+    """Yield the pictures of ranges, which are in order of time; of each range, `most_waiting` may wait to be fetched.
+
+    Raises MismatchError where the index turns out wrong.
+    """
+    hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
     packets = sum(each.length for each in ranges)
     small = packets * video.pixels < _SMALL_PIXELS and packets * video.size_bytes < len(index.stamps) * _SMALL_BYTES
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
-    pool = _DecoderPool(video, index, ranges, converter, hold_all)
+    pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
         for number, packet_range in enumerate(ranges):
@@ -170,7 +194,7 @@ def _from_start(
     In streams with intra refresh it can start only at the first one.
     """
     with open_video(video.path, video.deadline) as again:
-        _use_all(again, cores(video.deadline.limits))
+        _use_all(again, cores(video.deadline.limits), converter.decoder_options)
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)
@@ -180,25 +204,31 @@ def _from_start(
             raise MismatchError from error
 
 
-def _use_all(video: OpenVideo, threads: int) -> None:
+def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
     use_threads(video.context, threads)
-    video.context.options |= {"err_detect": "explode"}
+    video.context.options |= {"err_detect": "explode", **options}
 
 
 class _DecoderPool:
     """Worker threads that each hold a decoder and decode one range after the other."""
 
     def __init__(
-        self, video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange], converter: Converter, hold_all: bool
+        self,
+        video: OpenVideo,
+        index: PacketIndex,
+        ranges: Sequence[PacketRange],
+        converter: Converter,
+        most_waiting: int | None,
     ) -> None:
-        self._index, self._ranges, self._converter, self._hold_all = index, ranges, converter, hold_all
+        self._index, self._ranges, self._converter, self._most_waiting = index, ranges, converter, most_waiting
         self._video = replace(video, deadline=video.deadline.for_thread())
         self._results: list[queue.Queue[DecodedFrame | Exception | None]] = [
-            queue.Queue(0 if hold_all else 1) for _ in ranges
+            queue.Queue(most_waiting or 0) for _ in ranges
         ]
         self._jobs = deque(range(len(ranges)))
-        if hold_all:  # the first range stays the first: it sets the geometry
+        self._begun = threading.Semaphore(len(ranges))  # how many more ranges may be begun
+        if most_waiting is None:  # the first range stays the first: it sets the geometry
             rest = sorted(range(1, len(ranges)), key=lambda number: -ranges[number].length)
             self._jobs = deque([0, *rest] if ranges else [])
         self._threads: list[threading.Thread] = []
@@ -208,9 +238,11 @@ class _DecoderPool:
 
         That is with a single core, or where pictures can't wait to be fetched.
         """
-        if workers == 1 and (threads == 1 or not self._hold_all):
-            _use_all(self._video, threads)
+        if workers == 1 and (threads == 1 or self._most_waiting == 1):
+            _use_all(self._video, threads, self._converter.decoder_options)
             return
+        if self._most_waiting is not None:
+            self._begun = threading.Semaphore(workers + 1)
         self._threads = [
             threading.Thread(target=self._work, args=(worker, threads), name=f"llvid-decode-{worker}", daemon=True)
             for worker in range(workers)
@@ -223,11 +255,14 @@ class _DecoderPool:
         if not self._threads:
             yield from self._decode(self._video, number)
             return
-        while (item := self._results[number].get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            del item
+        try:
+            while (item := self._results[number].get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                del item
+        finally:
+            self._begun.release()
 
     def close(self) -> None:
         """Stop the threads and wait for them."""
@@ -241,6 +276,8 @@ class _DecoderPool:
         with ExitStack() as stack:
             video: OpenVideo | None = None
             while self._jobs and not self._video.deadline.stopped.is_set():
+                if not self._begun.acquire(timeout=0.05):
+                    continue
                 try:
                     number = self._jobs.popleft()
                 except IndexError:
@@ -250,7 +287,7 @@ class _DecoderPool:
                         mine = self._video  # only the first worker's: a container serves one thread at a time
                         if worker > 0:
                             mine = stack.enter_context(open_video(mine.path, mine.deadline))
-                        _use_all(mine, threads)
+                        _use_all(mine, threads, self._converter.decoder_options)
                         video = mine
                     for decoded in self._decode(video, number):
                         self._put(number, decoded)

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
+
+import av.error
+import numpy as np
 
 from ..errors import MediaError
 from .decode import DamageError, FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
 from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
-from .parallel import Converter, DecodedFrame, decode_targets
-from .sampling import Sampling, Selection, Timeline, select_stamps
+from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets
+from .sampling import Sampling, Selection, Shot, Timeline, part_of, select_stamps
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+_DETECTION = 0.9  # of the work, where the shots have to be found first
+# A frame is static if so many percent of the pixels of a small copy differ by no more than so many of 255 levels.
+_STATIC_PERCENT, _STATIC_LEVELS, _STATIC_SIDE = 99.5, 10, 128
+
+
+@dataclass(frozen=True)
+class KnownShots:
+    """The shots between the stamps `start` and `end`, and the options that they were found with.
+
+    `decoded` has their timeline where that of the packets turned out wrong.
+    """
+
+    options: tuple[object, ...]
+    start: int
+    end: int
+    shots: tuple[Shot, ...]
+    decoded: FullDecode | None
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What one reading of a file leaves for the next: its packets, and its timeline if all was decoded.
+    """What readings of a file leave for the next: its packets, its timeline if all was decoded, and its shots.
 
     The first picture was decoded, so that the index has none that can't be shown.
     """
 
     packets: PacketIndex | None
     decoded: FullDecode | None = None
+    shots: list[KnownShots] = field(default_factory=list)
 
 
 @contextmanager
@@ -61,10 +85,11 @@ class VideoReader:
         self._video, self._packets, self._progress = video, index.packets, progress
         self._timeline = index.packets.timeline if index.packets else None
         self._converter, self._selection = Converter(), Selection(())
-        self._decoded = index.decoded
+        self._decoded, self._shots = index.decoded, index.shots
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
         self._replaced, self._damaged, self.restarted, self._is_checked = False, False, False, is_checked
+        self._static = 0  # frames that were left out
 
     @property
     def timeline(self) -> Timeline:
@@ -77,7 +102,7 @@ class VideoReader:
     @property
     def index(self) -> VideoIndex:
         """What the next reading of the file can start from."""
-        return VideoIndex(self._packets, self._decoded)
+        return VideoIndex(self._packets, self._decoded, self._shots)
 
     @property
     def count(self) -> int:
@@ -124,12 +149,88 @@ class VideoReader:
 
     def select(self, sampling: Sampling) -> Selection:
         """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
+        shots = self.shots(sampling) if sampling.mode == "scenes" else ()
         timeline = self.timeline  # its own errors name the file already
+        with self._named_errors():
+            self._selection = select_stamps(timeline, sampling, shots)
+        return self._selection
+
+    def shots(self, sampling: Sampling) -> tuple[Shot, ...]:
+        """Return the shots of the sampling's part. All its pictures are decoded, unless they were before."""
+        options = sampling.scene_options
+        for known in self._shots:
+            if known.options == options:
+                if known.decoded:
+                    self._trust(known.decoded)
+                start, end = self._part(sampling)
+                if known.start <= start and known.end >= end:
+                    return tuple(shot for shot in known.shots if shot.start < end and shot.end > start)
+        before = self._progress
+        self._progress = lambda share: before(_DETECTION * share)
+        with media_errors(self._video.path):
+            shots = self._find_shots(sampling)
+        self._shots.append(KnownShots(options, *self._part(sampling), shots, None if self._packets else self._decoded))
+        self._progress = lambda share: before(_DETECTION + (1 - _DETECTION) * share)
+        return shots
+
+    def _trust(self, full: FullDecode) -> None:
+        """Take the times of the decoded pictures for those of the packets, which are wrong."""
+        self._decoded, self._timeline, self._packets = full, full.timeline, None
+
+    @property
+    def shot_times(self) -> tuple[tuple[float, float], ...]:
+        """The times `[start, end)` of the shots that the selected frames are spread over."""
+        seconds = self.timeline.seconds
+        return tuple((seconds(shot.start), seconds(shot.end)) for shot in self._selection.shots)
+
+    def _find_shots(self, sampling: Sampling) -> tuple[Shot, ...]:
+        from .scenes import MOST_WAITING, SmallConverter, find_shots, plan_all
+
+        converter = SmallConverter()
+        if self._packets and not self._is_checked:
+            self._first_picture()
+        if packets := self._packets:
+            stamps, end = self._stamps(sampling)
+            with self._open_again() as video, suppress(MismatchError, av.error.FFmpegError):
+                ranges = plan_all(packets, stamps)
+                with closing(decode_ranges(video, packets, ranges, converter, MOST_WAITING)) as pictures:
+                    return find_shots(self._counted(pictures, len(stamps)), self.timeline, sampling, end)
+        full = self._decode_fully()
+        if packets is None or _contradicts(full, packets.timeline):
+            self._trust(full)
+        stamps, end = self._stamps(sampling)
+        with self._open_again() as video:
+            decoded = decode_through(video, full.timeline.stamps, stamps, lambda share: self._progress((1 + share) / 2))
+            return find_shots((converter.convert(*each) for each in decoded), self.timeline, sampling, end)
+
+    def _counted(self, pictures: Iterable[DecodedFrame], count: int) -> Iterator[DecodedFrame]:
+        for number, picture in enumerate(pictures, start=1):
+            yield picture
+            self._progress(number / count)
+
+    def _stamps(self, sampling: Sampling) -> tuple[list[int], int]:
+        """Return the stamps of all pictures of the sampling's part, and the stamp of its end."""
+        start, stop = self._part(sampling)
+        stamps = self.timeline.stamps
+        here = range(bisect_left(stamps, start), bisect_left(stamps, stop))
+        return [int(stamps[index]) for index in here], stop
+
+    def _part(self, sampling: Sampling) -> tuple[int, int]:
+        """Return the stamps of the first picture of the sampling's part, and of the first one behind it."""
+        timeline = self.timeline
+        with self._named_errors():
+            start, end = part_of(timeline, sampling)
+        stamps = timeline.stamps
+        stop = bisect_left(stamps, end)
+        first = stamps[max(0, bisect_right(stamps, start) - 1)]
+        return int(first), int(stamps[stop]) if stop < len(stamps) else timeline.end
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            self._selection = select_stamps(timeline, sampling)
+            yield
         except MediaError as error:
             raise MediaError(f"{self._video.path}: {error}", error.hint) from None
-        return self._selection
 
     def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
         """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
@@ -144,7 +245,25 @@ class VideoReader:
         self, sampling: Sampling, hold_all: bool, can_restart: bool
     ) -> Generator[DecodedFrame, None, None]:
         with media_errors(self._video.path):
-            yield from self._select_and_decode(sampling, hold_all, can_restart)
+            frames = self._select_and_decode(sampling, hold_all, can_restart)
+            yield from self._without_static(frames) if sampling.skip_static else frames
+
+    def _without_static(self, frames: Generator[DecodedFrame, None, None]) -> Generator[DecodedFrame, None, None]:
+        """Leave out each frame that hardly differs from the last one that was not left out."""
+        from .scenes import reduced
+
+        last: NDArray[np.int16] | None = None
+        with closing(frames):
+            for frame in frames:
+                if self.restarted:
+                    last, self._static = None, 0
+                small = reduced(frame.image, _STATIC_SIDE).astype(np.int16)
+                if last is not None and np.percentile(abs(small - last).max(2), _STATIC_PERCENT) <= _STATIC_LEVELS:
+                    self._static += 1
+                else:
+                    last = small
+                    yield frame
+                del frame
 
     def close(self) -> None:
         """Stop the decoding that `frames` has started."""
@@ -172,7 +291,8 @@ class VideoReader:
                     self._damaged = isinstance(error, DamageError)
         full = self._decode_fully()
         if packets is None or _contradicts(full, packets.timeline):
-            self._timeline = full.timeline  # the packets' stamps are wrong
+            self._trust(full)
+            self._shots.clear()
             self.select(sampling)
             self.restarted = bool(self._yielded)
             if self.restarted and not can_restart:
@@ -204,6 +324,9 @@ class VideoReader:
             notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
         if self._converter.matrix is not None:
             notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")
+        if self._static:
+            frames = "1 frame that does" if self._static == 1 else f"{self._static} frames that do"
+            notes.append(f"{frames} not differ from the last one left out")
         if self._converter.resized:
             notes.append("the frame size changes; all frames are scaled to the size of the first one")
         return notes

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Literal, Protocol, get_args
+from heapq import heapify, heapreplace
+from typing import Any, Literal, Protocol, get_args
 
 from ..errors import MediaError, UsageError
 
-Mode = Literal["uniform", "endpoints", "keyframes"]
+Mode = Literal["uniform", "endpoints", "keyframes", "scenes"]
+Detector = Literal["adaptive", "content"]
+# The length of a window: seconds, or that of a shot.
+Every = float | Literal["scene"]
 
 # More frames than any model's context holds (a frame is 144 tokens); an `fps` that asks for more is a slip.
 MAX_FRAMES = 4096
 MAX_WINDOWS = 100_000  # of one video: one per second of a whole day is fewer
+_SHORTEST_WINDOW = 0.01  # seconds
+_FIRST_FIELDS = 5  # of a sampling: what was added since is no part of a record's key where it has its default
+_ROUNDING = Fraction(1, 100)  # of a tick: a float of seconds that was made of ticks is nearer to them
 _REST = 0.1  # of a window: a shorter rest at the end of a video belongs to the window before it
 
 
@@ -31,6 +38,12 @@ class Sampling:
       with `total` frames that is frame `i * total // n`, as transformers takes it.
     - `endpoints`: frame `i * (total - 1) // (n - 1)`, first and last included (as in LLaVA-NeXT's own demo).
     - `keyframes`: the times of `uniform`, each moved to the keyframe at or before it; each keyframe once.
+    - `scenes`: spread over the shots, at least one each while there are enough, the longest first; none from the blend
+      at a cut. PySceneDetect finds the cuts: its `AdaptiveDetector` or `ContentDetector` (`scene_detector`), by
+      `scene_threshold` (None: its own default, 3 or 27), `scene_min_content` (of the adaptive one) and
+      `scene_min_frames` (the shortest shot). https://www.scenedetect.com/docs/latest/api/detectors.html
+
+    `skip_static` leaves out the frames that hardly differ from the last one that was kept.
 
     `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
     them. Neither count may exceed `MAX_FRAMES`; whether the prompt fits the model's context is checked
@@ -44,6 +57,11 @@ class Sampling:
     start_seconds: float = 0.0
     end_seconds: float | None = None
     mode: Mode = "uniform"
+    skip_static: bool = False
+    scene_detector: Detector = "adaptive"
+    scene_threshold: float | None = None
+    scene_min_content: float = 15.0
+    scene_min_frames: int = 15
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int):
@@ -61,8 +79,32 @@ class Sampling:
                 raise UsageError(
                     f"the end ({self.end_seconds:g} s) must come after the start ({self.start_seconds:g} s)"
                 )
-        if self.mode not in get_args(Mode):
-            raise UsageError(f"sampling must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
+        for name, value, kind in (("sampling", self.mode, Mode), ("the detector", self.scene_detector, Detector)):
+            if value not in get_args(kind):
+                raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        for name, threshold in (("threshold", self.scene_threshold), ("least content", self.scene_min_content)):
+            if threshold is not None and (not _is_number(threshold) or threshold < 0):
+                raise UsageError(f"the {name} of a cut must be a number of 0 or more, got {threshold!r}")
+        if isinstance(self.scene_min_frames, bool) or not isinstance(self.scene_min_frames, int):
+            raise UsageError(f"the shortest shot must be a whole number of frames, got {self.scene_min_frames!r}")
+        if self.scene_min_frames < 0:
+            raise UsageError(f"the shortest shot must be 0 frames or more, got {self.scene_min_frames}")
+
+    @property
+    def scene_options(self) -> tuple[Any, ...]:
+        """What decides where the cuts are."""
+        return self.scene_detector, self.scene_threshold, self.scene_min_content, self.scene_min_frames
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields as JSON values, those that were added later only where they differ from their defaults.
+
+        The key of a record that an older version wrote stays the same.
+        """
+        return {
+            field.name: value
+            for number, field in enumerate(fields(self))
+            if (value := getattr(self, field.name)) != field.default or number < _FIRST_FIELDS
+        }
 
 
 def _is_number(value: object) -> bool:
@@ -88,6 +130,19 @@ def parse_time(text: str) -> float:
         if rest < 60 and (hours is None or minutes < 60):
             return float((int(hours or 0) * 60 + minutes) * 60 + rest)
     raise UsageError(f"not a time: {text!r}", hint="write seconds (90 or 90.5) or [HH:]MM:SS (1:30, 00:01:30.5)")
+
+
+def parse_every(text: str, name: str) -> Every:
+    """Return the length of a window, `scene` or a time, of the option `name`; raises UsageError."""
+    if text == "scene":
+        return "scene"
+    try:
+        seconds = parse_time(text)
+    except UsageError:
+        seconds = 0.0
+    if seconds < _SHORTEST_WINDOW:
+        raise UsageError(f"{name} must be scene, or {_SHORTEST_WINDOW:g} seconds or more, got {text!r}")
+    return seconds
 
 
 def clock(seconds: float) -> str:
@@ -131,30 +186,55 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """What is shown between two cuts: the pictures at the stamps `[start, end)`.
+
+    Those at `[clear_start, clear_end)` have no part in the blend with the shot before or behind it.
+    """
+
+    start: int
+    end: int
+    clear_start: int
+    clear_end: int
+
+
+@dataclass(frozen=True)
 class Selection:
-    """The stamps of the selected frames, in order of time, and notes for the user.
+    """The stamps of the selected frames, in order of time, notes for the user, and the shots that they are spread over.
 
     A stamp occurs twice where its picture is on screen at two of the moments.
     """
 
     stamps: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    shots: tuple[Shot, ...] = ()
 
 
-def select_stamps(timeline: Timeline, sampling: Sampling) -> Selection:
-    """Return the stamps of the frames that `sampling` selects.
+def part_of(timeline: Timeline, sampling: Sampling) -> tuple[Fraction, Fraction]:
+    """Return the part `[start, end)` of a video that `sampling` is about, in ticks.
 
-    Raises MediaError when the start lies behind the last picture, or when `fps` asks for too many frames.
+    Raises MediaError when the start lies behind the last picture.
     """
     first, tick = int(timeline.stamps[0]), timeline.time_base
-    start = first + _exact(sampling.start_seconds) / tick
+    start = _moment(first, sampling.start_seconds, tick)
     end = Fraction(timeline.end)
     if sampling.end_seconds is not None:
-        end = min(end, first + _exact(sampling.end_seconds) / tick)
+        end = min(end, _moment(first, sampling.end_seconds, tick))
     if start >= timeline.end:
         raise MediaError(
             f"the start ({sampling.start_seconds:g} s) is past the end of the video ({timeline.duration_seconds:.3f} s)"
         )
+    return start, end
+
+
+def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] = ()) -> Selection:
+    """Return the stamps of the frames that `sampling` selects; `shots` are those of the part, in order.
+
+    Where no shots are given, the part counts as one. Raises MediaError when the start lies behind the last picture, or
+    when `fps` asks for too many frames.
+    """
+    start, end = part_of(timeline, sampling)
+    tick = timeline.time_base
     constant = is_constant(timeline.stamps)
     # Matroska rounds to milliseconds: 2 / 30 s lies just before its own frame's stamp, 67, hence half a tick
     slack = Fraction(1, 2) if constant and not _is_even(timeline.stamps) else Fraction(0)
@@ -170,6 +250,8 @@ def select_stamps(timeline: Timeline, sampling: Sampling) -> Selection:
                 hint="use a lower frame rate, or a shorter part",
             )
     here = range(_on_screen(timeline.stamps, start), max(1, bisect_left(timeline.stamps, end)))
+    if sampling.mode == "scenes":
+        return _over_shots(timeline, here, shots, count, constant)
     if sampling.mode == "endpoints":
         chosen = _endpoints(here, count)
     elif len(here) <= count and sampling.mode == "uniform":
@@ -201,6 +283,19 @@ def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -
     return [replace(sampling, start_seconds=a, end_seconds=b) for a, b in zip(starts, ends, strict=True)]
 
 
+def shot_windows(timeline: Timeline, shots: Sequence[Shot], sampling: Sampling) -> list[Sampling]:
+    """Return a sampling for each shot of the part; `uniform` becomes `scenes`, which keeps clear of the cuts' blends.
+
+    Raises UsageError for too many.
+    """
+    if len(shots) > MAX_WINDOWS:
+        raise UsageError(f"{len(shots)} shots are too many", "a higher --scene-threshold finds fewer")
+    mode: Mode = "scenes" if sampling.mode == "uniform" else sampling.mode
+    starts = [sampling.start_seconds, *(timeline.seconds(shot.start) for shot in shots[1:])]
+    ends = [*starts[1:], sampling.end_seconds]
+    return [replace(sampling, start_seconds=a, end_seconds=b, mode=mode) for a, b in zip(starts, ends, strict=True)]
+
+
 def longest(every_seconds: float) -> float:
     """Return the seconds of the longest window of `every_seconds`: the last one may have a rest added."""
     return (1 + _REST) * every_seconds
@@ -230,6 +325,13 @@ def _exact(value: float) -> Fraction:
     return Fraction(str(value))  # 0.3 is meant as 3/10, not as the double just below it
 
 
+def _moment(first: int, seconds: float, tick: Fraction) -> Fraction:
+    """Return a time in ticks; one that was printed from a stamp, as that of a cut, is that stamp."""
+    moment = first + _exact(seconds) / tick
+    nearest = round(moment)
+    return Fraction(nearest) if abs(moment - nearest) < _ROUNDING else moment
+
+
 def _on_screen(stamps: Stamps, moment: Fraction | int) -> int:
     return max(0, bisect_right(stamps, moment) - 1)
 
@@ -250,6 +352,54 @@ def _position(timeline: Timeline, moment: Fraction) -> Fraction:
     stamps, index = timeline.stamps, _on_screen(timeline.stamps, moment)
     after = stamps[index + 1] if index + 1 < len(stamps) else timeline.end
     return index + (moment - int(stamps[index])) / (int(after) - int(stamps[index]))
+
+
+def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: int, constant: bool) -> Selection:
+    """Spread frames over the shots, each at the middle of an equal share of its shot."""
+    stamps = timeline.stamps
+
+    def stamp(index: int) -> int:
+        return int(stamps[index]) if index < len(stamps) else timeline.end
+
+    begin, stop = stamp(here.start), stamp(here.stop)
+    within = [
+        replace(shot, start=max(shot.start, begin), end=min(shot.end, stop))
+        for shot in shots
+        if shot.start < stop and shot.end > begin
+    ]
+    clear = [(bisect_left(stamps, shot.clear_start), bisect_left(stamps, shot.clear_end)) for shot in within]
+    parts = [part for a, b in clear if (part := range(max(a, here.start), min(b, here.stop)))] or [here]
+    bounds = [(stamp(part.start), stamp(part.stop)) for part in parts]
+    shares = _shares(count, [end - start for start, end in bounds], [len(part) for part in parts])
+    chosen: list[int] = []
+    for part, (start, end), share in zip(parts, bounds, shares, strict=True):
+        middles = [Fraction(2 * i + 1, 2 * share) for i in range(share)]
+        if constant or share == len(part):
+            chosen += (part[math.floor(middle * len(part))] for middle in middles)
+        else:
+            chosen += (_on_screen(stamps, start + middle * (end - start)) for middle in middles)
+    notes = [_plural(len(within), "shot")] if len(within) > 1 else []
+    if count < len(parts):
+        notes.append(f"{_plural(count, 'frame')} for them: only the longest have one")
+    elif len(chosen) < count:
+        notes.append(f"they have only {_plural(len(chosen), 'frame')}, not {count}: each used once")
+    if still := len(chosen) - len(set(chosen)):
+        notes.append(f"the picture stands still: {_plural(still, 'frame')} of {count} repeat the one before")
+    return Selection(tuple(int(stamps[index]) for index in chosen), tuple(notes), tuple(within))
+
+
+def _shares(count: int, lengths: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Divide a number among lengths: one each, the longest first, then always to the one with the longest share."""
+    shares = [0] * len(lengths)
+    # An empty one comes before all others; one that has its most comes last.
+    order: list[tuple[int, float, int]] = [(0, -length, number) for number, length in enumerate(lengths)]
+    heapify(order)
+    for _ in range(min(count, sum(most))):
+        number = order[0][2]
+        shares[number] += 1
+        state = 2 if shares[number] == most[number] else 1
+        heapreplace(order, (state, -lengths[number] / (shares[number] + 1), number))
+    return shares
 
 
 def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Selection:

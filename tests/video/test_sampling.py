@@ -187,7 +187,7 @@ def test_is_constant(stamps: list[int], answer: bool) -> None:
         ({"start_seconds": float("nan")}, "0 seconds or later"),
         ({"end_seconds": float("nan")}, "the end must be"),
         ({"start_seconds": 5, "end_seconds": 5}, r"the end \(5 s\) must come after the start \(5 s\)"),
-        ({"mode": "random"}, "uniform, endpoints, keyframes, got 'random'"),
+        ({"mode": "random"}, "uniform, endpoints, keyframes, scenes, got 'random'"),
     ],
 )
 def test_senseless_sampling_is_refused(options: dict[str, Any], words: str) -> None:

@@ -1,0 +1,165 @@
+"""A film of four shots on the command line: one window of each, right captions, and what is said of the shots."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from terminal import scene
+
+from llava_video_cli.cli.app import run
+from llava_video_cli.demo.world import Image, frames
+
+RATE, LENGTH, FADE = 24, 60, 8
+SHOTS: tuple[dict[str, Any], ...] = (
+    {"shape": "circle", "direction": "still", "color_start": "white", "shade_start": (235, 235, 235)},
+    {"shape": "triangle", "direction": "up", "color_start": "green", "shade_start": (40, 180, 60), "y": 0.7},
+    {"shape": "square", "direction": "left", "color_start": "blue", "shade_start": (45, 80, 225), "x": 0.7},
+    {"shape": "circle", "direction": "right", "color_start": "red", "shade_start": (215, 40, 35)},
+)
+GROUNDS = ((27, 30, 25), (46, 40, 49), (43, 40, 36), (49, 41, 50))
+CAPTIONS = (
+    "A white circle stays still.", "A green triangle moves up.", "A blue square moves left.",
+    "A red circle moves right.",
+)  # fmt: skip
+CUTS = (60, 112, 172)  # between the second and the third shot lies a blend, [112, 120)
+
+
+def pictures() -> Iterator[Image]:
+    clips = [
+        list(frames(scene(
+            width=320, height=180, frames_per_second=RATE, duration_seconds=LENGTH / RATE, background=ground, **shot,
+            color_end=shot["color_start"], shade_end=shot["shade_start"],
+        )))
+        for shot, ground in zip(SHOTS, GROUNDS, strict=True)
+    ]  # fmt: skip
+    first, second, third, fourth = clips
+    yield from [*first, *second[:-FADE]]
+    for number, (old, new) in enumerate(zip(second[-FADE:], third[:FADE], strict=True), start=1):
+        share = number / (FADE + 1)
+        yield ((1 - share) * old + share * new).round().astype(np.uint8)
+    yield from islice(third, FADE, None)
+    yield from fourth
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("scenedetect", reason="needs the extra 'scenes'")
+    path = tmp_path_factory.mktemp("scenes") / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(RATE), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for image in pictures():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def seconds(clock: str) -> float:
+    hours, minutes, rest = clock.replace(",", ".").split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(rest)
+
+
+def test_each_shot_gets_its_caption_and_its_subtitle(film: Path, tmp_path: Path) -> None:
+    assert run(["caption", str(film), "-m", "demo", "--every", "scene", "-o", str(tmp_path / "film.srt"), "-q"]) == 0
+    blocks = (tmp_path / "film.srt").read_text().strip().split("\n\n")
+    assert [block.splitlines()[2] for block in blocks] == list(CAPTIONS)
+    times = [tuple(map(seconds, block.splitlines()[1].split(" --> "))) for block in blocks]
+    assert [start for start, _ in times][1:] == [end for _, end in times][:-1]
+    for (start, _), (first, last) in zip(times[1:], ((60, 60), (112, 120), (172, 172)), strict=True):
+        assert first / RATE - 2 / RATE <= start <= last / RATE + 2 / RATE
+
+
+def test_a_record_has_the_shots_and_other_settings_make_another(film: Path, tmp_path: Path) -> None:
+    table = tmp_path / "captions.jsonl"
+    command = ["caption", str(film), "-m", "demo", "--frames", "4", "-o", str(table), "-q"]
+    for more in (["--every", "scene"], ["--every", "scene"], ["--sampling", "scenes"], ["--skip-static"], []):
+        assert run([*command, *more]) == 0
+    windows, spread, static, plain = map(json.loads, table.read_text().splitlines())
+    assert [segment["text"] for segment in windows["segments"]] == list(CAPTIONS)
+    assert windows["frames"]["count"] == 16 and windows["frames"]["sampling"] == "scenes"
+    bounds = [[segment["start_seconds"], segment["end_seconds"]] for segment in windows["segments"]]
+    assert windows["frames"]["shots"] == bounds == spread["frames"]["shots"] and spread["frames"]["count"] == 4
+    assert spread["settings"]["sampling"]["mode"] == "scenes" and len(spread["segments"]) == 1
+    assert static["settings"]["sampling"]["skip_static"] is True and "shots" not in static["frames"]
+    assert set(plain["settings"]["sampling"]) == {"frames", "fps", "start_seconds", "end_seconds", "mode"}
+
+
+def test_frames_shows_the_shots(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert run(["frames", str(film), "--sampling", "scenes", "--frames", "8", "-o", str(sheet)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{sheet}\n" and sheet.exists()
+    lines = err.splitlines()
+    assert lines[:2] == ["4 shots", "shot 1  0:00.0-0:02.5  2 frames"] and len(lines) == 5
+    assert run(["frames", str(film), "--sampling", "scenes", "-n", "3", "-o", f"{tmp_path}/", "--json", "-q"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert len(values["frames"]["shots"]) == 4 and values["frames"]["count"] == 3
+    assert values["notes"] == ["4 shots", "3 frames for them: only the longest have one"]
+
+
+def test_ask_looks_at_each_shot(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ask", str(film), "What shape is it?", "-m", "demo", "--windows", "scene", "--frames", "4", "--json"]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    values = json.loads(out)
+    assert len(values["segments"]) == 4 and values["settings"]["windows"] == "scene"
+    assert re.search(r"answered from \d of 4 windows", err)
+
+
+def test_a_line_of_a_batch_and_a_preset_say_it_too(film: Path, tmp_path: Path) -> None:
+    line = {"video": str(film), "question": "What shape is it?", "sampling": "scenes", "scene_detector": "content",
+            "scene_threshold": 10, "scene_min_frames": 20, "skip_static": True}  # fmt: skip
+    (tmp_path / "requests.jsonl").write_text(f"{json.dumps(line)}\n")
+    answers = tmp_path / "answers.jsonl"
+    assert run(["batch", str(tmp_path / "requests.jsonl"), "-m", "demo", "-o", str(answers), "-q"]) == 0
+    record = json.loads(answers.read_text())
+    assert record["frames"]["sampling"] == "scenes" and len(record["frames"]["shots"]) == 4
+    assert record["settings"]["sampling"]["scene_threshold"] == 10
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("about: shots\nmodel: demo\nsampling: {sampling: scenes, frames: 4, scene_threshold: 2.5}\n")
+    sheet = tmp_path / "sheet.png"
+    assert run(["frames", str(film), "-p", str(preset), "-o", str(sheet), "-q"]) == 0 and sheet.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frames", "FILM", "--sampling", "scenes", "-o", "x.png"],
+        ["caption", "FILM", "-m", "demo", "--every", "scene", "-o", "x.jsonl"],
+        ["ask", "FILM", "Why?", "-m", "demo", "--windows", "scene"],
+        ["batch", "requests.jsonl", "-m", "demo", "-o", "y.jsonl"],
+    ],
+)
+def test_without_the_extra_one_line_says_what_to_install(
+    arguments: list[str],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    line = {"video": str(clip), "question": "Why?", "sampling": "scenes"}
+    Path("requests.jsonl").write_text(f"{json.dumps(line)}\n")
+    assert run([str(clip) if each == "FILM" else each for each in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == [
+        "error: scenes need the extra 'scenes' (scenedetect is missing)",
+        "hint: pip install 'llava-video-cli[scenes]'",
+    ]
+
+
+@pytest.mark.parametrize("length", ["scenes", "0", "-1", "soon"])
+def test_other_windows_are_refused(length: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["caption", str(clip), "-m", "demo", "--every", length]) == 2
+    assert f"--every must be scene, or 0.01 seconds or more, got '{length}'" in capsys.readouterr().err
