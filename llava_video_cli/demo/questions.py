@@ -115,10 +115,94 @@ QUESTIONS = (
 )  # fmt: skip
 BY_KIND = {question.kind: question for question in QUESTIONS}
 
+# Questions of yes or no: the wording of each kind, and the claims that it is asked about.
+CLAIM_QUESTIONS = {"shows": "Does the video show {}?", "claim": "In the video, {}. Yes or no?"}
+CLAIMS = {
+    "shows": (
+        "a {shape}", "something {color}", "a {color} {shape}", "a {shape} that {motion}", "something that {motion}",
+        "a {color} {shape} that {motion}", "something that changes color", "a {shape} that changes color",
+        "something that turns {end}", "a {shape} that turns {end}", "a {start} {shape} that turns {end}",
+    ),
+    "claim": (
+        "there is a {shape}", "there is a {color} {shape}", "the shape is a {shape}",
+        "the shape is {start} at the start", "the shape is {end} at the end",
+        "a {shape} {motion}", "a {color} {shape} {motion}", "the shape {motion}", "something {motion}",
+        "nothing moves", "something moves", "the shape moves", "the shape changes color", "a {shape} changes color",
+        "something changes color", "nothing changes color", "the shape turns {end}", "something turns {end}",
+        "a {shape} turns {end}", "a {start} {shape} turns {end}",
+    ),
+}  # fmt: skip
 
-def worded(kind: str, rng: np.random.Generator, *, plain: float = 0.4) -> str:
-    """A random wording: the main one with the probability `plain`, else any of them, also with British spelling."""
-    wordings = BY_KIND[kind].wordings
+
+def claim(kind: str, scene: Scene, rng: np.random.Generator, without: tuple[str, ...] = ()) -> str:
+    """A random claim about the scene for that kind of question: half are true, the others wrong in one word.
+
+    Claims that have a word of `without` are not drawn.
+    """
+    wanted = rng.random() < 0.5
+    allowed = [one for one in CLAIMS[kind] if not any(word in one for word in without)]
+    colors = (*COLORS, *(scene.color_start, scene.color_end) * 2)  # wrong colours are often the scene's other one
+    values = {
+        "shape": SHAPES, "color": colors, "start": colors, "end": colors,
+        "motion": tuple(_motion(direction) for direction in DIRECTIONS),
+    }  # fmt: skip
+    while True:
+        pattern = str(allowed[rng.integers(len(allowed))])
+        facts = {
+            "shape": scene.shape, "start": scene.color_start, "end": scene.color_end,
+            "color": (scene.color_start, scene.color_end)[rng.integers(2)], "motion": _motion(scene.direction),
+        }  # fmt: skip
+        slots = re.findall(r"{(\w+)}", pattern)
+        if slots and not wanted:
+            slot = str(slots[rng.integers(len(slots))])
+            facts[slot] = str(values[slot][rng.integers(len(values[slot]))])
+        text = pattern.format(**facts)
+        if "{start}" in pattern and "turns" in pattern and facts["start"] == facts["end"]:
+            continue  # "a red circle turns red"
+        if holds(text, scene) == wanted:
+            return text
+
+
+def holds(text: str, scene: Scene) -> bool:
+    """Whether a claim of `CLAIMS`, or a question about it, is true of the scene."""
+    return all(true for _, true in judged(text, scene))
+
+
+def judged(text: str, scene: Scene) -> list[tuple[int, bool]]:
+    """The words that decide a claim: where each one ends in the text, and whether it is true of the scene.
+
+    A colour is the scene's first or last one, unless the claim says which.
+    """
+    start, end, moves = scene.color_start, scene.color_end, scene.direction != "still"
+    nothing, at = "nothing" in text.lower(), re.search(r" at the (start|end)", text)
+    verdicts = []
+    before = ""
+    for match in re.finditer(r"[a-z]+", text.lower()):
+        word = match[0]
+        if word in SHAPES:
+            verdicts.append((match.end(), word == scene.shape))
+        elif word in COLORS and before == "turns":
+            verdicts.append((match.end(), scene.changes and word == end))
+        elif word in COLORS and at:
+            verdicts.append((at.end(), word == (start if at[1] == "start" else end)))
+        elif word in COLORS:
+            verdicts.append((match.end(), word in (start, end)))
+        elif word in ("changes", "turns"):
+            verdicts.append((match.end(), scene.changes != nothing))
+        elif word == "moves":
+            verdicts.append((match.end(), moves != nothing))
+        elif word in DIRECTIONS:
+            verdicts.append((match.end(), word == scene.direction))
+        before = word
+    return verdicts
+
+
+def worded(kind: str, rng: np.random.Generator, *, plain: float = 0.4, about: str = "") -> str:
+    """A random wording: the main one with the probability `plain`, else any of them, also with British spelling.
+
+    The kinds of `CLAIM_QUESTIONS` ask `about` a claim.
+    """
+    wordings = (CLAIM_QUESTIONS[kind].format(about),) if kind in CLAIM_QUESTIONS else BY_KIND[kind].wordings
     if rng.random() < plain:
         return wordings[0]
     text = str(wordings[rng.integers(len(wordings))])
@@ -133,8 +217,9 @@ def worded(kind: str, rng: np.random.Generator, *, plain: float = 0.4) -> str:
 
 def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None = None) -> str:
     """The sentence that answers that question about the scene (and, for `same_...`, the picture)."""
-    shape, start, end = scene.shape, scene.color_start, scene.color_end
-    motion = "stays still" if scene.direction == "still" else f"moves {scene.direction}"
+    if kind in CLAIM_QUESTIONS:
+        return "Yes." if holds(text, scene) else "No."
+    shape, start, end, motion = scene.shape, scene.color_start, scene.color_end, _motion(scene.direction)
     if kind in ("same_shape", "same_color"):
         assert picture is not None, f"{kind} needs a picture"
         is_shape = kind == "same_shape"
@@ -165,15 +250,19 @@ def right_answer(kind: str, scene: Scene, text: str = "", picture: Scene | None 
 def is_right(kind: str, scene: Scene, answer: str, text: str = "", picture: Scene | None = None) -> bool:
     """Whether the answer has the same key words as the right one.
 
-    Key words are shapes, colours (in their order), directions, yes and no; for a comparison only yes and no.
+    Key words are shapes, colours (in their order), directions, yes and no; for comparisons and claims only yes and no.
     """
     expected = right_answer(kind, scene, text, picture)
-    if kind.startswith("same_"):
+    if kind.startswith("same_") or kind in CLAIM_QUESTIONS:
         return _words(answer, ("yes", "no")) == _words(expected, ("yes", "no"))
     key_words = ("yes", "no", *SHAPES, *COLORS, *DIRECTIONS)
     return sorted(_words(answer, key_words)) == sorted(_words(expected, key_words)) and (
         _words(answer, tuple(COLORS)) == _words(expected, tuple(COLORS))
     )
+
+
+def _motion(direction: str) -> str:
+    return "stays still" if direction == "still" else f"moves {direction}"
 
 
 def _words(text: str, wanted: tuple[str, ...]) -> list[str]:

@@ -92,8 +92,12 @@ def random_scene(
     largest_side: int = 1280,
     rates: tuple[int, ...] = RATES,
     longest_seconds: float = 8.0,
+    anywhere: bool = False,
 ) -> Scene:
-    """A random scene; `changes` says whether the colour changes (by default in 40 % of the scenes)."""
+    """A random scene; `changes` says whether the colour changes (by default in 40 % of the scenes).
+
+    The shape stays within the picture's central square, or, with `anywhere`, within the whole picture.
+    """
     sizes = [size for size in SIZES if max(size) <= largest_side]
     width, height = sizes[rng.integers(len(sizes))]
     start, other = (str(name) for name in rng.permutation(list(COLORS))[:2])
@@ -103,12 +107,15 @@ def random_scene(
     shade = _shade(rng, start)
     direction = str(rng.choice(list(DIRECTIONS)))
     radius = float(rng.uniform(0.115, 0.2))
-    room = 0.98 - 2 * _REACH * radius
-    travel = 0.0 if direction == "still" else float(rng.uniform(0.24, room))
-    low, high = 0.5 - room / 2, 0.5 + room / 2
     right, down = DIRECTIONS[direction]
-    x = float(rng.uniform(low - min(0, right) * travel, high - max(0, right) * travel))
-    y = float(rng.uniform(low - min(0, down) * travel, high - max(0, down) * travel))
+    side = min(width, height)
+    spans = (width / side, height / side) if anywhere else (1.0, 1.0)
+    rooms = [span - 0.02 - 2 * _REACH * radius for span in spans]  # for the shape's centre, in each axis
+    travel = 0.0 if direction == "still" else float(rng.uniform(0.24, rooms[0] if right else rooms[1]))
+    x, y = (
+        float(rng.uniform(0.5 - room / 2 - min(0, step) * travel, 0.5 + room / 2 - max(0, step) * travel))
+        for room, step in zip(rooms, (right, down), strict=True)
+    )
     ground = rng.uniform(8, 50)
     return Scene(
         width=width, height=height,

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_video_cli.demo.questions import BY_KIND, is_right, right_answer, worded
+from llava_video_cli.demo.questions import (
+    BY_KIND,
+    CLAIM_QUESTIONS,
+    CLAIMS,
+    claim,
+    holds,
+    is_right,
+    judged,
+    right_answer,
+    worded,
+)
 from llava_video_cli.demo.world import (
     COLORS,
     DIRECTIONS,
@@ -61,6 +71,19 @@ def test_the_shape_stays_within_the_central_square() -> None:
         for fraction in (0.0, 0.5, 1.0):
             for place in drawn.place(fraction):
                 assert 1.24 * drawn.radius <= place <= 1 - 1.24 * drawn.radius
+
+
+def test_the_shape_may_be_anywhere_in_the_picture() -> None:
+    rng = np.random.default_rng(0)
+    outside = []
+    for _ in range(300):
+        drawn = random_scene(rng, anywhere=True)
+        side, places = min(drawn.width, drawn.height), [drawn.place(fraction) for fraction in (0.0, 0.5, 1.0)]
+        for size, along in zip((drawn.width, drawn.height), zip(*places, strict=True), strict=True):
+            pixels = [(place - 0.5) * side + size / 2 for place in along]
+            assert 1.24 * drawn.radius * side <= min(pixels) and max(pixels) <= size - 1.24 * drawn.radius * side
+        outside.append(any(not 0 <= place <= 1 for pair in places for place in pair))
+    assert np.mean(outside) > 0.25
 
 
 def test_scenes_show_all_there_is() -> None:
@@ -143,3 +166,65 @@ def test_wordings_keep_their_question() -> None:
     assert any("colour" in text for text in texts)
     assert any(text[0].islower() for text in texts)
     assert any(text[-1] != "?" for text in texts)
+
+
+CLAIMED = [
+    ("a circle", True),
+    ("a red circle", True),
+    ("a blue circle", True),
+    ("a green circle", False),
+    ("a red square", False),
+    ("something blue", True),
+    ("something white", False),
+    ("something that turns blue", True),
+    ("a circle that turns red", False),
+    ("a red circle that turns blue", True),
+    ("a green circle that turns blue", False),
+    ("a triangle that changes color", False),
+    ("a circle that moves left", True),
+    ("a blue circle that moves right", False),
+    ("something that stays still", False),
+    ("nothing moves", False),
+    ("something moves", True),
+    ("nothing changes colour", False),
+    ("The shape changes color", True),
+    ("the shape is red at the start", True),
+    ("the shape is blue at the start", False),
+    ("the shape is blue at the end", True),
+    ("there is a red circle", True),
+]
+
+
+@pytest.mark.parametrize(("text", "true"), CLAIMED)
+def test_claims_are_true_or_not(text: str, true: bool) -> None:
+    assert holds(text, scene(color_end="blue")) == true
+
+
+def test_a_claim_about_nothing_and_one_about_rest() -> None:
+    still = scene(direction="still", travel=0.0)
+    assert all(holds(text, still) for text in ("nothing moves", "nothing changes color", "a red circle stays still"))
+    assert not any(holds(text, still) for text in ("something moves", "a circle turns red", "the shape moves left"))
+
+
+@pytest.mark.parametrize("kind", CLAIM_QUESTIONS)
+def test_half_of_the_claims_are_true_and_the_others_wrong_in_one_word(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(1000):
+        drawn = random_scene(rng)
+        about = claim(kind, drawn, rng)
+        text = worded(kind, rng, about=about)
+        answer = right_answer(kind, drawn, text)
+        assert holds(about, drawn) == (answer == "Yes.") and answer in ("Yes.", "No.")
+        assert is_right(kind, drawn, answer, text) and not is_right(kind, drawn, "Yes, no.", text)
+        wrong = {about[:end].split()[-1] for end, true in judged(about, drawn) if not true}
+        assert len(wrong - {"changes", "turns", "moves"}) <= 1 or not drawn.changes, about
+        verdicts.append(answer == "Yes.")
+    assert 0.45 < np.mean(verdicts) < 0.55
+
+
+def test_claims_can_leave_words_out() -> None:
+    rng = np.random.default_rng(0)
+    texts = [claim("claim", scene(), rng, without=("motion", "moves", "nothing")) for _ in range(200)]
+    assert not any(word in text for text in texts for word in ("move", "still", "nothing"))
+    assert {len(CLAIMS[kind]) > 9 for kind in CLAIM_QUESTIONS} == {True}
