@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llava_video_cli.demo.questions import right_answer, worded
+from llava_video_cli.demo.questions import CLAIM_QUESTIONS, claim, holds, judged, right_answer, worded
 from llava_video_cli.demo.world import Scene
 
 from .architecture import SYSTEMS, media_id
@@ -27,16 +27,42 @@ SHARES = {
     "moves": 0.06,
     "color": 0.06,
 }
+CLAIM_SHARES = {"shows": 0.12, "claim": 0.12}  # besides those in batches of their own
+LOWERCASE = 0.1  # the share of answers "yes" and "no", so that these words are as likely among themselves as Yes and No
 PICTURE_SHARES = {"picture_shape": 0.4, "picture_color": 0.3, "picture_describe": 0.3}
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation after the prefix: token ids, which of them are answers, and the kind of its first question."""
+    """A conversation after the prefix: token ids, which of them are answers, and the kind of its first question.
+
+    `facts` says of the tokens that decide a claim (by their place in `ids`) whether they are true of the scene.
+    """
 
     kind: str
     ids: list[int]
     answers: list[bool]
+    facts: dict[int, bool] = field(default_factory=dict)
+
+    def add(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        before: str,
+        text: str,
+        answer: str,
+        facts: Sequence[tuple[int, bool]] = (),
+    ) -> None:
+        """Append a question and its answer; `facts` are `judged`'s of the text, which comes after `before`."""
+        true = {len(before) + end: is_true for end, is_true in facts}
+        question = tokenizer(f"{before}{text} ASSISTANT:", add_special_tokens=False, return_offsets_mapping=True)
+        for token, (_, end) in zip(question["input_ids"], question["offset_mapping"], strict=True):
+            if end in true:
+                self.facts[len(self.ids)] = true[end]
+            self.ids.append(token)
+            self.answers.append(False)
+        learned = tokenizer(f" {answer}</s>", add_special_tokens=False)["input_ids"]
+        self.ids.extend(learned)
+        self.answers.extend([True] * len(learned))
 
 
 @dataclass(frozen=True)
@@ -44,7 +70,8 @@ class Batch:
     """Several samples, each of them a prefix and its dialogues one after the other.
 
     ids and positions: int64 (samples, length). mask: bool (samples, 1, length, length), true where a token attends.
-    targets: int64 (samples, length), -100 where nothing is learned. dialogue: int64 (samples, length), the number of
+    targets: int64 (samples, length), -100 where nothing is learned. facts: int64 (samples, length), 1 where a word of
+    a claim is true of the scene, 0 where it is not, -100 elsewhere. dialogue: int64 (samples, length), the number of
     the dialogue from 1 on, 0 for the prefix, -1 for padding. kinds: the kinds of each sample's dialogues.
     """
 
@@ -52,6 +79,7 @@ class Batch:
     positions: Tensor
     mask: Tensor
     targets: Tensor
+    facts: Tensor
     dialogue: Tensor
     kinds: list[list[str]]
 
@@ -77,19 +105,43 @@ def dialogue(
     scene: Scene,
     picture: Scene | None = None,
     note: str = "",
+    lowercase: float = LOWERCASE,
 ) -> Dialogue:
     """Questions of these kinds in order, with their right answers; the note comes before the first question."""
-    ids: list[int] = []
-    answers: list[bool] = []
+    made = Dialogue(kinds[0], [], [])
     for turn, kind in enumerate(kinds):
-        text = worded(kind, rng, plain=0.35)
-        question = f"{'USER: ' if turn else note}{text} ASSISTANT:"
-        answer = f" {right_answer(kind, scene, text, picture)}</s>"
-        for part, learned in ((question, False), (answer, True)):
-            new = tokenizer(part, add_special_tokens=False)["input_ids"]
-            ids += new
-            answers += [learned] * len(new)
-    return Dialogue(kinds[0], ids, answers)
+        asks_claim = kind in CLAIM_QUESTIONS
+        text = worded(kind, rng, plain=0.35, about=claim(kind, scene, rng) if asks_claim else "")
+        answer = _either_case(right_answer(kind, scene, text, picture), rng, lowercase)
+        facts = judged(text, scene) if asks_claim else []
+        made.add(tokenizer, "USER: " if turn else note, text, answer, facts)
+    return made
+
+
+def claim_dialogues(
+    tokenizer: PreTrainedTokenizerFast,
+    scenes: Sequence[Scene],
+    rng: np.random.Generator,
+    count: int,
+    without: tuple[str, ...],
+) -> list[Dialogue]:
+    """Dialogues of one claim each about a video that shows these scenes: true if it is true of one of them.
+
+    Claims that have a word of `without` are not asked; nor is, about several scenes, what all of them decide.
+    """
+    if len(scenes) > 1:
+        without = (*without, "the shape", "nothing")
+    dialogues = []
+    for _ in range(count):
+        kind = str(rng.choice(list(CLAIM_QUESTIONS)))
+        scene = scenes[int(rng.integers(len(scenes)))]
+        text = worded(kind, rng, plain=0.35, about=claim(kind, scene, rng, without))
+        answer = "Yes." if any(holds(text, one) for one in scenes) else "No."
+        made = Dialogue(kind, [], [])
+        facts = judged(text, scene) if len(scenes) == 1 else []
+        made.add(tokenizer, "", text, _either_case(answer, rng, LOWERCASE), facts)
+        dialogues.append(made)
+    return dialogues
 
 
 def video_dialogues(
@@ -147,7 +199,7 @@ def join_dialogues(prefixes: list[list[int]], dialogues: list[list[Dialogue]], p
     ]
     shape = (len(prefixes), max(lengths))
     ids, positions = np.full(shape, pad), np.zeros(shape, np.int64)
-    targets, owner = np.full(shape, -100), np.full(shape, -1)
+    targets, facts, owner = np.full(shape, -100), np.full(shape, -100), np.full(shape, -1)
     for row, (prefix, mine) in enumerate(zip(prefixes, dialogues, strict=True)):
         at = len(prefix)
         ids[row, :at], positions[row, :at], owner[row, :at] = prefix, np.arange(at), 0
@@ -157,13 +209,29 @@ def join_dialogues(prefixes: list[list[int]], dialogues: list[list[Dialogue]], p
             positions[row, at:end] = len(prefix) + np.arange(len(one.ids))
             learned = np.array(one.answers[1:])
             targets[row, at : end - 1] = np.where(learned, one.ids[1:], -100)
+            for place, true in one.facts.items():
+                facts[row, at + place] = true
             at = end
     dialogue_of = torch.as_tensor(owner)
     before = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
     reachable = (dialogue_of[:, None, :] == dialogue_of[:, :, None]) | (dialogue_of[:, None, :] == 0)
     mask = (before & reachable)[:, None]
     kinds = [[one.kind for one in mine] for mine in dialogues]
-    return Batch(torch.as_tensor(ids), torch.as_tensor(positions), mask, torch.as_tensor(targets), dialogue_of, kinds)
+    return Batch(
+        torch.as_tensor(ids),
+        torch.as_tensor(positions),
+        mask,
+        torch.as_tensor(targets),
+        torch.as_tensor(facts),
+        dialogue_of,
+        kinds,
+    )
+
+
+def _either_case(answer: str, rng: np.random.Generator, lowercase: float) -> str:
+    """The answer, with `yes` for `Yes` and `no` for `No` in the share `lowercase` of the cases."""
+    begins = answer.startswith(("Yes", "No")) and rng.random() < lowercase
+    return answer[0].lower() + answer[1:] if begins else answer
 
 
 def _times(rng: np.random.Generator, frames: int) -> str:

@@ -11,20 +11,36 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
 
+from .architecture import IMAGE_SIZE, image_processor, video_processor
+
 CHUNK = 25  # scenes that a worker makes at a time
+FITS = ("crop", "pad", "stretch")  # how a frame becomes a square
 TRAINING_RATES = (8, 10, 12)  # few frames per second: training resamples them, so all of them are used
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded clip: uint8 (frames, 3, 48, 48), all its frames."""
+    """A decoded clip: uint8 (frames, 3, 48, 48), all its frames, made square as `fit` (of `FITS`) says."""
 
     scene: Scene
     images: NDArray[np.uint8]
+    fit: str
+
+    def place(self, fraction: float) -> tuple[float, float]:
+        """The place of the shape's centre after that fraction of the clip, in fractions of the square's side."""
+        scene = self.scene
+        short = min(scene.width, scene.height)
+        shown = {"crop": (short, short), "pad": (max(scene.width, scene.height),) * 2}
+        across, along = shown.get(self.fit, (scene.width, scene.height))
+        x, y = scene.place(fraction)
+        return 0.5 + (x - 0.5) * short / across, 0.5 + (y - 0.5) * short / along
 
 
 @dataclass(frozen=True)
@@ -37,8 +53,30 @@ class Still:
     width: int
 
 
+def fitted(images: NDArray[np.uint8], fit: str) -> NDArray[np.uint8]:
+    """Frames, uint8 (frames, height, width, 3), prepared for the processor, which cuts out their central square.
+
+    `pad` fills them up to a square with the processor's mean colour, `stretch` resizes them to the model's square.
+    """
+    count, height, width, _ = images.shape
+    if fit == "pad":
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        square = np.empty((count, side, side, 3), np.uint8)
+        square[:] = [round(255 * mean) for mean in OPENAI_CLIP_MEAN]
+        square[:, top : top + height, left : left + width] = images
+        return square
+    if fit == "stretch":
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+    return images
+
+
 def make_clips(count: int, seed: int, workers: int = 2) -> Iterator[Clip]:
-    """Render, encode and decode `count` random clips; the same seed gives the same clips."""
+    """Render, encode and decode random clips of `count` scenes; the same seed gives the same clips.
+
+    A scene within the central square is a clip with `crop`; each other one, with its shape anywhere, is two clips.
+    """
     with _pool(workers) as pool:
         for clips in pool.map(_clips, _seeds(count, seed)):
             yield from clips
@@ -60,37 +98,30 @@ def _seeds(count: int, seed: int) -> list[tuple[int, int, int]]:
 
 
 def _clips(job: tuple[int, int, int]) -> list[Clip]:
-    import torch
-
-    from .architecture import IMAGE_SIZE, video_processor
-
     torch.set_num_threads(1)
     seed, first, count = job
     rng = np.random.default_rng((seed, first))
     resize = video_processor()
     clips = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(count):
-            side = 854 if rng.random() < 0.08 else 426
-            scene = random_scene(rng, largest_side=side, rates=TRAINING_RATES, longest_seconds=3.0)
+        for number in range(count):
+            side, anywhere = 854 if rng.random() < 0.08 else 426, number % 2 == 1
+            scene = random_scene(rng, largest_side=side, rates=TRAINING_RATES, longest_seconds=3.0, anywhere=anywhere)
             suffix = str(rng.choice([".mp4", ".webm", ".avi"], p=[0.7, 0.15, 0.15]))
             path = Path(folder) / f"clip{suffix}"
             write_clip(path, scene)
             with av.open(str(path)) as container:
                 frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-            small = resize(videos=[frames], do_rescale=False, do_normalize=False, return_tensors="pt")
-            images = small["pixel_values_videos"][0].numpy().astype(np.uint8)
-            assert images.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE), images.shape
-            clips.append(Clip(scene, images))
+            for fit in FITS[1:] if anywhere else FITS[:1]:
+                square = fitted(frames.astype(np.uint8, copy=False), fit)
+                small = resize(videos=[square], do_rescale=False, do_normalize=False, return_tensors="pt")
+                images = small["pixel_values_videos"][0].numpy().astype(np.uint8)
+                assert images.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE), images.shape
+                clips.append(Clip(scene, images, fit))
     return clips
 
 
 def _stills(job: tuple[int, int, int]) -> list[Still]:
-    import torch
-    from PIL import Image
-
-    from .architecture import image_processor
-
     torch.set_num_threads(1)
     seed, first, count = job
     rng = np.random.default_rng((seed, first))

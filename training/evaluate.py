@@ -1,7 +1,8 @@
 """Measure a checkpoint on new clips and pictures, as real files and through the package's own code.
 
-`python -m training.evaluate` prints a table: the share of right answers by kind of question and number of frames. The
-last line is one JSON document with the same values.
+`python -m training.evaluate` prints a table: the share of right answers by kind of question and number of frames.
+`--fit` says how frames become squares; with `pad` and `stretch` the clips are 16:9 or 9:16, with the shape anywhere in
+the picture, and nothing is asked about pictures. The last line is one JSON document with the same values.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava_video_cli.conversation import Generation, Request, Turn
-from llava_video_cli.demo.questions import is_right, right_answer, worded
+from llava_video_cli.demo.questions import CLAIM_QUESTIONS, claim, is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
 from llava_video_cli.inference import open_model
 from llava_video_cli.model import Loading, Model
@@ -30,7 +31,9 @@ from llava_video_cli.video import Frames, read_frames
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.sampling import Sampling
 
-VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
+from .data import FITS, fitted
+
+VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change", *CLAIM_QUESTIONS)
 PICTURE_KINDS = ("picture_shape", "picture_color", "picture_describe")
 PAIR_KINDS = ("same_shape", "same_color")
 GROUP = 20  # clips in memory at a time
@@ -87,15 +90,16 @@ def evaluate(
     frame_counts: Sequence[int] = (4, 8, 16),
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
+    fit: str = "crop",
 ) -> Score:
-    """Ask a model `questions` new questions of each kind, for each number of frames.
+    """Ask a model `questions` new questions of each kind, for each number of frames, which become squares by `fit`.
 
     A quarter of them are later turns of a conversation, and more than half do not use the main wording.
     """
     rng = np.random.default_rng((seed, 7))
     score = Score()
     start = time.monotonic()
-    for number, batch in enumerate(_questions(rng, questions, frame_counts), start=1):
+    for number, batch in enumerate(_questions(rng, questions, frame_counts, fit), start=1):
         answers = model.answer_all([question.request for question in batch])
         for question, answer in zip(batch, answers, strict=True):
             score.add(question, answer.text)
@@ -114,28 +118,35 @@ def table(score: Score) -> str:
     return "\n".join(lines)
 
 
-def _questions(rng: np.random.Generator, questions: int, frame_counts: Sequence[int]) -> Iterator[list[PosedQuestion]]:
+def _questions(
+    rng: np.random.Generator, questions: int, frame_counts: Sequence[int], fit: str
+) -> Iterator[list[PosedQuestion]]:
     """Batches of questions whose media have the same size, so that they can be answered together."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        scenes = [random_scene(rng) for _ in range(questions)]
+        scenes = [random_scene(rng) if fit == "crop" else _wide_scene(rng) for _ in range(questions)]
         partners = [[_partner(rng, scene) for _ in PAIR_KINDS] for scene in scenes]
         clips = pool.map(_write, [(folder, index, scene) for index, scene in enumerate(scenes)])
         stills = [random_scene(rng, changes=False, largest_side=int(rng.choice([320, 1280]))) for _ in range(questions)]
         for first in range(0, questions, GROUP):
             here = list(range(first, min(first + GROUP, questions)))
             paths = {index: next(clips) for index in here}
-            pictures = [_picture(folder, scene, rng) for scene in (stills[index] for index in here)]
-            yield from _batches(_about_pictures(rng, pictures))
+            if fit == "crop":
+                pictures = [_picture(folder, scene, rng) for scene in (stills[index] for index in here)]
+                yield from _batches(_about_pictures(rng, pictures))
             steady = [index for index in here if not scenes[index].changes] or here[:0]
             pairs = {index: [_picture(folder, scene, rng) for scene in partners[index]] for index in here}
             for count in frame_counts:
                 frames = {index: read_frames(paths[index], Sampling(frames=count)) for index in here}
+                if fit != "crop":
+                    frames = {at: replace(mine, images=fitted(mine.images, fit)) for at, mine in frames.items()}
                 posed = []
                 for index in here:
                     posed += _about_video(rng, scenes[index], frames[index], count)
+                    if fit != "crop":
+                        continue
                     posed.append(_about_pair(rng, "same_shape", scenes[index], frames[index], pairs[index][0], count))
                     if steady:
                         other = steady[index % len(steady)]
@@ -195,13 +206,25 @@ def _ask(
 ) -> PosedQuestion:
     turns = []
     for earlier in before:
-        text = worded(earlier, rng)
+        text = _text(rng, earlier, scene)
         turns += [Turn("user", text), Turn("assistant", right_answer(earlier, scene, text, picture))]
-    text = worded(kind, rng)
+    text = _text(rng, kind, scene)
     turns.append(Turn("user", text))
     turns[0] = Turn("user", turns[0].text, media=media)
     request = Request(turns=tuple(turns), generation=Generation(max_new_tokens=40))
     return PosedQuestion(kind, text, scene, picture, row, bool(before), request)
+
+
+def _text(rng: np.random.Generator, kind: str, scene: Scene) -> str:
+    return worded(kind, rng, about=claim(kind, scene, rng) if kind in CLAIM_QUESTIONS else "")
+
+
+def _wide_scene(rng: np.random.Generator) -> Scene:
+    """A scene with its shape anywhere in a 16:9 or 9:16 picture."""
+    while True:
+        scene = random_scene(rng, largest_side=640, anywhere=True)
+        if max(scene.width, scene.height) > 1.7 * min(scene.width, scene.height):
+            return scene
 
 
 def _partner(rng: np.random.Generator, scene: Scene) -> Scene:
@@ -236,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=500, help="of each kind, for each number of frames")
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--fit", default="crop", choices=FITS, help="how frames become squares")
     parser.add_argument("--quantize", default="none", choices=["none", "4bit", "8bit"])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--seed", type=int, default=0)
@@ -243,13 +267,14 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     model = open_model(options.model, Loading(quantize=options.quantize))
-    score = evaluate(model, options.questions, options.frames, options.seed, _say)
+    score = evaluate(model, options.questions, options.frames, options.seed, _say, options.fit)
     for line in score.wrong[: options.wrong]:
         _say(line)
     print(table(score))  # noqa: T201
     document = {
         "model": options.model,
         "quantize": options.quantize,
+        "fit": options.fit,
         "seed": options.seed,
         "questions": options.questions,
         "accuracy": score.shares("kind"),
