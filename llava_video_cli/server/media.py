@@ -35,7 +35,7 @@ from ..video.sampling import Sampling
 from .fetch import download
 from .media_pool import MediaPool
 from .media_worker import Job
-from .responses import RequestError
+from .responses import RequestError, hint_for_clients
 
 _PREFIX = "llvid-serve-"
 _UNLOCKED_SECONDS = 1.0  # more than it takes to lock a new folder
@@ -201,7 +201,8 @@ class MediaCache:
         except MediaError as error:
             if cancelled.is_set():
                 raise _stopping() from None
-            raise RequestError(400, f"{param}: {error}", error.hint, param=param, code="invalid_media") from None
+            hint = hint_for_clients(error.hint)
+            raise RequestError(400, f"{param}: {error}", hint, param=param, code="invalid_media") from None
 
     def _read_content(self, content: MediaContent, sampling: Sampling, cancelled: threading.Event) -> Media:
         key = _CacheKey(content.digest, sampling)

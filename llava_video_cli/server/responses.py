@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from ..conversation import FinishReason, Usage
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
 from ..validation import InputError
+from ..video.limits import RAISE_HINT
 
 CLOSE = {"connection": "close"}  # the header for errors after which the rest of a request is not read
 _SEND_SECONDS = 60.0  # a client that accepts no data for this long counts as disconnected
@@ -61,7 +62,7 @@ class RequestError(LlvidError):
             return error
         status, code = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, None))
         param = error.field.lstrip(".") if isinstance(error, InputError) else None
-        return cls(status, str(error), _hint_for_clients(error.hint), param=param or None, code=code)
+        return cls(status, str(error), hint_for_clients(error.hint), param=param or None, code=code)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -174,8 +175,10 @@ class ResponseSender:
             sending.cancel()
 
 
-def _hint_for_clients(hint: str | None) -> str | None:
-    """Return a hint with the fields of a request in place of options, without the options that no request has."""
+def hint_for_clients(hint: str | None) -> str | None:
+    """Return a hint with the fields of a request in place of options, without what only the server's user can do."""
+    if hint and RAISE_HINT in hint:
+        return "; ".join(way for way in hint.split("; ") if RAISE_HINT not in way) or "send a smaller one"
     if hint is None or "--" not in hint:
         return hint
     head, colon, ways = hint.rpartition(": ")

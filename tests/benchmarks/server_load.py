@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -35,7 +36,10 @@ ANSWER_SECONDS = 120.0
 _JSON = {"Content-Type": "application/json"}
 
 
-def slow_picture(path: Path, scans: int = 50) -> Path:
+_HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def slow_picture(path: Path, scans: int = 20) -> Path:
     """Write a progressive JPEG that repeats its last scan: seconds of one core, within the limits of pictures."""
     Image.new("RGB", (7900, 7900), (90, 120, 30)).save(path, "JPEG", progressive=True, quality=60)
     content = path.read_bytes()
@@ -111,10 +115,8 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     with ExitStack() as outer:
         folder = Path(outer.enter_context(tempfile.TemporaryDirectory()))
-        slow_url = data_url(slow_picture(folder / "slow.jpg"), "image/jpeg")
-        slow_body = json.dumps({"messages": [message("What is it?", slow_url)]}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(slow_body)}\r\n"
-        slow_request = head.encode() + b"Content-Type: application/json\r\n\r\n" + slow_body
+        slow = slow_picture(folder / "slow.jpg")
+        content, numbers = slow.read_bytes(), itertools.count()
         requests = bodies(folder)
         _, port = outer.enter_context(server())
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, own_limit[1]), own_limit[1]))
@@ -127,11 +129,16 @@ def main() -> None:
 
                 def hostile(stack: ExitStack = stack, over: threading.Event = over, ended: list[bytes] = ended) -> None:
                     while not over.is_set():
+                        slow.write_bytes(content + str(next(numbers)).encode())  # another picture, to any cache
+                        body = json.dumps({"messages": [message("What is it?", data_url(slow, "image/jpeg"))]}).encode()
+                        head = (
+                            f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+                        )
                         with suppress(OSError):
                             connection = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS)
                             stack.enter_context(connection)
                             stack.callback(hang_up, connection)
-                            connection.sendall(slow_request)
+                            connection.sendall(head.encode() + body)
                             ended.append(connection.recv(12))
 
                 for _ in range(IDLE):
@@ -150,7 +157,7 @@ def main() -> None:
                 "failed": failed + failed_beside,
             }  # fmt: skip
             rows.append(row)
-            print(" ".join(f"{name} {value:.3f}" for name, value in row.items()), ended, flush=True)
+            print(" ".join(f"{name} {value:.3f}" for name, value in row.items()), Counter(ended), flush=True)
     medians = {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
     growth = {p: round(medians[f"beside_{p}"] / medians[f"alone_{p}"], 2) for p in ("p50", "p95", "max")}
     result = medians | {"growth": growth, "wanted_growth": MAX_GROWTH, "clients": CLIENTS, "idle": IDLE, "slow": SLOW}

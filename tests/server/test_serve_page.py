@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import KEYS, Browser, browser
+from PIL import Image
 from serving import Served, message, serving
 from terminal import scene
 
@@ -60,6 +61,11 @@ def test_the_sheet_shows_the_frames(served: Served, clip: Path, tmp_path: Path) 
     broken.write_bytes(clip.read_bytes()[:300])
     status, error = sheet(served, broken, "video/mp4")
     assert status == 400 and "the file is cut short" in json.dumps(error)
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    status, answer = sheet(served, tmp_path / "large.png", "image/png")
+    words = json.dumps(answer)
+    assert status == 400 and "at most 64,000,000 pixels" in words
+    assert '"hint": "send a smaller one"' in words, "LLVID_LIMITS is for who runs the server"
     assert served.send("POST", "/sheet", b"{}", {"Content-Type": "text/plain"})[0] == 415
     text = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
     assert served.send("POST", "/sheet", text, {"Content-Type": "application/json"})[0] == 400
