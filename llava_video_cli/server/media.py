@@ -34,7 +34,7 @@ from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
 from .fetch import download
 from .media_pool import MediaPool
-from .media_worker import Job
+from .media_worker import DecodeJob
 from .responses import RequestError, hint_for_clients
 
 _PREFIX = "llvid-serve-"
@@ -228,7 +228,7 @@ class MediaCache:
 
     def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event) -> Media:
         try:
-            job = Job(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
+            job = DecodeJob(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
             medium = self._pool.decode(job, self._shrink, cancelled)
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None

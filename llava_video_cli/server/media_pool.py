@@ -16,7 +16,7 @@ from ..conversation import Media
 from ..errors import MediaError
 from ..video import Frames, Resize
 from ..video.image import Picture
-from .media_worker import MODULES, PIECE_BYTES, Bounds, Job, main
+from .media_worker import MODULES, PIECE_BYTES, Bounds, DecodeJob, main
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -37,7 +37,7 @@ class MediaPool:
         self._idle = [_Worker(self._bounds)]
         self._closed = False
 
-    def decode(self, job: Job, resize: Resize, cancelled: threading.Event) -> Media:
+    def decode(self, job: DecodeJob, resize: Resize, cancelled: threading.Event) -> Media:
         """Return a picture, or the frames of a video, resized; stop as soon as that is `cancelled`.
 
         Raises MediaError, and `RuntimeError` for a bug in the decoder.
@@ -92,7 +92,7 @@ class _Worker:
         self._process.join()
         self._connection.close()
 
-    def decode(self, job: Job, resize: Resize, cancelled: threading.Event) -> Media:
+    def decode(self, job: DecodeJob, resize: Resize, cancelled: threading.Event) -> Media:
         """Return the medium of a job. Unless the process `is_idle` after it, it is of no further use."""
         import numpy as np
 

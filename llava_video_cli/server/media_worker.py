@@ -1,8 +1,8 @@
 """The program of a process that decodes the media of requests: bounded in memory and time, and at low priority.
 
-It gets one `Job` after the other, and sends None when it begins. For a picture and for each frame, it sends a shape and
-whether it is a frame, then the pixels in pieces. At the end it sends a `Picture` or `Frames` whose images have one
-pixel, the number of the image that was sent; or a MediaError; or the traceback of a bug.
+It gets one `DecodeJob` after the other, and sends None when it begins. For a picture and for each frame, it sends a
+shape and whether it is a frame, then the pixels in pieces. At the end it sends a `Picture` or `Frames` whose images
+have one pixel, the number of the image that was sent; or a MediaError; or the traceback of a bug.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """A file to decode; `max_pixels` is for a picture, `sampling` and `limits` for a video."""
 
     path: str
@@ -84,7 +84,7 @@ def main(connection: Connection[Any, Any], bounds: Bounds) -> None:
             connection.send(_result(job, bounds, connection))
 
 
-def _result(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media | MediaError | str:
+def _result(job: DecodeJob, bounds: Bounds, connection: Connection[Any, Any]) -> Media | MediaError | str:
     try:
         return _decode(job, bounds, connection)
     except LlvidError as error:
@@ -97,7 +97,7 @@ def _result(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media
         return traceback.format_exc()
 
 
-def _decode(job: Job, bounds: Bounds, connection: Connection[Any, Any]) -> Media:
+def _decode(job: DecodeJob, bounds: Bounds, connection: Connection[Any, Any]) -> Media:
     import numpy as np
 
     from ..video import read_frames

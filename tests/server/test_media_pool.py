@@ -30,7 +30,7 @@ from llava_video_cli.conversation import Media
 from llava_video_cli.errors import MediaError
 from llava_video_cli.server.media import MediaCache, MediaContent, MediaSources, remove_leftovers
 from llava_video_cli.server.media_pool import MediaPool
-from llava_video_cli.server.media_worker import Bounds, Job
+from llava_video_cli.server.media_worker import Bounds, DecodeJob
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Resize
@@ -55,7 +55,7 @@ def unchanged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def decode(
     pool: MediaPool, path: Path, sampling: Sampling | None = None, resize: Resize = unchanged
 ) -> Frames | Picture:
-    return pool.decode(Job(str(path), sampling or Sampling(8), LIMITS, PIXELS), resize, threading.Event())
+    return pool.decode(DecodeJob(str(path), sampling or Sampling(8), LIMITS, PIXELS), resize, threading.Event())
 
 
 @pytest.mark.parametrize("name", ["circle.mp4", "bikes.mp4", "sample.avi", "pigs_in_a_polka.gif"])
@@ -136,12 +136,12 @@ def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
     Image.new("RGB", (11_000, 11_000)).save(large)
     with closing(MediaPool(1, Bounds(memory_bytes=128 * 2**20))) as pool:
         with pytest.raises(MediaError, match=r"large\.png: .* more memory than is free"):
-            pool.decode(Job(str(large), Sampling(), LIMITS, 10**9), unchanged, threading.Event())
+            pool.decode(DecodeJob(str(large), Sampling(), LIMITS, 10**9), unchanged, threading.Event())
         assert isinstance(decode(pool, clip), Frames)
 
 
 def test_a_bug_in_the_decoder_is_no_error_of_the_client(pool: MediaPool, clip: Path) -> None:
-    job = Job(str(clip), cast("Sampling", None), cast("Limits", 1), PIXELS)
+    job = DecodeJob(str(clip), cast("Sampling", None), cast("Limits", 1), PIXELS)
     with pytest.raises(RuntimeError, match=r"(?s)a bug\nTraceback.*media_worker\.py.*AttributeError"):
         pool.decode(job, unchanged, threading.Event())
     assert isinstance(decode(pool, clip), Frames)
