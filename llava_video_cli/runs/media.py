@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Callable, Iterable, Sequence
 
 from ..conversation import Media
+from ..errors import MediaError
 from ..video import check_video, read_frames
 from ..video.image import Picture, is_picture, read_image, shrunk
 from ..video.sampling import Sampling
@@ -35,16 +37,18 @@ def read_media(
     """Return the contents of the files. Raises `MediaError` for the first one that can't be read.
 
     `opened` is called once, before most of the reading, with the pictures and None for each video: no file is missing
-    then, and each is a picture or has the header of a video. `progress` gets the share of a video that is read.
+    then, and each is a picture or has the header of a video. `progress` gets the share of a video that is read. A
+    single video is opened once by FFmpeg, and once for its header.
     """
-    if len(paths) > 1 or is_picture(paths[0]):
+    named_as_video = (mimetypes.guess_type(paths[0])[0] or "").startswith("video/")
+    if len(paths) > 1 or (not named_as_video and is_picture(paths[0])):
         pictures = check_media(paths)
         opened(pictures)
         return [
             picture or read_frames(path, sampling, progress=progress, resize=shrunk)
             for path, picture in zip(paths, pictures, strict=True)
         ]
-    has_opened = False  # a single video is opened once
+    has_opened = False
 
     def show(share: float) -> None:
         nonlocal has_opened
@@ -53,7 +57,14 @@ def read_media(
             opened([None])
         progress(share)
 
-    return [read_frames(paths[0], sampling, progress=show, resize=shrunk)]
+    try:
+        return [read_frames(paths[0], sampling, progress=show, resize=shrunk)]
+    except MediaError:
+        if has_opened or not is_picture(paths[0]):
+            raise
+    picture = read_image(paths[0])  # it is named as a video
+    opened([picture])
+    return [picture]
 
 
 def media_notes(contents: Sequence[Media]) -> list[str]:

@@ -200,7 +200,8 @@ class PacketIndex:
 
     `stamps` and `decoding`, int64 (packets,), are their presentation and decoding stamps. `keys`, int64 (keyframes,),
     are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
-    number. `timeline` has the pictures that are shown, without those that an edit list hides.
+    number. `timeline` has the pictures that are shown, without those that an edit list hides. `is_whole` says that the
+    container's header was read, and names no fault of the file.
     """
 
     stamps: NDArray[np.int64]
@@ -208,6 +209,7 @@ class PacketIndex:
     keys: NDArray[np.int64]
     timeline: Timeline
     palettes: dict[int, PacketSideData] = field(default_factory=dict)
+    is_whole: bool = False
 
     def palette(self, position: int) -> PacketSideData | None:
         """Return the palette that counts at a packet; None if the container has none."""
@@ -316,7 +318,7 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
     timeline = make_timeline(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
-    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline, palettes)
+    return PacketIndex(stamps, table.decoding + shift, table.keys, timeline, palettes, is_whole=True)
 
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:

@@ -6,9 +6,9 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from .mp4_index import BROKEN, Boxes, CutBoxError, boxes_of
+from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, track_fault
 
-_CUT, _ENCRYPTED, _ELSEWHERE = "the file is cut short", "the video is encrypted", "the pictures are in another file"
+_CUT = "the file is cut short"
 _EBML, _SEGMENT, _RIFF = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
@@ -25,7 +25,7 @@ def file_fault(path: str) -> str | None:
             if start == _RIFF:
                 return _CUT if _riff_end(file, end) > end else None
             if start[:1] == b"G":
-                return _ENCRYPTED if _is_scrambled(file) else None
+                return ENCRYPTED if _is_scrambled(file) else None
             return _mp4_fault(file, end)
     except BROKEN:
         return None
@@ -77,19 +77,5 @@ def _mp4_fault(file: BinaryIO, end: int) -> str | None:
         media = boxes_of(file, boxes_of(file, span)["mdia"][0])
         file.seek(media["hdlr"][0][0] + 8)
         if file.read(4) == b"vide":
-            return _track_fault(file, boxes_of(file, media["minf"][0]))
-    return None
-
-
-def _track_fault(file: BinaryIO, media: Boxes) -> str | None:
-    begin, end = boxes_of(file, media["stbl"][0])["stsd"][0]
-    if "encv" in boxes_of(file, (begin + 8, end)):
-        return _ENCRYPTED
-    begin, end = boxes_of(file, media["dinf"][0])["dref"][0]
-    for kind, spans in boxes_of(file, (begin + 8, end)).items():
-        for start, stop in spans:
-            file.seek(start)
-            # FFmpeg takes the data of an "url " for this file's
-            if not file.read(4)[3] & 1 and (kind != "url " or stop > start + 5):
-                return _ELSEWHERE
+            return track_fault(file, boxes_of(file, media["minf"][0]))
     return None

@@ -22,6 +22,7 @@ _MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tab
 BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # raised by reading a broken header
 _Span = tuple[int, int]  # where a box's content begins and ends in the file
 Boxes = dict[str, list[_Span]]
+ENCRYPTED = "the video is encrypted"
 
 
 class CutBoxError(ValueError):
@@ -44,7 +45,8 @@ class SampleTable:
 def sample_table(path: str, track_id: int) -> SampleTable | None:
     """Return a track's table, or None where there is none or where it is not the whole truth.
 
-    It is not in fragmented files, with edit lists that cut, and with samples that have no duration.
+    It is not in fragmented files, with edit lists that cut, with samples that have no duration, and in files that are
+    cut short or have a `track_fault`.
     """
     try:
         with Path(path).open("rb") as file:
@@ -56,11 +58,30 @@ def sample_table(path: str, track_id: int) -> SampleTable | None:
         return None
 
 
+def track_fault(file: BinaryIO, information: Boxes) -> str | None:
+    """Return why a track can't be read: it is encrypted, or in another file. `information` is its `minf` box."""
+    begin, end = boxes_of(file, information["stbl"][0])["stsd"][0]
+    if "encv" in boxes_of(file, (begin + 8, end)):
+        return ENCRYPTED
+    for span in information.get("dinf", []):
+        for begin, end in boxes_of(file, span).get("dref", []):
+            for kind, spans in boxes_of(file, (begin + 8, end)).items():
+                for start, stop in spans:
+                    file.seek(start)
+                    # FFmpeg takes the data of an "url " for this file's
+                    if not file.read(4)[3] & 1 and (kind != "url " or stop > start + 5):
+                        return "the pictures are in another file"
+    return None
+
+
 def _read(file: BinaryIO, movie: Boxes, track: Boxes) -> SampleTable | None:
     if "mvex" in movie:
         return None
     media = boxes_of(file, track["mdia"][0])
-    tables = boxes_of(file, boxes_of(file, media["minf"][0])["stbl"][0])
+    information = boxes_of(file, media["minf"][0])
+    if track_fault(file, information):
+        return None
+    tables = boxes_of(file, information["stbl"][0])
     durations = _repeated(file, tables["stts"][0])
     delays = _repeated(file, tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
     if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(file, tables):

@@ -318,7 +318,7 @@ class VideoReader:
             notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
         if self._damaged and not (self._decoded and self._decoded.broken):
             notes.append("the decoder reports damage: parts of some frames may be wrong")
-        if fault := self._video.fault:
+        if not (self._packets and self._packets.is_whole) and (fault := self._video.fault):
             notes.append(fault)
         if lost := len(self._selection.stamps) - len(self._yielded):
             notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")

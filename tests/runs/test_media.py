@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +43,28 @@ def test_a_single_video_is_opened_once(clip: Path, monkeypatch: pytest.MonkeyPat
     (frames,) = read_media([str(clip)], Sampling(frames=1), opened=events.opened, progress=events.progress)
     assert events == ["opened video", "0%", "100%"] and not isinstance(frames, Picture)
     assert len(frames.images) == 1 and len(names) == 1, names
+
+
+def test_the_header_of_a_single_video_is_read_once(clip: Path) -> None:
+    program = (
+        "import sys\n"
+        "from llava_video_cli.runs.media import read_media\n"
+        "from llava_video_cli import Sampling\n"
+        f"path, opened = {str(clip)!r}, []\n"
+        "sys.addaudithook(lambda event, args: opened.append(event) if event == 'open' and args[0] == path else None)\n"
+        "read_media([path], Sampling(frames=1), opened=lambda _: None, progress=lambda _: None)\n"
+        "sys.exit(opened != ['open'])"  # FFmpeg's own opening is no event of Python's
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_picture_that_is_named_as_a_video_is_a_picture(tmp_path: Path) -> None:
+    write_picture(tmp_path / "red.png", scene())
+    (tmp_path / "red.png").rename(tmp_path / "red.mp4")
+    events = Events()
+    path = str(tmp_path / "red.mp4")
+    (picture,) = read_media([path], Sampling(), opened=events.opened, progress=events.progress)
+    assert isinstance(picture, Picture) and events == ["opened picture"]
 
 
 def test_several_media_are_all_opened_before_any_is_read(clip: Path, tmp_path: Path) -> None:
