@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import ModelError, first_line
 
-# What is read of a checkpoint beside its weights. The published tokenizers have up to 33 MB.
+# What is read of a checkpoint, but its weights and config.json, which `read_config` has checked. The published
+# tokenizers have up to 33 MB.
 _MAPPINGS = (
-    "config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json", "chat_template.json",
+    "generation_config.json", "tokenizer_config.json", "processor_config.json", "chat_template.json",
     "preprocessor_config.json", "video_preprocessor_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 _OTHERS = ("merges.txt", "chat_template.jinja", "additional_chat_templates/*")
