@@ -216,7 +216,7 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
     if index is None or index.has_stray_packet():
         return None
     ascending = bool((np.diff(index.stamps) > 0).all())  # with B-frames, that may be the order of decoding
-    reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING)
+    reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING) and len(index.stamps) > 1
     stamps = index.timeline.stamps
     if len(index.keys) and int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
         return index

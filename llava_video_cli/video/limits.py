@@ -71,6 +71,8 @@ class Limits:
 
 def cores(limits: Limits) -> int:
     """Return the number of cores to decode on: all that this process may use, within the limits."""
+    if limits.cores == 1:  # the system need not be asked
+        return 1
     usable = usable_cores()
     return max(1, min(usable, limits.cores or usable))
 

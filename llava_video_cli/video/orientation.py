@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Numbers of colour matrices, ITU-T H.273, table 4. swscale refuses those that are not listed here.
 _SUPPORTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
 _BT601, _BT2020, _BT2020_CONSTANT = 5, 9, 10
+_ROWS_AT_ONCE = 64  # so that what one colour has read is still in the cache for the next
 
 
 def replace_matrix(frame: VideoFrame) -> int | None:
@@ -78,7 +79,7 @@ class Geometry:
         return (frame.width, frame.height) == (self.width, self.height)
 
     def pixels(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer."""
+        """Return a picture's pixels, uint8 (height, width, 3), RGB, upright: a view of FFmpeg's buffer, or a copy."""
         rgb = reformatter.reformat(frame, width=self.width, height=self.height, format="rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(self.height, plane.line_size)
@@ -87,7 +88,19 @@ class Geometry:
             pixels = pixels.transpose(1, 0, 2)
         if self.orientation.flip_rows:
             pixels = pixels[::-1]
-        return pixels[:, ::-1] if self.orientation.flip_columns else pixels
+        if self.orientation.flip_columns:
+            pixels = pixels[:, ::-1]
+        return pixels if self.orientation == Orientation() else _contiguous(pixels)
+
+
+def _contiguous(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy in order of memory: a colour at a time takes a quarter of NumPy's time for three."""
+    copy = np.empty(pixels.shape, np.uint8)
+    for first in range(0, len(pixels), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        for colour in range(3):
+            copy[rows, :, colour] = pixels[rows, :, colour]
+    return copy
 
 
 def _turned(counterclockwise_degrees: int) -> Orientation:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SEEK_COST = 4  # packets: what it costs to empty the decoder and to fill its threads again
+_GAIN = 1.25  # times fewer packets: what makes more seeks worth it
 _DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are passed on one at a time
 _DECODER_BYTES_PER_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
 _THREAD_GAIN = 0.8  # frame threads keep so much of a core busy; independent decoders keep all of it
@@ -45,13 +46,25 @@ class DecodedFrame:
 
 
 def plan_ranges(index: PacketIndex, targets: Sequence[int]) -> list[PacketRange]:
-    """Return the ranges of packets, in order of time, that give the targets, which ascend."""
+    """Return the ranges of packets, in order of time, that give the targets, which ascend.
+
+    Ranges with few packets between them are decoded as one, unless most of a range would be such packets, and the
+    container's own index makes seeks cheap: keyframes follow each other closely there.
+    """
+    ranges = _ranges(index, targets, _SEEK_COST)
+    if not index.is_whole:
+        return ranges
+    fine = _ranges(index, targets, 1)
+    return fine if _GAIN * (sum(each.length + 1 for each in fine)) < sum(each.length for each in ranges) else ranges
+
+
+def _ranges(index: PacketIndex, targets: Sequence[int], seek_cost: int) -> list[PacketRange]:
     ranges: list[PacketRange] = []
     for target in targets:
         position = index.position(target)
         assert position is not None, "targets are stamps of packets"
         start = index.entry(target, position)
-        if ranges and start < ranges[-1].stop + _SEEK_COST:
+        if ranges and start < ranges[-1].stop + seek_cost:
             last = ranges.pop()
             start, stop = min(last.start, start), max(last.stop, position + 1)
             ranges.append(PacketRange(start, stop, (*last.targets, target)))

@@ -22,10 +22,11 @@ from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Frames, iter_frames, probe, read_frames
 from llava_video_cli.video.decode import PacketRange
+from llava_video_cli.video.demux import PacketIndex
 from llava_video_cli.video.limits import Clock, Limits
 from llava_video_cli.video.mp4_index import sample_table
-from llava_video_cli.video.parallel import share_cores
-from llava_video_cli.video.sampling import Sampling
+from llava_video_cli.video.parallel import plan_ranges, share_cores
+from llava_video_cli.video.sampling import Sampling, Timeline
 
 X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
 LARGE: dict[str, Any] = {"qp": "1", **X264}  # too many bytes to be decoded without threads
@@ -185,6 +186,18 @@ def test_work_is_shared_where_that_is_faster() -> None:
     assert share_cores(even, 16) == (8, 2)
     assert share_cores(even[:1], 8) == (1, 8)
     assert share_cores([PacketRange(0, 251, (0,)), PacketRange(251, 261, (9,))], 2) == (1, 2)
+
+
+def test_close_keyframes_are_read_without_what_lies_between() -> None:
+    def ranges(keys: range, *, is_whole: bool = True) -> list[tuple[int, int]]:
+        stamps = np.arange(24)
+        timeline = Timeline(list(range(24)), 24, Fraction(1, 24))
+        index = PacketIndex(stamps, stamps, np.array(keys), timeline, is_whole=is_whole)
+        return [(each.start, each.stop) for each in plan_ranges(index, range(0, 24, 3))]
+
+    assert ranges(range(24)) == [(k, k + 1) for k in range(0, 24, 3)]
+    assert ranges(range(24), is_whole=False) == [(0, 22)]  # each seek may read much of the file
+    assert ranges(range(0, 24, 12)) == [(0, 22)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
