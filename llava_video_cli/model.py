@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .conversation import Answer, Chunk, Request
 from .prompt.budget import Budget
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from .video.fit import FrameResize
 
 Quantize = Literal["auto", "none", "8bit", "4bit"]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -72,5 +69,6 @@ class Model(Protocol):
     def fits(self, request: Request) -> int:
         """Return how many requests like this one the free memory allows to answer together; at least 1."""
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return uint8 (height, width, 3) at the model's input size. Answers are the same. Safe in threads."""
+    @property
+    def shrink(self) -> FrameResize:
+        """Makes frames as large as the model gets them, so that they take less memory. Answers are the same."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
-from llava_video_cli.video import Resize
+from llava_video_cli.video.fit import FrameInput, FrameResize
 
 ANSWERS_NO_WIDER, READS_NO_WIDER = 128, 144  # pixels: a worker dies over a video of just that width
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
@@ -62,11 +62,12 @@ class Sleeper:
     def fits(self, _: Request) -> int:
         return 1000
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return _small(image)
+    @property
+    def shrink(self) -> FrameResize:
+        return FrameResize(FrameInput(48, 48), _small)
 
 
-def open_small(deaths: Path | None = None) -> Resize:
+def open_small(deaths: Path | None = None) -> FrameResize:
     """The Sleeper's `shrink`, without the Sleeper."""
 
     def small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -74,7 +75,7 @@ def open_small(deaths: Path | None = None) -> Resize:
             _die(deaths, "reading")
         return _small(image)
 
-    return small
+    return FrameResize(FrameInput(48, 48), small)
 
 
 def _die(deaths: Path, words: str) -> None:

@@ -20,7 +20,7 @@ QUESTION = "What shape is it?"
 
 def scene(**changes: Any) -> Scene:
     values: dict[str, Any] = {
-        "width": 160, "height": 120, "frames_per_second": 10, "duration_seconds": 2.0, "shape": "circle",
+        "width": 120, "height": 120, "frames_per_second": 10, "duration_seconds": 2.0, "shape": "circle",
         "color_start": "red", "color_end": "red", "direction": "right", "shade_start": (215, 40, 35),
         "shade_end": (215, 40, 35), "background": (20, 20, 26), "x": 0.3, "y": 0.5, "radius": 0.17, "travel": 0.4,
         "change_at": 0.5, "blur": 0.0, "noise": 0.0, "compression": 0.2, "seed": 1,

@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llava_video_cli.conversation import Answer, Chunk, Request, Usage
 from llava_video_cli.errors import ContextError, OutOfMemoryError
 from llava_video_cli.prompt.budget import Budget
+from llava_video_cli.video.fit import FrameInput, FrameResize
 
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 1)
 
@@ -68,5 +66,6 @@ class WaitingModel:
     def fits(self, request: Request) -> int:  # noqa: ARG002 - the protocol's
         return 100
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image
+    @property
+    def shrink(self) -> FrameResize:
+        return FrameResize(FrameInput(48, 48), lambda image: image)

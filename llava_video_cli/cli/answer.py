@@ -8,9 +8,9 @@ from time import perf_counter
 from ..conversation import Answer, Chunk, join
 from ..errors import MediaError, UsageError
 from ..prompt.subtitles import Subtitles, notes_of
-from ..runs.media import check_media, media_notes, read_media
+from ..runs.media import check_media, media_notes, read_media, seen_by
 from ..runs.preflight import ModelLoader, most_frames, placeholders
-from ..runs.record import EMPTY_ANSWER, ask_values, media_values, settings_values
+from ..runs.record import EMPTY_ANSWER, CutNote, ask_values, media_values, settings_values
 from ..video import announced_frames, inspect
 from ..video.image import Picture
 from ..video.sampling import Every
@@ -48,12 +48,15 @@ def answer_all(
 
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
         contents = read_media(paths, preset.sampling, opened=load, progress=show)
-        output.note(*media_notes(contents))
-        progress.say(settings.opening)
         assert loader is not None, "all media were opened"
+        contents = seen_by(contents, loader.frame_input)
+        media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
+        output.note(*media_notes(contents), *CutNote().lines(*(each["frames"] for each in media)))
+        progress.say(settings.opening)
         model = loader.result()
         requests, heard = preset.requests(questions, contents, subtitles, model.budget)
         speech = notes_of([heard])
+        media[0]["notes"] += speech
         output.note(*speech)
         for question, request in zip(questions, requests, strict=True):
             if show_questions and not output.json:
@@ -62,8 +65,6 @@ def answer_all(
             progress.say("thinking")
             answer = show_answer(model.stream(request), progress, silent=output.json)
             if output.json:
-                media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
-                media[0]["notes"] += speech
                 values = settings_values(model, preset, subtitles)
                 console.write_json(ask_values(media, question, answer, values))
             note_unfinished(answer, preset.generation.max_new_tokens, output.note)
@@ -110,7 +111,7 @@ def ask_windows(
         **settings_values(model, preset, subtitles),
         **({"windows": every} if every == "scene" else {"windows_seconds": every}),
     }
-    output.note(*looks.window_notes(parts))
+    output.note(*looks.window_notes(parts), *CutNote().lines(*(each.values["frames"] for each in parts)))
     with console.progress(output.quiet) as progress:
         for number, question in enumerate(questions):
             if show_questions and not output.json:

@@ -17,6 +17,7 @@ from ..runs.caption import Task, caption_folder, caption_task, default_output
 from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
+from ..runs.record import CutNote, media_values
 from ..video import inspect
 from ..video.sampling import Every, clock
 from . import console
@@ -193,11 +194,13 @@ def _stream(
     task = Task(settings.preset, every, subtitles=subtitles)
     largest = largest_requests(task, rope_auto=settings.rope_auto)
     model, counts = load(settings, output, largest, lambda: [expected_request(path, task)]), []
+    cut = CutNote()
     video = inspect(path)
     with console.progress(output.quiet) as progress:
         windows = video.windows(every, settings.preset.sampling, progress=progress.watch("looking for the shots"))
     for window in windows:
         frames = video.read(window, resize=model.shrink)
+        output.note(*cut.lines(media_values(path, frames)["frames"]))
         console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
         with console.progress(output.quiet) as progress:
             request, line_count = task.request(frames, model.budget)

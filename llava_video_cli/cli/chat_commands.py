@@ -185,8 +185,8 @@ def _set(chat: TerminalChat, argument: str) -> None:
     name, _, value = argument.replace("=", " ", 1).partition(" ")
     if value.strip():
         chat.session = chat.session.set(name, value.strip())
-    elif name:
-        chat.session.set(name, "1")  # an unknown name is an error
+    elif name and name not in SETTINGS:
+        chat.session.set(name, "1")  # an error that names the nearest
     values = chat.session.settings()
     for key in (name,) if name in values else values:
         chat.say(f"{key} {'none' if values[key] is None else values[key]}")

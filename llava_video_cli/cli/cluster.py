@@ -22,6 +22,7 @@ from ..inference import open_model, open_resize
 from ..runs.batches import RunPace
 from ..runs.caption import Task
 from ..runs.parts import is_folder
+from ..runs.record import CutNote, Record
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
@@ -85,13 +86,14 @@ def on_cluster(
             _show(result, session, output)
             return 0
         stop, progress = Event(), LiveProgress()
-        meter = _ClusterMeter(progress, quiet=output.quiet)
+        meter, cut = _ClusterMeter(progress, quiet=output.quiet), CutNote()
         run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
         with closing(run) as outcomes, meter, meter.lines(), one_more_chance(stop, output) as signals:
             for outcome in outcomes:
                 if records.files is None:
                     show_outcome(outcome)
                 meter.count(outcome)
+                output.note(*(cut.lines(outcome.values.get("frames")) if isinstance(outcome, Record) else ()))
         output.note(_summary(meter, progress.latest, stop, records))
     if not (signals or meter.done or meter.failed or progress.latest.done_before):
         raise MediaError("there are no videos or pictures in what was named")

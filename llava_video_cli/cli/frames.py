@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..checkpoint.frame_input import frame_input
 from ..errors import LlvidError, MediaError, UsageError
 from ..runs.media import check_media
-from ..runs.record import media_values
+from ..runs.record import CutNote, media_values
 from ..system.files import whole_file
 from ..video import Frames, read_frames
 from . import console
-from .options import FrameFlags, OutputFlags, PresetFlag, flag
-from .settings import settle_preset, settle_sampling
+from .options import CheckpointFlags, FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, flag
+from .settings import settle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HELP = """Save the frames that the model would see.
+HELP = """Save the frames that the model would see; what it does not get of them is shaded.
 
 Examples:
 
@@ -30,6 +31,8 @@ Examples:
     llvid frames video.mp4 -n 16 --start 1:00 --end 2:30 -o folder/
 
     llvid frames film.mp4 --sampling scenes
+
+    llvid frames video.mp4 -m demo --fit pad
 """
 _MOST_SHOTS = 40  # that are listed
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,12 +56,14 @@ def frames(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video.", show_default=False)],
     *,
     own: FramesFlags,
+    model: CheckpointFlags,
     flags: FrameFlags,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:
     """Read the frames, write them, and print where they are."""
-    sampling = settle_sampling(settle_preset(preset), flags)
+    settings = settle(preset, ModelFlags(model.model, model.revision), flags, TextFlags())
+    seen = frame_input(settings.model, settings.revision)
     if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     # Not a hidden file for ".mp4", and in the current folder whatever the video's path is.
@@ -69,8 +74,13 @@ def frames(
             raise UsageError(f"{target} must end in {', '.join(_SUFFIXES)}, or in / for a folder")
         _check_new(Path(target), own.overwrite)
     with console.progress(output.quiet) as progress:
-        read = read_frames(video, sampling, progress=progress.watch("reading frames"))
+        whole = read_frames(video, settings.preset.sampling, progress=progress.watch("reading frames"))
+    read = replace(whole, input=seen)
+    values = media_values(video, read)
     output.note(*read.notes, *_shot_lines(read))
+    size = seen and f"the model gets {seen.size_of(read.info.width, read.info.height)}"
+    unknown = f"{settings.model} is not on this machine: nothing is shaded, as it is not known what it gets of a frame"
+    output.note(size or unknown, *CutNote().lines(values["frames"]))
     if into_folder:
         written = _write_files(read, Path(target), own.overwrite)
     else:
@@ -79,7 +89,7 @@ def frames(
         written = [Path(target)]
         save(contact_sheet(read), written[0])
     if output.json:
-        console.write_json({"video": video, **media_values(video, read), "files": [str(path) for path in written]})
+        console.write_json({"video": video, **values, "files": [str(path) for path in written]})
     else:
         console.write(f"{target if into_folder else written[0]}\n")
 
@@ -114,8 +124,9 @@ def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LlvidError(f"can't create the folder {folder}: {error.strerror}") from None
+    fit = read.sampling.fit
     for path, image in zip(paths, read.images, strict=True):
-        save(Pillow.fromarray(image), path)
+        save(Pillow.fromarray(image if read.input is None else read.input.fitted(image, fit)), path)
     return paths
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ..model import Attention, DType, PoolMode, Quantize, Send
+from ..video.fit import Fit
 from ..video.sampling import Detector, Mode
 from . import console
 
@@ -36,8 +37,8 @@ _run, _cluster, _general = partial(flag, "Long runs"), partial(flag, "Cluster"),
 
 
 @dataclass(frozen=True)
-class ModelFlags:
-    """Which checkpoint, and how it is loaded; None if the user did not set it."""
+class CheckpointFlags:
+    """Which checkpoint; None if the user did not set it."""
 
     model: str | None = _model(
         "Hub id, checkpoint folder, `demo`, or `random:7B` (random weights).",
@@ -46,6 +47,12 @@ class ModelFlags:
         metavar="NAME",
     )
     revision: str | None = _model("Branch, tag or commit on the hub.", metavar="REV")
+
+
+@dataclass(frozen=True)
+class ModelFlags(CheckpointFlags):
+    """Which checkpoint, and how it is loaded; None if the user did not set it."""
+
     quantize: Quantize | None = _model(
         "Load the language model in 8 or 4 bits (bitsandbytes) [default: auto, the most precise that fits in memory]."
     )
@@ -94,6 +101,10 @@ class FrameFlags:
     sampling: Mode | None = _frames(
         "How frames are chosen: uniform (evenly spaced), endpoints (evenly spaced, with the first and last frame), "
         "keyframes (only those, which is fast), or scenes (spread over the shots, none at a cut) [default: uniform]."
+    )
+    fit: Fit | None = _frames(
+        "How a frame gets the model's shape: auto (the model's own way: LLaVA-NeXT-Video cuts the middle out), crop "
+        "(cut the middle out), pad (add borders), or stretch (squeeze) [default: auto]."
     )
     skip_static: bool | None = _frames(
         "Leave out frames that do not differ from the last one [default: off].", "--skip-static/--no-skip-static"

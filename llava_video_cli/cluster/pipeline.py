@@ -24,7 +24,7 @@ from ..runs.caption import CaptionJob, Task
 from ..runs.inputs import Part, parts
 from ..runs.prefetch import JobRequest, Result
 from ..runs.record import Failure, Record, path_to_text
-from ..video import Resize
+from ..video.fit import FrameResize
 from ..video.limits import Limits
 from .failures import AttemptLog, ClusterProgress
 from .session import ClusterSession
@@ -54,7 +54,7 @@ class StageContext:
     output_folder: str
     limits: Limits
     open_model: Callable[[], Model]
-    open_resize: Callable[[], Resize]
+    open_resize: Callable[[], FrameResize]
     attempts: Any
     done: Any
     batch_size: int | None
@@ -127,7 +127,7 @@ def run(
     session: ClusterSession,
     *,
     open_model: Callable[[], Model],
-    open_resize: Callable[[], Resize],
+    open_resize: Callable[[], FrameResize],
     done: set[str],
     output_folder: str,
     recursive: bool = False,

@@ -24,6 +24,7 @@ from ..runs.record import settings_values
 from ..runs.storage import fetched, is_address
 from ..video import Resize
 from ..video.files import Found
+from ..video.fit import FrameResize
 from ..video.limits import Limits
 from .failures import MAX_CRASHES, Stage, Unit
 from .pipeline import InputVideo, PackedKeys, StageContext, VideoMessage, table, values_of
@@ -103,17 +104,17 @@ def read(rows: Any, context: StageContext) -> Iterator[Any]:
     yield table(ready)
 
 
-_resizes: dict[str, Resize] = {}
+_resizes: dict[str, FrameResize] = {}
 
 
-def _resize(context: StageContext) -> Resize:
+def _resize(context: StageContext) -> FrameResize:
     if context.run_id not in _resizes:
         _resizes.clear()
         _resizes[context.run_id] = context.open_resize()
     return _resizes[context.run_id]
 
 
-def _read(videos: Sequence[InputVideo], resize: Resize, context: StageContext) -> Iterator[VideoMessage]:
+def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageContext) -> Iterator[VideoMessage]:
     """Read videos one after the other; the last question of each says how many there are."""
     jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_budget) for video in videos)
     prefetch = ReadAhead(jobs, resize, context.limits, 1, _PREFETCH_BYTES)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ..conversation import Chunk, Request
 from ..model import Loading, Model
-from ..video import Resize
+from ..video.fit import FrameResize
 from .loader import foresee
 
 
@@ -42,7 +42,7 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     return LlavaVideo.open(model, folder, loading)
 
 
-def open_resize(model: str, revision: str | None = None) -> Resize:
+def open_resize(model: str, revision: str | None = None) -> FrameResize:
     """Return the `shrink` of a checkpoint without its weights: for a process that only reads frames.
 
     Raises `UsageError` or `ModelError`.
@@ -51,12 +51,10 @@ def open_resize(model: str, revision: str | None = None) -> Resize:
 
     folder = locate(model, revision)
 
-    from functools import partial
-
     from transformers import LlavaNextVideoConfig
 
     from .processor import load_processor
-    from .vision import resize
+    from .vision import frame_resize
 
     config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
-    return partial(resize, processor=load_processor(folder, config))
+    return frame_resize(load_processor(folder, config), config.vision_config.image_size)

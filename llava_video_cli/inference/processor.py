@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import TOKENIZER_HINT
+from ..checkpoint.frame_input import PROCESSOR_HINT
 from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, first_line
@@ -26,8 +27,8 @@ def load_processor(folder: Path, config: Any) -> Any:
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - wrong values raise errors of any class
-        hint = "take preprocessor_config.json and video_preprocessor_config.json from the published checkpoint"
-        raise ModelError(f"the preprocessor's config in {folder} can't be used: {first_line(error)}", hint) from None
+        message = f"the preprocessor's config in {folder} can't be used: {first_line(error)}"
+        raise ModelError(message, PROCESSOR_HINT) from None
     return processor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from transformers.image_utils import SizeDict
 
+from ..checkpoint.frame_input import input_of
 from ..checkpoint.size import FRAMES_AT_ONCE
 from ..conversation import Media
 from ..errors import ModelError
 from ..video import Frames
+from ..video.fit import Fit, FrameResize
 from ..video.image import Picture, shrunk
 from .loader import Loaded
 
@@ -26,6 +29,7 @@ class Vision:
 
     def __init__(self, loaded: Loaded) -> None:
         self._model, self._processor, self._rates = loaded.model, loaded.processor, loaded.checkpoint.rates
+        self.shrink = frame_resize(loaded.processor, self._rates.image_size)
         # Features live as long as their media: a second question on a video does not encode it again.
         self._features_of: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
 
@@ -39,7 +43,9 @@ class Vision:
         videos = [medium for medium in new if isinstance(medium, Frames)]
         parts: list[list[torch.Tensor]] = [[] for _ in videos]
         for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
-            pixels = torch.cat([self._pixels(videos[number].images[frames]) for number, frames in chunk])
+            pixels = torch.cat(
+                [self._pixels(videos[number].images[frames], videos[number].sampling.fit) for number, frames in chunk]
+            )
             counts = [(frames.stop - frames.start) * self._rates.frame_tokens for _, frames in chunk]
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
@@ -51,14 +57,12 @@ class Vision:
                 self._features_of[medium] = self._picture(medium)
         return [self._features_of[medium] for medium in media]
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a frame, uint8 (height, width, 3), resized and cropped as the processor does it."""
-        return resize(image, self._processor)
-
-    def _pixels(self, images: NDArray[np.uint8]) -> torch.Tensor:
+    def _pixels(self, images: NDArray[np.uint8], fit: Fit) -> torch.Tensor:
         """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""
-        small = np.stack([resize(image, self._processor) for image in images])  # all at once would take GBs
-        values = self._processor.video_processor(videos=[small], return_tensors="pt", do_sample_frames=False)
+        small = np.stack([self.shrink(image, fit) for image in images])  # all at once would take GBs
+        values = self._processor.video_processor(
+            videos=[small], return_tensors="pt", do_sample_frames=False, do_resize=False, do_center_crop=False
+        )
         pixels: torch.Tensor = values["pixel_values_videos"][0]
         return pixels
 
@@ -83,6 +87,12 @@ class Vision:
         )
         pooled = getattr(output, "pooler_output", output)  # newer transformers wraps the features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
+
+
+def frame_resize(processor: Any, side: int) -> FrameResize:
+    """Return what makes of a frame what the vision tower takes, which has so many pixels on each side."""
+    values = processor.video_processor.to_dict()
+    return FrameResize(input_of(values, side, "the processor"), partial(resize, processor=processor))
 
 
 def resize(image: NDArray[np.uint8], processor: Any) -> NDArray[np.uint8]:

@@ -7,30 +7,41 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from ..conversation import Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
+from ..validation import read_fields, shape_of
 from ..video import Frames
 from ..video.encode import MOST_BYTES, make_clip
+from ..video.fit import FrameInput
 from ..video.image import Picture
 from ..video.sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Engine = Literal["llvid", "vLLM", "SGLang", "transformers", "unknown"]
 
 _OWNERS: dict[str, Engine] = {"llvid": "llvid", "vllm": "vLLM", "sglang": "SGLang"}
 _MOST_FILE_BYTES = 256 * 2**20
 _WHOLE = Sampling()
+_MOST_FRAME_PIXELS, _LAST_RESAMPLE = 4096, 5  # of what a server may list
+_FRAME_INPUT = FrameInput(336, 336, "server")  # as large as that of the published checkpoints
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a server has. `context_tokens` and `frame_tokens` are 0 if the server does not list them."""
+    """A model that a server has. `context_tokens` and `frame_tokens` are 0 if the server does not list them.
+
+    `frame_input` is what it gets of a frame.
+    """
 
     engine: Engine
     model: str
@@ -38,6 +49,7 @@ class ServedModel:
     frame_tokens: int = 0
     version: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    frame_input: FrameInput = _FRAME_INPUT
 
 
 def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, str]) -> list[ServedModel]:
@@ -58,8 +70,19 @@ def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, st
         settings = own.get("settings")
         settings = settings if isinstance(settings, dict) else {}
         counts = _count(entry.get("max_model_len")), _count(own.get("frame_tokens"))
-        models.append(ServedModel(engine, entry["id"], *counts, str(own.get("version", "")), settings))
+        version, seen = str(own.get("version", "")), _frame_input(own.get("frame_input"))
+        models.append(ServedModel(engine, entry["id"], *counts, version, settings, seen))
     return models
+
+
+def _frame_input(listed: object) -> FrameInput:
+    """Return what a model gets of a frame, as llvid's server lists it; of other servers that is not known."""
+    with suppress(UsageError, TypeError):
+        found = FrameInput(**read_fields(listed, shape_of(FrameInput)))
+        sides = found.width, found.height, found.edge or 1
+        if all(1 <= side <= _MOST_FRAME_PIXELS for side in sides) and all(0 <= level < 256 for level in found.mean):
+            return replace(found, resample=min(max(0, found.resample), _LAST_RESAMPLE))
+    return _FRAME_INPUT
 
 
 def _count(value: object) -> int:
@@ -67,10 +90,13 @@ def _count(value: object) -> int:
 
 
 class RequestWriter:
-    """Writes requests for engines; an encoded medium is kept for as long as the medium exists."""
+    """Writes requests for engines; an encoded medium is kept for as long as the medium exists.
 
-    def __init__(self, send: Send = "frames") -> None:
-        self._send = send
+    Frames are sent as `frame_input` fits them.
+    """
+
+    def __init__(self, send: Send, frame_input: FrameInput) -> None:
+        self._send, self._input = send, frame_input
         self._encoded: WeakKeyDictionary[Media, list[str]] = WeakKeyDictionary()
 
     @contextmanager
@@ -108,7 +134,7 @@ class RequestWriter:
             if self._send == "file":
                 return [_part("video", _with_sound(medium))]
             file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
-            file.write_bytes(make_clip(medium.images, with_sound=True, most_bytes=most_bytes))
+            file.write_bytes(make_clip(self._images(medium), with_sound=True, most_bytes=most_bytes))
             return [_part("video", str(file))]
         # SGLang's processor for LLaVA takes the frames of a video as pictures, and no clips.
         is_split = isinstance(medium, Frames) and served.engine == "SGLang" and self._send == "frames"
@@ -116,13 +142,20 @@ class RequestWriter:
             if isinstance(medium, Picture):
                 self._encoded[medium] = [_png(medium.pixels)]
             elif is_split:
-                self._encoded[medium] = [_png(image) for image in medium.images]
+                self._encoded[medium] = [_png(image) for image in self._images(medium)]
             else:
-                data = _file(medium) if self._send == "file" else make_clip(medium.images, most_bytes=most_bytes)
+                data = _file(medium) if self._send == "file" else make_clip(self._images(medium), most_bytes=most_bytes)
                 self._encoded[medium] = [_data_url("video/mp4", data)]  # readers find the real type from the content
         more = {"modalities": "video"} if is_split else {}
         kind = "image" if is_split or isinstance(medium, Picture) else "video"
         return [_part(kind, url) | more for url in self._encoded[medium]]
+
+    def _images(self, frames: Frames) -> NDArray[np.uint8]:
+        """Return the frames as they are sent: what --fit does is done before."""
+        import numpy as np
+
+        fit = frames.sampling.fit
+        return frames.images if fit == "auto" else np.stack([self._input.fitted(image, fit) for image in frames.images])
 
     def _frames(self, request: Request, engine: Engine) -> dict[str, Any]:
         """Return the fields that keep the number of frames."""
@@ -138,6 +171,11 @@ class RequestWriter:
                 raise UsageError("--send file needs the same frames for each video", "use --send frames")
             (taken,) = wanted
             if engine != "llvid" and replace(taken, frames=_WHOLE.frames, fps=None) != _WHOLE:
+                if taken.fit != "auto":
+                    raise UsageError(
+                        f"{engine} has no option like --fit {taken.fit} for a file",
+                        "use --send frames: llvid fits the frames before it sends them",
+                    )
                 raise UsageError(
                     f"{engine} chooses the frames of a file itself, from the whole file",
                     "use --send frames, which sends the frames that llvid chooses",
@@ -148,7 +186,7 @@ class RequestWriter:
                 sampling["frames"] = taken.frames
         renamed = {"num_frames" if name == "frames" else name: value for name, value in sampling.items()}
         own: dict[Engine, dict[str, Any]] = {
-            "llvid": {"sampling": sampling},
+            "llvid": {"sampling": {"fit": "auto", **sampling} if self._input.way != "server" else sampling},
             "vLLM": {"media_io_kwargs": {"video": renamed}},
             "transformers": {"chat_template_kwargs": renamed},
         }

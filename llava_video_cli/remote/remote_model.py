@@ -9,18 +9,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 from ..conversation import Answer, Chunk, FinishReason, Request, Usage, join
 from ..errors import LlvidError, ServerError
 from ..model import Send
 from ..prompt.budget import Budget, estimated
+from ..video.fit import FrameResize
 from .client import DisconnectedError, Endpoint, UnreachableError
 from .engines import RequestWriter, ServedModel
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _REQUESTS_PER_SERVER = 16  # at a time
 _MOST_AT_A_TIME = 256
@@ -43,14 +40,16 @@ class _Server:
 class RemoteModel:
     """A model of one server, or of several that share the work. Safe in threads.
 
-    `notes` are lines for the user: servers that can't be reached.
+    `notes` are lines for the user: servers that can't be reached. `shrink` leaves frames as they are, as the server has
+    the processor, but for a fit that is not `auto`: it makes them squares, of the size that the server lists or 336.
     """
 
     def __init__(
         self, servers: Sequence[tuple[Endpoint, ServedModel]], send: Send = "frames", notes: Sequence[str] = ()
     ) -> None:
         self._servers = [_Server(endpoint, served) for endpoint, served in servers]
-        self._writer = RequestWriter(send)
+        self.shrink = FrameResize(self._servers[0].served.frame_input, lambda image: image)
+        self._writer = RequestWriter(send, self.shrink.input)
         self._send = send
         self._lock = threading.Lock()
         self._finished: dict[Request, Answer] = {}
@@ -121,10 +120,6 @@ class RemoteModel:
         del request
         now = time.monotonic()
         return _REQUESTS_PER_SERVER * max(1, sum(server.down_until <= now for server in self._servers))
-
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a frame unchanged: the server has the processor."""
-        return image
 
     def _whole(self, request: Request) -> Answer:
         if (finished := self._finished.pop(request, None)) is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from collections import deque
@@ -25,6 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..checkpoint.frame_input import PUBLISHED_INPUT
 from ..errors import LlvidError, UsageError
 from ..runs.record import text_to_path
 from ..video import read_frames
@@ -48,6 +50,7 @@ _SHEET_BYTES = 20_000  # at most
 _QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
 _STEEPEST = 3  # height to width; a taller frame is cropped, as it would fill the page
 _READERS, _PREFETCHED = 2, 4  # videos
+_SAME_SHARE = 0.01  # the largest difference of two shares that are the same
 _MOST_TIMES = 256  # frames marked on a time line
 _LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
 
@@ -135,15 +138,18 @@ def _row(result: Result) -> dict[str, Any]:
         "duration": number(result.frames.get("duration_seconds")),
         "frames": number(result.frames.get("count")),
         "sampling": result.frames.get("sampling"),
+        "fit": result.frames.get("fit"),
+        "share": number(result.frames.get("visible_share")),
         "times": times if isinstance(times, list) and len(times) <= _MOST_TIMES else None,
         "usage": result.usage,
     }
     return {name: value for name, value in row.items() if value}
 
 
-def _sheet_source(result: Result) -> tuple[str, Sampling | None]:
-    """Return the video and the sampling of a sheet; None for what may be a picture."""
-    return result.video, _few(_sampling(result), result) if result.frames else None
+def _sheet_source(result: Result) -> tuple[str, Sampling | None, float | None]:
+    """Return the video and the sampling of a sheet; None for what may be a picture. The last is the visible share."""
+    share = number(result.frames.get("visible_share"))
+    return result.video, _few(_sampling(result), result) if result.frames else None, share
 
 
 def _sampling(result: Result) -> Sampling:
@@ -179,8 +185,8 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="llvid-sheet")
     waiting: deque[tuple[Future[bytes | str], int]] = deque()
     try:
-        for (video, sampling), group in groupby(results, _sheet_source):
-            sheet = pool.submit(_sheet, video, sampling, results.path.parent)
+        for (video, sampling, share), group in groupby(results, _sheet_source):
+            sheet = pool.submit(_sheet, video, sampling, share, results.path.parent)
             waiting.append((sheet, sum(1 for _ in group)))
             if len(waiting) > _PREFETCHED:
                 first, rows = waiting.popleft()
@@ -191,14 +197,14 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sheet(video: str, sampling: Sampling | None, folder: Path) -> bytes | str:
+def _sheet(video: str, sampling: Sampling | None, share: float | None, folder: Path) -> bytes | str:
     """Return the contact sheet as a JPEG, or the error; a path is relative to the current folder, or to `folder`."""
     path = text_to_path(video)
     with suppress(OSError, ValueError):  # a name that can't be a file's: the reader reports it
         if not Path(path).exists() and (folder / path).exists():
             path = os.fspath(folder / path)
     try:
-        picture = _picture(path, sampling)
+        picture = _picture(path, sampling, share)
     except LlvidError as failure:
         return str(failure).removeprefix(f"{path}: ")
     for quality in _QUALITIES:
@@ -209,7 +215,7 @@ def _sheet(video: str, sampling: Sampling | None, folder: Path) -> bytes | str:
     return file.getvalue()
 
 
-def _picture(path: str, sampling: Sampling | None) -> Image:
+def _picture(path: str, sampling: Sampling | None, share: float | None) -> Image:
     from PIL import Image as Pillow
 
     if sampling is None and is_picture(path):
@@ -217,12 +223,15 @@ def _picture(path: str, sampling: Sampling | None) -> Image:
         image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
     frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS, resize=_small)
+    seen = replace(frames, input=PUBLISHED_INPUT)
+    if share is not None and seen.visible and abs(math.prod(seen.visible) - share) < _SAME_SHARE:
+        frames = seen  # records don't hold the model's shape: it is a square if the shares agree
     count, height, width, _ = frames.images.shape
     rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
     columns = -(-count // rows)
     shape = height / width * rows / columns  # height to width, of the sheet
     wide = min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
-    return sheet_of(frames.images, frames.times_seconds, columns, wide)
+    return sheet_of(frames, columns, wide)
 
 
 def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

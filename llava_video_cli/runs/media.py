@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from ..conversation import Media
 from ..errors import MediaError
-from ..video import check_video, read_frames
+from ..video import Frames, check_video, read_frames
+from ..video.fit import FrameInput
 from ..video.image import Picture, is_picture, read_image, shrunk
 from ..video.sampling import Sampling
 
@@ -65,6 +67,11 @@ def read_media(
     picture = read_image(paths[0])  # it is named as a video
     opened([picture])
     return [picture]
+
+
+def seen_by(media: Sequence[Media], frame_input: FrameInput | None) -> list[Media]:
+    """Return media with what a model gets of the frames."""
+    return [replace(medium, input=frame_input) if isinstance(medium, Frames) else medium for medium in media]
 
 
 def media_notes(contents: Sequence[Media]) -> list[str]:

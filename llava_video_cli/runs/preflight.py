@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.frame_input import frame_input
 from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..inference import open_model, open_resize
@@ -16,6 +17,7 @@ from ..model import Loading, Model
 from ..prompt.budget import TokenCounter
 from ..system.background import LOADING, Background
 from ..video import Frames, Resize, VideoInfo, announced_frames, inspect
+from ..video.fit import FrameInput
 from ..video.image import Picture, is_picture, read_image
 from ..video.sampling import MAX_FRAMES, Sampling, longest
 
@@ -83,6 +85,12 @@ class ModelLoader:
         """Counts the tokens of a model that is not loaded yet; there is none for a model that is open already."""
         assert self._counter is not None, "an open model counts by itself"
         return self._counter
+
+    @property
+    def frame_input(self) -> FrameInput | None:
+        """What the model gets of a frame, whether it is loaded or not; None if its files aren't here yet."""
+        opened = self.source.opened
+        return frame_input(self.source.name, self.source.revision) if opened is None else opened.shrink.input
 
     def begin(self, requests: Iterable[Request] = ()) -> None:
         """Load if these requests surely fit; they take at least as much of the context as what will be asked.

@@ -20,6 +20,7 @@ from ..video.image import Picture
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
 EMPTY_ANSWER = "the answer is empty"
 _SCHEME = "file:"  # of a path that is no text
+_LEAST_SHARE = 0.9  # of a picture; a user is told that the model gets less
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,27 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         "times_seconds": list(medium.times_seconds),
         "sampling": medium.sampling.mode,
         "duration_seconds": medium.info.duration_seconds,
+        "fit": medium.input.came_to(medium.sampling.fit) if medium.input else medium.sampling.fit,
+        "visible_share": medium.visible and round(medium.visible[0] * medium.visible[1], 3),
         **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
     return {"path": text, "frames": frames, "notes": list(medium.notes)}
+
+
+class CutNote:
+    """Tells a user, once, that the model gets a part of the pictures only."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def lines(self, *frames: Mapping[str, Any] | None) -> list[str]:
+        """Return the line, or none; `frames` are those of `media_values` or of a record, None for a picture."""
+        shares = [each.get("visible_share") for each in frames if each is not None]
+        least = min((share for share in shares if share is not None), default=1.0)
+        if self._is_told or least >= _LEAST_SHARE:
+            return []
+        self._is_told = True
+        return [f"the model sees the middle {int(100 * least + 0.5)} % of each frame; --fit pad shows it all"]
 
 
 def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .batches import Batches, BatchSize, RunPace, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
-from .record import Failure, Record, settings_values, versions
+from .record import CutNote, Failure, Record, settings_values, versions
 
 _POLL_SECONDS = 0.1
 _WHILE_LOADING = 2  # requests that are read: more would take the cores from what loads the model
@@ -141,7 +141,7 @@ class ResumableRun:
         self._settings: dict[str, Any] = {}
         self._model: Model | None = None
         self._ahead: ReadAhead | None = None
-        self._has_begun = False
+        self._has_begun, self._cut_note = False, CutNote()
         self._done = self._failed = self._cut = 0
 
     @property
@@ -188,6 +188,8 @@ class ResumableRun:
                         self._output[0].append(outcome)
                         self._output[1].succeeded(outcome)
                     self._plan.written(outcome)
+                    for line in self._cut_note.lines(outcome.values.get("frames")):
+                        self._options.notify(line)
                     self._done += 1
                     self._cut += outcome.is_cut
                 else:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
 from ..prompt.timestamps import with_times
 from ..validation import brief
 from ..video import Frames, read_frames
+from ..video.fit import Fit
 from ..video.image import Picture
 from ..video.sampling import Sampling
 from .conversation_file import Draft, turns_of
-from .media import MIXED, check_media
+from .media import MIXED, check_media, seen_by
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
+from .record import CutNote, media_values
 
 _WHOLE = ("max_new_tokens", "seed")
 _SAMPLING, _GENERATION = Sampling(), Generation()
-SETTINGS = (*(field.name for field in fields(Generation)), "frames")
+SETTINGS = (*(field.name for field in fields(Generation)), "frames", "fit")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class Session:
                 f"there is no setting {brief(name)}",
                 nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}",
             )
+        if name == "fit":
+            return replace(self, sampling=replace(self.sampling, fit=cast("Fit", value)))
         if name == "seed" and value == "none":
             return replace(self, generation=replace(self.generation, seed=None))
         whole = name in _WHOLE or name == "frames"
@@ -144,10 +149,11 @@ class Session:
         # replace() knows the fields' names only
         return replace(self, generation=replace(self.generation, **{name: number}))  # type: ignore[arg-type]
 
-    def settings(self) -> dict[str, float | None]:
+    def settings(self) -> dict[str, float | str | None]:
         """Return the settings' values by their names; `fps` stands in place of `frames` where it is in use."""
-        values = {name: getattr(self.generation, name) for name in SETTINGS[:-1]}
-        return values | ({"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames})
+        values = {field.name: getattr(self.generation, field.name) for field in fields(Generation)}
+        frames = {"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames}
+        return {**values, **frames, "fit": self.sampling.fit}
 
     def drawn(self, seed: int) -> Generation:
         """Return how the answer is drawn now: with `seed` where none is set, and with another one at each try."""
@@ -188,7 +194,7 @@ class Chat:
         self._timestamps, self._notify, self._progress = timestamps, notify, progress
         self._pictures: dict[str, Picture | None] = {}
         self._contents: dict[tuple[str, Sampling], Media] = {}
-        self._has_noted_mixing = False
+        self._has_noted_mixing, self._cut_note = False, CutNote()
         for path in session.paths:
             self._picture(path)
         self.loader = ModelLoader(source, download=download, notify=notify)
@@ -245,8 +251,9 @@ class Chat:
             if (path, sampling) not in self._contents:
                 show = self._progress(path)
                 medium = self._picture(path) or read_frames(path, sampling, progress=show)
+                (medium,) = seen_by([medium], self.loader.frame_input)
                 self._contents[path, sampling] = medium
-                for line in medium.notes:
+                for line in (*medium.notes, *self._cut_note.lines(media_values(path, medium)["frames"])):
                     self._notify(f"{path}: {line}")
         return [self._contents[key] for key in keys]
 

@@ -160,7 +160,7 @@ async def _sheet(service: Service, body: bytes, client: str) -> _SendAnswer:
     asked = await asyncio.to_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
     if len(asked.urls) != 1:
         raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
-    (medium,) = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
+    (medium,) = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client, whole=True)
     values = await asyncio.to_thread(sheet_values, medium)
     return lambda sender, _: sender.send_json(values)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
 from tempfile import TemporaryDirectory, gettempdir
@@ -28,7 +29,8 @@ from weakref import WeakValueDictionary
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
 from ..system.files import fingerprint, lock
-from ..video import Resize
+from ..video.contact_sheet import thumbnail
+from ..video.fit import FrameResize
 from ..video.image import Picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
@@ -131,6 +133,7 @@ class MediaSources:
 class _CacheKey:
     digest: str
     sampling: Sampling
+    is_whole: bool
 
 
 class MediaCache:
@@ -140,7 +143,9 @@ class MediaCache:
     reads the media of one request at a time. What it decodes runs in a process that ends with the request.
     """
 
-    def __init__(self, sources: MediaSources, shrink: Resize, max_bytes: int = 2**29, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self, sources: MediaSources, shrink: FrameResize, max_bytes: int = 2**29, limits: Limits = _LIMITS
+    ) -> None:
         self._sources, self._shrink, self._max_bytes, self._limits = sources, shrink, max_bytes, limits
         self._cached: OrderedDict[_CacheKey, Media] = OrderedDict()
         self._lock = threading.Lock()
@@ -159,9 +164,17 @@ class MediaCache:
         self._pool.close()
 
     async def read(
-        self, urls: Sequence[str], params: Sequence[str], samplings: Sequence[Sampling], client: str
+        self,
+        urls: Sequence[str],
+        params: Sequence[str],
+        samplings: Sequence[Sampling],
+        client: str,
+        *,
+        whole: bool = False,
     ) -> list[Media]:
         """Return the media of URLs. Raises `RequestError`; its `param` is that of the URL, from `params`.
+
+        The frames are as the model gets them; `whole` ones are as a contact sheet shows them.
 
         If the caller is cancelled, the reading stops. The client's slot is free again when the reading has ended.
         """
@@ -171,7 +184,7 @@ class MediaCache:
 
         def work() -> list[Media]:
             each = zip(urls, params, samplings, strict=True)
-            return [self._read(*one, cancelled) for one in each]
+            return [self._read(*one, cancelled, whole) for one in each]
 
         self._active.add(cancelled)
         try:
@@ -190,10 +203,10 @@ class MediaCache:
         finally:
             self._active.discard(cancelled)
 
-    def _read(self, url: str, param: str, sampling: Sampling, cancelled: threading.Event) -> Media:
+    def _read(self, url: str, param: str, sampling: Sampling, cancelled: threading.Event, whole: bool) -> Media:
         try:
             with self._sources.open(url, cancelled) as content:
-                return self._read_content(content, sampling, cancelled)
+                return self._read_content(content, sampling, cancelled, whole)
         except RequestError as error:
             raise RequestError(
                 error.status, str(error), error.hint, param=param, code=error.code, headers=error.headers
@@ -204,8 +217,10 @@ class MediaCache:
             hint = hint_for_clients(error.hint)
             raise RequestError(400, f"{param}: {error}", hint, param=param, code="invalid_media") from None
 
-    def _read_content(self, content: MediaContent, sampling: Sampling, cancelled: threading.Event) -> Media:
-        key = _CacheKey(content.digest, sampling)
+    def _read_content(
+        self, content: MediaContent, sampling: Sampling, cancelled: threading.Event, whole: bool
+    ) -> Media:
+        key = _CacheKey(content.digest, sampling, whole)
         with self._lock:
             if (medium := self._cached.get(key)) is not None:
                 self._cached.move_to_end(key)
@@ -213,7 +228,7 @@ class MediaCache:
         if self._live_bytes > _MAX_LIVE_BYTES:
             raise RequestError(429, "the media of other requests fill the memory", headers={"retry-after": "5"})
         with content.open() as path:
-            medium = self._decode(path, content.name, sampling, cancelled)
+            medium = self._decode(path, content.name, sampling, cancelled, whole)
         self._count(medium.bytes)
         weakref.finalize(medium, self._count, -medium.bytes)
         with self._lock:
@@ -226,15 +241,16 @@ class MediaCache:
     def _count(self, size_bytes: int) -> None:
         self._live_bytes += size_bytes
 
-    def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event) -> Media:
+    def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event, whole: bool) -> Media:
+        resize = thumbnail if whole else partial(self._shrink, fit=sampling.fit)
         try:
             job = DecodeJob(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
-            medium = self._pool.decode(job, self._shrink, cancelled)
+            medium = self._pool.decode(job, resize, cancelled)
         except MediaError as error:
             raise MediaError(str(error).replace(path, name), error.hint) from None
         if isinstance(medium, Picture):
             return replace(medium, path=name)
-        return replace(medium, info=replace(medium.info, path=name))
+        return replace(medium, info=replace(medium.info, path=name), input=self._shrink.input)
 
 
 def _stopping() -> RequestError:

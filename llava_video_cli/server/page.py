@@ -11,7 +11,7 @@ from typing import Any
 
 from ..conversation import Media
 from ..runs.record import media_values
-from ..video.contact_sheet import sheet_of
+from ..video.contact_sheet import contact_sheet
 from ..video.image import Picture
 
 _FILE = Path(__file__).with_name("page.html")
@@ -35,7 +35,7 @@ def page() -> tuple[str, dict[str, str]]:
 
 
 def sheet_values(medium: Media) -> dict[str, Any]:
-    """Return the JSON values of a contact sheet with the frames that the model sees.
+    """Return the JSON values of a contact sheet; `medium` has whole frames, and what the model gets of them.
 
     `sheet` is a JPEG as a `data:` URL, `frames` has the times (None for a picture), `notes` are for the user.
     """
@@ -45,7 +45,7 @@ def sheet_values(medium: Media) -> dict[str, Any]:
         sheet = Image.fromarray(medium.pixels)
         sheet.thumbnail((_SHEET_PIXELS, _SHEET_PIXELS))
     else:
-        sheet = sheet_of(medium.images, medium.times_seconds, width_pixels=_SHEET_PIXELS)
+        sheet = contact_sheet(medium, width_pixels=_SHEET_PIXELS)
     stream = BytesIO()
     sheet.save(stream, "JPEG", quality=_JPEG_QUALITY)
     url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -101,6 +101,7 @@ def _model_values(model: LocalModel) -> dict[str, Any]:
             "version": version("llava-video-cli"),
             "settings": model.settings,
             "frame_tokens": budget.media_tokens[0],
+            "frame_input": asdict(model.shrink.input),
         },
     }
 

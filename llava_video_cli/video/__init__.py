@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from ..errors import MediaError
+from .fit import FrameInput, FrameResize
 from .limits import Limits
 from .sampling import Every, Sampling, Timeline, select_stamps, shot_windows, windows
 
@@ -63,7 +65,8 @@ class Frames:
     `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. `times_seconds` are
     counted from the first picture on screen, so that neither a late start nor an edit list shifts them. `notes` are
     lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
-    shots that they are spread over, empty if the sampling does not look for scenes.
+    shots that they are spread over, empty if the sampling does not look for scenes. `input` is what the model gets of
+    each, None where no model is known.
     """
 
     images: NDArray[np.uint8]
@@ -72,6 +75,7 @@ class Frames:
     sampling: Sampling
     notes: tuple[str, ...] = ()
     shots: tuple[tuple[float, float], ...] = ()
+    input: FrameInput | None = None
     is_video: ClassVar[bool] = True
 
     @property
@@ -94,13 +98,20 @@ class Frames:
         return self.frame_count * rates.frame_tokens
 
     @property
+    def visible(self) -> tuple[float, float] | None:
+        """The shares of the pictures' width and height, of the middle, that the model gets; None if not known."""
+        if self.input is None:
+            return None
+        return self.input.visible(self.info.width, self.info.height, self.sampling.fit)
+
+    @property
     def part_seconds(self) -> tuple[float, float]:
         """The part `[start, end)` of the video that the frames are from."""
         whole, end = self.info.duration_seconds, self.sampling.end_seconds
         return self.sampling.start_seconds, whole if end is None else min(end, whole)
 
 
-# From a picture to another one, both uint8 (height, width, 3).
+# From a picture to another one, both uint8 (height, width, 3); a `FrameResize` also fits it as the sampling says.
 Resize: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]"
 
 
@@ -232,6 +243,7 @@ def iter_frames(
 
     from .reader import open_reader
 
+    resize = _fitting(resize, sampling or Sampling())
     with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
         for decoded in reader.frames(sampling or Sampling(), hold_all=False, can_restart=False):
             image = decoded.image if resize is None else resize(decoded.image)
@@ -252,10 +264,11 @@ def read_frames(
 ) -> Frames:
     """Return the frames that `sampling` (by default `Sampling()`) selects from a video.
 
-    Each is bit for bit the picture that decoding the whole file would give. With a `resize`, only what it makes of
-    each picture is kept. Broken packets are skipped, the nearest good frame replaces a lost one, and a note says so.
-    (Damage that the decoder does not report can't be detected, and may look different from one run to the next.)
-    Where a video changes its size, all frames are scaled to that of the first one.
+    Each is bit for bit the picture that decoding the whole file would give. With a `resize`, only what it makes of each
+    picture is kept; a model's `shrink` makes of it what the model gets, as `sampling.fit` says. Broken packets are
+    skipped, the nearest good frame replaces a lost one, and a note says so. (Damage that the decoder does not report
+    can't be detected, and may look different from one run to the next.) Where a video changes its size, all frames are
+    scaled to that of the first one.
 
     `progress` is called with the finished share: 0 as soon as the file is open, then from time to time, up to 1.
     Raises MediaError for what `inspect` refuses, when the video has nothing at `start_seconds`, and when the frames
@@ -278,6 +291,8 @@ def _read(
     from .image import HUGE_PIXELS, shrunk
     from .reader import open_reader
 
+    frame_input = resize.input if isinstance(resize, FrameResize) else None
+    resize = _fitting(resize, sampling)
     with open_reader(path, limits or Limits(), progress, index) as reader:
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
@@ -298,7 +313,12 @@ def _read(
             sampling=sampling,
             notes=tuple(reader.notes()),
             shots=reader.shot_times,
+            input=frame_input,
         )
+
+
+def _fitting(resize: Resize | None, sampling: Sampling) -> Resize | None:
+    return partial(resize, fit=sampling.fit) if isinstance(resize, FrameResize) else resize
 
 
 def _info(path: str, reader: VideoReader) -> VideoInfo:

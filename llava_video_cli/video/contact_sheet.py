@@ -1,4 +1,4 @@
-"""Contact sheets: the frames of a sampling in one picture, each with its time."""
+"""Contact sheets: the frames of a sampling in one picture, each with its time, and what of it the model gets."""
 
 from __future__ import annotations
 
@@ -17,31 +17,38 @@ if TYPE_CHECKING:
 
 _BACKGROUND, _CAPTION = (24, 24, 24), (235, 235, 235)
 _ASPECT = 16 / 9  # of the sheet that `columns=None` aims at, width to height
+_LAST_FONT = 18  # pixels, of the line at the bottom
 _GAP = 6  # pixels, between pictures and around them
 _MAX_CELL_ASPECT = 8  # height to width; taller frames are shown narrower
 _MIN_CELL = 48  # pixels; narrower pictures have no room for their times
+_SHADED = 0.65  # of the background, over what the model does not get
+_THUMBNAIL_PIXELS = 640  # of the longer side
+_WORDS = {"pad": ", padded", "stretch": ", stretched", "crop": ": what is shaded is cut off"}
 
 
 def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int = 1280) -> Image:
     """Return the frames as a grid, in reading order, with the time of each printed below it.
 
     The sheet is `width_pixels` wide and as high as needed. `columns=None` chooses the number that brings the sheet's
-    shape nearest to a screen's. Raises UsageError for fewer than one column, or a sheet too narrow for its columns.
+    shape nearest to a screen's. Of several shots, each time has its shot's number. Where a model is known (`input`),
+    what it does not get of the frames is shaded, and a line at the bottom tells the size that it gets. Raises
+    UsageError for fewer than one column, or a sheet too narrow for its columns.
     """
-    return sheet_of(frames.images, frames.times_seconds, columns, width_pixels, shots=frames.shots)
+    size_line = ""
+    if frames.input is not None and frames.visible is not None:
+        came_to, size = frames.input.came_to(frames.sampling.fit), (frames.info.width, frames.info.height)
+        is_cut = min(frames.visible) < 1
+        size_line = f"the model gets {frames.input.size_of(*size)}" + _WORDS[came_to] * (is_cut or came_to != "crop")
+    return sheet_of(frames, columns, width_pixels, size_line)
 
 
-def sheet_of(
-    images: NDArray[np.uint8],
-    times_seconds: tuple[float, ...],
-    columns: int | None = None,
-    width_pixels: int = 1280,
-    shots: tuple[tuple[float, float], ...] = (),
-) -> Image:
-    """Do the same for `images`, uint8 (frames, height, width, 3); of several shots, each time has its shot's number."""
+def sheet_of(frames: Frames, columns: int | None = None, width_pixels: int = 1280, last_line: str = "") -> Image:
+    """Return the same with another last line, or none. Raises UsageError, too."""
     from PIL import Image, ImageDraw, ImageFont
 
-    count, height, width, _ = images.shape
+    times_seconds, shots = frames.times_seconds, frames.shots
+    count = len(frames.images)
+    width, height = _shown_shape(frames)
     if columns is None:
         columns = _columns(count, width / height)
     elif columns < 1:
@@ -65,17 +72,65 @@ def sheet_of(
     caption_height = round(1.5 * font_size)
     row_height = cell_height + caption_height + _GAP
     rows = math.ceil(count / columns)
-    sheet = Image.new("RGB", (width_pixels, _GAP + rows * row_height), _BACKGROUND)
+    last_font = min(_LAST_FONT, _font_size([last_line], width_pixels)) if last_line else 0
+    sheet = Image.new("RGB", (width_pixels, _GAP + rows * row_height + round(1.5 * last_font)), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     left_margin = (width_pixels - columns * (cell_width + _GAP) + _GAP) // 2
-    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+    if last_line:
+        place = (width_pixels / 2, sheet.height - _GAP - last_font / 2)
+        draw.text(place, last_line, fill=_CAPTION, font=ImageFont.load_default(size=last_font), anchor="mm")
+    for number, (pixels, label) in enumerate(zip(frames.images, labels, strict=True)):
         left = left_margin + number % columns * (cell_width + _GAP)
         top = _GAP + number // columns * row_height
-        picture = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+        picture = _shown(pixels, frames, size)
         sheet.paste(picture, (left + (cell_width - size[0]) // 2, top))
         middle = (left + cell_width / 2, top + cell_height + caption_height / 2)
         draw.text(middle, label, fill=_CAPTION, font=font, anchor="mm")
     return sheet
+
+
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame, uint8 (height, width, 3), as small as a sheet of several needs it."""
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    return np.asarray(picture)
+
+
+def _seen(frames: Frames) -> str:
+    """Return what is done with the frames before the model gets them; empty if that is not known, or done already."""
+    _, height, width, _ = frames.images.shape
+    whole_width, whole_height = frames.info.width, frames.info.height
+    is_whole = abs(width * whole_height - height * whole_width) <= max(whole_width, whole_height)
+    return frames.input.came_to(frames.sampling.fit) if frames.input is not None and is_whole else ""
+
+
+def _shown_shape(frames: Frames) -> tuple[int, int]:
+    """Return the width and height of what a cell shows, in any unit."""
+    if frames.input is not None and _seen(frames) in ("pad", "stretch"):
+        return frames.input.width, frames.input.height
+    _, height, width, _ = frames.images.shape
+    return width, height
+
+
+def _shown(pixels: NDArray[np.uint8], frames: Frames, size: tuple[int, int]) -> Image:
+    """Return a frame as a cell of that size shows it."""
+    from PIL import Image, ImageDraw
+
+    seen = _seen(frames)
+    if frames.input is not None and seen == "pad":
+        pixels = frames.input.fitted(pixels, "pad")
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    if seen != "crop" or frames.visible is None or min(frames.visible) == 1:
+        return picture
+    left, top = (round(side * (1 - share) / 2) for side, share in zip(size, frames.visible, strict=True))
+    right, bottom = size[0] - left, size[1] - top
+    shaded = Image.blend(picture, Image.new("RGB", size, _BACKGROUND), _SHADED)
+    shaded.paste(picture.crop((left, top, right, bottom)), (left, top))
+    ImageDraw.Draw(shaded).rectangle((left, top, right - 1, bottom - 1), outline=_CAPTION)
+    return shaded
 
 
 def time_labels(times_seconds: tuple[float, ...]) -> list[str]:

@@ -122,15 +122,18 @@ def read_image(
         raise MediaError(f"{name}: the picture is broken or cut off ({error})") from error
 
 
-def shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a huge frame, uint8 (height, width, 3), shrunk by a whole number; others as they are."""
+def shrunk(image: NDArray[np.uint8], pixels: int | None = None) -> NDArray[np.uint8]:
+    """Return a huge frame, uint8 (height, width, 3), shrunk by a whole number; others as they are.
+
+    `pixels` are those that it will have once it is padded; None for its own.
+    """
     import numpy as np
     from PIL import Image
 
-    height, width, _ = image.shape
-    if height * width < HUGE_PIXELS:
+    pixels = pixels or image.shape[0] * image.shape[1]
+    if pixels < HUGE_PIXELS:
         return image
-    factor = math.isqrt(4 * height * width // HUGE_PIXELS)
+    factor = math.isqrt(4 * pixels // HUGE_PIXELS)
     return np.array(Image.fromarray(np.ascontiguousarray(image)).reduce(factor))
 
 

@@ -12,6 +12,7 @@ from heapq import heapify, heapreplace
 from typing import Any, Literal, Protocol, get_args
 
 from ..errors import MediaError, UsageError
+from .fit import Fit
 
 Mode = Literal["uniform", "endpoints", "keyframes", "scenes"]
 Detector = Literal["adaptive", "content"]
@@ -43,7 +44,8 @@ class Sampling:
       `scene_threshold` (None: its own default, 3 or 27), `scene_min_content` (of the adaptive one) and
       `scene_min_frames` (the shortest shot). https://www.scenedetect.com/docs/latest/api/detectors.html
 
-    `skip_static` leaves out the frames that hardly differ from the last one that was kept.
+    `skip_static` leaves out the frames that hardly differ from the last one that was kept. `fit` is how each frame
+    becomes a picture of the model's shape, see `FrameInput.fitted`; `auto` is the model's own way.
 
     `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
     them. Neither count may exceed `MAX_FRAMES`; whether the prompt fits the model's context is checked
@@ -62,6 +64,7 @@ class Sampling:
     scene_threshold: float | None = None
     scene_min_content: float = 15.0
     scene_min_frames: int = 15
+    fit: Fit = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int):
@@ -79,7 +82,8 @@ class Sampling:
                 raise UsageError(
                     f"the end ({self.end_seconds:g} s) must come after the start ({self.start_seconds:g} s)"
                 )
-        for name, value, kind in (("sampling", self.mode, Mode), ("the detector", self.scene_detector, Detector)):
+        choices = ("sampling", self.mode, Mode), ("the detector", self.scene_detector, Detector), ("fit", self.fit, Fit)
+        for name, value, kind in choices:
             if value not in get_args(kind):
                 raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
         for name, threshold in (("threshold", self.scene_threshold), ("least content", self.scene_min_content)):

@@ -41,6 +41,8 @@ def test_a_line_of_json_for_each_question(clip: Path, capsys: pytest.CaptureFixt
         "times_seconds": [0.0, 0.5, 1.0, 1.5],
         "sampling": "uniform",
         "duration_seconds": 2.0,
+        "fit": "crop",
+        "visible_share": 1.0,
     }
     usage = first["usage"]
     assert usage["prompt_tokens"] > 36 and usage["cached_tokens"] == 0 and usage["generated_tokens"] > 3

@@ -111,7 +111,7 @@ def test_frames_as_a_sheet_and_as_files(clip: Path, tmp_path: Path, capsys: pyte
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = [Path(path).name for path in record["files"]]
     assert names == ["0001_0.000s.png", "0002_0.500s.png", "0003_1.000s.png", "0004_1.500s.png"]
-    assert Image.open(record["files"][0]).size == (160, 120)
+    assert Image.open(record["files"][0]).size == (120, 120)
     assert run(["frames", str(clip), "-o", str(tmp_path / "x.txt")]) == 2
     assert run(["frames", str(clip), "-o", "/dev/null/x.png"]) == 1
     assert "can't write" in capsys.readouterr().err

@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from terminal import Typed, llvid
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
@@ -25,6 +23,7 @@ from llava_video_cli.diagnostics.bench import (
     measure_alternating,
 )
 from llava_video_cli.errors import ContextError, LlvidError, ModelError, OutOfMemoryError
+from llava_video_cli.video.fit import FrameInput, FrameResize
 
 USAGE = Usage(100, 0, 11, 0.5, 2.5, 3_000_000_000)
 
@@ -71,8 +70,9 @@ class FixedModel:
         del request
         return self._most
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image[::8, ::8]
+    @property
+    def shrink(self) -> FrameResize:
+        return FrameResize(FrameInput(48, 48), lambda image: image[::8, ::8])
 
 
 def benched(clip: Path, model: FixedModel, **plan: Any) -> dict[tuple[str, int | None, int | None], Any]:

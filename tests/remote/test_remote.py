@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from llava_video_cli import (
 from llava_video_cli.errors import ServerError
 from llava_video_cli.remote import open_remote
 from llava_video_cli.remote.remote_model import RemoteModel
+from llava_video_cli.video.fit import Fit, FrameInput
 
 RANDOM = np.random.default_rng(1)
 
@@ -173,6 +175,53 @@ def test_the_file_itself_is_sent_if_wanted(stand_in: Any, tmp_path: Path) -> Non
         join(model.stream(request("?", video(3, str(path), start_seconds=1.0))))
     with pytest.raises(MediaError, match="No such file"):
         join(model.stream(request("?", video(3, str(tmp_path / "gone.mp4")))))
+
+
+@pytest.mark.parametrize(("engine", "own"), [("vllm", 336), ("llvid", 10)])
+def test_frames_are_fitted_before_they_are_sent(engine: str, own: int, stand_in: Any) -> None:
+    if engine == "llvid":
+        seen = {"width": own, "height": own, "way": "stretch", "edge": None, "mean": [123, 117, 104], "resample": 3}
+        server = stand_in(OpenAIServer(listed("m", "llvid", llvid={"frame_input": seen}), [said("yes")]))
+    else:
+        server = stand_in(exchange(engine))
+    model = opened(server)
+    padded = np.empty((3, 32, 32, 3), np.uint8)
+    padded[:] = (123, 117, 104)
+    padded[:, 4:28] = VIDEO.images
+    squeezed = [np.asarray(Image.fromarray(each).resize((own, own), Image.Resampling.BICUBIC)) for each in VIDEO.images]
+    if engine == "llvid":
+        squeezed = list(VIDEO.images)  # the server's processor does it
+    expected: dict[Fit, Any] = {
+        "auto": VIDEO.images, "crop": VIDEO.images[:, :, 4:28], "pad": padded, "stretch": np.stack(squeezed),
+    }  # fmt: skip
+    for fit, images in expected.items():
+        join(model.stream(request("?", replace(VIDEO, sampling=Sampling(8, fit=fit)))))
+        assert np.array_equal(decoded(server.asked[-1]["messages"][0]["content"][0]["video_url"]["url"]), images)
+        assert server.asked[-1].get("sampling", {}).get("fit") == ("auto" if engine == "llvid" else None)
+        shrunk = [model.shrink(image, fit) for image in VIDEO.images]
+        assert np.array_equal(shrunk, images), "a folder run reads them so"
+
+
+@pytest.mark.parametrize(
+    "listed_input",
+    [None, [], {"width": 48}, {"width": 48, "height": 48, "way": "x"}, {"width": 10**6, "height": 48},
+     {"width": 48, "height": 48, "mean": [1, 2, 300]}, {"width": 48, "height": 0},
+     {"width": 48, "height": 48, "edge": -1}],
+)  # fmt: skip
+def test_what_a_server_lists_is_checked(listed_input: Any, stand_in: Any) -> None:
+    server = stand_in(OpenAIServer(listed("m", "llvid", llvid={"frame_input": listed_input}), [said("yes")]))
+    assert opened(server).shrink.input == FrameInput(336, 336, "server")
+
+
+def test_a_file_is_fitted_by_our_server_only(stand_in: Any, tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"the file")
+    ours, vllm = stand_in(OpenAIServer(listed("m", "llvid"), [said("yes")])), stand_in(exchange("vllm"))
+    join(opened(ours, send="file").stream(request("?", video(3, str(path), fit="pad"))))
+    assert ours.asked[0]["sampling"] == {"frames": 8, "fit": "pad"}
+    with pytest.raises(UsageError, match="vLLM has no option like --fit pad for a file"):
+        join(opened(vllm, send="file").stream(request("?", video(3, str(path), fit="pad"))))
+    assert not vllm.asked
 
 
 def test_white_space_around_an_answer_is_removed_and_lone_surrogates_are_replaced(stand_in: Any) -> None:

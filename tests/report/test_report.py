@@ -20,7 +20,7 @@ from results import HOSTILE, line, reported, write
 from terminal import scene
 
 from llava_video_cli.cli.app import run
-from llava_video_cli.demo.world import write_picture
+from llava_video_cli.demo.world import write_clip, write_picture
 
 
 def test_stdout_has_the_path_and_stderr_the_notes(
@@ -146,6 +146,31 @@ def test_a_sheet_shows_the_frames_that_the_model_saw(clip: Path, tmp_path: Path)
     red = [(np.asarray(page.sheet(index)).astype(int) @ [1, -1, 0] > 90).any(axis=0) for index in range(3)]
     runs = [int(np.diff(np.flatnonzero(columns)).__gt__(8).sum()) + 1 for columns in red]
     assert runs == [4, 2, 4], "four in a row, two in a row, two rows of four"
+
+
+def test_a_sheet_shades_what_the_model_did_not_get(tmp_path: Path) -> None:
+    clip = tmp_path / "wide.mp4"
+    write_clip(clip, scene(width=320, height=180, x=(30 - 70) / 180, direction="still", travel=0.0))
+    frames = line()["frames"]
+    fitted = {"sampling": {"frames": 4, "fit": "pad"}}
+    results = write(
+        tmp_path / "c.jsonl",
+        line(str(clip)),  # of an older version
+        line(str(clip), frames=frames | {"fit": "crop", "visible_share": 0.562}),
+        line(str(clip), frames=frames | {"fit": "pad", "visible_share": 1.0}, settings=fitted),
+        line(str(clip), frames=frames | {"fit": "server", "visible_share": None}),
+        line(str(clip), frames=frames | {"fit": "stretch", "visible_share": 1.0}),  # the model's own way
+    )
+    page = reported(results)
+    reds, greys = [], []
+    for index in range(5):
+        pixels = np.asarray(page.sheet(index)).astype(int).reshape(-1, 3)
+        reds.append(int((pixels @ [1, -1, 0]).max()))
+        greys.append(float((np.abs(pixels - (123, 117, 104)).max(axis=1) < 12).mean()))
+    assert 30 < reds[1] < 90 and all(red > 130 for red in (reds[0], *reds[2:]))
+    assert greys[2] > 0.2 and max(greys[:2] + greys[3:]) < 0.1
+    seen = [(row.get("fit"), row.get("share")) for row in page.rows]
+    assert seen == [(None, None), ("crop", 0.562), ("pad", 1), ("server", None), ("stretch", 1)]
 
 
 def test_sheets_of_pictures_and_of_very_narrow_images_stay_small(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
@@ -18,6 +17,7 @@ from llava_video_cli.runs.batches import BatchSize, RunPace, run
 from llava_video_cli.runs.prefetch import JobRequest, ReadAhead, RequestRead, Result
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.video import Resize
+from llava_video_cli.video.fit import FrameInput, FrameResize
 from llava_video_cli.video.limits import Limits
 
 GREEDY = Generation()
@@ -64,8 +64,9 @@ class Echo:
         assert request.turns
         return self.room
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image
+    @property
+    def shrink(self) -> FrameResize:
+        return FrameResize(FrameInput(48, 48), lambda image: image)
 
 
 @dataclass

@@ -70,12 +70,14 @@ def test_settings_are_checked() -> None:
     assert session.settings()["fps"] == 2 and "frames" not in session.settings()
     session = session.set("frames", "8")
     assert session.sampling == Sampling(frames=8) and tuple(session.settings()) == SETTINGS
+    assert session.set("fit", "pad").sampling == Sampling(frames=8, fit="pad")
     assert session.set("max_new_tokens", "64").generation.max_new_tokens == 64
     assert session.set("top_p", "0.9").set("repetition_penalty", "1.1").generation.top_p == 0.9
     for name, value, words in (
         ("temprature", "1", "no setting 'temprature'"), ("temperature", "hot", "must be a number, got 'hot'"),
         ("frames", "2.5", "must be a whole number"), ("frames", "0", "from 1 to"), ("seed", "-1", "0 or more"),
         ("temperature", "nan", "0 or more"), ("top_p", "2", "at most 1"), ("seed", "9" * 5000, "a whole number"),
+        ("fit", "wide", "fit must be one of auto, crop, pad, stretch, got 'wide'"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             session.set(name, value)

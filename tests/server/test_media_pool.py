@@ -34,6 +34,7 @@ from llava_video_cli.server.media_worker import Bounds, DecodeJob
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Resize
+from llava_video_cli.video.fit import FrameInput, FrameResize
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.limits import Limits
 
@@ -205,7 +206,7 @@ class WaitingSources(MediaSources):
 @pytest.fixture
 def waiting() -> Iterator[tuple[MediaCache, WaitingSources]]:
     sources = WaitingSources()
-    with closing(MediaCache(sources, unchanged)) as cache:
+    with closing(MediaCache(sources, FrameResize(FrameInput(48, 48), unchanged))) as cache:
         yield cache, sources
 
 

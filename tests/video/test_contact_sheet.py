@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from clips import picture
@@ -7,6 +9,7 @@ from clips import picture
 from llava_video_cli.errors import UsageError
 from llava_video_cli.video import Frames, VideoInfo
 from llava_video_cli.video.contact_sheet import contact_sheet, time_labels
+from llava_video_cli.video.fit import FrameInput
 from llava_video_cli.video.sampling import Sampling
 
 
@@ -85,3 +88,17 @@ def test_columns_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="100 columns don't fit in 1280 pixels"):
         contact_sheet(made_frames(100), columns=100)
     assert contact_sheet(made_frames(3), columns=50).width == 1280
+
+
+def test_what_the_model_does_not_get_is_shaded_unless_it_was_cut_off_before() -> None:
+    frames = replace(made_frames(2), input=FrameInput(36, 36, "crop", 36))
+    plain, shaded = (np.asarray(contact_sheet(each, width_pixels=640)) for each in (made_frames(2), frames))
+    assert shaded.shape[0] > plain.shape[0], "a line tells the size"
+    colours = {tuple(pixel) for pixel in shaded.reshape(-1, 3).tolist()}
+    assert {(100, 180, 60), (101, 180, 60)} < colours and (50, 78, 36) in colours
+    padded = np.asarray(contact_sheet(replace(frames, sampling=Sampling(2, fit="pad")), width_pixels=640))
+    assert {(123, 117, 104), (100, 180, 60)} < {tuple(pixel) for pixel in padded.reshape(-1, 3).tolist()}
+    small = replace(frames, images=frames.images[:, :, 14:50])
+    unshaded = {tuple(pixel) for pixel in np.asarray(contact_sheet(small, width_pixels=640)).reshape(-1, 3).tolist()}
+    assert (100, 180, 60) in unshaded and (50, 78, 36) not in unshaded
+    assert contact_sheet(frames, columns=1, width_pixels=60).width == 60

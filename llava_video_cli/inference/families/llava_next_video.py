@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ...checkpoint import revision_of
 from ...checkpoint.files import tokenizer_errors
@@ -19,6 +19,7 @@ from ...errors import ModelError, OutOfMemoryError
 from ...model import Loading
 from ...prompt.budget import Budget, too_long
 from ...prompt.chat_template import IMAGE, VIDEO, chat_template, render
+from ...video.fit import FrameResize
 from .. import device_memory as memory
 from ..cuda_graph import Capture
 from ..decode_step import Decoder
@@ -29,11 +30,6 @@ from ..prefix_cache import Prompt, Span
 from ..prompt_batch import PromptBatcher
 from ..sampler import NOT_FINITE, Sampler
 from ..vision import Vision
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 _Piece = TypeVar("_Piece")
 # The most requests of a batch: on a CPU more don't pay, and their prefill takes memory.
@@ -266,9 +262,10 @@ class LlavaVideo:
         most = _MOST_TOGETHER.get(self._device.type, _MOST_TOGETHER_ELSEWHERE)
         return max(1, int(min(free / self._loaded.answer_bytes(tokens), most)))
 
-    def shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a frame at the vision tower's size, uint8 (side, side, 3), resized as the processor does it."""
-        return self._vision.shrink(image)
+    @property
+    def shrink(self) -> FrameResize:
+        """Makes frames what the vision tower takes, uint8 (side, side, 3), resized as the processor does it."""
+        return self._vision.shrink
 
     def _prompt(self, request: Request) -> Prompt:
         """Return a request's prompt, checked against the context before anything is encoded."""

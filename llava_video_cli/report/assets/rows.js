@@ -74,7 +74,9 @@ function directed(kind, name, text) {
 
 function facts(row) {
   const how = row.sampling && row.sampling !== "uniform" ? `, ${row.sampling}` : "";
-  const frames = row.frames && plural(row.frames, "frame") + how;
+  const cut = row.share < 1 ? `, the middle ${Math.round(100 * row.share)} %` : "";
+  const fit = row.fit === "pad" || row.fit === "stretch" ? `, ${row.fit}` : cut;
+  const frames = row.frames && plural(row.frames, "frame") + how + fit;
   const long = row.duration && clock(row.duration, row.duration < 60 ? 1 : 0);
   const parts = [row.id, long, frames, row.settings.model];
   const line = make("p", "facts", parts.filter(Boolean).map((part) => visible(String(part))).join(" · "));

@@ -1,0 +1,79 @@
+"""What a model gets of a frame, from the files of its checkpoint: no torch, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..demo import CHECKPOINT
+from ..errors import ModelError, described
+from ..video.fit import CLIP_MEAN, FrameInput
+from . import local_folder
+from .config import describe, read_config
+from .files import read_json
+from .random_weights import has_random_weights
+
+# Those on the hub, whose vision tower is CLIP ViT-L/14 at 336 pixels: https://huggingface.co/llava-hf
+_PUBLISHED = tuple(f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO"))
+PUBLISHED_INPUT = FrameInput(336, 336, "crop", 336)
+PROCESSOR_HINT = "take preprocessor_config.json and video_preprocessor_config.json from the published checkpoint"
+_DEFAULT_EDGE = 224
+# In the order of transformers' `get_video_processor_dict`; the first may hold the video processor's values.
+_NESTED, *_FLAT = "processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"
+
+
+def frame_input(model: str, revision: str | None = None) -> FrameInput | None:
+    """Return what a model of this machine, or one of the published, gets of a frame; None for others of the hub.
+
+    Raises `UsageError` or `ModelError` for a folder that is no checkpoint.
+    """
+    folder = local_folder(model)
+    if folder is None and model in _PUBLISHED:
+        return PUBLISHED_INPUT
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        with suppress(HFValidationError):
+            path = try_to_load_from_cache(model, "config.json", revision=revision)
+            folder = Path(path).parent if isinstance(path, str) else None
+        if folder is None:
+            return None
+    side = describe(read_config(folder)).rates.image_size
+    return input_of(_video_values(CHECKPOINT if has_random_weights(folder) else folder), side, str(folder))
+
+
+def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
+    """Return what a video processor with these values makes of a frame, for a vision tower that takes `side` pixels.
+
+    What is missing is that of `LlavaNextVideoVideoProcessor`; one that crops to something else than a square of `side`
+    gets the vision tower's size, as `load_processor` does it. Raises `ModelError` for values that make no sense.
+    """
+    try:
+        size, crop = values.get("size", _DEFAULT_EDGE), values.get("crop_size")
+        if crop != side and dict(crop or {}) != {"height": side, "width": side}:
+            size = side
+        size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+        resizes, crops = values.get("do_resize", True), values.get("do_center_crop", True)
+        edge = size.get("shortest_edge") if resizes else None
+        means = values.get("image_mean") or [mean / 255 for mean in CLIP_MEAN]
+        red, green, blue = (round(255 * mean) for mean in ([means] * 3 if isinstance(means, float) else means))
+        resample = int(values.get("resample") or PUBLISHED_INPUT.resample)
+        is_cut = bool(crops and (edge or not resizes))
+        return FrameInput(side, side, "crop" if is_cut else "stretch", edge, (red, green, blue), resample)
+    except (TypeError, ValueError, AttributeError) as error:
+        message = f"the preprocessor's config in {name} can't be used: {described(error)}"
+        raise ModelError(message, PROCESSOR_HINT) from None
+
+
+def _video_values(folder: Path) -> dict[str, Any]:
+    """Return the values of the video processor that a folder holds; none if it lacks them."""
+    found: list[Any] = []
+    for name in (_NESTED, *_FLAT):
+        with suppress(FileNotFoundError):
+            values = read_json(folder / name)
+            values = values.get("video_processor") if name == _NESTED and isinstance(values, dict) else values
+            found.append(values)
+    return next((values for values in found if isinstance(values, dict)), {})
