@@ -75,7 +75,7 @@ def scene() -> Scene:
     from ..demo.world import Scene
 
     return Scene(
-        width=640, height=480, frames_per_second=25, duration_seconds=4.0,
+        width=480, height=480, frames_per_second=25, duration_seconds=4.0,
         shape="triangle", color_start="yellow", color_end="blue", direction="right",
         shade_start=(228, 204, 48), shade_end=(45, 80, 220), background=(24, 26, 34),
         x=0.28, y=0.55, radius=0.17, travel=0.44, change_at=0.5,
