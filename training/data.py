@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
+from llava_video_cli.video.fit import Fit, FrameInput
 
 from .architecture import IMAGE_SIZE, image_processor, video_processor
 
 CHUNK = 25  # scenes that a worker makes at a time
-FITS = ("crop", "pad", "stretch")  # how a frame becomes a square
+FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")  # how a frame becomes a square
+_INPUT = FrameInput(IMAGE_SIZE, IMAGE_SIZE, "crop", IMAGE_SIZE)
 TRAINING_RATES = (8, 10, 12)  # few frames per second: training resamples them, so all of them are used
 
 
@@ -31,7 +32,7 @@ class Clip:
 
     scene: Scene
     images: NDArray[np.uint8]
-    fit: str
+    fit: Fit
 
     def place(self, fraction: float) -> tuple[float, float]:
         """The place of the shape's centre after that fraction of the clip, in fractions of the square's side."""
@@ -53,23 +54,9 @@ class Still:
     width: int
 
 
-def fitted(images: NDArray[np.uint8], fit: str) -> NDArray[np.uint8]:
-    """Frames, uint8 (frames, height, width, 3), prepared for the processor, which cuts out their central square.
-
-    `pad` fills them up to a square with the processor's mean colour, `stretch` resizes them to the model's square.
-    """
-    count, height, width, _ = images.shape
-    if fit == "pad":
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        square = np.empty((count, side, side, 3), np.uint8)
-        square[:] = [round(255 * mean) for mean in OPENAI_CLIP_MEAN]
-        square[:, top : top + height, left : left + width] = images
-        return square
-    if fit == "stretch":
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
-    return images
+def fitted(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+    """Frames, uint8 (frames, height, width, 3), as `--fit` gives them to the processor, which cuts out the middle."""
+    return np.stack([_INPUT.fitted(image, fit) for image in images])
 
 
 def make_clips(count: int, seed: int, workers: int = 2) -> Iterator[Clip]:

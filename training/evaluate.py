@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_pi
 from llava_video_cli.inference import open_model
 from llava_video_cli.model import Loading, Model
 from llava_video_cli.video import Frames, read_frames
+from llava_video_cli.video.fit import Fit
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.sampling import Sampling
 
-from .data import FITS, fitted
+from .data import FITS
 
 VIDEO_KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change", *CLAIM_QUESTIONS)
 PICTURE_KINDS = ("picture_shape", "picture_color", "picture_describe")
@@ -90,7 +91,7 @@ def evaluate(
     frame_counts: Sequence[int] = (4, 8, 16),
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
-    fit: str = "crop",
+    fit: Fit = "crop",
 ) -> Score:
     """Ask a model `questions` new questions of each kind, for each number of frames, which become squares by `fit`.
 
@@ -119,7 +120,7 @@ def table(score: Score) -> str:
 
 
 def _questions(
-    rng: np.random.Generator, questions: int, frame_counts: Sequence[int], fit: str
+    rng: np.random.Generator, questions: int, frame_counts: Sequence[int], fit: Fit
 ) -> Iterator[list[PosedQuestion]]:
     """Batches of questions whose media have the same size, so that they can be answered together."""
     with (
@@ -139,9 +140,7 @@ def _questions(
             steady = [index for index in here if not scenes[index].changes] or here[:0]
             pairs = {index: [_picture(folder, scene, rng) for scene in partners[index]] for index in here}
             for count in frame_counts:
-                frames = {index: read_frames(paths[index], Sampling(frames=count)) for index in here}
-                if fit != "crop":
-                    frames = {at: replace(mine, images=fitted(mine.images, fit)) for at, mine in frames.items()}
+                frames = {index: read_frames(paths[index], Sampling(frames=count, fit=fit)) for index in here}
                 posed = []
                 for index in here:
                     posed += _about_video(rng, scenes[index], frames[index], count)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.questions import judged
 from llava_video_cli.demo.world import Scene, random_scene, render
+from llava_video_cli.video.fit import Fit
 from training.architecture import IMAGE_SIZE, video_processor
 from training.conversations import Dialogue
 from training.data import FITS, Clip, fitted
@@ -28,7 +29,7 @@ def wide(**changed: Any) -> Scene:
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("size", [(192, 108), (108, 192), (128, 128)])
-def test_the_shape_is_where_the_clip_says(fit: str, size: tuple[int, int]) -> None:
+def test_the_shape_is_where_the_clip_says(fit: Fit, size: tuple[int, int]) -> None:
     x, y = (0.3, 0.6) if fit == "crop" else (1.1 if size[0] > size[1] else 0.4, 1.1 if size[1] > size[0] else 0.4)
     scene = wide(width=size[0], height=size[1], direction="still", travel=0.0, x=x, y=y, radius=0.12)
     square = fitted(render(scene), fit)
