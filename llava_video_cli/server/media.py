@@ -34,7 +34,7 @@ from ..video.fit import FrameResize
 from ..video.image import Picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Sampling
-from .fetch import download
+from .fetch import fetch
 from .media_pool import MediaPool
 from .media_worker import DecodeJob
 from .responses import RequestError, hint_for_clients
@@ -87,7 +87,7 @@ class MediaSources:
         elif scheme in ("http", "https"):
             with _private_folder() as folder:
                 target = folder / "media"
-                digest = download(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
+                digest = fetch(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
                 name = urlsplit(url).path.rpartition("/")[2] or "the file"
                 yield MediaContent(digest, name, lambda: nullcontext(str(target)))
         else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from llava_video_cli.server.fetch import _is_public
+from llava_video_cli.system.download import is_public
 
 
 @pytest.mark.parametrize(
-    ("address", "is_public"),
+    ("address", "expected"),
     [
         ("8.8.8.8", True), ("10.0.0.1", False), ("2606:4700::1", True), ("fe80::1%eth0", False), ("224.0.0.1", False),
         ("64:ff9b::10.0.0.1", False), ("64:ff9b::127.0.0.1", False), ("64:ff9b::8.8.8.8", True),
@@ -17,5 +17,5 @@ from llava_video_cli.server.fetch import _is_public
         ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("::10.0.0.1", False), ("2001:0:a00:1::", False),
     ],
 )  # fmt: skip
-def test_addresses_that_lead_to_a_private_network_are_private(address: str, is_public: bool) -> None:
-    assert _is_public(address) == is_public
+def test_addresses_that_lead_to_a_private_network_are_private(address: str, expected: bool) -> None:
+    assert is_public(address) == expected

@@ -1,0 +1,172 @@
+"""A file from a URL, bounded in size and time; who asks decides which hosts and which networks it may come from.
+
+The names of a host are looked up once, and the connection goes to an address that was checked: a name server could give
+another one the second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httpx2
+
+from ..errors import MediaError
+
+_MAX_REDIRECTS = 3
+# Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
+_IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of a URL; its name is looked up when it is first needed, and once."""
+
+    name: str
+    port: int
+
+    @property
+    def is_address(self) -> bool:
+        """Whether it is an address itself, and no name."""
+        try:
+            ip_address(self.name)
+        except ValueError:
+            return False
+        return True
+
+    @cached_property
+    def addresses(self) -> tuple[str, ...]:
+        """Its addresses, at least one. Raises MediaError if there is no such host."""
+        if self.is_address:
+            return (self.name,)
+        try:
+            entries = socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise MediaError(f"there is no host {self.name}") from None
+        return tuple(dict.fromkeys(str(entry[4][0]) for entry in entries))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether one of its addresses is outside the public network: this machine, or a private network."""
+        return not all(map(is_public, self.addresses))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a download may cost: bytes, seconds in all, and seconds in which nothing comes."""
+
+    bytes: int
+    seconds: float
+    stall_seconds: float = 10.0
+
+
+def download(
+    url: str,
+    target: Path,
+    bounds: Bounds,
+    allow: Callable[[str], Host],
+    *,
+    accept: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int | None], None] = lambda *_: None,
+    credentials: tuple[str, str] | None = None,
+) -> str:
+    """Write what a URL holds to a file; return its fingerprint.
+
+    `allow` is called with the URL and with each one that it redirects to; it returns the host, or raises what it likes.
+    `accept` gets the content's media type before the content, `progress` the bytes that have come and those that the
+    server announces; what they raise ends the download. The user's name and password of `credentials` are sent to the
+    first host alone. Raises MediaError.
+    """
+    deadline = time.monotonic() + bounds.seconds
+    for _ in range(_MAX_REDIRECTS + 1):
+        host = allow(url)
+        with _response(urlsplit(url), host, bounds, credentials) as response:
+            credentials = None
+            if response.is_redirect:
+                url = urljoin(url, response.headers.get("location", ""))
+                continue
+            if response.status_code != 200:
+                raise MediaError(f"{host.name} answered with status {response.status_code}")
+            accept(response.headers.get("content-type", "").partition(";")[0].strip().lower())
+            return _write(response, host.name, target, bounds, deadline, progress)
+    raise MediaError(f"{host.name} redirects more than {_MAX_REDIRECTS} times")
+
+
+@contextmanager
+def _response(
+    parts: SplitResult, host: Host, bounds: Bounds, credentials: tuple[str, str] | None
+) -> Iterator[httpx2.Response]:
+    """Ask the first of the host's addresses that answers."""
+    place = parts.netloc.rpartition("@")[2]
+    headers = {"host": place, "accept-encoding": "identity", "user-agent": "llvid"}
+    timeout = httpx2.Timeout(bounds.stall_seconds)
+    auth = httpx2.BasicAuth(*credentials) if credentials else None
+    try:
+        with httpx2.Client(trust_env=False, timeout=timeout) as client:
+            for number, address in enumerate(host.addresses, start=1):
+                name = f"[{address}]" if ":" in address else address
+                name += f":{parts.port}" * (parts.port is not None)
+                url = parts._replace(netloc=name, fragment="").geturl()
+                request = client.build_request("GET", url, headers=headers, extensions={"sni_hostname": host.name})
+                try:
+                    response = client.send(request, auth=auth, stream=True)
+                    break
+                except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                    if number == len(host.addresses):
+                        raise
+            try:
+                yield response
+            finally:
+                response.close()
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+        raise MediaError(f"{host.name} can't be reached: {str(error)[:200] or type(error).__name__}") from None
+
+
+def _write(
+    response: httpx2.Response,
+    name: str,
+    target: Path,
+    bounds: Bounds,
+    deadline: float,
+    progress: Callable[[int, int | None], None],
+) -> str:
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    length = response.headers.get("content-length", "")
+    announced = int(length) if length.isascii() and length.isdigit() else None
+    too_large = MediaError(f"the file from {name} is larger than {bounds.bytes:,} bytes")
+    if announced is not None and announced > bounds.bytes:
+        raise too_large
+    with target.open("wb") as file:
+        for piece in response.iter_raw():
+            size += len(piece)
+            progress(size, announced)
+            if size > bounds.bytes:
+                raise too_large
+            if time.monotonic() > deadline:
+                raise MediaError(f"{name} sends too slowly: not all came within {bounds.seconds:g} seconds")
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address is one of the public network, also by way of those that stand for others."""
+    number = ip_address(address.partition("%")[0])
+    if isinstance(number, IPv6Address):
+        if number in _LOCAL_NAT64 or number.teredo is not None:
+            return False
+        inner = number.sixtofour
+        if any(number in network for network in _IPV4_IN_LAST_BITS):
+            inner = IPv4Address(int(number) % 2**32)
+        if inner is not None:
+            number = inner
+    return number.is_global and not number.is_multicast
