@@ -24,7 +24,7 @@ _SAMPLING, _GENERATION = Sampling(), Generation()
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
 SAMPLING_OPTIONS = (
-    *("frames", "fps", *_OPTIONS, "skip_static", "fit"),
+    *("frames", "fps", *_OPTIONS, "skip_static", "fit", "source_fps"),
     *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
 )
 

@@ -198,10 +198,11 @@ class MessageForm:
     ignored: Sequence[str] = ()
 
 
-def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tuple[int, str]]]:
+def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tuple[int, str | list[str]]]]:
     """Return the role of a chat message, its text, and the part number and the path or URL of each medium.
 
-    Empty keys are ignored: chat clients write them. Raises UsageError.
+    A video may have a list of them, of its pictures. Empty keys are ignored: chat clients write them. Raises
+    UsageError.
     """
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
         raise InputError(f"a message needs 'role' and 'content', got {brief(message)}")
@@ -215,7 +216,8 @@ def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tup
         content = [{"type": "text", "text": content}]
     with placed(field=".content"):
         parts = fitting(content, list, "'content'")
-    texts, media = [], []
+    texts: list[str] = []
+    media: list[tuple[int, Any]] = []
     for number, part in enumerate(parts):
         values = part if isinstance(part, dict) else {}
         kind, text = str(values.get("type")), values.get("text")
@@ -225,12 +227,18 @@ def read_message(message: object, form: MessageForm) -> tuple[str, str, list[tup
         with placed(field=f".content[{number}]"):
             if kind == "text" and isinstance(text, str):
                 texts.append(encodable(text))
-            elif kind in form.kinds and isinstance(place, str) and place and form.roles[role] == "user":
+            elif kind in form.kinds and _is_place(place, kind) and form.roles[role] == "user":
                 media.append((number, place))
             else:
                 expected = f"a text, or, from the user, {_either(form.kinds)} with a {form.place}"
                 raise InputError(f"a part of a message must be {expected}, got {brief(part)}")
     return form.roles[role], "\n".join(texts), media
+
+
+def _is_place(place: object, kind: str) -> bool:
+    if isinstance(place, list) and kind.startswith("video"):
+        return bool(place) and all(isinstance(each, str) and each for each in place)
+    return isinstance(place, str) and bool(place)
 
 
 def _words(allowed: Any) -> str:

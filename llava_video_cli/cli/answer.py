@@ -92,7 +92,7 @@ def ask_windows(
     preset = settings.preset
     with console.progress(output.quiet) as progress:
         show = progress.watch("examining the video")
-        video = inspect(paths[0], progress=show)
+        video = inspect(paths[0], progress=show, source_fps=preset.sampling.source_fps)
         windows = video.windows(every, preset.sampling, progress=progress.watch("looking for the shots"))
     longest = max(
         windows, key=lambda window: (window.end_seconds or video.info.duration_seconds) - window.start_seconds

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..conversation import Answer, Media, Request, Usage
 from ..errors import ContextError
-from ..prompt.budget import Budget
+from ..prompt.budget import AS_ONE_VIDEO, Budget
 from ..runs.record import ask_values, media_values, settings_values
 from ..runs.session import Chat, Session
 from ..video import announced_frames
@@ -166,9 +166,10 @@ def no_fit(budget: Budget, paths: Sequence[str], media: Sequence[Media], undone_
     ways = _ways(budget, media)
     if undone_tokens > 0:
         ways.append(f"/undo (frees {undone_tokens:,} tokens)")
+    as_video = f"; or {AS_ONE_VIDEO}" if sum(not medium.is_video for medium in media) > 1 else ""
     if not ways:
-        return ContextError(message, "ask a shorter question, or /clear the conversation")
-    return ContextError(message, f"{' or '.join(ways)}, then /retry to ask again")
+        return ContextError(message, f"ask a shorter question, or /clear the conversation{as_video}")
+    return ContextError(message, f"{' or '.join(ways)}, then /retry to ask again{as_video}")
 
 
 def _ways(budget: Budget, media: Sequence[Media]) -> list[str]:

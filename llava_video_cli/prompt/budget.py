@@ -37,6 +37,10 @@ _MOST_FACTOR, _MOST_STRIDE = 4.0, 8
 _FEWEST_ANSWER_TOKENS = 64  # a hint proposes no shorter answer
 
 
+# In a hint where several pictures don't fit: the frames of a video take fewer tokens.
+AS_ONE_VIDEO = "ask about the pictures as one video (their folder, or a pattern in quotes: '*.jpg')"
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a request takes of a model's context, all in tokens.
@@ -104,7 +108,7 @@ def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[
     """Return the error of a request that doesn't fit; `budget` is what it takes, in the order of its `media`.
 
     The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
-    answer.
+    answer; and that pictures can be a video, whose frames take fewer tokens.
     """
     counts = [medium.frame_count for medium in media]
     frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts)
@@ -118,7 +122,8 @@ def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[
     else:
         takes = takes.replace("context has", f"context of {name} has") + (f" ({_frames(frames)})" if frames else "")
     ways = [f"--frames {each}"] * bool(each) + _ways(checkpoint, budget, frames)
-    return ContextError(takes, f"use {' or '.join(ways)}" if ways else "ask a shorter question")
+    hints = [f"use {' or '.join(ways)}"] * bool(ways) + [AS_ONE_VIDEO] * (counts.count(0) > 1)
+    return ContextError(takes, "; or ".join(hints) or "ask a shorter question")
 
 
 def question_too_long(name: str, budget: Budget) -> ContextError:

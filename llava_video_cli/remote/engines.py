@@ -19,6 +19,7 @@ from ..model import Send
 from ..validation import read_fields, shape_of
 from ..video import Frames
 from ..video.encode import MOST_BYTES, make_clip
+from ..video.files import file_of, is_sequence
 from ..video.fit import FrameInput
 from ..video.image import Picture
 from ..video.sampling import Sampling
@@ -218,8 +219,15 @@ def _part(kind: str, url: str) -> dict[str, Any]:
     return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
+def _file_of(frames: Frames) -> str:
+    """Return the path of a video's file. Raises `UsageError` where its frames are pictures."""
+    if is_sequence(frames.path):
+        raise UsageError(f"{frames.path}: pictures can't be sent as one file", "use --send frames")
+    return file_of(frames.path)
+
+
 def _file(frames: Frames) -> bytes:
-    path = Path(frames.info.path)
+    path = Path(_file_of(frames))
     try:
         size = path.stat().st_size
         if size > _MOST_FILE_BYTES:
@@ -234,11 +242,12 @@ def _file(frames: Frames) -> bytes:
 
 def _with_sound(frames: Frames) -> str:
     """Return a file's absolute path. Raises `MediaError` if there is no sound in it."""
-    import av
+    from ..video.demux import open_video
+    from ..video.limits import Deadline, Limits
 
-    path = frames.info.path
-    with av.open(path) as container:
-        if not container.streams.audio:
+    path = _file_of(frames)
+    with open_video(path, Deadline(path, Limits())) as video:
+        if not video.container.streams.audio:
             raise MediaError(
                 f"{path}: transformers serve can't read a video without sound",
                 "use --send frames, which adds a silent sound track",

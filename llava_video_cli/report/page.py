@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..checkpoint.frame_input import PUBLISHED_INPUT
 from ..errors import LlvidError, UsageError
-from ..runs.record import text_to_path
 from ..video import read_frames
 from ..video.contact_sheet import sheet_of
+from ..video.files import PictureList
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
-from .results import Result, Results, number, shown_name
+from .results import Result, Results, number, path_of, shown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,10 +199,12 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
 
 def _sheet(video: str, sampling: Sampling | None, share: float | None, folder: Path) -> bytes | str:
     """Return the contact sheet as a JPEG, or the error; a path is relative to the current folder, or to `folder`."""
-    path = text_to_path(video)
+    path = path_of(video)
     with suppress(OSError, ValueError):  # a name that can't be a file's: the reader reports it
-        if not Path(path).exists() and (folder / path).exists():
-            path = os.fspath(folder / path)
+        if isinstance(path, PictureList):
+            path = PictureList([_located(each, folder) for each in path.paths])
+        else:
+            path = _located(path, folder)
     try:
         picture = _picture(path, sampling, share)
     except LlvidError as failure:
@@ -213,6 +215,10 @@ def _sheet(video: str, sampling: Sampling | None, share: float | None, folder: P
         if file.tell() <= _SHEET_BYTES:
             break
     return file.getvalue()
+
+
+def _located(path: str, folder: Path) -> str:
+    return os.fspath(folder / path) if not Path(path).exists() and (folder / path).exists() else path
 
 
 def _picture(path: str, sampling: Sampling | None, share: float | None) -> Image:

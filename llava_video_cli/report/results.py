@@ -16,6 +16,7 @@ from ..conversation import Segment
 from ..errors import LlvidError, nearest
 from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
+from ..video.files import PictureList
 
 _HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
 # 1e999 is infinite
@@ -83,9 +84,19 @@ def open_results(path: Path) -> Results:
     return Results(path, count, failures, tuple(notes))
 
 
+def path_of(video: str) -> str:
+    """Return the path that a line's `video_path` is the text of; pictures that are one video are a list in JSON."""
+    if video.startswith("["):
+        with suppress(ValueError):
+            names = json.loads(video)
+            if names and all(isinstance(name, str) for name in names):
+                return PictureList([text_to_path(name) for name in names])
+    return text_to_path(video)
+
+
 def shown_name(video: str) -> str:
     r"""Return a line's `video_path` as readable text: bytes that are not UTF-8 become `\xe9`."""
-    path = text_to_path(video)
+    path = str(path_of(video))
     return path if path == video else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

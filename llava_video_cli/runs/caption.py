@@ -17,14 +17,14 @@ from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
 from ..system.files import fingerprint, whole_file
-from ..video import Resize, check_scenes, inspect, read_frames
-from ..video.files import Found, Status, find, first_below, may_be_picture
-from ..video.image import is_picture, read_image
+from ..video import Resize, check_scenes, inspect
+from ..video.files import Found, Status, find, first_below, may_be_picture, status_of
+from ..video.image import is_picture
 from ..video.limits import Limits
 from ..video.sampling import Every
 from .formats import SIDECARS, Sidecar, Sidecars, check_output
 from .ledger import Errors, Ledger, open_table
-from .media import check_media
+from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
@@ -128,12 +128,10 @@ class CaptionJob:
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Yield the question about the whole, or one about each window."""
         sampling, every = self.task.preset.sampling, self.task.every_seconds
-        if is_picture(self.name):
-            yield self._question(read_image(self.name))
-        elif every is None:
-            yield self._question(read_frames(self.name, sampling, limits=limits, resize=shrink))
+        if every is None or is_picture(self.name):
+            yield self._question(read_medium(self.name, sampling, limits=limits, resize=shrink))
         else:
-            video = inspect(self.name, limits)
+            video = inspect(self.name, limits, source_fps=sampling.source_fps)
             for window in video.windows(every, sampling, limits=limits):
                 yield self._question(video.read(window, limits=limits, resize=shrink))
 
@@ -304,7 +302,7 @@ def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPla
     check_media([path])
     if to.exists() and not overwrite:
         raise LlvidError(f"{to} exists", "use --overwrite to replace it")
-    found = Found(path, "", Path(path).stat())
+    found = Found(path, "", status_of(path))
 
     def write(record: Record) -> None:
         with whole_file(to) as beside:
@@ -346,6 +344,7 @@ def caption_folder(
     subtitles: Subtitles | None = None,
     sidecars: Sidecars | None = None,
     recursive: bool = False,
+    as_video: bool = False,
     overwrite: bool = False,
     allow_empty: bool = False,
     options: RunOptions | None = None,
@@ -356,7 +355,9 @@ def caption_folder(
     `output`, records are only yielded; `sidecars` then have their records in `llvid-captions.jsonl` beside them. One
     video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
     which `model` replaces. `every_seconds` captions each window of that length, or each shot if it is "scene".
-    `subtitles` are for one video. A caption without text is a failure, unless `allow_empty`.
+    `subtitles` are for one video. With `as_video`, the pictures of a folder, or of a pattern such as `frame_*.jpg`, are
+    one video; with `recursive` those of each folder below are one. A caption without text is a failure, unless
+    `allow_empty`.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
     `MediaError` if none of the files is there, or the folders hold no media;
@@ -381,7 +382,7 @@ def caption_folder(
                 ledger = opened.enter_context(open_table(to, overwrite=overwrite))
                 output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
                 done, home, record_of = ledger.done, to.parent, ledger.record_of
-            found = find(names, recursive=recursive, report_empty=True)
+            found = find(names, recursive=recursive, as_video=as_video, report_empty=True)
             todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
             if todo.failures and not (todo.videos or todo.done or todo.skipped):
                 raise todo.failures[0].cause  # nothing of all that was named is there

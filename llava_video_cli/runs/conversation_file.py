@@ -15,6 +15,7 @@ from ..model import Quantize
 from ..preset import Preset, sampling_shape, with_sampling
 from ..system.files import whole_file
 from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml, shape_of
+from ..video.files import PictureList, Spooled
 from ..video.image import is_picture
 from .record import path_to_text, text_to_path
 
@@ -121,8 +122,12 @@ def read_drafts(messages: Iterable[object], locate: Callable[[str], str]) -> tup
     for number, message in enumerate(messages, start=1):
         with placed(f"message {number}"):
             role, text, media = read_message(message, _FORM)
-            drafts.append(Draft(cast("Role", role), text, tuple(locate(path) for _, path in media)))
+            drafts.append(Draft(cast("Role", role), text, tuple(_path_of(each, locate) for _, each in media)))
     return tuple(drafts)
+
+
+def _path_of(written: str | list[str], locate: Callable[[str], str]) -> str:
+    return locate(written) if isinstance(written, str) else PictureList([locate(each) for each in written])
 
 
 def below(folder: Path, path: str) -> str:
@@ -154,11 +159,14 @@ def write_yaml(value: object) -> str:
 def _message(draft: Draft, folder: Path) -> dict[str, Any]:
     if not draft.paths:
         return {"role": draft.role, "content": draft.text}
-    parts = [
-        {"type": "image" if is_picture(path) else "video", "path": path_to_text(_seen_from(folder, path))}
-        for path in draft.paths
-    ]
+    parts = [{"type": "image" if is_picture(path) else "video", "path": _written(folder, path)} for path in draft.paths]
     return {"role": draft.role, "content": parts + ([{"type": "text", "text": draft.text}] if draft.text else [])}
+
+
+def _written(folder: Path, path: str) -> str | list[str]:
+    if isinstance(path, PictureList):
+        return [path_to_text(_seen_from(folder, each)) for each in path.paths]
+    return str(path) if isinstance(path, Spooled) else path_to_text(_seen_from(folder, path))
 
 
 def _seen_from(folder: Path, path: str) -> str:

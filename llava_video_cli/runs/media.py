@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from ..conversation import Media
 from ..errors import MediaError
-from ..video import Frames, check_video, read_frames
+from ..video import Frames, Resize, check_video, read_frames
 from ..video.fit import FrameInput
 from ..video.image import Picture, is_picture, read_image, shrunk
+from ..video.limits import Limits
 from ..video.sampling import Sampling
 
 MIXED = "the published checkpoints were not trained on several videos or pictures in one prompt: they may mix them up"
@@ -27,6 +28,20 @@ def check_media(paths: Iterable[str]) -> list[Picture | None]:
         if pictures[-1] is None:
             check_video(path)
     return pictures
+
+
+def read_medium(path: str, sampling: Sampling, *, limits: Limits | None = None, resize: Resize | None = None) -> Media:
+    """Return the content of a file, or of pictures that are one video. Raises `MediaError`."""
+    if is_picture(path):
+        return noted(read_image(path), sampling)
+    return read_frames(path, sampling, limits=limits, resize=resize)
+
+
+def noted(picture: Picture, sampling: Sampling) -> Picture:
+    """Return a picture with what a user should know of it: what the sampling has for others."""
+    if sampling.source_fps is None:
+        return picture
+    return replace(picture, notes=("source_fps is not used: it is for pictures that are one video",))
 
 
 def read_media(
@@ -47,7 +62,7 @@ def read_media(
         pictures = check_media(paths)
         opened(pictures)
         return [
-            picture or read_frames(path, sampling, progress=progress, resize=shrunk)
+            noted(picture, sampling) if picture else read_frames(path, sampling, progress=progress, resize=shrunk)
             for path, picture in zip(paths, pictures, strict=True)
         ]
     has_opened = False
@@ -66,7 +81,7 @@ def read_media(
             raise
     picture = read_image(paths[0])  # it is named as a video
     opened([picture])
-    return [picture]
+    return [noted(picture, sampling)]
 
 
 def seen_by(media: Sequence[Media], frame_input: FrameInput | None) -> list[Media]:

@@ -214,7 +214,7 @@ def expected_request(path: str, task: Task) -> Request:
     sampling, every = task.preset.sampling, task.every_seconds
     if is_picture(path):
         return task.preset.request(task.preset.prompt, [read_image(path)])
-    video = inspect(path)
+    video = inspect(path, source_fps=sampling.source_fps)
     if every == "scene" and sampling.fps is not None:
         frames = max(map(video.announced, video.windows(every, sampling)), key=lambda shot: shot.frame_count)
     else:

@@ -15,6 +15,7 @@ from ..errors import LlvidError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Subtitles
+from ..video.files import PictureList
 from ..video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
@@ -99,6 +100,11 @@ def text_to_path(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text.removeprefix(_SCHEME)))
 
 
+def medium_name(path: str) -> str | list[str]:
+    """Return a medium's path as a JSON value: of a list of pictures, a list."""
+    return [path_to_text(each) for each in path.paths] if isinstance(path, PictureList) else path_to_text(path)
+
+
 def ask_values(
     media: Sequence[Mapping[str, Any]], question: str, answer: Answer, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -122,9 +128,8 @@ def ask_values(
 
 def media_values(path: str, medium: Media) -> dict[str, Any]:
     """Return a medium's path, its frames (None for a picture) and its notes."""
-    text = path_to_text(path)
     if isinstance(medium, Picture):
-        return {"path": text, "frames": None, "notes": []}
+        return {"path": medium_name(path), "frames": None, "notes": list(medium.notes)}
     frames = {
         "count": len(medium.images),
         "times_seconds": list(medium.times_seconds),
@@ -134,7 +139,7 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         "visible_share": medium.visible and round(medium.visible[0] * medium.visible[1], 3),
         **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
-    return {"path": text, "frames": frames, "notes": list(medium.notes)}
+    return {"path": medium_name(path), "frames": frames, "notes": list(medium.notes)}
 
 
 class CutNote:

@@ -18,15 +18,17 @@ from ..prompt.subtitles import Count
 from ..prompt.timestamps import with_times
 from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
-from ..video import Resize, check_scenes, read_frames
+from ..video import Resize, check_scenes
+from ..video.files import PictureList, status_of
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from .conversation_file import Draft, below, read_drafts, turns_of
 from .ledger import Errors, Ledger
+from .media import read_medium
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
-from .record import Failure, Record, ask_values, media_values, path_to_text
+from .record import Failure, Record, ask_values, media_values, medium_name
 from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
 
 _SHAPE: Shape = {
@@ -58,12 +60,12 @@ class BatchRequest:
         stats = []
         for path in self.paths:
             try:
-                status = Path(path).stat()
+                status = status_of(path)
             except (OSError, ValueError) as error:
                 words = getattr(error, "strerror", None) or error
                 raise MediaError(f"{path}: can't be opened: {words}") from None
             stats.append((status.st_size, status.st_mtime_ns))
-        drafts = [(draft.role, draft.text, [path_to_text(path) for path in draft.paths]) for draft in self.drafts]
+        drafts = [(draft.role, draft.text, [medium_name(path) for path in draft.paths]) for draft in self.drafts]
         rest: list[Any] = [self.sampling.values(), asdict(self.generation.asked(drawn_seed))]
         rest += ["timestamps"] if self.timestamps else []
         whole, lasting = [model, self.id, drafts, stats, *rest], [model, self.id, drafts, *rest]
@@ -71,7 +73,7 @@ class BatchRequest:
 
     def failure(self, error: LlvidError, request_key: str = "") -> Failure:
         """Return what is written if it can't be answered."""
-        path = path_to_text(self.paths[0])
+        path = medium_name(self.paths[0])
         return Failure({"id": self.id, "video": path, "video_path": path}, error, request_key)
 
     def request(self, media: Iterable[Media]) -> Request:
@@ -127,10 +129,7 @@ class RequestJob:
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
         """Read the media once and yield each request."""
         first = self.requests[0][0]
-        media: list[Media] = [
-            read_image(path) if is_picture(path) else read_frames(path, first.sampling, limits=limits, resize=shrink)
-            for path in first.paths
-        ]
+        media = [read_medium(path, first.sampling, limits=limits, resize=shrink) for path in first.paths]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
         for request, key, _ in self.requests:
             yield JobRequest(request.request(media), (key, values))
@@ -226,9 +225,6 @@ def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tupl
     if "video" in values and "media" in values:
         raise UsageError("use 'video' or 'media', not both")
     given = [values["video"]] if "video" in values else values.get("media", [])
-    for path in given:
-        if not isinstance(path, str) or not path:
-            raise UsageError(f"a path must be text, got {brief(path)}")
     if "question" in values:
         drafts = [Draft("user", values["question"])]
     else:
@@ -237,7 +233,7 @@ def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tupl
         if any(draft.paths for draft in drafts):
             raise UsageError("the media are already in 'messages'")
         first = next((n for n, draft in enumerate(drafts) if draft.role == "user"), 0)
-        drafts[first] = replace(drafts[first], paths=tuple(below(folder, path) for path in given))
+        drafts[first] = replace(drafts[first], paths=tuple(_located(folder, each) for each in given))
     if not any(draft.paths for draft in drafts):
         raise UsageError("'video' or 'media' is needed")
     if drafts[-1].role != "user":
@@ -246,3 +242,12 @@ def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tupl
     if system and not any(draft.role == "system" for draft in drafts):
         drafts.insert(0, Draft("system", system))
     return tuple(drafts)
+
+
+def _located(folder: Path, given: object) -> str:
+    """Return the path of a medium; a list of pictures is one video."""
+    if isinstance(given, list) and given:
+        return PictureList([_located(folder, each) for each in given])
+    if not isinstance(given, str) or not given:
+        raise UsageError(f"a path must be text, got {brief(given)}")
+    return below(folder, given)

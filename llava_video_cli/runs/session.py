@@ -16,7 +16,7 @@ from ..video.fit import Fit
 from ..video.image import Picture
 from ..video.sampling import Sampling
 from .conversation_file import Draft, turns_of
-from .media import MIXED, check_media, seen_by
+from .media import MIXED, check_media, noted, seen_by
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 from .record import CutNote, media_values
 
@@ -250,7 +250,8 @@ class Chat:
         for path, sampling in keys:
             if (path, sampling) not in self._contents:
                 show = self._progress(path)
-                medium = self._picture(path) or read_frames(path, sampling, progress=show)
+                picture = self._picture(path)
+                medium = noted(picture, sampling) if picture else read_frames(path, sampling, progress=show)
                 (medium,) = seen_by([medium], self.loader.frame_input)
                 self._contents[path, sampling] = medium
                 for line in (*medium.notes, *self._cut_note.lines(media_values(path, medium)["frames"])):

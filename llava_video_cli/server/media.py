@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,18 +28,21 @@ from weakref import WeakValueDictionary
 
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
+from ..runs.media import noted
 from ..system.files import fingerprint, lock
 from ..video.contact_sheet import thumbnail
+from ..video.files import PictureList
 from ..video.fit import FrameResize
 from ..video.image import Picture
 from ..video.limits import Limits, cores
-from ..video.sampling import Sampling
+from ..video.sampling import MAX_FRAMES, Sampling
 from .fetch import fetch
 from .media_pool import MediaPool
 from .media_worker import DecodeJob
 from .responses import RequestError, hint_for_clients
 
 _PREFIX = "llvid-serve-"
+_FRAMES_TYPE = "data:video/jpeg;"  # of a data: URL with the pictures of a video, each in base64, with commas between
 _UNLOCKED_SECONDS = 1.0  # more than it takes to lock a new folder
 _SLOW_SLOTS = 4  # besides one for each core, so that a few slow media don't keep the others waiting
 _MAX_LIVE_BYTES = 4 * 2**30  # of the media of all active requests, and those in the cache
@@ -74,12 +77,15 @@ class MediaSources:
 
     @contextmanager
     def open(self, url: str, cancelled: threading.Event) -> Iterator[MediaContent]:
-        """Give what a URL names, for the `with` block.
+        """Give what a URL names, for the `with` block; a `PictureList` names the pictures of a video.
 
         Raises `RequestError` for a URL that may not be read, and MediaError for one that can't be read.
         """
         scheme = url[:6].partition(":")[0].lower()
-        if scheme == "data":
+        if isinstance(url, PictureList):
+            with self._open_list(url.paths, cancelled) as content:
+                yield content
+        elif scheme == "data":
             yield _read_data(url)
         elif scheme == "file":
             with self._open_file(url) as content:
@@ -94,6 +100,20 @@ class MediaSources:
             raise RequestError(400, "a URL must begin with data:, file:, http: or https:", code="invalid_url")
 
     @contextmanager
+    def _open_list(self, urls: Sequence[str], cancelled: threading.Event) -> Iterator[MediaContent]:
+        """Give pictures as one video; the bounds of a download hold for all of them together."""
+        with ExitStack() as opened:
+            contents: list[MediaContent] = []
+            left, until = self.max_bytes, time.monotonic() + self.fetch_seconds
+            for url in urls:
+                sources = replace(self, max_bytes=left, fetch_seconds=until - time.monotonic())
+                contents.append(opened.enter_context(sources.open(url, cancelled)))
+                if url[:4].lower() == "http":
+                    with contents[-1].open() as path:
+                        left -= Path(path).stat().st_size
+            yield _as_video(contents, "the list of pictures")
+
+    @contextmanager
     def _open_file(self, url: str) -> Iterator[MediaContent]:
         path = _path_of(url)
         if not self.folders:
@@ -103,6 +123,8 @@ class MediaSources:
         descriptor = _open_below(root, relative, path)
         try:
             status = os.fstat(descriptor)
+            if S_ISDIR(status.st_mode):  # what lies in it was not checked, and links may lead out of it
+                raise MediaError(f"{path}: a folder, not a video", "send its pictures as a list of URLs")
             digest = fingerprint(f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
             # the file that was checked, even if its name now leads to another one
             checked = f"/proc/{os.getpid()}/fd/{descriptor}" if sys.platform == "linux" else str(root / relative)
@@ -243,14 +265,33 @@ class MediaCache:
 
     def _decode(self, path: str, name: str, sampling: Sampling, cancelled: threading.Event, whole: bool) -> Media:
         resize = thumbnail if whole else partial(self._shrink, fit=sampling.fit)
+
+        def named(text: str) -> str:
+            """Name the files as the client knows them."""
+            for number, picture in enumerate(path.paths if isinstance(path, PictureList) else (), start=1):
+                text = text.replace(f"{picture}:", f"picture {number}:")
+            return text.replace(path, name)
+
         try:
             job = DecodeJob(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
             medium = self._pool.decode(job, resize, cancelled)
         except MediaError as error:
-            raise MediaError(str(error).replace(path, name), error.hint) from None
+            raise MediaError(named(str(error)), error.hint) from None
         if isinstance(medium, Picture):
-            return replace(medium, path=name)
-        return replace(medium, info=replace(medium.info, path=name), input=self._shrink.input)
+            return noted(replace(medium, path=name), sampling)
+        notes = tuple(map(named, medium.notes))
+        return replace(medium, info=replace(medium.info, path=name), notes=notes, input=self._shrink.input)
+
+
+def _as_video(contents: Sequence[MediaContent], name: str) -> MediaContent:
+    """Return pictures as the content of one video."""
+
+    @contextmanager
+    def open_all() -> Iterator[str]:
+        with ExitStack() as opened:
+            yield PictureList([opened.enter_context(content.open()) for content in contents])
+
+    return MediaContent(fingerprint("".join(content.digest for content in contents).encode()), name, open_all)
 
 
 def _stopping() -> RequestError:
@@ -297,6 +338,15 @@ def _read_data(url: str) -> MediaContent:
     head, comma, content = url.partition(",")
     if not comma or not head.lower().endswith(";base64") or len(head) > 200:
         raise RequestError(400, "a data: URL must look like data:TYPE;base64,CONTENT", code="invalid_url")
+    if head.lower().startswith(_FRAMES_TYPE):  # the pictures of a video, as vLLM takes them
+        pictures = content.split(",", MAX_FRAMES)
+        if len(pictures) > MAX_FRAMES:
+            raise RequestError(400, f"a video can have at most {MAX_FRAMES} pictures", code="invalid_url")
+        return _as_video([_decoded(picture) for picture in pictures], "the data: URL")
+    return _decoded(content)
+
+
+def _decoded(content: str) -> MediaContent:
     try:
         raw = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:

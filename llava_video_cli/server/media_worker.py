@@ -101,6 +101,7 @@ def _decode(job: DecodeJob, bounds: Bounds, connection: Connection[Any, Any]) ->
     import numpy as np
 
     from ..video import read_frames
+    from ..video.files import is_sequence
     from ..video.image import is_picture, read_image
 
     count = 0
@@ -119,11 +120,14 @@ def _decode(job: DecodeJob, bounds: Bounds, connection: Connection[Any, Any]) ->
     if is_picture(job.path):
         picture = read_image(job.path, job.max_pixels)
         return replace(picture, pixels=send(picture.pixels, is_frame=False))
-    if Path(job.path).is_file():  # opening a pipe could take forever
+    if is_sequence(job.path):
+        _bound_seconds(bounds.video_seconds)
+    elif Path(job.path).is_file():  # opening a pipe could take forever
         with Path(job.path).open("rb") as file:
             if not _ANIMATION.match(file.read(12)):
                 _bound_seconds(bounds.video_seconds)
-    return read_frames(job.path, job.sampling, limits=job.limits, resize=send)
+    limits = replace(job.limits, still_pixels=min(job.max_pixels, job.limits.still_pixels))  # of a video's pictures
+    return read_frames(job.path, job.sampling, limits=limits, resize=send)
 
 
 def _bound_seconds(seconds: float) -> None:

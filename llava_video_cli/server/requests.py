@@ -1,7 +1,7 @@
 """Requests: the bounded reading of a body, and strict reading of what it asks for, in the form of OpenAI's API.
 
 Source of the form: https://platform.openai.com/docs/api-reference/chat. `video_url`, `media_io_kwargs` and
-`repetition_penalty` are vLLM's; `sampling` is ours.
+`repetition_penalty` are vLLM's, `input_video` is llama.cpp's, `video` Qwen's; `sampling` is ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from ..validation import (
     read_object,
     shape_of,
 )
-from ..video.sampling import Sampling
+from ..video.files import PictureList
+from ..video.sampling import MAX_FRAMES, Sampling
 from . import MAX_BODY_BYTES
 from .responses import CLOSE, RequestError
 
@@ -43,6 +44,7 @@ _BODY_GRACE_SECONDS, _MIN_BODY_BYTES_PER_SECOND = 20.0, 16 * 1024
 _MAX_BODIES = 4  # of the largest size, in memory at the same time
 _MAX_JSON_VALUES = 200_000  # of a body: the parser needs up to a hundred times the bytes that a short value has
 _MAX_MEDIA = 64  # of a request
+_MOST_SCHEME = 10  # characters, the colon included, of a URL that may be read
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 16, 256
 
 _FORM = MessageForm(
@@ -62,8 +64,13 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "top_k": (-1, 0), "min_p": (0,), "best_of": (1,),
 }  # fmt: skip
 # vLLM's and Qwen's names for what `sampling` sets, in `media_io_kwargs.video` and in the part of a video.
-_VIDEO_KEYS = {"num_frames": "frames", "nframes": "frames", "video_start": "start_seconds", "video_end": "end_seconds"}
-_VIDEO_SHAPE = {"num_frames": int, "nframes": int, "max_frames": int, "video_start": float, "video_end": float}
+_VIDEO_KEYS = {
+    "num_frames": "frames", "nframes": "frames", "video_start": "start_seconds", "video_end": "end_seconds",
+    "sample_fps": "source_fps",
+}  # fmt: skip
+_VIDEO_SHAPE = {
+    "num_frames": int, "nframes": int, "max_frames": int, "video_start": float, "video_end": float, "sample_fps": float,
+}  # fmt: skip
 _IGNORED_OF_MEDIA = ("detail", "uuid", "cache_control", "name")  # of the part of a medium
 _MAX_LENGTH = 2**31 - 1  # tokens of an answer
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
@@ -238,13 +245,13 @@ def _messages(
     drafts: list[Draft] = []
     params: list[str] = []
     samplings: list[Sampling] = []
-    for number, message in enumerate(messages):
+    for number, message in enumerate(map(_with_video_urls, messages)):
         with placed(f"message {number + 1}", f"[{number}]"):
             role, text, media = read_message(message, _FORM)
             for part, _ in media:
                 with placed(field=f".content[{part}]"):
                     samplings.append(_sampling_of(cast("Any", message)["content"][part], sampling))
-            drafts.append(Draft(cast("Role", role), text, tuple(encodable(url) for _, url in media)))
+            drafts.append(Draft(cast("Role", role), text, tuple(_url(each) for _, each in media)))
             params += (f"messages[{number}].content[{part}]" for part, _ in media)
     if len(params) > _MAX_MEDIA:
         raise UsageError(f"a request can have at most {_MAX_MEDIA} videos and pictures, got {len(params)}")
@@ -262,6 +269,32 @@ def _messages(
     if drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
     return tuple(drafts), tuple(params), tuple(samplings)
+
+
+def _with_video_urls(message: object) -> object:
+    """Return a message with `video_url` for each `video`, which has one URL or a list, and each `input_video`."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    parts = []
+    for part in message["content"]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("video", "input_video") and kind in part:
+            place, rest = part[kind], {key: value for key, value in part.items() if key not in ("type", kind)}
+            if kind == "input_video":  # base64, or a URL, by itself or under a key; without its type
+                data = place.get("data") or place.get("url") if isinstance(place, dict) else place
+                is_url = not isinstance(data, str) or ":" in data[:_MOST_SCHEME]
+                place = data if is_url else f"data:video/mp4;base64,{data}"
+            part = {"type": "video_url", "video_url": {"url": place}, **rest}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _url(place: str | list[str]) -> str:
+    if isinstance(place, str):
+        return encodable(place)
+    if len(place) > MAX_FRAMES:
+        raise UsageError(f"a video can have at most {MAX_FRAMES} pictures, got {len(place)}")
+    return PictureList([encodable(each) for each in place])
 
 
 def _merged(drafts: Sequence[Draft]) -> list[Draft]:

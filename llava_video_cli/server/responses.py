@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..conversation import FinishReason, Usage
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
+from ..prompt.budget import AS_ONE_VIDEO
 from ..validation import InputError
 from ..video.limits import RAISE_HINT
 
@@ -177,6 +178,10 @@ class ResponseSender:
 
 def hint_for_clients(hint: str | None) -> str | None:
     """Return a hint with the fields of a request in place of options, without what only the server's user can do."""
+    if hint and AS_ONE_VIDEO in hint:
+        others = hint.replace(AS_ONE_VIDEO, "").removesuffix("; or ")
+        as_video = 'send the pictures as one video: {"type": "video", "video": [URL, ...]}'
+        return "; or ".join(filter(None, (hint_for_clients(others or None), as_video)))
     if hint and RAISE_HINT in hint:
         return "; ".join(way for way in hint.split("; ") if RAISE_HINT not in way) or "send a smaller one"
     if hint is None or "--" not in hint:

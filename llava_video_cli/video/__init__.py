@@ -1,14 +1,19 @@
-"""Videos: what they are, and the frames that a sampling selects from them."""
+"""Videos: what they are, and the frames that a sampling selects from them.
+
+A video is a file, or pictures that are its frames: a folder of them, a pattern of their names (`frame_*.jpg`), or a
+list of their paths.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from ..errors import MediaError
+from .files import PictureList, is_sequence
 from .fit import FrameInput, FrameResize
 from .limits import Limits
 from .sampling import Every, Sampling, Timeline, select_stamps, shot_windows, windows
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .reader import VideoIndex, VideoReader
+    from .reader import Reader, VideoIndex
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class VideoInfo:
     `duration_seconds` runs from the first picture's appearance to the last one's disappearance, whatever the sound.
     `width` and `height` are pixels as shown, after rotation; non-square pixels are not stretched. `average_fps` is
     None for a single picture. `rotation_degrees` is the clockwise rotation (0, 90, 180, 270) that was applied to the
-    stored pictures.
+    stored pictures. `codec` is the ending of their names where pictures are the frames.
     """
 
     path: str
@@ -115,6 +120,14 @@ class Frames:
 Resize: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]"
 
 
+# A file, a folder or a pattern; or the pictures, in their order.
+VideoPath: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
+
+
+def _named(path: VideoPath) -> str:
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else PictureList(path)
+
+
 def _silent(_: float) -> None:
     """Show no progress."""
 
@@ -174,23 +187,29 @@ class Video:
             return tuple(windows(self.info.duration_seconds, every, sampling))
         from .reader import open_reader
 
-        with open_reader(self.info.path, limits or Limits(), progress, self.index) as reader:
+        fps = sampling.source_fps
+        with open_reader(self.info.path, limits or Limits(), progress, self.index, fps) as reader:
             return tuple(shot_windows(reader.timeline, reader.shots(sampling), sampling))
 
 
 def inspect(
-    path: str | os.PathLike[str], limits: Limits | None = None, *, progress: Callable[[float], None] = _silent
+    path: VideoPath,
+    limits: Limits | None = None,
+    *,
+    progress: Callable[[float], None] = _silent,
+    source_fps: float | None = None,
 ) -> Video:
-    """Index a video's packets and decode one picture.
+    """Index a video's packets and decode one picture; `source_fps` is that of the samplings that it is read with.
 
     A file whose packets have no usable stamps (AVI with B-frames, raw streams) is decoded once from start to end.
-    Raises MediaError for what can't be shown: no file, a folder, an empty file, no video, no video stream, no
-    picture that can be decoded, more than the limits allow.
+    Raises MediaError for what can't be shown: no file, a folder without pictures, an empty file, no video, no video
+    stream, no picture that can be decoded, more than the limits allow.
     """
     from .reader import open_reader
 
-    with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
-        return Video(_info(os.fspath(path), reader), reader.timeline, reader.index)
+    name = _named(path)
+    with open_reader(name, limits or Limits(), progress, source_fps=source_fps) as reader:
+        return Video(_info(name, reader), reader.timeline, reader.index)
 
 
 def check_scenes(sampling: Sampling, every: Every | None = None) -> None:
@@ -201,32 +220,34 @@ def check_scenes(sampling: Sampling, every: Every | None = None) -> None:
         check_installed()
 
 
-def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> VideoInfo:
+def probe(path: VideoPath, limits: Limits | None = None, *, source_fps: float | None = None) -> VideoInfo:
     """Return what a video is. Raises what `inspect` raises."""
-    return inspect(path, limits).info
+    return inspect(path, limits, source_fps=source_fps).info
 
 
 def check_video(path: str | os.PathLike[str], limits: Limits | None = None) -> None:
     """Raise MediaError for what `inspect` refuses. Costs one decoded picture, however long the video is."""
+    name = os.fspath(path)
+    if is_sequence(name):
+        inspect(name, limits)
+        return
     from .decode import first_picture
     from .demux import media_errors, no_picture, open_video
     from .limits import Deadline
 
-    name = os.fspath(path)
     with open_video(name, Deadline(name, limits or Limits())) as video, media_errors(name):
         if first_picture(video, []) is None:
             raise no_picture(video)
 
 
-def announced_frames(
-    path: str | os.PathLike[str], sampling: Sampling | None = None, *, limits: Limits | None = None
-) -> Frames:
+def announced_frames(path: VideoPath, sampling: Sampling | None = None, *, limits: Limits | None = None) -> Frames:
     """Return what `Video.announced` returns. Raises what it and `inspect` raise."""
-    return inspect(path, limits).announced(sampling or Sampling())
+    sampling = sampling or Sampling()
+    return inspect(path, limits, source_fps=sampling.source_fps).announced(sampling)
 
 
 def iter_frames(
-    path: str | os.PathLike[str],
+    path: VideoPath,
     sampling: Sampling | None = None,
     *,
     limits: Limits | None = None,
@@ -243,9 +264,10 @@ def iter_frames(
 
     from .reader import open_reader
 
-    resize = _fitting(resize, sampling or Sampling())
-    with open_reader(os.fspath(path), limits or Limits(), progress) as reader:
-        for decoded in reader.frames(sampling or Sampling(), hold_all=False, can_restart=False):
+    sampling = sampling or Sampling()
+    resize = _fitting(resize, sampling)
+    with open_reader(_named(path), limits or Limits(), progress, source_fps=sampling.source_fps) as reader:
+        for decoded in reader.frames(sampling, hold_all=False, can_restart=False):
             image = decoded.image if resize is None else resize(decoded.image)
             frame = Frame(np.ascontiguousarray(image), reader.timeline.seconds(decoded.stamp))
             del decoded, image
@@ -255,27 +277,30 @@ def iter_frames(
 
 
 def read_frames(
-    path: str | os.PathLike[str],
+    path: VideoPath,
     sampling: Sampling | None = None,
     *,
     limits: Limits | None = None,
     progress: Callable[[float], None] = _silent,
     resize: Resize | None = None,
 ) -> Frames:
-    """Return the frames that `sampling` (by default `Sampling()`) selects from a video.
+    """Return the frames that `sampling` (by default `Sampling()`) selects from a video, or from pictures as one.
 
-    Each is bit for bit the picture that decoding the whole file would give. With a `resize`, only what it makes of each
-    picture is kept; a model's `shrink` makes of it what the model gets, as `sampling.fit` says. Broken packets are
-    skipped, the nearest good frame replaces a lost one, and a note says so. (Damage that the decoder does not report
-    can't be detected, and may look different from one run to the next.) Where a video changes its size, all frames are
-    scaled to that of the first one.
+    Pictures are those of a folder or a pattern, as people number them, or a list of paths; `sampling.source_fps` gives
+    them their times, and only the selected ones are decoded. Of unequal sizes, all are fitted into that of the first.
+
+    Each frame of a file is bit for bit the picture that decoding the whole file would give. With a `resize`, only what
+    it makes of each picture is kept; a model's `shrink` makes of it what the model gets, as `sampling.fit` says. Broken
+    packets are skipped, the nearest good frame replaces a lost one, and a note says so. (Damage that the decoder does
+    not report can't be detected, and may differ from one run to the next.) Where a video changes its size, all frames
+    are scaled to that of the first one.
 
     `progress` is called with the finished share: 0 as soon as the file is open, then from time to time, up to 1.
     Raises MediaError for what `inspect` refuses, when the video has nothing at `start_seconds`, and when the frames
     would need more than the limits allow.
     What is no video is refused at once, before anything is decoded: no separate check is needed.
     """
-    return _read(os.fspath(path), sampling or Sampling(), limits, progress, resize)
+    return _read(_named(path), sampling or Sampling(), limits, progress, resize)
 
 
 def _read(
@@ -293,7 +318,7 @@ def _read(
 
     frame_input = resize.input if isinstance(resize, FrameResize) else None
     resize = _fitting(resize, sampling)
-    with open_reader(path, limits or Limits(), progress, index) as reader:
+    with open_reader(path, limits or Limits(), progress, index, sampling.source_fps) as reader:
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
         small = resize is shrunk and reader.pixels < HUGE_PIXELS
@@ -321,7 +346,7 @@ def _fitting(resize: Resize | None, sampling: Sampling) -> Resize | None:
     return partial(resize, fit=sampling.fit) if isinstance(resize, FrameResize) else resize
 
 
-def _info(path: str, reader: VideoReader) -> VideoInfo:
+def _info(path: str, reader: Reader) -> VideoInfo:
     geometry, timeline = reader.geometry, reader.timeline  # the first picture may shorten the timeline
     height, width, _ = geometry.shape
     count = len(timeline.stamps)

@@ -18,7 +18,7 @@ from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
 from .faults import file_fault
-from .files import check_file
+from .files import check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
@@ -86,7 +86,7 @@ class OpenVideo:
     def fault(self) -> str | None:
         """Why pictures may be missing, by the file's own words; None if it says nothing."""
         encrypted = "enc_key_id" in self.stream.metadata  # Matroska
-        return "the video is encrypted" if encrypted else file_fault(self.path)
+        return "the video is encrypted" if encrypted else file_fault(file_of(self.path))
 
     @property
     def pixels(self) -> int:
@@ -118,10 +118,10 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
     try:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
         container = av.open(
-            f"file:{Path(path).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
+            f"file:{Path(file_of(path)).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
         )
     except av.error.FFmpegError as error:
-        if fault := file_fault(path):
+        if fault := file_fault(file_of(path)):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error
     except (OSError, ValueError) as error:
@@ -186,7 +186,7 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     best = container.streams.best("video")
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not films:
-        fault = " (only cover art)" if best else f": {fault}" if (fault := file_fault(path)) else ""
+        fault = " (only cover art)" if best else f": {fault}" if (fault := file_fault(file_of(path))) else ""
         raise MediaError(f"{path}: no video stream{fault}")
     stream = next((film for film in films if best and film.index == best.index), films[0])
     if stream.codec_context is None:
@@ -293,7 +293,7 @@ def time_base_of(stream: VideoStream) -> Fraction:
 
 
 def _from_header(path: str, container: InputContainer, stream: VideoStream) -> PacketIndex | None:
-    if "mp4" not in container.format.name or (table := sample_table(path, stream.id)) is None:
+    if "mp4" not in container.format.name or (table := sample_table(file_of(path), stream.id)) is None:
         return None
     index, count = stream.index_entries, len(table.decoding)
     if len(index) != count:

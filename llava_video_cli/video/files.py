@@ -1,11 +1,17 @@
-"""Video and picture files: list those that a run is asked for, and check one before a decoder opens it."""
+"""Video and picture files: list those that a run is asked for, and check one before a decoder opens it.
+
+A video is a file, or pictures that are its frames: a folder of them, a pattern of their names, or a `PictureList`.
+"""
 
 from __future__ import annotations
 
+import glob
 import mimetypes
 import os
+import re
+import shlex
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -13,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..errors import MediaError, nearest
+from ..system.files import fingerprint
 
 # Endings that the system's table may lack, or give to something else (.ts is a language too).
 _VIDEO_ENDINGS = {
@@ -23,6 +30,59 @@ _PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".
 _LISTED_FOLDERS = 1000  # in search of a video that may have been meant
 _LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
 _SIMILARITY = 0.75  # names of videos share their ending at least
+_NUMBERED = re.compile(r"%0?\d*d")  # FFmpeg's way to write the numbers of pictures
+
+
+class Spooled(str):
+    """What a user typed for a medium whose content lies in a temporary `file`: `-`, or a URL without its secrets.
+
+    Messages and records show what was typed, so it stands wherever a path does.
+    """
+
+    __slots__ = ("file",)
+    file: str
+
+    def __new__(cls, typed: str, file: str) -> Spooled:
+        """Take what was typed, and the file."""
+        made = super().__new__(cls, typed)
+        made.file = file
+        return made
+
+
+class PictureList(str):
+    """Pictures that are one video, in the order of their `paths`; as text, the first and the last of them.
+
+    It stands wherever a path does.
+    """
+
+    __slots__ = ("paths",)
+    paths: tuple[str, ...]
+
+    def __new__(cls, paths: Sequence[str | os.PathLike[str]]) -> PictureList:
+        """Take the paths of the pictures. Raises MediaError if there are none."""
+        names = tuple(os.fspath(path) for path in paths)
+        if not names:
+            raise MediaError("a list of pictures is empty")
+        made = super().__new__(cls, names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
+        made.paths = names
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...]]:  # type: ignore[override]
+        return (self.paths,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PictureList) and self.paths == other.paths
+
+    def __ne__(self, other: object) -> bool:  # that of str would compare the text
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.paths)
+
+
+def file_of(path: str) -> str:
+    """Return the path of the file that holds what a path names."""
+    return path.file if isinstance(path, Spooled) else path
 
 
 class Status(Protocol):
@@ -46,17 +106,20 @@ class Found:
     status: Status
 
 
-def find(paths: Iterable[str], *, recursive: bool = False, report_empty: bool = False) -> Iterator[Found | MediaError]:
+def find(
+    paths: Iterable[str], *, recursive: bool = False, as_video: bool = False, report_empty: bool = False
+) -> Iterator[Found | MediaError]:
     """Yield each file that `paths` name, and the media in each folder that they name, sorted by name; each file once.
 
     In a folder, files count as videos and pictures by their ending. Sound files are included, as they often are videos;
-    hidden files are not. A file that is named itself is always included. What can't be opened is yielded as an error,
-    and so is a folder without media, with `report_empty`.
+    hidden files are not. A file that is named itself is always included. With `as_video`, the pictures of a folder or a
+    pattern are one video, whose path is that of the folder, or the pattern. What can't be opened is yielded as an
+    error, and so is a folder without media, with `report_empty`.
     """
     seen: set[str] = set()
     for path in paths:
         is_empty = True
-        for file in _named(path, recursive):
+        for file in _named(path, recursive, as_video):
             is_empty = False
             if isinstance(file, Found):
                 whole = os.path.abspath(file.path)  # noqa: PTH100
@@ -80,40 +143,126 @@ def first_below(folder: str) -> str | None:
     return None
 
 
-def _named(path: str, recursive: bool) -> Iterator[Found | MediaError]:
+def _named(path: str, recursive: bool, as_video: bool) -> Iterator[Found | MediaError]:
+    if as_video and may_be_picture(os.path.splitext(path)[1].lower()) and not is_sequence(path):  # noqa: PTH122
+        yield MediaError(f"{path}: one picture", "--as-video takes a folder, or a pattern in quotes: 'frame_*.jpg'")
+        return
+    if as_video and is_sequence(path) and not (recursive and os.path.isdir(path)):  # noqa: PTH112
+        yield _sequence(path, "")
+        return
     try:
-        status = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call, 100,000 times
+        status = os.stat(file_of(path))  # noqa: PTH116 - a Path would cost more than the call, 100,000 times
     except FileNotFoundError:
-        yield MediaError(f"{path}: no such file or folder")
+        hint = "--as-video takes the pictures of a pattern as one video" if is_pattern(path) else None
+        yield MediaError(f"{path}: no such file or folder", hint)
     except (OSError, ValueError) as error:
         yield MediaError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}")
     else:
         if os.path.isdir(path):  # noqa: PTH112
-            yield from _inside(path, path, recursive)
+            yield from _inside(path, path, recursive, as_video)
         else:
             yield Found(path, "", status)
 
 
-def _inside(folder: str, root: str, recursive: bool) -> Iterator[Found | MediaError]:
+def _sequence(path: str, root: str) -> Found | MediaError:
+    try:
+        return Found(path.rstrip(os.sep) or path, root, status_of(path))
+    except MediaError as error:
+        return error
+    except OSError as error:
+        return MediaError(f"{path}: can't be opened: {error.strerror}")
+
+
+def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator[Found | MediaError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         yield MediaError(f"{folder}: can't be listed: {error.strerror}")
         return
+    has_sequence = False
     for entry in ordered:
         if entry.name.startswith("."):
+            continue
+        if as_video and may_be_picture(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
+            if not has_sequence:
+                yield _sequence(folder, root)
+            has_sequence = True
             continue
         try:
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
-                    yield from _inside(entry.path, root, recursive)
+                    yield from _inside(entry.path, root, recursive, as_video)
             elif may_be_media(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
                 status = entry.stat()
                 if entry.is_file():
                     yield Found(entry.path, root, status)
         except OSError as error:
             yield MediaError(f"{entry.path}: can't be opened: {error.strerror}")
+
+
+def is_sequence(path: str) -> bool:
+    """Return whether a path names pictures that are one video: a list, a folder, or a pattern with `*`, `?` or `[`."""
+    return isinstance(path, PictureList) or os.path.isdir(path) or is_pattern(path)  # noqa: PTH112
+
+
+def is_pattern(path: str) -> bool:
+    """Return whether a path is a pattern of names, and no file has it for its own name."""
+    return not isinstance(path, (Spooled, PictureList)) and glob.has_magic(path) and not os.path.lexists(path)
+
+
+def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
+    """Return the pictures that a path of `is_sequence` names, and how many videos beside them are left out.
+
+    They come as people number them, 2 before 10; those of a list in its own order. Hidden files do not count. Raises
+    MediaError if there are none.
+    """
+    if isinstance(path, PictureList):
+        return path.paths, 0
+    if is_folder := os.path.isdir(path):  # noqa: PTH112
+        try:
+            with os.scandir(path) as entries:
+                names = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+        except OSError as error:
+            raise MediaError(f"{path}: can't be listed: {error.strerror}") from None
+    else:
+        names = [name for name in glob.glob(path) if os.path.isfile(name)]  # noqa: PTH113, PTH207
+    endings = [os.path.splitext(name)[1].lower() for name in names]  # noqa: PTH122
+    pictures = [name for name, ending in zip(names, endings, strict=True) if may_be_picture(ending)]
+    videos = sum(may_be_media(ending) for ending in endings) - len(pictures)
+    if pictures:
+        return tuple(sorted(pictures, key=natural)), videos
+    if videos:
+        kind = "a folder of videos" if is_folder else "these are videos"
+        quoted = shlex.quote(path) if is_folder else path  # the shell is to find what fits a pattern
+        raise MediaError(f"{path}: {kind}", f"`llvid caption {quoted} --prompt QUESTION` asks about each of them")
+    raise MediaError(f"{path}: no pictures in it" if is_folder else f"{path}: there are no pictures of that name")
+
+
+def natural(name: str) -> list[str | int]:
+    """Return a key that sorts names as people number them: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+
+
+@dataclass(frozen=True)
+class _SequenceStatus:
+    """The status of pictures that are one video: bytes in all, and a number that changes with each of them."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+def status_of(path: str) -> Status:
+    """Return the status of a file, or of the pictures of a sequence together. Raises MediaError, OSError, ValueError.
+
+    Whatever changes in the name, the size or the time of a picture changes the second number.
+    """
+    if not is_sequence(path):
+        return os.stat(file_of(path))  # noqa: PTH116
+    rows = [(name, os.stat(name)) for name in pictures_of(path)[0]]  # noqa: PTH116
+    lines = [f"{os.path.basename(name)!r} {each.st_size} {each.st_mtime_ns}" for name, each in rows]  # noqa: PTH119
+    number = int(fingerprint("\n".join(lines).encode())[:15], 16)
+    return _SequenceStatus(sum(each.st_size for _, each in rows), number)
 
 
 @cache
@@ -134,7 +283,7 @@ def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles
     Pipes and devices are refused: reading one could wait for ever.
     """
     try:
-        status = Path(path).stat()
+        status = Path(file_of(path)).stat()
     except FileNotFoundError:
         raise MediaError(f"{path}: no such file", _hint(path)) from None
     except (OSError, ValueError) as error:
@@ -146,16 +295,18 @@ def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles
         raise MediaError(f"{path}: not a regular file")
     if status.st_size == 0:
         raise MediaError(f"{path}: the file is empty")
-    if not os.access(path, os.R_OK):
+    if not os.access(file_of(path), os.R_OK):
         raise MediaError(f"{path}: can't be opened: Permission denied")
 
 
 def _hint(path: str) -> str | None:
     """Return a hint for a path that does not exist."""
     if "://" in path:
-        return "llvid reads only files: download it first"
+        return "URLs are fetched only where they are typed, as in `llvid ask URL`: download it first"
     if path == "-":
-        return "llvid can't read a video from stdin: name a file"
+        return "only what is typed, as in `llvid ask -`, reads stdin: name a file"
+    if _NUMBERED.search(path):
+        return f"write * for the numbers: '{_NUMBERED.sub('*', path)}'"
     if path.endswith("?"):
         return "give the video first, then the questions"
     folder = Path(path).parent

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..errors import MediaError
-from .files import check_file
+from .files import check_file, file_of, is_sequence
 from .limits import RAISE_HINT, STILL_PIXELS, Limits
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 class Picture:
     """A still picture, compared by identity: `pixels` is uint8 (height, width, 3), RGB, upright.
 
-    What code asks of any medium, it answers as a video without frames and without notes.
+    What code asks of any medium, it answers as a video without frames.
     """
 
     pixels: NDArray[np.uint8]
     path: str
+    notes: tuple[str, ...] = ()
     is_video: ClassVar[bool] = False
     frame_count: ClassVar[int] = 0
-    notes: ClassVar[tuple[str, ...]] = ()
     part_seconds: ClassVar[tuple[float, float]] = (0.0, 0.0)
 
     @property
@@ -77,6 +77,8 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     from PIL import UnidentifiedImageError
 
     name = os.fspath(path)
+    if is_sequence(name):
+        return False
     try:
         check_file(name, "picture")
     except MediaError:
@@ -120,6 +122,18 @@ def read_image(
         raise MediaError(f"{name}: the picture needs more memory than is free") from None
     except Exception as error:  # Pillow raises whatever it stumbles over
         raise MediaError(f"{name}: the picture is broken or cut off ({error})") from error
+
+
+def read_size(path: str, limits: Limits) -> tuple[int, int]:
+    """Return the width and height that a picture's header tells, as it is stored. Raises MediaError."""
+    check_file(path, "picture")
+    try:
+        with _opened(path, limits) as image:
+            return image.size
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow raises whatever it stumbles over
+        raise MediaError(f"{path}: the picture is broken or cut off ({error})") from error
 
 
 def shrunk(image: NDArray[np.uint8], pixels: int | None = None) -> NDArray[np.uint8]:
@@ -168,7 +182,7 @@ class _TimedFile(io.BufferedReader):
     """A file that ends a decoder that takes too long, as most of Pillow's ask for the file bit by bit."""
 
     def __init__(self, path: str, limits: Limits) -> None:
-        super().__init__(io.FileIO(path))
+        super().__init__(io.FileIO(file_of(path)))
         self._path, self._seconds, self._started = path, limits.still_seconds, time.thread_time()
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -188,14 +202,14 @@ def _formats() -> tuple[str, ...]:
 def _passes(path: str, image: ImageFile, limits: Limits) -> int:
     """Return how often the decoders go over the area of a picture: for each of its scans, or frames."""
     if image.format in ("JPEG", "MPO"):
-        return _scans(Path(path).read_bytes())
+        return _scans(Path(file_of(path)).read_bytes())
     if image.format == "PNG":
-        return Path(path).read_bytes().count(b"fcTL")  # the header may tell fewer frames than there are
+        return Path(file_of(path)).read_bytes().count(b"fcTL")  # the header may tell fewer frames than there are
     if image.format == "TIFF":
         tags = cast("TiffImageFile", image).tag_v2
         limits.check_size(path, tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1), limits.still_pixels)
         sizes = tags.get(_STRIP_BYTES) or tags.get(_TILE_BYTES) or 0  # several may lie in the same place
-        return -(-sum(sizes if isinstance(sizes, tuple) else (sizes,)) // Path(path).stat().st_size)
+        return -(-sum(sizes if isinstance(sizes, tuple) else (sizes,)) // Path(file_of(path)).stat().st_size)
     frames: int = getattr(image, "n_frames", 1)
     return frames
 

@@ -1,7 +1,12 @@
-"""Read one video: its packet index, the frames that a sampling selects, and the safe way where the index is wrong."""
+"""Read one video: its packet index, the frames that a sampling selects, and the safe way where the index is wrong.
+
+`Reader` has what does not depend on where the pictures are: in a container (`VideoReader`), or in files of their own
+(`sequence`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -15,6 +20,7 @@ import numpy as np
 from ..errors import MediaError
 from .decode import DamageError, FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
 from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
+from .files import is_sequence
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
 from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets
@@ -57,20 +63,36 @@ class VideoIndex:
 
 @contextmanager
 def open_reader(
-    path: str, limits: Limits, progress: Callable[[float], None], index: VideoIndex | None = None
-) -> Iterator[VideoReader]:
-    """Open a video for the `with` block. Raises MediaError for what is no video."""
-    with open_video(path, Deadline(path, limits)) as video:
+    path: str,
+    limits: Limits,
+    progress: Callable[[float], None],
+    index: VideoIndex | None = None,
+    source_fps: float | None = None,
+) -> Iterator[Reader]:
+    """Open a video, or pictures as one, for the `with` block. Raises MediaError for what is neither.
+
+    `source_fps` is that of `Sampling`.
+    """
+    deadline = Deadline(path, limits)
+    if is_sequence(path):
+        from .sequence import SequenceReader
+
+        pictures = SequenceReader(path, deadline, progress, source_fps, index.shots if index else [])
+        progress(0.0)
+        yield pictures
+        return
+    with open_video(path, deadline) as video:
         progress(0.0)
         with media_errors(path):
-            reader = VideoReader(video, index or VideoIndex(checked_index(video)), progress, index is not None)
+            indexed = index or VideoIndex(checked_index(video))
+            reader = VideoReader(video, indexed, progress, is_checked=index is not None)
         try:
             yield reader
         finally:
             reader.close()  # before the file: a caller that leaves early has threads at work on it
 
 
-class VideoReader:
+class Reader(ABC):
     """An open video.
 
     `restarted` is set when the frames so far are void and the first one comes again.
@@ -80,16 +102,221 @@ class VideoReader:
     """
 
     def __init__(
-        self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None], is_checked: bool
+        self, path: str, deadline: Deadline, progress: Callable[[float], None], shots: list[KnownShots]
     ) -> None:
-        self._video, self._packets, self._progress = video, index.packets, progress
-        self._timeline = index.packets.timeline if index.packets else None
-        self._converter, self._selection = Converter(), Selection(())
-        self._decoded, self._shots = index.decoded, index.shots
+        self.path, self.deadline, self.restarted = path, deadline, False
+        self._progress, self._shots = progress, shots
+        self._sampling, self._selection = Sampling(), Selection(())
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
-        self._replaced, self._damaged, self.restarted, self._is_checked = False, False, False, is_checked
+        self._replaced = False
         self._static = 0  # frames that were left out
+
+    @property
+    @abstractmethod
+    def timeline(self) -> Timeline:
+        """When the pictures are shown."""
+
+    @property
+    @abstractmethod
+    def index(self) -> VideoIndex:
+        """What the next reading can start from."""
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """The size and the orientation of the pictures. Where no frame was read, this takes the decoder for itself."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """The number of pixels of a picture, as the header says."""
+
+    @property
+    @abstractmethod
+    def codec(self) -> str:
+        """The codec's usual name."""
+
+    @abstractmethod
+    def _find_shots(self, sampling: Sampling) -> tuple[Shot, ...]:
+        """Return the shots of the sampling's part."""
+
+    @abstractmethod
+    def _select_and_decode(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
+        """Yield what `frames` returns, but for static frames."""
+
+    @abstractmethod
+    def _file_notes(self) -> list[str]:
+        """Return what a user should know about the file, once all frames have been yielded."""
+
+    @property
+    def count(self) -> int:
+        """The number of frames that the sampling selects."""
+        return len(self._selection.stamps)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the time limit is measured by."""
+        return self.deadline.clock
+
+    def select(self, sampling: Sampling) -> Selection:
+        """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
+        self._sampling = sampling
+        shots = self.shots(sampling) if sampling.mode == "scenes" else ()
+        timeline = self.timeline  # its own errors name the file already
+        with self._named_errors():
+            self._selection = select_stamps(timeline, sampling, shots)
+        return self._selection
+
+    def shots(self, sampling: Sampling) -> tuple[Shot, ...]:
+        """Return the shots of the sampling's part. All its pictures are decoded, unless they were before."""
+        options = sampling.scene_options
+        for known in self._shots:
+            if known.options == options:
+                self._trust(known)
+                start, end = self._part(sampling)
+                if known.start <= start and known.end >= end:
+                    return tuple(shot for shot in known.shots if shot.start < end and shot.end > start)
+        before = self._progress
+        self._progress = lambda share: before(_DETECTION * share)
+        with media_errors(self.path):
+            shots = self._find_shots(sampling)
+        self._shots.append(KnownShots(options, *self._part(sampling), shots, self._trusted))
+        self._progress = lambda share: before(_DETECTION + (1 - _DETECTION) * share)
+        return shots
+
+    @property
+    def shot_times(self) -> tuple[tuple[float, float], ...]:
+        """The times `[start, end)` of the shots that the selected frames are spread over."""
+        seconds = self.timeline.seconds
+        return tuple((seconds(shot.start), seconds(shot.end)) for shot in self._selection.shots)
+
+    def _part(self, sampling: Sampling) -> tuple[int, int]:
+        """Return the stamps of the first picture of the sampling's part, and of the first one behind it."""
+        timeline = self.timeline
+        with self._named_errors():
+            start, end = part_of(timeline, sampling)
+        stamps = timeline.stamps
+        stop = bisect_left(stamps, end)
+        first = stamps[max(0, bisect_right(stamps, start) - 1)]
+        return int(first), int(stamps[stop]) if stop < len(stamps) else timeline.end
+
+    def _stamps(self, sampling: Sampling) -> tuple[list[int], int]:
+        """Return the stamps of all pictures of the sampling's part, and the stamp of its end."""
+        start, stop = self._part(sampling)
+        stamps = self.timeline.stamps
+        here = range(bisect_left(stamps, start), bisect_left(stamps, stop))
+        return [int(stamps[index]) for index in here], stop
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}", error.hint) from None
+
+    def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
+        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
+
+        Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
+        that raises MediaError.
+        """
+        self._frames = self._without_other_errors(sampling, hold_all, can_restart)
+        return self._frames
+
+    def _without_other_errors(
+        self, sampling: Sampling, hold_all: bool, can_restart: bool
+    ) -> Generator[DecodedFrame, None, None]:
+        with media_errors(self.path):
+            frames = self._select_and_decode(sampling, hold_all, can_restart)
+            yield from self._without_static(frames) if sampling.skip_static else frames
+
+    def _without_static(self, frames: Generator[DecodedFrame, None, None]) -> Generator[DecodedFrame, None, None]:
+        """Leave out each frame that hardly differs from the last one that was not left out."""
+        from .scenes import reduced
+
+        last: NDArray[np.int16] | None = None
+        with closing(frames):
+            for frame in frames:
+                if self.restarted:
+                    last, self._static = None, 0
+                small = reduced(frame.image, _STATIC_SIDE).astype(np.int16)
+                if last is not None and np.percentile(abs(small - last).max(2), _STATIC_PERCENT) <= _STATIC_LEVELS:
+                    self._static += 1
+                else:
+                    last = small
+                    yield frame
+                del frame
+
+    def close(self) -> None:
+        """Stop the decoding that `frames` has started."""
+        if self._frames is not None:
+            self._frames.close()
+
+    @property
+    def _trusted(self) -> FullDecode | None:
+        """The pictures whose times are used in the place of those in the file, which are wrong."""
+        return None
+
+    def _trust(self, known: KnownShots) -> None:
+        """Use the times that shots were found with."""
+        assert known.decoded is None, "only the times in a container can be wrong"
+
+    def notes(self) -> list[str]:
+        """Return what a user should know about the frames, once all have been yielded."""
+        notes = [*self._selection.notes, *self._file_notes()]
+        if lost := len(self._selection.stamps) - len(self._yielded):
+            notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
+        if self._static:
+            frames = "1 frame that does" if self._static == 1 else f"{self._static} frames that do"
+            notes.append(f"{frames} not differ from the last one left out")
+        return notes
+
+    def _in_order(
+        self, decoded: Iterable[DecodedFrame], hold_all: bool, after: int | None = None
+    ) -> Iterator[DecodedFrame]:
+        """Yield a frame for each selected stamp behind `after`.
+
+        A frame whose stamp is selected twice comes twice; one that replaces several lost frames comes once.
+        """
+        frames = iter(decoded)
+        for target, times in groupby(stamp for stamp in self._selection.stamps if after is None or stamp > after):
+            frame = next(frames)
+            assert frame.target == target, "pictures come in the order of their targets"
+            if not self._yielded:
+                self._check_memory(frame, len(self._selection.stamps) if hold_all else 1)
+            self._replaced = self._replaced or frame.stamp != target
+            if self._yielded and self._yielded[-1][1] == frame.stamp:
+                continue
+            for _ in times:
+                self._yielded.append((target, frame.stamp))
+                yield frame
+            del frame
+
+    def _check_memory(self, frame: DecodedFrame, count: int) -> None:
+        height, width, _ = frame.image.shape
+        size, most = count * frame.image.nbytes, self.deadline.limits.bytes
+        if size > most:
+            raise MediaError(
+                f"{self.path}: {count} frames of {width}x{height} need {size / 2**30:.0f} GiB of memory,"
+                f" more than {most / 2**30:.0f}",
+                hint="ask for fewer frames",
+            )
+
+
+class VideoReader(Reader):
+    """An open container."""
+
+    def __init__(
+        self, video: OpenVideo, index: VideoIndex, progress: Callable[[float], None], *, is_checked: bool
+    ) -> None:
+        super().__init__(video.path, video.deadline, progress, index.shots)
+        self._video, self._packets = video, index.packets
+        self._timeline = index.packets.timeline if index.packets else None
+        self._converter, self._decoded = Converter(), index.decoded
+        self._damaged, self._is_checked = False, is_checked
 
     @property
     def timeline(self) -> Timeline:
@@ -103,11 +330,6 @@ class VideoReader:
     def index(self) -> VideoIndex:
         """What the next reading of the file can start from."""
         return VideoIndex(self._packets, self._decoded, self._shots)
-
-    @property
-    def count(self) -> int:
-        """The number of frames that the sampling selects."""
-        return len(self._selection.stamps)
 
     @property
     def geometry(self) -> Geometry:
@@ -138,50 +360,21 @@ class VideoReader:
         return self._video.pixels
 
     @property
-    def clock(self) -> Clock:
-        """The clock that the time limit is measured by."""
-        return self._video.deadline.clock
-
-    @property
     def codec(self) -> str:
         """The codec's usual name."""
         return self._video.codec
 
-    def select(self, sampling: Sampling) -> Selection:
-        """Return the stamps that the sampling selects from the index. Damaged frames are only found by decoding."""
-        shots = self.shots(sampling) if sampling.mode == "scenes" else ()
-        timeline = self.timeline  # its own errors name the file already
-        with self._named_errors():
-            self._selection = select_stamps(timeline, sampling, shots)
-        return self._selection
+    @property
+    def _trusted(self) -> FullDecode | None:
+        return None if self._packets else self._decoded
 
-    def shots(self, sampling: Sampling) -> tuple[Shot, ...]:
-        """Return the shots of the sampling's part. All its pictures are decoded, unless they were before."""
-        options = sampling.scene_options
-        for known in self._shots:
-            if known.options == options:
-                if known.decoded:
-                    self._trust(known.decoded)
-                start, end = self._part(sampling)
-                if known.start <= start and known.end >= end:
-                    return tuple(shot for shot in known.shots if shot.start < end and shot.end > start)
-        before = self._progress
-        self._progress = lambda share: before(_DETECTION * share)
-        with media_errors(self._video.path):
-            shots = self._find_shots(sampling)
-        self._shots.append(KnownShots(options, *self._part(sampling), shots, None if self._packets else self._decoded))
-        self._progress = lambda share: before(_DETECTION + (1 - _DETECTION) * share)
-        return shots
+    def _trust(self, known: KnownShots) -> None:
+        if known.decoded:
+            self._use(known.decoded)
 
-    def _trust(self, full: FullDecode) -> None:
+    def _use(self, full: FullDecode) -> None:
         """Take the times of the decoded pictures for those of the packets, which are wrong."""
         self._decoded, self._timeline, self._packets = full, full.timeline, None
-
-    @property
-    def shot_times(self) -> tuple[tuple[float, float], ...]:
-        """The times `[start, end)` of the shots that the selected frames are spread over."""
-        seconds = self.timeline.seconds
-        return tuple((seconds(shot.start), seconds(shot.end)) for shot in self._selection.shots)
 
     def _find_shots(self, sampling: Sampling) -> tuple[Shot, ...]:
         from .scenes import MOST_WAITING, SmallConverter, find_shots, plan_all
@@ -197,7 +390,7 @@ class VideoReader:
                     return find_shots(self._counted(pictures, len(stamps)), self.timeline, sampling, end)
         full = self._decode_fully()
         if packets is None or _contradicts(full, packets.timeline):
-            self._trust(full)
+            self._use(full)
         stamps, end = self._stamps(sampling)
         with self._open_again() as video:
             decoded = decode_through(video, full.timeline.stamps, stamps, lambda share: self._progress((1 + share) / 2))
@@ -207,68 +400,6 @@ class VideoReader:
         for number, picture in enumerate(pictures, start=1):
             yield picture
             self._progress(number / count)
-
-    def _stamps(self, sampling: Sampling) -> tuple[list[int], int]:
-        """Return the stamps of all pictures of the sampling's part, and the stamp of its end."""
-        start, stop = self._part(sampling)
-        stamps = self.timeline.stamps
-        here = range(bisect_left(stamps, start), bisect_left(stamps, stop))
-        return [int(stamps[index]) for index in here], stop
-
-    def _part(self, sampling: Sampling) -> tuple[int, int]:
-        """Return the stamps of the first picture of the sampling's part, and of the first one behind it."""
-        timeline = self.timeline
-        with self._named_errors():
-            start, end = part_of(timeline, sampling)
-        stamps = timeline.stamps
-        stop = bisect_left(stamps, end)
-        first = stamps[max(0, bisect_right(stamps, start) - 1)]
-        return int(first), int(stamps[stop]) if stop < len(stamps) else timeline.end
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except MediaError as error:
-            raise MediaError(f"{self._video.path}: {error}", error.hint) from None
-
-    def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
-        """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
-
-        Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
-        that raises MediaError.
-        """
-        self._frames = self._without_other_errors(sampling, hold_all, can_restart)
-        return self._frames
-
-    def _without_other_errors(
-        self, sampling: Sampling, hold_all: bool, can_restart: bool
-    ) -> Generator[DecodedFrame, None, None]:
-        with media_errors(self._video.path):
-            frames = self._select_and_decode(sampling, hold_all, can_restart)
-            yield from self._without_static(frames) if sampling.skip_static else frames
-
-    def _without_static(self, frames: Generator[DecodedFrame, None, None]) -> Generator[DecodedFrame, None, None]:
-        """Leave out each frame that hardly differs from the last one that was not left out."""
-        from .scenes import reduced
-
-        last: NDArray[np.int16] | None = None
-        with closing(frames):
-            for frame in frames:
-                if self.restarted:
-                    last, self._static = None, 0
-                small = reduced(frame.image, _STATIC_SIDE).astype(np.int16)
-                if last is not None and np.percentile(abs(small - last).max(2), _STATIC_PERCENT) <= _STATIC_LEVELS:
-                    self._static += 1
-                else:
-                    last = small
-                    yield frame
-                del frame
-
-    def close(self) -> None:
-        """Stop the decoding that `frames` has started."""
-        if self._frames is not None:
-            self._frames.close()
 
     def _select_and_decode(
         self, sampling: Sampling, hold_all: bool, can_restart: bool
@@ -291,7 +422,7 @@ class VideoReader:
                     self._damaged = isinstance(error, DamageError)
         full = self._decode_fully()
         if packets is None or _contradicts(full, packets.timeline):
-            self._trust(full)
+            self._use(full)
             self._shots.clear()
             self.select(sampling)
             self.restarted = bool(self._yielded)
@@ -310,9 +441,10 @@ class VideoReader:
             yield from self._in_order((self._converter.convert(*each) for each in decoded), hold_all, after=last)
         self._progress(1.0)
 
-    def notes(self) -> list[str]:
-        """Return what a user should know about the frames, once all have been yielded."""
-        notes = list(self._selection.notes)
+    def _file_notes(self) -> list[str]:
+        notes = []
+        if self._sampling.source_fps is not None:
+            notes.append("source_fps is not used: it is for pictures, and a video has its own times")
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
@@ -320,47 +452,11 @@ class VideoReader:
             notes.append("the decoder reports damage: parts of some frames may be wrong")
         if not (self._packets and self._packets.is_whole) and (fault := self._video.fault):
             notes.append(fault)
-        if lost := len(self._selection.stamps) - len(self._yielded):
-            notes.append(f"{lost} of the requested frames {'is' if lost == 1 else 'are'} lost")
         if self._converter.matrix is not None:
             notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")
-        if self._static:
-            frames = "1 frame that does" if self._static == 1 else f"{self._static} frames that do"
-            notes.append(f"{frames} not differ from the last one left out")
         if self._converter.resized:
             notes.append("the frame size changes; all frames are scaled to the size of the first one")
         return notes
-
-    def _in_order(
-        self, decoded: Iterable[DecodedFrame], hold_all: bool, after: int | None = None
-    ) -> Iterator[DecodedFrame]:
-        """Yield a frame for each selected stamp behind `after`.
-
-        A frame whose stamp is selected twice comes twice; one that replaces several lost frames comes once.
-        """
-        frames = iter(decoded)
-        for target, times in groupby(stamp for stamp in self._selection.stamps if after is None or stamp > after):
-            frame = next(frames)
-            assert frame.target == target, "pictures come in the order of their targets"
-            if not self._yielded:
-                self._check_memory(frame, len(self._selection.stamps) if hold_all else 1)
-            self._replaced = self._replaced or frame.stamp != target
-            if self._yielded and self._yielded[-1][1] == frame.stamp:
-                continue
-            for _ in times:
-                self._yielded.append((target, frame.stamp))
-                yield frame
-            del frame
-
-    def _check_memory(self, frame: DecodedFrame, count: int) -> None:
-        height, width, _ = frame.image.shape
-        size, most = count * frame.image.nbytes, self._video.deadline.limits.bytes
-        if size > most:
-            raise MediaError(
-                f"{self._video.path}: {count} frames of {width}x{height} need {size / 2**30:.0f} GiB of memory,"
-                f" more than {most / 2**30:.0f}",
-                hint="ask for fewer frames",
-            )
 
     def _decode_fully(self) -> FullDecode:
         if self._decoded is None:

@@ -24,6 +24,7 @@ MAX_FRAMES = 4096
 MAX_WINDOWS = 100_000  # of one video: one per second of a whole day is fewer
 _SHORTEST_WINDOW = 0.01  # seconds
 _FIRST_FIELDS = 5  # of a sampling: what was added since is no part of a record's key where it has its default
+SOURCE_FPS = 1.0  # of pictures that are taken as a video, where nobody says how fast they were taken
 _ROUNDING = Fraction(1, 100)  # of a tick: a float of seconds that was made of ticks is nearer to them
 _REST = 0.1  # of a window: a shorter rest at the end of a video belongs to the window before it
 
@@ -47,6 +48,9 @@ class Sampling:
     `skip_static` leaves out the frames that hardly differ from the last one that was kept. `fit` is how each frame
     becomes a picture of the model's shape, see `FrameInput.fitted`; `auto` is the model's own way.
 
+    `source_fps` is how many pictures a second were taken where pictures stand for a video (None: 1): it gives them
+    their times. A video file has its own.
+
     `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
     them. Neither count may exceed `MAX_FRAMES`; whether the prompt fits the model's context is checked
     elsewhere. A part with no more than `n` frames gives each of its frames once.
@@ -65,14 +69,16 @@ class Sampling:
     scene_min_content: float = 15.0
     scene_min_frames: int = 15
     fit: Fit = "auto"
+    source_fps: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int):
             raise UsageError(f"the number of frames must be a whole number, got {self.frames!r}")
         if not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"the number of frames must be from 1 to {MAX_FRAMES}, got {self.frames}")
-        if self.fps is not None and (not _is_number(self.fps) or self.fps <= 0):
-            raise UsageError(f"frames per second must be a number above 0, got {self.fps!r}")
+        for name, rate in (("frames per second", self.fps), ("source_fps", self.source_fps)):
+            if rate is not None and (not _is_number(rate) or rate <= 0):
+                raise UsageError(f"{name} must be a number above 0, got {rate!r}")
         if not _is_number(self.start_seconds) or self.start_seconds < 0:
             raise UsageError(f"the start must be a time of 0 seconds or later, got {self.start_seconds!r}")
         if self.end_seconds is not None:

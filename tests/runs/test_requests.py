@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import wrapped
+from PIL import Image
 from terminal import scene
 
 from llava_video_cli import Limits, Loading, UsageError, load_preset
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
+from llava_video_cli.demo.world import frames as world_frames
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
@@ -171,3 +174,39 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     good = write(tmp_path / "g.jsonl", {"video": "a", "question": "x"})
     assert run(["batch", str(good), "-o", str(good)]) == 2
     assert "is the file of requests" in capsys.readouterr().err and good.read_text()
+
+
+def test_a_list_of_pictures_is_one_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, image in enumerate(world_frames(scene()), start=1):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    listed = [f"{number}.png" for number in range(1, 21)]
+    question = "Which way does it move?"
+    requests = write(
+        tmp_path / "requests.jsonl",
+        {"id": "list", "video": listed, "question": question, "source_fps": 10},
+        {"id": "back", "media": [listed[::-1]], "question": question, "source_fps": 10},
+        {"id": "other", "video": [*listed[:9], "9.png", *listed[10:]], "question": question, "source_fps": 10},
+        {"id": "pattern", "video": "*.png", "question": question, "source_fps": 10},
+        {"id": "turns", "messages": [{"role": "user", "content": [
+            {"type": "video", "video": listed}, {"type": "text", "text": question}]}]},
+        {"id": "picture", "video": "1.png", "question": "What shape is it?", "source_fps": 10},
+    )  # fmt: skip
+    command = ["batch", str(requests), "-o", str(tmp_path / "out.jsonl"), "-m", "demo"]
+    assert run(command) == 0
+    found = answers(tmp_path / "out.jsonl")
+    assert all("right" in found[name]["answer"] for name in ("list", "other", "pattern", "turns"))
+    assert "left" in found["back"]["answer"]
+    assert found["list"]["video"] == found["list"]["video_path"] == [str(tmp_path / name) for name in listed]
+    assert found["list"]["frames"]["duration_seconds"] == 2 and found["turns"]["frames"]["duration_seconds"] == 20
+    assert found["list"]["settings"]["sampling"]["source_fps"] == 10
+    assert any("source_fps is not used" in line for line in found["picture"]["notes"])
+    capsys.readouterr()
+    assert run(command) == 0 and "6 done before" in capsys.readouterr().err
+    os.utime(tmp_path / "20.png", ns=(1, 1))
+    assert run(command) == 0 and "5 answered, 1 done before" in capsys.readouterr().err
+    for bad in ([], ["1.png", 2], [""]):
+        with pytest.raises(UsageError):
+            list(read_requests(write(tmp_path / "bad.jsonl", {"video": bad, "question": "q"}), PRESET))
+    (tmp_path / "20.png").unlink()
+    (tmp_path / "out.jsonl").unlink()
+    assert run(command) == 3 and "20.png" in (tmp_path / "out.errors.jsonl").read_text()

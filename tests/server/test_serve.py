@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 from clips import sample
+from PIL import Image
 from serving import QUESTION, Served, data_url, events, message, serving
 from terminal import scene
 
 from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
-from llava_video_cli.demo.world import write_picture
+from llava_video_cli.demo.world import frames, write_picture
 from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.media import MediaSources
 from llava_video_cli.video.image import read_image
@@ -198,3 +200,84 @@ def test_the_seed_repeats_a_sampled_answer(served: Served, clip: Path) -> None:
     seed = first["llvid"]["generation"]["seed"]
     _, again = served.post(sampled | {"seed": seed})
     assert again["choices"] == first["choices"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The frames of a circle that moves right, ten a second."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for number, image in enumerate(frames(scene()), start=1):
+        paths.append(folder / f"{number}.jpg")
+        Image.fromarray(image).save(paths[-1], quality=95)
+    return paths
+
+
+def test_pictures_are_one_video(model: LocalModel, pictures: list[Path], clip: Path) -> None:
+    question = "Which way does it move?"
+    contents = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+    urls = [path.as_uri() for path in pictures]
+    raw = base64.b64encode(clip.read_bytes()).decode()
+    vllm = {"url": "data:video/jpeg;base64," + ",".join(contents)}
+    parts: list[dict[str, Any]] = [
+        {"type": "video_url", "video_url": vllm, "source_fps": 10},
+        {"type": "video_url", "video_url": {**vllm, "source_fps": 10}},
+        {"type": "video", "video": urls, "sample_fps": 10},
+        {"type": "video", "video": [f"data:image/jpeg;base64,{content}" for content in contents], "source_fps": 10},
+        {"type": "video", "video": data_url(clip, "video/mp4")},
+        {"type": "input_video", "input_video": {"data": raw}},
+        {"type": "input_video", "input_video": {"url": clip.as_uri()}},
+        {"type": "input_video", "input_video": raw},
+    ]
+    with serving(model, sources=MediaSources([clip.parent, pictures[0].parent])) as served:
+        for number, part in enumerate(parts):
+            messages = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
+            status, answer = served.post({"messages": messages})
+            assert status == 200 and "right" in answer["choices"][0]["message"]["content"], answer
+            (found,) = answer["llvid"]["frames"]
+            assert found["duration_seconds"] == 2, part
+            taken = any("taken as a video of 20 pictures, 10 per second" in line for line in answer["llvid"]["notes"])
+            assert taken == (number < 4)
+        broken = [urls[0], "data:image/jpeg;base64,AAAA", *urls[2:]]
+        content = [{"type": "video", "video": broken}, {"type": "text", "text": question}]
+        status, answer = served.post({"messages": [{"role": "user", "content": content}], "sampling": {"frames": 20}})
+        assert status == 200
+        assert "1 picture skipped, the nearest ones were used: picture 2: not a picture" in answer["llvid"]["notes"]
+        several = [{"type": "image_url", "image_url": {"url": url}} for url in urls[:2]]
+        messages = [{"role": "user", "content": [*several, {"type": "text", "text": "What shape is it?"}]}]
+        status, answer = served.post({"messages": messages, "sampling": {"source_fps": 2}})
+        assert status == 200 and answer["llvid"]["frames"] == [None, None]
+        assert ["source_fps is not used" in line for line in answer["llvid"]["notes"]] == [True, True]
+
+
+def test_pictures_that_do_not_fit_can_be_sent_as_a_video(served: Served, tmp_path: Path) -> None:
+    picture = tmp_path / "square.png"
+    write_picture(picture, scene(shape="square"))
+    messages = [message("x" * 9000, *[data_url(picture, "image/png")] * 2)]
+    status, answer = served.post({"messages": messages, "max_tokens": 64})
+    assert status == 400 and answer["error"]["code"] == "context_length_exceeded", answer
+    assert answer["error"]["hint"].endswith('send the pictures as one video: {"type": "video", "video": [URL, ...]}')
+    assert "--" not in answer["error"]["hint"] and "folder" not in answer["error"]["hint"]
+
+
+def test_broken_pictures_of_a_video_are_refused(model: LocalModel, pictures: list[Path], tmp_path: Path) -> None:
+    picture = base64.b64encode(pictures[0].read_bytes()).decode()
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(pictures[0].read_bytes())
+    cases: list[tuple[Any, int, str]] = [
+        ([], 400, "a part of a message must be"), ([""], 400, "a part of a message must be"), ([1], 400, "must be"),
+        ("data:video/jpeg;base64,AAAA,BBBB", 400, "picture 1: not a picture"),
+        ("data:video/jpeg;base64,?", 400, "not base64"), ("data:video/jpeg;base64," + "," * 4096, 400, "at most 4096"),
+        ([f"data:image/jpeg;base64,{picture}", outside.as_uri()], 403, "not in a folder"),
+        ([f"data:image/jpeg;base64,{picture}", "https://example.com/a.jpg"], 403, "does not fetch"),
+        (["data:image/jpeg;base64,AAAA"] * 4097, 400, "at most 4096 pictures"),
+        (pictures[0].parent.as_uri(), 400, "a folder, not a video"),
+    ]  # fmt: skip
+    with serving(model, sources=MediaSources([pictures[0].parent])) as served:
+        for video, status, words in cases:
+            content = [{"type": "video", "video": video}, {"type": "text", "text": QUESTION}]
+            got, answer = served.post({"messages": [{"role": "user", "content": content}]})
+            assert got == status and words in answer["error"]["message"], answer
+            assert "llvid-serve" not in answer["error"]["message"]
+        for part in ({"type": "input_video"}, {"type": "input_video", "input_video": {}}, {"type": "video"}):
+            assert served.post({"messages": [{"role": "user", "content": [part]}]})[0] == 400

@@ -255,8 +255,10 @@ def test_what_is_no_video_is_an_error_with_a_reason(tmp_path: Path) -> None:
     cut = make_clip(tmp_path / "cut.mp4")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "clips").mkdir()
+    make_clip(tmp_path / "clips" / "one.mp4")
     cases = {
-        "absent.mp4": "no such file", ".": "a folder, not a video", "empty.mp4": "the file is empty",
+        "absent.mp4": "no such file", "clips": "a folder of videos", "empty.mp4": "the file is empty",
         "text.mp4": "not a video", "noise.mp4": "not a video|no picture|no video stream",
             "sound.m4a": "no video stream",
         "picture.png": "not a video", "cut.mp4": "the file is cut short", "pipe": "not a regular file",
