@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .system.background import LOADING
+from .system.files import remove_temporary
 
 
 def main() -> None:
@@ -68,6 +69,7 @@ def _leave(kind: int, *_: object) -> NoReturn:
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
         if kind == signal.SIGINT:
             os.write(2, b"interrupted\n")
+    remove_temporary()
     os._exit(128 + kind)
 
 

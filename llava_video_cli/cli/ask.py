@@ -16,8 +16,10 @@ from ..model import Loading
 from ..remote import announced
 from ..runs.conversation_file import Conversation, read_conversation
 from ..runs.session import Session
+from ..video.files import may_be_picture
 from . import console
 from .answer import answer_all, ask_windows, note_unfinished
+from .download import typed_media
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
@@ -30,6 +32,12 @@ Examples:
     llvid ask video.mp4 "Who is in it?" "Where are they?" --frames 16 --json
 
     llvid ask video.mp4 "Is this person in the video?" --with photo.jpg
+
+    llvid ask frames/ "What happens?" --source-fps 2
+
+    yt-dlp -o - URL | llvid ask - "What happens?"
+
+    llvid ask https://example.com/clip.mp4 "What happens?"
 
     llvid ask film.mkv "When do they leave the house?" --windows 60 --subtitles auto
 
@@ -60,7 +68,12 @@ class AskFlags:
 
 def ask(
     media: Annotated[
-        str | None, typer.Argument(metavar="MEDIA", help="A video or a picture.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="MEDIA", show_default=False,
+            help="A video or a picture; a folder, or a pattern such as 'frame_*.jpg', of pictures that are the frames "
+            "of one video; `-` for stdin; or a URL.",
+        ),
     ] = None,
     questions: Annotated[
         list[str] | None,
@@ -91,9 +104,23 @@ def ask(
         raise UsageError(
             f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how to use it"
         )
+    typed = [media, *(own.more_media or ())]
+    if "-" in typed and "-" in questions:
+        raise UsageError("stdin can be the video or a question, not both")
     settings = settle(preset, model, frames, text)
     texts = _questions(questions)
-    paths = [media, *(own.more_media or ())]
+    with typed_media(typed, output) as paths:
+        _answer(paths, texts, own, settings, speech, output)
+
+
+def _answer(
+    paths: Sequence[str],
+    texts: Sequence[str],
+    own: AskFlags,
+    settings: Settings,
+    speech: SpeechFlag,
+    output: OutputFlags,
+) -> None:
     subtitles = settle_subtitles(speech, paths)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
     if (every := settle_every(own.windows, "--windows", settings.preset)) is not None:
@@ -135,7 +162,10 @@ def _questions(questions: Sequence[str]) -> list[str]:
         with suppress(OSError, ValueError):  # too long for a name, as questions are
             # the end of `--with a.jpg b.jpg`, or the media in the wrong place
             if Path(text).suffix and Path(text).is_file():
-                raise UsageError(f"{text} is a file, not a question", f"`--with {text}` adds it to the prompt")
+                hint = f"`--with {text}` adds it to the prompt"
+                if may_be_picture(Path(text).suffix.lower()):
+                    hint += "; to ask about pictures as one video, name their folder, or a pattern in quotes: '*.jpg'"
+                raise UsageError(f"{text} is a file, not a question", hint)
     return texts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +20,12 @@ from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
 from ..runs.record import CutNote, media_values
 from ..video import inspect
+from ..video.files import is_sequence
 from ..video.sampling import Every, clock
+from ..video.spool import is_spooled
 from . import console
 from .answer import answer_all, show_answer
+from .download import typed_media
 from .options import (
     AnyModelFlags,
     ClusterFlags,
@@ -35,6 +39,11 @@ from .options import (
 from .run import carry_out, confirm_overwrite, load, run_options
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
+# What videos begin with that come on stdin, where paths are expected: mp4, Matroska, AVI, FLV, Ogg, MPEG.
+_VIDEO = re.compile(
+    rb".{4}(ftyp|moov|mdat|free|wide|skip)|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV\x01|OggS\0|\0\0\x01[\xb3\xba]|G.{187}G",
+    re.DOTALL,
+)
 HELP = """Caption videos: one, or a folder of thousands.
 
 Examples:
@@ -42,6 +51,8 @@ Examples:
     llvid caption video.mp4
 
     llvid caption clips/ -o captions.jsonl
+
+    llvid caption frames/ --as-video --source-fps 2
 
     llvid caption clips/ --recursive --sidecar txt --prompt "Describe this video in one sentence."
 
@@ -85,6 +96,14 @@ def caption(
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also search subfolders.")] = False,
+    as_video: Annotated[
+        bool,
+        typer.Option(
+            "--as-video",
+            help="The pictures of a folder, or of a pattern such as 'frame_*.jpg', are the frames of one video; with "
+            "--recursive, those of each subfolder.",
+        ),
+    ] = False,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="An answer without text is a caption, not a failure.")
     ] = False,
@@ -116,49 +135,60 @@ def caption(
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
     window = settle_every(every, "--every", settings.preset)
-    is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
-    subtitles = settle_subtitles(speech, paths if is_file else ())
-    kinds = _kinds(sidecar or ())
-    if output_dir and not kinds:
-        raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt or vtt")
-    source = settings.source_of(model)
-    if cluster != ClusterFlags():
-        from .cluster import check_flags, on_cluster
+    is_url = len(paths) == 1 and paths[0] != "-" and cluster == ClusterFlags() and is_spooled(paths[0])
+    if is_url and sidecar:
+        raise UsageError("--sidecar needs files: a URL has no folder", "write one file with -o")
+    with typed_media(paths if is_url else (), output) as fetched:
+        paths = list(fetched) or paths
+        if frames.source_fps is not None and not as_video:
+            raise UsageError("--source-fps needs --as-video", "without it, each picture has a caption of its own")
+        is_file = len(paths) == 1 and paths[0] != "-" and is_sequence(paths[0]) == as_video
+        is_file = is_file and not (as_video and recursive)
+        subtitles = settle_subtitles(speech, paths if is_file else ())
+        kinds = _kinds(sidecar or ())
+        if output_dir and not kinds:
+            raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt or vtt")
+        source = settings.source_of(model)
+        if cluster != ClusterFlags():
+            from .cluster import check_flags, on_cluster
 
-        if settings.remote is not None:
-            raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
-        check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
-        task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
-        if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
+            if settings.remote is not None:
+                raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
+            if as_video:
+                raise UsageError("--as-video can't be used with --ray")
+            check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
+            task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
+            if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
+                raise typer.Exit(code)
+            return
+        if is_file and not (kinds or to or output.json):
+            _stream(paths[0], window, settings, output, subtitles)
+            return
+        if to is not None:
+            check_output(Path(to), one_video=is_file and not kinds)
+        if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
+            check_media(paths[:1])  # a typing error is reported at once
+        names, sidecars = _listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
+        table = Path(to) if to is not None else default_output(names, sidecars)
+        if table is not None and run.overwrite:
+            confirm_overwrite(table, output)
+        spinner = console.Progress(output.quiet)
+        captions = caption_folder(
+            names,
+            table,
+            preset=settings.undrawn_preset,
+            model=source,
+            every_seconds=window,
+            subtitles=subtitles,
+            sidecars=sidecars,
+            recursive=recursive,
+            as_video=as_video,
+            overwrite=run.overwrite,
+            allow_empty=allow_empty,
+            options=run_options(settings, output, run, spinner),
+        )
+        if code := carry_out(captions, settings, output, spinner, to_stdout=table is None):
             raise typer.Exit(code)
-        return
-    if is_file and not (kinds or to or output.json):
-        _stream(paths[0], window, settings, output, subtitles)
-        return
-    if to is not None:
-        check_output(Path(to), one_video=is_file and not kinds)
-    if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
-        check_media(paths[:1])  # a typing error is reported at once
-    names, sidecars = _listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
-    table = Path(to) if to is not None else default_output(names, sidecars)
-    if table is not None and run.overwrite:
-        confirm_overwrite(table, output)
-    spinner = console.Progress(output.quiet)
-    captions = caption_folder(
-        names,
-        table,
-        preset=settings.undrawn_preset,
-        model=source,
-        every_seconds=window,
-        subtitles=subtitles,
-        sidecars=sidecars,
-        recursive=recursive,
-        overwrite=run.overwrite,
-        allow_empty=allow_empty,
-        options=run_options(settings, output, run, spinner),
-    )
-    if code := carry_out(captions, settings, output, spinner, to_stdout=table is None):
-        raise typer.Exit(code)
 
 
 def _listed(paths: Sequence[str]) -> list[str]:
@@ -172,6 +202,9 @@ def _stdin_paths() -> list[str]:
     if sys.stdin is None:
         raise UsageError("can't read the paths: stdin is closed")
     content = sys.stdin.buffer.read()
+    if _VIDEO.match(content):
+        hint = 'llvid ask - "Describe the video." asks about a video from stdin'
+        raise UsageError("stdin holds a video, where paths were expected", hint)
     return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
 
 
@@ -195,7 +228,7 @@ def _stream(
     largest = largest_requests(task, rope_auto=settings.rope_auto)
     model, counts = load(settings, output, largest, lambda: [expected_request(path, task)]), []
     cut = CutNote()
-    video = inspect(path)
+    video = inspect(path, source_fps=settings.preset.sampling.source_fps)
     with console.progress(output.quiet) as progress:
         windows = video.windows(every, settings.preset.sampling, progress=progress.watch("looking for the shots"))
     for window in windows:

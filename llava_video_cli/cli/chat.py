@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
 from ..system.files import state_folder
 from . import console
+from .download import typed_media
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
@@ -48,7 +49,11 @@ _FIRST_CHECK_SECONDS = 0.2  # a missing model is usually reported before the fir
 def chat(
     media: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MEDIA...", help="Videos and pictures for the first question.", show_default=False),
+        typer.Argument(
+            metavar="MEDIA...",
+            show_default=False,
+            help="Videos and pictures for the first question; as for `llvid ask`, but not from stdin.",
+        ),
     ] = None,
     *,
     load: Annotated[
@@ -62,6 +67,22 @@ def chat(
     output: OutputFlags,
 ) -> int:
     """Read and answer lines until stdin ends; return the exit code."""
+    if "-" in (media or ()):
+        raise UsageError("the questions of a chat come from stdin: a video can't", "write it to a file first")
+    with typed_media(media or (), output) as paths:
+        return _talk(paths, load, no_history, model, frames, text, preset, output)
+
+
+def _talk(
+    media: Sequence[str],
+    load: Path | None,
+    no_history: bool,
+    model: AnyModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> int:
     written = read_conversation(load) if load is not None else None
     settings = settle(preset, model, frames, text, written)
 
@@ -71,7 +92,7 @@ def chat(
     chosen, drafts = settings.preset, written.drafts if written is not None else ()
     generation = chosen.generation.asked(settings.drawn_seed)
     session = replace(Session.of(drafts, chosen.sampling, generation), system=chosen.system)
-    for path in media or ():
+    for path in media:
         session = session.add(path)
     with console.progress(output.quiet) as progress:
         lines = ChatInput(None if no_history else state_folder() / "history", completions)

@@ -17,8 +17,9 @@ from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video import Frames
+from ..video.files import is_pattern
 from .chat_session import Protocol, TerminalChat
-from .frames import save
+from .frames import save, sheet_name
 
 _MOST_NAMES = 1000  # of a folder that completion reads
 _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
@@ -104,7 +105,7 @@ def _path(typed: str) -> str:
             words = shlex.split(typed)
         except ValueError:
             return path
-        if len(words) == 1 and os.path.lexists(words[0]):
+        if len(words) == 1 and (os.path.lexists(words[0]) or is_pattern(words[0])):
             return words[0]
     return path
 
@@ -126,7 +127,7 @@ def _frames(chat: TerminalChat, _: str) -> None:
         raise UsageError("there is no video in the conversation", "/video PATH adds one")
     for path, frames in videos.items():
         sheet = contact_sheet(frames)
-        target = _free(f"{Path(path).stem.lstrip('.') or 'video'}-frames", chat.sheets)
+        target = _free(f"{sheet_name(path)}-frames", chat.sheets)
         try:
             save(sheet, target)
         except LlvidError as error:

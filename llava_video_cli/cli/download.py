@@ -1,8 +1,11 @@
-"""Downloads of checkpoints, and their progress: a bar on a terminal, a line every minute elsewhere."""
+"""Downloads and their progress: of checkpoints, and of videos that are typed as a URL or come from stdin."""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,10 +19,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from ..checkpoint.hub import DownloadProgress, Fetched
-    from .options import OutputFlags
+    from .options import OutputFlags, QuietFlag
     from .settings import Settings
 
 _LINE_SECONDS = 60.0
+_SPOOL_SECONDS = 0.2
 
 
 def download(
@@ -35,6 +39,33 @@ def download(
         if not quiet:
             console.note("interrupted; run the same command to resume the download")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def typed_media(typed: Sequence[str], output: QuietFlag) -> Iterator[Sequence[str]]:
+    """Give a path for each medium that was typed, for the `with` block; `-` and URLs are read whole first.
+
+    Raises what `spooled` raises.
+    """
+    from ..video.spool import is_spooled, spooled
+
+    if not any(map(is_spooled, typed)):
+        yield typed
+        return
+    due = time.monotonic() + _SPOOL_SECONDS
+    with ExitStack() as stack:
+        with console.progress(output.quiet) as spinner:
+
+            def show(name: str, count: int, whole: int | None) -> None:
+                nonlocal due
+                if time.monotonic() >= due:
+                    due = time.monotonic() + _SPOOL_SECONDS
+                    of_all = f" of {console.size(whole)}" if whole else ""
+                    spinner.say(f"reading {name}: {console.size(count)}{of_all}")
+
+            stdin = sys.stdin.buffer if sys.stdin is not None else None
+            paths = stack.enter_context(spooled(typed, stdin, progress=show))
+        yield paths
 
 
 def is_missing(settings: Settings) -> bool:

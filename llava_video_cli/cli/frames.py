@@ -16,8 +16,9 @@ from ..runs.record import CutNote, media_values
 from ..system.files import whole_file
 from ..video import Frames, read_frames
 from . import console
+from .download import typed_media
 from .options import CheckpointFlags, FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, flag
-from .settings import settle
+from .settings import Settings, settle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +54,14 @@ class FramesFlags:
 
 
 def frames(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video.", show_default=False)],
+    video: Annotated[
+        str,
+        typer.Argument(
+            metavar="VIDEO",
+            show_default=False,
+            help="A video: a file, a folder or a pattern of its pictures, `-` for stdin, or a URL.",
+        ),
+    ],
     *,
     own: FramesFlags,
     model: CheckpointFlags,
@@ -63,11 +71,21 @@ def frames(
 ) -> None:
     """Read the frames, write them, and print where they are."""
     settings = settle(preset, ModelFlags(model.model, model.revision), flags, TextFlags())
+    with typed_media([video], output) as paths:
+        _save_frames(paths[0], own, settings, output)
+
+
+def sheet_name(path: str) -> str:
+    """Return how the file of a video's contact sheet begins: its name, without what hides a file or is a pattern."""
+    return Path(path).stem.strip(".-*?[]") or "video"
+
+
+def _save_frames(video: str, own: FramesFlags, settings: Settings, output: OutputFlags) -> None:
     seen = frame_input(settings.model, settings.revision)
     if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
-    # Not a hidden file for ".mp4", and in the current folder whatever the video's path is.
-    target = own.to if own.to is not None else f"{Path(video).stem.lstrip('.') or 'video'}-frames.png"
+    # In the current folder, whatever the video's path is.
+    target = own.to if own.to is not None else f"{sheet_name(video)}-frames.png"
     into_folder = target.endswith(("/", os.sep)) or Path(target).is_dir()
     if not into_folder:
         if Path(target).suffix.lower() not in _SUFFIXES:

@@ -109,6 +109,9 @@ class FrameFlags:
     skip_static: bool | None = _frames(
         "Leave out frames that do not differ from the last one [default: off].", "--skip-static/--no-skip-static"
     )
+    source_fps: float | None = _frames(
+        "How many pictures a second were taken, where pictures are the frames of a video [default: 1].", metavar="F"
+    )
     scene_detector: Detector | None = _frames("How PySceneDetect finds the cuts [default: adaptive].")
     scene_threshold: float | None = _frames(
         "The least score of a cut [default: adaptive 3, content 27].", min=0, metavar="T"

@@ -104,7 +104,10 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
         )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     changes: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
-    names = ("fit", "skip_static", "scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames")
+    names = (
+        *("fit", "skip_static", "source_fps"),
+        *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
+    )
     changes |= _without_none(
         frames=flags.frames, fps=flags.fps, mode=flags.sampling, **{name: getattr(flags, name) for name in names}
     )

@@ -13,6 +13,8 @@ from stat import S_IFDIR
 
 from ..errors import LlvidError
 
+TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
+
 
 def config_folder() -> Path:
     """Return the folder of the user's presets, by the XDG base directory specification."""
@@ -41,6 +43,37 @@ def runtime_folder() -> Path:
 def _base(variable: str) -> Path | None:
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
+
+
+_TEMPORARY = set[Path]()  # that `remove_temporary` removes
+
+
+@contextmanager
+def temporary_file() -> Iterator[Path]:
+    """Give the path of an empty file that only this user can read; it is removed at the end of the block.
+
+    The folder is that of TMPDIR. `remove_temporary` removes it earlier, where a signal ends the program. Raises
+    `LlvidError` if it can't be made.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="llvid-")
+    except OSError as error:
+        raise LlvidError(f"can't make a temporary file: {error.strerror}", TMPDIR_HINT) from None
+    os.close(descriptor)
+    path = Path(name)
+    _TEMPORARY.add(path)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        _TEMPORARY.discard(path)
+
+
+def remove_temporary() -> None:
+    """Remove the files of `temporary_file` now: the program ends, and nothing else does it."""
+    for path in tuple(_TEMPORARY):
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

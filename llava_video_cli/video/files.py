@@ -236,7 +236,11 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
         kind = "a folder of videos" if is_folder else "these are videos"
         quoted = shlex.quote(path) if is_folder else path  # the shell is to find what fits a pattern
         raise MediaError(f"{path}: {kind}", f"`llvid caption {quoted} --prompt QUESTION` asks about each of them")
-    raise MediaError(f"{path}: no pictures in it" if is_folder else f"{path}: there are no pictures of that name")
+    if not is_folder:
+        raise MediaError(f"{path}: there are no pictures of that name", _hint(path))
+    below = first_below(path)
+    hint = f"its folders have some, such as {below}" if below else "name a video, or a folder of pictures"
+    raise MediaError(f"{path}: no pictures in it", hint)
 
 
 def natural(name: str) -> list[str | int]:

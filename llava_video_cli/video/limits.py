@@ -36,6 +36,7 @@ class Limits:
     `seconds` of reading and decoding a video; `pixels` of one of its pictures (by default twice as many as 8K);
     `bytes` of all the frames in memory at the same time; `cores` for decoding (1 is best where several videos are read
     together). `side` in pixels, and `aspect`, the longer side to the shorter one, bound both videos and still pictures.
+    `download_bytes` of what comes from stdin or a URL, and `download_seconds` for a URL.
     A still picture may have `still_pixels`, and take `still_seconds` of a core; an animation (GIF, PNG) 3 times as
     many by the clock.
 
@@ -50,6 +51,8 @@ class Limits:
     aspect: int = field(default_factory=_times(1000))
     still_pixels: int = field(default_factory=_times(STILL_PIXELS))
     still_seconds: int = field(default_factory=_times(20))
+    download_bytes: int = field(default_factory=_times(8 * 2**30))
+    download_seconds: int = field(default_factory=_times(3600))
 
     @property
     def pixels_of_buffers(self) -> int:

@@ -15,6 +15,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.cli.chat_commands import COMMANDS, completions, protocol, terminal_picture
 from llava_video_cli.cli.chat_session import no_fit
 from llava_video_cli.demo.world import write_clip, write_picture
+from llava_video_cli.prompt.budget import AS_ONE_VIDEO
 from llava_video_cli.runs.conversation_file import read_conversation
 
 
@@ -178,7 +179,7 @@ def test_a_refusal_names_only_what_would_do() -> None:
     paths = [f"{number}.png" for number in range(6)]
     failure = no_fit(Budget(5000, 512, 4096, (700,) * 6), paths, [picture] * 6, 0)
     assert "0.png 700" in str(failure) and "other media 1,400, text 800" in str(failure)
-    assert failure.hint == "ask a shorter question, or /clear the conversation"
+    assert failure.hint == f"ask a shorter question, or /clear the conversation; or {AS_ONE_VIDEO}"
     failure = no_fit(Budget(3700, 512, 4096, (700,)), ["b.png"], [picture], 812)
     assert failure.hint == "/set max_new_tokens 396 or /undo (frees 812 tokens), then /retry to ask again"
 

@@ -60,12 +60,14 @@ def bad_files(folder: Path) -> dict[str, Path]:
     write_scene(whole, scene())
     files = {
         "missing": folder / "missing.mp4",
-        "folder": folder,
+        "folder": folder / "clips",
         "empty": folder / "empty.mp4",
         "text": folder / "text.mp4",
         "truncated": folder / "truncated.mp4",
         "cut picture": folder / "cut.png",
     }
+    files["folder"].mkdir()
+    (files["folder"] / "whole.mp4").hardlink_to(whole)
     files["empty"].write_bytes(b"")
     files["text"].write_text("not a video\n" * 50)
     files["truncated"].write_bytes(whole.read_bytes()[:300])
@@ -178,10 +180,8 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
 def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for media, hint in (
         (str(clip.with_name("crcle.mp4")), "did you mean 'circle.mp4'?"),
-        ("https://example.invalid/a.mp4", "llvid reads only files"),
-        ("-", "can't read a video from stdin"),
         ("What is it?", "give the video first"),
-        (str(tmp_path), "name a file in it"),
+        (str(tmp_path), "name a video, or a folder of pictures"),
     ):
         code, _, err = asked(capsys, media, QUESTION)
         assert code == 1 and hint in err.splitlines()[1]

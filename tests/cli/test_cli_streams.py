@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from terminal import QUESTION, llvid
@@ -44,7 +45,7 @@ def test_a_full_disk_is_one_line(clip: Path) -> None:
     assert result.returncode == 1 and result.stderr == "error: can't write the answer: No space left on device\n"
 
 
-def wait_for_start(process: subprocess.Popen[str]) -> None:
+def wait_for_start(process: subprocess.Popen[Any]) -> None:
     """Wait until the program handles signals itself: before, it is Python's start that they end."""
     status = Path(f"/proc/{process.pid}/status")
     if not status.exists():  # only Linux tells

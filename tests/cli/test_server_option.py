@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from clips import sample
 from openai_server import OpenAIServer, error, listed, said
+from PIL import Image
 from serving import QUESTION, Served, serving
 from terminal import failed, llvid, scene
 
-from llava_video_cli import open_model
+from llava_video_cli import Sampling, open_model, read_frames
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
 from llava_video_cli.inference import LocalModel
@@ -201,3 +202,19 @@ def test_ask_tells_of_a_server_of_ones_own_that_has_the_model(
         assert capsys.readouterr().err == ""
     assert run(["ask", str(clip), QUESTION, "-m", "demo"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_pictures_that_are_a_video_are_asked_of_a_server(
+    served: Served, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, frame in enumerate(read_frames(clip, Sampling(8)).images):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+    question = "Which way does it move?"
+    here = answered(capsys, "ask", str(folder), question, "-m", "demo")
+    assert (
+        answered(capsys, "ask", str(folder), question, "--server", served.url) == here and "right" in here[0]["answer"]
+    )
+    assert run(["ask", str(folder), question, "--server", served.url, "--send", "file"]) == 2
+    assert "pictures can't be sent as one file" in capsys.readouterr().err
