@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Give the memory that torch keeps for later use back to the device."""
+    """Give the memory of what failed, and what torch keeps for later use, back to the device."""
+    gc.collect()  # an error that was handed from thread to thread is part of a cycle, with the tensors of its frames
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
