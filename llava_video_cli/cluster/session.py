@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LlvidError, first_line
+from ..errors import LlvidError, UsageError, first_line
 from ..video.limits import Limits, cores
 
 _CONNECT_SECONDS = 10.0
@@ -32,7 +32,8 @@ class Cluster:
 
     `address` is `local` (a new cluster on this machine, for this run) or `auto` (the one that this machine is part of).
     `min_workers` to `max_workers` actors hold a model. Each gets a GPU if the cluster has GPUs; with the `device`
-    `cuda` they wait for GPUs, with `cpu` they use none. `readers` is the number of videos that are read at a time.
+    `cuda` they wait for GPUs, with `cpu` they use none; `cuda:N` raises UsageError. `readers` is the number of videos
+    that are read at a time.
     """
 
     address: str = "auto"
@@ -41,6 +42,14 @@ class Cluster:
     readers: int | None = None
     device: str = "auto"
     memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device.startswith("cuda:"):
+            number = self.device.partition(":")[2]
+            raise UsageError(
+                f"--device {self.device} can't be used with --ray: Ray gives each worker a GPU of its own",
+                f"use --device cuda; with --ray local, CUDA_VISIBLE_DEVICES={number} chooses the GPU",
+            )
 
     @contextmanager
     def connected(self) -> Iterator[ClusterSession]:
