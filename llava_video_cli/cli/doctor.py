@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..diagnostics.doctor import Diagnosis, ModelFit, Workload, examine
-from ..system.machine import Accelerators
+from ..inference.cards import Accelerators
 from . import console
 from .console import size
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
@@ -109,6 +109,7 @@ def _cards(accelerators: Accelerators) -> Iterator[str]:
         yield (
             f"{card.device}: {card.name}, compute capability {card.compute_capability}, {size(card.total_bytes)}, "
             f"{size(card.free_bytes)} free, {'bfloat16' if card.has_bfloat16 else 'no bfloat16'}"
+            + (f" - can't be used: {card.problem}" if card.problem else "")
         )
     if accelerators.has_mps:
         yield "mps: Apple's GPU, float16"

@@ -54,7 +54,7 @@ class ModelFlags(CheckpointFlags):
     """Which checkpoint, and how it is loaded; None if the user did not set it."""
 
     quantize: Quantize | None = _model(
-        "Load the language model in 8 or 4 bits (bitsandbytes) [default: auto, the most precise that fits in memory]."
+        "Load the language model in 8 or 4 bits (bitsandbytes) [default: auto, 4 bits if 16 do not fit in memory]."
     )
     dtype: DType | None = _model("Precision of the weights [default: auto].")
     device: str | None = _model("auto, cpu, cuda, cuda:N or mps [default: auto].", metavar="DEVICE")

@@ -20,9 +20,10 @@ from typing import Any
 from ..checkpoint.config import Checkpoint
 from ..conversation import Generation, Request, Turn, Usage, join
 from ..errors import ContextError, LlvidError, OutOfMemoryError
+from ..inference.cards import Card, accelerators
 from ..model import Model
 from ..runs.record import versions
-from ..system.machine import Card, accelerators, memory, processor
+from ..system.machine import memory, processor
 from ..video import Frames, read_frames
 from ..video.sampling import Sampling
 

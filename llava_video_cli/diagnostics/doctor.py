@@ -19,7 +19,8 @@ from ..checkpoint.hub import ROOM_HINT, CachedCheckpoint, cache_folder, cached, 
 from ..checkpoint.random_weights import random_folder
 from ..checkpoint.size import MemoryEstimate, Quantized
 from ..errors import LlvidError, ModelError, first_line
-from ..inference.placement import Device, choose_placement, stored_quantization
+from ..inference.cards import Accelerators, accelerators
+from ..inference.placement import Device, choose_placement, cuda_device, stored_quantization
 from ..model import Loading
 from ..prompt.budget import QUESTION_TOKENS, Budget
 from ..system import machine
@@ -91,7 +92,7 @@ class Diagnosis:
     packages: dict[str, str | None] = field(default_factory=dict)
     processor: machine.Processor | None = None
     memory: machine.Memory | None = None
-    accelerators: machine.Accelerators | None = None
+    accelerators: Accelerators | None = None
     codecs: dict[str, bool] = field(default_factory=dict)
     cache: str | None = None
     cache_free_bytes: int | None = None
@@ -132,7 +133,7 @@ def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
     diagnosis.processor = diagnosis.attempt("reading the processor", machine.processor)
     diagnosis.memory = diagnosis.attempt("reading the memory", machine.memory)
     diagnosis.accelerators = diagnosis.attempt(
-        "asking torch for graphics cards", machine.accelerators, stops=True, hint=_reinstall("torch")
+        "asking torch for graphics cards", accelerators, stops=True, hint=_reinstall("torch")
     )
     _check_cards(diagnosis)
     diagnosis.codecs = diagnosis.attempt("asking PyAV for codecs", _codecs, stops=True, hint=_reinstall("av")) or {}
@@ -166,11 +167,20 @@ def _codecs() -> dict[str, bool]:
 
 
 def _check_cards(diagnosis: Diagnosis) -> None:
-    accelerators = diagnosis.accelerators
-    if accelerators is None or not accelerators.has_nvidia or accelerators.cards:
+    found = diagnosis.accelerators
+    if found is None:
         return
-    if cuda := accelerators.torch_built_for:
-        text = f"there is an NVIDIA card, but torch, which is built for CUDA {cuda}, can't use it"
+    for card in found.cards:
+        if card.problem:
+            text = f"{card.device} ({card.name}) can't be used: {card.problem}"
+            old = "another torch may have them: https://pytorch.org/get-started/previous-versions"
+            hint = old if "no kernels" in card.problem else "nvidia-smi shows which processes use it"
+            diagnosis.problems.append(Problem(text, hint))
+    if not found.has_nvidia or found.cards:
+        return
+    if cuda := found.torch_built_for:
+        why = f": {found.why_none}" if found.why_none else ""
+        text = f"there is an NVIDIA card, but torch, which is built for CUDA {cuda}, can't use it{why}"
         hint = "update the driver, or install a torch (https://pytorch.org) for the CUDA version that nvidia-smi shows"
     else:
         text, hint = "there is an NVIDIA card, but this torch is built for the CPU only", _reinstall("torch")
@@ -253,17 +263,12 @@ def _folders(workload: Workload) -> tuple[Path | None, Path | None]:
 
 def _device(wanted: str, host: Diagnosis) -> Device | None:
     """Return the device that the model would run on; None for one that does not exist."""
-    accelerators = host.accelerators or machine.Accelerators()
-    if wanted in ("auto", "cuda") and accelerators.cards:
-        cards = sorted(accelerators.cards, key=lambda card: -card.free_bytes)
-    else:
-        cards = [card for card in accelerators.cards if card.device == wanted]
-    if cards:
-        numbers = tuple(int(card.device.partition(":")[2]) for card in cards)
-        free = tuple(float(card.free_bytes) for card in cards)
-        return Device("cuda", numbers, free, all(card.has_bfloat16 for card in cards))
+    found = host.accelerators or Accelerators()
+    cards = [card for card in found.cards if wanted in ("auto", "cuda", card.device)]
+    if (device := cuda_device(cards)) is not None:
+        return device
     free_bytes = float(host.memory.free_bytes) if host.memory is not None else float("inf")
-    if wanted in ("auto", "mps") and accelerators.has_mps:
+    if wanted in ("auto", "mps") and found.has_mps:
         return Device("mps", (0,), (free_bytes,), bfloat16=False)
     if wanted in ("auto", "cpu"):
         return Device("cpu", (0,), (free_bytes,), host.processor is not None and host.processor.has_bfloat16)

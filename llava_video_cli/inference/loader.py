@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -29,6 +30,7 @@ from .placement import (
     stored_quantization,
 )
 
+CUDNN_ATTENTION = "LLVID_CUDNN_ATTENTION"  # in the environment: 1 lets SDPA take cuDNN's kernels
 # Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
 
@@ -87,6 +89,8 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     config, checkpoint = _config(folder, loading)
     placement = _placed(name, config, checkpoint, loading)
     attention = choose_attention(loading.attention, placement.device, placement.dtype)
+    # cuDNN builds a plan for each shape in each thread, some of them in 400 ms (docs/checkpoints.md)
+    torch.backends.cuda.enable_cudnn_sdp(os.environ.get(CUDNN_ATTENTION) == "1")
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
         config = {**config, "quantization_config": {**stored, "bnb_4bit_compute_dtype": placement.dtype}}
@@ -116,7 +120,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     processor = load_processor(folder, model.config)
     family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
     adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
-    notes = tuple(note for note in (placement.note, slow, adapter) if note is not None)
+    notes = tuple(note for note in (placement.device.note, placement.note, slow, adapter) if note is not None)
     return Loaded(model, processor, replace(checkpoint, family=family), placement, attention, notes)
 
 
@@ -232,4 +236,6 @@ def _quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # of a parameter that is in no module of its own: it is placed all the same
+    warnings.filterwarnings("ignore", "The following device_map keys do not match any submodules")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each 8-bit product of float32

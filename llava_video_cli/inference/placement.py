@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ from ..checkpoint.size import LOAD_SHARE, MemoryEstimate, Quantized, estimate_me
 from ..errors import ModelError, UsageError
 from ..model import Attention, DType, Quantize
 from ..prompt.budget import SHORT_TEXT_TOKENS, TEXT_TOKENS
-from ..system.machine import may_have_accelerator, memory, processor
+from ..system.machine import has_nvidia, may_have_accelerator, memory, processor
+from .cards import Card, find_cards, why_none
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -27,13 +28,14 @@ class Device:
     """A device, or several CUDA devices that may share a model.
 
     `numbers` and `free_bytes` go together, in the order in which the devices are filled. `bfloat16` tells whether the
-    device multiplies in it natively.
+    device multiplies in it natively. `note` says which cards can't be used, and why.
     """
 
     kind: DeviceKind
     numbers: tuple[int, ...]
     free_bytes: tuple[float, ...]
     bfloat16: bool
+    note: str | None = None
 
     @property
     def name(self) -> str:
@@ -54,14 +56,31 @@ def find_device(device: str) -> Device:
         return _cpu()
     import torch
 
-    count = torch.cuda.device_count() if kind != "mps" and torch.cuda.is_available() else 0
-    if count and int(number or 0) < count:
-        return _cuda([int(number)] if number else list(range(count)))
+    cards = find_cards(int(number) if number else None) if kind != "mps" else []
+    usable = cuda_device(cards)
+    if usable is not None:
+        return usable
+    why = _problems(cards) or (why_none() if has_nvidia() and not number else "")
     if kind in ("auto", "mps") and torch.backends.mps.is_available():
         return Device("mps", (0,), (float(torch.mps.recommended_max_memory()),), bfloat16=False)
     if kind == "auto":
-        return _cpu()
-    raise ModelError(f"there is no device {device} here", "`--device auto` uses what is available")
+        return replace(_cpu(), note=f"the CPU is used: {why}" if why else None)
+    message = why if cards else f"there is no device {device} here" + (f": {why}" if why else "")
+    raise ModelError(message, "`--device auto` uses what is available")
+
+
+def cuda_device(cards: Sequence[Card]) -> Device | None:
+    """Return the cards that can be used as a device, the one with the most free memory first; None if there is none."""
+    usable = sorted((card for card in cards if not card.problem), key=lambda card: -card.free_bytes)  # stable
+    if not usable:
+        return None
+    numbers = tuple(int(card.device.partition(":")[2]) for card in usable)
+    free = tuple(float(card.free_bytes) for card in usable)
+    return Device("cuda", numbers, free, all(card.has_bfloat16 for card in usable), _problems(cards) or None)
+
+
+def _problems(cards: Sequence[Card]) -> str:
+    return "; ".join(f"{card.device} can't be used: {card.problem}" for card in cards if card.problem)
 
 
 def unused_bytes(kind: str, number: int | None = None) -> float:
@@ -82,15 +101,6 @@ def unused_bytes(kind: str, number: int | None = None) -> float:
 
 def _cpu() -> Device:
     return Device("cpu", (0,), (unused_bytes("cpu"),), processor().has_bfloat16)
-
-
-def _cuda(numbers: list[int]) -> Device:
-    import torch
-
-    free = {number: unused_bytes("cuda", number) for number in numbers}
-    numbers = sorted(numbers, key=lambda number: -free[number])  # stable: equal ones keep their order
-    native = all(torch.cuda.get_device_capability(number) >= (8, 0) for number in numbers)
-    return Device("cuda", tuple(numbers), tuple(free[number] for number in numbers), native)
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,9 @@ def choose_placement(
     stored: Quantized | None = None,
     tokens: int | None = None,
 ) -> Placement:
-    """Return the highest precision whose weights fit the device together with a prompt of so many frames.
+    """Return how to load: the highest precision whose weights fit the device with a prompt of so many frames.
+
+    `auto` is not quantized, or 4 bits: where 8 bits fit, 4 bits do, and they are faster.
 
     `tokens` are those of the prompt and the answer, if they are known. A quantization that a user names is used even if
     only the weights fit. `stored` is the quantization of the checkpoint's own files, which can't be changed. Raises
@@ -144,7 +156,7 @@ def choose_placement(
         raise ModelError("bitsandbytes can't quantize on mps", "use `--quantize none` or `--device cpu`")
     frames = frames or TRAINED_FRAMES
     tokens = tokens or min(frames * checkpoint.rates.frame_tokens + TEXT_TOKENS, checkpoint.context_tokens)
-    kinds: tuple[Quantized, ...] = ("none", "8bit", "4bit") if quantize == "auto" else (quantize,)
+    kinds: tuple[Quantized, ...] = ("none", "4bit") if quantize == "auto" else (quantize,)
     if stored is not None or device.kind == "mps":
         kinds = (stored or "none",)
     tried = [

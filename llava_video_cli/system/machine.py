@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, graphics cards. This process does not import torch for it."""
+"""What this machine has: processor, memory, and whether there may be a graphics card. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,6 @@ from typing import Any
 
 _ROOT = Path("/")
 _ASK_SECONDS = 60.0
-_ASK_TORCH = """
-import json, torch
-cards = []
-if torch.cuda.is_available():
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        with torch.cuda.device(number):
-            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        major, minor = torch.cuda.get_device_capability(number)
-        cards.append([torch.cuda.get_device_name(number), f"{major}.{minor}", total, free, bfloat16])
-mps = torch.backends.mps.is_available()
-print(json.dumps({"cards": cards, "mps": mps, "built": torch.version.cuda or torch.version.hip or ""}))
-"""
 # Instructions for bfloat16 products, as the kernel names them on x86 and ARM.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
@@ -47,31 +34,6 @@ class Memory:
 
     total_bytes: int
     free_bytes: int
-
-
-@dataclass(frozen=True)
-class Card:
-    """A graphics card that torch can use. `compute_capability` is NVIDIA's."""
-
-    device: str
-    name: str
-    compute_capability: str
-    total_bytes: int
-    free_bytes: int
-    has_bfloat16: bool
-
-
-@dataclass(frozen=True)
-class Accelerators:
-    """The devices that torch can use; `has_nvidia` means that there is an NVIDIA card, even if torch can't use it.
-
-    `torch_built_for` is the version of CUDA or ROCm that torch was built for, or empty.
-    """
-
-    cards: tuple[Card, ...] = ()
-    has_mps: bool = False
-    has_nvidia: bool = False
-    torch_built_for: str = ""
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -146,33 +108,22 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def accelerators() -> Accelerators:
-    """Return the devices that torch can use. A separate process asks torch, and only if there may be a device.
-
-    Raises OSError with the reason if torch fails.
-    """
-    if not may_have_accelerator():
-        return Accelerators()
-    answer = _ask_python(_ASK_TORCH)
-    cards = tuple(Card(f"cuda:{number}", *values) for number, values in enumerate(answer["cards"]))
-    return Accelerators(cards, bool(answer["mps"]), _has_nvidia(), answer["built"])
-
-
 def may_have_accelerator() -> bool:
     """Return whether torch may have another device than the CPU."""
-    return _has_nvidia() or sys.platform != "linux" or Path("/dev/kfd").exists()
+    return has_nvidia() or sys.platform != "linux" or Path("/dev/kfd").exists()
 
 
-def _has_nvidia() -> bool:
+def has_nvidia() -> bool:
+    """Return whether there is an NVIDIA card, even if torch can't use it."""
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
 
 
 def check_import(module: str) -> None:
     """Import a module in a separate process, which takes seconds; raises OSError with the reason if that fails."""
-    _ask_python(f"import {module}\nprint('{{}}')")
+    ask_python(f"import {module}\nprint('{{}}')")
 
 
-def _ask_python(program: str) -> dict[str, Any]:
+def ask_python(program: str) -> dict[str, Any]:
     """Run a program whose last line is JSON; raises OSError with its last line of stderr if it fails."""
     # Not in the current folder: `python -c` would import a torch.py from it.
     result = subprocess.run(

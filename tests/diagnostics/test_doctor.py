@@ -16,8 +16,9 @@ from terminal import llvid
 from llava_video_cli.cli.app import run
 from llava_video_cli.diagnostics.doctor import Diagnosis, ModelFit, Workload, fit_model
 from llava_video_cli.diagnostics.packages import Problem
+from llava_video_cli.inference.cards import Accelerators, Card
 from llava_video_cli.model import Loading
-from llava_video_cli.system.machine import Accelerators, Card, Memory
+from llava_video_cli.system.machine import Memory
 
 HF = "llava-hf/LLaVA-NeXT-Video-"
 

@@ -242,8 +242,10 @@ def pretend(*cards: Card) -> Iterator[PretendedCuda]:
         patched.setattr(threading.Thread, "run", run_with_cards)
         torch._C._ensureCUDADeviceGuardSet()  # noqa: SLF001 - as torch's own fake tensors do
         is_torch_cuda_available.cache_clear()
+        with_cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         with _operations(cuda):
             yield cuda
+        torch.backends.cuda.enable_cudnn_sdp(with_cudnn)
     is_torch_cuda_available.cache_clear()
 
 
