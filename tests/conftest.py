@@ -13,6 +13,19 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine, unless `-m gpu` asks for the tests that need one: all others are of the CPU."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("markexpr") != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest -m gpu"))
+
+
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in ("LLVID_MODEL", "LLVID_PRESET", "LLVID_SERVER", "HF_ENDPOINT", "FORCE_COLOR", "NO_COLOR"):

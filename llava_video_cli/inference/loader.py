@@ -89,8 +89,8 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     config, checkpoint = _config(folder, loading)
     placement = _placed(name, config, checkpoint, loading)
     attention = choose_attention(loading.attention, placement.device, placement.dtype)
-    # cuDNN builds a plan for each shape in each thread, some of them in 400 ms (docs/checkpoints.md)
-    torch.backends.cuda.enable_cudnn_sdp(os.environ.get(CUDNN_ATTENTION) == "1")
+    if placement.device.kind == "cuda":  # cuDNN builds a plan for each shape in each thread: docs/checkpoints.md
+        torch.backends.cuda.enable_cudnn_sdp(os.environ.get(CUDNN_ATTENTION) == "1")
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
         config = {**config, "quantization_config": {**stored, "bnb_4bit_compute_dtype": placement.dtype}}

@@ -114,7 +114,9 @@ def may_have_accelerator() -> bool:
 
 
 def has_nvidia() -> bool:
-    """Return whether there is an NVIDIA card, even if torch can't use it."""
+    """Return whether there is an NVIDIA card, even if torch can't use it; not if CUDA_VISIBLE_DEVICES hides all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
 
 

@@ -17,7 +17,6 @@ from test_stream_all import MIXED, asked, joined
 from transformers import MistralConfig
 
 from llava_video_cli import Loading, join, open_model
-from llava_video_cli.inference.cuda_graph import cuda_graphs
 from llava_video_cli.inference.decode_step import LayerStep, TransformersStep, cache_name, choose_step
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.kv_cache import KVCache, new_cache
@@ -149,30 +148,3 @@ def test_a_cache_grows_in_place_up_to_its_capacity_and_then_into_new_buffers() -
     assert torch.equal(grown[:, :, :6], keys) and cache.layers[0].buffers[0].shape[2] == 20
     cache.update(torch.zeros(1, 2, 30, 4), torch.zeros(1, 2, 30, 4), 0)
     assert cache.get_seq_length() == 39
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CUDA graph is captured")
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_cuda_graph_gives_the_same_answers(name: str, layouts: dict[str, Path]) -> None:
-    attempts = []
-
-    def refuse(do: object) -> Any:
-        attempts.append(do)
-        raise RuntimeError("not to be captured")
-
-    folder = checkpoint(name, layouts)
-    capture = Replayed(cuda_graphs(torch.device("cuda")))
-    captured, plain = opened(folder, capture, dtype="float32"), opened(folder, refuse, dtype="float32")
-    long = [asked(text, medium, max_new_tokens=60) for text in ("What happens?", "Why?") for medium in (VIDEO, OTHER)]
-    for request in (*long, *MIXED):
-        assert join(captured.stream(request)).text == join(plain.stream(request)).text
-    for _ in range(2):
-        answers = zip(captured.answer_all([*long, *MIXED]), plain.answer_all([*long, *MIXED]), strict=True)
-        assert all(mine.text == theirs.text for mine, theirs in answers)
-    assert capture.replays > (0 if name == "demo" else 10) * capture.captures, "capturing failed"
-    assert len(attempts) == 1, "it is not tried again"
-    captures = []
-    for _ in range(2):
-        captured.answer_all(long)
-        captures.append(capture.captures)
-    assert name == "demo" or captures[0] == captures[1], "the next batch goes on with what was captured"
