@@ -88,13 +88,14 @@ def give_back(device: torch.device) -> None:
 def reset_peak(device: torch.device) -> None:
     """Start counting the peak anew, where the device counts it."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        for number in range(torch.cuda.device_count()):  # several may share a model
+            torch.cuda.reset_peak_memory_stats(number)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the accelerator's peak since `reset_peak`, or, without one, the process's peak resident size."""
+    """Return the peak since `reset_peak`: the sum of all cards, or, without one, the process's peak resident size."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
     if sys.platform == "win32":  # the standard library can't say there
         return 0
     import resource

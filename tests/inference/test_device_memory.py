@@ -15,6 +15,8 @@ CUDA_OOM = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total c
     [
         torch.OutOfMemoryError(CUDA_OOM),
         MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the manual"),
+        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."),
         RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -42,6 +44,7 @@ def test_memory_that_ran_out(error: BaseException) -> None:
     "error",
     [
         RuntimeError("CUDA error: an illegal memory access was encountered"),
+        torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
         RuntimeError("CUDA error: no kernel image is available for execution on the device"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
         RuntimeError("probability tensor contains either `inf`, `nan` or element < 0"),

@@ -167,6 +167,8 @@ def test_two_cards_share_a_model(two_cards: PretendedCuda, deep: str) -> None:
     assert all(card.allocated_bytes > 10**7 for card in two_cards.cards)
     assert alone(model, requests) == wanted
     assert two_cards.counts["peer copy"] > 0
+    peak = join(model.stream(requests[0])).usage.peak_memory_bytes
+    assert peak > sum(card.allocated_bytes for card in two_cards.cards) > 1.5 * two_cards.cards[0].allocated_bytes
 
 
 @pytest.mark.xfail(strict=True, reason=f"rows on another card than the KV cache: {ENGINE}")
