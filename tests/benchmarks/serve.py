@@ -37,9 +37,9 @@ SHAPES, COLORS = ("circle", "square", "triangle"), {"red": (215, 40, 35), "blue"
 
 
 @contextmanager
-def server() -> Iterator[tuple[int, int]]:
-    """Give the process and the port of a server."""
-    command = [sys.executable, "-m", "llava_video_cli", "serve", "-m", "demo", "--port", "0"]
+def server(*options: str) -> Iterator[tuple[int, int]]:
+    """Give the process and the port of a server; the demo checkpoint answers, unless options say otherwise."""
+    command = [sys.executable, "-m", "llava_video_cli", "serve", "--port", "0", *(options or ("-m", "demo"))]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -146,7 +146,7 @@ def execute(cuda: PretendedCuda, func: Any, args: tuple[Any, ...], kwargs: dict[
     with ordinary_tensors():
         if func is aten._pin_memory.default:  # noqa: SLF001
             results = inner_args[0].clone()
-        elif cuda.capture is not None and ours:
+        elif cuda.capture is not None and (ours or device.type == "cuda"):
             results = cuda.capture.record(func, inner_args, inner_kwargs)
         else:
             results = func(*inner_args, **inner_kwargs)

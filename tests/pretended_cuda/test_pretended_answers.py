@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +13,7 @@ from checkpoints import make_checkpoint
 from pretended_device import Card, PretendedCuda, pretend
 from scenes import OTHER, STILL, VIDEO, moving_square
 
-from llava_video_cli import Frames, Generation, Loading, Picture, Request, Turn, join, open_model
-from llava_video_cli.inference import LocalModel
+from llava_video_cli import Frames, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 
 pytestmark = pytest.mark.cuda_pretended
 ENGINE = "today's engine (inference/engine.py, decode_step.py, kv_cache.py); the new one has to pass"
@@ -35,15 +36,15 @@ MIXED = [
 ]
 
 
-def opened(name: str, device: str = "cuda", **loading: Any) -> LocalModel:
+def opened(name: str, device: str = "cuda", **loading: Any) -> Model:
     return open_model(name, Loading(device=device, dtype="float32", **loading))
 
 
-def alone(model: LocalModel, requests: list[Request]) -> list[str]:
+def alone(model: Model, requests: list[Request]) -> list[str]:
     return [join(model.stream(request)).text for request in requests]
 
 
-def together(model: LocalModel, requests: list[Request]) -> list[str]:
+def together(model: Model, requests: list[Request]) -> list[str]:
     return [answer.text for answer in model.answer_all(requests)]
 
 
@@ -72,24 +73,34 @@ def test_answers_are_those_of_the_cpu(name: str) -> None:
         assert model.settings["device"] == "cuda:0"
         assert alone(model, MIXED) == wanted
         assert together(model, MIXED) == wanted
-        pieces: dict[int, str] = {}
-        for number, chunk in model.stream_all(MIXED):
-            pieces[number] = pieces.get(number, "") + chunk.text
-        assert [pieces[number] for number in range(len(MIXED))] == wanted
         assert name == "demo" or cuda.replays > 10 * cuda.captures > 0
 
 
 @pytest.mark.usefixtures("cuda")
-def test_a_cancelled_answer_touches_no_other(vicuna: str) -> None:
+def test_requests_of_many_threads_come_and_go(vicuna: str) -> None:
+    """Each thread asks one after the other; every third reader leaves after a piece."""
+    wanted = alone(opened(vicuna, "cpu"), MIXED)
     model = opened(vicuna)
-    requests = [asked(text, max_new_tokens=tokens) for text, tokens in {"Why?": 400, "Who?": 20, "How?": 30}.items()]
-    cancelled: set[int] = set()
-    texts = ["", "", ""]
-    for number, chunk in model.stream_all(requests, cancelled.__contains__):
-        texts[number] += chunk.text
-        cancelled |= {0} if number == 1 and chunk.usage else set()
-    assert texts[1:] == alone(model, requests[1:])
-    assert 0 < len(texts[0].split()) < 400
+    got: dict[int, str] = {}
+
+    def client(first: int) -> None:
+        for number in range(first, len(MIXED), 3):
+            pieces = model.stream(MIXED[number])
+            if number % 3 == 2:
+                next(pieces)
+                assert isinstance(pieces, Generator)
+                pieces.close()
+            else:
+                got[number] = join(pieces).text
+
+    threads = [threading.Thread(target=client, args=[first]) for first in range(3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert got == {number: text for number, text in enumerate(wanted) if number % 3 != 2}
+    assert together(model, MIXED) == wanted
 
 
 def test_an_answer_waits_once_for_each_token(cuda: PretendedCuda, vicuna: str) -> None:

@@ -96,7 +96,7 @@ def test_a_capture_computes_nothing_and_its_replays_all_of_it(cuda: PretendedCud
     source, total = on(0, 3), torch.zeros(3, device="cuda")
 
     def work() -> torch.Tensor:
-        total.add_(source.view(3, 1)[:, 0] * 2)
+        total.add_(source.view(3, 1)[:, 0] * torch.ones(3, device="cuda").add_(1))
         return functional.softmax(total, dim=0)
 
     made, graph = captured(work)
