@@ -34,7 +34,8 @@ from .data import Clip, Still
 from .vision_tower import pixels, tower_tokens
 
 FRAME_COUNTS = {4: 0.31, 8: 0.24, 16: 0.22, 3: 0.02, 5: 0.04, 6: 0.04, 10: 0.04, 12: 0.04, 20: 0.02, 24: 0.03, 32: 0.03}
-FIT_SHARES = {"crop": 0.4, "pad": 0.35, "stretch": 0.25}  # of the videos
+CLAIMS_EACH = 20  # about a video, in training
+OTHER_SHARES = {"pad": 7 / 12, "stretch": 5 / 12}  # of the videos whose frames are not cropped
 NF4 = torch.tensor(
     (
         *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0),
@@ -82,7 +83,8 @@ class BatchSampler:
         self, tokenizer: PreTrainedTokenizerFast, videos: list[SceneFeatures], pictures: list[SceneFeatures]
     ) -> None:
         self.tokenizer, self.pictures = tokenizer, pictures
-        self.videos = {fit: [item for item in videos if item.fit == fit] for fit in FIT_SHARES}
+        self.crop = 0.4
+        self.videos = {fit: [item for item in videos if item.fit == fit] for fit in ("crop", *OTHER_SHARES)}
         self.fits = [fit for fit, mine in self.videos.items() if mine]
         self.by_appearance: dict[tuple[str, str], list[SceneFeatures]] = defaultdict(list)
         for item in pictures:
@@ -156,7 +158,9 @@ class BatchSampler:
     def _video(self, rng: np.random.Generator, frames: int, fit: str = "") -> SceneFeatures:
         """A video with so many of its frames (0: all), made square as `fit` says (by default any)."""
         if not fit:
-            shares = np.array([FIT_SHARES[one] for one in self.fits])
+            shares = np.array(
+                [OTHER_SHARES[one] * (1 - self.crop) if one in OTHER_SHARES else self.crop for one in self.fits]
+            )
             fit = str(rng.choice(self.fits, p=shares / shares.sum()))
         while True:
             item = self.videos[fit][rng.integers(len(self.videos[fit]))]
@@ -182,7 +186,8 @@ class Phase:
     One step in `picture_every` has a batch about pictures, each other step a batch that compares pictures with videos.
     The share `few` of the batches has four frames of each video, besides those that `FRAME_COUNTS` gives. Each step
     has a batch of `claims` videos with claims about them; the share `cuts` of these videos shows two scenes. `videos`
-    is the number of the other videos in a step, and only one step in `media_every` has pictures or comparisons.
+    is the number of the other videos in a step, and only one step in `media_every` has pictures or comparisons. Of the
+    videos, the share `crop` has cropped frames where there are others too.
     """
 
     steps: int
@@ -196,6 +201,7 @@ class Phase:
     cuts: float = 0.0
     videos: int = 16
     media_every: int = 1
+    crop: float = 0.4
 
 
 # Comparisons, and stories in four frames with a change of colour, are learned last and need the most steps.
@@ -217,6 +223,16 @@ MORE_PHASES = (
         400, 8e-4, _ALL, rounded_from=0.0, rounded=0.5,
         picture_every=8, few=0.2, claims=16, cuts=0.15, videos=8, media_every=2,
     ),
+    # Claims are still learned here: each of their words has to be compared with what is seen.
+    Phase(
+        1400, 1.2e-3, _ALL, rounded_from=0.4, rounded=0.5,
+        picture_every=8, few=0.25, claims=16, cuts=0.15, videos=8, media_every=2,
+    ),
+    # Directions in padded and stretched frames, where a motion is shorter, and comparisons need more steps than claims.
+    Phase(
+        600, 8e-4, _ALL | {"direction": 0.35}, rounded_from=0.3, rounded=0.5,
+        picture_every=8, few=0.25, claims=8, cuts=0.15, videos=20, crop=0.2,
+    ),
 )  # fmt: skip
 
 
@@ -231,7 +247,7 @@ def train_language_model(
 ) -> None:
     """Train the language model in place; a killed run goes on from the file `state`."""
     rng = np.random.default_rng(seed)
-    steps, rate = phase.steps, phase.rate
+    steps, rate, sampler.crop = phase.steps, phase.rate, phase.crop
     # A head that is trained with the model and then discarded: whether the words of a claim are true. A small model
     # that only learns from Yes and No needs far more steps until it compares what is claimed with what it sees.
     judge = nn.Linear(model.config.text_config.hidden_size, 2)
@@ -255,7 +271,9 @@ def train_language_model(
                     "video": lambda: sampler.video(rng, phase.videos, 6, phase.shares, _frame_count(rng, phase.few)),
                     "picture": lambda: sampler.picture(rng, 8, 4),
                     "pair": lambda: sampler.pair(rng, 12, 3, _frame_count(rng, phase.few)),
-                    "claims": lambda: sampler.claims(rng, phase.claims, 12, _claim_frames(rng, phase.few), phase.cuts),
+                    "claims": lambda: sampler.claims(
+                        rng, phase.claims, CLAIMS_EACH, _claim_frames(rng, phase.few), phase.cuts
+                    ),
                 }[kind]()
                 logits, targets, _, middle = _logits(model, batch, features)
                 loss: Any = nn.functional.cross_entropy(logits, targets)
