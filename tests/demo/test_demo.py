@@ -27,10 +27,11 @@ from llava_video_cli import (
     read_frames,
 )
 from llava_video_cli.demo import CHECKPOINT
-from llava_video_cli.demo.questions import is_right, right_answer, worded
+from llava_video_cli.demo.questions import CLAIM_QUESTIONS, claim, is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
+from training.data import fitted
 
 KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
 CLIPS, COUNTS, SEED = 24, (4, 8, 16), 20261122
@@ -89,6 +90,38 @@ def test_the_answers_are_right(demo: Model, fresh: list[Asked]) -> None:
     for kind in KINDS:
         assert share(demo, fresh, [kind]) >= 0.95, kind
     assert share(demo, fresh) >= WANTED
+
+
+def about_claims(asked: Sequence[Asked], count: int) -> list[Asked]:
+    """So many claims of each kind about each clip."""
+    rng, claims = np.random.default_rng(SEED), []
+    for one in (one for one in asked if one.kind == "shape"):
+        for kind in list(CLAIM_QUESTIONS) * count:
+            text = worded(kind, rng, about=claim(kind, one.scene, rng))
+            frames = one.request.turns[0].media
+            claims.append(Asked(kind, text, one.scene, request([Turn("user", text, frames)])))
+    return claims
+
+
+@pytest.mark.parametrize("quantize", ["none", "4bit"])
+def test_claims_are_affirmed_or_denied(quantize: Any, fresh: list[Asked]) -> None:
+    asked = about_claims(fresh, 4)
+    assert share(open_model("demo", Loading(quantize=quantize)), asked, tuple(CLAIM_QUESTIONS)) >= WANTED
+
+
+def test_padded_frames_are_answered_with_the_shape_anywhere(demo: Model, tmp_path: Path) -> None:
+    rng, asked = np.random.default_rng(SEED), []
+    for number in range(CLIPS):
+        scene = random_scene(rng, largest_side=426, rates=(8, 15), longest_seconds=3.0, anywhere=True)
+        path = tmp_path / f"{number}.mp4"
+        write_clip(path, scene)
+        frames = read_frames(path, Sampling(frames=COUNTS[number % len(COUNTS)]))
+        padded = replace(frames, images=fitted(frames.images, "pad"))
+        for kind in KINDS:
+            text = worded(kind, rng)
+            asked.append(Asked(kind, text, scene, request([Turn("user", text, (padded,))])))
+    assert share(demo, asked) >= 0.93
+    assert share(demo, about_claims(asked, 3), tuple(CLAIM_QUESTIONS)) >= 0.93
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
@@ -197,7 +230,14 @@ def test_the_report_is_there_and_says_what_its_page_says() -> None:
     report = json.loads((CHECKPOINT / "report.json").read_text())
     shares = [share for rows in report["accuracy"].values() for share in rows.values()]
     assert report["questions"] >= 500 and min(shares) >= 0.97
+    for rows in report["by_fit"].values():
+        by_fit = [share for row in rows.values() for share in row.values()]
+        assert sum(by_fit) / len(by_fit) >= 0.95 and min(by_fit) >= 0.9
     page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
     assert f"{100 * sum(shares) / len(shares):.1f} % right in all" in page
     assert f"{report['questions']} questions of each kind" in page
+    for kind in report["by_fit"]["pad"]:
+        crop = np.mean([*report["accuracy"][kind].values()])
+        cells = [crop, *(report["by_fit"][fit][kind]["8"] for fit in ("pad", "stretch"))]
+        assert f"| {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |" in page, kind
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 4_000_000
