@@ -1,12 +1,14 @@
-"""The protocol of a model, and how its weights are loaded: only types, no torch."""
+"""The protocol of a model, and how its weights are loaded: no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import queue
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias
 
-from .conversation import Answer, Chunk, Request
+from .conversation import Answer, Chunk, Request, join
 from .prompt.budget import Budget
 from .video.fit import FrameResize
 
@@ -14,6 +16,8 @@ Quantize = Literal["auto", "none", "8bit", "4bit"]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 PoolMode = Literal["average", "max"]
+Event: TypeAlias = "Chunk | Exception"  # what comes of a request: pieces and a last one, or an error
+Submit: TypeAlias = "Callable[[Request, Callable[[Event], None], bool], Callable[[], None]]"
 Send = Literal["frames", "file"]  # what a server gets of a video
 
 
@@ -54,21 +58,64 @@ class Model(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a user should know about it, in lines: for example that 4 bits were chosen for lack of memory."""
 
+    @property
+    def at_a_time(self) -> int:
+        """How many requests keep it busy; more only wait."""
+
+    def submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool = True) -> Callable[[], None]:
+        """Answer a request in the background; the function returned cancels it.
+
+        `deliver` gets pieces of the answer, the last of which has a reason and the usage; or, without `in_pieces`, that
+        alone, with the whole text; or an error, which concerns this request only. It is called in another thread, or
+        in this one before `submit` returns, and must not block. Nothing comes after a cancellation, or a moment later.
+        """
+
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer as it is generated; the last chunk carries the finish reason and the usage."""
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return the answers to many requests, generated together where that is possible.
-
-        Raises `OutOfMemoryError` if fewer at a time may fit the memory.
-        """
+        """Return the answers to many requests, generated together where that is possible; raises the first error."""
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, also if it does not fit; nothing is encoded."""
 
-    def fits(self, request: Request) -> int:
-        """Return how many requests like this one the free memory allows to answer together; at least 1."""
-
     @property
     def shrink(self) -> FrameResize:
         """Makes frames as large as the model gets them, so that they take less memory. Answers are the same."""
+
+
+def streamed(submit: Submit, request: Request) -> Iterator[Chunk]:
+    """Yield the pieces of an answer; closing the iterator cancels the request."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    cancel = submit(request, events.put, True)
+    try:
+        while True:
+            event = events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if event.usage is not None:
+                return
+    finally:
+        cancel()
+
+
+def answers(submit: Submit, requests: Sequence[Request]) -> list[Answer]:
+    """Return the answers in the requests' order; the first error cancels the rest and is raised."""
+    events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+
+    def put(number: int, event: Event) -> None:
+        events.put((number, event))
+
+    cancels = [submit(request, partial(put, number), False) for number, request in enumerate(requests)]
+    results: dict[int, Answer] = {}
+    try:
+        while len(results) < len(requests):
+            number, event = events.get()
+            if isinstance(event, Exception):
+                raise event
+            results[number] = join([event])
+    finally:
+        for cancel in cancels:
+            cancel()
+    return [results[number] for number in range(len(requests))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from llava_video_cli import Answer, Chunk, Model, Request, join
 from llava_video_cli.inference.cuda_graph import Capture
 from llava_video_cli.inference.loader import Loaded
 
@@ -44,3 +46,33 @@ class Replayed:
             captured()
 
         return replay
+
+
+def events(model: Model, requests: Sequence[Request], cancels: list[Callable[[], None]] | None = None) -> Iterator[Any]:
+    """Ask all at once; yield what comes, each with its request's number: chunks and errors.
+
+    `cancels` gets what cancels each; one that is cancelled here has to be done so while others still run.
+    """
+    came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for number, request in enumerate(requests):
+        cancel = model.submit(request, partial(_put, came, number))
+        if cancels is not None:
+            cancels.append(cancel)
+    left = len(requests)
+    while left:
+        number, event = came.get(timeout=60)
+        yield number, event
+        left -= isinstance(event, Exception) or event.usage is not None
+
+
+def _put(came: queue.SimpleQueue[Any], number: int, event: Any) -> None:
+    came.put((number, event))
+
+
+def joined(pieces: Iterable[tuple[int, Any]]) -> dict[int, Answer]:
+    """Return the whole answers of `events`."""
+    chunks: dict[int, list[Chunk]] = {}
+    for number, event in pieces:
+        assert isinstance(event, Chunk), event
+        chunks.setdefault(number, []).append(event)
+    return {number: join(one) for number, one in chunks.items()}

@@ -15,8 +15,8 @@ from pathlib import Path
 from serving import Served, serving
 from terminal import scene
 
+from llava_video_cli import Model
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.auth import Auth
 from llava_video_cli.server.media import MediaSources
 from llava_video_cli.server.requests import BodyReader
@@ -78,7 +78,7 @@ class Grounds:
 
 
 @contextmanager
-def grounds(model: LocalModel, folder: Path) -> Iterator[Grounds]:
+def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
     """Start the servers, with a secret file outside the folder that they may read."""
     allowed, secrets = folder / "allowed", folder / "secret"
     allowed.mkdir()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_video_cli.inference import LocalModel
+from llava_video_cli import Model
 from llava_video_cli.preset import Preset, load_preset
 from llava_video_cli.server.app import app
 from llava_video_cli.server.auth import Auth
@@ -64,7 +64,7 @@ class Served:
 
 @contextmanager
 def serving(
-    model: LocalModel,
+    model: Model,
     preset: Preset | None = None,
     auth: Auth | None = None,
     body_reader: BodyReader | None = None,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answering import Answering
 from numpy.typing import NDArray
 
-from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
+from llava_video_cli import Budget, Chunk, Frames, Request, Usage
 from llava_video_cli.video.fit import FrameInput, FrameResize
 
 ANSWERS_NO_WIDER, READS_NO_WIDER = 128, 144  # pixels: a worker dies over a video of just that width
@@ -23,7 +24,7 @@ USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
 
 
 @dataclass
-class Sleeper:
+class Sleeper(Answering):
     """Says which part of the video it saw; dies over one of a certain width, as in a crash, and writes that down."""
 
     seconds: float = 0.0
@@ -32,25 +33,12 @@ class Sleeper:
     settings: dict[str, Any] = field(default_factory=lambda: {"model": "sleeper"})
 
     def stream(self, request: Request) -> Iterator[Chunk]:
-        yield Chunk(self.answer_all([request])[0].text, "stop", USAGE)
-
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = []
-        for request in requests:
-            (medium,) = request.media
-            assert isinstance(medium, Frames)
-            if self.deaths is not None and medium.info.width == ANSWERS_NO_WIDER:
-                _die(self.deaths, f"answering {len(requests)}")
-            answers.append(Answer(f"from {medium.part_seconds[0]} s", "stop", USAGE))
-        time.sleep(self.seconds * len(requests))
-        return answers
-
-    def stream_all(
-        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
-    ) -> Iterator[tuple[int, Chunk]]:
-        assert gone is None
-        for number, answer in enumerate(self.answer_all(requests)):
-            yield number, Chunk(answer.text, answer.finish_reason, answer.usage)
+        (medium,) = request.media
+        assert isinstance(medium, Frames)
+        if self.deaths is not None and medium.info.width == ANSWERS_NO_WIDER:
+            _die(self.deaths, f"answering {self.under_way}")
+        time.sleep(self.seconds)
+        yield Chunk(f"from {medium.part_seconds[0]} s", "stop", USAGE)
 
     def budget(self, request: Request) -> Budget:
         return Budget(1, request.generation.max_new_tokens, 4096)
@@ -58,9 +46,6 @@ class Sleeper:
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
-
-    def fits(self, _: Request) -> int:
-        return 1000
 
     @property
     def shrink(self) -> FrameResize:

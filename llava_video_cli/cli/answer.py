@@ -82,7 +82,7 @@ def ask_windows(
 ) -> None:
     """Ask all questions about each window of a video, read once, then answer one question after the other."""
     from ..runs import windows as looks
-    from ..runs.batches import RunPace
+    from ..runs.answers import RunPace
     from .run import Meter, load
 
     if len(paths) != 1:

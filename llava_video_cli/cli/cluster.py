@@ -19,7 +19,7 @@ from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
 from ..errors import MediaError, UsageError
 from ..inference import open_model, open_resize
-from ..runs.batches import RunPace
+from ..runs.answers import RunPace
 from ..runs.caption import Task
 from ..runs.parts import is_folder
 from ..runs.record import CutNote, Record

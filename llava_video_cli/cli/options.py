@@ -164,7 +164,7 @@ class RunFlags:
     """How a long run is paced, and whether it resumes."""
 
     batch_size: int | None = _run(
-        "Answers that are generated in one batch [default: measured during the run].", min=1, metavar="N"
+        "Answers that are generated at a time [default: as many as fit in memory].", min=1, metavar="N"
     )
     timeout: float = _run(
         "Skip a video that takes longer than this to read [default: 900].", default=900.0, min=0.1, metavar="SECONDS"

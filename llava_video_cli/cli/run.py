@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..conversation import Request
 from ..errors import LlvidError
 from ..model import Model
-from ..runs.batches import RunPace
+from ..runs.answers import RunPace
 from ..runs.record import Failure, Record
 from ..runs.resumable import ResumableRun, RunOptions, Summary
 from ..video.limits import Limits

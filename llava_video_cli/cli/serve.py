@@ -24,7 +24,7 @@ _CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
 HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
 POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health,
-/metrics. Waiting requests are answered in batches. The frame and text options are the defaults for requests
+/metrics. Requests are answered at the same time. The frame and text options are the defaults for requests
 that do not set them.
 
 Examples:
@@ -64,7 +64,7 @@ class ServeFlags:
         metavar="N",
     )
     max_batch: int | None = _own(
-        "Requests that are answered in one batch [default: as many as fit in memory].", min=1, metavar="N"
+        "Requests that are answered at a time [default: as many as fit in memory].", min=1, metavar="N"
     )
     max_request_bytes: int = _own(
         "Largest request in bytes, with its data: URLs.", default=MAX_BODY_BYTES, min=1024, metavar="N"
@@ -120,16 +120,12 @@ def serve(
         loaded = Background(LOADING, settings.open).result()
         output.note(*loaded.notes)
 
-        from ..inference.families.llava_next_video import LlavaVideo
-
-        assert isinstance(loaded, LlavaVideo)  # `serve` has no --server
         service = open_service(
             loaded,
             settings.preset,
             Auth(key),
             BodyReader(own.max_request_bytes),
             MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
-            second_model=loaded.with_shared_weights(),
             max_requests=max_requests,
             max_batch=own.max_batch,
             log=console.note if own.log else None,

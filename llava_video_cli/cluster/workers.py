@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 
-from ..conversation import Request
+from ..conversation import Answer, Request
 from ..errors import LlvidError, MediaError, ModelError, described, first_line
 from ..model import Model
 from ..prompt.budget import Budget
-from ..runs.batches import BatchSize, answered, kind_of
+from ..runs.answers import answered
 from ..runs.caption import CaptionJob
 from ..runs.inputs import Part, found_in
 from ..runs.prefetch import JobEnded, JobRequest, ReadAhead, RequestRead, Result
@@ -155,13 +155,13 @@ class ModelWorker:
     """A Ray actor that holds the model."""
 
     def __init__(self, context: StageContext) -> None:
-        self._context, self._size = context, BatchSize(context.batch_size)
+        self._context = context
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._model: Model | None = None
         self._settings: Mapping[str, Any] = {}
 
     def __call__(self, rows: Any) -> Iterator[Any]:
-        """Yield the model's answers; questions of one kind are answered together."""
+        """Yield the model's answers."""
         _enter_working_folder(self._context)
         messages: list[VideoMessage | LlvidError] = values_of(rows)
         try:
@@ -188,37 +188,17 @@ class ModelWorker:
         return self._model
 
     def _results(self, model: Model, batch: Sequence[VideoMessage]) -> list[Result]:
-        results: dict[int, Result] = {}
-        kinds: dict[Any, list[int]] = {}
-        questions = [each.question for each in batch if each.question]
-        for index, question in enumerate(questions):
-            kinds.setdefault(kind_of(question), []).append(index)
-        for indices in kinds.values():
-            while indices:
-                try:
-                    wanted = self._size.wanted(model.fits(questions[indices[0]].request))
-                except LlvidError:
-                    wanted = 1  # the attempt to answer it will give the error
-                now, indices = indices[:wanted], indices[wanted:]
-                began = time.monotonic()
-                answers = self._isolated(model, [questions[index] for index in now])
-                if not any(isinstance(answer, LlvidError) for answer in answers):
-                    self._size.learn(len(now), time.monotonic() - began)
-                results |= dict(zip(now, answers, strict=True))
-        return [results[index] for index in range(len(batch))]
-
-    def _isolated(self, model: Model, questions: list[JobRequest]) -> list[Result]:
         """Answer; an unknown error belongs to the one question that causes it, unless it makes the GPU unusable."""
-        try:
-            return answered(model, questions, self._size)
-        except LlvidError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one broken video must not end the run
-            if "CUDA" in first_line(error):
+        results: list[Result] = []
+        requests = [each.question.request for each in batch if each.question]
+        for result in answered(model, requests, self._context.batch_size):
+            if isinstance(result, Answer | LlvidError):
+                results.append(result)
+                continue
+            if "CUDA" in first_line(result):
                 os._exit(70)  # this process can't use the device any more: Ray starts another one
-            if len(questions) == 1:
-                return [ModelError(f"can't be answered: {described(error)}")]
-        return [result for question in questions for result in self._isolated(model, [question])]
+            results.append(ModelError(f"can't be answered: {described(result)}"))
+        return results
 
     def _answers(self, batch: Sequence[VideoMessage], results: Sequence[Result]) -> Iterator[VideoMessage]:
         for each, result in zip(batch, results, strict=True):

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
-
-from ..conversation import Chunk, Request
 from ..model import Loading, Model
 from ..video.fit import FrameResize
 from .loader import foresee
 
 
-class LocalModel(Model, Protocol):
-    """A model with its weights in this process: it streams many answers at a time."""
-
-    def stream_all(
-        self, requests: Sequence[Request], is_cancelled: Callable[[int], bool] = ..., /
-    ) -> Iterator[tuple[int, Chunk]]:
-        """Yield pieces of all answers, each with its request's number, generated together where that is possible.
-
-        Each answer's last chunk comes at its own end. An answer for which `is_cancelled`, called in another thread,
-        returns true may end without a last chunk. Closing the iterator stops the generation. Raises as `answer_all`
-        does.
-        """
-
-
-def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> LocalModel:
+def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
     """Return the model of a name: `demo`, `random:SIZE`, a checkpoint's folder, or a hub id.
 
     Raises `UsageError` or `ModelError`. The checkpoint's kind, whether its config can be changed as `loading` wants,

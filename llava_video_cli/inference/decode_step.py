@@ -1,65 +1,80 @@
-"""The language model, one step at a time: prompts into the KV cache, then a token of each row in, its logits out."""
+"""The language model, one step at a time: prompts into a KV cache, then a token of each row in, its logits out."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
+from transformers import AttentionInterface
 
 from .cuda_graph import Capture, CapturedStep, cuda_graphs
-from .kv_cache import KVCache, new_cache
+from .kv_cache import SlotCache, attend, causal_mask
 
 # Decoders whose layers are written out below; others, and what differs inside, go through transformers' own forward.
 _WRITTEN_OUT = ("LlamaModel", "MistralModel")
-# Capacities are rounded up to this, so that prompts of about one length can share a captured step.
-_CAPACITY_STEP_TOKENS = 256
-# Steps of an answer before its step is captured, which takes as long as a few: many answers are a word.
-_STEPS_BEFORE_CAPTURE, _STEPS_WORTH_CAPTURE = 3, 12
+# A device that captures steps, or plans kernels for each shape, gets few shapes: tokens in steps of this.
+_BUCKET_TOKENS = 256
+# Steps of a shape before it is captured, which takes as long as a few; many times as many after each failure.
+_STEPS_BEFORE_CAPTURE, _MORE_AFTER_FAILURE, _MOST_STEPS = 3, 16, 10_000
 
 
 class Step(Protocol):
-    """One decode step of a batch."""
-
-    def attention_mask(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return a mask, int64 (rows, tokens), in the form that the step takes; its last dimension is the tokens."""
+    """One decode step of the rows of a cache."""
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
     ) -> torch.Tensor:
         """Append a token to each row of the cache, ids and positions int64 (rows, 1).
 
-        Returns the logits, (rows, vocabulary). Without `attention_mask`, every row sees all that the cache holds.
+        Returns the logits, (rows, vocabulary). `mask` is that of `causal_mask`, or None if every row sees all.
         """
 
 
 class TransformersStep:
-    """transformers' own forward: right for every model and every device."""
+    """transformers' own forward, with an attention that takes rows of different lengths: for every model and device."""
 
     def __init__(self, model: Any) -> None:
         self._model, self._cache_name = model, cache_name(model)
-
-    def attention_mask(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the mask unchanged."""
-        del dtype
-        return mask
+        self._config = model.config.get_text_config()
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
     ) -> torch.Tensor:
         """Do the step."""
-        output = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=attention_mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-        )
+        usual = self._config._attn_implementation  # noqa: SLF001 - stands nowhere else
+        self._config._attn_implementation = _ATTENTION  # noqa: SLF001
+        try:
+            output = self._model(
+                input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **{self._cache_name: cache}
+            )
+        finally:
+            self._config._attn_implementation = usual  # noqa: SLF001
         logits: torch.Tensor = output.logits[:, -1].to(ids.device)
         return logits
+
+
+_ATTENTION = "llvid_slots"
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    scaling: float | None = None, sliding_window: int | None = None, **_: object,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attend to slots, as transformers calls it: query (rows, heads, 1, width)."""
+    del module
+    if sliding_window and attention_mask is None:
+        key, value = key[:, :, -sliding_window:], value[:, :, -sliding_window:]
+    elif sliding_window and attention_mask is not None:
+        seen = (attention_mask == 0).sum(-1, keepdim=True)
+        outside = torch.arange(key.shape[2], device=key.device) < seen - sliding_window
+        attention_mask = attention_mask.masked_fill(outside, -torch.inf)
+    return attend(query[:, :, 0], key, value, attention_mask, scaling)[:, None], None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
 
 
 class LayerStep:
@@ -78,35 +93,16 @@ class LayerStep:
         # bitsandbytes' 8-bit product asks the device which columns are outliers
         self.is_static = not any(type(module).__name__ == "Linear8bitLt" for module in decoder.modules())
 
-    def attention_mask(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return a mask to add to the attention's scores, (rows, 1, 1, tokens)."""
-        hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, float("-inf"))
-        return hidden[:, None, None]
-
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
     ) -> torch.Tensor:
         """Do the step."""
-        return self.run(ids, positions, attention_mask, cache.layers, None)
-
-    def run(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        layers: Sequence[Any],
-        slot: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Do the step on a cache's layers; with a `slot`, int64 (1), no shape depends on how much they hold.
-
-        Keys and values are then written to that place of the cache's buffers; `attention_mask` is as wide as these.
-        """
         hidden = self._embed(ids)  # (rows, 1, width)
         cos, sin = self._rotary(hidden, positions)  # (rows, 1, head width)
         half = sin.shape[-1] // 2
         # rotating by half the width and changing the sign of its first half is a roll times a signed sine
         cos, sin = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
-        for layer, cached in zip(self._layers, layers, strict=True):
+        for layer, cached in zip(self._layers, cache.layers, strict=True):
             attention = layer.self_attn
             width = attention.head_dim
             normed = _rms_norm(layer.input_layernorm, hidden)
@@ -115,19 +111,9 @@ class LayerStep:
             both = torch.cat([query, key], dim=-1).unflatten(-1, (-1, width))  # (rows, 1, heads + KV heads, width)
             both = both * cos + both.roll(half, -1) * sin
             heads = query.shape[-1] // width
-            # heads that share a key stand as its queries: (rows, KV heads, heads of each, width)
-            query = both[:, 0, :heads].unflatten(1, (value.shape[1], -1))
-            key = both[:, :, heads:].transpose(1, 2)
-            if slot is None:
-                keys, values = cached.update(key, value)
-            else:
-                keys, values = cached.buffers
-                keys.index_copy_(2, slot, key)
-                values.index_copy_(2, slot, value)
-            output = functional.scaled_dot_product_attention(
-                query, keys, values, attn_mask=attention_mask, scale=attention.scaling
-            )
-            hidden = hidden + attention.o_proj(output.reshape(len(output), 1, -1))
+            keys, values = cached.update(both[:, :, heads:].transpose(1, 2), value)
+            output = attend(both[:, 0, :heads], keys, values, mask, attention.scaling)
+            hidden = hidden + attention.o_proj(output.flatten(1)[:, None])
             hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
         logits: torch.Tensor = self._head(_rms_norm(self._norm, hidden))[:, -1]
         return logits
@@ -159,144 +145,87 @@ def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class BatchInputs:
-    """Prompts of the same length, padded on the left, and a KV cache of the first `cached` tokens of each.
-
-    `ids` and `mask` are int64 (rows, tokens); `embeddings` (rows, tokens - cached, hidden) has what is to be computed.
-    `is_padded` tells whether any of the mask is 0.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    embeddings: torch.Tensor
-    cache: Any
-    is_padded: bool
-
-    @property
-    def tokens(self) -> int:
-        """The length of the rows, padding included."""
-        return self.ids.shape[1]
-
-
 class Decoder:
-    """A model's language model, its decode step, and the KV caches that fit it. For one thread at a time.
+    """A model's language model, its decode step, and the slots of its KV cache. For one thread at a time.
 
     `capture` is how a decode step is captured; the default is a CUDA graph on a GPU, and nothing elsewhere.
     """
 
     def __init__(self, model: Any, capture: Capture | None = None) -> None:
-        self.model, self.step = model, choose_step(model)
+        self.model, self._step = model, choose_step(model)
         self.device = model.get_input_embeddings().weight.device
         self.runs_ahead = self.device.type == "cuda"  # a step is launched before the last one's token is read
-        self.capture = None
-        if isinstance(self.step, LayerStep) and self.step.is_static:
-            self.capture = capture or (cuda_graphs(self.device) if self.runs_ahead else None)
-        self._cache_name = cache_name(model)
+        self._capture = None
+        if isinstance(self._step, LayerStep) and self._step.is_static:
+            self._capture = capture or (cuda_graphs(self.device) if self.runs_ahead else None)
+        self._has_buckets = self._capture is not None or self.device.type != "cpu"
+        self._captured: dict[tuple[int, int], CapturedStep | int] = {}  # or how many steps until it is tried
+        self._patience: dict[tuple[int, int], int] = defaultdict(lambda: _STEPS_BEFORE_CAPTURE)
+        self._cache_name, self._dtype = cache_name(model), model.get_input_embeddings().weight.dtype
+        self.slots = SlotCache(model.config, self.device)
 
-    def cache(self, rows: int, tokens: int, reusable: Any = None) -> Any:
-        """Return an empty cache for so many tokens of each row: `reusable`, where it has the same size.
+    def size(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the rows and tokens of the smallest step for so many."""
+        if not self._has_buckets:
+            return rows, tokens
+        return _bucket(rows), _BUCKET_TOKENS * _bucket(-(-tokens // _BUCKET_TOKENS))
 
-        Only a captured step makes a cache worth using again.
-        """
-        capacity = self._capacity(tokens)
-        can_reuse = self.capture is not None and isinstance(reusable, KVCache)
-        if can_reuse and reusable.rows == rows and reusable.capacity == capacity:
-            reusable.set_length(0)
-            return reusable
-        return new_cache(self.model.config, capacity)
-
-    def select(self, cache: Any, rows: torch.Tensor, tokens: int, reusable: Any = None) -> Any:
-        """Move these rows of a cache, int64 (rows), to one with room for so many tokens; the old one ends up empty."""
-        if not isinstance(cache, KVCache):
-            cache.batch_select_indices(rows)
-            return cache
-        target = self.cache(len(rows), tokens, reusable)
-        cache.move(rows, target)
-        return target
-
-    def reserve(self, cache: Any, tokens: int) -> None:
-        """Enlarge a cache that is in use to so many tokens, if it has less."""
-        if isinstance(cache, KVCache):
-            cache.reserve(self._capacity(tokens))
+    def reserve(self, slots: int, room: int) -> None:
+        """Allocate the cache anew, with this size; what it holds is kept as far as there is room."""
+        self._captured.clear()
+        self.slots.reserve(slots, room)
 
     @torch.inference_mode()
-    def prefill(self, batch: BatchInputs) -> torch.Tensor:
-        """Fill the batch's cache with all its tokens; return the logits of the last ones, (rows, vocabulary)."""
-        positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)[:, -batch.embeddings.shape[1] :]
+    def prefill(self, embeddings: torch.Tensor, cache: Any, begin: int) -> torch.Tensor:
+        """Append embeddings, (rows, tokens, hidden), to a cache of transformers' own kind that holds `begin` tokens.
+
+        Returns the logits of the last ones, (rows, vocabulary).
+        """
+        positions = torch.arange(begin, begin + embeddings.shape[1], device=self.device)
         output = self.model(
-            inputs_embeds=batch.embeddings,
-            attention_mask=batch.mask,
-            position_ids=positions,
+            inputs_embeds=embeddings,
+            position_ids=positions[None].expand(len(embeddings), -1),
             use_cache=True,
             logits_to_keep=1,
-            **{self._cache_name: batch.cache},
+            **{self._cache_name: cache},
         )
-        logits: torch.Tensor = output.logits[:, -1].to(batch.ids.device)
+        logits: torch.Tensor = output.logits[:, -1].to(self.device)
         return logits
 
-    def _capacity(self, tokens: int) -> int:
-        return tokens if self.capture is None else -(-tokens // _CAPACITY_STEP_TOKENS) * _CAPACITY_STEP_TOKENS
+    @torch.inference_mode()
+    def advance(self, rows: int, longest: int, *, are_alike: bool) -> torch.Tensor:
+        """Append the slots' `last_ids` to the first `rows`; return the next logits, valid until the next step.
 
+        The longest row holds `longest` tokens then. `are_alike` tells whether all are of that length.
+        """
+        size = self.size(rows, longest)
+        size = min(size[0], self.slots.slots), min(size[1], self.slots.room)
+        if self._capture is None:
+            return self._run(*size, is_masked=not are_alike or size != (rows, longest))[:rows]
+        captured = self._captured.setdefault(size, self._patience[size])
+        if isinstance(captured, int):
+            if captured:
+                self._captured[size] = captured - 1
+                return self._run(*size)[:rows]
+            captured = CapturedStep(lambda: self._run(*size), self.slots.lengths)
+            if not captured.capture(self._capture):  # perhaps for lack of memory, which may pass
+                self._patience[size] = min(_MORE_AFTER_FAILURE * self._patience[size], _MOST_STEPS)
+                self._captured[size] = self._patience[size]
+                return self._run(*size)[:rows]
+            self._captured[size] = captured
+        return captured()[:rows]
 
-class DecodingBatch:
-    """A batch after its prefill, which grows by a token of each row at a time, by at most `most_new`.
-
-    On a GPU its steps run ahead of the host: the logits that they return may still be on their way.
-    """
-
-    def __init__(self, decoder: Decoder, batch: BatchInputs, most_new: int) -> None:
-        self._decoder, self.cache = decoder, batch.cache
-        self._tokens, self._end = batch.tokens, batch.tokens + most_new
-        self._attention_mask: torch.Tensor | None = None
-        if batch.is_padded:
-            width = self.cache.capacity if isinstance(self.cache, KVCache) else self._end
-            mask = functional.pad(batch.mask, (0, width - batch.tokens), value=1)
-            self._attention_mask = decoder.step.attention_mask(mask, batch.embeddings.dtype)
-        self._first, self._steps = batch.mask.sum(-1, keepdim=True), 0  # the position of each row's first new token
-        self._captured: CapturedStep | None = None
-        self._capture_at = _STEPS_BEFORE_CAPTURE
-
-    def advance(self, new_ids: torch.Tensor) -> torch.Tensor:
-        """Append a token to each row, int64 (rows); return the next one's logits, valid until the next step."""
-        ids = new_ids[:, None]
-        if self._captured is None:
-            self._captured = self._captured_step(ids)
-        if self._captured is not None:
-            logits = self._captured(ids)
-        else:
-            mask = None if self._attention_mask is None else self._attention_mask[..., : self._tokens + 1]
-            logits = self._decoder.step(ids, self._first + self._steps, mask, self.cache)
-        self._tokens += 1
-        self._steps += 1
+    def _run(self, rows: int, tokens: int, is_masked: bool = True) -> torch.Tensor:
+        slots = self.slots
+        lengths = slots.lengths[:rows]
+        mask = causal_mask(lengths, tokens, self._dtype) if is_masked else None
+        slots.begin(rows, tokens)
+        logits = self._step(slots.last_ids[:rows, None], lengths[:, None], mask, slots)
+        lengths.add_(1).clamp_(max=slots.room - 1)  # slots without a row take part where shapes are few
         return logits
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows alone, int64 (rows), and give the memory of the others back."""
-        self.finish()
-        self.cache = self._decoder.select(self.cache, rows, self._end)
-        self._first = self._first[rows]
-        self._attention_mask = None if self._attention_mask is None else self._attention_mask[rows]
-        self._captured, self._capture_at = None, self._steps + _STEPS_BEFORE_CAPTURE
 
-    def finish(self) -> None:
-        """Set the cache's length, which a captured step does not count."""
-        if self._captured is not None:
-            self.cache.set_length(self._tokens)
-
-    def _captured_step(self, ids: torch.Tensor) -> CapturedStep | None:
-        """Return the step that was captured on the cache; capture it now, if that pays."""
-        decoder, cache, step = self._decoder, self.cache, self._decoder.step
-        if decoder.capture is None or not isinstance(cache, KVCache) or not isinstance(step, LayerStep):
-            return None
-        earlier: CapturedStep | None = cache.captured
-        pays = self._steps >= self._capture_at and self._end - self._tokens >= _STEPS_WORTH_CAPTURE
-        if earlier is None and not pays:
-            return None
-        captured = earlier or CapturedStep(step, cache.layers)
-        captured.begin(self._first + self._steps, self._tokens, self._attention_mask)
-        if earlier is None and not captured.capture(decoder.capture, ids):
-            decoder.capture = None  # it would fail again
-            return None
-        cache.captured = captured
-        return captured
+def _bucket(number: int) -> int:
+    """Return the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    power = 1 << max(0, number - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and number <= 3 * power // 4 else power

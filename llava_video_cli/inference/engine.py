@@ -1,194 +1,433 @@
-"""A batch to tokens: a thread of its own generates them, and its reader iterates over them."""
+"""One thread that has the device: rows join and leave between two steps.
+
+A request waits, is prefilled (by chunks while the answers of others are being read), has a slot of the KV cache as long
+as it runs, and leaves. A second thread prepares prompts, a third one writes text, so that no step waits for these.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..conversation import FinishReason
 from ..errors import ModelError
-from .decode_step import BatchInputs, Decoder, DecodingBatch
-from .sampler import NOT_FINITE, Sampler
+from . import device_memory as memory
+from .decode_step import Decoder
+from .prefix_cache import PrefixCache, Prompt
+from .row import Row, finish_reason
+from .sampler import NOT_FINITE, sample
+from .vision import Vision
 
-# An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
-_LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
-_CHECK_EVERY_TOKENS = 16
-# How long a reader that leaves waits for the step under way; a prefill on a CPU may take minutes.
-_LEAVE_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+# The most rows at a time: on a CPU more don't pay.
+_MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
+# The tokens of a prefill: of one step's while answers are read that must not stall, and of prompts together.
+_CHUNK_TOKENS, _TOGETHER_TOKENS = 512, 8192
+# So long may a prefill of answers that nobody reads take, and so long may the oldest of them run before others join:
+# what is under way is lost if a run is killed.
+_PREFILL_SECONDS, _RUN_SECONDS = 10.0, 60.0
+_GROWTH = 1.03  # with each answer, of a bound that was lowered when memory ran out
 
 
-class FairLock:
-    """A lock that goes to the threads that wait for it in the order in which they came.
+@dataclass(eq=False)
+class _Prefill:
+    """Rows of equal length whose prompts are being computed, from `done` on; `cache` is transformers' own.
 
-    A `threading.Lock` that is released and acquired again at once would keep all others waiting.
+    `sources` are the held prompts that have their first `cached` tokens, if any.
     """
 
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
-        self._is_locked = False
-
-    def __enter__(self) -> None:
-        with self._mutex:
-            if not self._is_locked:
-                self._is_locked = True
-                return
-            own = threading.Lock()
-            own.acquire()
-            self._waiting.append(own)
-        own.acquire()  # until the thread before releases it
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._mutex:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._is_locked = False
+    rows: list[Row]
+    sources: list[Prompt | None]
+    cached: int
+    embeddings: torch.Tensor | None = None
+    cache: Any = None
+    done: int = 0
+    began_at: float = field(default_factory=time.perf_counter)
 
 
-@dataclass(frozen=True)
-class Token:
-    """A new token of a row, and, if it is the row's last, why.
+class Engine:
+    """The rows of a model, and the threads that take them on; they begin with the first request.
 
-    The id `NOT_FINITE` ends a row whose logits hold a NaN or an infinity.
-    """
-
-    row: int
-    id: int
-    finish_reason: FinishReason | None
-    at_seconds: float  # of time.perf_counter
-
-
-class TokenStream:
-    """The tokens of a batch's rows as they are generated.
-
-    They come from a thread that hands its exception to the reader, and stops when the reader leaves. Row n gets at most
-    `limits[n]` new tokens; one for which `is_cancelled` is true ends without a last token. The device is used under
-    `lock` alone, which models that share their weights have in common.
+    `slots` is how many slots the cache has at least: what earlier requests left in them serves prompts that begin with
+    the same, if `prefix_reuse`. `close` ends the threads.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        lock: FairLock,
-        batch: BatchInputs,
-        limits: Sequence[int],
+        vision: Vision,
         stop_ids: Sequence[int],
-        sampler: Sampler,
-        is_cancelled: Callable[[int], bool],
+        answer_bytes: Callable[[int], int],
+        failed: Callable[[Row, Exception], Exception],
+        prefix_reuse: bool = True,
+        slots: int = 1,
     ) -> None:
-        self._decoder, self._lock, self._batch, self._sampler = decoder, lock, batch, sampler
-        self._limits, self._stop_ids, self._is_cancelled = limits, frozenset(stop_ids), is_cancelled
-        self.new_ids: list[list[int]] = [[] for _ in limits]
-        self._queue: queue.SimpleQueue[list[Token] | BaseException | None] = queue.SimpleQueue()
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="llvid-generate", daemon=True)
-        self.cache: Any = None
+        self._decoder, self._vision, self._answer_bytes, self._failed = decoder, vision, answer_bytes, failed
+        self._stop_ids, self._prefix_reuse, self._least_slots = frozenset(stop_ids), prefix_reuse, slots
+        self.most_rows = _MOST_ROWS.get(decoder.device.type, _MOST_ROWS_ELSEWHERE)
+        self._asked: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
+        self._start, self._is_started = threading.Lock(), False
+        self._waiting: deque[Row] = deque()
+        self._running: list[Row] = []  # the row of slot n is number n
+        self._prefill: _Prefill | None = None
+        self._unread: list[tuple[list[Row], Callable[[], list[int]]]] = []  # tokens that are on their way to the host
+        self._prefixes = PrefixCache()
+        self._at: list[Row] = []  # the rows that are being computed
+        # of all slots, and of prompts together: less after memory ran out
+        self._most_tokens, self._together_tokens = math.inf, float(_TOGETHER_TOKENS)
+        self._prefill_tokens = 0.0  # in _PREFILL_SECONDS, as far as is known
 
-    def __enter__(self) -> TokenStream:
-        self._thread.start()
-        return self
+    @property
+    def cached_bytes(self) -> int:
+        """The size of the KV cache, which stays allocated."""
+        return self._decoder.slots.allocated_bytes
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._left.set()
-        self._thread.join(_LEAVE_SECONDS)
+    def submit(self, row: Row) -> None:
+        """Queue a request."""
+        with self._start:
+            if not self._is_started:
+                for name, work in (("text", self._write), ("engine", self._work), ("prepare", self._prepare)):
+                    threading.Thread(target=work, name=f"llvid-{name}", daemon=True).start()
+                self._is_started = True
+        self._asked.put(row)
 
-    def __iter__(self) -> Iterator[Token]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield from item
+    def close(self) -> None:
+        """End the threads, when they have nothing left to do."""
+        self._asked.put(None)
+
+    def _prepare(self) -> None:
+        while (row := self._asked.get()) is not None:
+            try:
+                row.prepare(row)
+            except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
+                row.has_left.set()
+                self._written.put([(row, self._failed(row, error), None, 0.0)])
+            else:
+                self._new.put(row)
+            del row
+        self._new.put(None)
 
     @torch.inference_mode()
     def _work(self) -> None:
-        """Generate; at the end `cache` is set: it holds the prompt and the new tokens, perhaps without the last."""
-        decoder, lock = self._decoder, self._lock
-        active = {row: row for row in range(len(self._limits))}  # rows, and their place in the batch, which shrinks
-        width = len(active)
+        while self._take_new():
+            failure: Exception | None = None
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - those who asked get it, whatever it is
+                failure = error
+            if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
+                if memory.is_out_of_memory(failure):
+                    failure.__traceback__ = None
+                self._recover(failure)
+        self._written.put(None)
+
+    def _take_new(self) -> bool:
+        """Queue what has come; wait for it if there is nothing else to do. Returns false at the end."""
+        has_work = bool(self._waiting or self._running or self._prefill)
+        while not has_work or not self._new.empty():
+            row = self._new.get()
+            if row is None:
+                return False
+            self._waiting.append(row)
+            has_work = True
+        return True
+
+    def _turn(self) -> None:
+        for row in [row for row in self._waiting if row.is_cancelled]:
+            self._waiting.remove(row)
+            row.has_left.set()
+        for row in [row for row in self._running if row.is_cancelled or row.text.is_stopped]:
+            self._leave(row)
+        self._prefill = self._prefill or self._next_prefill()
+        if self._prefill:
+            self._advance_prefill(self._prefill)
+        runs_ahead = self._decoder.runs_ahead
+        if not runs_ahead:
+            self._read(len(self._unread))
+        count = len(self._unread)
+        if any(row.sampled < row.limit for row in self._running):
+            self._step()
+            count += not runs_ahead
+        self._read(count)
+
+    def _write(self) -> None:
+        while (rows := self._written.get()) is not None:
+            for each in rows:
+                self._write_one(*each)
+            del rows, each  # or the last one would be kept until the next comes
+
+    def _write_one(self, row: Row, what: Any, reason: FinishReason | None, at: float) -> None:
+        """Turn new tokens of a row into text, or deliver its error."""
         try:
-            with lock:
-                decoding = DecodingBatch(decoder, self._batch, max(self._limits))
-                logits = decoder.prefill(self._batch)
-            while not self._left.is_set():
-                with lock:
-                    new_ids, checked_ids = self._sampler.sample(logits)
-                    wait = _copy_to_host(checked_ids)
-                    if decoder.runs_ahead and self._needs_more(active):  # launched before these tokens are read
-                        logits = decoding.advance(new_ids)
-                active = self._hand_over(active, wait())
-                if not active:
-                    break
-                with lock:
-                    if len(active) <= width // 2:  # rows that have ended cost as much as the others
-                        places = torch.tensor(list(active.values()), device=new_ids.device)
-                        decoding.select(places)
-                        self._sampler.select(places)
-                        logits, new_ids = logits[places], new_ids[places]
-                        active, width = {row: place for place, row in enumerate(active)}, len(active)
-                    if not decoder.runs_ahead:
-                        logits = decoding.advance(new_ids)
-            decoding.finish()
-            self.cache = decoding.cache
-            self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
-            self._queue.put(error)
+            if not isinstance(what, Exception):
+                row.write(what, reason, at)
+            elif not row.is_cancelled:
+                row.deliver(what)
+        except Exception:  # noqa: BLE001 - of who asked: the others' answers go on
+            row.is_cancelled = True
+            _log.exception("an answer could not be delivered")
 
-    def _needs_more(self, active: Iterable[int]) -> bool:
-        """Whether the limit of any row allows more than the token that was just sampled."""
-        return any(len(self.new_ids[row]) + 1 < self._limits[row] for row in active)
+    # Letting rows in
 
-    def _hand_over(self, active: dict[int, int], ids: Sequence[int]) -> dict[int, int]:
-        """Queue the new tokens, one for each place in the batch; return the rows that continue."""
-        now = time.perf_counter()
-        tokens, left = [], {}
-        for row, place in active.items():
-            if self._is_cancelled(row):
+    def _next_prefill(self) -> _Prefill | None:
+        """Return the oldest rows that wait, of one length, as many as there is room for; None if they have to wait."""
+        places = self.most_rows - len(self._running)
+        are_read = any(row.reads_each for row in (*self._waiting, *self._running))
+        # A prefill of one short prompt costs nearly as much as one of several.
+        if not self._waiting or places < (1 if are_read or not self._running else self.most_rows // 4):
+            return None
+        if (
+            not are_read
+            and self._running
+            and time.perf_counter() - min(row.joined_at for row in self._running) > _RUN_SECONDS
+        ):
+            return None
+        most_tokens = _CHUNK_TOKENS if are_read and self._running else self._prefill_tokens
+        most_tokens = min(most_tokens, self._together_tokens)
+        rows: list[Row] = []
+        prefill = _Prefill(rows, [], 0)
+        for row in self._waiting:
+            if len(rows) >= places or (rows and (len(rows) + 1) * len(row.prompt.ids) > most_tokens):
+                break
+            if rows and len(row.prompt.ids) != len(rows[0].prompt.ids):
                 continue
-            if ids[place] == NOT_FINITE:
-                tokens.append(Token(row, NOT_FINITE, None, now))
+            source, cached = self._source(row)
+            if rows and (cached != prefill.cached or self._shares(row, rows)):
                 continue
-            new_ids = self.new_ids[row]
-            new_ids.append(ids[place])
-            reason = finish_reason(new_ids, self._stop_ids, self._limits[row])
-            tokens.append(Token(row, ids[place], reason, now))
-            if reason is None:
-                left[row] = place
-        self._queue.put(tokens)
-        return left
+            if self._size([*rows, row]) is None:
+                break
+            prefill.cached = cached
+            prefill.sources.append(source)
+            rows.append(row)
+        for row in rows:
+            self._waiting.remove(row)
+        return prefill if rows else None
+
+    def _source(self, row: Row) -> tuple[Prompt | None, int]:
+        """Return the held prompt that the row's one may begin with, and how many of its tokens."""
+        if not self._prefix_reuse or not self._decoder.slots.is_plain:
+            return None, 0
+        # the cost of one of many answers should not depend on which video came before
+        return self._prefixes.best(row.prompt, same_media=not row.in_pieces)
+
+    def _shares(self, row: Row, rows: Sequence[Row]) -> bool:
+        """Whether the row can take over media that one of these rows is about to compute."""
+        key = row.prompt.media_key if self._prefix_reuse and row.prompt.spans else None
+        return key is not None and any(key == other.prompt.media_key for other in rows)
+
+    def _size(self, rows: Sequence[Row]) -> tuple[int, int] | None:
+        """Return the slots and their room for these rows beside those that run; None if memory does not suffice.
+
+        One row alone always gets what it takes.
+        """
+        slots, everyone = self._decoder.slots, (*self._running, *rows)
+        needed, room = self._decoder.size(len(everyone), max(row.room for row in everyone))
+        fits = len(everyone) == 1 or needed * slots.room <= self._most_tokens
+        if fits and needed <= slots.slots and room <= slots.room:
+            return slots.slots, slots.room
+        free = memory.free_bytes(self._decoder.device) + self.cached_bytes
+        for size in ((max(needed, self._least_slots, slots.slots), max(room, slots.room)), (needed, room)):
+            if math.prod(size) <= self._most_tokens and size[0] * self._answer_bytes(size[1]) <= free:
+                return size
+        return (needed, room) if len(everyone) == 1 else None
+
+    def _advance_prefill(self, prefill: _Prefill) -> None:
+        """Compute a part of the prompts, all of them if nobody waits for an answer under way; then the rows join."""
+        for row in [row for row in prefill.rows if row.is_cancelled]:
+            row.has_left.set()
+        if all(row.is_cancelled for row in prefill.rows):
+            self._prefill = None
+            return
+        self._at = prefill.rows
+        if prefill.embeddings is None:
+            self._begin_prefill(prefill)
+        assert prefill.embeddings is not None
+        tokens = prefill.embeddings.shape[1]
+        must_hurry = any(row.reads_each for row in self._running)
+        end = min(tokens, prefill.done + max(1, _CHUNK_TOKENS // len(prefill.rows))) if must_hurry else tokens
+        part = prefill.embeddings[:, prefill.done : end]
+        logits = self._decoder.prefill(part, prefill.cache, prefill.cached + prefill.done)
+        prefill.done = end
+        if end == tokens:
+            self._note_peak()
+            first = len(self._running)
+            for number, row in enumerate(prefill.rows):
+                self._join(row, number, prefill)
+            self._prefill = None
+            self._sample(prefill.rows, logits, first)
+            seconds = time.perf_counter() - prefill.began_at
+            self._prefill_tokens = tokens * len(prefill.rows) * _PREFILL_SECONDS / seconds
+
+    def _begin_prefill(self, prefill: _Prefill) -> None:
+        """Allocate slots, encode what is not cached, and set the prefill's inputs."""
+        slots, rows = self._decoder.slots, prefill.rows
+        size = self._size(rows)
+        assert size is not None
+        if size != (slots.slots, slots.room):
+            self._prefixes.keep_within(*size)
+            self._decoder.reserve(*size)
+        sources = [slot for held in prefill.sources if (slot := self._prefixes.slot_of(held)) is not None]
+        if len(sources) < len(rows):
+            prefill.cached = 0
+        cached, model = prefill.cached, self._decoder.model
+        spans = [[span for span in row.prompt.spans if span.stop > cached] for row in rows]
+        features = iter(self._vision.encode(span.medium for each in spans for span in each))
+        ids = torch.tensor([row.prompt.ids[cached:] for row in rows], device=self._decoder.device)
+        embeddings = prefill.embeddings = model.get_input_embeddings()(ids)  # (rows, tokens - cached, hidden)
+        for number, each in enumerate(spans):
+            for span in each:
+                begin = max(span.start, cached)
+                part = next(features)[begin - span.start :]
+                embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
+        prefill.cache = slots.prefix(sources, cached, model.config)
+
+    def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
+        """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
+        slots, slot, cached = self._decoder.slots, len(self._running), prefill.cached
+        held = prefill.sources[number] if cached else None
+        source = self._prefixes.slot_of(held)
+        is_continued = held is not None and source is not None and source >= slot and 2 * cached >= len(held.ids)
+        free = source if is_continued else self._prefixes.oldest(range(slot, slots.slots))
+        assert free is not None
+        if free != slot and slot in self._prefixes:
+            slots.copy(slot, free, slots.room)
+            self._prefixes.exchange(slot, free)
+        length = len(row.prompt.ids)
+        slots.fill(slot, prefill.cache, number, length, cached if source == slot == free else 0)
+        self._prefixes.drop(slot)
+        if self._prefix_reuse and slots.is_plain:
+            self._prefixes.hold(slot, row.prompt)
+        row.cached_tokens = cached if not row.ids else row.cached_tokens
+        row.joined_at = time.perf_counter()
+        self._running.append(row)
+
+    # Taking rows on
+
+    def _step(self) -> None:
+        """Do a decode step of all rows."""
+        rows = self._at = list(self._running)
+        longest = max(row.length for row in rows) + 1
+        are_alike = all(row.length + 1 == longest for row in rows)
+        self._sample(rows, self._decoder.advance(len(rows), longest, are_alike=are_alike), 0)
+
+    def _sample(self, rows: list[Row], logits: torch.Tensor, first: int) -> None:
+        """Pick the next tokens of rows, from the slot `first` on, and begin to copy them to the host."""
+        new_ids, checked_ids = sample(logits, [row.sampler for row in rows])
+        self._decoder.slots.last_ids[first : first + len(rows)] = new_ids
+        for row in rows:
+            row.sampled += 1
+        self._unread.append((rows, _copy_to_host(checked_ids)))
+
+    def _read(self, count: int) -> None:
+        """Wait for the tokens of the oldest `count` steps, and pass them on to be written; rows that end leave."""
+        for _ in range(count):
+            rows, wait = self._unread.pop(0)
+            ids, now = wait(), time.perf_counter()
+            written: list[tuple[Row, Any, FinishReason | None, float]] = []
+            for row, new_id in zip(rows, ids, strict=True):
+                if row.has_left.is_set() or row.is_cancelled:
+                    continue
+                if new_id == NOT_FINITE:
+                    self._leave(row, is_sound=False)
+                    written.append((row, self._failed(row, NotFiniteError()), None, now))
+                    continue
+                row.first_at = row.first_at or now
+                row.ids.append(new_id)
+                reason = finish_reason(row.ids, self._stop_ids, row.limit)
+                if reason is not None:
+                    self._leave(row)
+                if row.reads_each:
+                    written.append((row, (new_id,), reason, now))
+                elif reason is not None:
+                    written.append((row, row.ids, reason, now))
+            if written:
+                self._written.put(written)
+
+    # Letting rows out
+
+    def _leave(self, row: Row, *, is_sound: bool = True) -> None:
+        """End a row: the last one takes its slot, and what the slot holds serves later prompts, if it `is_sound`."""
+        self._take_out(row, is_sound=is_sound)
+        row.has_left.set()
+        self._most_tokens *= _GROWTH
+        self._together_tokens = min(_TOGETHER_TOKENS, self._together_tokens * _GROWTH)
+
+    def _take_out(self, row: Row, *, is_sound: bool = True) -> None:
+        self._note_peak()
+        slots, slot, last = self._decoder.slots, self._running.index(row), len(self._running) - 1
+        if not is_sound:
+            self._prefixes.drop(slot)
+            slots.clear(slot)  # a mask would not hide a NaN from the next row
+        elif slot in self._prefixes:
+            self._prefixes.hold(slot, row.prompt.extended(row.ids[row.in_prompt : -1]))
+        if slot != last:
+            longest = max(row.length, self._running[last].length) + 1
+            slots.copy(last, slot, min(longest, slots.room), swap=slot in self._prefixes)
+            self._prefixes.exchange(slot, last)
+            self._running[slot] = self._running[last]
+        self._running.pop()
+
+    def _note_peak(self) -> None:
+        """Count the peak of the memory since the last time for all rows that are here."""
+        peak_bytes = memory.peak_bytes(self._decoder.device)
+        for row in (*self._running, *(self._prefill.rows if self._prefill else ())):
+            row.peak_bytes = max(row.peak_bytes, peak_bytes)
+        memory.reset_peak(self._decoder.device)
+
+    def _recover(self, error: Exception) -> None:
+        """After an error, let fewer rows in, if memory ran out, and try those again that may have been too many.
+
+        A row that fails alone ends with the error.
+        """
+        rows, slots, is_memory = self._at, self._decoder.slots, memory.is_out_of_memory(error)
+        is_prefill, self._prefill = self._prefill is not None and rows is self._prefill.rows, None
+        if not is_prefill:  # tokens that were sampled before are sound
+            self._read(len(self._unread))
+        rows = [row for row in rows if not row.has_left.is_set()]
+        again: list[Row] = []
+        others = [row for row in self._running if row not in rows]
+        if len(rows) > 1 and is_prefill:
+            again, self._together_tokens = rows, len(rows) * len(rows[0].prompt.ids) // 2
+        elif len(rows) > 1 and is_memory:
+            again = rows[len(rows) // 2 :] if slots.is_plain else rows
+            self._most_tokens = len(rows) // 2 * slots.room
+        elif others and is_memory:
+            again, self._most_tokens = rows, len(others) * slots.room
+        elif len(rows) == 1 and is_memory and not rows[0].was_alone:  # now without what others have left
+            again, self._most_tokens, rows[0].was_alone = rows, rows[0].room, True
+        for row in reversed(again):
+            if row in self._running:
+                self._take_out(row)
+            row.prompt, row.in_prompt = row.prompt.extended(row.ids[row.in_prompt :]), len(row.ids)
+            row.sampled = len(row.ids)
+            self._waiting.appendleft(row)
+        failed = [] if is_memory and len(rows) > 1 else [row for row in rows if row not in again]
+        for row in failed:
+            if row in self._running:
+                self._take_out(row, is_sound=False)
+            row.has_left.set()
+        if is_memory and not self._running:
+            self._prefixes.clear()
+            self._decoder.reserve(0, 0)
+        if is_memory:
+            memory.give_back(self._decoder.device)
+        for row in failed:
+            self._written.put([(row, self._failed(row, error), None, 0.0)])
 
 
-def finish_reason(ids: Sequence[int], stop_ids: Container[int], limit: int) -> FinishReason | None:
-    """Return why an answer ends with these new ids; None if it does not."""
-    if ids[-1] in stop_ids:
-        return "stop"
-    is_over = len(ids) >= limit
-    if (is_over or len(ids) % _CHECK_EVERY_TOKENS == 0) and ends_in_repetition(ids):
-        return "repetition"
-    return "length" if is_over else None
-
-
-def ends_in_repetition(ids: Sequence[int]) -> bool:
-    """Return whether the ids end in one block of tokens, repeated."""
-    for length in range(1, _LONGEST_BLOCK_TOKENS + 1):
-        span = max(_LEAST_REPEATS * length, _LEAST_REPEATED_TOKENS)
-        if len(ids) < span:
-            continue
-        tail = ids[-span:]
-        if all(tail[i] == tail[i + length] for i in range(span - length)):
-            return True
-    return False
+class NotFiniteError(ArithmeticError):
+    """The logits of a row hold a NaN or an infinity."""
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

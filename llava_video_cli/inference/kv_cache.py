@@ -1,136 +1,211 @@
-"""A KV cache with room for the whole answer: it grows in place, and its tensors keep their addresses."""
+"""The KV cache in slots: a row fills one from its start, has its own length there, and leaves it as it came."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class PreallocatedLayer(DynamicLayer):
-    """A layer's keys and values, (rows, KV heads, tokens, head width): the filled part of buffers of `capacity` tokens.
+class Places:
+    """Where the rows of a step write, and what of the buffers they see: the first `tokens` of the first `rows` slots.
 
-    transformers' static cache has buffers as well, but attends to all of them.
+    `lengths` is int64 (slots), what each slot holds; `room` is how many tokens a slot has room for.
     """
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self._capacity = capacity
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    def __init__(self, lengths: torch.Tensor, room: int, rows: int, tokens: int) -> None:
+        self._lengths, self._room = lengths[:rows, None], room
+        self.rows, self.tokens = rows, tokens
+        self._of_heads: dict[int, torch.Tensor] = {}
 
-    @property
-    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The whole buffers of the keys and of the values."""
-        assert self._buffers is not None
-        return self._buffers
+    def of_heads(self, heads: int) -> torch.Tensor:
+        """Return where each row's new token goes in buffers seen as (slots * heads * room, width): (rows * heads)."""
+        if heads not in self._of_heads:
+            numbers = torch.arange(self.rows * heads, device=self._lengths.device).view(self.rows, heads)
+            self._of_heads[heads] = (numbers * self._room + self._lengths).flatten()
+        return self._of_heads[heads]
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values of all slots, (slots, KV heads, room, head width), also of a layer with a sliding window."""
+
+    places: Places
+    is_initialized: bool
+    keys: Any
+    values: Any
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values; return all of them."""
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self.allocate(key_states, value_states, max(end, self._capacity), len(key_states))
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, begin:end] = new
-        self.set_length(end)
-        return self.keys, self.values
+        """Append a token to each row, (rows, KV heads, 1, head width); return what the step sees."""
+        rows, tokens = self.places.rows, self.places.tokens
+        index = self.places.of_heads(key_states.shape[1]).to(key_states.device)
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, new.reshape(-1, new.shape[-1]))
+        return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
 
-    def set_length(self, tokens: int) -> None:
-        """Count the first `tokens` of the buffers as filled."""
-        self.keys, self.values = (buffer[:, :, :tokens] for buffer in self.buffers)
-
-    def allocate(self, keys: torch.Tensor, values: torch.Tensor, capacity: int, rows: int) -> None:
-        """Allocate buffers for tensors like these, and copy what the layer holds."""
-        length, self._capacity = self.get_seq_length(), capacity
-        old = (self.keys, self.values)
-        self._buffers = new = (
-            keys.new_empty((rows, keys.shape[1], capacity, keys.shape[3])),
-            values.new_empty((rows, values.shape[1], capacity, values.shape[3])),
-        )
-        self.device, self.dtype, self.is_initialized = keys.device, keys.dtype, True
-        if length:
-            for buffer, filled in zip(new, old, strict=True):
-                buffer[:, :, :length] = filled
-        self.set_length(length)
-
-
-class KVCache(Cache):
-    """A cache of preallocated layers, for `capacity` tokens in each of its rows, padding included.
-
-    `captured` is the decode step that was captured on its tensors, if any: it is valid as long as they stay in place.
-    """
-
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[PreallocatedLayer(capacity) for _ in range(layers)])
-        self.capacity = capacity
-        self.captured: Any = None
+    def begin(self, places: Places) -> None:
+        """Set where the rows of a step are."""
+        self.places = places
 
     @property
-    def rows(self) -> int:
-        """How many rows its buffers have; 0 before they are allocated."""
-        first = self.layers[0]
-        return len(first.buffers[0]) if first.is_initialized else 0
+    def buffers(self) -> list[torch.Tensor]:
+        """What is allocated."""
+        return [self.keys, self.values] if self.is_initialized else []
+
+    def reserve(self, slots: int, room: int) -> None:
+        """Replace the buffers by others of this size, with as much of the content as they have room for.
+
+        Without slots there are none, until a row is filled in: its prompt is computed before.
+        """
+        if not slots:
+            self.keys = self.values = None
+            self.is_initialized = False
+        elif self.is_initialized:
+            self.keys, self.values = (_resized(buffer, slots, room) for buffer in self.buffers)
+
+    def fill(self, slot: int, filled: Any, row: int, length: int, begin: int, slots: int, room: int) -> None:
+        """Copy a row of another cache's layer; `length` is the row's, of which the first `begin` are here."""
+        if not self.is_initialized:
+            self.device, self.dtype, self.is_initialized = filled.keys.device, filled.keys.dtype, True
+            self.keys, self.values = (
+                old.new_zeros((slots, old.shape[1], room, old.shape[3])) for old in (filled.keys, filled.values)
+            )
+        for buffer, new in ((self.keys, filled.keys), (self.values, filled.values)):
+            start = max(begin, length - new.shape[2])  # a sliding window has the last ones alone
+            buffer[slot, :, start:length] = new[row, :, start - length :]
+
+
+class SlotStates:
+    """The states of a linear attention layer for all slots; the step uses `layer`, one of transformers' own."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self._states: dict[tuple[str, int], torch.Tensor] = {}
+
+    def begin(self, places: Places) -> None:
+        """Give the layer the states of the step's rows, which it changes in place."""
+        for (kind, number), state in self._states.items():
+            getattr(self.layer, kind)[number] = state[: places.rows]
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """What is allocated."""
+        return list(self._states.values())
+
+    def reserve(self, slots: int, room: int) -> None:
+        """Replace the buffers by others for so many slots."""
+        del room
+        self._states = {key: _resized(state, slots) for key, state in self._states.items()}
+
+    def fill(self, slot: int, filled: Any, row: int, length: int, begin: int, slots: int, room: int) -> None:
+        """Copy the states of a row of another cache's layer."""
+        del length, begin, room
+        for kind in ("conv_states", "recurrent_states"):
+            for number, state in getattr(filled, kind).items():
+                if state is not None:
+                    if (kind, number) not in self._states:
+                        self._states[kind, number] = state.new_zeros((slots, *state.shape[1:]))
+                    self._states[kind, number][slot] = state[row]
+        for name in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"):
+            getattr(self.layer, name).update(getattr(filled, name))
+        self.layer.conv_kernel_size = filled.conv_kernel_size
+
+
+class SlotCache(Cache):
+    """The cache of all rows that run: they have the first slots. `lengths` says how many tokens each slot holds.
+
+    `last_ids`, int64 (slots), are the tokens to come next. Both stay on the device. `room` is what a slot has room for.
+    """
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        layers = DynamicCache(config=config).layers
+        # Only such layers can be cut at any token, so that a prompt takes over a part of another one's.
+        self.is_plain = all(type(layer) is DynamicLayer for layer in layers)
+        self._all = [SlotLayer() if isinstance(layer, DynamicLayer) else SlotStates(layer) for layer in layers]
+        super().__init__(layers=[each.layer if isinstance(each, SlotStates) else each for each in self._all])
+        self.slots = self.room = 0
+        self.lengths = self.last_ids = torch.zeros(0, dtype=torch.int64, device=device)
 
     @property
     def allocated_bytes(self) -> int:
-        """The size of its buffers."""
-        allocated = [layer for layer in self.layers if layer.is_initialized]
-        return sum(buffer.nbytes for layer in allocated for buffer in layer.buffers)
+        """The size of the buffers."""
+        return sum(buffer.nbytes for layer in self._all for buffer in layer.buffers)
 
-    def set_length(self, tokens: int) -> None:
-        """Count the first `tokens` of each row as filled."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.set_length(tokens)
+    def reserve(self, slots: int, room: int) -> None:
+        """Allocate so many slots of so many tokens; what the first ones hold is kept as far as there is room."""
+        self.slots, self.room = slots, room
+        self.lengths, self.last_ids = _resized(self.lengths, slots), _resized(self.last_ids, slots)
+        for layer in self._all:
+            layer.reserve(slots, room)
 
-    def reserve(self, tokens: int) -> None:
-        """Enlarge the buffers to so many tokens, if they have less."""
-        if tokens <= self.capacity:
-            return
-        self.captured, self.capacity = None, tokens
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.allocate(layer.keys, layer.values, tokens, len(layer.keys))
+    def begin(self, rows: int, tokens: int) -> None:
+        """Begin a step of the first `rows` slots, of which no one holds more than `tokens` when it is done."""
+        places = Places(self.lengths, self.room, rows, tokens)
+        for layer in self._all:
+            layer.begin(places)
 
-    def move(self, rows: torch.Tensor, target: KVCache) -> None:
-        """Move these rows, int64 (rows), into another cache; this one ends up empty."""
-        self.captured = None
-        for number, (mine, other) in enumerate(zip(self.layers, target.layers, strict=True)):
-            keys, values = mine.keys, mine.values
-            if not other.is_initialized:
-                other.allocate(keys, values, target.capacity, len(rows))
-            other.set_length(keys.shape[-2])
-            other.keys.copy_(keys[rows])
-            other.values.copy_(values[rows])
-            self.layers[number] = PreallocatedLayer(0)  # frees this layer before the next one is copied
+    def fill(self, slot: int, cache: Any, row: int, length: int, begin: int = 0) -> None:
+        """Copy a row of a filled cache; the first `begin` of its tokens are in the slot already."""
+        self.lengths[slot] = length
+        for layer, filled in zip(self._all, cache.layers, strict=True):
+            if isinstance(layer, SlotStates) or filled.is_initialized:  # layers may share those of others
+                layer.fill(slot, filled, row, length, begin, self.slots, self.room)
 
-    def fill(self, rows: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], tokens: int) -> None:
-        """Replace the content with these rows, padded on the left to `tokens`.
+    def prefix(self, slots: list[int], tokens: int, config: Any) -> Any:
+        """Return a cache of transformers' own kind that begins with the first `tokens` of these slots, a row each."""
+        cache = DynamicCache(config=config)
+        if tokens:
+            for number, layer in enumerate(self._all):
+                parts = (torch.cat([buffer[one, None, :, :tokens] for one in slots]) for buffer in layer.buffers)
+                cache.update(*parts, number)
+        return cache
 
-        A row has the keys and values of each layer, (KV heads, its tokens, head width).
-        """
-        for number, layer in enumerate(self.layers):
-            if not layer.is_initialized:
-                keys, values = rows[0][number]
-                layer.allocate(keys[None], values[None], self.capacity, len(rows))
-            layer.set_length(tokens)
-            for buffer, parts in zip(
-                (layer.keys, layer.values), zip(*(row[number] for row in rows), strict=True), strict=True
-            ):
-                for row, part in enumerate(parts):
-                    pad = tokens - part.shape[1]
-                    buffer[row, :, :pad] = 0  # masked, but a NaN there would spread
-                    buffer[row, :, pad:] = part
+    def copy(self, source: int, target: int, tokens: int, swap: bool = False) -> None:
+        """Copy the first `tokens` of a slot to another one, or exchange those of the two."""
+        parts = [self.lengths, self.last_ids]
+        for layer in self._all:
+            parts += [each[:, :, :tokens] if isinstance(layer, SlotLayer) else each for each in layer.buffers]
+        for part in parts:
+            old = part[target].clone() if swap else None
+            part[target] = part[source]
+            if old is not None:
+                part[source] = old
+
+    def clear(self, slot: int) -> None:
+        """Remove what a slot holds: a mask does not hide a NaN from the next row."""
+        for layer in self._all:
+            for buffer in layer.buffers:
+                buffer[slot] = 0
 
 
-def new_cache(config: Any, capacity: int) -> Any:
-    """Return an empty cache of that capacity, or transformers' own where layers have a sliding window."""
-    default = DynamicCache(config=config)
-    if all(type(layer) is DynamicLayer for layer in default.layers):
-        return KVCache(len(default.layers), capacity)
-    return default
+def _resized(buffer: torch.Tensor, slots: int, room: int | None = None) -> torch.Tensor:
+    """Return a tensor with other sizes of its first dimension, and of its third one; what is new is 0."""
+    shape = [slots, *buffer.shape[1:]]
+    if room is not None:
+        shape[2] = room
+    new = buffer.new_zeros(shape)
+    part = tuple(slice(min(a, b)) for a, b in zip(shape, buffer.shape, strict=True))
+    new[part] = buffer[part]
+    return new
+
+
+def causal_mask(lengths: torch.Tensor, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return what to add to the scores of rows that see so many tokens and one more: (rows, 1, 1, tokens)."""
+    hidden = torch.arange(tokens, device=lengths.device) > lengths[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+
+
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+) -> torch.Tensor:
+    """Return the attention of a token of each row, (rows, heads, width); keys are (rows, KV heads, tokens, width).
+
+    Heads that share a key stand as its queries.
+    """
+    query = query.unflatten(1, (keys.shape[1], -1))
+    output = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    return output.flatten(1, 2)

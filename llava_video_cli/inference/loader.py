@@ -204,10 +204,11 @@ def _settle_generation(model: Any, folder: Path) -> None:
 
     from .sampler import Sampler
 
-    no_ids = torch.zeros((1, 1), dtype=torch.int64)
     try:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        Sampler(Generation(temperature=1.0), model.generation_config, [], no_ids, no_ids)  # it takes all of them
+        Sampler(
+            Generation(temperature=1.0), model.generation_config, [], [], torch.device("cpu")
+        )  # it takes all of them
     except OSError:  # there are none
         return
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes

@@ -1,17 +1,13 @@
-"""Logits to tokens: the likeliest, or sampled, with transformers' own processors."""
+"""Logits to tokens: the likeliest, or sampled, each row by its own request."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation import (
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
@@ -21,49 +17,81 @@ from transformers.generation import (
 from ..conversation import Generation
 
 NOT_FINITE = -1  # stands for the token of a row whose logits hold a NaN or an infinity
+_BELOW_ONE = 1 - 2**-20  # the largest draw: its product with a sum is below that sum
 
 
 class Sampler:
-    """Picks the next tokens of a batch: greedy at temperature 0, else sampled by temperature and top-p.
+    """What picks a row's tokens: greedy at temperature 0, else sampled by temperature and top-p.
 
-    `ids` and `mask` are those of the prompts, int64 (rows, tokens). What the checkpoint's own generation config forbids
-    is forbidden here, too.
+    `ids` are those of the prompt. What the checkpoint's own generation config forbids is forbidden
+    here, too, by transformers' own processors.
     """
 
     def __init__(
-        self, generation: Generation, config: Any, stop_ids: Sequence[int], ids: torch.Tensor, mask: torch.Tensor
+        self, generation: Generation, config: Any, stop_ids: Sequence[int], ids: Sequence[int], device: torch.device
     ) -> None:
-        self._is_greedy, device = generation.temperature == 0, ids.device
+        self.temperature, self.top_p = generation.temperature, generation.top_p
         self._processors = _processors(generation, config, stop_ids, device)
-        # a repetition penalty must not count padding: it is replaced with a token of the same prompt
-        self._ids = torch.where(mask == 1, ids, ids[:, -1:])
-        self._random = None
-        if not self._is_greedy and generation.seed is not None:
-            self._random = torch.Generator(device).manual_seed(generation.seed)
+        self._ids = torch.tensor([ids] if self._processors else [[]], device=device)
+        self._random = random.Random(generation.seed)
 
-    def sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device.
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes the likeliest token of the logits as they are."""
+        return not self.temperature and not self._processors
 
-        The second tensor is the same but for rows whose logits are not finite: it has `NOT_FINITE` there, and the first
-        one any token, so that the other rows can go on.
-        """
-        scores = logits.float()
-        is_finite = scores.sum(dim=-1).isfinite()
-        if not self._is_greedy:  # sampling from a NaN is an error of the whole batch
-            scores = torch.where(is_finite[:, None], scores, 0)
+    def draw(self) -> float:
+        """Return the next random number of the row, in [0, 1)."""
+        return min(self._random.random(), _BELOW_ONE)
+
+    def process(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the row, float32 (1, vocabulary), with penalties and without what is forbidden."""
+        processed: torch.Tensor = self._processors(self._ids, scores) if self._processors else scores
+        return processed
+
+    def take(self, new_id: torch.Tensor) -> None:
+        """Take note of the row's new token, int64 (1)."""
         if self._processors:
-            scores = self._processors(self._ids, scores)
-        if self._is_greedy:
-            new_ids = scores.argmax(dim=-1)
-        else:
-            new_ids = torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=self._random)[:, 0]
-        if self._processors:
-            self._ids = torch.cat([self._ids, new_ids[:, None]], dim=1)
-        return new_ids, torch.where(is_finite, new_ids, NOT_FINITE)
+            self._ids = torch.cat([self._ids, new_id[None]], dim=1)
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows alone, int64 (rows)."""
-        self._ids = self._ids[rows]
+
+def sample(logits: torch.Tensor, rows: Sequence[Sampler]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device.
+
+    The second tensor is the same but for rows whose logits are not finite: it has `NOT_FINITE` there, and the first
+    one any token, so that the other rows can go on.
+    """
+    scores = logits.float()
+    is_finite = scores.sum(dim=-1).isfinite()
+    if not all(row.is_plain for row in rows):
+        scores = torch.cat([row.process(scores[at : at + 1]) for at, row in enumerate(rows)])
+    new_ids = scores.argmax(dim=-1)
+    sampled = [at for at, row in enumerate(rows) if row.temperature > 0]
+    if sampled:
+        places = torch.tensor(sampled, device=logits.device)
+        new_ids[places] = _drawn(scores[places].nan_to_num(0, 0), [rows[at] for at in sampled])
+    for at, row in enumerate(rows):
+        row.take(new_ids[at : at + 1])
+    return new_ids, torch.where(is_finite, new_ids, NOT_FINITE)
+
+
+def _drawn(scores: torch.Tensor, rows: Sequence[Sampler]) -> torch.Tensor:
+    """Return the token of each row at which the sum of the probabilities passes the row's random number.
+
+    So a row's tokens depend on its own numbers alone, whatever the others are.
+    """
+    if scores.device.type != "mps":  # which has no such type: sums of many small numbers need it
+        scores = scores.double()
+    settings = [(row.temperature, row.top_p, row.draw()) for row in rows]
+    values = torch.tensor(settings, dtype=scores.dtype).to(scores.device)
+    temperature, top_p, draw = values[:, :, None].unbind(1)
+    probabilities = torch.softmax(scores / temperature, dim=-1)
+    if any(row.top_p < 1 for row in rows):
+        likely, order = probabilities.sort(dim=-1, descending=True)
+        before = likely.cumsum(dim=-1) - likely
+        probabilities = likely.masked_fill((before >= top_p) & (top_p < 1), 0).gather(1, order.argsort(dim=-1))
+    sums = probabilities.cumsum(dim=-1)
+    return torch.searchsorted(sums, draw * sums[:, -1:], right=True).clamp(max=sums.shape[1] - 1)[:, 0]
 
 
 def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], device: torch.device) -> Any:
@@ -77,9 +105,4 @@ def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], de
         processors.append(NoBadWordsLogitsProcessor(config.bad_words_ids, list(stop_ids)))
     if config.suppress_tokens:
         processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
-    if generation.temperature > 0:
-        if generation.temperature != 1:
-            processors.append(TemperatureLogitsWarper(generation.temperature))
-        if generation.top_p < 1:
-            processors.append(TopPLogitsWarper(top_p=generation.top_p))
     return LogitsProcessorList(processors)

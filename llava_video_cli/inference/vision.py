@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ class Vision:
     def __init__(self, loaded: Loaded) -> None:
         self._model, self._processor, self._rates = loaded.model, loaded.processor, loaded.checkpoint.rates
         self.shrink = frame_resize(loaded.processor, self._rates.image_size)
-        # Features live as long as their media: a second question on a video does not encode it again.
-        self._features_of: WeakKeyDictionary[Media, torch.Tensor] = WeakKeyDictionary()
 
     def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
         """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.
@@ -39,7 +36,7 @@ class Vision:
         Raises `ModelError` if they are not as many as the prompt has places for them.
         """
         media = list(media)
-        new = [medium for medium in dict.fromkeys(media) if medium not in self._features_of]
+        new = list(dict.fromkeys(media))
         videos = [medium for medium in new if isinstance(medium, Frames)]
         parts: list[list[torch.Tensor]] = [[] for _ in videos]
         for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
@@ -50,12 +47,13 @@ class Vision:
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
                 parts[number].append(part)
+        features_of: dict[Media, torch.Tensor] = {}
         for video, video_parts in zip(videos, parts, strict=True):
-            self._features_of[video] = torch.cat(video_parts)
+            features_of[video] = torch.cat(video_parts)
         for medium in new:
             if isinstance(medium, Picture):
-                self._features_of[medium] = self._picture(medium)
-        return [self._features_of[medium] for medium in media]
+                features_of[medium] = self._picture(medium)
+        return [features_of[medium] for medium in media]
 
     def _pixels(self, images: NDArray[np.uint8], fit: Fit) -> torch.Tensor:
         """Return what the vision tower takes, float (frames, 3, side, side), of uint8 (frames, height, width, 3)."""

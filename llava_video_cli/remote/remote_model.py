@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 from ..conversation import Answer, Chunk, FinishReason, Request, Usage, join
-from ..errors import LlvidError, ServerError
-from ..model import Send
+from ..errors import ServerError
+from ..model import Event, Send, answers
 from ..prompt.budget import Budget, estimated
 from ..video.fit import FrameResize
 from .client import DisconnectedError, Endpoint, UnreachableError
@@ -52,7 +51,7 @@ class RemoteModel:
         self._writer = RequestWriter(send, self.shrink.input)
         self._send = send
         self._lock = threading.Lock()
-        self._finished: dict[Request, Answer] = {}
+        self._places = threading.BoundedSemaphore(_MOST_AT_A_TIME)
         self.notes = tuple(notes)
         self.name = self._servers[0].served.model
 
@@ -92,42 +91,52 @@ class RemoteModel:
                 if has_begun or is_only or not left:
                     raise
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return the answers in the requests' order; a pool of threads asks for them at the same time.
+    @property
+    def at_a_time(self) -> int:
+        """How many requests to ask at a time; the servers decide what they answer together."""
+        now = time.monotonic()
+        return _REQUESTS_PER_SERVER * max(1, sum(server.down_until <= now for server in self._servers))
 
-        If one fails, the others' answers are kept until they are asked for again.
-        """
-        if len(requests) == 1:
-            return [self._whole(requests[0])]
-        with ThreadPoolExecutor(min(len(requests), _MOST_AT_A_TIME), thread_name_prefix="llvid-ask") as pool:
-            answers = [pool.submit(self._whole, request) for request in requests]
+    def submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool = True) -> Callable[[], None]:
+        """Ask in a thread of its own; see `Model`."""
+        cancelled = threading.Event()
+
+        def ask() -> None:
             try:
-                return [each.result() for each in answers]
-            except LlvidError:
-                pool.shutdown(cancel_futures=True)
-                for request, each in zip(requests, answers, strict=True):
-                    if not each.cancelled() and each.exception() is None:
-                        self._finished[request] = each.result()
-                raise
+                with self._places, closing(cast("Generator[Chunk]", self._chunks(request, in_pieces))) as chunks:
+                    for chunk in chunks:
+                        if cancelled.is_set():
+                            return
+                        deliver(chunk)
+            except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
+                deliver(error)
+
+        threading.Thread(target=ask, name="llvid-ask", daemon=True).start()
+        return cancelled.set
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return the answers in the requests' order, which are asked for at the same time; raises the first error."""
+        return answers(self.submit, requests)
 
     def budget(self, request: Request) -> Budget:
         """Return an estimate, which is meant to be too high: only the server has the tokenizer."""
         context_tokens = min(server.served.context_tokens for server in self._servers)
         return estimated(request, self._servers[0].served.frame_tokens, context_tokens)
 
-    def fits(self, request: Request) -> int:
-        """Return how many requests to ask at a time; the servers decide what fits a batch."""
-        del request
-        now = time.monotonic()
-        return _REQUESTS_PER_SERVER * max(1, sum(server.down_until <= now for server in self._servers))
-
-    def _whole(self, request: Request) -> Answer:
-        if (finished := self._finished.pop(request, None)) is not None:
-            return finished
-        for _ in range(_TRIES - 1):
-            with suppress(DisconnectedError):  # nothing of the answer was shown yet
-                return join(self.stream(request))
-        return join(self.stream(request))
+    def _chunks(self, request: Request, in_pieces: bool) -> Iterator[Chunk]:
+        """Yield the pieces of an answer, or the whole of it."""
+        if in_pieces:
+            yield from self.stream(request)
+            return
+        for left in reversed(range(_TRIES)):
+            try:
+                answer = join(self.stream(request))
+            except DisconnectedError:  # nothing of the answer was shown yet
+                if not left:
+                    raise
+            else:
+                yield Chunk(answer.text, answer.finish_reason, answer.usage)
+                return
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         began = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Many videos or requests to records, from Python as from the command line: resumable, read ahead, in batches."""
+"""Many videos or requests to records, from Python as from the command line: resumable, read ahead."""

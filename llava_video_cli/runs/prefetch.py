@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from ..conversation import Answer, Request
@@ -17,7 +17,7 @@ from .record import Failure, Record
 
 _MOST_GRACE_SECONDS = 5.0  # behind its limit, a reader that lives gives a file up by itself
 _LOOK_SECONDS = 0.5  # how often hanging readers are looked for
-FEWEST_REQUESTS = 64  # that may wait, however small the batches are
+FEWEST_REQUESTS = 64  # that may wait, however few are under way
 Result: TypeAlias = Answer | LlvidError
 
 
@@ -57,10 +57,26 @@ class Job(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RequestRead:
-    """A question of job `number`."""
+    """A question of job `number`, the one at `place` among its own."""
 
     number: int
     question: JobRequest
+    place: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What the model made of a question; an exception that is no `LlvidError` is a bug."""
+
+    read: RequestRead
+    result: Answer | Exception
+
+    @property
+    def without_media(self) -> tuple[JobRequest, Result]:
+        """The question without its media, and the answer or the error."""
+        question = self.read.question
+        assert isinstance(self.result, Answer | LlvidError)
+        return replace(question, request=replace(question.request, turns=())), self.result
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +110,11 @@ class ReadAhead:
     def __init__(self, jobs: Iterable[Job], shrink: Resize, limits: Limits, workers: int, most_bytes: int) -> None:
         self._jobs, self._shrink, self._limits, self._most_bytes = iter(jobs), shrink, limits, most_bytes
         self._changed = threading.Condition()
-        self._events: deque[RequestRead | JobEnded] = deque()
+        self._events: deque[RequestRead | JobEnded | Answered] = deque()
         self._tasks: dict[int, _Task] = {}
-        # two batches' worth: what lies further ahead takes memory, and is lost work when the run is stopped
+        # twice what is under way: what lies further ahead takes memory, and is lost work when the run is stopped
         self.most_questions = FEWEST_REQUESTS
+        self.awaited = 0  # answers that are to be posted
         self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
         self._exhausted, self._stopped = False, False
         for _ in range(workers):
@@ -110,19 +127,26 @@ class ReadAhead:
             return not self._events and not self._tasks and (self._exhausted or self._stopped)
 
     @property
-    def full(self) -> bool:
-        """Whether readers wait for memory, and all that they have read was fetched."""
+    def is_reading(self) -> bool:
+        """Whether a job is being read."""
         with self._changed:
-            return self._waiting_readers > 0 and not self._events
+            return bool(self._tasks)
 
-    def next(self, timeout_seconds: float) -> RequestRead | JobEnded | None:
+    def post(self, answered: Answered) -> None:
+        """Queue an answer between what is read; in any thread."""
+        with self._changed:
+            self.awaited -= 1
+            self._events.append(answered)
+            self._changed.notify_all()
+
+    def next(self, timeout_seconds: float) -> RequestRead | JobEnded | Answered | None:
         """Return what is ready, or None after a time, or at once when nothing more will come."""
         until = time.monotonic() + timeout_seconds
         with self._changed:
             while not self._events:
                 self._give_up_hanging()
                 left = until - time.monotonic()
-                ended = not self._tasks and (self._exhausted or self._stopped)
+                ended = not self._tasks and not self.awaited and (self._exhausted or self._stopped)
                 if self._events or ended or left <= 0:
                     break
                 self._changed.wait(min(left, _LOOK_SECONDS))
@@ -190,10 +214,10 @@ class ReadAhead:
             if task.number not in self._tasks:
                 return False
             task.touched = time.monotonic()
+            self._events.append(RequestRead(task.number, question, task.count))
             task.count += 1
             self._held += question.bytes
             self._count += 1
-            self._events.append(RequestRead(task.number, question))
             self._changed.notify_all()
             return True
 

@@ -20,7 +20,7 @@ from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
 from ..video import Resize
 from ..video.limits import Limits
-from .batches import Batches, BatchSize, RunPace, read_ahead
+from .answers import Answers, RunPace, read_ahead
 from .ledger import Errors, Ledger
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
@@ -69,7 +69,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run goes: `batch_size` None finds the best, `limits` are those of each video, a set `stop` ends the run.
+    """How a run goes: `batch_size` bounds the requests under way, `limits` are those of each video, `stop` ends it.
 
     `download` is called before weights are read that may have to be downloaded, `notify` with each line that a user
     should know.
@@ -133,7 +133,7 @@ class ResumableRun:
         options: RunOptions,
         opened: ExitStack | None = None,
     ) -> None:
-        self.pace, self.stop = RunPace(BatchSize(options.batch_size)), options.stop
+        self.pace, self.stop = RunPace(options.batch_size), options.stop
         self.errors_path: Path | None = output[1].path if output else None
         self._plan, self._source, self._preset, self._subtitles = plan, source, preset, subtitles
         self._output = output
@@ -181,7 +181,7 @@ class ResumableRun:
             self.begin()
             answers: Iterable[Record | Failure] = ()
             if self._ahead is not None and self._model is not None:
-                answers = Batches(self._ahead, self._model, self.stop, self.pace).outcomes()
+                answers = Answers(self._ahead, self._model, self.stop, self.pace).outcomes()
             for outcome in chain(self._plan.failures, answers):
                 if isinstance(outcome, Record):
                     if self._output is not None:

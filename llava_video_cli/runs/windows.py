@@ -18,7 +18,7 @@ from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
 from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
-from .batches import RunPace, run
+from .answers import RunPace, run
 from .caption import join_frames, total_usage
 from .prefetch import Job, JobRequest, Result, first_error
 from .record import Failure, Record, ask_values, media_values, path_to_text

@@ -25,9 +25,11 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.active = Gauge("llvid_requests_inside", "Requests that wait or are being answered.", registry=registry)
-        self.batch_size = Histogram("llvid_batch_size", "Requests in a batch.", buckets=_SIZES, registry=registry)
+        self.batch_size = Histogram(
+            "llvid_batch_size", "Requests under way as another one begins, with it.", buckets=_SIZES, registry=registry
+        )
         self.wait_seconds = Histogram(
-            "llvid_wait_seconds", "From a request entering the queue to the start of its batch.", buckets=_SECONDS,
+            "llvid_wait_seconds", "From a request entering the queue to its start.", buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.first_text_seconds = Histogram(

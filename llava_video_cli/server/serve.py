@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from ..conversation import Request, Turn
 from ..errors import LlvidError
-from ..inference import LocalModel
+from ..model import Model
 from ..preset import Preset
 from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
@@ -37,7 +37,7 @@ class Service:
     `model_values` is the model's entry in `/v1/models`. `log` gets a line after each request.
     """
 
-    model: LocalModel
+    model: Model
     preset: Preset
     auth: Auth
     body_reader: BodyReader
@@ -49,21 +49,17 @@ class Service:
 
 
 def open_service(
-    model: LocalModel,
+    model: Model,
     preset: Preset,
     auth: Auth | None = None,
     body_reader: BodyReader | None = None,
     sources: MediaSources | None = None,
     *,
-    second_model: LocalModel | None = None,
     max_requests: int = MAX_REQUESTS,
     max_batch: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Service:
-    """Return a service around a loaded model, and start its threads.
-
-    `second_model` shares the weights of `model`; it gives short answers while `model` gives a long one.
-    """
+    """Return a service around a loaded model."""
     metrics = Metrics()
     remove_leftovers()
     return Service(
@@ -72,21 +68,14 @@ def open_service(
         auth or Auth(),
         body_reader or BodyReader(),
         MediaCache(sources or MediaSources(), model.shrink),
-        Scheduler(
-            model,
-            metrics,
-            max_requests,
-            max_batch,
-            second_model=second_model,
-            short_tokens=preset.generation.max_new_tokens,
-        ),
+        Scheduler(model, metrics, max_requests, max_batch),
         metrics,
         _model_values(model),
         log,
     )
 
 
-def _model_values(model: LocalModel) -> dict[str, Any]:
+def _model_values(model: Model) -> dict[str, Any]:
     import numpy as np
 
     frame = Frames(np.zeros((1, 1, 1, 3), np.uint8), (0.0,), VideoInfo("", 1.0, 1, 1, None, "", 0), Sampling(1))

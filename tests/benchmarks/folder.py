@@ -30,7 +30,7 @@ from llava_video_cli import Loading, load_preset
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
-from llava_video_cli.runs.batches import BatchSize, RunPace, run
+from llava_video_cli.runs.answers import RunPace, run
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.ledger import Ledger
 from llava_video_cli.runs.record import Record, settings_values
@@ -99,7 +99,7 @@ def main() -> None:
         start = time.perf_counter()
         theirs = _write_loop(loop, paths)
         seconds["loop"].append(time.perf_counter() - start)
-        pace = RunPace(BatchSize())
+        pace = RunPace()
         start = time.perf_counter()
         ours = _write_llvid(model, preset, paths, pace)
         seconds["llvid"].append(time.perf_counter() - start)
@@ -111,7 +111,6 @@ def main() -> None:
         "videos_per_second": {name: round(len(paths) / median, 2) for name, median in medians.items()},
         "ratio": round(medians["loop"] / medians["llvid"], 2),
         "ratios": [round(a / b, 2) for a, b in zip(seconds["loop"], seconds["llvid"], strict=True)],
-        "batch_size": pace.size.tried,
         "waiting_seconds": round(pace.waiting_seconds, 2),
         "generating_seconds": round(pace.generating_seconds, 2),
     }

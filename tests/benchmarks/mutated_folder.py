@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mutate import mutated, peak_memory, seeds
 
 from llava_video_cli import load_preset, open_model
-from llava_video_cli.runs.batches import run
+from llava_video_cli.runs.answers import run
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.record import Failure, settings_values
 from llava_video_cli.video.limits import Limits

@@ -34,7 +34,7 @@ from llava_video_cli.cluster.pipeline import LiveProgress, list_inputs, run
 from llava_video_cli.cluster.session import Cluster
 from llava_video_cli.inference import open_resize
 from llava_video_cli.preset import Preset
-from llava_video_cli.runs.batches import run as run_here
+from llava_video_cli.runs.answers import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.ledger import Ledger
 from llava_video_cli.runs.record import Record, settings_values

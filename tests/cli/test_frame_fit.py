@@ -16,10 +16,9 @@ from PIL import Image
 from serving import Served, message, serving
 from terminal import asked, scene
 
-from llava_video_cli import contact_sheet, open_model
+from llava_video_cli import Model, contact_sheet, open_model
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.inference import LocalModel
 from llava_video_cli.video import read_frames
 from llava_video_cli.video.sampling import Sampling
 
@@ -39,12 +38,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> Model:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: LocalModel) -> Iterator[Served]:
+def served(model: Model) -> Iterator[Served]:
     pytest.importorskip("uvicorn")
     with serving(model) as running:
         yield running
@@ -202,7 +201,7 @@ def test_a_request_to_the_server(wide: Path, served: Served) -> None:
     assert 60 < yellow_of(picture) < 130
 
 
-def test_from_python(wide: Path, model: LocalModel) -> None:
+def test_from_python(wide: Path, model: Model) -> None:
     small = read_frames(wide, Sampling(2, fit="pad"), resize=model.shrink)
     assert small.images.shape == (2, 48, 48, 3) and small.visible == (1, 1)
     assert tuple(small.images[0, 0, 0]) == (123, 117, 104)

@@ -17,7 +17,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.cli.run import Meter
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.errors import MediaError
-from llava_video_cli.runs.batches import RunPace
+from llava_video_cli.runs.answers import RunPace
 from llava_video_cli.runs.formats import table_format
 from llava_video_cli.runs.record import Failure, Record
 

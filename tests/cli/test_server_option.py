@@ -15,10 +15,9 @@ from PIL import Image
 from serving import QUESTION, Served, serving
 from terminal import failed, llvid, scene
 
-from llava_video_cli import Sampling, open_model, read_frames
+from llava_video_cli import Model, Sampling, open_model, read_frames
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.inference import LocalModel
 from llava_video_cli.remote import announce
 
 pytest.importorskip("uvicorn")
@@ -26,12 +25,12 @@ pytest.importorskip("starlette")
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> Model:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: LocalModel) -> Iterator[Served]:
+def served(model: Model) -> Iterator[Served]:
     with serving(model) as running:
         yield running
 

@@ -24,7 +24,7 @@ from llava_video_cli.errors import LlvidError
 from llava_video_cli.inference import open_resize
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset
-from llava_video_cli.runs.batches import run as run_here
+from llava_video_cli.runs.answers import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.inputs import found_in, parts
 from llava_video_cli.runs.record import Failure, Record, settings_values
@@ -131,7 +131,7 @@ def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(
     died = deaths.read_text().splitlines()
     assert died.count("reading") == 2 and len(died) == 4
     first, second = (int(line.split()[1]) for line in died if line != "reading")
-    assert first > second == 1, "alone the second time"
+    assert first >= second == 1, "alone the second time"
 
 
 def test_a_stop_only_finishes_what_is_running(session: ClusterSession, folder: Path, tmp_path: Path) -> None:

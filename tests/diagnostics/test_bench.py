@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import Answering
 from terminal import Typed, llvid
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
@@ -28,26 +29,21 @@ from llava_video_cli.video.fit import FrameInput, FrameResize
 USAGE = Usage(100, 0, 11, 0.5, 2.5, 3_000_000_000)
 
 
-class FixedModel:
+class FixedModel(Answering):
     """A model with fixed answers that keeps what it was asked."""
 
     name = "fixed"
     settings: dict[str, Any] = {"model": "fixed"}  # noqa: RUF012 - the protocol's form
 
-    def __init__(self, most: int = 99, out_of_memory_from: int = 99) -> None:
+    def __init__(self, out_of_memory_from: int = 99) -> None:
         self.streamed: list[Frames] = []
         self.batches: list[list[Frames]] = []
         self.itself: FixedModel | None = None
-        self._most, self._out_of_memory_from = most, out_of_memory_from
+        self._out_of_memory_from = out_of_memory_from
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         self.streamed += [medium for medium in request.media if isinstance(medium, Frames)]
         yield Chunk("words", "length", USAGE)
-
-    def stream_all(self, requests: Sequence[Request], gone: Any = None) -> Iterator[tuple[int, Chunk]]:
-        del gone
-        for index, request in enumerate(requests):
-            yield from ((index, chunk) for chunk in self.stream(request))
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         frames = [medium for request in requests for medium in request.media if isinstance(medium, Frames)]
@@ -65,10 +61,6 @@ class FixedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
-
-    def fits(self, request: Request) -> int:
-        del request
-        return self._most
 
     @property
     def shrink(self) -> FrameResize:
@@ -102,9 +94,8 @@ def test_a_model_never_sees_the_same_frames_twice(clip: Path) -> None:
 
 
 def test_a_cell_that_can_not_be_measured_has_the_reason_and_the_others_go_on(clip: Path) -> None:
-    cells = benched(clip, FixedModel(most=5, out_of_memory_from=3), frames=(2, 4, 64), batches=(1, 3, 8))
+    cells = benched(clip, FixedModel(out_of_memory_from=3), frames=(2, 4, 64), batches=(1, 3, 8))
     assert cells["videos", 2, 3].note == "out of memory" and not cells["videos", 2, 3].runs
-    assert cells["videos", 2, 8].note == "only 5 fit in memory"
     assert cells["videos", 4, 1].note == "doesn't fit the context"
     assert cells["videos", 64, 1].note == cells["first token", 64, None].note == "the video has only 20 frames"
     assert len(cells["videos", 2, 1].runs) == 2 and cells["videos", 2, 1].note is None

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import events, joined
 
-from llava_video_cli import Answer, Chunk, Request, Sampling, Turn, join, open_model, read_frames
+from llava_video_cli import Answer, Request, Sampling, Turn, join, open_model, read_frames
 from llava_video_cli.inference.detokenizer import StopStrings
 
 TEXT = "A red circle moves right. It stays red, and it stays a circle."
@@ -56,17 +57,15 @@ def test_every_path_ends_there_and_counts_what_was_generated(clip: Path) -> None
     whole = join(model.stream(request))
     cut = whole.text.index(" moves")
     stopped = replace(request, stop=(" moves",))
-    rows: dict[int, list[Chunk]] = {0: [], 1: [], 2: []}
-    for number, chunk in model.stream_all([stopped, request, stopped]):
-        rows[number].append(chunk)
+    rows = joined(events(model, [stopped, request, stopped]))
     answers: list[Answer] = [
         join(model.stream(stopped)),
         *model.answer_all([stopped, stopped]),
-        join(rows[0]),
-        join(rows[2]),
+        rows[0],
+        rows[2],
     ]
     for answer in answers:
         assert (answer.text, answer.finish_reason) == (whole.text[:cut], "stop")
         assert 0 < answer.usage.generated_tokens < whole.usage.generated_tokens
-    assert join(rows[1]).text == whole.text
+    assert rows[1].text == whole.text
     assert join(model.stream(request)).text == whole.text

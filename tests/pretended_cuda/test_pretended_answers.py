@@ -16,7 +16,6 @@ from scenes import OTHER, STILL, VIDEO, moving_square
 from llava_video_cli import Frames, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 
 pytestmark = pytest.mark.cuda_pretended
-ENGINE = "today's engine (inference/engine.py, decode_step.py, kv_cache.py); the new one has to pass"
 
 
 def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
@@ -115,7 +114,6 @@ def test_an_answer_waits_once_for_each_token(cuda: PretendedCuda, vicuna: str) -
     assert more == {"event wait": 20, "pinned copy": 20}, cuda.notes
 
 
-@pytest.mark.xfail(strict=True, reason=f"a batch after a single answer is captured anew: {ENGINE}")
 def test_what_is_captured_serves_the_next_answers(cuda: PretendedCuda, vicuna: str) -> None:
     model, captures = opened(vicuna), []
     for seed in range(4):
@@ -125,7 +123,6 @@ def test_what_is_captured_serves_the_next_answers(cuda: PretendedCuda, vicuna: s
     assert 0 < captures[1] == captures[3] <= 4
 
 
-@pytest.mark.xfail(strict=True, reason=f"a thread for each answer: {ENGINE}")
 def test_cudnn_plans_are_bounded_however_many_answers(
     cuda: PretendedCuda, vicuna: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +142,6 @@ def test_an_answer_goes_on_where_its_step_can_not_be_captured(cuda: PretendedCud
     assert cuda.captures == 0 < 1000 - cuda.captures_to_fail < 20, "it is not tried for each answer"
 
 
-@pytest.mark.xfail(strict=True, reason=f"the first failed capture turns all off: {ENGINE}")
 def test_one_failed_capture_does_not_turn_captures_off(cuda: PretendedCuda, vicuna: str) -> None:
     wanted = alone(opened(vicuna, "cpu"), [MIXED[1]])
     cuda.captures_to_fail = 1
@@ -182,7 +178,6 @@ def test_two_cards_share_a_model(two_cards: PretendedCuda, deep: str) -> None:
     assert peak > sum(card.allocated_bytes for card in two_cards.cards) > 1.5 * two_cards.cards[0].allocated_bytes
 
 
-@pytest.mark.xfail(strict=True, reason=f"rows on another card than the KV cache: {ENGINE}")
 @pytest.mark.usefixtures("two_cards")
 def test_two_cards_share_a_batch(deep: str) -> None:
     """Answers of several lengths, about two clips: rows leave, and what they begin with is shared."""

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pretended_device import OUT_OF_MEMORY, Card, pretend
 from scenes import moving_square
-from test_pretended_answers import ENGINE
 
 from llava_video_cli import Generation, Loading, Request, Turn, join, open_model
 from llava_video_cli.cli.app import run
@@ -63,7 +62,6 @@ def one_answer(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
         return weights, cuda.cards[0].peak_bytes
 
 
-@pytest.mark.xfail(strict=True, reason=f"an error that is kept keeps the memory of its batch: {ENGINE}")
 @pytest.mark.parametrize("words", WORDS)
 def test_a_folder_goes_on_with_fewer_at_a_time(
     words: str, clips: Path, wanted: dict[str, str], one_answer: tuple[int, int], tmp_path: Path

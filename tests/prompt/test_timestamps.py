@@ -47,7 +47,7 @@ class Listener:
     @property
     def told(self) -> list[str]:
         """The texts of all requests."""
-        return [text for batch in self.model.batches for text in batch]
+        return self.model.asked
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from openai_server import OpenAIServer, Reply, error, exchange, listed, said
 from PIL import Image
 
 from llava_video_cli import (
+    Answer,
     ContextError,
     Frames,
     Generation,
@@ -34,6 +35,7 @@ from llava_video_cli import (
 from llava_video_cli.errors import ServerError
 from llava_video_cli.remote import open_remote
 from llava_video_cli.remote.remote_model import RemoteModel
+from llava_video_cli.runs.answers import answered
 from llava_video_cli.video.fit import Fit, FrameInput
 
 RANDOM = np.random.default_rng(1)
@@ -317,18 +319,17 @@ def test_several_are_asked_at_once_and_shared_by_servers(stand_in: Any) -> None:
     requests = [request(f"{number}?") for number in range(8)]
     assert {answer.text for answer in model.answer_all(requests)} == {"a", "b"}
     assert [server.most_at_once for server in servers] == [4, 4]
-    assert model.fits(requests[0]) == 32
+    assert model.at_a_time == 32
 
 
-def test_if_one_answer_fails_the_others_are_not_asked_for_again(stand_in: Any) -> None:
+def test_if_one_answer_fails_the_others_are_kept(stand_in: Any) -> None:
     server = stand_in(OpenAIServer(listed(), [said("yes"), error(400, "odd"), said("yes")]))
     model = opened(server)
     requests = [request(f"{number}?") for number in range(3)]
-    with pytest.raises(ModelError, match="odd"):
-        model.answer_all(requests)
+    results = answered(model, requests)
     assert len(server.asked) == 3
-    assert [answer.text for answer in model.answer_all(requests)] == ["yes"] * 3
-    assert len(server.asked) == 4
+    assert [result.text for result in results if isinstance(result, Answer)] == ["yes"] * 2
+    assert ["odd" in str(result) for result in results if isinstance(result, ModelError)] == [True]
 
 
 def test_a_dead_servers_work_goes_to_the_others_and_all_dead_is_one_error() -> None:
@@ -339,7 +340,7 @@ def test_a_dead_servers_work_goes_to_the_others_and_all_dead_is_one_error() -> N
             model = opened(living, dying)
         requests = [request(f"{number}?") for number in range(6)]
         assert [answer.text for answer in model.answer_all(requests)] == ["yes"] * 6
-        assert len(living.asked) == 6 and model.fits(requests[0]) == 16
+        assert len(living.asked) == 6 and model.at_a_time == 16
         # one that is down from the start is a note
         later = opened(living, dying)
         assert len(later.notes) == 1 and dying.url in later.notes[0] and "can't be reached" in later.notes[0]

@@ -94,7 +94,8 @@ def test_each_request_gets_its_own_answer_once(folder: Path, capsys: pytest.Capt
 
 
 def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> None:
-    from llava_video_cli.runs import batches as batch
+    from llava_video_cli.runs.answers import RunPace
+    from llava_video_cli.runs.answers import run as answer
 
     questions = ["What shape is it?", "Which way does it move?", "Does the color change?"] * 5
     lines = [{"id": n, "video": "red.mp4", "question": text} for n, text in enumerate(questions)]
@@ -110,8 +111,8 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
     job = RequestJob(tuple((each, str(each.id), "") for each in asked), model.settings)
     media = [question.request.media for question in job.questions(model.shrink, Limits())]
     assert len({id(medium) for each in media for medium in each}) == 1
-    outcomes = list(batch.run([job], model, pace=batch.RunPace(batch.BatchSize(4))))
-    assert len(outcomes) == 15 and encoded == 1, "in four batches"
+    outcomes = list(answer([job], model, pace=RunPace(4)))
+    assert len(outcomes) == 15 and encoded == 1, "four at a time"
 
 
 @pytest.mark.parametrize(

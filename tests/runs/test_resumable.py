@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from terminal import scene
-from test_batches import Echo, Entry
+from test_answers import USAGE, Echo, Entry
 
 from llava_video_cli import (
-    Answer,
+    Chunk,
     Generation,
     Loading,
     MediaError,
@@ -192,8 +192,9 @@ def test_the_example_of_the_docs_runs(
 class Silent(Echo):
     """Has nothing to say."""
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        return [replace(answer, text=" \n") for answer in super().answer_all(requests)]
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        del request
+        yield Chunk(" \n", "stop", USAGE)
 
 
 def test_an_empty_answer_is_a_failure_unless_it_is_allowed(clips: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from terminal import QUESTION, asked, llvid, scene
-from test_batches import USAGE, Echo
+from test_answers import USAGE, Echo
 
 from llava_video_cli import (
     Answer,
@@ -32,7 +32,6 @@ from llava_video_cli import (
 )
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import Subtitles
 from llava_video_cli.runs.windows import WindowAnswers, answer_windows, conclude, relevant, windows_note, windows_values
@@ -57,18 +56,13 @@ class Watcher(Echo):
         assert isinstance(frames, Frames)
         return f"{text.split(': ', 1)[1].splitlines()[0]} {frames.times_seconds[0]:.1f}"
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        self.check([request.turns[-1].text for request in requests])
-        for request in requests:
-            assert self.budget(request).left >= 0 and request.generation.max_new_tokens == 128
-        self.batches.append([request.turns[-1].text for request in requests])
-        return [Answer(self.answer(request), "stop", USAGE) for request in requests]
-
     def stream(self, request: Request) -> Iterator[Chunk]:
-        budget = self.budget(request)
-        if budget.left < 0:
+        if self.budget(request).left < 0:
             raise ContextError("too long")
-        self.batches.append([request.turns[-1].text])
+        text = request.turns[-1].text
+        self.check(text)
+        assert not request.media or request.generation.max_new_tokens == 128
+        self.asked.append(text)
         yield Chunk(self.answer(request)[:3])
         yield Chunk(self.answer(request)[3:], "stop", USAGE)
 
@@ -95,7 +89,7 @@ def test_each_window_is_read_once_and_asked_each_question(film: Path) -> None:
     for number, question in enumerate(ASKS):
         texts = [each.segment(number).text for each in found]
         assert texts == [f"{question} {n}.0" for n in range(12)]
-    prompts = [text for batch in model.batches for text in batch]
+    prompts = model.asked
     assert len(prompts) == 24 and all("say only: nothing" in text for text in prompts)
     for start, window in enumerate(windows):
         assert (window.start_seconds, window.end_seconds) == (start, start + 1)
@@ -109,7 +103,7 @@ def test_windows_are_told_times_and_what_is_spoken_in_them(film: Path) -> None:
     video = inspect(film)
     answers = answer_windows(video, video.windows(6.0, preset.sampling), ["Who?"], preset, model, said)
     found = sorted(answers, key=lambda s: s.start_seconds)
-    first, second = sorted(text for batch in model.batches for text in batch)
+    first, second = sorted(model.asked)
     assert "shown by 2 frames, at 0.00s, 3.00s.\nIts subtitles" in first and "0.2s: hello\n" in first
     assert "at 6.00s, 9.00s." in second and "6.5s: bye" in second and "hello" not in second
     assert [each.lines and each.lines.used for each in found] == [1, 1]
@@ -118,7 +112,7 @@ def test_windows_are_told_times_and_what_is_spoken_in_them(film: Path) -> None:
 def test_notes_that_fit_are_answered_from_at_once() -> None:
     model = Watcher()
     chunks = list(conclude("Who {is} it?", notes(3), PRESET, model))
-    ((prompt,),) = model.batches
+    (prompt,) = model.asked
     assert prompt.splitlines()[1].startswith("[0:00-1:00] 0 xx") and prompt.endswith("notes alone: Who {is} it?")
     assert "".join(chunk.text for chunk in chunks) == "0:00-1:00+1:00-2:00+2:00-3:00"
     assert chunks[-1].usage is not None and chunks[-1].usage.prompt_tokens == 1 and chunks[0].usage is None
@@ -128,8 +122,7 @@ def test_notes_that_fit_are_answered_from_at_once() -> None:
 def test_notes_that_do_not_fit_are_summed_up_in_levels(count: int, context: int) -> None:
     model = Watcher(context=context, summary="y" * 40)
     chunks = list(conclude("Why?", notes(count), PRESET, model))
-    *earlier, (last,) = model.batches
-    told = [text for batch in earlier for text in batch]
+    *told, last = model.asked
     assert all("Sum up" in text for text in told) and last.endswith("Answer from these notes alone: Why?")
     times = re.findall(r"^\[(.+?)-(.+?)\]", last, re.MULTILINE)
     assert times[0][0] == "0:00" and all(a[1] == b[0] for a, b in pairwise(times)), "no gap"
@@ -144,20 +137,14 @@ def test_what_can_never_fit_is_an_error_and_no_endless_loop(film: Path) -> None:
     model = Watcher(context=300)
     with pytest.raises(ContextError, match="but the context of echo has 300"):
         next(answer_windows(inspect(film), inspect(film).windows(6.0, Sampling()), ["Why?"], PRESET, model))
-    assert not model.batches, "before anything is asked"
+    assert not model.asked, "before anything is asked"
 
 
-def test_a_window_that_fails_fails_the_whole_but_memory_only_halves(film: Path) -> None:
-    def check(texts: Sequence[str]) -> None:
-        if len(texts) > 1:
-            raise OutOfMemoryError("out of memory")
-
+def test_a_window_that_fails_fails_the_whole(film: Path) -> None:
     video = inspect(film)
     windows = video.windows(1.0, PRESET.sampling)
-    assert len(list(answer_windows(video, windows, ASKS, PRESET, Watcher(check)))) == 12
 
-    def refuse(texts: Sequence[str]) -> None:
-        del texts
+    def refuse(_: str) -> None:
         raise ContextError("too many frames")
 
     with pytest.raises(ContextError, match="too many frames"):

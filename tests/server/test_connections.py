@@ -73,16 +73,16 @@ def test_a_connection_with_a_running_request_stays(model: WaitingModel) -> None:
         busy = [idle(served.port, stack) for _ in range(2)]
         for number, connection in enumerate(busy):
             connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            wait_for_batches(model, number + 1, served)
+            wait_for_requests(model, number + 1, served)
         refused = idle(served.port, stack)
         assert refused.recv(100).startswith(b"HTTP/1.1 503")
         model.go.set()
         assert all(connection.recv(100).startswith(b"HTTP/1.1 200") for connection in busy)
 
 
-def wait_for_batches(model: WaitingModel, count: int, served: Served) -> None:
+def wait_for_requests(model: WaitingModel, count: int, served: Served) -> None:
     deadline = time.monotonic() + 20
-    while len(model.batches) + served.service.scheduler.waiting < count:
+    while len(model.asked) + served.service.scheduler.waiting < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

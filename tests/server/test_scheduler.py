@@ -62,17 +62,18 @@ def scheduler(model: WaitingModel) -> Iterator[Scheduler]:
     model.go.set()
 
 
-def test_waiting_requests_of_one_kind_share_a_batch(scheduler: Scheduler, model: WaitingModel) -> None:
-    first = ask(scheduler, "wait")
-    first.first()
+def test_the_model_gets_so_many_at_a_time_in_their_order(model: WaitingModel) -> None:
+    scheduler = Scheduler(model, Metrics(), max_batch=2)
+    first = [ask(scheduler, "wait 1"), ask(scheduler, "wait 2")]
+    for client in first:
+        client.first()
     others = [ask(scheduler, text) for text in "abc"]
-    sampled = [ask(scheduler, text, temperature=1.0, seed=1) for text in "de"]
-    longer = ask(scheduler, "f", max_new_tokens=5)
-    strict = ask(scheduler, "g", repetition_penalty=2.0)
+    assert scheduler.waiting == 3 and model.asked == ["wait 1", "wait 2"]
+    scheduler.cancel(first[0].ticket)
+    assert [client.answer() for client in others] == [f"text: {letter}" for letter in "abc"]
+    assert model.asked[2:] == ["a", "b", "c"]
     model.go.set()
-    asked = [*others, *sampled, longer, strict]
-    assert [client.answer() for client in asked] == [f"text: {letter}" for letter in "abcdefg"]
-    assert model.batches == [["wait"], ["a", "b", "c", "f"], ["d"], ["e"], ["g"]]
+    assert first[1].answer().endswith("wait 2")
 
 
 def test_an_answer_that_is_not_streamed_is_delivered_once(scheduler: Scheduler) -> None:
@@ -81,12 +82,8 @@ def test_an_answer_that_is_not_streamed_is_delivered_once(scheduler: Scheduler) 
     assert events.get(timeout=_PATIENCE_SECONDS) == Chunk("text: a", "stop", USAGE)
 
 
-def test_a_request_that_fails_does_not_fail_its_batch(scheduler: Scheduler, model: WaitingModel) -> None:
-    model.max_batch = 2
-    first = ask(scheduler, "wait")
-    first.first()
+def test_a_request_that_fails_takes_no_other_down(scheduler: Scheduler) -> None:
     others = [ask(scheduler, text) for text in ("a", "b", "too long", "c", "d")]
-    model.go.set()
     with pytest.raises(ContextError):
         others[2].answer()
     assert [other.answer() for other in others[:2] + others[3:]] == ["text: a", "text: b", "text: c", "text: d"]
@@ -99,25 +96,19 @@ def test_a_bug_in_the_model_is_an_error_and_the_next_request_is_answered(schedul
     assert ask(scheduler, "a").answer() == "text: a"
 
 
-def test_a_cancelled_request_is_not_started_and_not_finished(scheduler: Scheduler, model: WaitingModel) -> None:
+def test_a_cancelled_request_is_not_started_and_not_finished(model: WaitingModel) -> None:
+    scheduler = Scheduler(model, Metrics(), max_batch=1)
     first = ask(scheduler, "wait")
     first.first()
     second, third = ask(scheduler, "never asked"), ask(scheduler, "a")
     scheduler.cancel(second.ticket)
     scheduler.cancel(first.ticket)
     assert third.answer() == "text: a"
-    assert model.stopped == 1 and model.batches == [["wait"], ["a"]]
-
-
-def test_a_batch_goes_on_if_one_of_its_requests_is_cancelled(scheduler: Scheduler, model: WaitingModel) -> None:
-    first = ask(scheduler, "wait")
-    first.first()
-    cancelled, other = ask(scheduler, "wait 1"), ask(scheduler, "wait 2")
-    scheduler.cancel(first.ticket)
-    cancelled.first()
-    scheduler.cancel(cancelled.ticket)
-    model.go.set()
-    assert other.answer().startswith("text: ") and model.batches[-1] == ["wait 1", "wait 2"]
+    assert model.asked == ["wait", "a"]
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not model.stopped and time.monotonic() < until:
+        time.sleep(0.01)
+    assert model.stopped == 1
 
 
 def test_active_requests_are_bounded(scheduler: Scheduler) -> None:
@@ -134,9 +125,8 @@ def test_active_requests_are_bounded(scheduler: Scheduler) -> None:
         pass
 
 
-def test_after_close_waiting_requests_get_an_error_and_running_ones_finish(
-    scheduler: Scheduler, model: WaitingModel
-) -> None:
+def test_after_close_waiting_requests_get_an_error_and_running_ones_finish(model: WaitingModel) -> None:
+    scheduler = Scheduler(model, Metrics(), max_batch=1)
     first = ask(scheduler, "wait")
     first.first()
     second = ask(scheduler, "a")
@@ -148,15 +138,3 @@ def test_after_close_waiting_requests_get_an_error_and_running_ones_finish(
         ask(scheduler, "b")
     model.go.set()
     assert first.answer().endswith("wait")
-
-
-def test_a_short_answer_does_not_wait_for_a_long_one(model: WaitingModel) -> None:
-    scheduler = Scheduler(model, Metrics(), second_model=WaitingModel(), long_batch_seconds=0.05)
-    long = ask(scheduler, "wait")
-    long.first()
-    start = time.monotonic()
-    assert ask(scheduler, "a").answer() == "text: a"
-    assert time.monotonic() - start >= 0.02  # only after long_batch_seconds
-    model.go.set()
-    assert long.answer().endswith("wait")
-    scheduler.close()

@@ -14,21 +14,20 @@ from PIL import Image
 from serving import QUESTION, Served, data_url, events, message, serving
 from terminal import scene
 
-from llava_video_cli import Sampling, open_model, read_frames
+from llava_video_cli import Model, Sampling, open_model, read_frames
 from llava_video_cli.conversation import Request, Turn, join
 from llava_video_cli.demo.world import frames, write_picture
-from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.media import MediaSources
 from llava_video_cli.video.image import read_image
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> Model:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: LocalModel, clip: Path) -> Iterator[Served]:
+def served(model: Model, clip: Path) -> Iterator[Served]:
     with serving(model, sources=MediaSources([clip.parent])) as running:
         yield running
 
@@ -41,13 +40,13 @@ def client(served: Served) -> Iterator[Any]:
         yield client
 
 
-def asked(model: LocalModel, path: Path, question: str, frames: int = 8) -> str:
+def asked(model: Model, path: Path, question: str, frames: int = 8) -> str:
     """The answer that `llvid ask` gives."""
     medium = read_image(path) if path.suffix == ".png" else read_frames(path, Sampling(frames))
     return join(model.stream(Request((Turn("user", question, (medium,)),)))).text
 
 
-def test_openais_client_gets_the_answers_of_ask(client: Any, model: LocalModel, clip: Path, tmp_path: Path) -> None:
+def test_openais_client_gets_the_answers_of_ask(client: Any, model: Model, clip: Path, tmp_path: Path) -> None:
     picture = tmp_path / "square.png"
     write_picture(picture, scene(shape="square", x=0.5))
     cases = [(clip, "video/mp4"), (picture, "image/png"), (sample("bikes.mp4"), "video/mp4")]
@@ -160,7 +159,7 @@ def test_a_picture_has_no_frames(served: Served) -> None:
     assert status == 400 and "fps" in answer["error"]["message"]
 
 
-def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: LocalModel, clip: Path) -> None:
+def test_a_conversation_with_a_system_text_and_two_media(served: Served, model: Model, clip: Path) -> None:
     frames = read_frames(clip, Sampling(8))
     turns = (
         Turn("system", "Be brief."),
@@ -213,7 +212,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def test_pictures_are_one_video(model: LocalModel, pictures: list[Path], clip: Path) -> None:
+def test_pictures_are_one_video(model: Model, pictures: list[Path], clip: Path) -> None:
     question = "Which way does it move?"
     contents = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
     urls = [path.as_uri() for path in pictures]
@@ -260,7 +259,7 @@ def test_pictures_that_do_not_fit_can_be_sent_as_a_video(served: Served, tmp_pat
     assert "--" not in answer["error"]["hint"] and "folder" not in answer["error"]["hint"]
 
 
-def test_broken_pictures_of_a_video_are_refused(model: LocalModel, pictures: list[Path], tmp_path: Path) -> None:
+def test_broken_pictures_of_a_video_are_refused(model: Model, pictures: list[Path], tmp_path: Path) -> None:
     picture = base64.b64encode(pictures[0].read_bytes()).decode()
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(pictures[0].read_bytes())

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,7 +56,7 @@ def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
 def test_a_client_that_disconnects_makes_room(model: WaitingModel, stream: bool) -> None:
     with serving(model, max_requests=1) as served:
         connection = opened(served, "wait", stream=stream)
-        until(lambda: model.batches)
+        until(lambda: model.asked)
         status, headers, _ = served.send("POST", "/v1/chat/completions", b"{}", {"Content-Type": "application/json"})
         assert status == 429 and int(headers["retry-after"]) >= 1
         connection.close()
@@ -65,25 +64,15 @@ def test_a_client_that_disconnects_makes_room(model: WaitingModel, stream: bool)
         until(lambda: served.post({"messages": [message("a")]})[0] == 200)
 
 
-def test_waiting_requests_share_a_batch_over_http(model: WaitingModel) -> None:
+def test_requests_are_answered_beside_each_other_over_http(model: WaitingModel) -> None:
     with serving(model) as served:
         first = opened(served, "wait")
-        until(lambda: model.batches)
-        answers: dict[str, str] = {}
-
-        def ask(text: str) -> None:
-            answers[text] = served.post({"messages": [message(text)]})[1]["choices"][0]["message"]["content"]
-
-        threads = [threading.Thread(target=ask, args=(text,)) for text in "abc"]
-        for thread in threads:
-            thread.start()
-        until(lambda: b"llvid_requests_inside 4.0" in served.service.metrics.text())
-        until(lambda: served.service.scheduler.waiting == 3)
+        until(lambda: model.asked)
+        for text in "abc":
+            answer = served.post({"messages": [message(text)]})[1]["choices"][0]["message"]["content"]
+            assert answer == f"text: {text}"
+        until(lambda: b"llvid_requests_inside 1.0" in served.service.metrics.text())
         model.go.set()
-        for thread in threads:
-            thread.join(20)
-        assert answers == {text: f"text: {text}" for text in "abc"}
-        assert [sorted(batch) for batch in model.batches] == [["wait"], ["a", "b", "c"]]
         first.close()
 
 

@@ -13,9 +13,8 @@ from PIL import Image
 from serving import Served, message, serving
 from terminal import scene
 
-from llava_video_cli import open_model
+from llava_video_cli import Model, open_model
 from llava_video_cli.demo.world import write_clip, write_picture
-from llava_video_cli.inference import LocalModel
 from llava_video_cli.server.auth import Auth
 
 pytest.importorskip("uvicorn")
@@ -27,12 +26,12 @@ SHOWN = "(s => !s.hidden && s.complete && s.naturalWidth)(document.getElementByI
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> Model:
     return open_model("demo")
 
 
 @pytest.fixture(scope="module")
-def served(model: LocalModel) -> Iterator[Served]:
+def served(model: Model) -> Iterator[Served]:
     with serving(model) as running:
         yield running
 
@@ -111,7 +110,7 @@ def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served,
     assert window.run("document.querySelectorAll('main img').length") == 1
 
 
-def test_the_page_asks_for_the_api_key(window: Browser, model: LocalModel) -> None:
+def test_the_page_asks_for_the_api_key(window: Browser, model: Model) -> None:
     with serving(model, auth=Auth(api_key="sesame")) as served:
         window.visit(f"{served.url}/")
         window.wait("!document.getElementById('locked').hidden")

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answering import Answering
 
-from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, ModelError, Picture, Request, Turn, Usage
+from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, Picture, Request, Turn, Usage
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
-from llava_video_cli.runs.batches import BatchSize, RunPace, run
+from llava_video_cli.runs.answers import RunPace, run
 from llava_video_cli.runs.prefetch import JobRequest, ReadAhead, RequestRead, Result
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.video import Resize
@@ -25,12 +26,11 @@ USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
 
 
 @dataclass
-class Echo:
-    """A model that repeats the question; `check` may refuse a batch of questions."""
+class Echo(Answering):
+    """A model that repeats the question; `check` may refuse it."""
 
-    check: Callable[[Sequence[str]], None] = lambda _: None
-    room: int = 1000
-    batches: list[list[str]] = field(default_factory=list)
+    check: Callable[[str], None] = lambda _: None
+    asked: list[str] = field(default_factory=list)
     name: str = "echo"
 
     @property
@@ -38,20 +38,10 @@ class Echo:
         return {"model": self.name}
 
     def stream(self, request: Request) -> Iterator[Chunk]:
-        yield Chunk(request.turns[-1].text, "stop", USAGE)
-
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        texts = [request.turns[-1].text for request in requests]
-        self.check(texts)
-        self.batches.append(texts)
-        return [Answer(text, "stop", USAGE) for text in texts]
-
-    def stream_all(
-        self, requests: Sequence[Request], gone: Callable[[int], bool] | None = None
-    ) -> Iterator[tuple[int, Chunk]]:
-        assert gone is None
-        for number, answer in enumerate(self.answer_all(requests)):
-            yield number, Chunk(answer.text, answer.finish_reason, answer.usage)
+        text = request.turns[-1].text
+        self.asked.append(text)
+        self.check(text)
+        yield Chunk(text, "stop", USAGE)
 
     def budget(self, request: Request) -> Budget:
         return Budget(len(request.turns[-1].text), request.generation.max_new_tokens, 4096)
@@ -59,10 +49,6 @@ class Echo:
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
-
-    def fits(self, request: Request) -> int:
-        assert request.turns
-        return self.room
 
     @property
     def shrink(self) -> FrameResize:
@@ -128,72 +114,42 @@ def test_every_job_comes_to_something_once() -> None:
     done, failed = split(run(jobs, model))
     assert done == {f"v{k}": k % 4 for k in range(200) if k % 10 != 9}
     assert failed == {f"v{k}": "cut" for k in range(9, 200, 10)}
-    asked = [text for batch in model.batches for text in batch]
-    assert len(asked) == len(set(asked)) == sum(k % 4 for k in range(200))
-    assert max(map(len, model.batches)) > 8, "batches grow"
+    assert len(model.asked) == len(set(model.asked)) == sum(k % 4 for k in range(200))
 
 
-def test_batches_grow_where_readers_are_far_ahead() -> None:
-    """They wait for room, but what they have read lies ready, and is fetched before a batch goes out."""
-    filled = threading.Event()
-    jobs = entries(200)
-    jobs[64].before = filled.set  # 64 questions are all that there is room for
+@pytest.mark.parametrize(("most", "wanted"), [(None, 16), (3, 3)])
+def test_the_model_gets_as_many_at_a_time_as_keep_it_busy(most: int | None, wanted: int) -> None:
+    under_way: list[int] = []
+    most_under_way = 0
 
-    def check(texts: Sequence[str]) -> None:
-        if texts == ["v0"]:
-            assert filled.wait(30)
+    class Counts(Echo):
+        def submit(
+            self, request: Request, deliver: Callable[[Any], None], in_pieces: bool = True
+        ) -> Callable[[], None]:
+            nonlocal most_under_way
+            under_way.append(1)
+            most_under_way = max(most_under_way, len(under_way))
 
-    model = Echo(check)
-    done, failed = split(run(jobs, model))
+            def done(event: Any) -> None:
+                under_way.pop()
+                deliver(event)
+
+            return super().submit(request, done, in_pieces)
+
+    model = Counts(lambda _: time.sleep(0.005))
+    done, failed = split(run(entries(200), model, pace=RunPace(most)))
     assert len(done) == 200 and not failed
-    assert max(map(len, model.batches)) > 8, [len(batch) for batch in model.batches]
-
-
-def test_running_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
-    def check(texts: Sequence[str]) -> None:
-        if len(texts) > 3:
-            raise OutOfMemoryError("out of memory")
-
-    model, pace = Echo(check), RunPace(BatchSize(16))
-    done, failed = split(run(entries(100), model, pace=pace))
-    assert len(done) == 100 and not failed
-    assert pace.size.wanted(1000) == 2
-    first = next(number for number, batch in enumerate(model.batches) if len(batch) == 2)
-    assert all(len(batch) <= 2 for batch in model.batches[first:]), "what was too many is not tried again"
+    assert most_under_way == wanted
 
 
 def test_one_that_never_fits_takes_no_other_down() -> None:
-    def check(texts: Sequence[str]) -> None:
-        if "v13" in texts:
-            raise OutOfMemoryError("out of memory") if len(texts) > 1 else ModelError("too long for the context")
-
-    done, failed = split(run(entries(40), Echo(check), pace=RunPace(BatchSize(8))))
-    assert len(done) == 39 and failed == {"v13": "too long for the context"}
-
-
-def test_one_that_alone_runs_out_of_memory_makes_no_other_batch_smaller() -> None:
-    def check(texts: Sequence[str]) -> None:
-        if "v13" in texts:
+    def check(text: str) -> None:
+        if text == "v13":
             raise OutOfMemoryError("out of memory")
 
-    model, pace = Echo(check), RunPace(BatchSize(32))
-    done, failed = split(run(entries(200), model, pace=pace))
-    assert len(done) == 199 and failed == {"v13": "out of memory"}
-    assert pace.size.wanted(1000) == 32
-    assert len(model.batches) <= 12, "the halves of one batch, and six others"
-
-
-def test_memory_bounds_the_batch() -> None:
-    model = Echo(room=5)
-    done, _ = split(run(entries(64), model))
-    assert len(done) == 64 and max(map(len, model.batches)) == 5
-
-
-def test_only_requests_of_one_kind_share_a_batch() -> None:
-    jobs = [Entry(f"v{k}", [f"{k % 2}"], generation=Generation(max_new_tokens=1 + k % 2)) for k in range(40)]
-    model = Echo()
-    assert len(split(run(jobs, model, pace=RunPace(BatchSize(8))))[0]) == 40
-    assert all(len(set(batch)) == 1 for batch in model.batches)
+    model = Echo(check)
+    done, failed = split(run(entries(40), model))
+    assert len(done) == 39 and failed == {"v13": "out of memory"} and len(model.asked) == 40
 
 
 def test_a_job_that_hangs_is_given_up_and_the_others_go_on() -> None:
@@ -217,7 +173,7 @@ def test_a_bug_in_reading_one_is_its_failure() -> None:
 
 
 def test_a_bug_in_the_model_ends_the_run() -> None:
-    def check(_: Sequence[str]) -> None:
+    def check(_: str) -> None:
         raise ArithmeticError("the model's own")
 
     with pytest.raises(ArithmeticError):
@@ -227,15 +183,14 @@ def test_a_bug_in_the_model_ends_the_run() -> None:
 def test_stopping_finishes_what_the_model_is_at_and_nothing_else() -> None:
     stop = threading.Event()
 
-    def check(texts: Sequence[str]) -> None:
-        if "v20" in texts:
+    def check(text: str) -> None:
+        if text == "v20":
             stop.set()
 
     model = Echo(check)
-    done, failed = split(run(entries(10_000), model, stop=stop, pace=RunPace(BatchSize(4))))
-    answered = [text for batch in model.batches for text in batch]
-    assert "v20" in model.batches[-1], "no batch begins behind the stop"
-    assert sorted(done) == sorted(answered) and not failed
+    done, failed = split(run(entries(10_000), model, stop=stop, pace=RunPace(4)))
+    assert "v20" in model.asked[-6:], "nothing begins behind the stop"
+    assert sorted(done) == sorted(model.asked) and not failed
 
 
 def test_leaving_the_iterator_ends_the_readers() -> None:
@@ -254,7 +209,7 @@ def test_readers_wait_for_room() -> None:
     held: list[JobRequest] = []
     while (event := ahead.next(0.5 if len(held) >= 3 else 30)) is not None:
         held += [event.question] if isinstance(event, RequestRead) else []
-    assert len(held) == 3 and ahead.full and not ahead.drained
+    assert len(held) == 3 and ahead.is_reading and not ahead.drained
     seen = 3
     while not ahead.drained:
         for question in held:
@@ -276,28 +231,3 @@ def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
     while ahead.next(0.5) is not None:
         pass
     assert ahead.drained
-
-
-@pytest.mark.parametrize("best", [1, 4, 32])
-def test_the_size_is_doubled_as_long_as_it_pays(best: int) -> None:
-    size = BatchSize()
-    for _ in range(20):
-        count = size.wanted(1000)
-        size.learn(count, max(count, best) / best * (1 + 0.02 * count))
-    assert size.wanted(1000) == best
-    assert size.wanted(3) == min(3, best)
-    size.too_many(2)
-    assert size.wanted(1000) == 1
-
-
-def test_short_batches_are_doubled_whatever_they_took() -> None:
-    size = BatchSize()
-    for seconds in (0.01, 0.9, 0.9, 0.9):
-        size.learn(size.wanted(1000), seconds)
-    assert size.wanted(1000) == 16
-
-
-def test_a_batch_that_takes_too_long_is_not_doubled() -> None:
-    size = BatchSize()
-    size.learn(size.wanted(1000), 500.0)
-    assert size.wanted(1000) == 1

@@ -1,0 +1,119 @@
+"""A request on its way through the engine, from its prompt to its text; and why an answer ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+
+from ..conversation import Chunk, FinishReason, Request, Usage
+from ..model import Event
+from .detokenizer import Detokenizer
+from .prefix_cache import Prompt
+from .sampler import Sampler
+
+# An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
+_LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
+_CHECK_EVERY_TOKENS = 16
+
+
+@dataclass(eq=False)
+class Row:
+    """A request on its way: it waits, is prefilled, runs in a slot, and has ended.
+
+    `prepare` sets its prompt and sampler; it may raise what the sender is to be told.
+    `deliver` is called in another thread: with pieces of the text and a last chunk, or, without `in_pieces`, with that
+    alone; or with an error. It has to return at once. `is_cancelled` may be set in any thread.
+    """
+
+    request: Request
+    prepare: Callable[[Row], None]
+    text: Detokenizer
+    deliver: Callable[[Event], None]
+    in_pieces: bool
+    began_at: float = field(default_factory=time.perf_counter)  # as all times here
+    prompt: Prompt = field(init=False)
+    sampler: Sampler = field(init=False)
+    prompt_tokens: int = field(init=False)
+    is_cancelled: bool = False
+    has_left: threading.Event = field(default_factory=threading.Event)
+    ids: list[int] = field(default_factory=list)  # new ones
+    sampled: int = 0  # new ones, with those that are still on the device
+    in_prompt: int = 0  # new ones that are a part of `prompt`, as the row was put back once
+    cached_tokens: int = 0
+    joined_at: float = 0.0
+    first_at: float = 0.0
+    peak_bytes: int = 0
+    was_alone: bool = False  # when memory ran out
+    written: int = 0  # tokens that became text
+    held_text: str = ""
+
+    @property
+    def limit(self) -> int:
+        """The most new tokens."""
+        return self.request.generation.max_new_tokens
+
+    @property
+    def room(self) -> int:
+        """The tokens of its prompt and of its longest answer."""
+        return self.prompt_tokens + self.limit
+
+    @property
+    def length(self) -> int:
+        """The tokens that its slot holds after the step that is under way."""
+        return self.prompt_tokens + self.sampled - 1
+
+    @property
+    def reads_each(self) -> bool:
+        """Whether each of its tokens is wanted as it comes."""
+        return self.in_pieces or bool(self.request.stop)
+
+    def cancel(self) -> None:
+        """End it without a further word; in any thread."""
+        self.is_cancelled = True
+
+    def write(self, ids: Sequence[int], reason: FinishReason | None, at: float) -> None:
+        """Turn new tokens into text, and deliver it; in the text thread."""
+        if self.text.is_stopped or self.is_cancelled:
+            return
+        self.written += len(ids)
+        text = self.text.push(ids)
+        if reason is None and not self.text.is_stopped:
+            self.held_text += text
+            if self.in_pieces and text:
+                self.deliver(Chunk(text))
+            return
+        text += self.text.finish()
+        usage = Usage(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            generated_tokens=self.written,
+            first_token_seconds=self.first_at - self.began_at,
+            total_seconds=at - self.began_at,
+            peak_memory_bytes=self.peak_bytes,
+        )
+        whole = text if self.in_pieces else self.held_text + text
+        self.deliver(Chunk(whole, "stop" if self.text.is_stopped else reason, usage))
+
+
+def finish_reason(ids: Sequence[int], stop_ids: Container[int], limit: int) -> FinishReason | None:
+    """Return why an answer ends with these new ids; None if it does not."""
+    if ids[-1] in stop_ids:
+        return "stop"
+    is_over = len(ids) >= limit
+    if (is_over or len(ids) % _CHECK_EVERY_TOKENS == 0) and ends_in_repetition(ids):
+        return "repetition"
+    return "length" if is_over else None
+
+
+def ends_in_repetition(ids: Sequence[int]) -> bool:
+    """Return whether the ids end in one block of tokens, repeated."""
+    for length in range(1, _LONGEST_BLOCK_TOKENS + 1):
+        span = max(_LEAST_REPEATS * length, _LEAST_REPEATED_TOKENS)
+        if len(ids) < span:
+            continue
+        tail = ids[-span:]
+        if all(tail[i] == tail[i + length] for i in range(span - length)):
+            return True
+    return False
