@@ -232,12 +232,12 @@ def _file(frames: Frames) -> bytes:
         size = path.stat().st_size
         if size > _MOST_FILE_BYTES:
             raise MediaError(
-                f"{path}: {size / 2**20:.0f} MiB is too large to send ({_MOST_FILE_BYTES / 2**20:.0f} MiB at most)",
+                f"{frames.path}: {size / 2**20:.0f} MiB is too large to send ({_MOST_FILE_BYTES / 2**20:.0f} MiB at most)",
                 "use --send frames, which sends only what the model sees",
             )
         return path.read_bytes()
     except OSError as error:
-        raise MediaError(f"{path}: can't be read: {error.strerror}") from None
+        raise MediaError(f"{frames.path}: can't be read: {error.strerror}") from None
 
 
 def _with_sound(frames: Frames) -> str:
@@ -246,10 +246,10 @@ def _with_sound(frames: Frames) -> str:
     from ..video.limits import Deadline, Limits
 
     path = _file_of(frames)
-    with open_video(path, Deadline(path, Limits())) as video:
+    with open_video(frames.path, Deadline(frames.path, Limits())) as video:
         if not video.container.streams.audio:
             raise MediaError(
-                f"{path}: transformers serve can't read a video without sound",
+                f"{frames.path}: transformers serve can't read a video without sound",
                 "use --send frames, which adds a silent sound track",
             )
     return os.path.abspath(path)  # noqa: PTH100 - keeps links

@@ -128,7 +128,7 @@ def _response(
             finally:
                 response.close()
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-        raise MediaError(f"{host.name} can't be reached: {str(error)[:200] or type(error).__name__}") from None
+        raise MediaError(f"the connection to {host.name} failed: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _write(

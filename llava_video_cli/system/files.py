@@ -52,21 +52,25 @@ _TEMPORARY = set[Path]()  # that `remove_temporary` removes
 def temporary_file() -> Iterator[Path]:
     """Give the path of an empty file that only this user can read; it is removed at the end of the block.
 
-    The folder is that of TMPDIR. `remove_temporary` removes it earlier, where a signal ends the program. Raises
-    `LlvidError` if it can't be made.
+    The folder is that of TMPDIR. On Linux the file has no name there, and goes with the process, however that ends:
+    its path is that of the open descriptor. Elsewhere `remove_temporary` removes it earlier, where a signal ends the
+    program. Raises `LlvidError` if it can't be made.
     """
     try:
         descriptor, name = tempfile.mkstemp(prefix="llvid-")
     except OSError as error:
         raise LlvidError(f"can't make a temporary file: {error.strerror}", TMPDIR_HINT) from None
-    os.close(descriptor)
-    path = Path(name)
-    _TEMPORARY.add(path)
+    named, unnamed = Path(name), Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    _TEMPORARY.add(named)
     try:
-        yield path
+        is_linux = unnamed.exists()
+        if is_linux:
+            named.unlink()
+        yield unnamed if is_linux else named
     finally:
-        path.unlink(missing_ok=True)
-        _TEMPORARY.discard(path)
+        os.close(descriptor)
+        named.unlink(missing_ok=True)
+        _TEMPORARY.discard(named)
 
 
 def remove_temporary() -> None:

@@ -75,7 +75,7 @@ def spooled(
                 try:
                     paths.append(_spool(each, stdin, file, limits, progress))
                 except OSError as error:
-                    raise LlvidError(f"can't write {file}: {error.strerror or error}", TMPDIR_HINT) from None
+                    raise LlvidError(f"can't write a temporary file: {error.strerror or error}", TMPDIR_HINT) from None
         yield paths
 
 
