@@ -245,7 +245,7 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
 
 def natural(name: str) -> list[str | int]:
     """Return a key that sorts names as people number them: 2 before 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 @dataclass(frozen=True)

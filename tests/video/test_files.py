@@ -11,7 +11,7 @@ from llava_video_cli.preset import Preset
 from llava_video_cli.runs.caption import Task, plan_folder
 from llava_video_cli.runs.formats import JsonLines, Sidecars
 from llava_video_cli.runs.ledger import Ledger
-from llava_video_cli.video.files import Found, find
+from llava_video_cli.video.files import Found, find, natural
 from llava_video_cli.video.sampling import Sampling
 
 TASK = Task(Preset("test", "", model="demo"))
@@ -139,3 +139,8 @@ def test_a_hundred_thousand_finished_entries(tmp_path: Path) -> None:
     with Ledger(output) as ledger:
         again = plan_folder(find([str(tmp_path)]), TASK, ledger.done, Sidecars(), tmp_path, overwrite=False)
     assert (len(again.videos), again.done) == (0, 10_000)
+
+
+def test_digits_of_other_scripts_are_letters_of_a_name() -> None:
+    names = ["a2", "a10", "a1\u0663", "\u0663", "\u00b2", "10", "9"]
+    assert sorted(names, key=natural) == ["9", "10", "a1\u0663", "a2", "a10", "\u00b2", "\u0663"]
