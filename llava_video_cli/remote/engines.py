@@ -232,7 +232,7 @@ def _file(frames: Frames) -> bytes:
         size = path.stat().st_size
         if size > _MOST_FILE_BYTES:
             raise MediaError(
-                f"{frames.path}: {size / 2**20:.0f} MiB is too large to send ({_MOST_FILE_BYTES / 2**20:.0f} MiB at most)",
+                f"{frames.path}: {size >> 20} MiB is too large to send ({_MOST_FILE_BYTES >> 20} MiB at most)",
                 "use --send frames, which sends only what the model sees",
             )
         return path.read_bytes()

@@ -249,5 +249,5 @@ def _located(folder: Path, given: object) -> str:
     if isinstance(given, list) and given:
         return PictureList([_located(folder, each) for each in given])
     if not isinstance(given, str) or not given:
-        raise UsageError(f"a path must be text, got {brief(given)}")
+        raise UsageError(f"a path must be text, or a list with at least one path, got {brief(given)}")
     return below(folder, given)

@@ -284,7 +284,8 @@ def _with_video_urls(message: object) -> object:
                 data = place.get("data") or place.get("url") if isinstance(place, dict) else place
                 is_url = not isinstance(data, str) or ":" in data[:_MOST_SCHEME]
                 place = data if is_url else f"data:video/mp4;base64,{data}"
-            part = {"type": "video_url", "video_url": {"url": place}, **rest}
+            if place and isinstance(place, (str, list)):  # else the error shows the part as it came
+                part = {"type": "video_url", "video_url": {"url": place}, **rest}
         parts.append(part)
     return {**message, "content": parts}
 

@@ -306,9 +306,9 @@ def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles
 def _hint(path: str) -> str | None:
     """Return a hint for a path that does not exist."""
     if "://" in path:
-        return "URLs are fetched only where they are typed, as in `llvid ask URL`: download it first"
+        return "a URL is fetched only on the command line, as in `llvid ask URL`: download it first"
     if path == "-":
-        return "only what is typed, as in `llvid ask -`, reads stdin: name a file"
+        return "`-` is stdin only on the command line, as in `llvid ask -`: name a file"
     if _NUMBERED.search(path):
         return f"write * for the numbers: '{_NUMBERED.sub('*', path)}'"
     if path.endswith("?"):

@@ -125,6 +125,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"question": "x"}, "'video' or 'media' is needed"),
         ({"video": "a", "media": ["b"], "question": "x"}, "not both"),
         ({"video": 3, "question": "x"}, "a path must be text"),
+        ({"video": [], "question": "x"}, "a list with at least one path"),
         ({"video": "a", "question": ""}, "'question' must be text"),
         ({"video": "a", "question": "x", "frames": 0}, "from 1 to"),
         ({"video": "a", "question": "x", "fps": "fast"}, "'fps' must be a number"),

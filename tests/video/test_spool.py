@@ -181,7 +181,7 @@ def test_ffmpeg_opens_no_other_file(tmp_path: Path, clip: bytes, content: bytes)
         read_frames(source)
 
 
-def test_a_url_is_fetched_and_nothing_stays(web: Web, clip: bytes, temporary: Path) -> None:
+def test_a_url_is_fetched_and_nothing_stays(web: Web, clip: bytes) -> None:
     web.serve("/clip.mp4?token=secret", clip)
     web.serve("/old.mp4", b"", status=302, Location="/clip.mp4?token=secret")
     seen: list[tuple[str, int, int | None]] = []
