@@ -226,7 +226,10 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
         except OSError as error:
             raise MediaError(f"{path}: can't be listed: {error.strerror}") from None
     else:
-        names = [name for name in glob.glob(path) if os.path.isfile(name)]  # noqa: PTH113, PTH207
+        folder, pattern = os.path.split(path)
+        if os.path.isdir(folder):  # noqa: PTH112 - it may be named `[2] Film`
+            folder = glob.escape(folder)
+        names = list(filter(os.path.isfile, glob.glob(os.path.join(folder, pattern))))  # noqa: PTH118, PTH207
     endings = [os.path.splitext(name)[1].lower() for name in names]  # noqa: PTH122
     pictures = [name for name, ending in zip(names, endings, strict=True) if may_be_picture(ending)]
     videos = sum(may_be_media(ending) for ending in endings) - len(pictures)

@@ -218,3 +218,9 @@ def test_a_list_of_pictures_is_text_and_stays_itself() -> None:
     assert str(one) == str(other) == "a.png ... d.png"
     assert one != other and len({one, other, PictureList(one.paths)}) == 2
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_a_pattern_may_be_in_a_folder_whose_name_looks_like_one(tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "[2] Film*", 3)
+    expected = tuple(str(folder / f"{number}.png") for number in (1, 2, 3))
+    assert pictures_of(f"{folder}/*.png")[0] == pictures_of(f"{tmp_path}/*Film*/?.png")[0] == expected
