@@ -68,8 +68,10 @@ def token_counter(model: str, loading: Loading, revision: str | None = None) -> 
     return TokenCounter(model, _config(folder, loading)[1], CHECKPOINT if has_random_weights(folder) else folder)
 
 
-def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
+def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: bool = True) -> Loaded:
     """Return the checkpoint of a folder, loaded; `name` is how it was asked for, for messages.
+
+    Without `to_answer`, 4-bit weights stay as a file stores them, instead of as this machine computes with them.
 
     Raises `UsageError` for what can't be done, `ModelError` for weights that can't be loaded or don't fit the memory.
     """
@@ -80,7 +82,7 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
     from . import device_memory as memory
     from .processor import load_processor  # brings along all that fetches: --help need not pay
     from .speed import slow_note
-    from .weights import weights
+    from .weights import prepare_layers, weights
 
     _quieten()
     if usable_cores() < torch.get_num_threads():  # a CPU quota, of which torch knows nothing
@@ -116,6 +118,9 @@ def load(folder: Path, loading: Loading, name: str | None = None) -> Loaded:
         scaled = [name for name in tensors if name.endswith((".weight_scale", ".weight_scale_inv"))]
     _check_loaded(folder, info, scaled)
     model.eval()
+    if to_answer and placement.quantize == "4bit" and placement.device.kind == "cpu":
+        with _loading_errors(name, folder, placement), memory.own_pages():
+            prepare_layers(model)
     _settle_generation(model, folder)
     processor = load_processor(folder, model.config)
     family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())

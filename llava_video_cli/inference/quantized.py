@@ -43,7 +43,7 @@ def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> No
 
 def load_quantized(folder: Path, quantize: Literal["8bit", "4bit"], name: str) -> Loaded:
     """Load a checkpoint and quantize it, in the data type that this machine would take. Raises `ModelError`."""
-    return load(folder, Loading(quantize=quantize), name)
+    return load(folder, Loading(quantize=quantize), name, to_answer=False)
 
 
 def write(loaded: Loaded, folder: Path, to: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.quantized import load_quantized, write
+from llava_video_cli.inference.weights import prepare_layers
 
 QUESTIONS = ("What happens in this video?", "What shape is it?", "What color is it at the start?")
 
@@ -89,3 +90,45 @@ def test_a_full_disk_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write(loaded, CHECKPOINT, tmp_path / "stored")
     assert (tmp_path / "stored" / "model.safetensors").stat().st_size > 200_000
+
+
+def four_bit_layer(inputs: int, outputs: int) -> tuple[Any, torch.Tensor]:
+    """Return a layer in 4 bits, as loading quantizes it, and the weight that it stands for, in float32."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    plain = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(outputs), dtype=torch.bfloat16)
+    layer.load_state_dict({"weight": plain})
+    layer = layer.to("cpu").eval()
+    return layer, dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().reshape(outputs, inputs)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(128, 64), (128, 48), (96, 64)])
+def test_a_prepared_layer_computes_what_its_weight_says_for_any_number_of_rows(inputs: int, outputs: int) -> None:
+    """bitsandbytes' kernel for AVX-512 can't take the last two shapes: it raised AssertionError and RuntimeError."""
+    layer, weight = four_bit_layer(inputs, outputs)
+    prepare_layers(torch.nn.Sequential(layer))
+    before = layer.weight.data_ptr()
+    for rows in (1, 2, 31, 300):
+        given = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        with torch.inference_mode():
+            got = layer(given).float()
+        wanted = given.float() @ weight.T
+        assert got.shape == wanted.shape and float((got - wanted).norm() / wanted.norm()) < 0.01
+    assert layer.weight.data_ptr() == before, "using it changed nothing"
+
+
+def test_the_first_answer_does_not_rearrange_weights_and_a_stored_copy_has_them_as_bitsandbytes_does() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    def pointers(model: Any) -> list[int]:
+        return [each.weight.data_ptr() for each in model.modules() if isinstance(each, Linear4bit)]
+
+    model = load(CHECKPOINT, Loading(quantize="4bit", device="cpu")).model
+    before = pointers(model)
+    with torch.inference_mode():
+        model.model.language_model(inputs_embeds=torch.zeros((1, 40, model.config.text_config.hidden_size)))
+    assert before and pointers(model) == before
+    stored = load_quantized(CHECKPOINT, "4bit", "demo").model
+    assert {each.weight.shape[1] for each in stored.modules() if isinstance(each, Linear4bit)} == {1}
