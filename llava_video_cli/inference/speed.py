@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..checkpoint.config import Checkpoint
 from .placement import Placement
+from .weights import prepare_layers
 
 # More than a processor's caches hold.
 _COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
 _MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 _LARGE_PARAMETERS = 800_000_000  # with fewer, a CPU is quick enough without a warning
 _ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # such an answer that takes no longer needs no warning
-_SIDE, _ROWS = 2048, 128  # of the layer that is measured, and of a part of a prompt
+_SIDE, _ROWS = 2048, 512  # of the layer that is measured, and of a part of a prompt
+_HEAD, _VISION_HEAD = 128, 64  # elements of an attention head: of the published language models, of CLIP
+_COPIES = 32  # of that layer; caches don't hold them, even in 4 bits
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,23 @@ class SpeedEstimate:
 
     first_seconds: float
     token_seconds: float
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """Seconds on this CPU: for a weight and a row of many, for a weight and a single row, and of attention.
+
+    `plain` weights are not quantized, `language` ones are held as the language model's. Attention counts each element
+    of a query and each key: of all patches of a frame, of a prompt where a token sees those before it, and of a token.
+    """
+
+    plain_row: float
+    language_row: float
+    plain_token: float
+    language_token: float
+    vision_attention: float
+    prompt_attention: float
+    token_attention: float
 
 
 def copy_bytes_per_second(device: torch.device) -> float:
@@ -46,7 +68,7 @@ def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str 
     """Return a note on how long a large checkpoint takes on this CPU; None if it is quick enough or on a GPU."""
     if placement.device.kind != "cpu" or checkpoint.parameters.total < _LARGE_PARAMETERS:
         return None
-    speed = estimate_speed(checkpoint, placement, frames)
+    speed = estimate_speed(checkpoint, measure_rates(placement), frames)
     if speed.first_seconds + _ANSWER_TOKENS * speed.token_seconds < _SHORT_SECONDS:
         return None
     return (
@@ -55,25 +77,54 @@ def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str 
     )
 
 
-def estimate_speed(checkpoint: Checkpoint, placement: Placement, frames: int) -> SpeedEstimate:
-    """Return the speed of an answer, from the seconds that one linear layer takes for one row and for many.
+def estimate_speed(checkpoint: Checkpoint, rates: CpuRates, frames: int) -> SpeedEstimate:
+    """Return the speed of an answer from its multiplications: those of linear layers, and those of attention.
 
-    The layer is measured as it will be used: a quantized one takes far longer than its bytes would say. The result is
-    scaled by how many such layers the weights of the language model, and of the vision tower, which is never quantized,
-    are worth. Attention is left out, and so is reading weights that don't stay in memory.
+    Only the vision tower, which is never quantized, and the language model count. Reading weights that don't stay in
+    memory is left out.
+    """
+    parts, layers, hidden = checkpoint.parameters, checkpoint.layers, checkpoint.widths[0]
+    width, inner = checkpoint.vision_widths
+    vision_layers = parts.vision / (4 * width**2 + 2 * width * inner)
+    tokens, patches = frames * checkpoint.rates.frame_tokens, checkpoint.rates.side**2
+    vision = patches * parts.vision * rates.plain_row + vision_layers * width * patches**2 * rates.vision_attention
+    prompt = tokens * parts.language_linear * rates.language_row + layers * hidden * tokens**2 * rates.prompt_attention
+    token = parts.language_linear * rates.language_token + parts.language_rest / 2 * rates.plain_token
+    return SpeedEstimate(frames * vision + prompt, token + layers * hidden * tokens * rates.token_attention)
+
+
+def measure_rates(placement: Placement) -> CpuRates:
+    """Measure the parts of a layer as they will be used: a quantized weight takes far longer than its bytes would say.
+
+    A prompt's rows share a weight that the caches hold. A single row reads weights that no cache holds.
     """
     dtype = getattr(torch, placement.dtype)
-    one, many = (torch.ones((rows, _SIDE), dtype=dtype) for rows in (1, _ROWS))
     plain = torch.nn.Linear(_SIDE, _SIDE, bias=False, dtype=dtype)
     layer = plain if placement.quantize == "none" else _quantized(plain, placement)
-    parts, size = checkpoint.parameters, _SIDE**2
-    language, vision, head = parts.language_linear / size, parts.vision / size, parts.language_rest / 2 / size
-    language_rows, vision_rows = frames * checkpoint.rates.frame_tokens, frames * checkpoint.rates.side**2
+    one, many = (torch.ones((rows, _SIDE), dtype=dtype) for rows in (1, _ROWS))
     with torch.inference_mode():
-        prompt = _seconds(lambda: layer(many), 3) * language * language_rows
-        prompt += _seconds(lambda: plain(many), 3) * vision * vision_rows
-        token = _seconds(lambda: layer(one), 3) * language + _seconds(lambda: plain(one), 3) * head
-    return SpeedEstimate(prompt / _ROWS, token)
+        return CpuRates(
+            plain_row=_seconds(partial(plain, many), 3) / _ROWS / _SIDE**2,
+            language_row=_seconds(partial(layer, many), 3) / _ROWS / _SIDE**2,
+            plain_token=_cold_seconds(plain, one) / _SIDE**2,
+            language_token=_cold_seconds(layer, one) / _SIDE**2,
+            vision_attention=_attention(_VISION_HEAD, _ROWS, dtype),
+            prompt_attention=_attention(_HEAD, _ROWS, dtype, is_causal=True),
+            token_attention=_attention(_HEAD, 1, dtype),
+        )
+
+
+def _cold_seconds(layer: Any, row: torch.Tensor) -> float:
+    layers = [deepcopy(layer) for _ in range(_COPIES)]
+    return _seconds(lambda: [each(row) for each in layers], 3) / _COPIES
+
+
+def _attention(head_width: int, queries: int, dtype: torch.dtype, is_causal: bool = False) -> float:
+    """Return the seconds for each element of a query and each key; there are as many keys as a part of a prompt has."""
+    heads = _SIDE // head_width
+    query, key = (torch.ones((1, heads, rows, head_width), dtype=dtype) for rows in (queries, _ROWS))
+    call = partial(torch.nn.functional.scaled_dot_product_attention, query, key, key, is_causal=is_causal)
+    return _seconds(call, 3) / queries / _ROWS / _SIDE
 
 
 def _quantized(plain: torch.nn.Linear, placement: Placement) -> Any:
@@ -84,7 +135,9 @@ def _quantized(plain: torch.nn.Linear, placement: Placement) -> Any:
     else:
         layer = bitsandbytes.nn.Linear8bitLt(_SIDE, _SIDE, bias=False, has_fp16_weights=False)
     layer.load_state_dict(plain.state_dict())
-    return layer.to("cpu")
+    layer = layer.to("cpu").eval()  # bitsandbytes takes other kernels in training
+    prepare_layers(layer)
+    return layer
 
 
 def _seconds(call: Callable[[], object], runs: int, device: torch.device | None = None) -> float:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.placement import Device, Placement, choose_placement
-from llava_video_cli.inference.speed import slow_note
+from llava_video_cli.inference.speed import CpuRates, estimate_speed, measure_rates, slow_note
 from llava_video_cli.inference.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
@@ -70,13 +70,14 @@ def test_what_is_converted_or_quantized_does_not_stay_as_the_file_has_it_too(
     assert resident_bytes(file) >= kept - 2**20, "what stays as it is should not be copied"
 
 
-def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
-    def chosen(size: str, quantize: Any) -> tuple[Any, Placement]:
-        folder = random_folder(f"random:{size}")
-        assert folder is not None
-        facts = describe(read_config(folder))
-        return facts, choose_placement(size, facts, CPU, quantize, "float32")
+def chosen(size: str, quantize: Any) -> tuple[Any, Placement]:
+    folder = random_folder(f"random:{size}")
+    assert folder is not None
+    facts = describe(read_config(folder))
+    return facts, choose_placement(size, facts, CPU, quantize, "float32")
 
+
+def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
     assert slow_note(*chosen("tiny", "none"), 32) is None
     for quantize in ("none", "8bit", "4bit"):
         facts, choice = chosen("7B", quantize)
@@ -86,6 +87,45 @@ def test_a_cpu_s_pace_is_told_of_large_checkpoints_only() -> None:
             r"on this CPU, 32 frames take about [\d.]+ (s|min) to the first token, and each later one", told
         )
         assert slow_note(facts, replace(choice, device=replace(CPU, kind="mps")), 32) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "first", "later"),
+    [
+        ("plain_row", 8 * 576 * 303_507_456, 0),
+        ("language_row", 8 * 144 * 32 * (4 * 4096**2 + 3 * 4096 * 11008), 0),
+        ("plain_token", 0, 32064 * 4096),
+        ("language_token", 0, 32 * (4 * 4096**2 + 3 * 4096 * 11008)),
+        ("vision_attention", 8 * 24 * 1024 * 576**2, 0),
+        ("prompt_attention", 32 * 4096 * (8 * 144) ** 2, 0),
+        ("token_attention", 0, 32 * 4096 * 8 * 144),
+    ],
+)
+def test_a_forecast_counts_multiplications(rate: str, first: float, later: float) -> None:
+    """Of the 7B, with 8 frames: 24 and 32 layers of 1,024 and 4,096 elements, 576 patches and 144 tokens a frame."""
+    facts, _ = chosen("7B", "none")
+    told = estimate_speed(facts, replace(CpuRates(*[0.0] * 7), **{rate: 1.0}), 8)
+    assert told.first_seconds == pytest.approx(first, rel=0.01)
+    assert told.token_seconds == pytest.approx(later, rel=0.01)
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_a_forecast_measures_layers_as_answers_use_them(quantize: Any) -> None:
+    """bitsandbytes' layers take other kernels in training: in 4 bits a token took a seventh of what was told."""
+    import bitsandbytes
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    used: list[bool] = []
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    hook = register_module_forward_pre_hook(
+        lambda layer, _: used.append(layer.training) if isinstance(layer, kinds) else None
+    )
+    try:
+        rates = measure_rates(chosen("tiny", quantize)[1])
+    finally:
+        hook.remove()
+    assert used and not any(used)
+    assert all(0 < value < 1 for value in astuple(rates))
 
 
 def test_tensors_are_those_that_the_library_reads(stored: Path, tmp_path: Path) -> None:
