@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import av
 import av.error
@@ -24,12 +24,14 @@ from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet, PacketSideData
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
+AnyStream = TypeVar("AnyStream", "VideoStream", "AudioStream")
 # Containers that hold their pictures themselves. Playlists (hls, dash, concat), patterns of files (image2) and
 # devices are left out, so that a file from elsewhere can't make us read another file or the network.
 FORMATS = (
@@ -54,18 +56,22 @@ _COMPARED = 64  # samples of the header's table that are compared with FFmpeg's 
 
 
 @dataclass(frozen=True, eq=False)
-class OpenVideo:
-    """An open video file and its main video stream."""
+class OpenStream(Generic[AnyStream]):
+    """An open file and one of its streams."""
 
     path: str
     container: InputContainer
-    stream: VideoStream
+    stream: AnyStream
     deadline: Deadline
 
     @property
     def size_bytes(self) -> int:
         """The file's size."""
         return max(1, self.container.size)
+
+
+class OpenVideo(OpenStream["VideoStream"]):
+    """An open video file and its main video stream."""
 
     @property
     def context(self) -> VideoCodecContext:
@@ -107,12 +113,8 @@ def media_errors(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
-    """Open a video file for the `with` block.
-
-    The best video stream is used, never cover art. Raises MediaError for what is no readable video file, also where
-    FFmpeg finds that out inside the block.
-    """
+def open_container(path: str, deadline: Deadline) -> Iterator[InputContainer]:
+    """Open a file with videos or sound for the `with` block. Raises MediaError for what FFmpeg can't open."""
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
@@ -127,6 +129,17 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:
+        yield container
+
+
+@contextmanager
+def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
+    """Open a video file for the `with` block.
+
+    The best video stream is used, never cover art. Raises MediaError for what is no readable video file, also where
+    FFmpeg finds that out inside the block.
+    """
+    with open_container(path, deadline) as container:
         with media_errors(path):
             stream = _video_stream(path, container)
         context = stream.codec_context
@@ -141,7 +154,7 @@ def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
 
 
-def demux_all(video: OpenVideo, broken: list[str]) -> Iterator[Packet[VideoStream]]:
+def demux_all(opened: OpenStream[AnyStream], broken: list[str]) -> Iterator[Packet[AnyStream]]:
     """Yield all of the stream's packets, then the empty one that flushes the decoder.
 
     An error of the container is appended to `broken`, and reading goes on after it. After `MAX_READ_ERRORS` errors
@@ -149,18 +162,18 @@ def demux_all(video: OpenVideo, broken: list[str]) -> Iterator[Packet[VideoStrea
     """
     while len(broken) < MAX_READ_ERRORS:
         try:
-            yield from demux(video)
+            yield from demux(opened)
             return
         except av.error.FFmpegError as error:
             broken.append(reason(error))
 
 
-def demux(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
+def demux(opened: OpenStream[AnyStream]) -> Iterator[Packet[AnyStream]]:
     """Yield the stream's packets from the current position on, then the empty one; check the deadline meanwhile."""
     try:
-        for number, packet in enumerate(video.container.demux(video.stream)):
+        for number, packet in enumerate(opened.container.demux(opened.stream)):
             if number % _DEADLINE_PACKETS == 0:
-                video.deadline.left()
+                opened.deadline.left()
             if packet.size or packet.dts is None:  # an empty one would flush the decoder too early
                 yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
@@ -287,7 +300,7 @@ def make_timeline(stamps: Stamps, last_duration: int, time_base: Fraction, keyfr
     return Timeline(stamps, last + max(1, last_duration), time_base, keyframes)
 
 
-def time_base_of(stream: VideoStream) -> Fraction:
+def time_base_of(stream: VideoStream | AudioStream) -> Fraction:
     """Return the seconds of one tick."""
     return stream.time_base or Fraction(1, 1000)
 

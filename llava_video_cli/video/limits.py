@@ -38,7 +38,7 @@ class Limits:
     together). `side` in pixels, and `aspect`, the longer side to the shorter one, bound both videos and still pictures.
     `download_bytes` of what comes from stdin or a URL, and `download_seconds` for a URL.
     A still picture may have `still_pixels`, and take `still_seconds` of a core; an animation (GIF, PNG) 3 times as
-    many by the clock.
+    many by the clock. `sound_seconds` bound the sound that is decoded, which a small file may have days of.
 
     The environment variable LLVID_LIMITS multiplies the default limits, but for `bytes`.
     """
@@ -53,6 +53,7 @@ class Limits:
     still_seconds: int = field(default_factory=_times(20))
     download_bytes: int = field(default_factory=_times(8 * 2**30))
     download_seconds: int = field(default_factory=_times(3600))
+    sound_seconds: int = field(default_factory=_times(24 * 3600))
 
     @property
     def pixels_of_buffers(self) -> int:
