@@ -104,6 +104,44 @@ def fetch(
     return Fetched(folder, folder.name, folder_bytes(folder), received)
 
 
+def fetch_files(
+    model: str,
+    patterns: Sequence[str],
+    needed: Sequence[str],
+    *,
+    progress: Callable[[DownloadProgress], None] | None = None,
+) -> Fetched:
+    """Download the files of a hub id's `main` that match the patterns, as `fetch` does; the `needed` have to be there.
+
+    Raises `ModelError`.
+    """
+    with explained(model, None, f"run the command again with access to the hub, or `hf download {model}`"):
+        folder = resolve(model, None)
+        files = _files(model, folder.name)
+        if files is None:
+            raise ConnectionError
+        if lacking := set(needed) - {file.name for file in files}:
+            raise ModelError(f"{model} on the hub lacks {', '.join(sorted(lacking))}")
+        wanted = [file for file in files if any(fnmatch(file.name, pattern) for pattern in patterns)]
+        received = _download(model, folder, wanted, progress)
+    return Fetched(folder, folder.name, folder_bytes(folder), received)
+
+
+def cached_files(model: str, patterns: Sequence[str], needed: Sequence[str]) -> Path | None:
+    """Return the cache's folder of the commit of a hub id's `main` that was known last, if the needed files are there.
+
+    The hub isn't asked.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return folder if all((folder / name).is_file() for name in needed) else None
+
+
 def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
     """Return the cache's folder of the commit that a revision stands for now, with the config in it.
 
@@ -342,7 +380,7 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def explained(model: str, revision: str | None) -> Iterator[None]:
+def explained(model: str, revision: str | None, hint: str | None = None) -> Iterator[None]:
     """Turn what huggingface_hub raises in a `with` block into `ModelError`."""
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars, logging
@@ -352,14 +390,14 @@ def explained(model: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, HTTPError) as error:
-        raise ModelError(*_explanation(model, revision, error)) from error
+        raise ModelError(*_explanation(model, revision, error, hint)) from error
 
 
-def _explanation(model: str, revision: str | None, error: Exception) -> tuple[str, str]:
+def _explanation(model: str, revision: str | None, error: Exception, pull: str | None) -> tuple[str, str]:
     """Return why a hub id could not be fetched, and what to do."""
     from huggingface_hub import errors
 
-    pull = f"run `llvid pull {model}` with access to the hub; {DEMO_HINT}"
+    pull = pull or f"run `llvid pull {model}` with access to the hub; {DEMO_HINT}"
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, errors.HFValidationError):

@@ -53,5 +53,5 @@ def batch(
         requests, to, preset=settings.undrawn_preset, model=settings.source_of(model), overwrite=run.overwrite,
         options=run_options(settings, output, run, spinner),
     )  # fmt: skip
-    if code := carry_out(answers, settings, output, spinner, noun="requests", verb="answered"):
+    if code := carry_out(answers, settings.notes, output, spinner, noun="requests", verb="answered"):
         raise typer.Exit(code)

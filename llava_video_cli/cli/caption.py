@@ -79,13 +79,14 @@ def caption(
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", show_default=False,
-            help="File ending in .jsonl, .csv or .parquet, for one video also .txt, .srt or .vtt [default: stdout].",
+            help="A .jsonl, .csv or .parquet file, for one video also .txt, .srt, .vtt or .json [default: stdout].",
         ),
     ] = None,
     sidecar: Annotated[
         list[str] | None,
         typer.Option(
-            "--sidecar", metavar="txt|srt|vtt", help="Write a file next to each video; repeatable.", show_default=False
+            "--sidecar", metavar="txt|srt|vtt|json", show_default=False,
+            help="Write a file next to each video; repeatable.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -145,9 +146,9 @@ def caption(
         is_file = len(paths) == 1 and paths[0] != "-" and is_sequence(paths[0]) == as_video
         is_file = is_file and not (as_video and recursive)
         subtitles = settle_subtitles(speech, paths if is_file else ())
-        kinds = _kinds(sidecar or ())
+        kinds = sidecar_kinds(sidecar or ())
         if output_dir and not kinds:
-            raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt or vtt")
+            raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt, vtt or json")
         source = settings.source_of(model)
         if cluster != ClusterFlags():
             from .cluster import check_flags, on_cluster
@@ -158,7 +159,7 @@ def caption(
                 raise UsageError("--as-video can't be used with --ray")
             check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
             task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
-            if code := on_cluster(_listed(paths), to, task, settings, output, run, cluster, recursive):
+            if code := on_cluster(listed_paths(paths), to, task, settings, output, run, cluster, recursive):
                 raise typer.Exit(code)
             return
         if is_file and not (kinds or to or output.json):
@@ -168,7 +169,7 @@ def caption(
             check_output(Path(to), one_video=is_file and not kinds)
         if all(path != "-" and not os.path.exists(path) for path in paths):  # noqa: PTH110 - quick
             check_media(paths[:1])  # a typing error is reported at once
-        names, sidecars = _listed(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
+        names, sidecars = listed_paths(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
         table = Path(to) if to is not None else default_output(names, sidecars)
         if table is not None and run.overwrite:
             confirm_overwrite(table, output)
@@ -187,11 +188,11 @@ def caption(
             allow_empty=allow_empty,
             options=run_options(settings, output, run, spinner),
         )
-        if code := carry_out(captions, settings, output, spinner, to_stdout=table is None):
+        if code := carry_out(captions, settings.notes, output, spinner, to_stdout=table is None):
             raise typer.Exit(code)
 
 
-def _listed(paths: Sequence[str]) -> list[str]:
+def listed_paths(paths: Sequence[str]) -> list[str]:
     """Return the paths, with those that stdin lists in the place of `-`; lists in files stay."""
     if paths.count("-") > 1:
         raise UsageError("stdin can be read only once")
@@ -208,7 +209,8 @@ def _stdin_paths() -> list[str]:
     return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
 
 
-def _kinds(names: Sequence[str]) -> tuple[Sidecar, ...]:
+def sidecar_kinds(names: Sequence[str]) -> tuple[Sidecar, ...]:
+    """Return the formats that --sidecar names; raises `UsageError`."""
     for name in names:
         if name not in SIDECARS:
             raise UsageError(f"--sidecar must be one of {', '.join(SIDECARS)}, got {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from ..checkpoint.hub import DownloadProgress, Fetched
+    from ..speech.whisper import SpeechWeights
     from .options import OutputFlags, QuietFlag
     from .settings import Settings
 
@@ -32,9 +33,26 @@ def download(
     """Download a hub id's checkpoint, with a bar in the spinner's place; raises `ModelError`."""
     from ..checkpoint.hub import fetch
 
+    with _shown(model, spinner, quiet=quiet) as show:
+        return fetch(model, revision, offline=offline, progress=show)
+
+
+def fetch_speech(model: str, spinner: console.Progress, *, quiet: bool) -> SpeechWeights:
+    """Return the weights of a speech model, downloaded if necessary as `download` does; raises `ModelError`."""
+    from ..speech.whisper import fetch_weights, local_weights
+
+    if (weights := local_weights(model)) is None:
+        with _shown(model, spinner, quiet=quiet) as show:
+            weights = fetch_weights(model, show)
+    spinner.say(f"loading {model}")
+    return weights
+
+
+@contextmanager
+def _shown(model: str, spinner: console.Progress, *, quiet: bool) -> Iterator[Callable[[DownloadProgress], None]]:
     try:
         with Download(model, spinner, quiet=quiet) as shown:
-            return fetch(model, revision, offline=offline, progress=shown.show)
+            yield shown.show
     except KeyboardInterrupt:
         if not quiet:
             console.note("interrupted; run the same command to resume the download")

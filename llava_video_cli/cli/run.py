@@ -139,7 +139,7 @@ def run_options(settings: Settings, output: OutputFlags, flags: RunFlags, spinne
 
 def carry_out(
     run: ResumableRun,
-    settings: Settings,
+    notes: Sequence[str],
     output: OutputFlags,
     spinner: console.Progress,
     *,
@@ -157,7 +157,7 @@ def carry_out(
         try:
             if run.needs_model:
                 _let_threads_sleep()
-                output.note(*settings.notes)
+                output.note(*notes)
                 try:
                     run.begin()
                 finally:

@@ -21,7 +21,7 @@ from .budget import Budget
 _SUFFIXES = (".srt", ".vtt", ".ass")
 _FORMATS = "srt,webvtt,ass"  # FFmpeg's names; none of these formats refers to another file
 _MOST_BYTES = 16 * 2**20  # the lines of a film take 100 KB, with effects some megabytes
-_LONGEST_LINE = 500  # characters: nobody speaks a longer line
+LONGEST_LINE = 500  # characters: nobody speaks a longer line
 _FIRST_TRY = 16
 _OVERRIDE = re.compile(r"(\{[^{}]*\})")  # of ASS: {\i1}, {\an8}
 _BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and control characters
@@ -176,4 +176,4 @@ def _plain(event: object) -> str:
             draws = bool(re.search(r"\\p[1-9]", part)) or (draws and r"\p0" not in part)
         elif not draws:
             text += part
-    return " ".join(_BREAK.sub(" ", text).split())[:_LONGEST_LINE]
+    return " ".join(_BREAK.sub(" ", text).split())[:LONGEST_LINE]

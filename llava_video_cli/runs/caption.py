@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,19 +16,19 @@ from ..errors import ContextError, LlvidError, MediaError, ModelError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
-from ..system.files import fingerprint, whole_file
+from ..system.files import fingerprint
 from ..video import Resize, check_scenes, inspect
 from ..video.files import Found, Status, find, first_below, may_be_picture, status_of
 from ..video.image import is_picture
 from ..video.limits import Limits
 from ..video.sampling import Every
-from .formats import SIDECARS, Sidecar, Sidecars, check_output
+from .formats import SIDECARS, Sidecar, Sidecars, check_output, write_sidecar
 from .ledger import Errors, Ledger, open_table
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
-from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
+from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 from .storage import is_address
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
@@ -36,8 +36,27 @@ _FEW = 20  # videos, which take less to check than a model takes to load
 _RECORDS = "llvid-captions.jsonl"  # where records go when only sidecars were asked for
 
 
+class RunTask:
+    """What is done with every video of a run; `fingerprint` names all that decides what comes of it."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """At most 64 bytes."""
+        raise NotImplementedError
+
+    def key(self, place: str, status: Status) -> str:
+        """Return the key of a video's record; `place` is its path as seen from the output file."""
+        name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
+        return fingerprint(name, self.fingerprint)
+
+    def request_key(self, path: str) -> str:
+        """Return what is the same of all files that once had a path."""
+        whole = path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
+        return fingerprint(os.fsencode(whole), self.fingerprint)
+
+
 @dataclass(frozen=True)
-class Task:
+class Task(RunTask):
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
     `every_seconds` cuts a video into windows, or into its shots if it is "scene"; None takes the whole of it.
@@ -69,16 +88,6 @@ class Task:
             **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
         }
         return bytes.fromhex(fingerprint(json.dumps(decides, sort_keys=True).encode()))
-
-    def key(self, place: str, status: Status) -> str:
-        """Return the key of a video's record; `place` is its path as seen from the output file."""
-        name = f"{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(place)
-        return fingerprint(name, self.fingerprint)
-
-    def request_key(self, path: str) -> str:
-        """Return what is the same of all files that once had a path."""
-        whole = path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
-        return fingerprint(os.fsencode(whole), self.fingerprint)
 
     def is_fatal(self, error: LlvidError) -> bool:
         """Whether no video can be captioned: with as many frames of each, a prompt that is too long always is."""
@@ -224,11 +233,11 @@ class FolderPlan:
         """Take note of a video that can't be captioned."""
         self.failures.append(Failure({"video_path": path_to_text(path)}, error, request_key))
 
-    def check_few(self, task: Task) -> None:
+    def check_few(self, task: RunTask, check: Callable[[str], object]) -> None:
         """Find the broken ones of a few videos before a model is loaded, maybe for nothing."""
         for found, key in tuple(self.videos) if len(self.videos) <= _FEW else ():
             try:
-                check_media([found.path])
+                check(found.path)
             except MediaError as error:
                 self.videos.remove((found, key))
                 self.fail(found.path, error, task.request_key(found.path))
@@ -249,7 +258,7 @@ class FolderPlan:
 
 def plan_folder(
     found: Iterable[Found | MediaError],
-    task: Task,
+    task: RunTask,
     done: set[str],
     sidecars: Sidecars,
     home: Path,
@@ -292,25 +301,6 @@ def plan_folder(
             else:
                 todo.videos.append((each, key))
     return todo
-
-
-def plan_one_file(path: str, to: Path, task: Task, *, overwrite: bool) -> RunPlan:
-    """Return the run that writes one video's caption as text or subtitles; its failure ends the run.
-
-    Raises `MediaError` for a file that can't be read, and `LlvidError` if `to` exists.
-    """
-    check_media([path])
-    if to.exists() and not overwrite:
-        raise LlvidError(f"{to} exists", "use --overwrite to replace it")
-    found = Found(path, "", status_of(path))
-
-    def write(record: Record) -> None:
-        with whole_file(to) as beside:
-            text = SIDECARS[cast("Sidecar", to.suffix.lower()[1:])](record)
-            beside.write_text(text, encoding="utf-8", newline="")
-
-    plan = FolderPlan([(found, task.key(path, found.status))]).run_plan(task, write)
-    return replace(plan, is_fatal=lambda _: True)
 
 
 def _is_named_picture(found: Found | MediaError) -> bool:
@@ -372,44 +362,92 @@ def caption_folder(
     if to is not None:
         check_output(to, one_video=len(names) == 1 and not sidecars.kinds)
     with ExitStack() as opened:
-        output_files: tuple[Ledger, Errors] | None = None
-        if to is not None and to.suffix.lower()[1:] in SIDECARS:
-            plan = plan_one_file(names[0], to, task, overwrite=overwrite)
-        else:
-            done, home = set[str](), Path()
-            record_of: Callable[[str], Record | None] | None = None
-            if to is not None:
-                ledger = opened.enter_context(open_table(to, overwrite=overwrite))
-                output_files = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
-                done, home, record_of = ledger.done, to.parent, ledger.record_of
-            found = find(names, recursive=recursive, as_video=as_video, report_empty=True)
-            todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
-            if todo.failures and not (todo.videos or todo.done or todo.skipped):
-                raise todo.failures[0].cause  # nothing of all that was named is there
-            for name in () if recursive else filter(os.path.isdir, names):
-                if (below := first_below(name)) is not None:
-                    options.notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
-            for record in ledger.records() if todo.lost else ():
-                if record.key in todo.lost:
-                    root = todo.lost[record.key]
-                    there = [path for path in sidecars.paths(record.path, root).values() if path.exists()]
-                    sidecars.write(record, root, there)
-            todo.check_few(task)
-            if todo.kept:
-                options.notify(
-                    f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
-                    "(use --overwrite to replace them)"
-                )
-            roots, kept = {key: found.root for found, key in todo.videos}, set(todo.kept)
-            plan = todo.run_plan(
-                task, lambda record: sidecars.write(record, roots[record.key], kept), rope_auto=source.rope_auto
-            )
-        return ResumableRun(
-            plan, source, preset, output_files, subtitles=subtitles, options=options, opened=opened.pop_all()
+        files = open_files(
+            names, to, task, sidecars, opened,
+            recursive=recursive, as_video=as_video, overwrite=overwrite, notify=options.notify,
+        )  # fmt: skip
+        plan = files.plan.run_plan(task, files.write, rope_auto=source.rope_auto)
+        if files.is_single:
+            plan = replace(plan, is_fatal=lambda _: True)
+        return AnsweredRun(
+            plan, source, preset, files.output, subtitles=subtitles, options=options, opened=opened.pop_all()
         )
 
 
-def default_output(paths: Sequence[str], sidecars: Sidecars) -> Path | None:
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run is to do, its output if that is a table, and what writes the other files of a record.
+
+    A run that `is_single` has one video and writes one file, so that a failure ends it.
+    """
+
+    plan: FolderPlan
+    output: tuple[Ledger, Errors] | None
+    write: Callable[[Record], object]
+    is_single: bool = False
+
+
+def open_files(
+    names: Sequence[str],
+    to: Path | None,
+    task: RunTask,
+    sidecars: Sidecars,
+    opened: ExitStack,
+    *,
+    recursive: bool,
+    as_video: bool = False,
+    overwrite: bool,
+    notify: Callable[[str], object],
+    check: Callable[[str], object] = lambda path: check_media([path]),
+    wanted: Callable[[Found], bool] = lambda _: True,
+) -> RunFiles:
+    """Compare what files and folders hold with what the output holds. The output is closed with `opened`.
+
+    `check` raises MediaError for a file that is broken; it is called where there are few, and those in folders that are
+    not `wanted` are left out. Raises LlvidError for an output that can't be used, MediaError if there is no file.
+    """
+    if to is not None and to.suffix.lower()[1:] in SIDECARS:
+        check(names[0])
+        if to.exists() and not overwrite:
+            raise LlvidError(f"{to} exists", "use --overwrite to replace it")
+        single = Found(names[0], "", status_of(names[0]))
+        kind = cast("Sidecar", to.suffix.lower()[1:])
+        plan = FolderPlan([(single, task.key(names[0], single.status))])
+        return RunFiles(plan, None, partial(write_sidecar, kind, to), is_single=True)
+    output: tuple[Ledger, Errors] | None = None
+    done, home = set[str](), Path()
+    record_of: Callable[[str], Record | None] | None = None
+    if to is not None:
+        ledger = opened.enter_context(open_table(to, overwrite=overwrite))
+        output = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
+        done, home, record_of = ledger.done, to.parent, ledger.record_of
+    found = (
+        each
+        for each in find(names, recursive=recursive, as_video=as_video, report_empty=True)
+        if isinstance(each, MediaError) or not each.root or wanted(each)
+    )
+    todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
+    if todo.failures and not (todo.videos or todo.done or todo.skipped):
+        raise todo.failures[0].cause  # nothing of all that was named is there
+    for name in () if recursive else filter(os.path.isdir, names):
+        if (below := first_below(name)) is not None:
+            notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
+    for record in ledger.records() if todo.lost else ():
+        if record.key in todo.lost:
+            root = todo.lost[record.key]
+            there = [path for path in sidecars.paths(record.path, root).values() if path.exists()]
+            sidecars.write(record, root, there)
+    todo.check_few(task, check)
+    if todo.kept:
+        notify(
+            f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
+            "(use --overwrite to replace them)"
+        )
+    roots, kept = {key: each.root for each, key in todo.videos}, set(todo.kept)
+    return RunFiles(todo, output, lambda record: sidecars.write(record, roots[record.key], kept))
+
+
+def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _RECORDS) -> Path | None:
     """Return where records go when nobody said: with sidecars, to a file beside them; else nowhere."""
     if not sidecars.kinds:
         return None
@@ -418,6 +456,6 @@ def default_output(paths: Sequence[str], sidecars: Sidecars) -> Path | None:
             sidecars.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LlvidError(f"can't create the folder {sidecars.folder}: {error.strerror}") from None
-        return sidecars.folder / _RECORDS
+        return sidecars.folder / records
     first = Path(paths[0] if paths else "")
-    return (first if first.is_dir() else first.parent) / _RECORDS
+    return (first if first.is_dir() else first.parent) / records

@@ -1,4 +1,4 @@
-"""What is written of a record: a row of a table (jsonl, csv, parquet), or a file beside its video (txt, srt, vtt)."""
+"""What is written of a record: a row of a table (jsonl, csv, parquet), or a file a video (txt, srt, vtt, json)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..system.files import whole_file
 from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
-Sidecar = Literal["txt", "srt", "vtt"]
+Sidecar = Literal["txt", "srt", "vtt", "json"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
 _PARQUET_NAMES = [
     "file", "caption", "segments", "prompt", "model", "finish_reason", "duration_seconds", "times_seconds", "notes",
@@ -209,14 +209,27 @@ def _cues(record: Record, point: str, escape: Callable[[str], str]) -> Iterator[
         yield f"{_clock(segment.start_seconds, point)} --> {_clock(segment.end_seconds, point)}\n{escape(text)}\n\n"
 
 
-SIDECARS: dict[Sidecar, Callable[[Record], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
+SIDECARS: dict[Sidecar, Callable[[Record], str]] = {
+    "txt": txt,
+    "srt": srt,
+    "vtt": vtt,
+    "json": lambda record: json_line(record.values) + "\n",
+}
+
+
+def write_sidecar(kind: Sidecar, path: Path, record: Record) -> None:
+    """Write a record as text or subtitles, whole or not at all. Raises LlvidError."""
+    with whole_file(path) as beside:
+        beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 
 
 def check_output(path: Path, *, one_video: bool) -> None:
     """Raise `UsageError` for a file that captions can't be written to, by its ending."""
     suffix = path.suffix.lower()
     if suffix not in TABLES and not (one_video and suffix[1:] in SIDECARS):
-        raise UsageError(f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt or .vtt")
+        raise UsageError(
+            f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt, .vtt or .json"
+        )
 
 
 def table_format(suffix: str) -> TableFormat:
@@ -252,8 +265,7 @@ class Sidecars:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise LlvidError(f"can't create the folder {path.parent}: {error.strerror}") from None
-            with whole_file(path) as beside:
-                beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
+            write_sidecar(kind, path, record)
 
 
 def check_parquet() -> None:
@@ -311,6 +323,6 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _clock(seconds: float, point: str) -> str:
-    thousandths = round(seconds * 1000)
+    thousandths = max(0, round(seconds * 1000))  # sound may begin before the first picture
     minutes, rest = divmod(thousandths, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

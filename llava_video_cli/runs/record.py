@@ -20,6 +20,7 @@ from ..video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
 EMPTY_ANSWER = "the answer is empty"
+_TEXTS = ("caption", "answer", "transcript")
 _SCHEME = "file:"  # of a path that is no text
 _LEAST_SHARE = 0.9  # of a picture; a user is told that the model gets less
 
@@ -51,8 +52,8 @@ class Record:
 
     @property
     def text(self) -> str:
-        """The caption or the answer."""
-        return str(self.values.get("caption", self.values.get("answer", "")))
+        """The caption, the answer or the transcript."""
+        return str(next((self.values[name] for name in _TEXTS if name in self.values), ""))
 
     @property
     def is_cut(self) -> bool:
@@ -173,12 +174,12 @@ def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = 
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that answers hang on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python, of the libraries that answers hang on, and of others."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *more):
         try:
             found[library] = version(library)
         except PackageNotFoundError:

@@ -29,7 +29,7 @@ from .media import read_medium
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, medium_name
-from .resumable import ResumableRun, RunOptions, RunPlan, settle_run
+from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -183,7 +183,7 @@ def answer_file(
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))
         plan = plan_requests(batch, source, preset, drawn_seed, ledger.done)
-        return ResumableRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
+        return AnsweredRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
 
 
 def plan_requests(

@@ -125,22 +125,15 @@ class ResumableRun:
     def __init__(
         self,
         plan: RunPlan,
-        source: ModelSource,
-        preset: Preset,
         output: tuple[Ledger, Errors] | None = None,
         *,
-        subtitles: Subtitles | None = None,
         options: RunOptions,
         opened: ExitStack | None = None,
     ) -> None:
         self.pace, self.stop = RunPace(options.batch_size), options.stop
         self.errors_path: Path | None = output[1].path if output else None
-        self._plan, self._source, self._preset, self._subtitles = plan, source, preset, subtitles
-        self._output = output
+        self._plan, self._output = plan, output
         self._options, self._opened = options, opened or ExitStack()
-        self._settings: dict[str, Any] = {}
-        self._model: Model | None = None
-        self._ahead: ReadAhead | None = None
         self._has_begun, self._cut_note = False, CutNote()
         self._done = self._failed = self._cut = 0
 
@@ -179,10 +172,7 @@ class ResumableRun:
     def __iter__(self) -> Iterator[Record | Failure]:
         with self:
             self.begin()
-            answers: Iterable[Record | Failure] = ()
-            if self._ahead is not None and self._model is not None:
-                answers = Answers(self._ahead, self._model, self.stop, self.pace).outcomes()
-            for outcome in chain(self._plan.failures, answers):
+            for outcome in chain(self._plan.failures, self._outcomes()):
                 if isinstance(outcome, Record):
                     if self._output is not None:
                         self._output[0].append(outcome)
@@ -209,9 +199,47 @@ class ResumableRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._opened.__exit__(kind, error, trace)
+
+    def _load(self) -> None:
+        """Load what makes the records, unless that is done when it is needed first."""
+
+    def _outcomes(self) -> Iterable[Record | Failure]:
+        """Make the records."""
+        raise NotImplementedError
+
+
+class AnsweredRun(ResumableRun):
+    """A run whose records a model makes."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        source: ModelSource,
+        preset: Preset,
+        output: tuple[Ledger, Errors] | None = None,
+        *,
+        subtitles: Subtitles | None = None,
+        options: RunOptions,
+        opened: ExitStack | None = None,
+    ) -> None:
+        super().__init__(plan, output, options=options, opened=opened)
+        self._source, self._preset, self._subtitles = source, preset, subtitles
+        self._settings: dict[str, Any] = {}
+        self._model: Model | None = None
+        self._ahead: ReadAhead | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._ahead is not None:
             self._ahead.stop()
-        self._opened.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)
+
+    def _outcomes(self) -> Iterable[Record | Failure]:
+        if self._ahead is None or self._model is None:
+            return ()
+        return Answers(self._ahead, self._model, self.stop, self.pace).outcomes()
 
     def _load(self) -> None:
         """Load the model, and read videos meanwhile: their size in the prompt is known from the config."""

@@ -21,6 +21,11 @@ def config_folder() -> Path:
     return (_base("XDG_CONFIG_HOME") or Path.home() / ".config") / "llvid"
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again."""
+    return (_base("XDG_CACHE_HOME") or Path.home() / ".cache") / "llvid"
+
+
 def state_folder() -> Path:
     """Return the folder of what llvid remembers between runs."""
     return (_base("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llvid"

@@ -35,7 +35,7 @@ from llava_video_cli.runs.prefetch import Job
 from llava_video_cli.runs.preflight import ModelSource
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.runs.requests import answer_file
-from llava_video_cli.runs.resumable import ResumableRun, RunOptions, RunPlan, Summary
+from llava_video_cli.runs.resumable import AnsweredRun, RunOptions, RunPlan, Summary
 
 DOCS = Path(__file__).parents[2] / "docs" / "python.md"
 
@@ -129,7 +129,7 @@ def test_videos_are_read_while_the_weights_load() -> None:
         assert read.wait(120), "nothing is read before the model is there"
         return Echo()
 
-    run = ResumableRun(entries(5, read.set), Opened("demo", Loading(), call=load), Preset("", ""), options=RunOptions())
+    run = AnsweredRun(entries(5, read.set), Opened("demo", Loading(), call=load), Preset("", ""), options=RunOptions())
     assert len(list(run)) == 5 and run.summary == Summary(done=5)
 
 
@@ -157,7 +157,7 @@ def test_a_stop_while_the_model_loads_ends_the_run() -> None:
         return Echo()
 
     source = Opened("demo", Loading(), call=load)
-    run = ResumableRun(entries(5, bool), source, Preset("", ""), options=RunOptions(stop=stop))
+    run = AnsweredRun(entries(5, bool), source, Preset("", ""), options=RunOptions(stop=stop))
 
     def interrupt() -> None:
         loads.wait(120)

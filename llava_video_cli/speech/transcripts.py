@@ -1,0 +1,191 @@
+"""The transcripts of files: from the user's cache folder, or made by a model that is opened when one is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..conversation import Segment
+from ..errors import LlvidError
+from ..prompt.subtitles import LONGEST_LINE, Subtitles
+from ..system.files import cache_folder, fingerprint, whole_file
+from ..video.limits import Limits
+from . import SpeechOptions, SpokenSegment, Transcriber, Word
+from .whisper import SpeechWeights, WhisperTranscriber, fetch_weights, local_weights
+
+NO_SOUND = "it has no sound"
+_MOST_BYTES = 64 * 2**20  # of the cache: some 600 films
+_WHOLE_BYTES = 64 * 2**20  # a larger file is known by its size and blocks of it
+_BLOCKS, _BLOCK_BYTES = 64, 256 * 2**10
+_VERSION = 1  # of the cached files; a change of what transcripts hold raises it
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in a file or a part of it. `notes` are lines for the user."""
+
+    segments: tuple[SpokenSegment, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def language(self) -> str | None:
+        """The language's code, None if nothing is said."""
+        return self.segments[0].language if self.segments else None
+
+    def lines(self, path: str) -> Subtitles:
+        """Return what goes into a prompt; `path` is the file's."""
+        texts = ((each, " ".join(each.text.split())[:LONGEST_LINE]) for each in self.segments)
+        return Subtitles(
+            path, tuple(Segment(each.start_seconds, each.end_seconds, text) for each, text in texts if text)
+        )
+
+
+class Transcripts:
+    """Makes transcripts with the same options, each once. Its methods may be called in several threads.
+
+    `transcriber` replaces the Whisper of the options. `fetch` returns the weights of a model's name, downloaded if
+    necessary. `cache` is the folder for transcripts, by default the user's; it is kept small.
+    """
+
+    def __init__(
+        self,
+        options: SpeechOptions,
+        transcriber: Transcriber | None = None,
+        *,
+        fetch: Callable[[str], SpeechWeights] = fetch_weights,
+        cache: Path | None = None,
+    ) -> None:
+        self.options, self._transcriber, self._fetch = options, transcriber, fetch
+        self._cache = cache or cache_folder() / "transcripts"
+        self._lock = threading.Lock()
+
+    def transcript(
+        self,
+        path: str | os.PathLike[str],
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> Transcript:
+        """Return the transcript of the part `[start, end)` of a file, by default all of it.
+
+        A file without sound has an empty one, for which no model is loaded. Raises MediaError for what can't be read,
+        ModelError for a model that can't be loaded.
+        """
+        notes: list[str] = []
+        stream = self.stream(path, start_seconds, end_seconds, limits=limits, notes=notes)
+        return Transcript(tuple(stream), tuple(notes))
+
+    def stream(
+        self,
+        path: str | os.PathLike[str],
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        *,
+        limits: Limits | None = None,
+        notes: list[str],
+    ) -> Iterator[SpokenSegment]:
+        """Yield the segments of the transcript as they are made; lines for the user are appended to `notes`."""
+        from ..video.sound import has_sound, iter_sound
+
+        name = os.fspath(path)
+        if not has_sound(name, limits):
+            notes.append(NO_SOUND)
+            return
+        content, part = _content(Path(name)), (start_seconds, end_seconds)
+        kept = self._read(content, part)
+        if kept is None:
+            with self._lock:
+                transcriber = self._opened()
+                notes += transcriber.notes
+                kept = self._read(content, part)  # another thread may have made it meanwhile
+                if kept is None:
+                    broken: list[str] = []
+                    segments: list[SpokenSegment] = []
+                    sound = iter_sound(name, *part, limits=limits, broken=broken)
+                    with closing(sound):
+                        for segment in transcriber.transcribe(sound, self.options):
+                            segments.append(segment)
+                            yield segment
+                    lost = (f"damaged packets of sound: {len(broken)}",) if broken else ()
+                    notes += lost
+                    self._write(content, part, Transcript(tuple(segments), lost))
+                    return
+        notes += kept.notes
+        yield from kept.segments
+
+    def _opened(self) -> Transcriber:
+        if self._transcriber is None:
+            self._transcriber = WhisperTranscriber(self._fetch(self.options.model))
+        return self._transcriber
+
+    def _file(self, content: str, part: tuple[float | None, float | None]) -> Path | None:
+        """Return where a transcript is kept, None if it isn't known yet which weights would make it."""
+        named = self._transcriber or local_weights(self.options.model)
+        if named is None:
+            return None
+        key = json.dumps([_VERSION, content, named.name, asdict(self.options) | {"model": None}, part])
+        return self._cache / f"{fingerprint(key.encode())}.json"
+
+    def _read(self, content: str, part: tuple[float | None, float | None]) -> Transcript | None:
+        for each in dict.fromkeys(((None, None), part)):  # the whole has all parts
+            if (file := self._file(content, each)) is None:
+                return None
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                kept = _transcript(json.loads(file.read_bytes()))
+                os.utime(file)
+                start, end = (part[0] or 0.0, part[1]) if each != part else (None, None)
+                segments = tuple(
+                    segment
+                    for segment in kept.segments
+                    if (start is None or segment.end_seconds > start) and (end is None or segment.start_seconds < end)
+                )
+                return Transcript(segments, kept.notes)
+        return None
+
+    def _write(self, content: str, part: tuple[float | None, float | None], transcript: Transcript) -> None:
+        """Keep a transcript, and remove those that were used least lately where there are too many."""
+        if (file := self._file(content, part)) is None:
+            return
+        with suppress(OSError, LlvidError):  # a full disk or a read-only home costs only time
+            self._cache.mkdir(0o700, parents=True, exist_ok=True)
+            with whole_file(file) as beside:
+                beside.write_text(json.dumps(asdict(transcript)), encoding="utf-8")
+            kept = sorted(
+                ((path.stat(), path) for path in self._cache.glob("*.json")), key=lambda each: -each[0].st_mtime
+            )
+            total_bytes = 0
+            for status, path in kept:
+                total_bytes += status.st_size
+                if total_bytes > _MOST_BYTES:
+                    path.unlink(missing_ok=True)
+
+
+def _transcript(values: Any) -> Transcript:
+    segments = [
+        SpokenSegment(**{**segment, "words": tuple(Word(**word) for word in segment["words"])})
+        for segment in values["segments"]
+    ]
+    return Transcript(tuple(segments), tuple(values["notes"]))
+
+
+def _content(path: Path) -> str:
+    """Return what names a file's content: a fingerprint of all of it, or of blocks all over a large one."""
+    size = path.stat().st_size
+    offsets: Sequence[int] = (0,)
+    length = size
+    if size > _WHOLE_BYTES:
+        offsets = [number * (size - _BLOCK_BYTES) // (_BLOCKS - 1) for number in range(_BLOCKS)]
+        length = _BLOCK_BYTES
+    blocks = bytearray(str(size).encode())
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            blocks += file.read(length)
+    return fingerprint(bytes(blocks))

@@ -1,0 +1,224 @@
+"""Whisper by faster-whisper (CTranslate2): from a model's name to its weights, and from sound to text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.config import check_name, looks_like_folder
+from ..checkpoint.hub import DownloadProgress, cached_files, fetch_files
+from ..errors import LlvidError, ModelError, UsageError, described, nearest
+from ..system.files import fingerprint
+from ..system.machine import usable_cores
+from . import SpeechOptions, SpokenSegment, Word
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..video.sound import SoundChunk
+
+# The names of faster-whisper 1.2.1, and their checkpoints on the hub.
+_SYSTRAN = (
+    *("tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en"),
+    *("large-v1", "large-v2", "large-v3"),
+)
+MODELS = {name: f"Systran/faster-whisper-{name}" for name in _SYSTRAN} | {
+    "large": "Systran/faster-whisper-large-v3",
+    "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+    "distil-small.en": "Systran/faster-distil-whisper-small.en",
+    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
+    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
+    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
+}
+# Whisper's, by ISO 639-1 where there is a code of two letters.
+_CODES = (
+    "af am ar as az ba be bg bn bo br bs ca cs cy da de el en es et eu fa fi fo fr gl gu ha haw he hi hr ht hu hy id "
+    "is it ja jw ka kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc pa pl ps pt ro ru sa sd "
+    "si sk sl sn so sq sr su sv sw ta te tg th tk tl tr tt uk ur uz vi yi yo zh yue"
+)
+LANGUAGES = _CODES.split()
+_FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
+_NEEDED = ("config.json", "model.bin", "tokenizer.json")  # without a tokenizer, faster-whisper asks the hub for one
+_PIECE_SECONDS, _SEARCH_SECONDS = 3600, 60  # sound in memory: 230 MB an hour; it is cut where it is quiet
+_SILENT = 1e-4  # of full scale: no microphone is as quiet
+_CUT_WINDOW_SECONDS = 0.1
+
+
+def check_installed() -> None:
+    """Raise LlvidError if faster-whisper is not there."""
+    try:
+        import faster_whisper  # noqa: F401
+    except ImportError:
+        raise LlvidError("speech needs the package faster-whisper", "pip install 'llava-video-cli[speech]'") from None
+
+
+def check_options(options: SpeechOptions) -> None:
+    """Raise UsageError for a model's name or a language that there can't be, and LlvidError without faster-whisper."""
+    if (language := options.language) is not None and language not in LANGUAGES:
+        raise UsageError(f"there is no language {language!r}", nearest(language, LANGUAGES) or "use a code such as de")
+    check_name(options.model)
+    if options.model not in MODELS and not looks_like_folder(options.model) and options.model.count("/") != 1:
+        close = difflib.get_close_matches(options.model, MODELS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(MODELS)}"
+        raise UsageError(f"there is no speech model {options.model!r}", hint)
+    if options.model.endswith(".en") and (options.translate or options.language not in (None, "en")):
+        raise UsageError(f"{options.model} knows English only", f"use {options.model.removesuffix('.en')}")
+    check_installed()
+
+
+@dataclass(frozen=True)
+class SpeechWeights:
+    """A folder with a model that CTranslate2 has converted; `name` is that of its content."""
+
+    folder: Path
+    name: str
+
+
+def local_weights(model: str) -> SpeechWeights | None:
+    """Return a model's weights if they are on this machine; the hub isn't asked.
+
+    Raises ModelError for a folder that lacks something.
+    """
+    if model not in MODELS and looks_like_folder(model):
+        folder = Path(model).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"the speech model folder {model} doesn't exist", f"the names are {', '.join(MODELS)}")
+        if lacking := [name for name in _NEEDED if not (folder / name).is_file()]:
+            raise ModelError(
+                f"{folder} is no speech model: it lacks {', '.join(lacking)}",
+                "ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json makes such a folder",
+            )
+        status = [(folder / name).stat() for name in _NEEDED]
+        content = repr([str(folder.resolve()), *((each.st_size, each.st_mtime_ns) for each in status)])
+        return SpeechWeights(folder, f"{folder.name} {fingerprint(content.encode())}")
+    hub_id = MODELS.get(model, model)
+    folder_of_hub = cached_files(hub_id, _FILES, _NEEDED)
+    return None if folder_of_hub is None else SpeechWeights(folder_of_hub, f"{hub_id} {folder_of_hub.name}")
+
+
+def fetch_weights(model: str, progress: Callable[[DownloadProgress], None] | None = None) -> SpeechWeights:
+    """Return a model's weights, downloaded if they are not on this machine. Raises ModelError."""
+    if (weights := local_weights(model)) is not None:
+        return weights
+    hub_id = MODELS.get(model, model)
+    fetched = fetch_files(hub_id, _FILES, _NEEDED, progress=progress)
+    return SpeechWeights(fetched.folder, f"{hub_id} {fetched.folder.name}")
+
+
+class WhisperTranscriber:
+    """A loaded Whisper: on a GPU in float16 if CTranslate2 can use one, else on the CPU in int8."""
+
+    def __init__(self, weights: SpeechWeights, device: str = "auto") -> None:
+        check_installed()
+        import ctranslate2
+
+        self.name, self.notes = weights.name, tuple[str, ...]()
+        if device == "auto":
+            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+        if device != "cpu":
+            try:
+                self._model = self._opened(weights, device)
+                self._model.detect_language(_silence(1))  # libraries of CUDA are only missed here
+                return
+            except ModelError as error:
+                self.notes = (f"speech is transcribed on the CPU, because the GPU can't be used: {error}",)
+        self._model = self._opened(weights, "cpu")
+
+    def _opened(self, weights: SpeechWeights, device: str) -> Any:
+        import ctranslate2
+        from faster_whisper import WhisperModel
+
+        kind = "int8"
+        if device != "cpu" and "float16" in ctranslate2.get_supported_compute_types(device):
+            kind = "float16"
+        with _errors(str(weights.folder)):
+            return WhisperModel(
+                str(weights.folder), device=device, compute_type=kind, cpu_threads=usable_cores(), local_files_only=True
+            )
+
+    def transcribe(self, sound: Iterable[SoundChunk], options: SpeechOptions) -> Iterator[SpokenSegment]:
+        """Yield what is said; a piece of up to an hour is held in memory and counts as one file."""
+        for start_seconds, samples in pieces(sound):
+            if options.vad and not (abs(samples) > _SILENT).any():
+                continue
+            with _errors(self.name):
+                segments, info = self._model.transcribe(
+                    samples,
+                    language=options.language,
+                    task="translate" if options.translate else "transcribe",
+                    vad_filter=options.vad,
+                    word_timestamps=options.words,
+                )
+                for segment in segments:
+                    if options.language is None:  # the first piece in which something is said decides for all
+                        options = replace(options, language=info.language)
+                    yield _spoken(segment, start_seconds, info.language)
+
+
+def _spoken(segment: Any, start_seconds: float, language: str) -> SpokenSegment:
+    def time(seconds: float) -> float:
+        return round(float(start_seconds + seconds), 3)
+
+    words = tuple(Word(time(word.start), time(word.end), word.word) for word in segment.words or ())
+    return SpokenSegment(time(segment.start), time(segment.end), segment.text.strip(), language, words)
+
+
+def pieces(sound: Iterable[SoundChunk]) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Join chunks to pieces of at most an hour without a jump in time; yield each with the time of its first sample.
+
+    A longer stretch is cut at the quietest moment of the last minute.
+    """
+    import numpy as np
+
+    from ..video.sound import RATE
+
+    held: list[SoundChunk] = []
+    count = 0
+
+    def joined() -> tuple[float, NDArray[np.float32]]:
+        return held[0].start_seconds, np.concatenate([chunk.samples for chunk in held])
+
+    for chunk in sound:
+        if held and chunk.start_seconds > held[-1].end_seconds + 1 / RATE:
+            yield joined()
+            held, count = [], 0
+        held.append(chunk)
+        count += len(chunk.samples)
+        if count >= _PIECE_SECONDS * RATE:
+            start_seconds, samples = joined()
+            window = round(_CUT_WINDOW_SECONDS * RATE)
+            last = samples[-_SEARCH_SECONDS * RATE :]
+            loudness = np.square(last[: len(last) // window * window].reshape(-1, window)).mean(axis=1)
+            cut = len(samples) - len(last) + (int(loudness.argmin()) * window) + window // 2
+            yield start_seconds, samples[:cut]
+            held = [replace(chunk, samples=samples[cut:], start_seconds=start_seconds + cut / RATE)]
+            count = len(held[0].samples)
+    if held:
+        yield joined()
+
+
+def _silence(seconds: int) -> NDArray[np.float32]:
+    import numpy as np
+
+    from ..video.sound import RATE
+
+    return np.zeros(seconds * RATE, np.float32)
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Turn what CTranslate2, tokenizers and onnxruntime raise into ModelError."""
+    try:
+        yield
+    except LlvidError:
+        raise
+    except Exception as error:
+        words = described(error).removeprefix("RuntimeError ")
+        raise ModelError(f"the speech model {name} fails: {words}") from error

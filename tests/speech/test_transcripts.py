@@ -1,0 +1,175 @@
+"""Speech: the text and times of faster-whisper, the clock of the frames, and a cache that is bounded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sounds import make_film
+from whisper import LoudestSeconds, Silent
+
+from llava_video_cli import ModelError, UsageError
+from llava_video_cli.errors import LlvidError
+from llava_video_cli.speech import SpeechOptions
+from llava_video_cli.speech.transcripts import NO_SOUND, Transcripts
+from llava_video_cli.speech.whisper import (
+    LANGUAGES,
+    SpeechWeights,
+    WhisperTranscriber,
+    check_options,
+    local_weights,
+    pieces,
+)
+from llava_video_cli.system import files
+from llava_video_cli.video.sound import RATE, SoundChunk, iter_sound
+
+BEEPS = (1.5, 3.25, 4.75)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Beeps whose first picture comes one second late; the sound goes on."""
+    stamps = range(24, 790, 48)
+    return make_film(tmp_path_factory.mktemp("films") / "film.mkv", BEEPS, 33.0, stamps=stamps)
+
+
+def transcripts(cache: Path, transcriber: LoudestSeconds, language: str | None = None) -> Transcripts:
+    return Transcripts(SpeechOptions(language=language), transcriber, cache=cache)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_text_and_times_are_those_of_faster_whisper(whisper: Path, film: Path, words: bool) -> None:
+    from faster_whisper import WhisperModel
+
+    weights = local_weights(str(whisper))
+    assert weights is not None
+    options = SpeechOptions(str(whisper), vad=False, words=words)
+    ours = list(WhisperTranscriber(weights, "cpu").transcribe(iter_sound(film), options))
+    model = WhisperModel(str(whisper), device="cpu", compute_type="int8")
+    segments, info = model.transcribe(str(film), word_timestamps=words)
+    theirs = list(segments)
+    assert [each.text for each in ours] == [each.text.strip() for each in theirs] and len(ours) > 1
+    assert {each.language for each in ours} == {info.language}
+    # their clock begins with the sound
+    assert [each.start_seconds for each in ours] == pytest.approx([each.start - 1 for each in theirs], abs=2e-3)
+    assert [each.end_seconds for each in ours] == pytest.approx([each.end - 1 for each in theirs], abs=2e-3)
+    told = [(word.start_seconds, word.text) for each in ours for word in each.words]
+    wanted = [(word.start - 1, word.word) for each in theirs for word in each.words or ()]
+    assert [text for _, text in told] == [text for _, text in wanted] and bool(wanted) == words
+    assert [time for time, _ in told] == pytest.approx([time for time, _ in wanted], abs=2e-3)
+    assert set(LANGUAGES) == set(model.supported_languages)
+
+
+def test_silence_needs_no_voice_detector(whisper: Path) -> None:
+    weights = local_weights(str(whisper))
+    assert weights is not None
+    model = WhisperTranscriber(weights, "cpu")
+    silence = [SoundChunk(np.zeros(RATE * 60, np.float32), 60.0 * number) for number in range(60 * 3)]
+    assert list(model.transcribe(silence, SpeechOptions())) == []
+    noise = SoundChunk(np.random.default_rng(0).normal(0, 0.01, RATE).astype(np.float32), 0.0)
+    assert list(model.transcribe([noise], SpeechOptions())) == [], "the voice activity detector finds no speech"
+
+
+def test_a_transcript_is_made_once(tmp_path: Path, film: Path) -> None:
+    fake = LoudestSeconds()
+    first = transcripts(tmp_path, fake).transcript(film)
+    assert [each.start_seconds for each in first.segments] == pytest.approx([0.5, 2.25, 3.75], abs=0.05)
+    assert first.language == "en" and [each.text for each in first.segments] == ["beep 1", "beep 2", "beep 3"]
+    copy = tmp_path / "copy.mkv"
+    copy.write_bytes(film.read_bytes())
+    assert transcripts(tmp_path, Silent()).transcript(copy) == first, "by content"
+    part = transcripts(tmp_path, Silent()).transcript(film, 2.0, 3.0)
+    assert [each.text for each in part.segments] == ["beep 2"], "the whole has every part"
+    assert transcripts(tmp_path, fake, language="de").transcript(film).language == "de" and fake.calls == 2
+    film_of_one_more_byte = tmp_path / "more.mkv"
+    film_of_one_more_byte.write_bytes(film.read_bytes() + b"\0")
+    assert transcripts(tmp_path, fake).transcript(film_of_one_more_byte) == first and fake.calls == 3
+    lines = first.lines(str(film))
+    assert [line.text for line in lines.between(2.0, 3.0)] == ["beep 2"]
+
+
+def test_a_part_is_transcribed_alone(tmp_path: Path, film: Path) -> None:
+    fake = LoudestSeconds()
+    part = transcripts(tmp_path, fake).transcript(film, 2.0, 3.0)
+    assert [each.start_seconds for each in part.segments] == pytest.approx([2.25], abs=0.05)
+    assert transcripts(tmp_path, Silent()).transcript(film, 2.0, 3.0) == part
+    assert len(transcripts(tmp_path, fake).transcript(film).segments) == 3 and fake.calls == 2
+
+
+def test_the_cache_is_small_and_may_be_broken(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    transcripts(cache, LoudestSeconds()).transcript(film)
+    (kept,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o77 == 0
+    for content in (b"", b"{}", b'{"segments": [1], "notes": []}', b"\xff"):
+        kept.write_bytes(content)
+        fake = LoudestSeconds()
+        assert len(transcripts(cache, fake).transcript(film).segments) == 3 and fake.calls == 1
+    old = cache / "old.json"
+    with old.open("wb") as file:
+        file.truncate(2**26)
+    os.utime(old, (1, 1))
+    transcripts(cache, LoudestSeconds(), language="fr").transcript(film)
+    assert not old.exists() and len(list(cache.iterdir())) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    Transcripts(SpeechOptions(), LoudestSeconds()).transcript(film)
+    assert list((files.cache_folder() / "transcripts").iterdir())
+    (tmp_path / "file").write_text("")
+    assert transcripts(tmp_path / "file" / "cache", LoudestSeconds()).transcript(film).segments
+
+
+def test_no_sound_needs_no_model(tmp_path: Path, clip: Path) -> None:
+    def fetch(_: str) -> SpeechWeights:
+        raise AssertionError
+
+    for speech in (transcripts(tmp_path, Silent()), Transcripts(SpeechOptions(), fetch=fetch)):
+        transcript = speech.transcript(clip)
+        assert (transcript.segments, transcript.notes, transcript.language) == ((), (NO_SOUND,), None)
+
+
+def test_pieces_are_bounded_and_cut_where_it_is_quiet() -> None:
+    rng = np.random.default_rng(0)
+    chunks, quiet = [], 3570
+    for number in range(1900):
+        samples = rng.normal(0, 0.3, 2 * RATE).astype(np.float32)
+        if number == quiet // 2:
+            samples[RATE // 2 : RATE] = 0
+        chunks.append(SoundChunk(samples, 2.0 * number))
+    (start, first), (middle, second) = pieces(chunks)
+    assert start == 0 and quiet + 0.5 <= middle <= quiet + 1 and len(first) == round(middle * RATE)
+    assert len(first) + len(second) == 1900 * 2 * RATE
+    jump = [SoundChunk(samples, 0.0), SoundChunk(samples, 2.0), SoundChunk(samples, 9.0)]
+    assert [(time, len(piece)) for time, piece in pieces(jump)] == [(0.0, 4 * RATE), (9.0, 2 * RATE)]
+    assert list(pieces([])) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "hint"),
+    [
+        (SpeechOptions("smal"), "no speech model 'smal'", "did you mean 'small'?"),
+        (SpeechOptions(language="english"), "no language 'english'", "de"),
+        (SpeechOptions("small.en", language="de"), "knows English only", "use small"),
+        (SpeechOptions("small.en", translate=True), "knows English only", "use small"),
+        (SpeechOptions(""), "no model ''", ""),
+    ],
+)
+def test_options_are_strict(options: SpeechOptions, words: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        check_options(options)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path, whisper: Path) -> None:
+    with pytest.raises(ModelError, match="doesn't exist"):
+        local_weights(str(tmp_path / "no"))
+    for name in ("config.json", "model.bin"):
+        (tmp_path / name).write_bytes((whisper / name).read_bytes())
+    with pytest.raises(ModelError, match=r"lacks tokenizer.json"):
+        local_weights(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    weights = local_weights(str(tmp_path))
+    assert weights is not None
+    with pytest.raises(LlvidError, match="fails"):
+        WhisperTranscriber(weights, "cpu")
