@@ -11,7 +11,7 @@ from typing import Any
 from .conversation import Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .model import Quantize
-from .prompt.subtitles import Count, LineCount, Subtitles, with_lines
+from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
 from .prompt.timestamps import with_times
 from .system.files import config_folder
 from .validation import placed, read_fields, read_file, read_yaml, shape_of
@@ -24,7 +24,7 @@ _SAMPLING, _GENERATION = Sampling(), Generation()
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
 SAMPLING_OPTIONS = (
-    *("frames", "fps", *_OPTIONS, "skip_static", "fit", "source_fps"),
+    *("frames", "fps", *_OPTIONS, "skip_static", "fit", "source_fps", "speech", "speech_model"),
     *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
 )
 
@@ -44,21 +44,24 @@ class Preset:
     generation: Generation = _GENERATION
     path: Path | None = None
 
-    def request(self, question: str, media: Sequence[Media], lines: Sequence[Segment] = ()) -> Request:
-        """Return a question about media, with the settings of the preset; `lines` are of the video's subtitles."""
+    def request(self, question: str, media: Sequence[Media], lines: Sequence[Segment] = (), spoken: int = 0) -> Request:
+        """Return a question about media, with the settings of the preset.
+
+        `lines` are of the video's subtitles, `spoken` is how many lines of the media's speech are used.
+        """
         system = (Turn("system", self.system),) if self.system else ()
-        turns = (*system, Turn("user", with_lines(question, lines), tuple(media)))
+        turns = with_speech((*system, Turn("user", with_lines(question, lines), tuple(media))), spoken)
         return Request(with_times(turns) if self.timestamps else turns, self.generation)
 
     def requests(
         self, questions: Sequence[str], media: Sequence[Media], subtitles: Subtitles | None, count: Count
     ) -> tuple[Sequence[Request], LineCount | None]:
-        """Return questions about the same media, with as many lines of a video's subtitles as fit each of them.
+        """Return questions about the same media, with as many lines of subtitles, or of speech, as fit each of them.
 
         `count` is `Model.budget`.
         """
         if subtitles is None or not isinstance(media[0], Frames):
-            return [self.request(question, media) for question in questions], None
+            return fitting(media, lambda spoken: [self.request(q, media, (), spoken) for q in questions], count)
         return subtitles.requests(media[0], lambda lines: [self.request(q, media, lines) for q in questions], count)
 
 

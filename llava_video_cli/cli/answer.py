@@ -11,6 +11,8 @@ from ..prompt.subtitles import Subtitles, notes_of
 from ..runs.media import check_media, media_notes, read_media, seen_by
 from ..runs.preflight import ModelLoader, most_frames, placeholders
 from ..runs.record import EMPTY_ANSWER, CutNote, ask_values, media_values, settings_values
+from ..speech.transcripts import hear, transcribe
+from ..system.background import Background
 from ..video import announced_frames, inspect
 from ..video.image import Picture
 from ..video.sampling import Every
@@ -32,6 +34,7 @@ def answer_all(
     """Read the media while the model loads, then ask and show one question after the other."""
     preset = settings.preset
     loader: ModelLoader | None = None
+    listening: list[Background[object]] = []
     if is_missing(settings):
         check_media(paths)  # a broken file is reported before the download
     with console.progress(output.quiet) as progress:
@@ -45,10 +48,18 @@ def answer_all(
             if not loader.has_begun:
                 announced = placeholders(paths, pictures, preset.sampling, announced_frames)
                 loader.insist(preset.request(question, announced) for question in questions)
+            for path, picture in zip(paths, pictures, strict=True):
+                if picture is None and preset.sampling.speech:
+                    listening.append(Background("llvid-speech", transcribe, path, preset.sampling))
 
         show = progress.watch("reading frames" if settings.remote is not None else "reading frames, loading the model")
         contents = read_media(paths, preset.sampling, opened=load, progress=show)
         assert loader is not None, "all media were opened"
+        if listening:
+            progress.say("transcribing")
+        for each in listening:
+            each.result()
+        contents = [hear(each) for each in contents]
         contents = seen_by(contents, loader.frame_input)
         media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
         output.note(*media_notes(contents), *CutNote().lines(*(each["frames"] for each in media)))
@@ -94,6 +105,8 @@ def ask_windows(
         show = progress.watch("examining the video")
         video = inspect(paths[0], progress=show, source_fps=preset.sampling.source_fps)
         windows = video.windows(every, preset.sampling, progress=progress.watch("looking for the shots"))
+    if preset.sampling.speech:
+        Background("llvid-speech", transcribe, paths[0], preset.sampling)  # begun early; each window waits for it
     longest = max(
         windows, key=lambda window: (window.end_seconds or video.info.duration_seconds) - window.start_seconds
     )

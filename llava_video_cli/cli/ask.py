@@ -121,7 +121,7 @@ def _answer(
     speech: SpeechFlag,
     output: OutputFlags,
 ) -> None:
-    subtitles = settle_subtitles(speech, paths)
+    subtitles = settle_subtitles(speech, paths, settings.preset)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
     if (every := settle_every(own.windows, "--windows", settings.preset)) is not None:
         ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)

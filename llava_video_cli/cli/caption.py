@@ -19,6 +19,7 @@ from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
 from ..runs.record import CutNote, media_values
+from ..speech.transcripts import hear
 from ..video import inspect
 from ..video.files import is_sequence
 from ..video.sampling import Every, clock
@@ -145,7 +146,7 @@ def caption(
             raise UsageError("--source-fps needs --as-video", "without it, each picture has a caption of its own")
         is_file = len(paths) == 1 and paths[0] != "-" and is_sequence(paths[0]) == as_video
         is_file = is_file and not (as_video and recursive)
-        subtitles = settle_subtitles(speech, paths if is_file else ())
+        subtitles = settle_subtitles(speech, paths if is_file else (), settings.preset)
         kinds = sidecar_kinds(sidecar or ())
         if output_dir and not kinds:
             raise UsageError("--output-dir needs --sidecar", "choose --sidecar txt, srt, vtt or json")
@@ -157,7 +158,12 @@ def caption(
                 raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
             if as_video:
                 raise UsageError("--as-video can't be used with --ray")
-            check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
+            check_flags(
+                cluster,
+                sidecars=bool(kinds),
+                subtitles=subtitles is not None,
+                speech=settings.preset.sampling.speech,
+            )
             task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
             if code := on_cluster(listed_paths(paths), to, task, settings, output, run, cluster, recursive):
                 raise typer.Exit(code)
@@ -234,7 +240,7 @@ def _stream(
     with console.progress(output.quiet) as progress:
         windows = video.windows(every, settings.preset.sampling, progress=progress.watch("looking for the shots"))
     for window in windows:
-        frames = video.read(window, resize=model.shrink)
+        frames = hear(video.read(window, resize=model.shrink), settings.preset.sampling)
         output.note(*cut.lines(media_values(path, frames)["frames"]))
         console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
         with console.progress(output.quiet) as progress:

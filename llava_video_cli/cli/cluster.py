@@ -33,7 +33,7 @@ _RATE_WINDOW_SECONDS = 10.0
 _VERBS: dict[Stage, str] = {"read": "reading", "answer": "answering"}
 
 
-def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None:
+def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool, speech: bool) -> None:
     """Raise UsageError for flags that don't go together."""
     if flags.ray is None:
         given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
@@ -55,6 +55,8 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
         )
     if subtitles:
         raise UsageError("--subtitles can't be used with --ray: it needs exactly one video")
+    if speech:
+        raise UsageError("--speech can't be used with --ray: its workers load one model")
 
 
 def on_cluster(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..errors import ModelError
 from ..runs.preflight import ModelLoader
 from ..video.sampling import clock
 from . import console
@@ -96,7 +97,10 @@ def is_missing(settings: Settings) -> bool:
 
 
 def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> None:
-    """Download the checkpoint if it is missing, and show the progress."""
+    """Download the checkpoint, and the speech model, if they are missing, and show the progress."""
+    if settings.preset.sampling.speech:
+        with suppress(ModelError):  # raised where it is needed: no video may have sound
+            fetch_speech(settings.preset.sampling.speech_model, spinner, quiet=quiet)
     if is_missing(settings):
         download(settings.model, settings.revision, spinner, quiet=quiet)
 

@@ -131,6 +131,14 @@ class TextFlags:
         "Tell the model the length of a video and the times of its frames [default: off].",
         "--timestamps/--no-timestamps",
     )
+    speech: bool | None = _text(
+        "Add what is said in the video to the prompt, transcribed on this machine [default: off].",
+        "--speech/--no-speech",
+    )
+    speech_model: str | None = _text(
+        "Whisper's name (tiny, base, small, medium, large-v3, turbo, ...), folder or hub id [default: small].",
+        metavar="NAME",
+    )
     max_new_tokens: int | None = _text("Longest answer, in tokens [default: 512].", metavar="N")
     temperature: float | None = _text("0 is greedy; with higher values answers vary more [default: 0].", metavar="T")
     top_p: float | None = _text(

@@ -18,6 +18,7 @@ from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles
 from ..runs.conversation_file import Conversation
 from ..runs.media import check_media
 from ..runs.preflight import ModelSource
+from ..speech.transcripts import check_speech
 from ..video import check_scenes
 from ..video.sampling import Every, Sampling, parse_every, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
@@ -118,6 +119,13 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     return sampling
 
 
+def settle_speech(sampling: Sampling, flags: TextFlags) -> Sampling:
+    """Return a sampling with the user's flags for speech over it; raises `LlvidError` where there can be none."""
+    sampling = replace(sampling, **_without_none(speech=flags.speech, speech_model=flags.speech_model))
+    check_speech(sampling)
+    return sampling
+
+
 def settle_every(text: str | None, name: str, preset: Preset) -> Every | None:
     """Return the length of the windows; raises `UsageError`, and `LlvidError` where shots can't be found."""
     every = None if text is None else parse_every(text, name)
@@ -152,7 +160,7 @@ def settle(
         generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
     preset = replace(
         preset,
-        sampling=settle_sampling(preset, frames),
+        sampling=settle_speech(settle_sampling(preset, frames), text),
         generation=generation,
         **_without_none(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
@@ -176,10 +184,12 @@ def settle(
     return Settings(preset, loading, model.revision, drawn_seed, rope_auto, remote)
 
 
-def settle_subtitles(flag: SpeechFlag, paths: Sequence[str]) -> Subtitles | None:
+def settle_subtitles(flag: SpeechFlag, paths: Sequence[str], preset: Preset) -> Subtitles | None:
     """Return the subtitles that --subtitles asks for; raises `UsageError` or `MediaError`."""
     if flag.subtitles is None:
         return None
+    if preset.sampling.speech:
+        raise UsageError("use --subtitles or --speech, not both", "--no-speech turns off what a preset says")
     if len(paths) != 1:
         raise UsageError("--subtitles needs exactly one video")
     if check_media(paths) != [None]:

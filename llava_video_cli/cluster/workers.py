@@ -139,7 +139,7 @@ def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageConte
 class _StoredVideoJob(CaptionJob):
     """A video on this machine, or in a bucket, from which it is copied first."""
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
         """Yield the questions, as of a file on this machine."""
         if not is_address(self.name):
             yield from super().questions(shrink, limits)

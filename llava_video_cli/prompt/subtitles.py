@@ -6,12 +6,12 @@ import io
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from ..conversation import Request, Segment
+from ..conversation import Media, Request, Segment, Turn
 from ..errors import MediaError
 from ..system.files import fingerprint
 from ..video import Frames
@@ -26,6 +26,7 @@ _FIRST_TRY = 16
 _OVERRIDE = re.compile(r"(\{[^{}]*\})")  # of ASS: {\i1}, {\an8}
 _BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and control characters
 
+Line = TypeVar("Line")
 Make: TypeAlias = Callable[[Sequence[Segment]], Sequence[Request]]
 Count: TypeAlias = Callable[[Request], Budget]
 
@@ -63,13 +64,7 @@ class Subtitles:
         those that do are spread evenly over the part. The questions and the longest answers still fit.
         """
         lines = self.between(*video.part_seconds)
-
-        def left(number: int) -> int:
-            return min(count(request).left for request in make(thinned(lines, number)))
-
-        most = min(len(lines), max(0, left(0)))  # a line takes at least one token
-        used = largest(lambda number: left(number) >= 0, most)
-        return make(thinned(lines, used)), LineCount(used, len(lines))
+        return _fitting(len(lines), lambda number: make(thinned(lines, number)), count)
 
     @cached_property
     def _starts(self) -> list[float]:
@@ -78,6 +73,46 @@ class Subtitles:
     @cached_property
     def _longest_seconds(self) -> float:
         return max((line.end_seconds - line.start_seconds for line in self.lines), default=0.0)
+
+
+def _fitting(total: int, make: Callable[[int], Sequence[Request]], count: Count) -> tuple[Sequence[Request], LineCount]:
+    """Return the requests that `make` makes with as many of `total` lines as fit into each of them."""
+
+    def left(number: int) -> int:
+        return min(count(request).left for request in make(number))
+
+    most = min(total, max(0, left(0)))  # a line takes at least one token
+    used = largest(lambda number: left(number) >= 0, most)
+    return make(used), LineCount(used, total)
+
+
+def fitting(
+    media: Iterable[Media], make: Callable[[int], Sequence[Request]], count: Count
+) -> tuple[Sequence[Request], LineCount | None]:
+    """Return requests about media with as many lines of what is said in the videos as fit into each of them.
+
+    `make` makes the requests with that number of lines, as `with_speech` puts them in; `count` is `Model.budget`.
+    """
+    total = sum(len(medium.speech or ()) for medium in media if isinstance(medium, Frames))
+    return _fitting(total, make, count) if total else (make(0), None)
+
+
+def with_speech(turns: Sequence[Turn], number: int) -> tuple[Turn, ...]:
+    """Return turns with `number` of the lines that are said in their videos before their texts, spread evenly."""
+    videos = [medium for turn in turns for medium in turn.media if isinstance(medium, Frames)]
+    spoken = [(video, Segment(*line)) for video in videos for line in video.speech or ()]
+    chosen: dict[int, list[Segment]] = {}
+    for video, line in thinned(spoken, number):
+        chosen.setdefault(id(video), []).append(line)
+    texts = []
+    for turn in turns:
+        text = turn.text
+        for place, video in reversed([*enumerate(videos, start=1)]):
+            if any(medium is video for medium in turn.media):
+                lines = chosen.get(id(video), ())
+                text = with_lines(text, lines, "Its" if len(videos) == 1 else f"Video {place}'s")
+        texts.append(replace(turn, text=text))
+    return tuple(texts)
 
 
 def notes_of(parts: Iterable[LineCount | None]) -> list[str]:
@@ -89,12 +124,12 @@ def notes_of(parts: Iterable[LineCount | None]) -> list[str]:
     return [f"only {used} of {total} subtitle lines fit the context; they are spread evenly"] if used < total else []
 
 
-def with_lines(text: str, lines: Sequence[Segment]) -> str:
+def with_lines(text: str, lines: Sequence[Segment], whose: str = "Its") -> str:
     """Return a question after the lines that are spoken in the video, each with its start time."""
     if not lines:
         return text
     spoken = "".join(f"{line.start_seconds:.1f}s: {line.text}\n" for line in lines)
-    return f"Its subtitles, each line at the time when it is spoken:\n{spoken}{text}"
+    return f"{whose} subtitles, each line at the time when it is spoken:\n{spoken}{text}"
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -108,7 +143,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def thinned(lines: Sequence[Segment], count: int) -> tuple[Segment, ...]:
+def thinned(lines: Sequence[Line], count: int) -> tuple[Line, ...]:
     """Return `count` of the lines, spread evenly."""
     return tuple(lines[index * len(lines) // count] for index in range(count))
 

@@ -16,6 +16,7 @@ from ..errors import ContextError, LlvidError, MediaError, ModelError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
+from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint
 from ..video import Resize, check_scenes, inspect
 from ..video.files import Found, Status, find, first_below, may_be_picture, status_of
@@ -134,9 +135,11 @@ class CaptionJob:
     settings: Mapping[str, Any]
     count: Count
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
         """Yield the question about the whole, or one about each window."""
         sampling, every = self.task.preset.sampling, self.task.every_seconds
+        if not is_picture(self.name):
+            yield from listen(self.name, sampling, limits=limits)
         if every is None or is_picture(self.name):
             yield self._question(read_medium(self.name, sampling, limits=limits, resize=shrink))
         else:
@@ -160,6 +163,7 @@ class CaptionJob:
         return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
+        media = hear(media, self.task.preset.sampling)
         request, lines = self.task.request(media, self.count)
         return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
 
@@ -252,7 +256,7 @@ class FolderPlan:
             jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
-            keys=self.keys,
+            keys=self.keys, needs_budget=task.preset.sampling.speech,
         )  # fmt: skip
 
 
@@ -357,6 +361,7 @@ def caption_folder(
     options, sidecars = options or RunOptions(), sidecars or Sidecars()
     preset, source, drawn_seed = settle_run(preset, model)
     check_scenes(preset.sampling, every_seconds)
+    check_speech(preset.sampling)
     task = caption_task(preset, source, every_seconds, drawn_seed, subtitles, allow_empty=allow_empty)
     to = Path(output) if output is not None else default_output(names, sidecars)
     if to is not None:

@@ -46,8 +46,11 @@ class Job(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
-        """Read the media and yield what is to be asked; runs in a thread of the pool. Raises MediaError."""
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
+        """Read the media and yield what is to be asked; runs in a thread of the pool. Raises MediaError.
+
+        None is no question but a sign of life, where something takes longer than the limits allow for reading.
+        """
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
@@ -179,7 +182,9 @@ class ReadAhead:
             error: LlvidError | None = None
             try:
                 for question in task.job.questions(self._shrink, self._limits):
-                    if not self._hand_over(task, question):
+                    if question is None:
+                        task.touched = time.monotonic()
+                    elif not self._hand_over(task, question):
                         break
             except LlvidError as failure:
                 error = failure

@@ -14,8 +14,9 @@ from ..conversation import Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
 from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
-from ..prompt.subtitles import Count
+from ..prompt.subtitles import Count, fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
+from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
 from ..video import Resize, check_scenes
@@ -76,10 +77,14 @@ class BatchRequest:
         path = medium_name(self.paths[0])
         return Failure({"id": self.id, "video": path, "video_path": path}, error, request_key)
 
-    def request(self, media: Iterable[Media]) -> Request:
-        """Return the request, with its media in their places."""
-        turns = turns_of(self.drafts, media)
+    def request(self, media: Iterable[Media], spoken: int = 0) -> Request:
+        """Return the request, with its media in their places, and so many lines of their speech."""
+        turns = with_speech(turns_of(self.drafts, media), spoken)
         return Request(with_times(turns) if self.timestamps else turns, self.generation)
+
+    def spoken_requests(self, media: Iterable[Media], spoken: int) -> list[Request]:
+        """Return the only request, as `fitting` wants it."""
+        return [self.request(media, spoken)]
 
 
 def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
@@ -106,6 +111,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                         values.get("timestamps", preset.timestamps),
                     )
                     check_scenes(request.sampling)
+                    check_speech(request.sampling)
                     if request.id in ids:
                         raise UsageError(f"the id {brief(request.id)} appears twice")
                 ids.add(request.id)
@@ -120,19 +126,26 @@ class RequestJob:
 
     requests: tuple[tuple[BatchRequest, str, str], ...]
     settings: Mapping[str, Any]
+    count: Count
 
     @property
     def name(self) -> str:
         """The first of its media."""
         return self.requests[0][0].paths[0]
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
         """Read the media once and yield each request."""
         first = self.requests[0][0]
-        media = [read_medium(path, first.sampling, limits=limits, resize=shrink) for path in first.paths]
+        for path in first.paths:
+            if not is_picture(path):
+                yield from listen(path, first.sampling, limits=limits)
+        read = (read_medium(path, first.sampling, limits=limits, resize=shrink) for path in first.paths)
+        media = [hear(medium, limits=limits) for medium in read]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
         for request, key, _ in self.requests:
-            yield JobRequest(request.request(media), (key, values))
+            (made,), lines = fitting(media, partial(request.spoken_requests, media), self.count)
+            told = [{**values[0], "notes": [*values[0]["notes"], *notes_of([lines])]}, *values[1:]]
+            yield JobRequest(made, (key, told))
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
@@ -206,8 +219,7 @@ def plan_requests(
     total = sum(map(len, groups.values()))
 
     def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[RequestJob]:
-        del count
-        return (RequestJob(tuple(group), settings) for group in groups.values())
+        return (RequestJob(tuple(group), settings, count) for group in groups.values())
 
     def largest() -> Iterator[Request]:
         for each in requests if source.rope_auto else ():
@@ -215,7 +227,9 @@ def plan_requests(
                 pictures = [read_image(path) if is_picture(path) else None for path in each.paths]
                 yield each.request(placeholders(each.paths, pictures, each.sampling))
 
-    return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest, keys=keys)
+    return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest, keys=keys,
+        needs_budget=any(each.sampling.speech for each in requests),
+    )  # fmt: skip
 
 
 def _drafts(values: Mapping[str, Any], folder: Path, system: str | None) -> tuple[Draft, ...]:

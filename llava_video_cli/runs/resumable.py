@@ -53,7 +53,8 @@ class RunPlan:
     `Model.budget`. `failures` are known before anything is read. An error that is `is_fatal` ends the run. `written`
     is called with each record once it is in its file. `largest` are requests that take at least as much of the context
     as any job, `first` one that ends the run if it doesn't fit: either may have none. `keys` are those of all records
-    that the run makes or has made.
+    that the run makes or has made. With `needs_budget`, `Model.budget` is called for every job, so that nothing is read
+    before the model is there.
     """
 
     jobs: Callable[[Mapping[str, Any], Count], Iterable[Job]]
@@ -65,6 +66,7 @@ class RunPlan:
     largest: Callable[[], Iterable[Request]] = tuple
     first: Callable[[], Iterable[Request]] = tuple
     keys: Set[str] = frozenset()
+    needs_budget: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ class AnsweredRun(ResumableRun):
             self._source,
             download=self._options.download,
             notify=self._options.notify,
-            resize_first=self._subtitles is None,
+            resize_first=self._subtitles is None and not self._plan.needs_budget,
         )
         loader.begin(self._plan.largest())
         if not loader.has_begun:
@@ -268,5 +270,5 @@ class AnsweredRun(ResumableRun):
         return read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)
 
     def _budget(self, request: Request) -> Budget:
-        assert self._model is not None, "with subtitles, nothing is read before the model is there"
+        assert self._model is not None, "with lines to fit in, nothing is read before the model is there"
         return self._model.budget(request)

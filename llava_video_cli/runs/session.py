@@ -9,7 +9,9 @@ from typing import cast
 
 from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
+from ..prompt.subtitles import fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
+from ..speech.transcripts import hear
 from ..validation import brief
 from ..video import Frames, read_frames
 from ..video.fit import Fit
@@ -234,7 +236,17 @@ class Chat:
         if len(media) > 1 and not self._has_noted_mixing:
             self._has_noted_mixing = True
             self._notify(MIXED)
-        return self._request(session, media)
+        if not any(isinstance(medium, Frames) and medium.speech for medium in media):
+            return self._request(session, media)
+        drawn = session.drawn(secrets.randbits(32))
+        (request,), lines = fitting(
+            media,
+            lambda spoken: [replace(self._request(session, media, spoken), generation=drawn)],
+            self.loader.result().budget,
+        )
+        for line in notes_of([lines]):
+            self._notify(line)
+        return request
 
     def expected_request(self, frames_of: Callable[[str, Sampling], Frames] = most_frames) -> Request:
         """Return the open question with placeholders for the videos, which needn't be read for it."""
@@ -251,7 +263,7 @@ class Chat:
             if (path, sampling) not in self._contents:
                 show = self._progress(path)
                 picture = self._picture(path)
-                medium = noted(picture, sampling) if picture else read_frames(path, sampling, progress=show)
+                medium = noted(picture, sampling) if picture else hear(read_frames(path, sampling, progress=show))
                 (medium,) = seen_by([medium], self.loader.frame_input)
                 self._contents[path, sampling] = medium
                 for line in (*medium.notes, *self._cut_note.lines(media_values(path, medium)["frames"])):
@@ -274,6 +286,6 @@ class Chat:
             (self._pictures[path],) = check_media([path])
         return self._pictures[path]
 
-    def _request(self, session: Session, media: Iterable[Media]) -> Request:
-        turns = turns_of(session.drafts, media)
+    def _request(self, session: Session, media: Iterable[Media], spoken: int = 0) -> Request:
+        turns = with_speech(turns_of(session.drafts, media), spoken)
         return Request(with_times(turns) if self._timestamps else turns, session.drawn(secrets.randbits(32)))

@@ -15,6 +15,7 @@ from ..model import Model
 from ..preset import Preset
 from ..prompt.budget import question_too_long
 from ..prompt.subtitles import Count, LineCount, Subtitles, largest, notes_of
+from ..speech.transcripts import hear, listen
 from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
@@ -178,8 +179,10 @@ class _Window:
     def name(self) -> str:
         return self.video.info.path
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
-        frames = self.video.read(self.window, limits=limits, resize=shrink)
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
+        whole = self.preset.sampling
+        yield from listen(self.name, whole, limits=limits)
+        frames = hear(self.video.read(self.window, limits=limits, resize=shrink), whole, limits=limits)
         prompts = [_ASK_WINDOW.format(question=question) for question in self.whole_questions]
         requests, lines = self.preset.requests(prompts, (frames,), self.subtitles, self.count)
         seen = WindowAnswers(*frames.part_seconds, media_values(self.name, frames), lines)

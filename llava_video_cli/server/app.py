@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from .. import conversation
 from ..conversation import Chunk
 from ..errors import LlvidError
+from ..prompt.subtitles import fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
@@ -173,13 +174,18 @@ async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer
 
     asked = read() if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(read)
     media = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
-    turns = turns_of(asked.drafts, media)
     generation = asked.generation
     if generation.temperature > 0 and generation.seed is None:
         generation = replace(generation, seed=secrets.randbits(32))  # so that the answer can report it
-    request = conversation.Request(with_times(turns) if service.preset.timestamps else turns, generation, asked.stop)
+
+    def make(spoken: int) -> list[conversation.Request]:
+        turns = with_speech(turns_of(asked.drafts, media), spoken)
+        turns = with_times(turns) if service.preset.timestamps else turns
+        return [conversation.Request(turns, generation, asked.stop)]
+
+    (request,), lines = await asyncio.to_thread(fitting, media, make, service.model.budget)
     budget = await asyncio.to_thread(service.model.budget, request)
-    notes = []
+    notes = notes_of([lines])
     left = budget.context_tokens - budget.prompt_tokens
     if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
         notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")

@@ -29,7 +29,9 @@ from weakref import WeakValueDictionary
 from ..conversation import Media
 from ..errors import LlvidError, MediaError
 from ..runs.media import noted
+from ..speech.transcripts import hear, listen
 from ..system.files import fingerprint, lock
+from ..video import Frames
 from ..video.contact_sheet import thumbnail
 from ..video.files import PictureList
 from ..video.fit import FrameResize
@@ -51,6 +53,7 @@ _MAX_CACHED = 48  # the model keeps the features of each medium here: of 32 fram
 # A client's video may take less time and memory than one that is named on the command line. `media_worker` also bounds
 # the processor time: at low priority, the time by the clock can be much longer.
 _LIMITS = Limits(seconds=120.0, bytes=2 * 2**30, cores=1)
+_MOST_SOUND_SECONDS, _SPEECH_SECONDS = 2 * 3600, 300.0  # of a video; and how long a request waits for its transcript
 
 
 @dataclass(frozen=True)
@@ -279,8 +282,23 @@ class MediaCache:
             raise MediaError(named(str(error)), error.hint) from None
         if isinstance(medium, Picture):
             return noted(replace(medium, path=name), sampling)
+        if sampling.speech and not whole:
+            medium = self._heard(medium, name, cancelled)
         notes = tuple(map(named, medium.notes))
         return replace(medium, info=replace(medium.info, path=name), notes=notes, input=self._shrink.input)
+
+    def _heard(self, video: Frames, name: str, cancelled: threading.Event) -> Frames:
+        """Return frames with what is said; what takes too long goes on, so that a later request finds it done."""
+        limits, until = replace(self._limits, sound_seconds=_MOST_SOUND_SECONDS), time.monotonic() + _SPEECH_SECONDS
+        try:
+            for _ in listen(video.path, video.sampling, limits=limits):
+                if cancelled.is_set():
+                    raise _stopping()
+                if time.monotonic() > until:
+                    raise RequestError(503, "the speech is still being transcribed", headers={"retry-after": "60"})
+            return hear(video, limits=limits)
+        except MediaError as error:
+            raise MediaError(str(error).replace(video.path, name), error.hint) from None
 
 
 def _as_video(contents: Sequence[MediaContent], name: str) -> MediaContent:

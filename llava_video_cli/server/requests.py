@@ -202,6 +202,14 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     with placed(field="messages"):
         messages = fitting(given.get("messages"), list, "'messages'")
         drafts, params, samplings = _messages(messages, preset.system, sampling)
+    for each in samplings:
+        if each.speech and not preset.sampling.speech:
+            raise RequestError(
+                400, "this server does not transcribe speech", "start it with --speech", param="sampling"
+            )
+        if each.speech and each.speech_model != preset.sampling.speech_model:
+            known = preset.sampling.speech_model
+            raise RequestError(400, f"the speech model of this server is {known}")
     return CompletionRequest(
         drafts,
         params,

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ..video.sampling import Sampling
+
 if TYPE_CHECKING:
     from ..video.sound import SoundChunk
 
-DEFAULT_MODEL = "small"
+DEFAULT_MODEL = Sampling().speech_model
 
 
 @dataclass(frozen=True)

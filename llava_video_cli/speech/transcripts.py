@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..conversation import Segment
+from ..conversation import Media, Segment
 from ..errors import LlvidError
 from ..prompt.subtitles import LONGEST_LINE, Subtitles
+from ..system.background import Background
 from ..system.files import cache_folder, fingerprint, whole_file
+from ..video import Frames
+from ..video.files import file_of
 from ..video.limits import Limits
+from ..video.sampling import Sampling
 from . import SpeechOptions, SpokenSegment, Transcriber, Word
-from .whisper import SpeechWeights, WhisperTranscriber, fetch_weights, local_weights
+from .whisper import SpeechWeights, WhisperTranscriber, check_options, fetch_weights, local_weights
 
+Medium = TypeVar("Medium", bound=Media)
 NO_SOUND = "it has no sound"
 _MOST_BYTES = 64 * 2**20  # of the cache: some 600 films
 _WHOLE_BYTES = 64 * 2**20  # a larger file is known by its size and blocks of it
 _BLOCKS, _BLOCK_BYTES = 64, 256 * 2**10
+_RECENT = 16  # transcripts in memory, of 0.1 MB an hour
+_LIFE_SECONDS = 1.0
 _VERSION = 1  # of the cached files; a change of what transcripts hold raises it
 
 
@@ -64,6 +72,7 @@ class Transcripts:
         self.options, self._transcriber, self._fetch = options, transcriber, fetch
         self._cache = cache or cache_folder() / "transcripts"
         self._lock = threading.Lock()
+        self._recent: OrderedDict[object, Transcript] = OrderedDict()  # of files that nobody has changed since
 
     def transcript(
         self,
@@ -78,9 +87,27 @@ class Transcripts:
         A file without sound has an empty one, for which no model is loaded. Raises MediaError for what can't be read,
         ModelError for a model that can't be loaded.
         """
+        if (recent := self._recall(path, start_seconds, end_seconds)) is not None:
+            return recent
         notes: list[str] = []
         stream = self.stream(path, start_seconds, end_seconds, limits=limits, notes=notes)
-        return Transcript(tuple(stream), tuple(notes))
+        return self._remember(Transcript(tuple(stream), tuple(notes)), path, start_seconds, end_seconds)
+
+    def _remember(
+        self, transcript: Transcript, path: str | os.PathLike[str], start: float | None, end: float | None
+    ) -> Transcript:
+        with suppress(OSError):
+            self._recent[_state(path, start, end)] = transcript
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return transcript
+
+    def _recall(
+        self, path: str | os.PathLike[str], start_seconds: float | None, end_seconds: float | None
+    ) -> Transcript | None:
+        with suppress(OSError):
+            return self._recent.get(_state(path, start_seconds, end_seconds))
+        return None
 
     def stream(
         self,
@@ -98,13 +125,14 @@ class Transcripts:
         if not has_sound(name, limits):
             notes.append(NO_SOUND)
             return
-        content, part = _content(Path(name)), (start_seconds, end_seconds)
+        content, part = _content(Path(file_of(name))), (start_seconds, end_seconds)
         kept = self._read(content, part)
         if kept is None:
             with self._lock:
                 transcriber = self._opened()
                 notes += transcriber.notes
-                kept = self._read(content, part)  # another thread may have made it meanwhile
+                # another thread may have made it meanwhile
+                kept = self._recall(name, *part) or self._read(content, part)
                 if kept is None:
                     broken: list[str] = []
                     segments: list[SpokenSegment] = []
@@ -116,6 +144,7 @@ class Transcripts:
                     lost = (f"damaged packets of sound: {len(broken)}",) if broken else ()
                     notes += lost
                     self._write(content, part, Transcript(tuple(segments), lost))
+                    self._remember(Transcript(tuple(segments), tuple(notes)), name, *part)
                     return
         notes += kept.notes
         yield from kept.segments
@@ -165,6 +194,59 @@ class Transcripts:
                 total_bytes += status.st_size
                 if total_bytes > _MOST_BYTES:
                     path.unlink(missing_ok=True)
+
+
+_shared: dict[str, Transcripts] = {}
+
+
+def share(model: str, transcripts: Transcripts) -> None:
+    """Let prompts have these transcripts where the sampling's `speech_model` is that name."""
+    _shared[model] = transcripts
+
+
+def check_speech(sampling: Sampling) -> None:
+    """Raise LlvidError where speech is wanted, but its model's name makes no sense or faster-whisper isn't there."""
+    if sampling.speech and sampling.speech_model not in _shared:
+        check_options(SpeechOptions(sampling.speech_model))
+
+
+def hear(video: Medium, part: Sampling | None = None, *, limits: Limits | None = None) -> Medium:
+    """Return frames with what is said in their part, if their sampling wants that; pictures as they are.
+
+    A `part` has the times of a longer part, all of which is transcribed in one go. Raises what `transcript` raises.
+    """
+    if not isinstance(video, Frames) or not video.sampling.speech:
+        return video
+    transcript = transcribe(video.path, part or video.sampling, limits)
+    lines = transcript.lines(video.path).between(*video.part_seconds)
+    notes = [*video.notes, *transcript.notes]
+    if not lines and NO_SOUND not in notes:
+        notes.append("nothing is said in this part")
+    speech = tuple((line.start_seconds, line.end_seconds, line.text) for line in lines)
+    return replace(video, speech=speech, notes=tuple(notes))
+
+
+def transcribe(path: str, part: Sampling, limits: Limits | None = None) -> Transcript:
+    """Return what `hear` needs. Raises what `transcript` raises."""
+    transcripts = _shared.setdefault(part.speech_model, Transcripts(SpeechOptions(part.speech_model)))
+    return transcripts.transcript(path, part.start_seconds or None, part.end_seconds, limits=limits)
+
+
+def listen(path: str, part: Sampling, *, limits: Limits | None = None) -> Iterator[None]:
+    """Make what `hear` needs, if it is wanted, and yield now and then: the caller shows life.
+
+    It is made in a thread, which goes on if the caller leaves. Raises what `transcript` raises.
+    """
+    if part.speech:
+        making = Background("llvid-speech", transcribe, path, part, limits)
+        while not making.check(_LIFE_SECONDS):
+            yield
+
+
+def _state(path: str | os.PathLike[str], *part: float | None) -> tuple[object, ...]:
+    name = os.fspath(path)
+    status = Path(file_of(name)).stat()
+    return name, status.st_size, status.st_mtime_ns, part
 
 
 def _transcript(values: Any) -> Transcript:

@@ -71,7 +71,8 @@ class Frames:
     counted from the first picture on screen, so that neither a late start nor an edit list shifts them. `notes` are
     lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
     shots that they are spread over, empty if the sampling does not look for scenes. `input` is what the model gets of
-    each, None where no model is known.
+    each, None where no model is known. `speech` are the lines that are said in the part, with the times `[start, end)`
+    of each; None if nobody listened.
     """
 
     images: NDArray[np.uint8]
@@ -81,6 +82,7 @@ class Frames:
     notes: tuple[str, ...] = ()
     shots: tuple[tuple[float, float], ...] = ()
     input: FrameInput | None = None
+    speech: tuple[tuple[float, float, str], ...] | None = None
     is_video: ClassVar[bool] = True
 
     @property

@@ -49,7 +49,8 @@ class Sampling:
     becomes a picture of the model's shape, see `FrameInput.fitted`; `auto` is the model's own way.
 
     `source_fps` is how many pictures a second were taken where pictures stand for a video (None: 1): it gives them
-    their times. A video file has its own.
+    their times. A video file has its own. With `speech`, what is said in the part goes into the prompt, as
+    `speech_model` understands it.
 
     `fps` replaces `frames`: one frame every `1 / fps` seconds, `n = max(1, ceil((end - start) * fps))` of
     them. Neither count may exceed `MAX_FRAMES`; whether the prompt fits the model's context is checked
@@ -70,6 +71,8 @@ class Sampling:
     scene_min_frames: int = 15
     fit: Fit = "auto"
     source_fps: float | None = None
+    speech: bool = False
+    speech_model: str = "small"
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int):
@@ -95,6 +98,10 @@ class Sampling:
         for name, threshold in (("threshold", self.scene_threshold), ("least content", self.scene_min_content)):
             if threshold is not None and (not _is_number(threshold) or threshold < 0):
                 raise UsageError(f"the {name} of a cut must be a number of 0 or more, got {threshold!r}")
+        if not isinstance(self.speech, bool):
+            raise UsageError(f"speech must be true or false, got {self.speech!r}")
+        if not isinstance(self.speech_model, str) or not self.speech_model:
+            raise UsageError(f"the speech model must be a name, got {self.speech_model!r}")
         if isinstance(self.scene_min_frames, bool) or not isinstance(self.scene_min_frames, int):
             raise UsageError(f"the shortest shot must be a whole number of frames, got {self.scene_min_frames!r}")
         if self.scene_min_frames < 0:

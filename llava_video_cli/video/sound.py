@@ -17,6 +17,7 @@ from av.stream import Discard, Disposition
 from ..errors import MediaError
 from .decode import first_picture, use_threads
 from .demux import OpenStream, demux_all, is_unstamped, media_errors, open_container, open_video, reason, time_base_of
+from .files import is_sequence
 from .limits import RAISE_HINT, Deadline, Limits
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class SoundChunk:
 def has_sound(path: str | os.PathLike[str], limits: Limits | None = None) -> bool:
     """Return whether a file has a sound stream. Raises MediaError for what FFmpeg can't open."""
     name = os.fspath(path)
+    if is_sequence(name):
+        return False
     with open_container(name, Deadline(name, limits or Limits())) as container:
         return _best_stream(container) is not None
 

@@ -108,8 +108,8 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         return real.get_video_features(*arguments, **more)
 
     model = LlavaVideo("demo", wrapped(load(CHECKPOINT, Loading()), get_video_features=counted))
-    job = RequestJob(tuple((each, str(each.id), "") for each in asked), model.settings)
-    media = [question.request.media for question in job.questions(model.shrink, Limits())]
+    job = RequestJob(tuple((each, str(each.id), "") for each in asked), model.settings, model.budget)
+    media = [question.request.media for question in job.questions(model.shrink, Limits()) if question is not None]
     assert len({id(medium) for each in media for medium in each}) == 1
     outcomes = list(answer([job], model, pace=RunPace(4)))
     assert len(outcomes) == 15 and encoded == 1, "four at a time"

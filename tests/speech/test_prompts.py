@@ -1,0 +1,168 @@
+"""What is said goes into prompts: on every way to a model, as many lines as fit, and none where there is no sound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sounds import make_film
+from terminal import asked
+from waiting_model import USAGE, WaitingModel
+from whisper import LoudestSeconds
+
+from llava_video_cli import Budget, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
+from llava_video_cli.cli.app import run
+from llava_video_cli.conversation import Answer, Request
+from llava_video_cli.model import Loading
+from llava_video_cli.preset import read_preset
+from llava_video_cli.runs.preflight import ModelSource
+from llava_video_cli.runs.session import Chat, Session
+from llava_video_cli.runs.windows import answer_windows
+from llava_video_cli.speech import SpeechOptions
+from llava_video_cli.speech.transcripts import Transcripts, share
+from llava_video_cli.video import inspect
+
+BEEPS = (1.5, 3.25, 4.75)
+SPOKEN = "Its subtitles, each line at the time when it is spoken:\n"
+ALL = f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\n3.8s: beep 3\n"
+SAMPLING = Sampling(2, speech=True, speech_model="loudest")
+
+
+class Listening(WaitingModel):
+    """A model that notes the text of each prompt, whose characters are its tokens."""
+
+    def __init__(self, context: int = 1000) -> None:
+        super().__init__()
+        self.context, self.prompts = context, list[str]()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": "listening"}
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        self.prompts += ("|".join(turn.text for turn in request.turns) for request in requests)
+        return [Answer("seen", "stop", USAGE) for _ in requests]
+
+    def budget(self, request: Request) -> Budget:
+        text = sum(len(turn.text) for turn in request.turns)
+        return Budget(text, request.generation.max_new_tokens, self.context)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> LoudestSeconds:
+    transcriber = LoudestSeconds()
+    share("loudest", Transcripts(SpeechOptions(), transcriber, cache=tmp_path / "transcripts"))
+    return transcriber
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_film(tmp_path_factory.mktemp("films") / "film.mkv", BEEPS, first_stamp=24)
+
+
+def preset(sampling: Sampling = SAMPLING) -> Preset:
+    demo = load_preset("demo")
+    return Preset("p", "", "waiting", prompt="Why?", sampling=sampling, generation=demo.generation)
+
+
+def test_captions(film: Path, clip: Path, fake: LoudestSeconds) -> None:
+    model = Listening()
+    records = list(caption_folder([film, clip], preset=preset(), model=model))
+    assert sorted(model.prompts) == sorted([f"{ALL}Why?", "Why?"]) and fake.calls == 1
+    notes = {Path(str(each.values["video_path"])).name: each.values["notes"] for each in records}
+    assert notes == {"film.mkv": [], "circle.mp4": ["it has no sound"]}
+    assert records[0].values["settings"]["sampling"]["speech"] is True
+    list(caption_folder([film], preset=preset(), model=model))
+    assert fake.calls == 1, "the second question on a video costs nothing"
+
+
+def test_a_budget_cuts(film: Path, fake: LoudestSeconds) -> None:
+    longest = preset().generation.max_new_tokens
+    model = Listening(longest + len(ALL) + len("Why?") - 1)
+    (record,) = caption_folder([film], preset=preset(), model=model)
+    assert model.prompts == [f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\nWhy?"] and fake.calls == 1
+    assert record.values["notes"] == ["only 2 of 3 subtitle lines fit the context; they are spread evenly"]
+
+
+def test_a_part(film: Path, fake: LoudestSeconds) -> None:
+    model = Listening()
+    part = Sampling(2, start_seconds=2.0, end_seconds=3.0, speech=True, speech_model="loudest")
+    list(caption_folder([film], preset=preset(part), model=model))
+    silent = Sampling(2, start_seconds=1.0, end_seconds=2.0, speech=True, speech_model="loudest")
+    (record,) = caption_folder([film], preset=preset(silent), model=model)
+    assert model.prompts == [f"{SPOKEN}2.2s: beep 1\nWhy?", "Why?"] and fake.calls == 2
+    assert record.values["notes"] == ["nothing is said in this part"]
+
+
+def test_windows_are_transcribed_in_one_go(film: Path, fake: LoudestSeconds) -> None:
+    model = Listening()
+    list(caption_folder([film], preset=preset(), model=model, every_seconds=2.5))
+    video = inspect(film)
+    list(answer_windows(video, video.windows(2.5, SAMPLING), ["Why?"], preset(), model))
+    captions, questions = model.prompts[:2], model.prompts[-2:]
+    for first, second in (captions, questions):
+        assert first.startswith(f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\n") and "beep 3" not in first
+        assert second.startswith(f"{SPOKEN}3.8s: beep 3\n") and "beep 2" not in second
+    assert fake.calls == 1
+
+
+def test_batch_lines(tmp_path: Path, film: Path, clip: Path, fake: LoudestSeconds) -> None:
+    """Of two videos in a prompt, each has a name of its own."""
+    lines: list[dict[str, Any]] = [
+        {"id": "a", "video": str(film), "question": "Why?", "speech": True, "speech_model": "loudest"},
+        {"id": "b", "video": str(film), "question": "Why?"},
+        {"id": "c", "media": [str(clip), str(film)], "question": "Why?", "speech": True, "speech_model": "loudest"},
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = Listening()
+    records = list(answer_file(tmp_path / "r.jsonl", tmp_path / "o.jsonl", preset=preset(Sampling(2)), model=model))
+    assert len(records) == 3 and fake.calls == 1
+    named = ALL.replace("Its", "Video 2's")
+    assert sorted(model.prompts) == sorted([f"{ALL}Why?", "Why?", f"{named}Why?"])
+    (tmp_path / "r.jsonl").write_text(json.dumps({**lines[0], "speech_model": "smal"}) + "\n")
+    with pytest.raises(UsageError, match="smal"):
+        answer_file(tmp_path / "r.jsonl", tmp_path / "p.jsonl", preset=preset(), model=model)
+
+
+def test_a_chat(film: Path, fake: LoudestSeconds) -> None:
+    session = Session(waiting=(str(film),), sampling=SAMPLING, generation=preset().generation)
+    chat = Chat(session.ask("Why?"), ModelSource("waiting", Loading(), opened=Listening()))
+    request = chat.request(chat.session)
+    assert [turn.text for turn in request.turns] == [f"{ALL}Why?"]
+    later = chat.session.answered("Because.").ask("And then?")
+    assert [turn.text for turn in chat.request(later).turns] == [f"{ALL}Why?", "Because.", "And then?"]
+    assert fake.calls == 1
+
+
+def test_asking_in_the_terminal(
+    film: Path, clip: Path, fake: LoudestSeconds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech = ("--speech", "--speech-model", "loudest")
+    without = json.loads(asked(capsys, str(film), "Why?", "--json", "-n", "2")[1])
+    code, out, err = asked(capsys, str(film), "Why?", "--json", "-n", "2", *speech)
+    row = json.loads(out)
+    assert code == 0 and fake.calls == 1
+    assert row["usage"]["prompt_tokens"] > without["usage"]["prompt_tokens"] + 20
+    assert row["settings"]["sampling"]["speech_model"] == "loudest"
+    code, out, err = asked(capsys, str(clip), "Why?", *speech)
+    assert code == 0 and out and "it has no sound" in err
+    code, out, err = asked(capsys, str(film), "Why?", *speech, "--windows", "2.5", "-n", "2")
+    assert code == 0 and out and fake.calls == 1
+    code, out, err = asked(capsys, str(film), "Why?", *speech, "--subtitles", "auto")
+    assert (code, out) == (2, "") and "use --subtitles or --speech, not both" in err
+    code, out, err = asked(capsys, str(film), "Why?", "--speech", "--speech-model", "smal")
+    assert code != 0 and out == "" and ("did you mean 'small'?" in err or "faster-whisper" in err)
+    assert run(["caption", str(film), "-m", "demo", "--ray", "local", *speech, "-o", "a.jsonl"]) == 2
+    assert "--speech can't be used with --ray" in capsys.readouterr().err
+
+
+def test_presets(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("about: a\nsampling:\n  speech: true\n  speech_model: loudest\n")
+    assert read_preset(tmp_path / "p.yaml").sampling == Sampling(speech=True, speech_model="loudest")
+    for values in ({"speech": 1}, {"speech_model": ""}):
+        with pytest.raises(UsageError, match="speech"):
+            Sampling(**values)
+    assert "speech" not in Sampling().values() and "speech_model" not in Sampling().values()
