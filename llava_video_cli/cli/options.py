@@ -153,8 +153,9 @@ class SpeechFlag:
     """What is spoken in a video; None if the user did not set it."""
 
     subtitles: str | None = _text(
-        "Add the subtitles of a .srt, .vtt or .ass file to the prompt; `auto` uses the file next to the video.",
-        metavar="FILE",
+        "Add the subtitles of a .srt, .vtt or .ass file to the prompt; `track` or `track:eng` uses a track in the "
+        "video (of that language), `auto` the file next to it, else a track.",
+        metavar="FILE|track[:LANGUAGE]|auto",
     )
 
 

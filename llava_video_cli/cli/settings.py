@@ -14,7 +14,7 @@ from ..errors import MediaError, UsageError
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
 from ..prompt.budget import Budget
-from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles
+from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles, read_track
 from ..runs.conversation_file import Conversation
 from ..runs.media import check_media
 from ..runs.preflight import ModelSource
@@ -194,7 +194,14 @@ def settle_subtitles(flag: SpeechFlag, paths: Sequence[str], preset: Preset) -> 
         raise UsageError("--subtitles needs exactly one video")
     if check_media(paths) != [None]:
         raise MediaError(f"{paths[0]} is a picture, which has no subtitles")
-    return read_subtitles(find_subtitles(paths[0]) if flag.subtitles == "auto" else flag.subtitles)
+    kind, _, language = flag.subtitles.partition(":")
+    if flag.subtitles == "auto":
+        return find_subtitles(paths[0])
+    if kind != "track":
+        return read_subtitles(flag.subtitles)
+    if (track := read_track(paths[0], language or None)) is None:
+        raise MediaError(f"{paths[0]}: no subtitle track in it", "--subtitles FILE uses a file")
+    return track
 
 
 def _remote(flags: ModelFlags) -> RemoteModel | None:

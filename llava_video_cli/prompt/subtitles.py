@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..conversation import Media, Request, Segment, Turn
 from ..errors import MediaError
@@ -20,6 +20,9 @@ from .budget import Budget
 
 _SUFFIXES = (".srt", ".vtt", ".ass")
 _FORMATS = "srt,webvtt,ass"  # FFmpeg's names; none of these formats refers to another file
+_TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")
+_USE_SPEECH = "--speech transcribes what is said"
+_DEADLINE_PACKETS = 8
 _MOST_BYTES = 16 * 2**20  # the lines of a film take 100 KB, with effects some megabytes
 LONGEST_LINE = 500  # characters: nobody speaks a longer line
 _FIRST_TRY = 16
@@ -148,17 +151,59 @@ def thinned(lines: Sequence[Line], count: int) -> tuple[Line, ...]:
     return tuple(lines[index * len(lines) // count] for index in range(count))
 
 
-def find_subtitles(video: str) -> str:
-    """Return the path of the subtitles next to a video: the same name, ending in .srt, .vtt or .ass.
+def find_subtitles(video: str) -> Subtitles:
+    """Return the subtitles of a video: of the file of its name that ends in .srt, .vtt or .ass, or of a track in it.
 
     Raises MediaError if there are none.
     """
     files = [Path(video).with_suffix(suffix) for suffix in _SUFFIXES]
     for file in files:
         if file.is_file():
-            return str(file)
+            return read_subtitles(str(file))
+    if (track := read_track(video)) is not None:
+        return track
     *names, last = (file.name for file in files)
-    raise MediaError(f"{video}: no subtitles next to it", f"there is no {', '.join(names)} or {last}")
+    raise MediaError(f"{video}: no subtitles in it or next to it", f"there is no {', '.join(names)} or {last}")
+
+
+def read_track(video: str, language: str | None = None) -> Subtitles | None:
+    """Return the lines of a subtitle track in a video, on the clock of its frames; None if it has no tracks.
+
+    That is the default one of the language, as the file writes it (`eng`), or else the first. Raises MediaError if
+    there is none in the language, or if its lines are pictures.
+    """
+    from av.stream import Disposition
+
+    from ..video.demux import media_errors, open_container
+    from ..video.limits import Deadline, Limits
+    from ..video.sound import first_picture_seconds, only_stream
+
+    deadline = Deadline(video, Limits())
+    with open_container(video, deadline) as container, media_errors(video):
+        tracks = [each for each in container.streams.subtitles if language in (None, each.language)]
+        if not tracks:
+            there = dict.fromkeys(each.language or "no language" for each in container.streams.subtitles)
+            if not there:
+                return None
+            raise MediaError(f"{video}: no subtitle track in {language!r}", f"its tracks are in {', '.join(there)}")
+        texts = [each for each in tracks if each.name in _TEXT_CODECS]
+        if not texts:
+            kinds = ", ".join(dict.fromkeys(each.name or "unknown" for each in tracks))
+            raise MediaError(f"{video}: its subtitles are pictures ({kinds}), which can't be read as text", _USE_SPEECH)
+        track = max(texts, key=lambda each: bool(each.disposition & Disposition.default))
+        zero = first_picture_seconds(video, container, deadline) or 0.0
+        only_stream(container, track)
+        lines: list[Segment] = []
+        size = 0
+        for number, packet in enumerate(container.demux(track)):
+            if number % _DEADLINE_PACKETS == 0:
+                deadline.left()
+            line = _line(packet, zero)
+            size += len(line.text) if line else 0
+            if size > _MOST_BYTES:
+                raise MediaError(f"{video}: its subtitles are too large")
+            lines += [line] if line else []
+    return Subtitles(video, tuple(sorted(lines, key=lambda line: line.start_seconds)))
 
 
 def read_subtitles(path: str) -> Subtitles:
@@ -192,14 +237,18 @@ def _lines(path: str, content: bytes) -> Iterator[Segment]:
     try:
         with av.open(io.BytesIO(content), "r", options={"format_whitelist": _FORMATS}) as container:
             for packet in container.demux(container.streams.subtitles[0]):
-                if packet.pts is None or packet.time_base is None:
-                    continue
-                text = " ".join(filter(None, map(_plain, packet.decode())))
-                if text:
-                    start = float(packet.pts * packet.time_base)
-                    yield Segment(start, start + float((packet.duration or 0) * packet.time_base), text)
+                if line := _line(packet):
+                    yield line
     except (av.error.FFmpegError, IndexError) as error:
         raise MediaError(f"{path}: not a .srt, .vtt or .ass file, or a broken one") from error
+
+
+def _line(packet: Any, zero_seconds: float = 0.0) -> Segment | None:
+    if packet.pts is None or packet.time_base is None:
+        return None
+    text = " ".join(filter(None, map(_plain, packet.decode())))
+    start = float(packet.pts * packet.time_base) - zero_seconds
+    return Segment(start, start + float((packet.duration or 0) * packet.time_base), text) if text else None
 
 
 def _plain(event: object) -> str:

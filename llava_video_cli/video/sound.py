@@ -23,6 +23,7 @@ from .limits import RAISE_HINT, Deadline, Limits
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
+    from av.stream import Stream
     from numpy.typing import NDArray
 
 RATE = 16_000  # samples per second
@@ -89,10 +90,12 @@ def iter_sound(
         stream = _best_stream(container)
         if stream is None:
             raise MediaError(f"{name}: it has no sound")
-        for other in container.streams:
-            other.discard = Discard.default if other.index == stream.index else Discard.all
+        only_stream(container, stream)
         stream.codec_context.options = {"max_samples": str(_MOST_FRAME_SAMPLES)}
-        sound, zero = OpenStream(name, container, stream, deadline), _zero_seconds(name, container, stream, deadline)
+        sound = OpenStream(name, container, stream, deadline)
+        zero = first_picture_seconds(name, container, deadline)
+        if zero is None:
+            zero = float((stream.start_time or 0) * time_base_of(stream))
         seek_to = None if start_seconds is None else zero + start_seconds
         count = 0
         for chunk in _in_time(_frames(sound, seek_to, errors, progress), float(time_base_of(stream)), zero):
@@ -116,8 +119,14 @@ def _best_stream(container: InputContainer) -> AudioStream | None:
     return best if isinstance(best, AudioStream) and best.codec_context is not None else None
 
 
-def _zero_seconds(path: str, container: InputContainer, sound: AudioStream, deadline: Deadline) -> float:
-    """Return the container's time of the first picture, or of the first sample where no picture can be shown."""
+def only_stream(container: InputContainer, stream: Stream) -> None:
+    """Let a container read the packets of no other stream."""
+    for other in container.streams:
+        other.discard = Discard.default if other.index == stream.index else Discard.all
+
+
+def first_picture_seconds(path: str, container: InputContainer, deadline: Deadline) -> float | None:
+    """Return the container's time of the first picture, None where no picture can be shown."""
     if any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video):
         with suppress(MediaError), open_video(path, deadline) as video:
             use_threads(video.context, 1)
@@ -125,7 +134,7 @@ def _zero_seconds(path: str, container: InputContainer, sound: AudioStream, dead
                 # AVI with B-frames has decoding stamps only: the first packet's is when the first picture is meant
                 stamp = video.stream.start_time if picture.pts is None or is_unstamped(video) else picture.pts
                 return float((stamp or 0) * time_base_of(video.stream))
-    return float((sound.start_time or 0) * time_base_of(sound))
+    return None
 
 
 def _frames(

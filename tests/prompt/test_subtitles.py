@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from terminal import QUESTION, asked
@@ -33,6 +36,7 @@ from llava_video_cli.prompt.subtitles import (
     largest,
     notes_of,
     read_subtitles,
+    read_track,
     thinned,
 )
 from llava_video_cli.runs.caption import Task
@@ -200,9 +204,9 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     here = tmp_path / "clip.mp4"
     here.hardlink_to(clip)
     code, _, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto")
-    assert code == 1 and "no subtitles next to it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
+    assert code == 1 and "no subtitles in it or next to it\nhint: there is no clip.srt, clip.vtt or clip.ass" in err
     write(tmp_path / "clip.srt", SRT)
-    assert find_subtitles(str(here)) == str(tmp_path / "clip.srt")
+    assert find_subtitles(str(here)).path == str(tmp_path / "clip.srt")
     _, out, _ = asked(capsys, str(here), QUESTION, "--json")
     plain = json.loads(out)
     code, out, err = asked(capsys, str(here), QUESTION, "--subtitles", "auto", "--json")
@@ -253,3 +257,60 @@ def test_subtitles_are_for_one_video(clip: Path, tmp_path: Path, capsys: pytest.
         assert run([*arguments, "-m", "demo", "--subtitles", said]) == code
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and words in err
+
+
+HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
+StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,0
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+
+
+def with_track(path: Path, *tracks: tuple[str, str, bytes]) -> Path:
+    """Write a video whose first picture is at 1 s, with tracks: codec, language, and what is said at 2 s."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=24)
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        streams: list[Any] = [container.add_stream(codec) for codec, _, _ in tracks]
+        for stream, (_, language, _) in zip(streams, tracks, strict=True):
+            stream.metadata["language"] = language
+            stream.codec_context.subtitle_header = HEADER
+        frame = av.VideoFrame(96, 64, "yuv420p")
+        frame.pts = 24
+        container.mux([*video.encode(frame), *video.encode(None)])
+        for stream, (_, _, content) in zip(streams, tracks, strict=True):
+            packet = av.Packet(content)
+            packet.stream, packet.pts, packet.dts, packet.duration = stream, 2000, 2000, 1000
+            packet.time_base = Fraction(1, 1000)
+            container.mux(packet)
+    return path
+
+
+def test_tracks_in_the_video(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film = with_track(tmp_path / "film.mkv", ("srt", "ger", b"<i>Hallo</i>"), ("srt", "eng", b"Hello"))
+    hello = Segment(1.0, 2.0, "Hello")
+    assert read_track(str(film), "eng") == Subtitles(str(film), (hello,)), "on the clock of the frames"
+    german = read_track(str(film))
+    assert german is not None and [line.text for line in german.lines] == ["Hallo"]
+    assert read_track(str(with_track(tmp_path / "film.mp4", ("mov_text", "eng", b"\0\5Hello")))) is not None
+    assert find_subtitles(str(film)) == german and read_track(str(clip)) is None
+    with pytest.raises(MediaError, match="no subtitle track in 'fre'") as caught:
+        read_track(str(film), "fre")
+    assert caught.value.hint == "its tracks are in ger, eng"
+    pictures = with_track(tmp_path / "film.ts", ("dvbsub", "eng", b"\x20\0\x0f" + bytes(20)))
+    with pytest.raises(MediaError, match="subtitles are pictures") as caught:
+        read_track(str(pictures))
+    assert "--speech" in (caught.value.hint or "")
+    beside = write(tmp_path / "film.srt", SRT)
+    assert find_subtitles(str(film)).path == beside
+    for flag, code, words in (("track:eng", 0, ""), ("track:fre", 1, "its tracks are in"), ("track", 0, "")):
+        got, out, err = asked(capsys, str(film), QUESTION, "--subtitles", flag, "-n", "1")
+        assert got == code and words in err and bool(out) == (code == 0)
+    assert "no subtitle track in it" in asked(capsys, str(clip), QUESTION, "--subtitles", "track")[2]
