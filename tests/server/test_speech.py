@@ -11,18 +11,17 @@ from serving import QUESTION, data_url, message, serving
 from sounds import make_film
 from whisper import LoudestSeconds
 
-from llava_video_cli import load_preset, open_model
-from llava_video_cli.inference import LocalModel
+from llava_video_cli import Model, load_preset, open_model
 from llava_video_cli.speech import SpeechOptions
 from llava_video_cli.speech.transcripts import Transcripts, share
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalModel:
+def model() -> Model:
     return open_model("demo")
 
 
-def test_speech_is_for_servers_that_were_started_for_it(tmp_path: Path, clip: Path, model: LocalModel) -> None:
+def test_speech_is_for_servers_that_were_started_for_it(tmp_path: Path, clip: Path, model: Model) -> None:
     fake, demo = LoudestSeconds(), load_preset("demo")
     share("loudest", Transcripts(SpeechOptions(), fake, cache=tmp_path / "cache"))
     url = data_url(make_film(tmp_path / "film.mp4", (1.0, 2.5), 3.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from whisper import LoudestSeconds
 
 from llava_video_cli import Budget, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
 from llava_video_cli.cli.app import run
-from llava_video_cli.conversation import Answer, Request
+from llava_video_cli.conversation import Chunk, Request
 from llava_video_cli.model import Loading
 from llava_video_cli.preset import read_preset
 from llava_video_cli.runs.preflight import ModelSource
@@ -42,9 +42,9 @@ class Listening(WaitingModel):
     def settings(self) -> dict[str, Any]:
         return {"model": "listening"}
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
-        self.prompts += ("|".join(turn.text for turn in request.turns) for request in requests)
-        return [Answer("seen", "stop", USAGE) for _ in requests]
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        self.prompts.append("|".join(turn.text for turn in request.turns))
+        yield Chunk("seen", "stop", USAGE)
 
     def budget(self, request: Request) -> Budget:
         text = sum(len(turn.text) for turn in request.turns)
