@@ -126,7 +126,7 @@ def test_a_request_of_a_file_has_its_own_say(
     assert [rows[n]["settings"]["timestamps"] for n in range(2)] == [False, True] and rows[1]["question"] == "Why?"
     capsys.readouterr()
     assert run([*command, "--timestamps"]) == 0
-    assert capsys.readouterr().err == "1 answered, 1 done before\n", "it is another answer"
+    assert capsys.readouterr().err.splitlines()[-1] == "1 answered, 1 done before", "it is another answer"
     requests.write_text(json.dumps({**lines[0], "timestamps": "yes"}))
     assert run(command) == 2 and "'timestamps' must be true or false" in capsys.readouterr().err
 
