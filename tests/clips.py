@@ -236,9 +236,13 @@ def assert_same(frames: Frames, oracle: list[tuple[int | None, str]], numbers: l
     assert got == [decoded[number] for number in numbers], f"got {where}, expected {numbers}"
 
 
-def assert_times(frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int], tick: Fraction) -> None:
+def assert_times(
+    frames: Frames, oracle: list[tuple[int | None, str]], numbers: list[int], tick: Fraction, first_at: float = 0.0
+) -> None:
     first = min(stamp for stamp, _ in oracle if stamp is not None)
     expected = [
-        float((stamp - first) * tick) for stamp in (oracle[number][0] for number in numbers) if stamp is not None
+        first_at + float((stamp - first) * tick)
+        for stamp in (oracle[number][0] for number in numbers)
+        if stamp is not None
     ]
     assert frames.times_seconds == pytest.approx(expected, abs=1e-9)

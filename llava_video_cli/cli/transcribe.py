@@ -24,7 +24,7 @@ from .run import carry_out, confirm_overwrite
 
 HELP = """Write down what is said in videos, with times: one, or a folder of thousands.
 
-Whisper runs on this machine, and nothing leaves it. Times count from the first picture, as those of the frames.
+Whisper runs on this machine, and nothing leaves it. Times are those of a player's clock, as those of the frames.
 Transcripts are kept in the user's cache folder, so that the same video is not transcribed twice.
 
 Examples:

@@ -176,7 +176,7 @@ def read_track(video: str, language: str | None = None) -> Subtitles | None:
 
     from ..video.demux import media_errors, open_container
     from ..video.limits import Deadline, Limits
-    from ..video.sound import first_picture_seconds, only_stream
+    from ..video.sound import clock_start_seconds, only_stream
 
     deadline = Deadline(video, Limits())
     with open_container(video, deadline) as container, media_errors(video):
@@ -191,7 +191,7 @@ def read_track(video: str, language: str | None = None) -> Subtitles | None:
             kinds = ", ".join(dict.fromkeys(each.name or "unknown" for each in tracks))
             raise MediaError(f"{video}: its subtitles are pictures ({kinds}), which can't be read as text", _USE_SPEECH)
         track = max(texts, key=lambda each: bool(each.disposition & Disposition.default))
-        zero = first_picture_seconds(video, container, deadline) or 0.0
+        zero = clock_start_seconds(video, container, deadline) or 0.0
         only_stream(container, track)
         lines: list[Segment] = []
         size = 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class VideoInfo:
     """What a video is, by its content; what the header claims is not trusted.
 
-    `duration_seconds` runs from the first picture's appearance to the last one's disappearance, whatever the sound.
+    `duration_seconds` runs from the start of a player's clock to the last picture's disappearance.
     `width` and `height` are pixels as shown, after rotation; non-square pixels are not stretched. `average_fps` is
     None for a single picture. `rotation_degrees` is the clockwise rotation (0, 90, 180, 270) that was applied to the
     stored pictures. `codec` is the ending of their names where pictures are the frames.
@@ -68,7 +68,7 @@ class Frames:
     """Frames of one video, in order of time. Compared by identity.
 
     `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. `times_seconds` are
-    counted from the first picture on screen, so that neither a late start nor an edit list shifts them. `notes` are
+    those of a player's clock, so that neither a late start nor an edit list shifts them. `notes` are
     lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
     shots that they are spread over, empty if the sampling does not look for scenes. `input` is what the model gets of
     each, None where no model is known. `speech` are the lines that are said in the part, with the times `[start, end)`
@@ -352,12 +352,13 @@ def _info(path: str, reader: Reader) -> VideoInfo:
     geometry, timeline = reader.geometry, reader.timeline  # the first picture may shorten the timeline
     height, width, _ = geometry.shape
     count = len(timeline.stamps)
+    first, last = timeline.seconds(timeline.stamps[0]), timeline.seconds(timeline.stamps[-1])
     return VideoInfo(
         path=path,
         duration_seconds=timeline.duration_seconds,
         width=width,
         height=height,
-        average_fps=(count - 1) / timeline.seconds(timeline.stamps[-1]) if count > 1 else None,
+        average_fps=(count - 1) / (last - first) if count > 1 else None,
         codec=reader.codec,
         rotation_degrees=geometry.orientation.clockwise_degrees,
     )

@@ -27,6 +27,7 @@ from .demux import (
     open_video,
     packet_index,
     reason,
+    sound_start,
     time_base_of,
 )
 from .sampling import Stamps, Timeline
@@ -182,7 +183,8 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
             # a packet has the time of the picture that is shown so many places before: decoders wait as long
             given = [*packets[delay:], *(packets[-1] + last_duration * (k + 1) for k in range(delay))]
     if given:
-        return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys]), broken)
+        zero = sound_start(video.container, video.stream)
+        return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys], zero), broken)
     step = 1 / rate if rate else time_base
     if is_unstamped(video) and len(packets) > 1 and (ticks := int(np.median(np.diff(packets)))) > 0:
         step = ticks * time_base

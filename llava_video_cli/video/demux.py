@@ -287,7 +287,9 @@ def is_unstamped(video: OpenVideo) -> bool:
     return video.container.format.name in UNSTAMPED and video.stream.codec_context.has_b_frames
 
 
-def make_timeline(stamps: Stamps, last_duration: int, time_base: Fraction, keyframes: Stamps = ()) -> Timeline:
+def make_timeline(
+    stamps: Stamps, last_duration: int, time_base: Fraction, keyframes: Stamps, zero: Fraction | None
+) -> Timeline:
     """Return the timeline of pictures shown at `stamps`; the last one stays for `last_duration`.
 
     At a constant rate it stays as long as the others, whatever its packet says (in flv, each says 1 ms).
@@ -297,7 +299,21 @@ def make_timeline(stamps: Stamps, last_duration: int, time_base: Fraction, keyfr
         last_duration = round(Fraction(last - first, len(stamps) - 1))
     elif len(stamps) > 1 and 2 * last_duration < int(np.diff(np.asarray(stamps, np.int64)).min()):
         last_duration = last - int(stamps[-2])
-    return Timeline(stamps, last + max(1, last_duration), time_base, keyframes)
+    return Timeline(stamps, last + max(1, last_duration), time_base, keyframes, zero)
+
+
+def sound_start(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Return when the first sound begins, in the video stream's ticks; None without sound.
+
+    What is stamped below 0 is what its decoder needs to begin with; players leave it out.
+    """
+    tick = time_base_of(stream)
+    starts = [
+        Fraction(max(0, sound.start_time)) * sound.time_base / tick
+        for sound in container.streams.audio
+        if sound.start_time is not None and sound.time_base
+    ]
+    return min(starts, default=None)
 
 
 def time_base_of(stream: VideoStream | AudioStream) -> Fraction:
@@ -330,7 +346,9 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
     if (np.diff(shown) <= 0).any():
         return None
     last_duration = int(table.durations[int(stamps.argmax())])
-    timeline = make_timeline(shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]))
+    timeline = make_timeline(
+        shown, last_duration, time_base_of(stream), np.sort(stamps[table.keys]), sound_start(container, stream)
+    )
     return PacketIndex(stamps, table.decoding + shift, table.keys, timeline, palettes, is_whole=True)
 
 
@@ -358,7 +376,9 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     keys = np.flatnonzero(keyframe)
     keyframes = np.sort(stamps[keyframe & ~hidden])
     last_duration = int(durations[~hidden][order[-1]])
-    timeline = make_timeline(ordered, last_duration, time_base_of(video.stream), keyframes)
+    timeline = make_timeline(
+        ordered, last_duration, time_base_of(video.stream), keyframes, sound_start(video.container, video.stream)
+    )
     return PacketIndex(stamps, decoding, keys, timeline, palettes)
 
 

@@ -33,7 +33,7 @@ _REST = 0.1  # of a window: a shorter rest at the end of a video belongs to the 
 class Sampling:
     """How many frames to select from a video, from which part of it, and by which rule.
 
-    The part is `[start_seconds, end_seconds)`, counted from the first picture on screen; `end_seconds=None`,
+    The part is `[start_seconds, end_seconds)`, on a player's clock; `end_seconds=None`,
     or a time past the end, means the end of the video. With `n` frames:
 
     - `uniform`: frame i is the one on screen at `start + i * (end - start) / n`; on a clip of constant rate
@@ -184,22 +184,29 @@ class Timeline:
 
     `stamps` holds at least one, strictly ascending; a picture stays until the next one's stamp, the last one
     until `end`. `time_base` is the seconds of one tick. `keyframes` are the stamps that decoding can start
-    at, ascending.
+    at, ascending. `zero` is the stamp of a player's 0:00, where that is before the first picture: the sound begins.
     """
 
     stamps: Stamps
     end: int
     time_base: Fraction
     keyframes: Stamps = ()
+    zero: Fraction | None = None
+
+    @property
+    def begin(self) -> Fraction:
+        """The stamp that times are counted from: the first picture's, or that of sound before it."""
+        first = Fraction(int(self.stamps[0]))
+        return first if self.zero is None else min(first, self.zero)
 
     @property
     def duration_seconds(self) -> float:
-        """From the first picture's appearance to the last one's disappearance."""
-        return float((self.end - int(self.stamps[0])) * self.time_base)
+        """From the beginning to the last picture's disappearance."""
+        return float((self.end - self.begin) * self.time_base)
 
     def seconds(self, stamp: int) -> float:
-        """Return the time of a stamp, counted from the first picture on screen."""
-        return float((int(stamp) - int(self.stamps[0])) * self.time_base)
+        """Return the time of a stamp on a player's clock."""
+        return float((int(stamp) - self.begin) * self.time_base)
 
 
 @dataclass(frozen=True)
@@ -228,15 +235,15 @@ class Selection:
 
 
 def part_of(timeline: Timeline, sampling: Sampling) -> tuple[Fraction, Fraction]:
-    """Return the part `[start, end)` of a video that `sampling` is about, in ticks.
+    """Return the part `[start, end)` of a video that `sampling` is about, in ticks, from the first picture on.
 
     Raises MediaError when the start lies behind the last picture.
     """
     first, tick = int(timeline.stamps[0]), timeline.time_base
-    start = _moment(first, sampling.start_seconds, tick)
+    start = max(Fraction(first), _moment(timeline.begin, sampling.start_seconds, tick))
     end = Fraction(timeline.end)
-    if sampling.end_seconds is not None:
-        end = min(end, _moment(first, sampling.end_seconds, tick))
+    if sampling.end_seconds is not None:  # before the first picture there is nothing to be seen but that one
+        end = min(end, max(Fraction(first + 1), _moment(timeline.begin, sampling.end_seconds, tick)))
     if start >= timeline.end:
         raise MediaError(
             f"the start ({sampling.start_seconds:g} s) is past the end of the video ({timeline.duration_seconds:.3f} s)"
@@ -342,9 +349,9 @@ def _exact(value: float) -> Fraction:
     return Fraction(str(value))  # 0.3 is meant as 3/10, not as the double just below it
 
 
-def _moment(first: int, seconds: float, tick: Fraction) -> Fraction:
+def _moment(begin: Fraction, seconds: float, tick: Fraction) -> Fraction:
     """Return a time in ticks; one that was printed from a stamp, as that of a cut, is that stamp."""
-    moment = first + _exact(seconds) / tick
+    moment = begin + _exact(seconds) / tick
     nearest = round(moment)
     return Fraction(nearest) if abs(moment - nearest) < _ROUNDING else moment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -16,7 +17,17 @@ from av.stream import Discard, Disposition
 
 from ..errors import MediaError
 from .decode import first_picture, use_threads
-from .demux import OpenStream, demux_all, is_unstamped, media_errors, open_container, open_video, reason, time_base_of
+from .demux import (
+    OpenStream,
+    demux_all,
+    is_unstamped,
+    media_errors,
+    open_container,
+    open_video,
+    reason,
+    sound_start,
+    time_base_of,
+)
 from .files import is_sequence
 from .limits import RAISE_HINT, Deadline, Limits
 
@@ -44,7 +55,7 @@ _MOST_FRAME_SAMPLES = 2**21  # the largest that a codec is known for: 1,179,648 
 class SoundChunk:
     """Some seconds of sound: `samples` float32 (samples,), mono, 16 kHz, from -1 to 1, and the time of the first.
 
-    The time is counted from the first picture, as that of frames, and is negative for sound that begins before it.
+    The time is that of a player's clock, as that of frames. It is negative for sound that is stamped below 0.
     In a file without pictures it is counted from the first sample.
     """
 
@@ -93,7 +104,7 @@ def iter_sound(
         only_stream(container, stream)
         stream.codec_context.options = {"max_samples": str(_MOST_FRAME_SAMPLES)}
         sound = OpenStream(name, container, stream, deadline)
-        zero = first_picture_seconds(name, container, deadline)
+        zero = clock_start_seconds(name, container, deadline)
         if zero is None:
             zero = float((stream.start_time or 0) * time_base_of(stream))
         seek_to = None if start_seconds is None else zero + start_seconds
@@ -125,15 +136,16 @@ def only_stream(container: InputContainer, stream: Stream) -> None:
         other.discard = Discard.default if other.index == stream.index else Discard.all
 
 
-def first_picture_seconds(path: str, container: InputContainer, deadline: Deadline) -> float | None:
-    """Return the container's time of the first picture, None where no picture can be shown."""
+def clock_start_seconds(path: str, container: InputContainer, deadline: Deadline) -> float | None:
+    """Return the container's time of 0:00 (see `Timeline`), None where no picture can be shown."""
     if any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video):
         with suppress(MediaError), open_video(path, deadline) as video:
             use_threads(video.context, 1)
             if (picture := first_picture(video, [])) is not None:
                 # AVI with B-frames has decoding stamps only: the first packet's is when the first picture is meant
                 stamp = video.stream.start_time if picture.pts is None or is_unstamped(video) else picture.pts
-                return float((stamp or 0) * time_base_of(video.stream))
+                sound = sound_start(video.container, video.stream)
+                return float(min(stamp or 0, sound if sound is not None else math.inf) * time_base_of(video.stream))
     return None
 
 

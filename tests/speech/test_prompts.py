@@ -27,7 +27,7 @@ from llava_video_cli.video import inspect
 
 BEEPS = (1.5, 3.25, 4.75)
 SPOKEN = "Its subtitles, each line at the time when it is spoken:\n"
-ALL = f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\n3.8s: beep 3\n"
+ALL = f"{SPOKEN}1.5s: beep 1\n3.2s: beep 2\n4.8s: beep 3\n"
 SAMPLING = Sampling(2, speech=True, speech_model="loudest")
 
 
@@ -83,29 +83,29 @@ def test_a_budget_cuts(film: Path, fake: LoudestSeconds) -> None:
     longest = preset().generation.max_new_tokens
     model = Listening(longest + len(ALL) + len("Why?") - 1)
     (record,) = caption_folder([film], preset=preset(), model=model)
-    assert model.prompts == [f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\nWhy?"] and fake.calls == 1
+    assert model.prompts == [f"{SPOKEN}1.5s: beep 1\n3.2s: beep 2\nWhy?"] and fake.calls == 1
     assert record.values["notes"] == ["only 2 of 3 subtitle lines fit the context; they are spread evenly"]
 
 
 def test_a_part(film: Path, fake: LoudestSeconds) -> None:
     model = Listening()
-    part = Sampling(2, start_seconds=2.0, end_seconds=3.0, speech=True, speech_model="loudest")
+    part = Sampling(2, start_seconds=3.0, end_seconds=4.0, speech=True, speech_model="loudest")
     list(caption_folder([film], preset=preset(part), model=model))
-    silent = Sampling(2, start_seconds=1.0, end_seconds=2.0, speech=True, speech_model="loudest")
+    silent = Sampling(2, start_seconds=2.0, end_seconds=3.0, speech=True, speech_model="loudest")
     (record,) = caption_folder([film], preset=preset(silent), model=model)
-    assert model.prompts == [f"{SPOKEN}2.2s: beep 1\nWhy?", "Why?"] and fake.calls == 2
+    assert model.prompts == [f"{SPOKEN}3.2s: beep 1\nWhy?", "Why?"] and fake.calls == 2
     assert record.values["notes"] == ["nothing is said in this part"]
 
 
 def test_windows_are_transcribed_in_one_go(film: Path, fake: LoudestSeconds) -> None:
     model = Listening()
-    list(caption_folder([film], preset=preset(), model=model, every_seconds=2.5))
+    list(caption_folder([film], preset=preset(), model=model, every_seconds=3.5))
     video = inspect(film)
-    list(answer_windows(video, video.windows(2.5, SAMPLING), ["Why?"], preset(), model))
+    list(answer_windows(video, video.windows(3.5, SAMPLING), ["Why?"], preset(), model))
     captions, questions = model.prompts[:2], model.prompts[-2:]
     for first, second in (sorted(each, key=len, reverse=True) for each in (captions, questions)):
-        assert first.startswith(f"{SPOKEN}0.5s: beep 1\n2.2s: beep 2\n") and "beep 3" not in first
-        assert second.startswith(f"{SPOKEN}3.8s: beep 3\n") and "beep 2" not in second
+        assert first.startswith(f"{SPOKEN}1.5s: beep 1\n3.2s: beep 2\n") and "beep 3" not in first
+        assert second.startswith(f"{SPOKEN}4.8s: beep 3\n") and "beep 2" not in second
     assert fake.calls == 1
 
 

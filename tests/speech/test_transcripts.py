@@ -52,11 +52,10 @@ def test_text_and_times_are_those_of_faster_whisper(whisper: Path, film: Path, w
     theirs = list(segments)
     assert [each.text for each in ours] == [each.text.strip() for each in theirs] and len(ours) > 1
     assert {each.language for each in ours} == {info.language}
-    # their clock begins with the sound
-    assert [each.start_seconds for each in ours] == pytest.approx([each.start - 1 for each in theirs], abs=2e-3)
-    assert [each.end_seconds for each in ours] == pytest.approx([each.end - 1 for each in theirs], abs=2e-3)
+    assert [each.start_seconds for each in ours] == pytest.approx([each.start for each in theirs], abs=2e-3)
+    assert [each.end_seconds for each in ours] == pytest.approx([each.end for each in theirs], abs=2e-3)
     told = [(word.start_seconds, word.text) for each in ours for word in each.words]
-    wanted = [(word.start - 1, word.word) for each in theirs for word in each.words or ()]
+    wanted = [(word.start, word.word) for each in theirs for word in each.words or ()]
     assert [text for _, text in told] == [text for _, text in wanted] and bool(wanted) == words
     assert [time for time, _ in told] == pytest.approx([time for time, _ in wanted], abs=2e-3)
     assert set(LANGUAGES) == set(model.supported_languages)
@@ -75,26 +74,26 @@ def test_silence_needs_no_voice_detector(whisper: Path) -> None:
 def test_a_transcript_is_made_once(tmp_path: Path, film: Path) -> None:
     fake = LoudestSeconds()
     first = transcripts(tmp_path, fake).transcript(film)
-    assert [each.start_seconds for each in first.segments] == pytest.approx([0.5, 2.25, 3.75], abs=0.05)
+    assert [each.start_seconds for each in first.segments] == pytest.approx(BEEPS, abs=0.05)
     assert first.language == "en" and [each.text for each in first.segments] == ["beep 1", "beep 2", "beep 3"]
     copy = tmp_path / "copy.mkv"
     copy.write_bytes(film.read_bytes())
     assert transcripts(tmp_path, Silent()).transcript(copy) == first, "by content"
-    part = transcripts(tmp_path, Silent()).transcript(film, 2.0, 3.0)
+    part = transcripts(tmp_path, Silent()).transcript(film, 3.0, 4.0)
     assert [each.text for each in part.segments] == ["beep 2"], "the whole has every part"
     assert transcripts(tmp_path, fake, language="de").transcript(film).language == "de" and fake.calls == 2
     film_of_one_more_byte = tmp_path / "more.mkv"
     film_of_one_more_byte.write_bytes(film.read_bytes() + b"\0")
     assert transcripts(tmp_path, fake).transcript(film_of_one_more_byte) == first and fake.calls == 3
     lines = first.lines(str(film))
-    assert [line.text for line in lines.between(2.0, 3.0)] == ["beep 2"]
+    assert [line.text for line in lines.between(3.0, 4.0)] == ["beep 2"]
 
 
 def test_a_part_is_transcribed_alone(tmp_path: Path, film: Path) -> None:
     fake = LoudestSeconds()
-    part = transcripts(tmp_path, fake).transcript(film, 2.0, 3.0)
-    assert [each.start_seconds for each in part.segments] == pytest.approx([2.25], abs=0.05)
-    assert transcripts(tmp_path, Silent()).transcript(film, 2.0, 3.0) == part
+    part = transcripts(tmp_path, fake).transcript(film, 3.0, 4.0)
+    assert [each.start_seconds for each in part.segments] == pytest.approx([3.25], abs=0.05)
+    assert transcripts(tmp_path, Silent()).transcript(film, 3.0, 4.0) == part
     assert len(transcripts(tmp_path, fake).transcript(film).segments) == 3 and fake.calls == 2
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_a_part_is_half_open_and_counted_from_the_first_picture() -> None:
     assert indices(timeline, Sampling(frames=2, start_seconds=9, end_seconds=1000)) == [225, 237]
     # 0.3 as a float lies below 3/10, and would show the frame before
     assert indices(constant(100, 1, Fraction(1, 10)), Sampling(frames=1, start_seconds=0.3)) == [3]
+
+
+def test_sound_before_the_first_picture_begins_the_clock() -> None:
+    pictures = constant(10, step=1000, time_base=Fraction(1, 1000), first=2000)
+    timeline = replace(pictures, zero=Fraction(500))
+    assert timeline.seconds(2000) == 1.5 and timeline.duration_seconds == 11.5
+    assert select_stamps(timeline, Sampling(frames=2)).stamps == (2000, 7000)
+    assert select_stamps(timeline, Sampling(frames=1, start_seconds=3.5, end_seconds=4.5)).stamps == (4000,)
+    assert select_stamps(timeline, Sampling(frames=4, end_seconds=1.0)).stamps == (2000,), "the first to be seen"
+    late = replace(pictures, zero=Fraction(9000))
+    assert late.seconds(2000) == 0.0 and late.duration_seconds == 10.0
 
 
 def test_a_part_of_a_clip_in_milliseconds() -> None:
