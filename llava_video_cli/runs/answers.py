@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 
 from ..conversation import Answer, Request, join
-from ..errors import LlvidError
+from ..errors import ModelError
 from ..model import Event as ModelEvent
 from ..model import Model
 from ..video import Resize
@@ -118,8 +118,8 @@ class Answers:
         elif event is not None:
             self._ahead.release(event.read.question)
             del self._cancels[event.read]
-            if not isinstance(event.result, Answer | LlvidError):
-                raise event.result  # a bug
+            if not isinstance(event.result, Answer | ModelError):
+                raise event.result  # of the whole run, as that of a server that is gone
             self._results.setdefault(event.read.number, []).append(event)
 
     def _finished(self) -> Iterator[Record | Failure]:

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from fakes import wrapped
 
 from llava_video_cli import (
     Frames,
@@ -29,8 +27,6 @@ from llava_video_cli import (
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.questions import CLAIM_QUESTIONS, claim, is_right, right_answer, worded
 from llava_video_cli.demo.world import Scene, random_scene, write_clip, write_picture
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
-from llava_video_cli.inference.loader import load
 from training.data import fitted
 
 KINDS = ("describe", "happens", "shape", "color_start", "color_end", "direction", "change")
@@ -154,23 +150,6 @@ BREAKS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]] = 
 def test_broken_frames_give_wrong_answers(name: str, demo: Model, fresh: list[Asked]) -> None:
     change, kinds = BREAKS[name]
     assert share(demo, with_frames(fresh, change), kinds) < 0.85 < WANTED
-
-
-def test_padding_on_the_wrong_side_gives_wrong_answers(fresh: list[Asked]) -> None:
-    def prefill(real: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> Any:
-        width = inputs_embeds.shape[1]
-        before, mask = attention_mask[:, :-width], attention_mask[:, -width:]
-        padding = (mask == 0).sum(1).tolist()
-
-        def right(values: torch.Tensor) -> torch.Tensor:
-            return torch.stack([row.roll(-count, 0) for row, count in zip(values, padding, strict=True)])
-
-        mask = torch.cat([before, right(mask)], dim=1)
-        more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        return real(inputs_embeds=right(inputs_embeds), attention_mask=mask, **more)
-
-    model = LlavaVideo("padded", wrapped(load(CHECKPOINT, Loading()), prefill))
-    assert share(model, fresh) < 0.85
 
 
 def test_without_its_placeholder_a_question_gets_wrong_answers(demo: Model, fresh: list[Asked]) -> None:
