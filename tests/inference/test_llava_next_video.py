@@ -115,7 +115,7 @@ def test_a_model_that_is_gone_leaves_no_thread(layouts: dict[str, Path]) -> None
     opened = open_model(str(layouts["vicuna"]))
     assert join(opened.stream(asked())).usage.generated_tokens == 12
     threads = set(threading.enumerate()) - before
-    assert {thread.name for thread in threads} == {"llvid-engine", "llvid-text"}
+    assert {thread.name for thread in threads} == {"llvid-prepare", "llvid-engine", "llvid-text"}
     del opened
     gc.collect()
     for thread in threads:
