@@ -30,6 +30,8 @@ from .vision import Vision
 _log = logging.getLogger(__name__)
 # The most rows at a time: on a CPU more don't pay.
 _MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
+# A short prompt costs nearly as much as several: answers that nobody reads wait so long, or so many steps, for others.
+_LOOK_SECONDS, _STEPS_BETWEEN_FEW = 0.003, 8
 # The tokens of a prefill: of one step's while answers are read that must not stall, and of prompts together.
 _CHUNK_TOKENS, _TOGETHER_TOKENS = 512, 8192
 # So long may a prefill of answers that nobody reads take, and so long may the oldest of them run before others join:
@@ -77,7 +79,7 @@ class Engine:
         self._asked: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._new: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
-        self._start, self._is_started = threading.Lock(), False
+        self._lock, self._is_started, self._unprepared = threading.Lock(), False, 0
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []  # the row of slot n is number n
         self._prefill: _Prefill | None = None
@@ -87,6 +89,7 @@ class Engine:
         # of all slots, and of prompts together: less after memory ran out
         self._most_tokens, self._together_tokens = math.inf, float(_TOGETHER_TOKENS)
         self._prefill_tokens = 0.0  # in _PREFILL_SECONDS, as far as is known
+        self._steps_since = 0  # the last prefill
 
     @property
     def cached_bytes(self) -> int:
@@ -95,7 +98,8 @@ class Engine:
 
     def submit(self, row: Row) -> None:
         """Queue a request."""
-        with self._start:
+        with self._lock:
+            self._unprepared += 1
             if not self._is_started:
                 for name, work in (("text", self._write), ("engine", self._work), ("prepare", self._prepare)):
                     threading.Thread(target=work, name=f"llvid-{name}", daemon=True).start()
@@ -110,11 +114,15 @@ class Engine:
         while (row := self._asked.get()) is not None:
             try:
                 row.prepare(row)
+                if self._prefix_reuse:
+                    row.prompt.media_key  # noqa: B018 - frames are hashed here, so that no step waits for it
             except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
                 row.has_left.set()
                 self._written.put([(row, self._failed(row, error), None, 0.0)])
             else:
                 self._new.put(row)
+            with self._lock:
+                self._unprepared -= 1
             del row
         self._new.put(None)
 
@@ -134,14 +142,25 @@ class Engine:
 
     def _take_new(self) -> bool:
         """Queue what has come; wait for it if there is nothing else to do. Returns false at the end."""
-        has_work = bool(self._waiting or self._running or self._prefill)
-        while not has_work or not self._new.empty():
-            row = self._new.get()
+        running, few = len(self._running), self.most_rows // 4
+        is_under_way = bool(running or self._prefill)
+        has_work = bool(self._waiting or is_under_way)
+        is_patient = not self._are_read()
+        while True:
+            enough = min(few, self.most_rows - few - running) if is_under_way else self.most_rows
+            may_wait = is_patient and len(self._waiting) < enough and (self._unprepared > 0 or not is_under_way)
+            try:
+                row = self._new.get(block=not has_work or may_wait, timeout=_LOOK_SECONDS if has_work else None)
+            except queue.Empty:
+                return True
             if row is None:
                 return False
             self._waiting.append(row)
-            has_work = True
-        return True
+            has_work, is_patient = True, is_patient and not row.reads_each
+
+    def _are_read(self) -> bool:
+        """Whether somebody reads along with an answer, who should not wait for others."""
+        return any(row.reads_each for row in (*self._waiting, *self._running))
 
     def _turn(self) -> None:
         for row in [row for row in self._waiting if row.is_cancelled]:
@@ -183,9 +202,12 @@ class Engine:
     def _next_prefill(self) -> _Prefill | None:
         """Return the oldest rows that wait, of one length, as many as there is room for; None if they have to wait."""
         places = self.most_rows - len(self._running)
-        are_read = any(row.reads_each for row in (*self._waiting, *self._running))
-        # A prefill of one short prompt costs nearly as much as one of several.
-        if not self._waiting or places < (1 if are_read or not self._running else self.most_rows // 4):
+        are_read = self._are_read()
+        if not self._waiting or not places:
+            return None
+        few = self.most_rows // 4
+        is_worth = places >= few and (len(self._waiting) >= few or self._steps_since >= _STEPS_BETWEEN_FEW)
+        if self._running and not are_read and not is_worth:
             return None
         if (
             not are_read
@@ -264,7 +286,7 @@ class Engine:
             first = len(self._running)
             for number, row in enumerate(prefill.rows):
                 self._join(row, number, prefill)
-            self._prefill = None
+            self._prefill, self._steps_since = None, 0
             self._sample(prefill.rows, logits, first)
             seconds = time.perf_counter() - prefill.began_at
             self._prefill_tokens = tokens * len(prefill.rows) * _PREFILL_SECONDS / seconds
@@ -317,6 +339,7 @@ class Engine:
     def _step(self) -> None:
         """Do a decode step of all rows."""
         rows = self._at = list(self._running)
+        self._steps_since += 1
         longest = max(row.length for row in rows) + 1
         are_alike = all(row.length + 1 == longest for row in rows)
         self._sample(rows, self._decoder.advance(len(rows), longest, are_alike=are_alike), 0)

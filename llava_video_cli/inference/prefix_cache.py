@@ -54,6 +54,11 @@ class Prompt:
         """What prompts that are the same up to the end of their last medium have in common."""
         return self.marks[: self.media_end].tobytes()
 
+    @cached_property
+    def key(self) -> bytes:
+        """All marks, to be compared at once."""
+        return self.marks.tobytes()
+
     def extended(self, ids: Sequence[int]) -> Prompt:
         """Return the prompt with further ids."""
         longer = Prompt([*self.ids, *ids], self.spans)
@@ -89,7 +94,7 @@ class PrefixCache:
         least = prompt.media_end if same_media and prompt.spans else _LEAST_TOKENS
         best: tuple[Prompt | None, int] = None, 0
         for held in self._held.values():
-            if same_media and prompt.spans and held.marks[: prompt.media_end].tobytes() != prompt.media_key:
+            if same_media and prompt.spans and not held.key.startswith(prompt.media_key):
                 continue
             count = min(common_tokens(held, prompt), len(prompt.ids) - 1)
             if count >= max(least, best[1]):
