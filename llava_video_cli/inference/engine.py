@@ -90,6 +90,7 @@ class Engine:
         self._most_tokens, self._together_tokens = math.inf, float(_TOGETHER_TOKENS)
         self._prefill_tokens = 0.0  # in _PREFILL_SECONDS, as far as is known
         self._steps_since = 0  # the last prefill
+        self._are_joining = False  # there was a place for more rows than had that prefill's length
 
     @property
     def cached_bytes(self) -> int:
@@ -207,7 +208,7 @@ class Engine:
             return None
         few = self.most_rows // 4
         is_worth = places >= few and (len(self._waiting) >= few or self._steps_since >= _STEPS_BETWEEN_FEW)
-        if self._running and not are_read and not is_worth:
+        if self._running and not are_read and not is_worth and not self._are_joining:
             return None
         if (
             not are_read
@@ -234,6 +235,7 @@ class Engine:
             rows.append(row)
         for row in rows:
             self._waiting.remove(row)
+        self._are_joining = bool(self._waiting) and len(rows) < places
         return prefill if rows else None
 
     def _source(self, row: Row) -> tuple[Prompt | None, int]:
