@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,34 @@ def worker(name: str, captions: int) -> None:
 
     def short_beside_long() -> dict[str, float]:
         alone = join(model.stream(asked(1, 8))).usage
-        threads = [threading.Thread(target=lambda: join(model.stream(asked(1, 200)))) for _ in range(4)]
+        usages: list[Any] = []
+        has_begun = threading.Semaphore(0)
+
+        def long(seed: int) -> None:  # sampled, as greedy answers of random weights soon repeat themselves
+            request = asked(1, 300)
+            pieces = model.stream(replace(request, generation=replace(request.generation, temperature=1.0, seed=seed)))
+            first = next(pieces)
+            has_begun.release()
+            usages.append(join([first, *pieces]).usage)
+
+        threads = [threading.Thread(target=long, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(2.0)
+        for _ in threads:
+            has_begun.acquire()
         usage = join(model.stream(asked(1, 8))).usage
+        are_running = sum(thread.is_alive() for thread in threads)
         for thread in threads:
             thread.join()
-        step = (alone.total_seconds - alone.first_token_seconds) / max(1, alone.generated_tokens - 1)
+        steps = [(each.total_seconds - each.first_token_seconds) / max(1, each.generated_tokens - 1) for each in usages]
         waited = usage.first_token_seconds - alone.first_token_seconds
-        return {"first_token_seconds": usage.first_token_seconds, "steps_waited": waited / step}
+        return {
+            "first_token_seconds": usage.first_token_seconds,
+            "alone_seconds": alone.first_token_seconds,
+            "step_seconds": statistics.median(steps),
+            "steps_waited": waited / statistics.median(steps),
+            "long_running": are_running,
+        }
 
     mixed = [8, 16, 24, 32, 48, 64, 96, 128]
     parts: dict[str, Callable[[], dict[str, float]]] = {
@@ -126,12 +144,15 @@ def main() -> None:
     with ExitStack() as stack:
         if options.model is None:
             options.model = str(_random(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        elif options.model == "demo":  # that of this checkout, for both
+            options.model = str(HERE / "llava_video_cli" / "demo" / "checkpoint")
         processes = {}
         for label, checkout in (("before", options.before), ("after", HERE)):
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--before", "."]
             process = subprocess.Popen(
                 [*command, "--model", options.model, "--captions", str(options.captions)],
-                env=os.environ | {"PYTHONPATH": str(checkout)},
+                # as the commands that take many videos set it
+                env=os.environ | {"PYTHONPATH": str(checkout), "OMP_WAIT_POLICY": "passive"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
