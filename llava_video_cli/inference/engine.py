@@ -180,6 +180,7 @@ class Engine:
             self._step()
             count += not runs_ahead
         self._read(count)
+        self._at = []  # rows hold the model, which would keep this thread
 
     def _write(self) -> None:
         while (rows := self._written.get()) is not None:
