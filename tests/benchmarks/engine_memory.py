@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from random_requests import MEDIA, TEXTS
 
-from llava_video_cli import Generation, Request, Turn, open_model
+from llava_video_cli import Generation, Model, Request, Turn, open_model
 
 UNDER_WAY = 60
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -42,8 +42,8 @@ def held_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def main(count: int, name: str) -> None:
-    model, draw = open_model(name), random.Random(0)
+def main(model: Model, count: int) -> None:
+    draw = random.Random(0)
     events: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def deliver(number: int, event: Any) -> None:
@@ -84,4 +84,5 @@ def main(count: int, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, sys.argv[2] if len(sys.argv) > 2 else "demo")
+    opened = open_model(sys.argv[2] if len(sys.argv) > 2 else "demo")
+    main(opened, int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)

@@ -68,7 +68,8 @@ class LlavaVideo:
             prefix_reuse,
             conversations,
         )
-        weakref.finalize(self, self._engine.close)
+        # not at exit: a thread that ends while the interpreter does can abort the process
+        weakref.finalize(self, self._engine.close).atexit = False
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
