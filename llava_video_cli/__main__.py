@@ -42,9 +42,11 @@ def main() -> None:
         code = code or EXIT_PIPE
         # The rest of the buffer can't be written either; Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if any(thread.name.startswith("llvid-") for thread in threading.enumerate()):
+    # Weights may still be loading, or a step running: nobody waits for them any more. And torch takes a second to end.
+    if "torch" in sys.modules or any(thread.name.startswith("llvid-") for thread in threading.enumerate()):
         sys.stderr.flush()
-        os._exit(code)  # weights are still loading, or a step is running: nobody waits for them any more
+        remove_temporary()
+        os._exit(code)
     sys.exit(code)
 
 
