@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import MediaError
-from ..system.download import Bounds, Host, download
+from ..system.download import DownloadBounds, Host, download
 from .responses import RequestError
 
 
@@ -26,7 +26,9 @@ def fetch(
         if cancelled.is_set():
             raise MediaError("the client has disconnected")
 
-    return download(url, target, Bounds(max_bytes, seconds), lambda each: _allowed(each, hosts), progress=check_client)
+    return download(
+        url, target, DownloadBounds(max_bytes, seconds), lambda each: _allowed(each, hosts), progress=check_client
+    )
 
 
 def _allowed(url: str, hosts: Sequence[str]) -> Host:

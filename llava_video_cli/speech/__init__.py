@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ..conversation import Segment
 from ..video.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -31,21 +32,14 @@ class SpeechOptions:
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word with the blanks and marks around it, spoken in `[start_seconds, end_seconds)`."""
-
-    start_seconds: float
-    end_seconds: float
-    text: str
+class Word(Segment):
+    """A word with the blanks and marks around it."""
 
 
 @dataclass(frozen=True)
-class SpokenSegment:
-    """What is said in `[start_seconds, end_seconds)` on the clock of the frames, in the language of a code."""
+class SpokenSegment(Segment):
+    """What is said, on the clock of the frames, in the language of a code."""
 
-    start_seconds: float
-    end_seconds: float
-    text: str
     language: str
     words: tuple[Word, ...] = ()
 

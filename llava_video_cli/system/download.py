@@ -7,6 +7,7 @@ another one the second time.
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from ..errors import MediaError
 _MAX_REDIRECTS = 3
 # Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
 _IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
 
 
@@ -61,7 +63,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class DownloadBounds:
     """What a download may cost: bytes, seconds in all, and seconds in which nothing comes."""
 
     bytes: int
@@ -72,7 +74,7 @@ class Bounds:
 def download(
     url: str,
     target: Path,
-    bounds: Bounds,
+    bounds: DownloadBounds,
     allow: Callable[[str], Host],
     *,
     accept: Callable[[str], None] = lambda _: None,
@@ -103,7 +105,7 @@ def download(
 
 @contextmanager
 def _response(
-    parts: SplitResult, host: Host, bounds: Bounds, credentials: tuple[str, str] | None
+    parts: SplitResult, host: Host, bounds: DownloadBounds, credentials: tuple[str, str] | None
 ) -> Iterator[httpx2.Response]:
     """Ask the first of the host's addresses that answers."""
     place = parts.netloc.rpartition("@")[2]
@@ -128,14 +130,15 @@ def _response(
             finally:
                 response.close()
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-        raise MediaError(f"the connection to {host.name} failed: {str(error)[:200] or type(error).__name__}") from None
+        reason = _ERRNO.sub("", str(error))[:200] or type(error).__name__
+        raise MediaError(f"the connection to {host.name} failed: {reason}") from None
 
 
 def _write(
     response: httpx2.Response,
     name: str,
     target: Path,
-    bounds: Bounds,
+    bounds: DownloadBounds,
     deadline: float,
     progress: Callable[[int, int | None], None],
 ) -> str:

@@ -150,7 +150,7 @@ def redirect_rule(url: str) -> Callable[[str], Host]:
 
 
 def _fetch(url: str, file: Path, limits: Limits, progress: Progress) -> None:
-    from ..system.download import Bounds, download
+    from ..system.download import DownloadBounds, download
 
     def accept(kind: str) -> None:
         if kind in _PAGE_TYPES:
@@ -158,7 +158,7 @@ def _fetch(url: str, file: Path, limits: Limits, progress: Progress) -> None:
         if kind == "multipart/x-mixed-replace":
             raise _live(url)
 
-    bounds = Bounds(limits.download_bytes, limits.download_seconds, _STALL_SECONDS)
+    bounds = DownloadBounds(limits.download_bytes, limits.download_seconds, _STALL_SECONDS)
     typed = urlsplit(url)
     user = (unquote(typed.username), unquote(typed.password or "")) if typed.username else None
     try:

@@ -262,6 +262,7 @@ def test_what_fails_on_the_way_is_one_line(web: Web, clip: bytes) -> None:
     web.serve("/gone", b"", status=404)
     web.serve("/circle", b"", status=302, Location="/circle")
     assert "the connection to 127.0.0.1 failed: peer closed" in refused(f"{web.url}/short")[0]
+    assert refused("http://127.0.0.1:9/x.mp4")[0] == "the connection to 127.0.0.1 failed: Connection refused"
     assert "answered with status 404" in refused(f"{web.url}/gone")[0]
     assert "redirects more than" in refused(f"{web.url}/circle")[0]
     assert "there is no host nowhere.invalid" in refused("http://nowhere.invalid/a.mp4")[0]
