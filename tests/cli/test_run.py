@@ -101,16 +101,17 @@ def test_a_killed_run_that_overwrites_leaves_the_old_rows(clip: Path, tmp_path: 
     out = tmp_path / "out.jsonl"
     for number in range(30):
         (tmp_path / f"{number:02d}.mp4").hardlink_to(clip)
-    command = [sys.executable, "-m", "llava_video_cli", "caption", str(tmp_path), "-m", "demo", "-o", str(out), "-q"]
-    subprocess.run(command, check=True)
+    command = ["caption", str(tmp_path), "-m", "demo", "-o", str(out), "-q"]
+    assert run(command) == 0
     old = out.read_bytes()
-    process = subprocess.Popen([*command, "--overwrite", "--frames", "4"])
+    command += ["--overwrite", "--frames", "4"]
+    process = subprocess.Popen([sys.executable, "-m", "llava_video_cli", *command])
     until = time.monotonic() + 60
     while not any(path.stat().st_size for path in tmp_path.glob(".llvid-*")) and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert out.read_bytes() == old
-    subprocess.run([*command, "--overwrite", "--frames", "4"], check=True)
+    assert run(command) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 30 and {row["frames"]["count"] for row in rows} == {4} and not list(tmp_path.glob(".llvid-*"))

@@ -124,7 +124,7 @@ def test_frames_shows_pictures_and_stdin(folder: Path, clip: Path, tmp_path: Pat
 def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
     """An mp4 whose header is at its end."""
     for arguments, code, words in (
-        ((QUESTION,), 0, "circle"), ((QUESTION, "--windows", "1"), 0, ""), (("-",), 2, "the video or a question"),
+        ((QUESTION, "--windows", "1"), 0, "It is a "), (("-",), 2, "the video or a question"),
         ((QUESTION, "--subtitles", "auto"), 1, "-"),
     ):  # fmt: skip
         with clip.open("rb") as stdin:

@@ -103,6 +103,7 @@ def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Pa
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
 
 
+@pytest.mark.slow
 def test_windows_are_joined_and_finished_videos_are_skipped(session: ClusterSession, folder: Path) -> None:
     task = replace(TASK, every_seconds=0.5)
     done, failed = split(on_ray([folder], task, session, folder, Sleeper, batch_size=3))
@@ -134,6 +135,7 @@ def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(
     assert first >= second == 1, "alone the second time"
 
 
+@pytest.mark.slow
 def test_a_stop_only_finishes_what_is_running(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
     stop, count = Event(), 0
     copies = [tmp_path / f"{number:03d}.mp4" for number in range(150)]
@@ -152,6 +154,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(session: ClusterSession, fol
         list(on_ray([folder], TASK, session, folder, broken))
 
 
+@pytest.mark.slow
 def test_an_estimate_is_measured_on_a_sample_of_what_is_left(session: ClusterSession, folder: Path) -> None:
     first = on_ray([folder / "00.mp4"], TASK, session, folder, Sleeper)
     done = {outcome.key for outcome in first if isinstance(outcome, Record)}

@@ -156,6 +156,7 @@ def test_a_checkpoint_that_cannot_fit_is_refused_without_torch(tmp_path: Path, c
     assert "GB in 4 bits (" in failed(done, 1)
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_loading_is_one_line(clip: Path) -> None:
     """The process may have next to nothing beyond what its libraries take."""
     pytest.importorskip("resource")

@@ -62,7 +62,9 @@ def one_answer(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
         return weights, cuda.cards[0].peak_bytes
 
 
-@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize(
+    "words", [words if words == "torch" else pytest.param(words, marks=pytest.mark.slow) for words in WORDS]
+)
 def test_a_folder_goes_on_with_fewer_at_a_time(
     words: str, clips: Path, wanted: dict[str, str], one_answer: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -210,6 +210,7 @@ def test_what_makes_no_sense(film: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert (found, out) == (code, "") and err.startswith("error: ") and words in err, (arguments, err)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_clean(film: Path) -> None:
     command = [sys.executable, "-m", "llava_video_cli", "ask", str(film), QUESTION, "-m", "demo", "--windows", "0.01"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

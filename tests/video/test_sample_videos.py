@@ -51,7 +51,13 @@ def full_decode(name: str) -> list[tuple[int | None, str]]:
     return decode_all(sample(name), keep, damaged=name == "corrupted.mp4")
 
 
-@pytest.mark.parametrize("name", sorted(set(TOTALS) - {"corrupted.mp4"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "long_1080p_lowbitrate.mp4" else name
+        for name in sorted(set(TOTALS) - {"corrupted.mp4"})
+    ],
+)
 @pytest.mark.usefixtures("only_what_is_needed")
 def test_sample_videos_equal_a_full_decode(name: str) -> None:
     clip = sample(name)
