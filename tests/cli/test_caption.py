@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from clips import SAMPLES, make_sound, sample
 from records import NAMES
-from terminal import llvid, scene
+from terminal import scene
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip as write_scene
