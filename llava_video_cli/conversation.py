@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 from .errors import UsageError
 from .video import Frames
@@ -14,6 +15,8 @@ from .video.image import Picture
 Media: TypeAlias = Frames | Picture
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "repetition"]
+_MOST_CHOICES, _MOST_CHARACTERS = 100, 20_000  # of all choices together
+_FIRST_FIELDS = 5  # of `Generation`, which are in each record's key
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class Turn:
 class Generation:
     """How the answer is generated: greedy at temperature 0, else sampled.
 
-    `seed` makes a sampled answer repeatable on the same machine and versions. Raises `UsageError` for a
-    value outside its range.
+    `seed` makes a sampled answer repeatable on the same machine and versions. The answer begins with `prefill`. With
+    `choices` (texts, or one text with commas between them), it is the likeliest of them, and nothing is generated;
+    `length_normalized` divides the logarithm of each one's probability by the number of its tokens. Raises `UsageError`
+    for a value outside its range, and for settings that choices would ignore.
     """
 
     max_new_tokens: int = 512
@@ -38,8 +43,14 @@ class Generation:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    choices: tuple[str, ...] = ()
+    length_normalized: bool = False
+    prefill: str = ""
 
     def __post_init__(self) -> None:
+        given: Sequence[str] | str = self.choices
+        parts = [part.strip() for part in given.split(",") if given] if isinstance(given, str) else given
+        object.__setattr__(self, "choices", tuple(parts))
         is_greedy = self.temperature == 0  # logits divided by a temperature near 0 would be infinite
         checks = (
             (self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens),
@@ -52,6 +63,34 @@ class Generation:
         for holds, name, allowed, got in checks:
             if not holds:
                 raise UsageError(f"{name} must be {allowed}, got {got}")
+        if self.choices:
+            self._check_choices()
+        elif self.length_normalized:
+            raise UsageError("length_normalized needs choices")
+
+    def _check_choices(self) -> None:
+        count, size = len(self.choices), sum(map(len, self.choices))
+        if not 2 <= count <= _MOST_CHOICES or size > _MOST_CHARACTERS:
+            most = f"{_MOST_CHOICES} choices, of {_MOST_CHARACTERS:,} characters together"
+            raise UsageError(f"choices must be at least 2 and at most {most}: got {count}, of {size:,} characters")
+        if not all(choice.strip() for choice in self.choices):
+            raise UsageError("a choice is empty")
+        if twice := [choice for choice in self.choices if self.choices.count(choice) > 1]:
+            raise UsageError(f"the choice {twice[0]!r} appears twice")
+        for name, unused in (("temperature", 0), ("repetition_penalty", 1)):
+            if (got := getattr(self, name)) != unused:
+                raise UsageError(f"{name} must be {unused} with choices, got {got}", "the likeliest one is the answer")
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields as JSON values, those that were added later only where they differ from their defaults.
+
+        The key of a record that an older version wrote stays the same.
+        """
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for number, field in enumerate(fields(self))
+            if (value := getattr(self, field.name)) != field.default or number < _FIRST_FIELDS
+        }
 
     def asked(self, random_seed: int | None) -> Generation:
         """Return what the user asked for: without a seed that was chosen at random because none was given."""
@@ -93,21 +132,60 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Scores(Mapping[str, float]):
+    """The probability of each choice, in the order of the request; together they are 1.
+
+    `logprobs` are the natural logarithms of what the model gives each choice's tokens, `tokens` their numbers.
+    """
+
+    logprobs: Mapping[str, float]
+    tokens: Mapping[str, int]
+    length_normalized: bool = False
+
+    @cached_property
+    def _probabilities(self) -> dict[str, float]:
+        weights = {
+            choice: logprob / (self.tokens[choice] if self.length_normalized else 1)
+            for choice, logprob in self.logprobs.items()
+        }
+        largest = max(weights.values())
+        shares = {choice: math.exp(weight - largest) for choice, weight in weights.items()}
+        total = sum(shares.values())
+        return {choice: share / total for choice, share in shares.items()}
+
+    @property
+    def best(self) -> str:
+        """The likeliest choice; the first of several that are equally likely."""
+        return max(self, key=self.__getitem__)
+
+    def __getitem__(self, choice: str) -> float:
+        return self._probabilities[choice]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.logprobs)
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; only the last one has the reason why the answer ended, and the usage."""
+    """A piece of an answer; only the last one has the reason why the answer ended, the usage, and the scores if any."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; of a request with choices, with their scores."""
 
     text: str
     finish_reason: FinishReason
     usage: Usage
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +211,7 @@ def first_out_of_order(roles: Sequence[Role]) -> tuple[int, Role] | None:
 def join(chunks: Iterable[Chunk]) -> Answer:
     """Return the stream as a whole answer; raises `ValueError` if it has no last chunk."""
     pieces = list(chunks)
-    if not pieces or pieces[-1].finish_reason is None or pieces[-1].usage is None:
+    last = pieces[-1] if pieces else Chunk("")
+    if last.finish_reason is None or last.usage is None:
         raise ValueError("the stream of chunks ended without a finish reason")
-    return Answer("".join(chunk.text for chunk in pieces), pieces[-1].finish_reason, pieces[-1].usage)
+    return Answer("".join(chunk.text for chunk in pieces), last.finish_reason, last.usage, last.scores)

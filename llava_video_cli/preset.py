@@ -100,7 +100,7 @@ def read_preset(path: Path) -> Preset:
     if not os.path.lexists(path):
         raise UsageError(f"there is no preset file {path}")
     content = read_file(path, "preset")
-    shape = shape_of(Preset) | {"sampling": sampling_shape(), "generation": shape_of(Generation)}
+    shape = shape_of(Preset) | {"sampling": sampling_shape(), "generation": generation_shape()}
     del shape["name"], shape["path"]
     with placed(f"preset {path}"):
         values = read_fields(read_yaml(content), shape, path.stem)
@@ -126,6 +126,11 @@ def sampling_shape() -> dict[str, Any]:
     shape = shape_of(Sampling)
     shape |= {key: shape[key] | str for key in _TIMES}
     return shape | {option: shape[field] for option, field in _OPTIONS.items()}
+
+
+def generation_shape() -> dict[str, Any]:
+    """Return the keys of a generation: its fields; choices may also be one text with commas between them."""
+    return shape_of(Generation) | {"choices": str | list[str]}
 
 
 def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:

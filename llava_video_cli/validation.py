@@ -246,6 +246,8 @@ def _words(allowed: Any) -> str:
     parts = get_args(allowed)
     if get_origin(allowed) is Literal:
         return f"one of {', '.join(parts)}"
+    if get_origin(allowed) is list:
+        return f"a list of {_words(parts[0])}s"
     return " or ".join(map(_words, parts)) if parts else _WORDS[allowed]
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
@@ -217,7 +217,7 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
         model = os.path.abspath(model)  # noqa: PTH100 - links in a path stay
     sampling, generation = (
         {key: value for key, value in values.items() if value is not None}
-        for values in (session.sampling.values(), asdict(session.generation))
+        for values in (session.sampling.values(), session.generation.values())
     )
     write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation))
     chat.file = path

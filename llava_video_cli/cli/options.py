@@ -145,7 +145,28 @@ class TextFlags:
         "Sample only from the most likely tokens, up to this total probability [default: 1].", metavar="P"
     )
     repetition_penalty: float | None = _text("A value above 1 makes repetition less likely [default: 1].", metavar="R")
+    choices: str | None = _text(
+        "The answer is the likeliest of these, separated by commas; nothing else is said, and --json has the "
+        "probability of each.",
+        metavar="A,B,...",
+    )
+    choice: list[str] | None = _text(
+        "One more choice, as it stands, commas included; repeatable.", "--choice", metavar="TEXT"
+    )
+    length_normalized: bool | None = _text(
+        "Compare choices by the mean over their tokens, not by the sum [default: off].",
+        "--length-normalized/--no-length-normalized",
+    )
+    prefill: str | None = _text("The answer begins with this.", metavar="TEXT")
     seed: int | None = _text("Random seed, which makes a sampled answer repeatable [default: a new one].", metavar="N")
+
+    @property
+    def all_choices(self) -> tuple[str, ...] | None:
+        """Those of --choices, then those of --choice; None without either."""
+        if self.choices is None and self.choice is None:
+            return None
+        listed = [part.strip() for part in self.choices.split(",")] if self.choices else []
+        return (*listed, *(self.choice or ()))
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def settle(
         preset = written.over(settle_preset(preset_flag, name or written.model))
     if written is not None and written.system:
         preset = replace(preset, system=written.system)
-    given = {field.name: getattr(text, field.name) for field in fields(Generation)}
+    given = {field.name: getattr(text, field.name) for field in fields(Generation)} | {"choices": text.all_choices}
     generation, drawn_seed = replace(preset.generation, **_without_none(**given)), None
     if generation.temperature > 0 and generation.seed is None:
         drawn_seed = secrets.randbits(32)

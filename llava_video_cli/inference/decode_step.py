@@ -175,21 +175,49 @@ class Decoder:
         self._captured.clear()
         self.slots.reserve(slots, room)
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether a prefill's tokens can be told one by one what they see."""
+        implementation = self.model.get_decoder().config._attn_implementation  # noqa: SLF001 - stands nowhere else
+        return self.slots.is_plain and implementation in ("sdpa", "eager")
+
     @torch.inference_mode()
     def prefill(self, embeddings: torch.Tensor, cache: Any, begin: int) -> torch.Tensor:
         """Append embeddings, (rows, tokens, hidden), to a cache of transformers' own kind that holds `begin` tokens.
 
         Returns the logits of the last ones, (rows, vocabulary).
         """
-        positions = torch.arange(begin, begin + embeddings.shape[1], device=self.device)
+        offsets = torch.arange(embeddings.shape[1])[None].expand(len(embeddings), -1)
+        return self._append(embeddings, cache, begin, offsets, logits_to_keep=1)[:, -1]
+
+    @torch.inference_mode()
+    def continue_from(
+        self, cache: Any, begin: int, ids: torch.Tensor, offsets: torch.Tensor, sees: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Append ids, int64 (rows, tokens), to such a cache, of which each sees the `begin` tokens that it holds.
+
+        Each is so many tokens behind these as `offsets`, int64 (rows, tokens), says. `sees`, bool (rows, tokens,
+        tokens), tells which of the others it sees; None means all that stand before it. Returns the logits of all,
+        (rows, tokens, vocabulary).
+        """
+        embeddings, mask = self.model.get_input_embeddings()(ids.to(self.device)), None
+        if sees is not None:
+            hidden = functional.pad(~sees, (begin, 0)).to(self.device)[:, None]  # (rows, 1, tokens, begin + tokens)
+            mask = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=self.device)
+            mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
+        return self._append(embeddings, cache, begin, offsets, attention_mask=mask, logits_to_keep=0)
+
+    def _append(
+        self, embeddings: torch.Tensor, cache: Any, begin: int, offsets: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
         output = self.model(
             inputs_embeds=embeddings,
-            position_ids=positions[None].expand(len(embeddings), -1),
+            position_ids=begin + offsets.to(self.device),
             use_cache=True,
-            logits_to_keep=1,
             **{self._cache_name: cache},
+            **options,
         )
-        logits: torch.Tensor = output.logits[:, -1].to(self.device)
+        logits: torch.Tensor = output.logits.to(self.device)
         return logits
 
     @torch.inference_mode()

@@ -28,6 +28,13 @@ class Detokenizer:
         self._decoded = 0  # ids up to here are in `_held` or were handed out
         self._held = ""
         self._has_text = False
+        self._prefill = ""  # until it is handed out
+
+    def begin(self, prefill: str, ids: Sequence[int]) -> None:
+        """Let the text begin with a prefill, which stop strings don't look at; `ids` are the prompt's."""
+        if prefill:
+            self._ids = list(ids[-_CONTEXT_IDS:])
+            self._decoded, self._prefill, self._has_text = len(self._ids), prefill, True
 
     @property
     def is_stopped(self) -> bool:
@@ -40,7 +47,7 @@ class Detokenizer:
         self._decode_new()
         cut = _last_boundary(self._held)
         piece, self._held = self._held[:cut], self._held[cut:]
-        return self._stop.push(self._trimmed(piece))
+        return self._prefilled(self._stop.push(self._trimmed(piece)))
 
     def finish(self) -> str:
         """Return the rest of the text; an unfinished character is shown as U+FFFD."""
@@ -49,7 +56,12 @@ class Detokenizer:
         self._decode_new(final=True)
         piece, self._held = self._held.rstrip(), ""
         text = self._stop.push(self._trimmed(piece))
-        return text if self.is_stopped else text + self._stop.finish()
+        return self._prefilled(text if self.is_stopped else text + self._stop.finish(), final=True)
+
+    def _prefilled(self, text: str, final: bool = False) -> str:
+        if text or final or self.is_stopped:
+            text, self._prefill = self._prefill + text, ""
+        return text
 
     def _decode_new(self, final: bool = False) -> None:
         before = self._decode(self._ids[self._start : self._decoded])

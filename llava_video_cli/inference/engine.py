@@ -21,6 +21,7 @@ import torch
 from ..conversation import FinishReason
 from ..errors import ModelError
 from . import device_memory as memory
+from .choices import log_probabilities
 from .decode_step import Decoder
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row, finish_reason
@@ -285,6 +286,7 @@ class Engine:
         logits = self._decoder.prefill(part, prefill.cache, prefill.cached + prefill.done)
         prefill.done = end
         if end == tokens:
+            self._score(prefill, logits)
             self._note_peak()
             first = len(self._running)
             for number, row in enumerate(prefill.rows):
@@ -337,6 +339,15 @@ class Engine:
         row.joined_at = time.perf_counter()
         self._running.append(row)
 
+    def _score(self, prefill: _Prefill, logits: torch.Tensor) -> None:
+        """Compute how likely the choices of the prefill's rows are."""
+        choices = [row.choices for row in prefill.rows]
+        if any(choices):
+            length = len(prefill.rows[0].prompt.ids)
+            found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, tuple(self._stop_ids))
+            for row, logprobs in zip(prefill.rows, found, strict=True):
+                row.logprobs = _copy_to_host(logprobs)
+
     # Taking rows on
 
     def _step(self) -> None:
@@ -364,7 +375,7 @@ class Engine:
             for row, new_id in zip(rows, ids, strict=True):
                 if row.has_left.is_set() or row.is_cancelled:
                     continue
-                if new_id == NOT_FINITE:
+                if new_id == NOT_FINITE or not all(map(math.isfinite, row.logprobs() if row.logprobs else ())):
                     self._leave(row, is_sound=False)
                     written.append((row, self._failed(row, NotFiniteError()), None, now))
                     continue
@@ -471,16 +482,16 @@ def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(all_ids))
 
 
-def _copy_to_host(ids: torch.Tensor) -> Callable[[], list[int]]:
-    """Begin to copy ids, int64 (rows), to the host; the call returned waits for them, and for no later work."""
-    if ids.device.type != "cuda":
-        return ids.tolist
-    host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-    host.copy_(ids, non_blocking=True)
+def _copy_to_host(values: torch.Tensor) -> Callable[[], list[Any]]:
+    """Begin to copy a row of numbers to the host; the call returned waits for them, and for no later work."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
     is_copied = torch.cuda.Event()
-    is_copied.record(torch.cuda.current_stream(ids.device))
+    is_copied.record(torch.cuda.current_stream(values.device))
 
-    def wait() -> list[int]:
+    def wait() -> list[Any]:
         is_copied.synchronize()
         return host.tolist()
 

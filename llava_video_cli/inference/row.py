@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
-from ..conversation import Chunk, FinishReason, Request, Usage
+from ..conversation import Chunk, FinishReason, Request, Scores, Usage
 from ..model import Event
+from ..prompt.continuation import Choices
 from .detokenizer import Detokenizer
 from .prefix_cache import Prompt
 from .sampler import Sampler
@@ -20,7 +21,7 @@ _CHECK_EVERY_TOKENS = 16
 
 @dataclass(eq=False)
 class Row:
-    """A request on its way: it waits, is prefilled, runs in a slot, and has ended.
+    """A request on its way: it waits, is prefilled, runs in a slot, and has ended. With `choices`, it ends there.
 
     `prepare` sets its prompt and sampler; it may raise what the sender is to be told.
     `deliver` is called in another thread: with pieces of the text and a last chunk, or, without `in_pieces`, with that
@@ -36,6 +37,8 @@ class Row:
     prompt: Prompt = field(init=False)
     sampler: Sampler = field(init=False)
     prompt_tokens: int = field(init=False)
+    choices: Choices | None = None
+    logprobs: Callable[[], list[float]] | None = None  # of the choices; waits for the device
     is_cancelled: bool = False
     has_left: threading.Event = field(default_factory=threading.Event)
     ids: list[int] = field(default_factory=list)  # new ones
@@ -51,8 +54,8 @@ class Row:
 
     @property
     def limit(self) -> int:
-        """The most new tokens."""
-        return self.request.generation.max_new_tokens
+        """The most new tokens; with choices one, which nobody sees: only its logits count."""
+        return 1 if self.choices else self.request.generation.max_new_tokens
 
     @property
     def room(self) -> int:
@@ -67,7 +70,7 @@ class Row:
     @property
     def reads_each(self) -> bool:
         """Whether each of its tokens is wanted as it comes."""
-        return self.in_pieces or bool(self.request.stop)
+        return not self.choices and (self.in_pieces or bool(self.request.stop))
 
     def cancel(self) -> None:
         """End it without a further word; in any thread."""
@@ -77,6 +80,9 @@ class Row:
         """Turn new tokens into text, and deliver it; in the text thread."""
         if self.text.is_stopped or self.is_cancelled:
             return
+        if self.choices is not None:
+            self._write_choice(at)
+            return
         self.written += len(ids)
         text = self.text.push(ids)
         if reason is None and not self.text.is_stopped:
@@ -85,16 +91,26 @@ class Row:
                 self.deliver(Chunk(text))
             return
         text += self.text.finish()
-        usage = Usage(
+        whole = text if self.in_pieces else self.held_text + text
+        self.deliver(Chunk(whole, "stop" if self.text.is_stopped else reason, self._usage(self.written, at)))
+
+    def _write_choice(self, at: float) -> None:
+        assert self.choices is not None and self.logprobs is not None, "the prefill computes them"
+        generation = self.request.generation
+        logprobs = dict(zip(generation.choices, self.logprobs(), strict=True))
+        tokens = dict(zip(generation.choices, self.choices.counts, strict=True))
+        scores = Scores(logprobs, tokens, generation.length_normalized)
+        self.deliver(Chunk(scores.best, "stop", self._usage(tokens[scores.best], at), scores))
+
+    def _usage(self, generated_tokens: int, at: float) -> Usage:
+        return Usage(
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
-            generated_tokens=self.written,
+            generated_tokens=generated_tokens,
             first_token_seconds=self.first_at - self.began_at,
             total_seconds=at - self.began_at,
             peak_memory_bytes=self.peak_bytes,
         )
-        whole = text if self.in_pieces else self.held_text + text
-        self.deliver(Chunk(whole, "stop" if self.text.is_stopped else reason, usage))
 
 
 def finish_reason(ids: Sequence[int], stop_ids: Container[int], limit: int) -> FinishReason | None:

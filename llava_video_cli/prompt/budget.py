@@ -14,9 +14,10 @@ from typing import Any
 
 from ..checkpoint.config import Checkpoint
 from ..checkpoint.files import read_json, tokenizer_errors
-from ..conversation import Media, Request, Turn
+from ..conversation import Media, Request
 from ..errors import ContextError, ModelError
 from .chat_template import IMAGE, VIDEO, ChatTemplate, chat_template, render
+from .continuation import answer_tokens, beginnings
 
 # Tokens of question and answer, without the frames, in LLaVA-NeXT's demo: `ceil((144 * frames + 1000) / 4096)`.
 TEXT_TOKENS = 1000
@@ -101,7 +102,14 @@ def estimated(request: Request, frame_tokens: int, context_tokens: int) -> Budge
     rates = _EstimatedRates(frame_tokens or _FRAME_TOKENS)
     media = tuple(medium.tokens(rates) for medium in request.media)
     text = sum(len(turn.text.encode("utf-8", "replace")) // _TOKEN_BYTES + _TURN_TOKENS for turn in request.turns)
-    return Budget(text + sum(media), request.generation.max_new_tokens, context_tokens, media, is_estimate=True)
+    text += len(request.generation.prefill.encode("utf-8", "replace")) // _TOKEN_BYTES
+    return Budget(text + sum(media), _longest_answer(request), context_tokens, media, is_estimate=True)
+
+
+def _longest_answer(request: Request) -> int:
+    """Return the most tokens that an answer takes, which is too high for choices."""
+    sizes = [len(choice.encode("utf-8", "replace")) for choice in request.generation.choices]
+    return _MOST_TOKENS_A_BYTE * max(sizes) + 1 if sizes else request.generation.max_new_tokens
 
 
 def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[Media]) -> ContextError:
@@ -170,14 +178,13 @@ class TokenCounter:
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes, as `Model.budget` does; text that can't be counted counts as 0 tokens."""
-        return self._budget(request, self._text_tokens(request.turns))
+        return self._budget(request, *self._text_tokens(request))
 
     def bound(self, request: Request) -> Budget:
         """Return a budget that a request certainly does not exceed; this is quick."""
-        turns = request.turns
-        return self._budget(
-            request, sum(_MOST_TOKENS_A_BYTE * len(turn.text.encode()) + _MOST_TOKENS_A_TURN for turn in turns)
-        )
+        texts = [*(turn.text for turn in request.turns), request.generation.prefill]
+        tokens = sum(_MOST_TOKENS_A_BYTE * len(text.encode()) + _MOST_TOKENS_A_TURN for text in texts)
+        return self._budget(request, tokens, _longest_answer(request))
 
     def surely_fits(self, request: Request) -> bool:
         """Whether a request certainly fits."""
@@ -204,20 +211,23 @@ class TokenCounter:
         factor = self.checkpoint.factor_for(max(needed, default=0))
         return replace(self, checkpoint=replace(self.checkpoint, rope_factor=factor))
 
-    def _budget(self, request: Request, text_tokens: int) -> Budget:
+    def _budget(self, request: Request, text_tokens: int, longest_answer: int) -> Budget:
         media = tuple(medium.tokens(self.checkpoint.rates) for medium in request.media)
-        answer_tokens = request.generation.max_new_tokens
-        return Budget(sum(media) + text_tokens, answer_tokens, self.checkpoint.context_tokens, media)
+        return Budget(sum(media) + text_tokens, longest_answer, self.checkpoint.context_tokens, media)
 
-    def _text_tokens(self, turns: Sequence[Turn]) -> int:
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            return 0
+    def _text_tokens(self, request: Request) -> tuple[int, int]:
+        """Return how many tokens the prompt's text has, and how many the longest answer."""
+        if self._tokenizer is None:
+            return 0, _longest_answer(request)
         special, bos, eos = self._special_tokens
-        text = render(turns, self._template, self.checkpoint.family, special, eos)
+        text = render(request.turns, self._template, self.checkpoint.family, special, eos)
+        text, wholes = beginnings(text, request.generation, special)
+        has_opening = bool(bos and text.startswith(bos))
         with tokenizer_errors(self.name):
-            ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids
-        return len(ids) - len(re.findall(f"{IMAGE}|{VIDEO}", text))
+            ids, *whole_ids = (
+                self._tokenizer.encode(each, add_special_tokens=not has_opening).ids for each in (text, *wholes)
+            )
+        return len(ids) - len(re.findall(f"{IMAGE}|{VIDEO}", text)), answer_tokens(request.generation, ids, whole_ids)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -36,8 +36,7 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     ordinary text. `eos` ends earlier answers in the families' formats. Raises `ModelError` for a template that takes
     too much time or memory.
     """
-    marks = sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True)
-    clean = [Turn(turn.role, _harmless(turn.text, marks), turn.media) for turn in turns]
+    clean = [Turn(turn.role, harmless(turn.text, special), turn.media) for turn in turns]
     try:
         text = template(_messages(clean))
     except ValueError:
@@ -189,9 +188,10 @@ def _messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:
     ]
 
 
-def _harmless(text: str, marks: Iterable[str]) -> str:
+def harmless(text: str, special: Iterable[str]) -> str:
+    """Return a text without outer white space in which special tokens, placeholders and turn marks are plain text."""
     text = text.strip()
-    for mark in marks:
+    for mark in sorted({IMAGE, VIDEO, *_TURN_MARKS, *special} - {""}, key=len, reverse=True):
         text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text
 

@@ -82,7 +82,7 @@ class Task(RunTask):
             "prompt": preset.prompt,
             "system": preset.system,
             "sampling": preset.sampling.values(),
-            "generation": asdict(preset.generation.asked(self.drawn_seed)),
+            "generation": preset.generation.asked(self.drawn_seed).values(),
             "every_seconds": self.every_seconds,
             "asked": self.weight_options,
             **({"timestamps": True} if preset.timestamps else {}),

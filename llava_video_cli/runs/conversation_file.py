@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ..conversation import Generation, Media, Role, Turn
+from ..conversation import Media, Role, Turn
 from ..errors import LlvidError, UsageError
 from ..model import Quantize
-from ..preset import Preset, sampling_shape, with_sampling
+from ..preset import Preset, generation_shape, sampling_shape, with_sampling
 from ..system.files import whole_file
-from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml, shape_of
+from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml
 from ..video.files import PictureList, Spooled
 from ..video.image import is_picture
 from .record import path_to_text, text_to_path
@@ -80,7 +80,7 @@ def read_conversation(path: Path) -> Conversation:
         values = read_json(content) if path.suffix.lower() == ".json" else read_yaml(content)
         values = values if isinstance(values, dict) else {"messages": values}
         shape: dict[str, Any] = {"model": Text | None, "quantize": Quantize | None, "messages": list}
-        shape |= {"sampling": sampling_shape(), "generation": shape_of(Generation)}
+        shape |= {"sampling": sampling_shape(), "generation": generation_shape()}
         found = read_fields({"messages": None, **values}, shape)
         messages = found.pop("messages")
         drafts = read_drafts(messages, lambda written: below(path.parent, text_to_path(written)))

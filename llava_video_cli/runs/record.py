@@ -167,7 +167,7 @@ def settings_values(model: Model, preset: Preset, subtitles: Subtitles | None = 
         "timestamps": preset.timestamps,
         **({"subtitles": path_to_text(subtitles.path)} if subtitles else {}),
         "sampling": preset.sampling.values(),
-        "generation": asdict(preset.generation),
+        "generation": preset.generation.values(),
         **model.settings,
         "versions": versions(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 from ..conversation import Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
-from ..preset import SAMPLING_OPTIONS, Preset, sampling_shape, with_sampling
+from ..preset import SAMPLING_OPTIONS, Preset, generation_shape, sampling_shape, with_sampling
 from ..prompt.subtitles import Count, fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
 from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint
-from ..validation import Shape, Text, brief, placed, read_fields, read_object, shape_of
+from ..validation import Shape, Text, brief, placed, read_fields, read_object
 from ..video import Resize, check_scenes
 from ..video.files import PictureList, status_of
 from ..video.image import is_picture, read_image
@@ -67,7 +67,7 @@ class BatchRequest:
                 raise MediaError(f"{path}: can't be opened: {words}") from None
             stats.append((status.st_size, status.st_mtime_ns))
         drafts = [(draft.role, draft.text, [medium_name(path) for path in draft.paths]) for draft in self.drafts]
-        rest: list[Any] = [self.sampling.values(), asdict(self.generation.asked(drawn_seed))]
+        rest: list[Any] = [self.sampling.values(), self.generation.asked(drawn_seed).values()]
         rest += ["timestamps"] if self.timestamps else []
         whole, lasting = [model, self.id, drafts, stats, *rest], [model, self.id, drafts, *rest]
         return fingerprint(json.dumps(whole).encode()), fingerprint(json.dumps(lasting).encode())
@@ -93,8 +93,8 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
     Raises UsageError for the first line that is not understood to the last key, with its number.
     """
     ids: set[str | int] = set()
-    choices, generation = sampling_shape(), shape_of(Generation)
-    shape = {**_SHAPE, **{key: choices[key] for key in SAMPLING_OPTIONS}, **generation}
+    sampling, generation = sampling_shape(), generation_shape()
+    shape = {**_SHAPE, **{key: sampling[key] for key in SAMPLING_OPTIONS}, **generation}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -106,7 +106,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                     request = BatchRequest(
                         values.get("id", number),
                         _drafts(values, path.parent, preset.system),
-                        with_sampling(preset.sampling, {key: values[key] for key in choices if key in values}),
+                        with_sampling(preset.sampling, {key: values[key] for key in sampling if key in values}),
                         replace(preset.generation, **{key: values[key] for key in generation if key in values}),
                         values.get("timestamps", preset.timestamps),
                     )
@@ -162,7 +162,7 @@ class RequestJob:
                 "system": next((draft.text for draft in request.drafts if draft.role == "system"), None),
                 "timestamps": request.timestamps,
                 "sampling": request.sampling.values(),
-                "generation": asdict(request.generation),
+                "generation": request.generation.values(),
                 "request_key": request_key,
             }
             values = ask_values(media, request.drafts[-1].text, answer, settings)

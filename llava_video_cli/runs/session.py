@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Any, cast
 
 from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
@@ -22,7 +22,7 @@ from .media import MIXED, check_media, noted, seen_by
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 from .record import CutNote, media_values
 
-_WHOLE = ("max_new_tokens", "seed")
+_WHOLE, _TEXTS = ("max_new_tokens", "seed"), ("choices", "prefill")
 _SAMPLING, _GENERATION = Sampling(), Generation()
 SETTINGS = (*(field.name for field in fields(Generation)), "frames", "fit")
 
@@ -128,7 +128,7 @@ class Session:
         return Session(system=self.system, sampling=self.sampling, generation=self.generation)
 
     def set(self, name: str, value: str) -> Session:
-        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives the seed up.
+        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives the seed or a text up.
 
         Raises UsageError for a name that is none of them, and for a value that it can't have.
         """
@@ -139,6 +139,13 @@ class Session:
             )
         if name == "fit":
             return replace(self, sampling=replace(self.sampling, fit=cast("Fit", value)))
+        if name in _TEXTS:
+            text: Any = "" if value == "none" else value
+            return replace(self, generation=replace(self.generation, **{name: text}))
+        if name == "length_normalized":
+            if value not in ("true", "false"):
+                raise UsageError(f"{name} must be true or false, got {brief(value)}")
+            return replace(self, generation=replace(self.generation, length_normalized=value == "true"))
         if name == "seed" and value == "none":
             return replace(self, generation=replace(self.generation, seed=None))
         whole = name in _WHOLE or name == "frames"
@@ -154,6 +161,8 @@ class Session:
     def settings(self) -> dict[str, float | str | None]:
         """Return the settings' values by their names; `fps` stands in place of `frames` where it is in use."""
         values = {field.name: getattr(self.generation, field.name) for field in fields(Generation)}
+        values["choices"] = ", ".join(self.generation.choices)
+        values |= {name: values[name] or None for name in _TEXTS}
         frames = {"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames}
         return {**values, **frames, "fit": self.sampling.fit}
 

@@ -259,8 +259,11 @@ def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model
 
 
 def _short(preset: Preset) -> Preset:
-    generation = preset.generation
-    return replace(preset, generation=replace(generation, max_new_tokens=min(_SHORT_TOKENS, generation.max_new_tokens)))
+    tokens = min(_SHORT_TOKENS, preset.generation.max_new_tokens)
+    generation = replace(
+        preset.generation, max_new_tokens=tokens, choices=(), length_normalized=False, prefill=""
+    )  # of the answer alone
+    return replace(preset, generation=generation)
 
 
 def _summed(usages: Sequence[Usage], seconds: float) -> Usage:

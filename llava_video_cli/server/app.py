@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -186,7 +186,7 @@ async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer
     (request,), lines = await asyncio.to_thread(fitting, media, make, service.model.budget)
     budget = await asyncio.to_thread(service.model.budget, request)
     notes = notes_of([lines])
-    left = budget.context_tokens - budget.prompt_tokens
+    left = 0 if generation.choices else budget.context_tokens - budget.prompt_tokens
     if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
         notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")
         request = replace(request, generation=replace(generation, max_new_tokens=left))
@@ -214,7 +214,7 @@ async def _answer(
     records = [media_values("", medium) for medium in request.media]
     extra = {
         "settings": service.model.settings,
-        "generation": asdict(request.generation),
+        "generation": request.generation.values(),
         "frames": [record["frames"] for record in records],
         "notes": [*notes, *(line for record in records for line in record["notes"])],
     }

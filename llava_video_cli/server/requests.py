@@ -19,7 +19,7 @@ from starlette.types import Receive
 
 from ..conversation import Generation, Role, first_out_of_order
 from ..errors import UsageError
-from ..preset import Preset, sampling_shape, with_sampling
+from ..preset import Preset, generation_shape, sampling_shape, with_sampling
 from ..runs.conversation_file import Draft
 from ..validation import (
     MOST_BYTES,
@@ -32,7 +32,6 @@ from ..validation import (
     read_fields,
     read_message,
     read_object,
-    shape_of,
 )
 from ..video.files import PictureList
 from ..video.sampling import MAX_FRAMES, Sampling
@@ -85,7 +84,7 @@ _SHAPE: dict[str, Any] = {
 
 @cache
 def _shape() -> dict[str, Any]:
-    return {**_SHAPE, **shape_of(Generation), "sampling": sampling_shape()}
+    return {**_SHAPE, **generation_shape(), "sampling": sampling_shape()}
 
 
 @dataclass
@@ -319,7 +318,7 @@ def _merged(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
-    values = {name: given[name] for name in shape_of(Generation) if name in given}
+    values = {name: given[name] for name in generation_shape() if name in given}
     length = next((name for name in _LENGTHS if name in given), _LENGTHS[0])
     if length in given:
         values["max_new_tokens"] = given[length]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...errors import ModelError, OutOfMemoryError
 from ...model import Event, Loading, answers, streamed
 from ...prompt.budget import Budget, too_long
 from ...prompt.chat_template import IMAGE, VIDEO, chat_template, render
+from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choices
 from ...video.fit import FrameResize
 from .. import device_memory as memory
 from ..cuda_graph import Capture
@@ -129,7 +130,8 @@ class LlavaVideo:
 
     def _prepare(self, row: Row) -> None:
         """Set what the engine needs of a request; in a thread of its own."""
-        row.prompt = self._prompt(row.request)
+        row.prompt, row.choices = self._prompt(row.request)
+        row.text.begin(row.request.generation.prefill.strip(), row.prompt.ids)
         config, ids = self._model.generation_config, row.prompt.ids
         row.sampler = Sampler(row.request.generation, config, self._stop_ids, ids, self._device)
         row.prompt_tokens = len(ids)
@@ -157,23 +159,34 @@ class LlavaVideo:
 
     def budget(self, request: Request) -> Budget:
         """Return what a request takes of the context, whether it fits or not; nothing is encoded."""
-        return self._counted(request)[1]
+        return self._counted(request)[2]
 
-    def _counted(self, request: Request) -> tuple[list[int], Budget]:
-        """Return the ids of a request's prompt, and what it takes of the context."""
+    def _counted(self, request: Request) -> tuple[list[int], Choices | None, Budget]:
+        """Return the ids of a request's prompt, those of its choices, and what it takes of the context."""
         checkpoint = self._loaded.checkpoint
         media = tuple(medium.tokens(checkpoint.rates) for medium in request.media)
-        ids = self._tokenized(request, media)
-        return ids, Budget(len(ids), request.generation.max_new_tokens, checkpoint.context_tokens, media)
+        tokenizer, generation = self._tokenizer, request.generation
+        special = tokenizer.all_special_tokens
+        text = render(request.turns, self._template, checkpoint.family, special, tokenizer.eos_token)
+        text, wholes = beginnings(text, generation, special)
+        counts = iter(media)
+        ids = self._tokenized(re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text))
+        base, whole_ids = self._tokenized(text) if wholes else [], list(map(self._tokenized, wholes))
+        longest = answer_tokens(generation, base, whole_ids)
+        budget = Budget(len(ids), longest, checkpoint.context_tokens, media)
+        if not wholes:
+            return ids, None, budget
+        stays, choices = read_choices(base, whole_ids, generation.choices)
+        return ids[: len(ids) + stays - len(base)], choices, budget
 
     @property
     def shrink(self) -> FrameResize:
         """Makes frames what the vision tower takes, uint8 (side, side, 3), resized as the processor does it."""
         return self._vision.shrink
 
-    def _prompt(self, request: Request) -> Prompt:
-        """Return a request's prompt, checked against the context before anything is encoded."""
-        ids, budget = self._counted(request)
+    def _prompt(self, request: Request) -> tuple[Prompt, Choices | None]:
+        """Return a request's prompt and choices, checked against the context before anything is encoded."""
+        ids, choices, budget = self._counted(request)
         counts = budget.media_tokens
         if budget.left < 0:
             raise too_long(self.name, self._loaded.checkpoint, budget, request.media)
@@ -185,14 +198,11 @@ class LlavaVideo:
         for medium, count in zip(request.media, counts, strict=True):
             spans.append(Span(places[begin], places[begin + count - 1] + 1, medium))
             begin += count
-        return Prompt(ids, tuple(spans))
+        return Prompt(ids, tuple(spans)), choices
 
-    def _tokenized(self, request: Request, media_tokens: Iterable[int]) -> list[int]:
-        """Return the prompt's ids, with as many places for each medium as it has tokens."""
-        tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
-        text = render(request.turns, self._template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
-        counts = iter(media_tokens)
-        text = re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text)
+    def _tokenized(self, text: str) -> list[int]:
+        """Return a prompt's ids."""
+        tokenizer = self._tokenizer
         # A template may write the opening token itself; the tokenizer must not write it again.
         has_opening = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         with self._tokenizer_lock, tokenizer_errors(self.name):
