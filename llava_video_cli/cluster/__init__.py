@@ -17,10 +17,11 @@ from typing import Any
 from ..errors import LlvidError, UsageError
 from ..runs.caption import Task
 from ..runs.formats import TABLES, check_parquet
-from ..runs.ledger import Errors, Ledger, open_table
+from ..runs.ledger import Errors
 from ..runs.parts import PartErrors, PartFiles, is_folder
 from ..runs.record import Failure, Record
 from ..runs.storage import is_address
+from ..runs.table import Table, Where, open_table
 from .pipeline import LiveProgress, list_inputs, run
 from .session import ClusterSession
 
@@ -32,7 +33,7 @@ class ClusterOutput:
     """Where outcomes are written, if anywhere. Keys use paths as seen from `folder`."""
 
     folder: str
-    files: tuple[Ledger, Errors] | tuple[PartFiles, PartErrors] | None = None
+    files: tuple[Table, Errors] | tuple[PartFiles, PartErrors] | None = None
 
     @property
     def done(self) -> set[str]:
@@ -41,11 +42,16 @@ class ClusterOutput:
 
 
 @contextmanager
-def open_output(to: str | None, *, overwrite: bool = False) -> Iterator[ClusterOutput]:
+def open_output(
+    to: str | None, *, overwrite: bool = False, scored: bool = False, where: Where | None = None
+) -> Iterator[ClusterOutput]:
     """Open the output of a run: a file, a folder of parts, or a bucket; with None, nothing is written.
 
-    Raises UsageError for a file of another kind, and LlvidError for one that can't be written.
+    `scored` and `where` are as in `open_table`. Raises UsageError for a file of another kind, and LlvidError for one
+    that can't be written.
     """
+    if where and (to is None or is_folder(to)):
+        raise UsageError("--where needs a table: a file with -o")
     if to is None:
         yield ClusterOutput(os.getcwd())  # noqa: PTH109 - as a run on one machine sees it
     elif is_folder(to):
@@ -58,7 +64,7 @@ def open_output(to: str | None, *, overwrite: bool = False) -> Iterator[ClusterO
             f"{to} must end in {', '.join(TABLES)}, or be a folder/ or an address such as s3://bucket/name"
         )
     else:
-        with open_table(Path(to), overwrite=overwrite) as ledger:
+        with open_table(Path(to), overwrite=overwrite, scored=scored, where=where) as ledger:
             if overwrite:
                 ledger.begin()  # anew: which records of an earlier run this one would make isn't known
             folder = os.path.abspath(Path(to).parent)  # noqa: PTH100

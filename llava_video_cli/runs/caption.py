@@ -11,8 +11,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-from ..conversation import Answer, FinishReason, Media, Request, Segment, Usage
-from ..errors import ContextError, LlvidError, MediaError, ModelError
+from ..conversation import Answer, FinishReason, Media, Request, Scores, Segment, Usage
+from ..errors import ContextError, LlvidError, MediaError, ModelError, UsageError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Count, LineCount, Subtitles, notes_of
@@ -23,14 +23,15 @@ from ..video.files import Found, Status, find, first_below, may_be_picture, stat
 from ..video.image import is_picture
 from ..video.limits import Limits
 from ..video.sampling import Every
-from .formats import SIDECARS, Sidecar, Sidecars, check_output, write_sidecar
-from .ledger import Errors, Ledger, open_table
+from .formats import SIDECARS, TABLES, Sidecar, Sidecars, check_output, write_sidecar
+from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
 from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
 from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 from .storage import is_address
+from .table import Table, Where, open_table, parse_where
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 _FEW = 20  # videos, which take less to check than a model takes to load
@@ -167,6 +168,12 @@ class CaptionJob:
         request, lines = self.task.request(media, self.count)
         return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
 
+    def _segment(self, part: _Part, answer: Answer) -> dict[str, Any]:
+        """Return the JSON values of a window; where there are several, each has its own scores."""
+        values = asdict(Segment(part.start_seconds, part.end_seconds, answer.text))
+        has_own = answer.scores and self.task.every_seconds is not None
+        return {**values, "scores": dict(answer.scores or {})} if has_own else values
+
     def _values(self, answers: Sequence[tuple[_Part, Answer]]) -> dict[str, Any]:
         """Return the JSON values of a caption's record.
 
@@ -180,9 +187,8 @@ class CaptionJob:
         return {
             "video_path": path_to_text(self.name),
             "caption": " ".join(answer.text for _, answer in answers),
-            "segments": [
-                asdict(Segment(part.start_seconds, part.end_seconds, answer.text)) for part, answer in answers
-            ],
+            **({"scores": mean_scores([answer.scores for _, answer in answers])} if answers[0][1].scores else {}),
+            "segments": [self._segment(part, answer) for part, answer in answers],
             "prompt": self.task.preset.prompt,
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
@@ -192,6 +198,12 @@ class CaptionJob:
             "settings": {**self.settings, "request_key": self.task.request_key(self.name)},
             "key": self.key,
         }
+
+
+def mean_scores(parts: Sequence[Scores | None]) -> dict[str, float]:
+    """Return the mean probability of each choice over the windows of a video."""
+    scores = [each for each in parts if each]
+    return {choice: sum(each[choice] for each in scores) / len(scores) for choice in scores[0]}
 
 
 def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
@@ -341,6 +353,7 @@ def caption_folder(
     as_video: bool = False,
     overwrite: bool = False,
     allow_empty: bool = False,
+    where: str | None = None,
     options: RunOptions | None = None,
 ) -> ResumableRun:
     """Return the run that captions files, and the videos in folders; iterate over it for the records.
@@ -351,7 +364,9 @@ def caption_folder(
     which `model` replaces. `every_seconds` captions each window of that length, or each shot if it is "scene".
     `subtitles` are for one video. With `as_video`, the pictures of a folder, or of a pattern such as `frame_*.jpg`, are
     one video; with `recursive` those of each folder below are one. A caption without text is a failure, unless
-    `allow_empty`.
+    `allow_empty`. With choices in the preset's generation, `where` is a condition on their scores, such as `yes>0.8`:
+    only records that meet it stand in `output`, and the others beside it, in `NAME.rest.jsonl` (or .csv, .parquet).
+    They count as done, so that another condition sorts them anew without a model.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
     `MediaError` if none of the files is there, or the folders hold no media;
@@ -364,12 +379,16 @@ def caption_folder(
     check_speech(preset.sampling)
     task = caption_task(preset, source, every_seconds, drawn_seed, subtitles, allow_empty=allow_empty)
     to = Path(output) if output is not None else default_output(names, sidecars)
+    condition = None if where is None else parse_where(where, preset.generation.choices)
+    if condition and (to is None or sidecars.kinds or to.suffix.lower() not in TABLES):
+        raise UsageError(f"where needs a table: an output that ends in {', '.join(TABLES)}, without sidecars")
     if to is not None:
         check_output(to, one_video=len(names) == 1 and not sidecars.kinds)
     with ExitStack() as opened:
         files = open_files(
             names, to, task, sidecars, opened,
             recursive=recursive, as_video=as_video, overwrite=overwrite, notify=options.notify,
+            scored=bool(preset.generation.choices), where=condition,
         )  # fmt: skip
         plan = files.plan.run_plan(task, files.write, rope_auto=source.rope_auto)
         if files.is_single:
@@ -387,7 +406,7 @@ class RunFiles:
     """
 
     plan: FolderPlan
-    output: tuple[Ledger, Errors] | None
+    output: tuple[Table, Errors] | None
     write: Callable[[Record], object]
     is_single: bool = False
 
@@ -405,11 +424,14 @@ def open_files(
     notify: Callable[[str], object],
     check: Callable[[str], object] = lambda path: check_media([path]),
     wanted: Callable[[Found], bool] = lambda _: True,
+    scored: bool = False,
+    where: Where | None = None,
 ) -> RunFiles:
     """Compare what files and folders hold with what the output holds. The output is closed with `opened`.
 
     `check` raises MediaError for a file that is broken; it is called where there are few, and those in folders that are
-    not `wanted` are left out. Raises LlvidError for an output that can't be used, MediaError if there is no file.
+    not `wanted` are left out. `scored` and `where` are as in `open_table`. Raises LlvidError for an output that can't
+    be used, MediaError if there is no file.
     """
     if to is not None and to.suffix.lower()[1:] in SIDECARS:
         check(names[0])
@@ -419,11 +441,11 @@ def open_files(
         kind = cast("Sidecar", to.suffix.lower()[1:])
         plan = FolderPlan([(single, task.key(names[0], single.status))])
         return RunFiles(plan, None, partial(write_sidecar, kind, to), is_single=True)
-    output: tuple[Ledger, Errors] | None = None
+    output: tuple[Table, Errors] | None = None
     done, home = set[str](), Path()
     record_of: Callable[[str], Record | None] | None = None
     if to is not None:
-        ledger = opened.enter_context(open_table(to, overwrite=overwrite))
+        ledger = opened.enter_context(open_table(to, overwrite=overwrite, scored=scored, where=where))
         output = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
         done, home, record_of = ledger.done, to.parent, ledger.record_of
     found = (

@@ -27,6 +27,7 @@ _PARQUET_NAMES = [
     "file", "caption", "segments", "prompt", "model", "finish_reason", "duration_seconds", "times_seconds", "notes",
     "usage", "settings", "key",
 ]  # fmt: skip
+_SCORES = "scores"  # the column of choices, where there are any
 _ROW_GROUP = 5000  # rows of a Parquet file that lie in memory
 # How a spreadsheet's formula begins; one more mark before it, and it is text. Marks that stand there get one more, too.
 _FORMULA_TEXT = "'*[=+\\-@\t\n\uff1d\uff0b\uff0d\uff20]"
@@ -81,21 +82,21 @@ class Csv:
 
     No cell holds control characters or is a formula. Captions lose such characters; a path with one is percent-encoded,
     as `path_to_text` does for bytes that are no text, and a path that would be a formula begins with `./`, another text
-    with an apostrophe. `decode` undoes that.
+    with an apostrophe. `decode` undoes that. Tables of choices are `scored`: they have a column more.
     """
 
-    columns = (
-        "video_path", "caption", "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
-        "settings", "key",
-    )  # fmt: skip
-    _nested = ("segments", "frames", "usage", "settings")
-
-    def __init__(self) -> None:
+    def __init__(self, *, scored: bool = False) -> None:
+        more = (_SCORES,) if scored else ()
+        self.columns = (
+            "video_path", "caption", *more, "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
+            "settings", "key",
+        )  # fmt: skip
+        self._nested = ("segments", "frames", "usage", "settings", *more)
         self.header = self._row(self.columns)
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
         """Return a row."""
-        cells = {name: json_line(values[name]) for name in self._nested}
+        cells = {name: json_line(values.get(name) if name == _SCORES else values[name]) for name in self._nested}
         texts = {**values, "notes": "; ".join(notes_list(values["notes"]))}
         cells |= {name: _clean_text(texts[name]) for name in self.columns if name not in cells}
         return self._row([(cells | {"video_path": _clean_path(values["video_path"])})[name] for name in self.columns])
@@ -232,14 +233,22 @@ def check_output(path: Path, *, one_video: bool) -> None:
         )
 
 
-def table_format(suffix: str) -> TableFormat:
-    """Return the format of a file's ending. Raises LlvidError for another one."""
-    match suffix.lower():
+def table_format(path: Path, *, scored: bool = False) -> TableFormat:
+    """Return the format of a file, by its ending, and as it was begun. Raises LlvidError for another one."""
+    match path.suffix.lower():
         case ".jsonl":
             return JsonLines()
         case ".csv":
-            return Csv()
-    raise LlvidError(f"there is no table format for {suffix!r}")
+            return Csv(scored=scored or _begins_with(path, Csv(scored=True).header))
+    raise LlvidError(f"there is no table format for {path.suffix!r}")
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -286,11 +295,12 @@ def parquet_rows(path: Path) -> int | None:
         metadata = parquet.read_metadata(path)
     except (OSError, ArrowException):
         return None
-    return metadata.num_rows if metadata.schema.to_arrow_schema().names == _PARQUET_NAMES else None
+    names = [name for name in metadata.schema.to_arrow_schema().names if name != _SCORES]
+    return metadata.num_rows if names == _PARQUET_NAMES else None
 
 
-def write_parquet(records: Iterable[Record], path: Path) -> int:
-    """Write the records, whole or not at all; return how many. Raises LlvidError."""
+def write_parquet(records: Iterable[Record], path: Path, choices: Sequence[str] = ()) -> int:
+    """Write the records, whole or not at all; return how many. Their scores have `choices`. Raises LlvidError."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -298,7 +308,11 @@ def write_parquet(records: Iterable[Record], path: Path) -> int:
     segment = arrow.struct([("start_seconds", number), ("end_seconds", number), ("text", text)])
     types = {"segments": arrow.list_(segment), "notes": arrow.list_(text)}
     types |= {"duration_seconds": number, "times_seconds": arrow.list_(number)}
-    schema = arrow.schema([(name, types.get(name, text)) for name in _PARQUET_NAMES])
+    names = list(_PARQUET_NAMES)
+    if choices:
+        names.insert(2, _SCORES)
+        types[_SCORES] = arrow.struct([(choice, number) for choice in choices])
+    schema = arrow.schema([(name, types.get(name, text)) for name in names])
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
         rows_left = map(_row, records)
@@ -315,6 +329,7 @@ def _row(record: Record) -> dict[str, Any]:
         **{name: values[name] for name in ("caption", "segments", "prompt", "model", "finish_reason", "key")},
         "notes": notes_list(values["notes"]),
         "file": values["video_path"],
+        _SCORES: values.get(_SCORES),
         "duration_seconds": frames.get("duration_seconds"),
         "times_seconds": frames.get("times_seconds", []),
         "usage": json.dumps(values["usage"]),

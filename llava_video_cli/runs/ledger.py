@@ -10,7 +10,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from shutil import copymode
 from threading import Timer
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from ..errors import LlvidError, UsageError
 from ..system.files import flush_folder, lock, whole_file
-from .formats import JsonLines, check_parquet, parquet_rows, table_format, write_parquet
+from .formats import JsonLines, table_format
 from .record import Failure, Record
 
 _KEY = re.compile("[0-9a-f]{32}")
@@ -37,13 +37,14 @@ class Ledger:
 
     With `overwrite`, records go to a hidden file beside, which takes the place of the old one at the end of a run that
     is `complete`. Until then the old one stays, and the next such run goes on. An exception leaves no new empty file.
+    A table that is `scored` has a column for scores.
 
     Raises LlvidError for a file that another run is writing, that is not one of ours, or can't be written.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path, self.rows, self.replaced = path, table_format(path.suffix), 0
-        self.is_complete = False
+    def __init__(self, path: Path, *, overwrite: bool = False, scored: bool = False) -> None:
+        self.path, self.rows, self.replaced = path, table_format(path, scored=scored), 0
+        self.is_complete = self._may_be_empty = False
         self._target = self._place = Path(os.path.realpath(path))  # a symbolic link stays
         self._dropped = set[str]()
         self._timer: Timer | None = None
@@ -70,9 +71,9 @@ class Ledger:
         """Whether the file that is to be overwritten is still the old one."""
         return self._place != self._target
 
-    def complete(self) -> None:
-        """Take note that the run has come to its end: what it overwrites may go."""
-        self.is_complete = True
+    def complete(self, *, may_be_empty: bool = False) -> None:
+        """Take note that the run has come to its end: what it overwrites may go, for at least a record if not empty."""
+        self.is_complete, self._may_be_empty = True, may_be_empty
 
     def begin(self, keep: Set[str] = frozenset()) -> None:
         """Cut off a torn row; until then a run that fails early leaves everything as it was.
@@ -134,19 +135,30 @@ class Ledger:
         self._dropped |= keys
         self.done -= keys
 
+    @property
+    def choices(self) -> list[str]:
+        """The choices that its records have scores of."""
+        scored = (self.rows.decode(row).get("scores") or {} for row in self._rows() if b'"scores": ' in row)
+        return list(dict.fromkeys(choice for scores in scored for choice in scores))
+
     def records(self) -> Iterator[Record]:
         """Yield what stands in the file."""
         for row in self._rows():
             if row != self.rows.header:
                 yield Record(self.rows.decode(row))
 
-    def settle(self) -> bool:
-        """Put the new file in the place of the old one, without dropped records; return whether anything changed."""
+    def flush(self) -> None:
+        """Bring what was appended to the disk now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
             self._flush()
-        if (self.is_complete and self.done) if self.is_pending else self._dropped:
+
+    def settle(self) -> bool:
+        """Put the new file in the place of the old one, without dropped records; return whether anything changed."""
+        self.flush()
+        is_whole = self.is_complete and (self.done or self._may_be_empty)
+        if is_whole if self.is_pending else self._dropped:
             with whole_file(self._target) as beside, beside.open("wb") as file:
                 for row in self._rows():
                     file.write(row if row.endswith(b"\n") else row + b"\n")
@@ -156,6 +168,7 @@ class Ledger:
             if self.is_pending:
                 self._place.unlink()
             self._place, self._end, self._has_changed = self._target, self._target.stat().st_size, True
+            self._dropped = set()
             flush_folder(self._target.parent)
         return self._has_changed
 
@@ -219,28 +232,6 @@ class Ledger:
             flush_folder(self._place.parent)
         except OSError as error:
             self._flush_error = error
-
-
-@contextmanager
-def open_table(path: Path, *, overwrite: bool = False) -> Iterator[Ledger]:
-    """Open the ledger of a table: its own file, or the JSONL beside a Parquet file, which is made at the end."""
-    if path.suffix.lower() != ".parquet":
-        with Ledger(path, overwrite=overwrite) as ledger:
-            yield ledger
-        return
-    check_parquet()
-    beside = path.with_name(f"{path.name}.jsonl")
-    rows = parquet_rows(path)
-    if not overwrite and (rows is None or (rows and not beside.exists())):
-        words = "is not a table of llvid" if rows is None else f"has lost its records, {beside.name}"
-        raise LlvidError(f"{path} {words}", "choose another file with -o, or replace it with --overwrite")
-    with Ledger(beside, overwrite=overwrite) as ledger:
-        try:
-            yield ledger
-        finally:
-            is_old = ledger.settle() or rows != len(ledger.done)
-            if is_old and ledger.done and not ledger.is_pending and (not overwrite or ledger.is_complete):
-                write_parquet(ledger.records(), path)
 
 
 class Errors:

@@ -84,7 +84,8 @@ class PartFiles:
             return
         name = f"part-{self._run}-{self._number:05d}{self._suffix}"
         if self._suffix == ".parquet":
-            self.put(name, lambda beside: write_parquet(self._waiting, beside))
+            choices = list(dict.fromkeys(choice for record in self._waiting for choice in record.scores))
+            self.put(name, lambda beside: write_parquet(self._waiting, beside, choices))
         else:
             content = b"".join(self._rows.encode(record.values) for record in self._waiting)
             self.put(name, lambda beside: beside.write_bytes(content))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -63,7 +63,14 @@ class Record:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """What is said of each part of the video."""
-        return tuple(Segment(**segment) for segment in self.values.get("segments", ()))
+        names = [field.name for field in fields(Segment)]
+        return tuple(Segment(**{name: segment[name] for name in names}) for segment in self.values.get("segments", ()))
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The probability of each choice; empty if there were none."""
+        scores: Mapping[str, float] = self.values.get("scores") or {}
+        return scores
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ def ask_values(
         "video_path": first["path"],
         "question": question,
         "answer": answer.text,
+        **({"scores": dict(answer.scores)} if answer.scores else {}),
         "model": settings["model"],
         "finish_reason": answer.finish_reason,
         "frames": first["frames"],

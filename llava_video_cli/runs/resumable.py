@@ -21,10 +21,11 @@ from ..prompt.subtitles import Count, Subtitles
 from ..video import Resize
 from ..video.limits import Limits
 from .answers import Answers, RunPace, read_ahead
-from .ledger import Errors, Ledger
+from .ledger import Errors
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
 from .preflight import ModelLoader, ModelSource
 from .record import CutNote, Failure, Record, settings_values, versions
+from .table import Table
 
 _POLL_SECONDS = 0.1
 _WHILE_LOADING = 2  # requests that are read: more would take the cores from what loads the model
@@ -127,7 +128,7 @@ class ResumableRun:
     def __init__(
         self,
         plan: RunPlan,
-        output: tuple[Ledger, Errors] | None = None,
+        output: tuple[Table, Errors] | None = None,
         *,
         options: RunOptions,
         opened: ExitStack | None = None,
@@ -219,7 +220,7 @@ class AnsweredRun(ResumableRun):
         plan: RunPlan,
         source: ModelSource,
         preset: Preset,
-        output: tuple[Ledger, Errors] | None = None,
+        output: tuple[Table, Errors] | None = None,
         *,
         subtitles: Subtitles | None = None,
         options: RunOptions,

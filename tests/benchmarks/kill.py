@@ -40,7 +40,7 @@ def command(folder: Path, out: Path) -> list[str]:
 
 def records(path: Path) -> list[str]:
     """The records, sorted, without what a clock says; each in the bytes that the file has."""
-    rows, found = table_format(path.suffix), []
+    rows, found = table_format(path), []
     with path.open("rb") as file:
         for row in rows.split(file):
             if row != rows.header:

@@ -91,7 +91,7 @@ def test_the_caption_of_a_replaced_video_goes_and_that_is_said(
     assert summary.startswith("1 captioned, 1 done before, 1 failed (see")
     assert replaced == "older records removed, because their videos were replaced: 2"
     ledger = Path(f"out.{form}.jsonl" if form == "parquet" else f"out.{form}")
-    rows = table_format(ledger.suffix)
+    rows = table_format(ledger)
     found = [rows.decode(row) for row in rows.split(io.BytesIO(ledger.read_bytes())) if row != rows.header]
     assert {row["video_path"]: "square" in row["caption"] for row in found} == {"./a.mp4": True, "./c.mp4": False}
     assert len(found) == 2

@@ -152,7 +152,7 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
 
 def test_other_endings_are_refused() -> None:
     with pytest.raises(LlvidError, match="there is no table format for"):
-        table_format(".xls")
+        table_format(Path("a.xls"))
 
 
 def test_json_is_escaped_only_where_it_must_be() -> None:

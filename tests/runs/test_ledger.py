@@ -13,8 +13,9 @@ import pytest
 from records import ALL, record
 
 from llava_video_cli.errors import LlvidError, UsageError
-from llava_video_cli.runs.ledger import Errors, Ledger, open_table
+from llava_video_cli.runs.ledger import Errors, Ledger
 from llava_video_cli.runs.record import Failure, Record
+from llava_video_cli.runs.table import open_table
 
 FORMS = ["out.jsonl", "out.csv"]
 
