@@ -165,6 +165,7 @@ def settle(
         **_without_none(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
     )
     if remote is not None:  # so that its records count as those of the same weights loaded here
+        remote.check(generation)
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
         preset = replace(preset, quantize=cast("Quantize", quantize))
     check_text(preset.system or "", "the system prompt")

@@ -105,6 +105,16 @@ class Endpoint:
                     f"{self.name} closed the connection in the middle of an answer: {_reason(str(error))}"
                 ) from None
 
+    def answer(self, body: Mapping[str, Any], *, patient: bool = True) -> dict[str, Any]:
+        """Return an answer that is sent as a whole. Raises as `events`."""
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = self._client.build_request("POST", f"{self.url}/chat/completions", content=content, headers=headers)
+        with closing(self._send(request, patient=patient)) as response:
+            try:
+                return self._event(_read_at_most(response, _MOST_ANSWER_BYTES).decode("utf-8", "replace"))
+            except httpx2.TransportError as error:
+                raise DisconnectedError(f"{self.name} closed the connection: {_reason(str(error))}") from None
+
     def _event(self, data: str) -> dict[str, Any]:
         try:
             values = json.loads(data)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from ..conversation import Media, Request
+from ..conversation import Generation, Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
 from ..validation import read_fields, shape_of
@@ -33,6 +33,9 @@ Engine = Literal["llvid", "vLLM", "SGLang", "transformers", "unknown"]
 _OWNERS: dict[str, Engine] = {"llvid": "llvid", "vllm": "vLLM", "sglang": "SGLang"}
 _MOST_FILE_BYTES = 256 * 2**20
 _WHOLE = Sampling()
+# Engines whose chat API goes on with a last message of the assistant, and those that tell how likely a prompt is.
+_CONTINUING: tuple[Engine, ...] = ("llvid", "vLLM", "SGLang")
+_SCORING: tuple[Engine, ...] = ("llvid", "vLLM")
 _MOST_FRAME_PIXELS, _LAST_RESAMPLE = 4096, 5  # of what a server may list
 _FRAME_INPUT = FrameInput(336, 336, "server")  # as large as that of the published checkpoints
 
@@ -101,12 +104,15 @@ class RequestWriter:
         self._encoded: WeakKeyDictionary[Media, list[str]] = WeakKeyDictionary()
 
     @contextmanager
-    def body(self, request: Request, served: ServedModel, *, is_local: bool) -> Iterator[dict[str, Any]]:
+    def body(
+        self, request: Request, served: ServedModel, *, is_local: bool, choice: str | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Give the body of a request; files that it refers to exist until the block ends.
 
-        Raises `UsageError` or `ModelError` if the engine can't take the request, `MediaError` for a file that is too
-        large.
+        With a `choice`, which may be empty, it asks how likely the prompt with this answer is, in vLLM's way. Raises
+        `UsageError` or `ModelError` if the engine can't take the request, `MediaError` for a file that is too large.
         """
+        check_generation(request.generation, served)
         needs_files = served.engine == "transformers" and any(isinstance(medium, Frames) for medium in request.media)
         with tempfile.TemporaryDirectory(prefix="llvid-") if needs_files else nullcontext() as folder:
             if folder is not None and not is_local:
@@ -120,12 +126,21 @@ class RequestWriter:
                 parts = [part for medium in turn.media for part in self._parts(medium, served, folder, share)]
                 text = {"type": "text", "text": turn.text}
                 messages.append({"role": turn.role, "content": [*parts, text] if parts else turn.text})
+            more: dict[str, Any] = {}
+            if choice is not None:
+                more = {"stream": False, "stream_options": None, "max_tokens": 1, "prompt_logprobs": 1}
+            begun = (request.generation.prefill + (choice or "")).strip()
+            if begun and served.engine != "llvid":
+                messages.append({"role": "assistant", "content": begun})
+                more |= {"continue_final_message": True}
+                more |= {"add_generation_prompt": False} if served.engine == "vLLM" else {}
             yield {
                 "model": served.model,
                 "messages": messages,
                 "stream": True,
                 **_generation(request, served.engine),
                 **self._frames(request, served.engine),
+                **more,
             }
 
     def _parts(self, medium: Media, served: ServedModel, folder: str | None, most_bytes: int) -> list[dict[str, Any]]:
@@ -204,6 +219,9 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     }
     if generation.seed is not None and generation.temperature > 0:
         fields["seed"] = generation.seed
+    if engine == "llvid":
+        own = ("choices", "length_normalized", "prefill")
+        fields |= {name: value for name, value in generation.values().items() if name in own}
     if engine == "transformers":  # it always sends the usage, and rejects unknown fields
         if generation.repetition_penalty != 1:
             fields["frequency_penalty"] = generation.repetition_penalty - 1  # it adds 1 and multiplies
@@ -213,6 +231,33 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     if generation.repetition_penalty != 1:
         fields["repetition_penalty"] = generation.repetition_penalty
     return {**fields, "stream_options": {"include_usage": True}}
+
+
+def check_generation(generation: Generation, served: ServedModel) -> None:
+    """Raise `UsageError` for what an engine's chat API can't do."""
+    name = "this server" if served.engine == "unknown" else served.engine
+    if generation.choices and served.engine not in _SCORING:
+        raise UsageError(
+            f"choices can't be used with {name}: its API does not tell how likely an answer is",
+            "llvid serve and vLLM can score choices",
+        )
+    if generation.prefill and served.engine not in _CONTINUING:
+        raise UsageError(
+            f"a prefill can't be used with {name}: its API always begins an answer anew",
+            "llvid serve, vLLM and SGLang can go on with a text",
+        )
+
+
+def read_prompt_logprobs(values: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Return the ids of a prompt's tokens and the logarithms of their probabilities, as vLLM answers.
+
+    The first token has none. Raises `ModelError` for an answer of another form.
+    """
+    try:
+        tokens = [next(iter(each.items())) for each in values["prompt_logprobs"] if each]
+        return [int(token) for token, _ in tokens], [float(about["logprob"]) for _, about in tokens]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ModelError("the server does not tell how likely a prompt is, which choices need") from None
 
 
 def _part(kind: str, url: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from ..conversation import Answer, Chunk, FinishReason, Request, Usage, join
-from ..errors import ServerError
+from ..conversation import Answer, Chunk, FinishReason, Generation, Request, Scores, Usage, join
+from ..errors import ModelError, ServerError
 from ..model import Event, Send, answers
 from ..prompt.budget import Budget, estimated
+from ..prompt.continuation import read_choices
 from ..video.fit import FrameResize
 from .client import DisconnectedError, Endpoint, UnreachableError
-from .engines import RequestWriter, ServedModel
+from .engines import RequestWriter, ServedModel, check_generation, read_prompt_logprobs
 
 _REQUESTS_PER_SERVER = 16  # at a time
 _MOST_AT_A_TIME = 256
@@ -135,14 +136,56 @@ class RemoteModel:
                 if not left:
                     raise
             else:
-                yield Chunk(answer.text, answer.finish_reason, answer.usage)
+                yield Chunk(answer.text, answer.finish_reason, answer.usage, answer.scores)
                 return
+
+    def check(self, generation: Generation) -> None:
+        """Raise `UsageError` for what one of the servers can't do, before anything is read for it."""
+        for server in self._servers:
+            check_generation(generation, server.served)
+
+    def _scored(self, request: Request) -> Chunk:
+        """Return the likeliest choice by how likely the prompt with each one is, in vLLM's way.
+
+        Raises `ModelError` where one choice begins another: only the end of an answer would tell the two apart, and
+        that is no part of a prompt.
+        """
+        began = time.perf_counter()
+        generation, prompts, prompt_tokens = request.generation, [], 0
+        with self._least_busy_server() as server:
+            for choice in ("", *generation.choices):
+                body = self._writer.body(request, server.served, is_local=server.endpoint.is_local, choice=choice)
+                with body as values:
+                    answer = server.endpoint.answer(values, patient=len(self._servers) == 1)
+                prompts.append(read_prompt_logprobs(answer))
+                prompt_tokens = prompt_tokens or _number(answer.get("usage"), "prompt_tokens")
+        (base, _), *wholes = prompts
+        stays, choices = read_choices(base, [ids for ids, _ in wholes], generation.choices)
+        if any(choices.has_end):
+            short = generation.choices[choices.has_end.index(True)]
+            raise ModelError(
+                f"{server.endpoint.name} can't tell {short!r} from a choice that begins with it",
+                "use llvid serve, or other choices",
+            )
+        logprobs = [sum(logprobs[stays:]) for _, logprobs in wholes]
+        counts = dict(zip(generation.choices, choices.counts, strict=True))
+        scores = Scores(dict(zip(generation.choices, logprobs, strict=True)), counts, generation.length_normalized)
+        seconds = time.perf_counter() - began
+        usage = Usage(prompt_tokens, 0, counts[scores.best], seconds, seconds, 0)
+        return Chunk(scores.best, "stop", usage, scores)
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         began = time.perf_counter()
-        spaces, first_at, chunks = "", 0.0, 0  # white space is yielded only when more text follows
+        generation = request.generation
+        if generation.choices and self._servers[0].served.engine != "llvid":
+            yield self._scored(request)
+            return
+        spaces, first_at, chunks, has_text = "", 0.0, 0, False  # white space is yielded only when more text follows
         end: dict[str, Any] = {}
         with self._least_busy_server() as server:
+            if generation.prefill.strip() and server.served.engine != "llvid":  # others send what follows
+                yield Chunk(generation.prefill.strip())
+                has_text = True
             body = self._writer.body(request, server.served, is_local=server.endpoint.is_local)
             with body as values:
                 for event in server.endpoint.events(values, patient=len(self._servers) == 1):
@@ -154,16 +197,17 @@ class RemoteModel:
                         continue
                     chunks += 1
                     piece = spaces + _LONE_SURROGATE.sub("\ufffd", piece)
-                    piece = piece if first_at else piece.lstrip()
+                    piece = piece if has_text else piece.lstrip()
                     text = piece.rstrip()
                     spaces = piece[len(text) :]
                     if text:
-                        first_at = first_at or time.perf_counter()
+                        first_at, has_text = first_at or time.perf_counter(), True
                         yield Chunk(text)
         if "finish_reason" not in end:
             raise DisconnectedError(f"{server.endpoint.name} closed the connection in the middle of an answer")
         now = time.perf_counter()
-        yield Chunk("", _finish_reason(end), _usage(end, chunks, (first_at or now) - began, now - began))
+        usage = _usage(end, chunks, (first_at or now) - began, now - began)
+        yield Chunk("", _finish_reason(end), usage, _scores(end, generation))
 
     @contextmanager
     def _least_busy_server(self) -> Iterator[_Server]:
@@ -190,6 +234,22 @@ class RemoteModel:
 def _first(values: object) -> dict[str, Any]:
     """Return the first of a list if it is a mapping."""
     return values[0] if isinstance(values, list) and values and isinstance(values[0], dict) else {}
+
+
+def _scores(end: dict[str, Any], generation: Generation) -> Scores | None:
+    """Return what llvid's own server says of the choices. Raises `ModelError` if it says nothing."""
+    if not generation.choices:
+        return None
+    own = end.get("llvid", {})
+    logprobs, counts = own.get("logprobs"), own.get("choice_tokens")
+    try:
+        return Scores(
+            {choice: float(logprobs[choice]) for choice in generation.choices},
+            {choice: max(1, int(counts[choice])) for choice in generation.choices},
+            generation.length_normalized,
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ModelError("the server did not score the choices", "start one of this version of llvid") from None
 
 
 def _finish_reason(end: dict[str, Any]) -> FinishReason:

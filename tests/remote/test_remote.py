@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -384,3 +385,90 @@ def test_addresses_as_users_write_them_and_the_key(stand_in: Any) -> None:
     with pytest.raises(UsageError, match="characters that are not allowed in a key") as caught:
         open_remote([server.url], key="sec\nret")
     assert "sec" not in str(caught.value).replace("LLVID_API_KEY", "")
+
+
+def scored(*tokens: tuple[int, float | None]) -> Reply:
+    """Return an answer of vLLM's with the ids of a prompt and how likely each was, the likeliest other beside it."""
+    entries: list[Any] = []
+    for number, logprob in tokens:
+        about = {"logprob": logprob, "rank": 2, "decoded_token": "x"}
+        entries.append(None if logprob is None else {str(number): about, "7": {**about, "logprob": -0.01, "rank": 1}})
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "length"}
+    usage = {"prompt_tokens": len(tokens), "completion_tokens": 1, "total_tokens": len(tokens) + 1}
+    body = {"object": "chat.completion", "choices": [choice], "prompt_logprobs": entries, "usage": usage}
+    return Reply(body=json.dumps(body).encode())
+
+
+BASE: list[tuple[int, float | None]] = [(1, None), (2, -3.0), (3, -0.5)]
+
+
+def test_vllm_scores_choices_as_ends_of_the_prompt(stand_in: Any) -> None:
+    server = stand_in(exchange("vllm"))
+    server.replies = [scored(*BASE), scored(*BASE, (20, -1.0), (21, -0.25)), scored(*BASE, (30, -2.0))]
+    model = opened(server)
+    answer = join(model.stream(request(choices=("It moves", "No"), prefill="I think: ")))
+    assert answer.text == "It moves" and answer.finish_reason == "stop" and answer.scores is not None
+    assert answer.scores.logprobs == {"It moves": -1.25, "No": -2.0} and answer.scores.tokens == {
+        "It moves": 2,
+        "No": 1,
+    }
+    assert answer.scores["It moves"] == pytest.approx(1 / (1 + np.exp(-0.75)))
+    assert (answer.usage.prompt_tokens, answer.usage.generated_tokens) == (3, 2)
+    assert [asked["messages"][-1] for asked in server.asked] == [
+        {"role": "assistant", "content": text} for text in ("I think:", "I think: It moves", "I think: No")
+    ]
+    for asked in server.asked:
+        assert (asked["stream"], asked["max_tokens"], asked["prompt_logprobs"]) == (False, 1, 1)
+        assert (asked["continue_final_message"], asked["add_generation_prompt"]) == (True, False)
+        assert asked["media_io_kwargs"] == {"video": {"num_frames": 3}} and not asked["stream_options"]
+
+
+def test_vllm_without_a_prefill_is_asked_for_the_prompt_alone_first(stand_in: Any) -> None:
+    server = stand_in(exchange("vllm"))
+    server.replies = [scored(*BASE), scored(*BASE, (20, -1.0)), scored(*BASE, (20, -1.0), (21, -1.0))]
+    with pytest.raises(ModelError, match="can't tell 'Yes' from a choice that begins with it"):
+        join(opened(server).stream(request(choices=("Yes", "Yes, it moves"))))
+    first = server.asked[0]
+    assert first["messages"][-1]["role"] == "user" and "continue_final_message" not in first
+    server.replies = [Reply(body=b'{"choices": []}')]
+    with pytest.raises(ModelError, match="does not tell how likely"):
+        join(opened(server).stream(request(choices=("Yes", "No"))))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_others_go_on_with_a_prefill_and_the_answer_begins_with_it(engine: str, stand_in: Any) -> None:
+    server = stand_in(exchange(engine))
+    pieces = [chunk.text for chunk in opened(server).stream(request(prefill="Best option: ("))]
+    assert pieces[0] == "Best option: (" and "".join(pieces) in (
+        "Best option: ( A man rides a bike.",
+        "Best option: (A man rides a bike.",
+    )
+    (asked,) = server.asked
+    assert asked["messages"][-1] == {"role": "assistant", "content": "Best option: ("}
+    assert asked["continue_final_message"] and asked.get("add_generation_prompt", False) is False
+
+
+@pytest.mark.parametrize(
+    ("engine", "generation", "words"),
+    [
+        ("sglang", {"choices": ("a", "b")}, "choices can't be used with SGLang: its API does not tell how likely"),
+        ("transformers", {"choices": ("a", "b")}, "choices can't be used with transformers"),
+        ("transformers", {"prefill": "It is"}, "a prefill can't be used with transformers"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused_with_the_reason(
+    engine: str, generation: dict[str, Any], words: str, stand_in: Any
+) -> None:
+    server = stand_in(exchange(engine))
+    model = opened(server)
+    with pytest.raises(UsageError, match=words):
+        model.check(Generation(**generation))
+    with pytest.raises(UsageError, match=words):
+        join(model.stream(request(**generation)))
+    assert not server.asked
+
+
+def test_a_server_of_ours_that_scores_nothing_is_an_error(stand_in: Any) -> None:
+    server = stand_in(OpenAIServer(listed(owner="llvid"), [said("Yes")]))
+    with pytest.raises(ModelError, match="did not score the choices"):
+        join(opened(server).stream(request(choices=("Yes", "No"))))
