@@ -29,7 +29,7 @@ from ..runs.record import media_values
 from .connections import client_of
 from .page import page, sheet_values
 from .requests import CompletionRequest, parse_body, read_completion
-from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender
+from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender, score_values
 from .scheduler import Event, Ticket
 from .serve import Service
 
@@ -190,18 +190,16 @@ async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer
     if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
         notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")
         request = replace(request, generation=replace(generation, max_new_tokens=left))
-    return partial(_answer, service, request, notes, stream=asked.stream, include_usage=asked.include_usage)
+    return partial(_answer, service, request, notes, asked)
 
 
 async def _answer(
     service: Service,
     request: conversation.Request,
     notes: Sequence[str],
+    asked: CompletionRequest,
     sender: ResponseSender,
     start: float,
-    *,
-    stream: bool,
-    include_usage: bool,
 ) -> None:
     """Have the model answer, and send the chunks as they arrive; `start` is when the request arrived."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
@@ -218,12 +216,14 @@ async def _answer(
         "frames": [record["frames"] for record in records],
         "notes": [*notes, *(line for record in records for line in record["notes"])],
     }
-    ticket = Ticket(request, deliver, stream)
+    ticket = Ticket(request, deliver, asked.stream)
     service.scheduler.submit(ticket)
     try:
         chunks = _chunks(events)
         last = await anext(chunks)
-        if stream:
+        if asked.is_continued and last.scores is None:
+            last = replace(last, text=last.text.removeprefix(request.generation.prefill.strip()))
+        if asked.stream:
             service.metrics.first_text_seconds.observe(time.monotonic() - start)
             await sender.begin_stream()
             await sender.send_event(builder.first_chunk())
@@ -234,9 +234,10 @@ async def _answer(
                     await sender.send_event(builder.text_chunk(last.text))
         assert last.finish_reason is not None and last.usage is not None, "the last chunk has both"
         service.metrics.count_answer(last.finish_reason, last.usage, time.monotonic() - start)
-        if stream:
-            await sender.send_event(builder.last_chunk(last.finish_reason))
-            if include_usage:
+        extra |= score_values(last.scores)
+        if asked.stream:
+            await sender.send_event(builder.last_chunk(last.finish_reason, last.scores))
+            if asked.include_usage:
                 await sender.send_event(builder.usage_chunk(last.finish_reason, last.usage, extra))
             await sender.end_stream()
         else:

@@ -151,7 +151,8 @@ class BodyReader:
 class CompletionRequest:
     """A request for an answer: `drafts` hold the URLs of their media.
 
-    `params` has the field of each URL, `samplings` the sampling of each.
+    `params` has the field of each URL, `samplings` the sampling of each. One that `is_continued` has a last message
+    from the assistant, which is the answer's prefill: the sender has it already, and gets what comes behind it.
     """
 
     drafts: tuple[Draft, ...]
@@ -159,6 +160,7 @@ class CompletionRequest:
     samplings: tuple[Sampling, ...]
     generation: Generation
     stop: tuple[str, ...] = ()
+    is_continued: bool = False
     stream: bool = False
     include_usage: bool = False
 
@@ -201,6 +203,16 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
     with placed(field="messages"):
         messages = fitting(given.get("messages"), list, "'messages'")
         drafts, params, samplings = _messages(messages, preset.system, sampling)
+    generation, stop = _generation(given, preset.generation), _stops(given.get("stop", []))
+    is_continued = drafts[-1].role == "assistant"
+    if is_continued:
+        if "prefill" in given:
+            raise InputError("give a last message from the assistant, or 'prefill', not both", field=".prefill")
+        generation, drafts = replace(generation, prefill=drafts[-1].text), drafts[:-1]
+    if drafts[-1].role != "user":
+        raise InputError(f"the last question must be from the user, got a message from the {drafts[-1].role}")
+    if generation.choices and stop:
+        raise InputError("'stop' can't be used with 'choices'", field=".stop")
     for each in samplings:
         if each.speech and not preset.sampling.speech:
             raise RequestError(
@@ -213,8 +225,9 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
         drafts,
         params,
         samplings,
-        _generation(given, preset.generation),
-        _stops(given.get("stop", [])),
+        generation,
+        stop,
+        is_continued,
         given.get("stream", False),
         given.get("stream_options", {}).get("include_usage", False),
     )
@@ -271,8 +284,6 @@ def _messages(
     if wrong := first_out_of_order([draft.role for draft in drafts]):
         rule = "after at most one system message, user and assistant must alternate"
         raise UsageError(f"{rule}: got one from the {drafts[wrong[0]].role}")
-    if drafts[-1].role != "user":
-        raise UsageError(f"the last message must be from the user, got one from the {drafts[-1].role}")
     if drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
     return tuple(drafts), tuple(params), tuple(samplings)

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..conversation import FinishReason, Usage
+from ..conversation import FinishReason, Scores, Usage
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
 from ..prompt.budget import AS_ONE_VIDEO
 from ..validation import InputError
@@ -103,9 +103,10 @@ class ResponseBuilder:
         """Return a chunk with a piece of the text."""
         return self._chunk({"content": text})
 
-    def last_chunk(self, reason: FinishReason) -> dict[str, Any]:
-        """Return the chunk that ends the text."""
-        return self._chunk({}, _openai_reason(reason))
+    def last_chunk(self, reason: FinishReason, scores: Scores | None = None) -> dict[str, Any]:
+        """Return the chunk that ends the text, with the scores of choices."""
+        own = score_values(scores)
+        return self._chunk({}, _openai_reason(reason)) | ({"llvid": own} if own else {})
 
     def usage_chunk(self, reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Return the chunk with the usage, which follows the last one and has no choice."""
@@ -174,6 +175,13 @@ class ResponseSender:
             sending.result()
         finally:
             sending.cancel()
+
+
+def score_values(scores: Scores | None) -> dict[str, Any]:
+    """Return what the field `llvid` says of the choices: their probabilities, and what these are made of."""
+    if scores is None:
+        return {}
+    return {"scores": dict(scores), "logprobs": dict(scores.logprobs), "choice_tokens": dict(scores.tokens)}
 
 
 def hint_for_clients(hint: str | None) -> str | None:
