@@ -23,13 +23,13 @@ def main() -> None:
 
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     from .cli import console
-    from .cli.app import EXIT_PIPE, run
+    from .cli.app import EXIT_NO_ANSWER, EXIT_PIPE, run
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)
     if sys.stdout is None:
         console.error("can't write the answer: stdout is closed")
-        sys.exit(1)
+        sys.exit(EXIT_NO_ANSWER if "--exit-code" in sys.argv else 1)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -30,8 +30,8 @@ def answer_all(
     subtitles: Subtitles | None = None,
     *,
     show_questions: bool = False,
-) -> None:
-    """Read the media while the model loads, then ask and show one question after the other."""
+) -> list[Answer]:
+    """Read the media while the model loads, then ask and show one question after the other; return the answers."""
     preset = settings.preset
     loader: ModelLoader | None = None
     listening: list[Background[object]] = []
@@ -69,6 +69,7 @@ def answer_all(
         speech = notes_of([heard])
         media[0]["notes"] += speech
         output.note(*speech)
+        answers = []
         for question, request in zip(questions, requests, strict=True):
             if show_questions and not output.json:
                 progress.stop()
@@ -79,6 +80,8 @@ def answer_all(
                 values = settings_values(model, preset, subtitles)
                 console.write_json(ask_values(media, question, answer, values))
             note_unfinished(answer, preset.generation.max_new_tokens, output.note)
+            answers.append(answer)
+        return answers
 
 
 def ask_windows(
@@ -90,8 +93,11 @@ def ask_windows(
     subtitles: Subtitles | None = None,
     *,
     show_questions: bool = False,
-) -> None:
-    """Ask all questions about each window of a video, read once, then answer one question after the other."""
+) -> list[Answer]:
+    """Ask all questions about each window of a video, read once, then answer one question after the other.
+
+    Returns the answers.
+    """
     from ..runs import windows as looks
     from ..runs.answers import RunPace
     from .run import Meter, load
@@ -125,6 +131,7 @@ def ask_windows(
         **({"windows": every} if every == "scene" else {"windows_seconds": every}),
     }
     output.note(*looks.window_notes(parts), *CutNote().lines(*(each.values["frames"] for each in parts)))
+    answers = []
     with console.progress(output.quiet) as progress:
         for number, question in enumerate(questions):
             if show_questions and not output.json:
@@ -139,6 +146,8 @@ def ask_windows(
             progress.stop()
             output.note(looks.windows_note(used, len(segments)))
             note_unfinished(answer, preset.generation.max_new_tokens, output.note)
+            answers.append(answer)
+    return answers
 
 
 def show_answer(chunks: Iterator[Chunk], progress: console.Progress, *, silent: bool) -> Answer:

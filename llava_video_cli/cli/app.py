@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -15,6 +18,7 @@ from . import console
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
 _EXIT_INTERRUPTED = 130
+EXIT_NO_ANSWER = 2  # with --exit-code, as `grep` has it: 1 is an answer there
 ABOUT = {
     "ask": "Ask one or more questions about a video or a picture.",
     "chat": "Talk about videos and pictures.",
@@ -72,6 +76,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+@contextmanager
+def failing_as(exit_code: int) -> Iterator[None]:
+    """Let whatever fails in the block end the program with this exit code; signals and closed pipes keep theirs."""
+    try:
+        yield
+    except (LlvidError, typer.Exit, typer.TyperException) as failure:
+        failure.exit_code = exit_code
+        raise
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        error = LlvidError(f"can't write the answer: {failure.strerror or failure}")
+        error.exit_code = exit_code
+        raise error from None
+    except Exception as failure:  # noqa: BLE001 - a bug: Python would exit with 1, the second choice
+        traceback.print_exception(failure)
+        raise typer.Exit(exit_code) from None
 
 
 def _version(show: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..conversation import Answer
 from ..errors import UsageError
 from ..model import Loading
 from ..remote import announced
@@ -19,6 +20,7 @@ from ..runs.session import Session
 from ..video.files import may_be_picture
 from . import console
 from .answer import answer_all, ask_windows, note_unfinished
+from .app import EXIT_NO_ANSWER, failing_as
 from .download import typed_media
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
@@ -43,6 +45,8 @@ Examples:
 
     echo "What is on the table?" | llvid ask photo.jpg -
 
+    if llvid ask clip.mp4 "Is there text on screen?" --choices yes,no --exit-code; then echo found; fi
+
     llvid ask --messages conversation.yaml
 """
 
@@ -58,6 +62,12 @@ class AskFlags:
     )
     more_media: list[str] | None = flag(
         None, "Another video or picture for the same prompt; repeatable, kept in order.", "--with", metavar="PATH"
+    )
+    exit_code: bool = flag(
+        None,
+        "With one question and two choices: exit with 0 for the first, 1 for the second, 2 for any failure.",
+        "--exit-code",
+        default=False,
     )
     windows: str | None = flag(
         None,
@@ -90,16 +100,38 @@ def ask(
     speech: SpeechFlag,
     preset: PresetFlag,
     output: OutputFlags,
-) -> None:  # fmt: skip
-    """Ask the questions and write the answers to stdout."""
+) -> int:  # fmt: skip
+    """Ask the questions and write the answers to stdout; return the exit code."""
+    with failing_as(EXIT_NO_ANSWER) if own.exit_code else nullcontext():
+        answers = _answers(media, questions or (), own, model, frames, text, speech, preset, output)
+        if not own.exit_code:
+            return 0
+        sys.stdout.flush()
+        scores = answers[0].scores
+        assert scores is not None, "there are choices"
+        return list(scores).index(answers[0].text)
+
+
+def _answers(
+    media: str | None,
+    questions: Sequence[str],
+    own: AskFlags,
+    model: AnyModelFlags,
+    frames: FrameFlags,
+    text: TextFlags,
+    speech: SpeechFlag,
+    preset: PresetFlag,
+    output: OutputFlags,
+) -> Sequence[Answer]:
     if own.messages is not None:
         if media is not None or own.more_media:
             raise UsageError(
                 "use --messages, or MEDIA and QUESTION, not both", "write the media and questions into the file"
             )
         written = read_conversation(own.messages)
-        _answer_messages(written, settle(preset, model, frames, text, written), output)
-        return
+        settings = settle(preset, model, frames, text, written)
+        _check_exit_code(own, settings, 1)
+        return [_answer_messages(written, settings, output)]
     if media is None or not questions:
         raise UsageError(
             f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how to use it"
@@ -108,9 +140,17 @@ def ask(
     if "-" in typed and "-" in questions:
         raise UsageError("stdin can be the video or a question, not both")
     settings = settle(preset, model, frames, text)
+    _check_exit_code(own, settings, len(questions))
     texts = _questions(questions)
     with typed_media(typed, output) as paths:
-        _answer(paths, texts, own, settings, speech, output)
+        return _answer(paths, texts, own, settings, speech, output)
+
+
+def _check_exit_code(own: AskFlags, settings: Settings, questions: int) -> None:
+    choices = len(settings.preset.generation.choices)
+    if own.exit_code and (choices != 2 or questions != 1):
+        got = f"got {questions} and {choices}"
+        raise UsageError(f"--exit-code needs one question and two choices, {got}", "--choices yes,no")
 
 
 def _answer(
@@ -120,22 +160,21 @@ def _answer(
     settings: Settings,
     speech: SpeechFlag,
     output: OutputFlags,
-) -> None:
+) -> Sequence[Answer]:
     subtitles = settle_subtitles(speech, paths, settings.preset)
     show_questions = len(texts) > 1 and console.stderr.is_terminal
     if (every := settle_every(own.windows, "--windows", settings.preset)) is not None:
-        ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)
-        return
+        return ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)
     # A server of this user may have the model loaded; options that say how to load it rule the server out.
     is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)
     if not output.quiet and is_free and (url := announced(settings.model)) is not None:
         output.note(
             f"your server at {url} has {settings.model} loaded: use it with --server {url} to load nothing here"
         )
-    answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
+    return answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
 
 
-def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> None:
+def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> Answer:
     """Read the media of a conversation while the model loads, then answer its last question."""
     from .chat_session import TerminalChat
 
@@ -148,6 +187,7 @@ def _answer_messages(written: Conversation, settings: Settings, output: OutputFl
         chat.insist()
         answer = chat.show(session, chat.request(session))
     note_unfinished(answer, preset.generation.max_new_tokens, output.note)
+    return answer
 
 
 def _questions(questions: Sequence[str]) -> list[str]:

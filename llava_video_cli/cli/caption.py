@@ -61,6 +61,8 @@ Examples:
 
     llvid caption film.mkv --every scene -o film.srt
 
+    llvid caption clips/ -o people.jsonl --prompt "Is a person in it?" --choices yes,no --where "yes>0.8"
+
     find . -name "*.mp4" -print0 | llvid caption - -o captions.csv
 
     llvid caption videos.parquet -o captions.jsonl --ray auto --gpus 8
@@ -112,6 +114,14 @@ def caption(
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", metavar="TEXT", help="The prompt [default: the preset's].", show_default=False),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", metavar="CONDITION", show_default=False,
+            help="With --choices, keep only records with such a score in the output, as in 'yes>0.8'; the others go "
+            "to NAME.rest.jsonl, and another condition sorts them anew.",
+        ),
     ] = None,
     every: Annotated[
         str | None,
@@ -165,10 +175,10 @@ def caption(
                 speech=settings.preset.sampling.speech,
             )
             task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
-            if code := on_cluster(listed_paths(paths), to, task, settings, output, run, cluster, recursive):
+            if code := on_cluster(listed_paths(paths), to, task, settings, output, run, cluster, recursive, where):
                 raise typer.Exit(code)
             return
-        if is_file and not (kinds or to or output.json):
+        if is_file and not (kinds or to or output.json or where):
             _stream(paths[0], window, settings, output, subtitles)
             return
         if to is not None:
@@ -192,6 +202,7 @@ def caption(
             as_video=as_video,
             overwrite=run.overwrite,
             allow_empty=allow_empty,
+            where=where,
             options=run_options(settings, output, run, spinner),
         )
         if code := carry_out(captions, settings.notes, output, spinner, to_stdout=table is None):

@@ -23,6 +23,7 @@ from ..runs.answers import RunPace
 from ..runs.caption import Task
 from ..runs.parts import is_folder
 from ..runs.record import CutNote, Record
+from ..runs.table import parse_where
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
@@ -68,13 +69,18 @@ def on_cluster(
     pacing: RunFlags,
     flags: ClusterFlags,
     recursive: bool,
+    where: str | None = None,
 ) -> int:
-    """Caption the videos that are not done yet; return the exit code."""
+    """Caption the videos that are not done yet; return the exit code. `where` is as in `caption_folder`."""
     cluster = _cluster(flags, settings.loading.device)
     if pacing.overwrite and to is not None and not is_folder(to):
         confirm_overwrite(Path(to), output)
     with ExitStack() as stack:
-        records = stack.enter_context(open_output(to, overwrite=pacing.overwrite))
+        choices = task.preset.generation.choices
+        condition = None if where is None else parse_where(where, choices)
+        records = stack.enter_context(
+            open_output(to, overwrite=pacing.overwrite, scored=bool(choices), where=condition)
+        )
         session = _connect(cluster, output, stack)
         options: dict[str, Any] = {
             "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
