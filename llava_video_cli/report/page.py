@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..checkpoint.frame_input import PUBLISHED_INPUT
 from ..errors import LlvidError, UsageError
 from ..video import read_frames
-from ..video.contact_sheet import sheet_of
+from ..video.contact_sheet import contact_sheet, sheet_of
 from ..video.files import PictureList
+from ..video.fit import FrameInput
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
@@ -50,7 +51,7 @@ _SHEET_BYTES = 20_000  # at most
 _QUALITIES = (70, 50, 35, 20)  # of the JPEG, until it fits
 _STEEPEST = 3  # height to width; a taller frame is cropped, as it would fill the page
 _READERS, _PREFETCHED = 2, 4  # videos
-_SAME_SHARE = 0.01  # the largest difference of two shares that are the same
+_INPUT_SIDES = range(16, 4097)  # pixels of what a model gets; a record that says otherwise is not believed
 _MOST_TIMES = 256  # frames marked on a time line
 _LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
 
@@ -146,10 +147,37 @@ def _row(result: Result) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value}
 
 
-def _sheet_source(result: Result) -> tuple[str, Sampling | None, float | None]:
-    """Return the video and the sampling of a sheet; None for what may be a picture. The last is the visible share."""
-    share = number(result.frames.get("visible_share"))
-    return result.video, _few(_sampling(result), result) if result.frames else None, share
+@dataclass(frozen=True)
+class _Seen:
+    """What a record says of what the model got: how, which share of a frame, and the width and height, if it does."""
+
+    fit: str
+    share: float | None
+    size: tuple[int, int] | None
+
+    def input(self, width: int, height: int) -> FrameInput | None:
+        """Return what a model that saw this share of frames of that size gets; None if the record doesn't tell."""
+        size = self.size or (PUBLISHED_INPUT.width, PUBLISHED_INPUT.height)  # older records have none
+        if self.share is None or not 0 < self.share <= 1 or (self.fit == "stretch" and not self.size):
+            return None
+        if self.fit != "crop":
+            return FrameInput(*size, "stretch")
+        # pixels of a frame for one of the model's; of what is cut out, one side may be whole
+        scale = math.sqrt(self.share * width * height / math.prod(size))
+        if scale * size[0] > width:
+            scale = self.share * height / size[1]
+        elif scale * size[1] > height:
+            scale = self.share * width / size[0]
+        return FrameInput(*size, "crop", max(1, round(min(width, height) / scale)))
+
+
+def _sheet_source(result: Result) -> tuple[str, Sampling | None, _Seen]:
+    """Return the video and the sampling of a sheet, None for what may be a picture; and what the model saw."""
+    frames, size = result.frames, result.frames.get("input_size")
+    sides = [int(number(side) or 0) for side in size] if isinstance(size, list) else []
+    is_size = len(sides) == 2 and all(side in _INPUT_SIDES for side in sides)
+    seen = _Seen(str(frames.get("fit")), number(frames.get("visible_share")), (sides[0], sides[1]) if is_size else None)
+    return result.video, _few(_sampling(result), result) if frames else None, seen
 
 
 def _sampling(result: Result) -> Sampling:
@@ -185,8 +213,8 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="llvid-sheet")
     waiting: deque[tuple[Future[bytes | str], int]] = deque()
     try:
-        for (video, sampling, share), group in groupby(results, _sheet_source):
-            sheet = pool.submit(_sheet, video, sampling, share, results.path.parent)
+        for (video, sampling, seen), group in groupby(results, _sheet_source):
+            sheet = pool.submit(_sheet, video, sampling, seen, results.path.parent)
             waiting.append((sheet, sum(1 for _ in group)))
             if len(waiting) > _PREFETCHED:
                 first, rows = waiting.popleft()
@@ -197,7 +225,7 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sheet(video: str, sampling: Sampling | None, share: float | None, folder: Path) -> bytes | str:
+def _sheet(video: str, sampling: Sampling | None, seen: _Seen, folder: Path) -> bytes | str:
     """Return the contact sheet as a JPEG, or the error; a path is relative to the current folder, or to `folder`."""
     path = path_of(video)
     with suppress(OSError, ValueError):  # a name that can't be a file's: the reader reports it
@@ -206,7 +234,7 @@ def _sheet(video: str, sampling: Sampling | None, share: float | None, folder: P
         else:
             path = _located(path, folder)
     try:
-        picture = _picture(path, sampling, share)
+        picture = _picture(path, sampling, seen)
     except LlvidError as failure:
         return str(failure).removeprefix(f"{path}: ")
     for quality in _QUALITIES:
@@ -221,7 +249,7 @@ def _located(path: str, folder: Path) -> str:
     return os.fspath(folder / path) if not Path(path).exists() and (folder / path).exists() else path
 
 
-def _picture(path: str, sampling: Sampling | None, share: float | None) -> Image:
+def _picture(path: str, sampling: Sampling | None, seen: _Seen) -> Image:
     from PIL import Image as Pillow
 
     if sampling is None and is_picture(path):
@@ -229,15 +257,13 @@ def _picture(path: str, sampling: Sampling | None, share: float | None) -> Image
         image.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
         return image
     frames = read_frames(path, sampling or Sampling(frames=_SHOWN_FRAMES), limits=_LIMITS, resize=_small)
-    seen = replace(frames, input=PUBLISHED_INPUT)
-    if share is not None and seen.visible and abs(math.prod(seen.visible) - share) < _SAME_SHARE:
-        frames = seen  # records don't hold the model's shape: it is a square if the shares agree
+    frames = replace(frames, input=seen.input(frames.info.width, frames.info.height))
     count, height, width, _ = frames.images.shape
     rows = 1 if count <= _SHOWN_FRAMES // 2 + 1 else 2
     columns = -(-count // rows)
     shape = height / width * rows / columns  # height to width, of the sheet
     wide = min(_SHEET_PIXELS, columns * _CELL_PIXELS, int((_SHEET_AREA / shape) ** 0.5))
-    return sheet_of(frames, columns, wide)
+    return contact_sheet(frames, columns, wide) if seen.size else sheet_of(frames, columns, wide)
 
 
 def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

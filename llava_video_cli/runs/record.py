@@ -146,6 +146,8 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         "duration_seconds": medium.info.duration_seconds,
         "fit": medium.input.came_to(medium.sampling.fit) if medium.input else medium.sampling.fit,
         "visible_share": medium.visible and round(medium.visible[0] * medium.visible[1], 3),
+        "size": [medium.info.width, medium.info.height],
+        "input_size": [medium.input.width, medium.input.height] if medium.input and medium.visible else None,
         **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
     return {"path": medium_name(path), "frames": frames, "notes": list(medium.notes)}

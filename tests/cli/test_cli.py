@@ -43,6 +43,8 @@ def test_a_line_of_json_for_each_question(clip: Path, capsys: pytest.CaptureFixt
         "duration_seconds": 2.0,
         "fit": "crop",
         "visible_share": 1.0,
+        "size": [120, 120],
+        "input_size": [48, 48],
     }
     usage = first["usage"]
     assert usage["prompt_tokens"] > 36 and usage["cached_tokens"] == 0 and usage["generated_tokens"] > 3

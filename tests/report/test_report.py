@@ -160,17 +160,34 @@ def test_a_sheet_shades_what_the_model_did_not_get(tmp_path: Path) -> None:
         line(str(clip), frames=frames | {"fit": "pad", "visible_share": 1.0}, settings=fitted),
         line(str(clip), frames=frames | {"fit": "server", "visible_share": None}),
         line(str(clip), frames=frames | {"fit": "stretch", "visible_share": 1.0}),  # the model's own way
+        line(str(clip), frames=frames | {"fit": "crop", "visible_share": 0.431, "input_size": [224, 224]}),  # of 256
     )
     page = reported(results)
     reds, greys = [], []
-    for index in range(5):
+    for index in range(6):
         pixels = np.asarray(page.sheet(index)).astype(int).reshape(-1, 3)
         reds.append(int((pixels @ [1, -1, 0]).max()))
         greys.append(float((np.abs(pixels - (123, 117, 104)).max(axis=1) < 12).mean()))
-    assert 30 < reds[1] < 90 and all(red > 130 for red in (reds[0], *reds[2:]))
+    assert all(30 < reds[index] < 90 for index in (1, 5)) and all(red > 130 for red in (reds[0], *reds[2:5]))
     assert greys[2] > 0.2 and max(greys[:2] + greys[3:]) < 0.1
-    seen = [(row.get("fit"), row.get("share")) for row in page.rows]
+    seen = [(row.get("fit"), row.get("share")) for row in page.rows[:5]]
     assert seen == [(None, None), ("crop", 0.562), ("pad", 1), ("server", None), ("stretch", 1)]
+
+
+def test_a_sheet_tells_the_size_that_the_model_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(Path("wide.mp4"), scene(width=320, height=180))
+    for number, fit in enumerate(("auto", "pad", "stretch")):
+        assert run(["caption", "wide.mp4", "-m", "demo", "-n", "4", "--fit", fit, "-q", "-o", f"{number}.jsonl"]) == 0
+        record = json.loads(Path(f"{number}.jsonl").read_text())
+        assert (record["frames"]["size"], record["frames"]["input_size"]) == ([320, 180], [48, 48])
+        told = reported(Path(f"{number}.jsonl")).sheet(0)
+        del record["frames"]["size"], record["frames"]["input_size"]  # as older versions wrote it
+        untold = reported(write(tmp_path / "old.jsonl", record)).sheet(0)
+        assert isinstance(told, Image.Image) and isinstance(untold, Image.Image)
+        assert told.width == untold.width and told.height - untold.height >= 12, "a line at the bottom"
+        last = np.asarray(told.convert("L"))[untold.height :]
+        assert last.max() > 200 and np.ptp(np.flatnonzero((last > 120).any(axis=0))) > told.width // 3
 
 
 def test_sheets_of_pictures_and_of_very_narrow_images_stay_small(tmp_path: Path) -> None:
