@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from answering import Answering
 from numpy.typing import NDArray
+from whisper import LoudestSeconds
 
 from llava_video_cli import Budget, Chunk, Frames, Request, Usage
+from llava_video_cli.speech import SpeechOptions
+from llava_video_cli.speech.transcripts import Transcripts, share
 from llava_video_cli.video.fit import FrameInput, FrameResize
 
 ANSWERS_NO_WIDER, READS_NO_WIDER = 128, 144  # pixels: a worker dies over a video of just that width
@@ -50,6 +53,27 @@ class Sleeper(Answering):
     @property
     def shrink(self) -> FrameResize:
         return FrameResize(FrameInput(48, 48), _small)
+
+
+class Reciter(Sleeper):
+    """Answers with its prompt, whose characters are the tokens; its context has room for so many beside the answer."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        yield Chunk(request.turns[0].text, "stop", USAGE)
+
+    def budget(self, request: Request) -> Budget:
+        answer = request.generation.max_new_tokens
+        return Budget(len(request.turns[0].text), answer, answer + self.room)
+
+
+def open_hearing(cache: Path) -> FrameResize:
+    """As `open_small`; where it is opened, the speech model `loudest` hears beeps."""
+    share("loudest", Transcripts(SpeechOptions(), LoudestSeconds(), cache=cache))
+    return open_small()
 
 
 def open_small(deaths: Path | None = None) -> FrameResize:

@@ -166,16 +166,12 @@ def caption(
 
             if settings.remote is not None:
                 raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
-            if as_video:
-                raise UsageError("--as-video can't be used with --ray")
-            check_flags(
-                cluster,
-                sidecars=bool(kinds),
-                subtitles=subtitles is not None,
-                speech=settings.preset.sampling.speech,
-            )
+            check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
             task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
-            if code := on_cluster(listed_paths(paths), to, task, settings, output, run, cluster, recursive, where):
+            names = listed_paths(paths)
+            if code := on_cluster(
+                names, to, task, settings, output, run, cluster, recursive=recursive, as_video=as_video, where=where
+            ):
                 raise typer.Exit(code)
             return
         if is_file and not (kinds or to or output.json or where):

@@ -34,7 +34,7 @@ _RATE_WINDOW_SECONDS = 10.0
 _VERBS: dict[Stage, str] = {"read": "reading", "answer": "answering"}
 
 
-def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool, speech: bool) -> None:
+def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None:
     """Raise UsageError for flags that don't go together."""
     if flags.ray is None:
         given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
@@ -56,8 +56,6 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool, speech:
         )
     if subtitles:
         raise UsageError("--subtitles can't be used with --ray: it needs exactly one video")
-    if speech:
-        raise UsageError("--speech can't be used with --ray: its workers load one model")
 
 
 def on_cluster(
@@ -68,7 +66,9 @@ def on_cluster(
     output: OutputFlags,
     pacing: RunFlags,
     flags: ClusterFlags,
+    *,
     recursive: bool,
+    as_video: bool,
     where: str | None = None,
 ) -> int:
     """Caption the videos that are not done yet; return the exit code. `where` is as in `caption_folder`."""
@@ -86,6 +86,7 @@ def on_cluster(
             "open_model": partial(open_model, settings.model, settings.resolved().loading, settings.revision),
             "open_resize": partial(open_resize, settings.model, settings.revision),
             "recursive": recursive,
+            "as_video": as_video,
             "limits": Limits(seconds=pacing.timeout),
             "batch_size": pacing.batch_size,
         }

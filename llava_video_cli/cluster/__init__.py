@@ -147,6 +147,7 @@ def estimate(
     done: set[str],
     output_folder: str,
     recursive: bool = False,
+    as_video: bool = False,
     **options: Any,
 ) -> ClusterEstimate:
     """List the input, run a sample of it, and return the estimate; the arguments are those of `pipeline.run`.
@@ -157,7 +158,7 @@ def estimate(
     todo = unreadable = 0
     sample: list[str] = []
     for video in list_inputs(
-        paths, task, done=done, output_folder=output_folder, recursive=recursive, progress=progress
+        paths, task, done=done, output_folder=output_folder, recursive=recursive, as_video=as_video, progress=progress
     ):
         if video.error is not None:
             unreadable += 1
@@ -170,7 +171,7 @@ def estimate(
     counts = ClusterEstimate(todo, progress.latest.done_before, unreadable)
     if not sample:
         return counts
-    options["batch_size"] = options.get("batch_size") or _SAMPLE_VIDEOS
+    options |= {"batch_size": options.get("batch_size") or _SAMPLE_VIDEOS, "as_video": as_video}
     one_worker = replace(session, min_workers=1, max_workers=1)
     outcomes = list(
         run(sample, task, one_worker, done=set(), output_folder=output_folder, progress=progress, **options)

@@ -34,6 +34,7 @@ _KEY_DIGITS = 32
 _MIN_QUESTIONS, _MAX_QUESTIONS = 8, 64  # that an actor gets at a time
 _QUESTIONS_BYTES = 2**29
 _READER_BYTES = 2**29  # of a reader's process; a memory figure of its own keeps Ray from fusing the two stages
+_SPEECH_BYTES = 2**30  # of its speech model: `small` and an hour of sound take 0.6 GB
 _FRAME_BYTES = 336 * 336 * 3  # of the published checkpoints
 _COLUMN = "row"
 _TABLES: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
@@ -58,6 +59,7 @@ class StageContext:
     attempts: Any
     done: Any
     batch_size: int | None
+    as_video: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def run(
     done: set[str],
     output_folder: str,
     recursive: bool = False,
+    as_video: bool = False,
     limits: Limits | None = None,
     batch_size: int | None = None,
     stop: threading.Event | None = None,
@@ -149,13 +152,14 @@ def run(
     failed: set[str] = set()
     with _attempt_log(stop or threading.Event(), progress or LiveProgress()) as attempts:
         context = StageContext(
-            uuid.uuid4().hex, task, folder, output_folder, limits, open_model, open_resize, attempts, None, batch_size
-        )
+            uuid.uuid4().hex, task, folder, output_folder, limits, open_model, open_resize, attempts, None, batch_size,
+            as_video,
+        )  # fmt: skip
         while True:
             count = 0
             finished = done | {key for key in failed if len(key) == _KEY_DIGITS}
             attempt = replace(context, done=_shared_keys(finished))
-            inputs = list(enumerate(parts(paths, recursive=recursive)))
+            inputs = list(enumerate(parts(paths, recursive=recursive, as_video=as_video)))
             try:
                 messages = _answers(inputs, attempt, session, batch_size or _questions_per_call(task))
                 for outcome in _outcomes(messages, task, done, failed):
@@ -173,6 +177,7 @@ def list_inputs(
     done: set[str],
     output_folder: str,
     recursive: bool = False,
+    as_video: bool = False,
     progress: LiveProgress,
 ) -> Iterator[InputVideo]:
     """Yield the videos that `run` would process; at the end, `progress` has the number of those that are done."""
@@ -181,11 +186,12 @@ def list_inputs(
     def not_opened() -> Any:
         raise AssertionError("the input is only listed")
 
-    inputs, folder = list(enumerate(parts(paths, recursive=recursive))), str(Path.cwd())
+    inputs = list(enumerate(parts(paths, recursive=recursive, as_video=as_video)))
     with _attempt_log(threading.Event(), progress) as attempts:
         context = StageContext(
-            "", task, folder, output_folder, Limits(), not_opened, not_opened, attempts, _shared_keys(done), None
-        )
+            "", task, str(Path.cwd()), output_folder, Limits(), not_opened, not_opened, attempts, _shared_keys(done),
+            None, as_video,
+        )  # fmt: skip
         try:
             for rows in _listing(inputs, context).iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from values_of(rows)
@@ -197,7 +203,7 @@ def _outcomes(
     messages: Iterable[VideoMessage | LlvidError], task: Task, done: set[str], failed: set[str]
 ) -> Iterator[Record | Failure]:
     """Join the answers about each video to its outcome, and drop what an earlier attempt has yielded."""
-    from .workers import no_budget
+    from .workers import no_limit
 
     results: defaultdict[str, list[tuple[JobRequest, Result]]] = defaultdict(list)
     last: dict[str, VideoMessage] = {}
@@ -219,7 +225,7 @@ def _outcomes(
         if each.count is not None:
             last[name] = each
         if name in last and len(results[name]) == last[name].count:
-            job = CaptionJob(video.path, name, task, settings, no_budget)
+            job = CaptionJob(video.path, name, task, settings, no_limit)
             for outcome in job.outcomes(results.pop(name), last.pop(name).error):
                 (done if isinstance(outcome, Record) else failed).add(name)
                 yield outcome
@@ -254,7 +260,7 @@ def _answers(
             batch_size=VIDEOS_PER_READ_TASK,
             fn_args=(context,),
             num_cpus=1,
-            memory=_READER_BYTES,
+            memory=_READER_BYTES + _SPEECH_BYTES * context.task.preset.sampling.speech,
             concurrency=session.readers,
             **_TABLES,
         )

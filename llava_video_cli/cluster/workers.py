@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from ..runs.inputs import Part, found_in
 from ..runs.prefetch import JobEnded, JobRequest, ReadAhead, RequestRead, Result
 from ..runs.record import settings_values
 from ..runs.storage import fetched, is_address
+from ..speech.transcripts import shared
 from ..video import Resize
 from ..video.files import Found
 from ..video.fit import FrameResize
@@ -58,7 +60,7 @@ def list_videos(rows: Any, context: StageContext) -> Iterator[Any]:
 
 def _videos(part: Part, context: StageContext) -> Iterator[InputVideo]:
     try:
-        for found in found_in(part):
+        for found in found_in(part, as_video=context.as_video):
             if isinstance(found, Found):
                 yield InputVideo(found.path, context.task.key(_path_from_output(found.path, context), found.status))
             else:
@@ -90,6 +92,8 @@ def read(rows: Any, context: StageContext) -> Iterator[Any]:
     except LlvidError as error:
         yield table([error])
         return
+    if (sampling := context.task.preset.sampling).speech:
+        shared(sampling.speech_model, cores=1)  # others read beside it
     held_bytes, ready = 0, list[VideoMessage]()
     units = {(video.key, 0): video for video in videos if not video.error}
     worker = str(ray.get_runtime_context().get_worker_id())
@@ -116,7 +120,7 @@ def _resize(context: StageContext) -> FrameResize:
 
 def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageContext) -> Iterator[VideoMessage]:
     """Read videos one after the other; the last question of each says how many there are."""
-    jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_budget) for video in videos)
+    jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_limit) for video in videos)
     prefetch = ReadAhead(jobs, resize, context.limits, 1, _PREFETCH_BYTES)
     waiting: dict[int, VideoMessage] = {}
     try:
@@ -173,7 +177,8 @@ class ModelWorker:
         yield table(each for each in messages if isinstance(each, LlvidError) or not each.question)
         units = {(each.video.key, each.number): each for each in questions}
         for batch, failure in _attempts(self._context, "answer", self._id, units):
-            yield table(self._answers(batch, [failure] * len(batch) if failure else self._results(model, batch)))
+            asked = [self._fitted(each, model) for each in batch]
+            yield table(self._answers(asked, [failure] * len(asked) if failure else self._results(model, asked)))
 
     def _load(self) -> Model:
         crashes = ray.get(self._context.attempts.begin_loading.remote(self._id))
@@ -186,6 +191,14 @@ class ModelWorker:
         self._settings = settings_values(self._model, self._context.task.preset)
         ray.get(self._context.attempts.end_loading.remote(self._id))
         return self._model
+
+    def _fitted(self, each: VideoMessage, model: Model) -> VideoMessage:
+        """Return a question with as many lines of what is said as fit: the reader had no model to count with."""
+        task = self._context.task
+        if each.question is None or not task.preset.sampling.speech:
+            return each
+        (medium,) = each.question.request.media
+        return replace(each, question=task.question(medium, each.question.about, model.budget))
 
     def _results(self, model: Model, batch: Sequence[VideoMessage]) -> list[Result]:
         """Answer; an unknown error belongs to the one question that causes it, unless it makes the GPU unusable."""
@@ -241,6 +254,6 @@ def _enter_working_folder(context: StageContext) -> None:
         os.chdir(context.working_folder)
 
 
-def no_budget(request: Request) -> Budget:
-    """Stand in for `Model.budget`, which only subtitles need: a run on a cluster has none."""
-    raise AssertionError(f"nothing is counted on a cluster: {request.generation}")
+def no_limit(request: Request) -> Budget:
+    """Stand in for `Model.budget` where there is no model: all that is said goes along, for the model to choose."""
+    return Budget(0, request.generation.max_new_tokens, sys.maxsize)

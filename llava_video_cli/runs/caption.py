@@ -58,6 +58,16 @@ class RunTask:
 
 
 @dataclass(frozen=True)
+class WindowMedia:
+    """What is kept of a window's media: its times, what `media_values` says of it, and its lines of subtitles."""
+
+    start_seconds: float
+    end_seconds: float
+    values: Mapping[str, Any]
+    lines: LineCount | None = None
+
+
+@dataclass(frozen=True)
 class Task(RunTask):
     """What is asked about every video of a run; `preset` holds the prompt and all settings.
 
@@ -100,6 +110,11 @@ class Task(RunTask):
         (request,), lines = self.preset.requests((self.preset.prompt,), (media,), self.subtitles, count)
         return request, lines
 
+    def question(self, media: Media, about: WindowMedia, count: Count) -> JobRequest:
+        """Return the same for a run; `about` is what its record will say of the media."""
+        request, lines = self.request(media, count)
+        return JobRequest(request, replace(about, lines=lines))
+
 
 def caption_task(
     preset: Preset,
@@ -114,16 +129,6 @@ def caption_task(
     quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
     options = dict(source.asked or ()) | quantize
     return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles, allow_empty)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What is kept of a window's media: its times, what `media_values` says of it, and its lines of subtitles."""
-
-    start_seconds: float
-    end_seconds: float
-    values: Mapping[str, Any]
-    lines: LineCount | None = None
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,16 @@ class CaptionJob:
 
     def _question(self, media: Media) -> JobRequest:
         media = hear(media, self.task.preset.sampling)
-        request, lines = self.task.request(media, self.count)
-        return JobRequest(request, _Part(*media.part_seconds, media_values(self.name, media), lines))
+        about = WindowMedia(*media.part_seconds, media_values(self.name, media))
+        return self.task.question(media, about, self.count)
 
-    def _segment(self, part: _Part, answer: Answer) -> dict[str, Any]:
+    def _segment(self, part: WindowMedia, answer: Answer) -> dict[str, Any]:
         """Return the JSON values of a window; where there are several, each has its own scores."""
         values = asdict(Segment(part.start_seconds, part.end_seconds, answer.text))
         has_own = answer.scores and self.task.every_seconds is not None
         return {**values, "scores": dict(answer.scores or {})} if has_own else values
 
-    def _values(self, answers: Sequence[tuple[_Part, Answer]]) -> dict[str, Any]:
+    def _values(self, answers: Sequence[tuple[WindowMedia, Answer]]) -> dict[str, Any]:
         """Return the JSON values of a caption's record.
 
         Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with

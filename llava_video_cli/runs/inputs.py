@@ -54,29 +54,30 @@ def is_list(path: str) -> bool:
     return posixpath.splitext(path)[1].lower() in LISTS and not os.path.isdir(path)  # noqa: PTH112
 
 
-def parts(paths: Iterable[str], *, recursive: bool = False) -> Iterator[Part]:
+def parts(paths: Iterable[str], *, recursive: bool = False, as_video: bool = False) -> Iterator[Part]:
     """Yield what the paths stand for in parts; nothing of it is looked at but the size of lists, and folders' names.
 
-    Raises MediaError for a list that can't be read.
+    With `as_video`, a folder is one part: only what is in it tells whether it is a video, or has some below. Raises
+    MediaError for a list that can't be read.
     """
     waiting: list[str] = []
     for path in paths:
         if is_list(path):
             yield from _list_parts(path)
-        elif recursive and not is_address(path) and os.path.isdir(path):  # noqa: PTH112
+        elif recursive and not as_video and not is_address(path) and os.path.isdir(path):  # noqa: PTH112
             yield NamedPaths((path,))
             yield from (NamedPaths((folder,), recursive=True) for folder in _folders(path))
         else:
             waiting.append(path)
-            if len(waiting) == _AT_ONCE or is_address(path):
+            if len(waiting) == _AT_ONCE or is_address(path) or (recursive and as_video):
                 yield NamedPaths(tuple(waiting), recursive)
                 waiting = []
     if waiting:
         yield NamedPaths(tuple(waiting), recursive)
 
 
-def found_in(part: Part) -> Iterator[Found | MediaError]:
-    """Yield the videos of a part; what can't be found is yielded as an error."""
+def found_in(part: Part, *, as_video: bool = False) -> Iterator[Found | MediaError]:
+    """Yield the videos of a part, with `as_video` as `find` does; what can't be found is yielded as an error."""
     recursive = isinstance(part, NamedPaths) and part.recursive
     if isinstance(part, NamedPaths):
         names: Iterable[str | MediaError] = part.paths
@@ -85,10 +86,12 @@ def found_in(part: Part) -> Iterator[Found | MediaError]:
     for name in names:
         if isinstance(name, MediaError):
             yield name
+        elif is_address(name) and as_video:
+            yield MediaError(f"{name}: --as-video can't take pictures from a bucket", "copy them to a shared folder")
         elif is_address(name):
             yield from videos(name, recursive=recursive)
         else:
-            yield from find([name], recursive=recursive)
+            yield from find([name], recursive=recursive, as_video=as_video)
 
 
 def _list_parts(path: str) -> Iterator[ListLines | RowGroup]:

@@ -58,7 +58,8 @@ class Transcripts:
     """Makes transcripts with the same options, each once. Its methods may be called in several threads.
 
     `transcriber` replaces the Whisper of the options. `fetch` returns the weights of a model's name, downloaded if
-    necessary. `cache` is the folder for transcripts, by default the user's; it is kept small.
+    necessary. `cache` is the folder for transcripts, by default the user's; it is kept small. `cores` are those that
+    Whisper may use on a CPU, None for all.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Transcripts:
         *,
         fetch: Callable[[str], SpeechWeights] = fetch_weights,
         cache: Path | None = None,
+        cores: int | None = None,
     ) -> None:
-        self.options, self._transcriber, self._fetch = options, transcriber, fetch
+        self.options, self._transcriber, self._fetch, self._cores = options, transcriber, fetch, cores
         self._cache = cache or cache_folder() / "transcripts"
         self._lock = threading.Lock()
         self._recent: OrderedDict[object, Transcript] = OrderedDict()  # of files that nobody has changed since
@@ -151,7 +153,7 @@ class Transcripts:
 
     def _opened(self) -> Transcriber:
         if self._transcriber is None:
-            self._transcriber = WhisperTranscriber(self._fetch(self.options.model))
+            self._transcriber = WhisperTranscriber(self._fetch(self.options.model), cores=self._cores)
         return self._transcriber
 
     def _file(self, content: str, part: tuple[float | None, float | None]) -> Path | None:
@@ -204,6 +206,11 @@ def share(model: str, transcripts: Transcripts) -> None:
     _shared[model] = transcripts
 
 
+def shared(model: str, cores: int | None = None) -> Transcripts:
+    """Return the transcripts for prompts, made at the first call, with so many cores."""
+    return _shared.setdefault(model, Transcripts(SpeechOptions(model), cores=cores))
+
+
 def check_speech(sampling: Sampling) -> None:
     """Raise LlvidError where speech is wanted, but its model's name makes no sense or faster-whisper isn't there."""
     if sampling.speech and sampling.speech_model not in _shared:
@@ -228,7 +235,7 @@ def hear(video: Medium, part: Sampling | None = None, *, limits: Limits | None =
 
 def transcribe(path: str, part: Sampling, limits: Limits | None = None) -> Transcript:
     """Return what `hear` needs. Raises what `transcript` raises."""
-    transcripts = _shared.setdefault(part.speech_model, Transcripts(SpeechOptions(part.speech_model)))
+    transcripts = shared(part.speech_model)
     return transcripts.transcript(path, part.start_seconds or None, part.end_seconds, limits=limits)
 
 

@@ -115,10 +115,11 @@ def fetch_weights(model: str, progress: Callable[[DownloadProgress], None] | Non
 class WhisperTranscriber:
     """A loaded Whisper: on a GPU in float16 if CTranslate2 can use one, else on the CPU in int8."""
 
-    def __init__(self, weights: SpeechWeights, device: str = "auto") -> None:
+    def __init__(self, weights: SpeechWeights, device: str = "auto", cores: int | None = None) -> None:
         check_installed()
         import ctranslate2
 
+        self._cores = cores or usable_cores()
         self.name, self.notes = weights.name, tuple[str, ...]()
         if device == "auto":
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
@@ -140,7 +141,7 @@ class WhisperTranscriber:
             kind = "float16"
         with _errors(str(weights.folder)):
             return WhisperModel(
-                str(weights.folder), device=device, compute_type=kind, cpu_threads=usable_cores(), local_files_only=True
+                str(weights.folder), device=device, compute_type=kind, cpu_threads=self._cores, local_files_only=True
             )
 
     def transcribe(self, sound: Iterable[SoundChunk], options: SpeechOptions) -> Iterator[SpokenSegment]:

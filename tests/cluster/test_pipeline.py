@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from clips import make_clip
-from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Sleeper, open_small
+from PIL import Image
+from sleeper import ANSWERS_NO_WIDER, READS_NO_WIDER, Reciter, Sleeper, open_hearing, open_small
+from sounds import make_film
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
@@ -26,9 +28,9 @@ from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.answers import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
-from llava_video_cli.runs.inputs import found_in, parts
 from llava_video_cli.runs.record import Failure, Record, settings_values
 from llava_video_cli.video.files import Found
+from llava_video_cli.video.files import find as find_files
 
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
 DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
@@ -84,16 +86,21 @@ def split(outcomes: Iterable[Record | Failure]) -> tuple[dict[str, Any], dict[st
     return done, failed
 
 
-def here(folder: Path, task: Task, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
+def here(folder: Path, task: Task, model: Model, **find: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """The same without Ray."""
     settings = settings_values(model, task.preset)
-    entries = [each for part in parts([str(folder)]) for each in found_in(part)]
+    entries = find_files([str(folder)], **find)
     jobs = [
-        CaptionJob(each.path, task.key(f"./{Path(each.path).name}", each.status), task, settings, model.budget)
+        CaptionJob(each.path, task.key(_beside(each.path, folder), each.status), task, settings, model.budget)
         for each in entries
         if isinstance(each, Found)
     ]
     return split(run_here(jobs, model))
+
+
+def _beside(path: str, folder: Path) -> str:
+    place = os.path.relpath(Path(path).parent, folder)
+    return f"{place}/{Path(path).name}"
 
 
 def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Path) -> None:
@@ -114,6 +121,31 @@ def test_windows_are_joined_and_finished_videos_are_skipped(session: ClusterSess
     progress = LiveProgress()
     again, failed_again = split(on_ray([folder], task, session, folder, Sleeper, done=set(keys), progress=progress))
     assert [values["key"] for values in again.values()] == [left] and failed_again == failed
+
+
+def test_folders_of_pictures_as_videos(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+    for place in ("a", "b/c"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(tmp_path / place / f"{number}.png")
+    os.link(folder / "00.mp4", tmp_path / "b" / "film.mp4")
+    task = replace(TASK, preset=replace(TASK.preset, sampling=Sampling(frames=4, source_fps=3)))
+    outcomes = split(on_ray([tmp_path], task, session, tmp_path, Sleeper, recursive=True, as_video=True))
+    assert outcomes == here(tmp_path, task, Sleeper(), recursive=True, as_video=True)
+    ends = {Path(path).name: values["segments"][0]["end_seconds"] for path, values in outcomes[0].items()}
+    assert ends == {"a": 1.0, "c": 1.0, "film.mp4": 2.0} and not outcomes[1]
+
+
+def test_what_is_said_goes_into_prompts(session: ClusterSession, tmp_path: Path) -> None:
+    """Readers transcribe, and the models choose as many lines as fit."""
+    make_film(tmp_path / "film.mp4", [0.5, 1.5], seconds=3)
+    sampling = Sampling(frames=2, speech=True, speech_model="loudest")
+    task = Task(replace(TASK.preset, prompt="Why?", sampling=sampling))
+    lines = "Its subtitles, each line at the time when it is spoken:\n0.5s: beep 1\n"
+    model, resize = partial(Reciter, len(lines) + len("Why?")), partial(open_hearing, tmp_path / "transcripts")
+    ((_, values),) = split(on_ray([tmp_path / "film.mp4"], task, session, tmp_path, model, resize))[0].items()
+    assert values["caption"] == f"{lines}Why?"
+    assert values["notes"] == ["only 1 of 2 subtitle lines fit the context; they are spread evenly"]
 
 
 def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(

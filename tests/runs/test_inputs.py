@@ -97,5 +97,8 @@ def test_what_lies_behind_an_address(tree: Path, clip: Path) -> None:
     assert all_names(parts([f"{address}/list.jsonl"])) == [
         f"{address}/a.mp4", f"{address}/z/f.mov", f"! {address}/none.mp4: no such file or folder",
     ]  # fmt: skip
+    (part,) = parts([address], recursive=True, as_video=True)
+    refused = f"! {address}: --as-video can't take pictures from a bucket"
+    assert names(found_in(part, as_video=True)) == [refused]
     with pytest.raises(LlvidError, match="can't be opened"):
         list(videos("nonsense://a/b", recursive=False))

@@ -14,7 +14,6 @@ from waiting_model import USAGE, WaitingModel
 from whisper import LoudestSeconds
 
 from llava_video_cli import Budget, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
-from llava_video_cli.cli.app import run
 from llava_video_cli.conversation import Chunk, Request
 from llava_video_cli.model import Loading
 from llava_video_cli.preset import read_preset
@@ -155,8 +154,6 @@ def test_asking_in_the_terminal(
     assert (code, out) == (2, "") and "use --subtitles or --speech, not both" in err
     code, out, err = asked(capsys, str(film), "Why?", "--speech", "--speech-model", "smal")
     assert code != 0 and out == "" and ("did you mean 'small'?" in err or "faster-whisper" in err)
-    assert run(["caption", str(film), "-m", "demo", "--ray", "local", *speech, "-o", "a.jsonl"]) == 2
-    assert "--speech can't be used with --ray" in capsys.readouterr().err
 
 
 def test_presets(tmp_path: Path) -> None:
