@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 60.0
 _SPOOL_SECONDS = 0.2
+_LONG_SECONDS = 60.0  # of reading, after which a live stream is likely
 
 
 def download(
@@ -71,14 +73,17 @@ def typed_media(typed: Sequence[str], output: QuietFlag) -> Iterator[Sequence[st
     if not any(map(is_spooled, typed)):
         yield typed
         return
-    due = time.monotonic() + _SPOOL_SECONDS
+    due, long_at = time.monotonic() + _SPOOL_SECONDS, time.monotonic() + _LONG_SECONDS
     with ExitStack() as stack:
         with console.progress(output.quiet) as spinner:
 
             def show(name: str, count: int, whole: int | None) -> None:
-                nonlocal due
+                nonlocal due, long_at
                 if time.monotonic() >= due:
                     due = time.monotonic() + _SPOOL_SECONDS
+                    if due > long_at and whole is None:
+                        long_at = math.inf
+                        output.note(f"{name} still comes: if it is a live stream, ffmpeg -t 60 takes a minute of it")
                     of_all = f" of {console.size(whole)}" if whole else ""
                     spinner.say(f"reading {name}: {console.size(count)}{of_all}")
 

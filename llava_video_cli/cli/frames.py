@@ -15,6 +15,7 @@ from ..runs.media import check_media
 from ..runs.record import CutNote, media_values
 from ..system.files import whole_file
 from ..video import Frames, read_frames
+from ..video.files import typed_name
 from . import console
 from .download import typed_media
 from .options import CheckpointFlags, FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, flag
@@ -85,7 +86,7 @@ def _save_frames(video: str, own: FramesFlags, settings: Settings, output: Outpu
     if check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     # In the current folder, whatever the video's path is.
-    target = own.to if own.to is not None else f"{sheet_name(video)}-frames.png"
+    target = own.to if own.to is not None else f"{sheet_name(typed_name(video))}-frames.png"
     into_folder = target.endswith(("/", os.sep)) or Path(target).is_dir()
     if not into_folder:
         if Path(target).suffix.lower() not in _SUFFIXES:
@@ -107,7 +108,7 @@ def _save_frames(video: str, own: FramesFlags, settings: Settings, output: Outpu
         written = [Path(target)]
         save(contact_sheet(read), written[0])
     if output.json:
-        console.write_json({"video": video, **values, "files": [str(path) for path in written]})
+        console.write_json({"video": typed_name(video), **values, "files": [str(path) for path in written]})
     else:
         console.write(f"{target if into_folder else written[0]}\n")
 

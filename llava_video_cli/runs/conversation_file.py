@@ -166,7 +166,7 @@ def _message(draft: Draft, folder: Path) -> dict[str, Any]:
 def _written(folder: Path, path: str) -> str | list[str]:
     if isinstance(path, PictureList):
         return [path_to_text(_seen_from(folder, each)) for each in path.paths]
-    return str(path) if isinstance(path, Spooled) else path_to_text(_seen_from(folder, path))
+    return path.typed if isinstance(path, Spooled) else path_to_text(_seen_from(folder, path))
 
 
 def _seen_from(folder: Path, path: str) -> str:

@@ -15,7 +15,7 @@ from ..errors import LlvidError
 from ..model import Model
 from ..preset import Preset
 from ..prompt.subtitles import Subtitles
-from ..video.files import PictureList
+from ..video.files import PictureList, typed_name
 from ..video.image import Picture
 
 _LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
@@ -110,7 +110,9 @@ def text_to_path(text: str) -> str:
 
 def medium_name(path: str) -> str | list[str]:
     """Return a medium's path as a JSON value: of a list of pictures, a list."""
-    return [path_to_text(each) for each in path.paths] if isinstance(path, PictureList) else path_to_text(path)
+    if isinstance(path, PictureList):
+        return [path_to_text(each) for each in path.paths]
+    return path_to_text(typed_name(path))
 
 
 def ask_values(

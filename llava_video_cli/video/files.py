@@ -30,22 +30,25 @@ _PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".
 _LISTED_FOLDERS = 1000  # in search of a video that may have been meant
 _LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
 _SIMILARITY = 0.75  # names of videos share their ending at least
+STDIN = "standard input"  # what messages call it
 _NUMBERED = re.compile(r"%0?\d*d")  # FFmpeg's way to write the numbers of pictures
 
 
 class Spooled(str):
-    """What a user typed for a medium whose content lies in a temporary `file`: `-`, or a URL without its secrets.
+    """A medium whose content lies in a temporary `file`; as text, what messages call it.
 
-    Messages and records show what was typed, so it stands wherever a path does.
+    `typed` is what records call it: `-` for standard input, or a URL without its secrets. It stands wherever a path
+    does.
     """
 
-    __slots__ = ("file",)
+    __slots__ = ("file", "typed")
     file: str
+    typed: str
 
     def __new__(cls, typed: str, file: str) -> Spooled:
         """Take what was typed, and the file."""
-        made = super().__new__(cls, typed)
-        made.file = file
+        made = super().__new__(cls, STDIN if typed == "-" else typed)
+        made.typed, made.file = typed, file
         return made
 
 
@@ -78,6 +81,11 @@ class PictureList(str):
 
     def __hash__(self) -> int:
         return hash(self.paths)
+
+
+def typed_name(path: str) -> str:
+    """Return what records call a path: itself, or what was typed for what has none."""
+    return path.typed if isinstance(path, Spooled) else path
 
 
 def file_of(path: str) -> str:

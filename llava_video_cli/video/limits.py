@@ -36,7 +36,7 @@ class Limits:
     `seconds` of reading and decoding a video; `pixels` of one of its pictures (by default twice as many as 8K);
     `bytes` of all the frames in memory at the same time; `cores` for decoding (1 is best where several videos are read
     together). `side` in pixels, and `aspect`, the longer side to the shorter one, bound both videos and still pictures.
-    `download_bytes` of what comes from stdin or a URL, and `download_seconds` for a URL.
+    `download_bytes` of what comes from stdin or a URL, and `download_seconds` for it.
     A still picture may have `still_pixels`, and take `still_seconds` of a core; an animation (GIF, PNG) 3 times as
     many by the clock. `sound_seconds` bound the sound that is decoded, which a small file may have days of.
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,12 +19,13 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from ..errors import LlvidError, MediaError, UsageError
 from ..system.files import TMPDIR_HINT, temporary_file
-from .files import Spooled
-from .limits import RAISE_HINT, Limits
+from .files import STDIN, Spooled
+from .limits import RAISE_HINT, Deadline, Limits
 
 if TYPE_CHECKING:
     from ..system.download import Host
 
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtmpe", "rtmpt", "rtp", "srtp", "udp", "tcp", "srt", "mms", "mmsh"}
 # Of pages with a video; yt-dlp knows more, and any other page tells by its type that it is one.
@@ -34,6 +37,7 @@ _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _USER = re.compile(r"//[^/@]*@")  # of a URL, with the password
 _PIECE_BYTES = 2**20
 _HEAD_BYTES = 2**20  # of a file, in which a playlist says whether it ends
+_TRIED_BYTES = 2**26  # of standard input, after which FFmpeg has to know what it is
 _STALL_SECONDS = 30.0
 _PAGE = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 # Called with what is being read, the bytes so far, and how many there will be, if that is known.
@@ -59,7 +63,7 @@ def spooled(
     UsageError, MediaError, and LlvidError for a disk without room.
     """
     if typed.count("-") > 1:
-        raise UsageError("stdin can be read only once")
+        raise UsageError(f"{STDIN} can be read only once")
     limits = limits or Limits()
     for each in typed:
         _check_url(each)  # before anything is fetched
@@ -85,28 +89,49 @@ def _spool(typed: str, stdin: BinaryIO | None, file: Path, limits: Limits, progr
     else:
         _fetch(typed, file, limits, progress)
     _check_content(file, typed)
-    return Spooled(_name(typed), str(file))
+    return Spooled(typed if typed == "-" else _name(typed), str(file))
 
 
 def _read_stdin(stdin: BinaryIO | None, file: Path, limits: Limits, progress: Progress) -> None:
     if stdin is None:
-        raise UsageError("can't read the video: stdin is closed")
+        raise UsageError(f"can't read the video: {STDIN} is closed")
     if stdin.isatty():
-        raise UsageError("a video from stdin can't be typed", 'pipe one into it: cat video.mp4 | llvid ask - "..."')
-    size = 0
+        raise UsageError(f"a video from {STDIN} can't be typed", 'pipe one into it: cat video.mp4 | llvid ask - "..."')
+    size, is_tried, began = 0, False, time.monotonic()
+    endless = f"if the stream does not end: {_cut('-')}; {RAISE_HINT}"
     _widen(stdin)
     with file.open("wb") as target:
-        while piece := _piece(stdin):
+        while True:
+            if not _has_more(stdin, began + limits.download_seconds - time.monotonic()):
+                raise MediaError(f"{STDIN} did not end within {limits.download_seconds:,} seconds", endless)
+            if not (piece := _piece(stdin)):
+                break
             size += len(piece)
             if size > limits.download_bytes:
-                raise MediaError(
-                    f"more than {limits.download_bytes:,} bytes came from stdin",
-                    f"if the stream does not end: {_cut('-')}; {RAISE_HINT}",
-                )
+                raise MediaError(f"more than {limits.download_bytes:,} bytes came from {STDIN}", endless)
             target.write(piece)
-            progress("stdin", size, None)
+            if size >= _TRIED_BYTES and not is_tried:
+                is_tried = True
+                target.flush()
+                _try(file, limits)
+            progress(STDIN, size, None)
     if not size:
-        raise MediaError("nothing came from stdin", "the program before the | may have failed")
+        raise MediaError(f"nothing came from {STDIN}", "the program before the | may have failed")
+
+
+def _try(file: Path, limits: Limits) -> None:
+    """Raise MediaError for the beginning of what is no medium: the rest of it, which may have no end, is not read."""
+    from .demux import open_container
+    from .image import is_picture
+
+    _check_content(file, "-")
+    with file.open("rb") as source:
+        if source.read(8)[4:] in _MP4_BOXES:
+            return  # its header may be at its end
+    begun = Spooled("-", str(file))
+    if not is_picture(begun):
+        with open_container(begun, Deadline(begun, limits)):
+            pass
 
 
 def _widen(stdin: BinaryIO) -> None:
@@ -118,11 +143,16 @@ def _widen(stdin: BinaryIO) -> None:
             fcntl.fcntl(stdin.fileno(), fcntl.F_SETPIPE_SZ, _PIECE_BYTES)
 
 
+def _has_more(stdin: BinaryIO, seconds: float) -> bool:
+    """Wait at most so long for bytes, or for the end; on Windows, where only sockets can be waited for, don't wait."""
+    return seconds > 0 and (sys.platform == "win32" or bool(select.select([stdin], [], [], seconds)[0]))
+
+
 def _piece(stdin: BinaryIO) -> bytes:
     try:
         return os.read(stdin.fileno(), _PIECE_BYTES)
     except OSError as error:
-        raise MediaError(f"stdin can't be read: {error.strerror}") from None
+        raise MediaError(f"{STDIN} can't be read: {error.strerror}") from None
 
 
 def redirect_rule(url: str) -> Callable[[str], Host]:
@@ -244,6 +274,6 @@ def _without_user(url: str) -> str:
 def _name(typed: str) -> str:
     """Return what messages and records call it: a URL without user, password, and what follows a `?` or `#`."""
     if typed == "-":
-        return typed
+        return STDIN
     parts = urlsplit(typed)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -87,8 +87,6 @@ def test_caption_takes_a_folder_as_a_video_on_demand(
     assert code == 2 and "--source-fps needs --as-video" in err
     code, _, err = ran(capsys, "caption", f"{folder}/*.png", "-m", "demo")
     assert code == 1 and "--as-video takes the pictures of a pattern" in err
-    code, _, err = ran(capsys, "caption", str(folder), "-m", "demo", "--as-video", "--ray", "local", "-o", "x.jsonl")
-    assert code == 2 and "--as-video can't be used with --ray" in err
     target = tmp_path / "frames.srt"
     arguments = ("--as-video", "--source-fps", "10", "--every", "1", "-o", str(target))
     assert ran(capsys, "caption", str(folder), "-m", "demo", *arguments)[0] == 0
@@ -125,7 +123,7 @@ def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
     """An mp4 whose header is at its end."""
     for arguments, code, words in (
         ((QUESTION, "--windows", "1"), 0, "It is a "), (("-",), 2, "the video or a question"),
-        ((QUESTION, "--subtitles", "auto"), 1, "-"),
+        ((QUESTION, "--subtitles", "auto"), 1, "standard input"),
     ):  # fmt: skip
         with clip.open("rb") as stdin:
             result = llvid("ask", "-", *arguments, "-m", "demo", "-q", stdin=stdin, env={"TMPDIR": str(tmp_path)})
@@ -135,7 +133,7 @@ def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
 
 def test_stdin_has_one_use(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the questions of a chat come from stdin" in ran(capsys, "chat", "-", "-m", "demo")[2]
-    assert "stdin can be read only once" in ran(capsys, "ask", "-", "q", "--with", "-", "-m", "demo")[2]
+    assert "standard input can be read only once" in ran(capsys, "ask", "-", "q", "--with", "-", "-m", "demo")[2]
     with clip.open("rb") as stdin:
         result = llvid("caption", "-", "-m", "demo", stdin=stdin)
     assert result.returncode == 2 and "stdin holds a video" in result.stderr and "llvid ask -" in result.stderr

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,19 +93,27 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return make_clip(tmp_path_factory.mktemp("clip") / "a.mp4").read_bytes()
 
 
-def piped(content: bytes) -> BinaryIO:
-    """A pipe that somebody writes the content to."""
+def piped(content: bytes | Iterable[bytes]) -> BinaryIO:
+    """A pipe that somebody writes the content to, maybe in pieces."""
     reader, writer = os.pipe()
 
     def write() -> None:
         try:
             with os.fdopen(writer, "wb") as file:
-                file.write(content)
+                for piece in [content] if isinstance(content, bytes) else content:
+                    file.write(piece)
+                    file.flush()
         except BrokenPipeError:
             pass
 
     threading.Thread(target=write, daemon=True).start()
     return os.fdopen(reader, "rb")
+
+
+def waiting(content: bytes) -> Iterator[bytes]:
+    """The content, and then nothing for a while."""
+    yield content
+    threading.Event().wait(20)
 
 
 def refused(typed: str, stdin: BinaryIO | None = None, limits: Limits | None = None) -> tuple[str, str]:
@@ -121,22 +130,45 @@ def test_any_container_comes_from_a_pipe(tmp_path: Path, name: str) -> None:
     seen: list[tuple[str, int, int | None]] = []
     with piped(path.read_bytes()) as pipe, spooled(["-"], pipe, progress=lambda *each: seen.append(each)) as (source,):
         read = read_frames(source, Sampling(4))
-        assert source == "-" == read.info.path
+        assert source == "standard input" == read.info.path
     assert (read.images == read_frames(path, Sampling(4)).images).all()
-    assert seen[-1] == ("stdin", path.stat().st_size, None)
+    assert seen[-1] == ("standard input", path.stat().st_size, None)
 
 
 def test_what_is_no_video_from_stdin_is_one_line() -> None:
-    assert refused("-", None) == ("can't read the video: stdin is closed", "")
-    assert refused("-", piped(b""))[0] == "nothing came from stdin"
+    assert refused("-", None) == ("can't read the video: standard input is closed", "")
+    assert refused("-", piped(b""))[0] == "nothing came from standard input"
     message, hint = refused("-", piped(bytes(2000)), Limits(download_bytes=1000))
-    assert message == "more than 1,000 bytes came from stdin" and "ffmpeg -t 60" in hint and "LLVID_LIMITS" in hint
+    assert (
+        message == "more than 1,000 bytes came from standard input"
+        and "ffmpeg -t 60" in hint
+        and "LLVID_LIMITS" in hint
+    )
     assert "a web page" in refused("-", piped(b"\n<!DOCTYPE html><html>"))[0]
-    not_a_video = pytest.raises(MediaError, match=r"^-: not a video")
+    not_a_video = pytest.raises(MediaError, match=r"^standard input: not a video")
     with piped(b"words") as pipe, spooled(["-"], pipe) as (source,), not_a_video:
         read_frames(source)
     with pytest.raises(UsageError, match="only once"), spooled(["-", "-"], None):
         pass
+
+
+def test_what_never_ends_is_refused_as_soon_as_it_is_known_to_be_no_video(clip: bytes, tmp_path: Path) -> None:
+    seen: list[int] = []
+    endless = itertools.repeat(bytes(2**20))
+    no_video = pytest.raises(MediaError, match=r"^standard input: not a video")
+    with piped(endless) as pipe, no_video, spooled(["-"], pipe, progress=lambda _, size, __: seen.append(size)):
+        pass
+    assert max(seen) < 80 * 2**20
+    padding = bytes(70 * 2**20)
+    late = clip.replace(b"free", b"skip", 1) + (len(padding) + 8).to_bytes(4, "big") + b"free" + padding
+    assert late.index(b"mdat") < late.index(b"moov"), "nothing can be read before the end"
+    with piped(late) as pipe, spooled(["-"], pipe) as (source,):
+        assert len(read_frames(source, Sampling(2)).images) == 2
+    stream = make_clip(tmp_path / "a.ts").read_bytes()
+    message, hint = refused("-", piped(itertools.repeat(stream)), Limits(download_bytes=70 * 2**20))
+    assert message.startswith("more than") and "ffmpeg -t 60" in hint
+    message, hint = refused("-", piped(waiting(clip)), Limits(download_seconds=1))
+    assert message == "standard input did not end within 1 seconds" and "ffmpeg -t 60" in hint
 
 
 def test_a_terminal_is_no_video() -> None:
@@ -145,7 +177,7 @@ def test_a_terminal_is_no_video() -> None:
             return True
 
     message, hint = refused("-", Terminal())
-    assert message == "a video from stdin can't be typed" and "cat video.mp4 | llvid ask -" in hint
+    assert message == "a video from standard input can't be typed" and "cat video.mp4 | llvid ask -" in hint
 
 
 PLAYLISTS = {
