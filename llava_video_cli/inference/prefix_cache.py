@@ -43,9 +43,10 @@ class Prompt:
         marks = np.array(self.ids, dtype=np.int64)
         for span in self.spans:
             medium, place = span.medium, marks[span.start : span.stop]
-            is_picture = isinstance(medium, Picture)
             images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
-            numbers = [_number(image, is_picture) for image in images]
+            # what is made of a frame is decided by its fit, too
+            kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
+            numbers = [_number(image, kind) for image in images]
             place[:] = np.repeat(numbers, len(place) // len(images))
         return marks
 
@@ -66,9 +67,9 @@ class Prompt:
         return longer
 
 
-def _number(image: NDArray[np.uint8], is_picture: bool) -> int:
-    """Return a negative number that stands for an image, which no id is."""
-    digest = blake2b(np.ascontiguousarray(image).data, digest_size=8, salt=b"picture" if is_picture else b"frame")
+def _number(image: NDArray[np.uint8], kind: str) -> int:
+    """Return a negative number that stands for an image of a kind, which no id is."""
+    digest = blake2b(np.ascontiguousarray(image).data, digest_size=8, salt=kind.encode())
     digest.update(str(image.shape).encode())
     return -1 - int.from_bytes(digest.digest(), "big") // 2
 

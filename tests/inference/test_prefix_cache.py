@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from edits import differences
 from fakes import wrapped
@@ -65,6 +66,15 @@ def test_a_second_question_costs_its_own_tokens(layouts: dict[str, Path]) -> Non
     assert 3 * 144 <= cached < tokens
     assert ask(model, "What moves?", VIDEO) == (first, tokens - 1, tokens), "the last token is computed in any case"
     assert ask(model, "What moves?", VIDEO, system="Be kind.")[1] < 10
+
+
+def test_the_same_frames_fitted_in_another_way_are_others(layouts: dict[str, Path]) -> None:
+    model = opened(layouts)
+    wide = replace(VIDEO, images=np.repeat(VIDEO.images, 2, axis=2))
+    padded = replace(wide, sampling=replace(wide.sampling, fit="pad"))
+    cut = ask(model, "What moves?", wide)
+    answer, cached, _ = ask(model, "What moves?", padded)
+    assert cached < 10 and answer == ask(opened(layouts, reuse=False), "What moves?", padded)[0] != cut[0]
 
 
 def test_frames_count_as_far_as_they_are_the_same(layouts: dict[str, Path]) -> None:
