@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from ..speech.transcripts import hear
 from ..video import inspect
 from ..video.files import is_sequence
 from ..video.sampling import Every, clock
-from ..video.spool import is_spooled
+from ..video.spool import begins_as_medium, is_spooled
 from . import console
 from .answer import answer_all, show_answer
 from .download import typed_media
@@ -40,11 +39,6 @@ from .options import (
 from .run import carry_out, confirm_overwrite, load, run_options
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
-# What videos begin with that come on stdin, where paths are expected: mp4, Matroska, AVI, FLV, Ogg, MPEG.
-_VIDEO = re.compile(
-    rb".{4}(ftyp|moov|mdat|free|wide|skip)|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV\x01|OggS\0|\0\0\x01[\xb3\xba]|G.{187}G",
-    re.DOTALL,
-)
 HELP = """Caption videos: one, or a folder of thousands.
 
 Examples:
@@ -216,9 +210,14 @@ def _stdin_paths() -> list[str]:
     if sys.stdin is None:
         raise UsageError("can't read the paths: stdin is closed")
     content = sys.stdin.buffer.read()
-    if _VIDEO.match(content):
+    if begins_as_medium(content):
         hint = 'llvid ask - "Describe the video." asks about a video from stdin'
         raise UsageError("stdin holds a video, where paths were expected", hint)
+    return paths_in(content)
+
+
+def paths_in(content: bytes) -> list[str]:
+    """Return the paths of a list, one per line or separated by NUL."""
     return [os.fsdecode(line) for line in content.split(b"\0" if b"\0" in content else b"\n") if line]
 
 

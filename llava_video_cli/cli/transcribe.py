@@ -14,14 +14,17 @@ from ..runs.transcribe import check_transcripts, default_transcripts, transcribe
 from ..speech import DEFAULT_MODEL, SpeechOptions
 from ..speech.transcripts import Transcripts
 from ..speech.whisper import check_options
+from ..video.files import file_of
 from ..video.limits import Limits
 from ..video.sampling import clock, parse_time
+from ..video.spool import begins_as_medium, is_spooled
 from . import console
-from .caption import listed_paths, sidecar_kinds
-from .download import fetch_speech
+from .caption import listed_paths, paths_in, sidecar_kinds
+from .download import fetch_speech, typed_media
 from .options import OutputFlags, option
 from .run import carry_out, confirm_overwrite
 
+_HEAD_BYTES = 4096  # of stdin, which tell whether it is a medium
 HELP = """Write down what is said in videos, with times: one, or a folder of thousands.
 
 Whisper runs on this machine, and nothing leaves it. Times are those of a player's clock, as those of the frames.
@@ -32,6 +35,8 @@ Examples:
     llvid transcribe film.mkv
 
     llvid transcribe film.mkv -o film.srt
+
+    yt-dlp -o - URL | llvid transcribe - -o talk.srt
 
     llvid transcribe film.mkv --translate --speech-model medium -o film.en.vtt
 
@@ -44,7 +49,8 @@ def transcribe(
         list[str],
         typer.Argument(
             metavar="VIDEO...", show_default=False,
-            help="Videos, sound files and folders; `-` reads paths from stdin, one per line or separated by NUL.",
+            help="Videos, sound files, folders, or one URL; `-` reads a video from stdin, or paths, one per line or "
+            "separated by NUL.",
         ),
     ],
     *,
@@ -97,23 +103,36 @@ def transcribe(
     check_options(speech)
     spinner = console.Progress(output.quiet)
     transcripts = Transcripts(speech, fetch=lambda name: fetch_speech(name, spinner, quiet=output.quiet))
-    is_file = len(paths) == 1 and paths[0] != "-" and not Path(paths[0]).is_dir()
-    if is_file and not (kinds or to or output.json):
-        _stream(paths[0], part, transcripts, Limits(seconds=timeout), output, spinner)
-        return
-    if to is not None:
-        check_transcripts(Path(to), one_video=is_file and not kinds)
-    names, sidecars = listed_paths(paths), Sidecars(kinds, Path(output_dir) if output_dir else None)
-    table = Path(to) if to is not None else default_transcripts(names, sidecars)
-    if table is not None and overwrite and table.suffix.lower()[1:] not in SIDECARS:
-        confirm_overwrite(table, output)
-    run = transcribe_folder(
-        names, table, speech=transcripts, start_seconds=part[0], end_seconds=part[1], sidecars=sidecars,
-        recursive=recursive, overwrite=overwrite,
-        options=RunOptions(limits=Limits(seconds=timeout), notify=output.note),
-    )  # fmt: skip
-    if code := carry_out(run, (), output, spinner, verb="transcribed", to_stdout=table is None):
-        raise typer.Exit(code)
+    is_typed = len(paths) == 1 and is_spooled(paths[0])
+    limits = Limits(seconds=timeout)
+    with typed_media(paths if is_typed else (), output) as fetched:
+        names = _stdin(fetched[0]) if paths == ["-"] else list(fetched) or listed_paths(paths)
+        is_spool = is_typed and names[:1] == list(fetched)
+        if is_spool and kinds:
+            raise UsageError("--sidecar needs files: a URL and stdin have no folder", "write one file with -o")
+        is_file = is_spool or (len(paths) == 1 and paths != ["-"] and not Path(paths[0]).is_dir())
+        if is_file and not (kinds or to or output.json):
+            _stream(names[0], part, transcripts, limits, output, spinner)
+            return
+        if to is not None:
+            check_transcripts(Path(to), one_video=is_file and not kinds)
+        sidecars = Sidecars(kinds, Path(output_dir) if output_dir else None)
+        table = Path(to) if to is not None else default_transcripts(names, sidecars)
+        if table is not None and overwrite and table.suffix.lower()[1:] not in SIDECARS:
+            confirm_overwrite(table, output)
+        run = transcribe_folder(
+            names, table, speech=transcripts, start_seconds=part[0], end_seconds=part[1], sidecars=sidecars,
+            recursive=recursive, overwrite=overwrite, options=RunOptions(limits=limits, notify=output.note),
+        )  # fmt: skip
+        if code := carry_out(run, (), output, spinner, verb="transcribed", to_stdout=table is None):
+            raise typer.Exit(code)
+
+
+def _stdin(path: str) -> list[str]:
+    """Return stdin, which lies at a path, if it is a video or sound, else the paths that it lists."""
+    with Path(file_of(path)).open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        return [path] if begins_as_medium(head) else paths_in(head + file.read())
 
 
 def _stream(

@@ -428,15 +428,15 @@ def open_files(
     overwrite: bool,
     notify: Callable[[str], object],
     check: Callable[[str], object] = lambda path: check_media([path]),
-    wanted: Callable[[Found], bool] = lambda _: True,
+    pictures: bool = True,
     scored: bool = False,
     where: Where | None = None,
 ) -> RunFiles:
     """Compare what files and folders hold with what the output holds. The output is closed with `opened`.
 
-    `check` raises MediaError for a file that is broken; it is called where there are few, and those in folders that are
-    not `wanted` are left out. `scored` and `where` are as in `open_table`. Raises LlvidError for an output that can't
-    be used, MediaError if there is no file.
+    `check` raises MediaError for a file that is broken; it is called where there are few. Without `pictures`, those in
+    folders are left out. `scored` and `where` are as in `open_table`. Raises LlvidError for an output that can't be
+    used, MediaError if there is no file.
     """
     if to is not None and to.suffix.lower()[1:] in SIDECARS:
         check(names[0])
@@ -453,16 +453,12 @@ def open_files(
         ledger = opened.enter_context(open_table(to, overwrite=overwrite, scored=scored, where=where))
         output = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
         done, home, record_of = ledger.done, to.parent, ledger.record_of
-    found = (
-        each
-        for each in find(names, recursive=recursive, as_video=as_video, report_empty=True)
-        if isinstance(each, MediaError) or not each.root or wanted(each)
-    )
+    found = find(names, recursive=recursive, as_video=as_video, report_empty=True, pictures=pictures)
     todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
     if todo.failures and not (todo.videos or todo.done or todo.skipped):
         raise todo.failures[0].cause  # nothing of all that was named is there
     for name in () if recursive else filter(os.path.isdir, names):
-        if (below := first_below(name)) is not None:
+        if (below := first_below(name, pictures=pictures)) is not None:
             notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
     for record in ledger.records() if todo.lost else ():
         if record.key in todo.lost:

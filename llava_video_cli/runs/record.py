@@ -90,9 +90,10 @@ class Failure:
 def path_to_text(path: str, *, encoded: bool = False) -> str:
     """Return a path as text that every format can hold.
 
-    That is the path itself. One whose bytes are not UTF-8 becomes `file:` and its bytes, percent-encoded, and so does
-    one that begins with `file:` itself, and each one if it is to be `encoded`.
+    That is the path itself, or what was typed for what has none. One whose bytes are not UTF-8 becomes `file:` and its
+    bytes, percent-encoded, and so does one that begins with `file:` itself, and each one if it is to be `encoded`.
     """
+    path = typed_name(path)
     raw = os.fsencode(path)
     try:
         text = raw.decode("utf-8")
@@ -112,7 +113,7 @@ def medium_name(path: str) -> str | list[str]:
     """Return a medium's path as a JSON value: of a list of pictures, a list."""
     if isinstance(path, PictureList):
         return [path_to_text(each) for each in path.paths]
-    return path_to_text(typed_name(path))
+    return path_to_text(path)
 
 
 def ask_values(

@@ -16,7 +16,7 @@ from ..speech import SpeechOptions, Transcriber
 from ..speech.transcripts import Transcript, Transcripts
 from ..speech.whisper import check_options
 from ..system.files import fingerprint
-from ..video.files import Found, may_be_picture
+from ..video.files import Found
 from ..video.sound import has_sound
 from .caption import RunFiles, RunTask, default_output, open_files
 from .formats import SIDECARS, Sidecars
@@ -148,7 +148,7 @@ def transcribe_folder(
     with ExitStack() as opened:
         files = open_files(
             names, to, task, sidecars, opened, recursive=recursive, overwrite=overwrite, notify=options.notify,
-            check=has_sound, wanted=lambda found: not may_be_picture(Path(found.path).suffix.lower()),
+            check=has_sound, pictures=False,
         )  # fmt: skip
         return TranscriptRun(files, task, transcripts, options, opened.pop_all())
 

@@ -115,19 +115,26 @@ class Found:
 
 
 def find(
-    paths: Iterable[str], *, recursive: bool = False, as_video: bool = False, report_empty: bool = False
+    paths: Iterable[str],
+    *,
+    recursive: bool = False,
+    as_video: bool = False,
+    report_empty: bool = False,
+    pictures: bool = True,
 ) -> Iterator[Found | MediaError]:
     """Yield each file that `paths` name, and the media in each folder that they name, sorted by name; each file once.
 
     In a folder, files count as videos and pictures by their ending. Sound files are included, as they often are videos;
     hidden files are not. A file that is named itself is always included. With `as_video`, the pictures of a folder or a
     pattern are one video, whose path is that of the folder, or the pattern. What can't be opened is yielded as an
-    error, and so is a folder without media, with `report_empty`.
+    error, and so is a folder without media, with `report_empty`. Without `pictures`, those in folders are left out.
     """
     seen: set[str] = set()
     for path in paths:
         is_empty = True
         for file in _named(path, recursive, as_video):
+            if not pictures and isinstance(file, Found) and file.root and may_be_picture(_ending(file.path)):
+                continue
             is_empty = False
             if isinstance(file, Found):
                 whole = os.path.abspath(file.path)  # noqa: PTH100
@@ -136,23 +143,29 @@ def find(
                 seen.add(whole)
             yield file
         if is_empty and report_empty:
-            below = None if recursive else first_below(path)
+            below = None if recursive else first_below(path, pictures=pictures)
             hint = f"--recursive takes those in its folders, such as {below}" if below else None
-            yield MediaError(f"{path}: no videos or pictures in it", hint)
+            kinds = "videos or pictures" if pictures else "videos or sound files"
+            yield MediaError(f"{path}: no {kinds} in it", hint)
 
 
-def first_below(folder: str) -> str | None:
-    """Return a video or picture in the folders of a folder, if one is found soon."""
+def first_below(folder: str, *, pictures: bool = True) -> str | None:
+    """Return a video, or one of the `pictures`, in the folders of a folder, if one is found soon."""
     for place, folders, names in islice(os.walk(folder), _LISTED_FOLDERS):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names) if place != folder else ():
-            if not name.startswith(".") and may_be_media(os.path.splitext(name)[1].lower()):  # noqa: PTH122
+            ending = _ending(name)
+            if not name.startswith(".") and may_be_media(ending) and (pictures or not may_be_picture(ending)):
                 return os.path.join(place, name)  # noqa: PTH118
     return None
 
 
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path would cost more, 100,000 times
+
+
 def _named(path: str, recursive: bool, as_video: bool) -> Iterator[Found | MediaError]:
-    if as_video and may_be_picture(os.path.splitext(path)[1].lower()) and not is_sequence(path):  # noqa: PTH122
+    if as_video and may_be_picture(_ending(path)) and not is_sequence(path):
         yield MediaError(f"{path}: one picture", "--as-video takes a folder, or a pattern in quotes: 'frame_*.jpg'")
         return
     if as_video and is_sequence(path) and not (recursive and os.path.isdir(path)):  # noqa: PTH112
@@ -192,7 +205,7 @@ def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator
     for entry in ordered:
         if entry.name.startswith("."):
             continue
-        if as_video and may_be_picture(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
+        if as_video and may_be_picture(_ending(entry.name)):
             if not has_sequence:
                 yield _sequence(folder, root)
             has_sequence = True
@@ -201,7 +214,7 @@ def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
                     yield from _inside(entry.path, root, recursive, as_video)
-            elif may_be_media(os.path.splitext(entry.name)[1].lower()):  # noqa: PTH122
+            elif may_be_media(_ending(entry.name)):
                 status = entry.stat()
                 if entry.is_file():
                     yield Found(entry.path, root, status)
@@ -238,7 +251,7 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
         if os.path.isdir(folder):  # noqa: PTH112 - it may be named `[2] Film`
             folder = glob.escape(folder)
         names = list(filter(os.path.isfile, glob.glob(os.path.join(folder, pattern))))  # noqa: PTH118, PTH207
-    endings = [os.path.splitext(name)[1].lower() for name in names]  # noqa: PTH122
+    endings = [_ending(name) for name in names]
     pictures = [name for name, ending in zip(names, endings, strict=True) if may_be_picture(ending)]
     videos = sum(may_be_media(ending) for ending in endings) - len(pictures)
     if pictures:

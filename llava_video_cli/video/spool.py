@@ -25,6 +25,12 @@ from .limits import RAISE_HINT, Deadline, Limits
 if TYPE_CHECKING:
     from ..system.download import Host
 
+# What media begin with: mp4, Matroska, AVI, WAV, FLV, Ogg, MPEG, FLAC, MP3 and AAC, AIFF, ASF, AMR.
+_MEDIUM = re.compile(
+    rb".{4}(ftyp|moov|mdat|free|wide|skip)|\x1aE\xdf\xa3|RIFF.{4}(AVI |WAVE)|FLV\x01|OggS\0|\0\0\x01[\xb3\xba]"
+    rb"|G.{187}G|fLaC|ID3[\2-\4]|\xff[\xe2-\xe7\xf0-\xfd]|FORM.{4}AIF|0&\xb2u|#!AMR",
+    re.DOTALL,
+)
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtmpe", "rtmpt", "rtp", "srtp", "udp", "tcp", "srt", "mms", "mmsh"}
@@ -47,6 +53,11 @@ Progress = Callable[[str, int, "int | None"], None]
 def is_spooled(typed: str) -> bool:
     """Return whether what was typed for a medium is stdin or a URL."""
     return typed == "-" or _SCHEME.match(typed) is not None
+
+
+def begins_as_medium(content: bytes) -> bool:
+    """Return whether bytes are the beginning of a video or of sound, and not a list of paths."""
+    return _MEDIUM.match(content) is not None
 
 
 @contextmanager

@@ -114,6 +114,40 @@ def test_the_whole_way(film: Path, whisper: Path, capsys: pytest.CaptureFixture[
     assert transcribed(capsys, film, *options, "--json", "-q")[1] == out
 
 
+def test_stdin_is_a_video_or_a_list_and_urls_are_fetched(
+    film: Path, whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--speech-model", str(whisper), "--no-vad")
+    lines = transcribed(capsys, film, *options)[1]
+    assert lines and transcribed(capsys, film.as_uri(), *options) == (0, lines, "")
+    with film.open("rb") as stdin:
+        assert llvid("transcribe", "-", *options, stdin=stdin).stdout == lines
+    target = tmp_path / "a.json"
+    with film.open("rb") as stdin:
+        assert llvid("transcribe", "-", *options, "-o", str(target), stdin=stdin).returncode == 0
+    assert json.loads(target.read_text())["video_path"] == "-"
+    (tmp_path / "list").write_text(f"{film}\n{tmp_path}/no.mp4\n")
+    with (tmp_path / "list").open("rb") as stdin:
+        result = llvid("transcribe", "-", *options, stdin=stdin)
+    assert result.returncode == 3 and json.loads(result.stdout)["video_path"] == str(film)
+    assert f"{tmp_path}/no.mp4: no such file" in result.stderr
+    assert "a web page" in transcribed(capsys, "https://youtu.be/x", *options)[2]
+    assert "--sidecar needs files" in transcribed(capsys, film.as_uri(), *options, "--sidecar", "srt")[2]
+
+
+def test_a_folder_without_sound_or_videos(tmp_path: Path, film: Path) -> None:
+    words = f"{tmp_path}: no videos or sound files in it"
+    with pytest.raises(MediaError, match=words):
+        transcribe_folder(tmp_path, speech=speech(tmp_path / "cache", Silent()))
+    (tmp_path / "more").mkdir()
+    for place in (tmp_path, tmp_path / "more"):
+        (place / "a.png").write_bytes(b"a picture")
+    shutil.copy(film, tmp_path / "more" / "b.mkv")
+    with pytest.raises(MediaError, match=words) as error:
+        transcribe_folder(tmp_path, speech=speech(tmp_path / "cache", Silent()))
+    assert error.value.hint == f"--recursive takes those in its folders, such as {tmp_path}/more/b.mkv"
+
+
 def test_errors_come_before_the_model(tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faster_whisper", reason="the extra speech is not installed")
     for arguments, code, words in (
