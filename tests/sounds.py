@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import cache
@@ -106,3 +107,20 @@ def heard_beeps(chunks: Iterable[SoundChunk]) -> list[float]:
                 times.append(time)
             last = time
     return times
+
+
+def write_voices(path: Path, seconds: float) -> Path:
+    """Write a WAV file with what a voice activity detector takes for speech: vowels, and pauses between them."""
+    times = np.arange(round(seconds * RATE)) / RATE
+    pitch = 100 * (1 + 0.15 * np.sin(6 * np.pi * times))
+    spectrum = np.fft.rfft(2 * (np.cumsum(pitch) / RATE % 1) - 1)
+    frequencies = np.fft.rfftfreq(len(times), 1 / RATE)
+    formants = sum(1 / (1 + ((frequencies - peak) / width) ** 2) for peak, width in ((600, 80), (1200, 100)))
+    vowels = np.fft.irfft(spectrum * formants, len(times)) * (np.sin(8 * np.pi * times) > -0.3) * (times % 4 < 2.5)
+    samples = (vowels / np.abs(vowels).max() * 2**14).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(samples.tobytes())
+    return path

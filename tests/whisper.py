@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,15 @@ class LoudestSeconds:
 
     name = "loudest seconds"
     notes = ()
+    device = "cpu"
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, needed_bytes: int = 0) -> None:
+        self.calls, self.needed_bytes = 0, needed_bytes
+        self.threads = list[str]()  # that asked for each transcript
 
     def transcribe(self, sound: Iterable[SoundChunk], options: SpeechOptions) -> Iterator[SpokenSegment]:
         self.calls += 1
+        self.threads.append(threading.current_thread().name)
         for number, time in enumerate(heard_beeps(sound), start=1):
             yield SpokenSegment(time, time + BEEP_SECONDS, f"beep {number}", options.language or "en")
 

@@ -68,6 +68,16 @@ def token_counter(model: str, loading: Loading, revision: str | None = None) -> 
     return TokenCounter(model, _config(folder, loading)[1], CHECKPOINT if has_random_weights(folder) else folder)
 
 
+def memory_left(model: str, loading: Loading, revision: str | None = None) -> tuple[str, float]:
+    """Return the kind of device that a model will be on (`cuda`, `cpu`, `mps`), and the bytes that stay free there.
+
+    Raises what `open_model` raises before it loads anything.
+    """
+    config, checkpoint = _config(locate_config(model, revision), loading)
+    device = (placement := _placed(model, config, checkpoint, loading)).device
+    return device.kind, sum(device.free_bytes) - placement.need.total_bytes
+
+
 def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: bool = True) -> Loaded:
     """Return the checkpoint of a folder, loaded; `name` is how it was asked for, for messages.
 

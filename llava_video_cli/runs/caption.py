@@ -265,6 +265,7 @@ class FolderPlan:
 
     def run_plan(self, task: Task, written: Callable[[Record], object], *, rope_auto: bool = False) -> RunPlan:
         """Return the run that captions the videos; `written` is called with each record."""
+        sampling = task.preset.sampling
 
         def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[CaptionJob]:
             return (CaptionJob(found.path, key, task, settings, count) for found, key in self.videos)
@@ -273,7 +274,7 @@ class FolderPlan:
             jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
-            keys=self.keys, needs_budget=task.preset.sampling.speech,
+            keys=self.keys, said=[(found.path, sampling) for found, _ in self.videos] if sampling.speech else (),
         )  # fmt: skip
 
 

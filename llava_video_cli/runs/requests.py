@@ -228,7 +228,7 @@ def plan_requests(
                 yield each.request(placeholders(each.paths, pictures, each.sampling))
 
     return RunPlan(jobs, total, len(requests) - total - len(failures), failures, largest=largest, keys=keys,
-        needs_budget=any(each.sampling.speech for each in requests),
+        said=[(path, each.sampling) for each in requests if each.sampling.speech for path in each.paths],
     )  # fmt: skip
 
 

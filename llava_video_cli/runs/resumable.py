@@ -14,12 +14,15 @@ from typing import Any, cast, get_args
 
 from ..conversation import Request
 from ..errors import LlvidError
+from ..inference.loader import memory_left
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Count, Subtitles
+from ..speech.transcripts import shared
 from ..video import Resize
 from ..video.limits import Limits
+from ..video.sampling import Sampling
 from .answers import Answers, RunPace, read_ahead
 from .ledger import Errors
 from .prefetch import FEWEST_REQUESTS, Job, ReadAhead
@@ -54,8 +57,8 @@ class RunPlan:
     `Model.budget`. `failures` are known before anything is read. An error that is `is_fatal` ends the run. `written`
     is called with each record once it is in its file. `largest` are requests that take at least as much of the context
     as any job, `first` one that ends the run if it doesn't fit: either may have none. `keys` are those of all records
-    that the run makes or has made. With `needs_budget`, `Model.budget` is called for every job, so that nothing is read
-    before the model is there.
+    that the run makes or has made. `said` are the files whose speech goes into prompts, each with the sampling of its
+    part: `Model.budget` is then called for every job, so that nothing is read before the model is there.
     """
 
     jobs: Callable[[Mapping[str, Any], Count], Iterable[Job]]
@@ -67,7 +70,7 @@ class RunPlan:
     largest: Callable[[], Iterable[Request]] = tuple
     first: Callable[[], Iterable[Request]] = tuple
     keys: Set[str] = frozenset()
-    needs_budget: bool = False
+    said: Sequence[tuple[str, Sampling]] = ()
 
 
 @dataclass(frozen=True)
@@ -250,8 +253,10 @@ class AnsweredRun(ResumableRun):
             self._source,
             download=self._options.download,
             notify=self._options.notify,
-            resize_first=self._subtitles is None and not self._plan.needs_budget,
+            resize_first=self._subtitles is None and not self._plan.said,
         )
+        if self._plan.said and self._source.opened is None:
+            self._transcribe_first()
         loader.begin(self._plan.largest())
         if not loader.has_begun:
             loader.insist(self._plan.first())
@@ -266,6 +271,17 @@ class AnsweredRun(ResumableRun):
         self._settings |= settings_values(self._model, self._preset, self._subtitles)
         self._ahead = self._ahead or self._reader(self._model.shrink)
         self._ahead.most_questions = FEWEST_REQUESTS
+
+    def _transcribe_first(self) -> None:
+        """Transcribe everything before the weights are loaded, if there is no memory for both models."""
+        self._options.download()
+        kind, left_bytes = memory_left(self._source.name, self._source.loading, self._source.revision)
+        for model in dict.fromkeys(part.speech_model for _, part in self._plan.said):
+            transcripts = shared(model)
+            if not transcripts.fits_beside(kind, left_bytes):
+                self._options.notify("memory is too short for both models: what is said is transcribed first")
+                files = (each for each in self._plan.said if each[1].speech_model == model)
+                transcripts.transcribe_all(files, self._options.limits, self._options.stop)
 
     def _reader(self, shrink: Resize) -> ReadAhead:
         return read_ahead(self._plan.jobs(self._settings, self._budget), shrink, self._options.limits)

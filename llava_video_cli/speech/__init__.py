@@ -55,6 +55,14 @@ class Transcriber(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a user should know, such as why the GPU isn't used."""
 
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu` or `cuda`."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """About what it takes of that device's memory, or of the machine's."""
+
     def transcribe(self, sound: Iterable[SoundChunk], options: SpeechOptions) -> Iterator[SpokenSegment]:
         """Yield what is said, in order of time, while the sound is read. Raises LlvidError.
 

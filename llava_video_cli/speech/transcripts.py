@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..conversation import Media, Segment
-from ..errors import LlvidError
+from ..errors import LlvidError, ModelError
 from ..prompt.subtitles import LONGEST_LINE, Subtitles
 from ..system.background import Background
 from ..system.files import cache_folder, fingerprint, whole_file
@@ -22,7 +23,7 @@ from ..video.files import file_of
 from ..video.limits import Limits
 from ..video.sampling import Sampling
 from . import SpeechOptions, SpokenSegment, Transcriber, Word
-from .whisper import SpeechWeights, WhisperTranscriber, check_options, fetch_weights, local_weights
+from .whisper import SpeechWeights, WhisperTranscriber, check_options, default_device, fetch_weights, local_weights
 
 Medium = TypeVar("Medium", bound=Media)
 NO_SOUND = "it has no sound"
@@ -75,6 +76,8 @@ class Transcripts:
         self._cache = cache or cache_folder() / "transcripts"
         self._lock = threading.Lock()
         self._recent: OrderedDict[object, Transcript] = OrderedDict()  # of files that nobody has changed since
+        self._most_recent = _RECENT
+        self._opened_here = transcriber is None
 
     def transcript(
         self,
@@ -100,7 +103,7 @@ class Transcripts:
     ) -> Transcript:
         with suppress(OSError):
             self._recent[_state(path, start, end)] = transcript
-        while len(self._recent) > _RECENT:
+        while len(self._recent) > self._most_recent:
             self._recent.popitem(last=False)
         return transcript
 
@@ -150,6 +153,32 @@ class Transcripts:
                     return
         notes += kept.notes
         yield from kept.segments
+
+    def fits_beside(self, device: str, free_bytes: float) -> bool:
+        """Return whether its model computes elsewhere than on a device, or fits what is free there."""
+        if self._transcriber is not None:
+            return self._transcriber.device != device or self._transcriber.needed_bytes <= free_bytes
+        weights = local_weights(self.options.model)
+        return weights is None or default_device() != device or weights.needed_bytes <= free_bytes
+
+    def transcribe_all(self, files: Iterable[tuple[str, Sampling]], limits: Limits, stop: threading.Event) -> None:
+        """Make the transcripts of files, of the part of each sampling, and keep them; then free the model's memory.
+
+        What can't be transcribed is left out: who asks for it gets the error.
+        """
+        self._most_recent = sys.maxsize
+        for path, part in files:
+            if stop.is_set():
+                break
+            try:
+                self.transcript(path, part.start_seconds or None, part.end_seconds, limits=limits)
+            except ModelError:
+                break
+            except LlvidError:
+                continue
+        if self._opened_here:
+            with self._lock:
+                self._transcriber = None
 
     def _opened(self) -> Transcriber:
         if self._transcriber is None:

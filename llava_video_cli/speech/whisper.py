@@ -47,6 +47,8 @@ LANGUAGES = _CODES.split()
 _FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 _NEEDED = ("config.json", "model.bin", "tokenizer.json")  # without a tokenizer, faster-whisper asks the hub for one
 _PIECE_SECONDS, _SEARCH_SECONDS = 3600, 60  # sound in memory: 230 MB an hour; it is cut where it is quiet
+_WORKING_BYTES = 2**30  # beside the weights
+_GPU_BATCH = 8  # stretches of up to 30 seconds at a time: faster-whisper's default
 _SILENT = 1e-4  # of full scale: no microphone is as quiet
 _CUT_WINDOW_SECONDS = 0.1
 
@@ -79,6 +81,19 @@ class SpeechWeights:
 
     folder: Path
     name: str
+
+    @property
+    def needed_bytes(self) -> int:
+        """About what they take in memory, with the sound of an hour."""
+        return (self.folder / "model.bin").stat().st_size + _WORKING_BYTES
+
+
+def default_device() -> str:
+    """Return where Whisper computes: on a GPU if CTranslate2 can use one. Raises LlvidError without faster-whisper."""
+    check_installed()
+    import ctranslate2
+
+    return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
 
 
 def local_weights(model: str) -> SpeechWeights | None:
@@ -113,24 +128,28 @@ def fetch_weights(model: str, progress: Callable[[DownloadProgress], None] | Non
 
 
 class WhisperTranscriber:
-    """A loaded Whisper: on a GPU in float16 if CTranslate2 can use one, else on the CPU in int8."""
+    """A loaded Whisper: on a GPU in float16 if CTranslate2 can use one, else on the CPU in int8.
 
-    def __init__(self, weights: SpeechWeights, device: str = "auto", cores: int | None = None) -> None:
-        check_installed()
-        import ctranslate2
+    On a GPU, what the voice activity detector takes for speech is transcribed in batches of `batch_size` stretches. A
+    CPU gains nothing by that, and there Whisper knows what was said before each stretch.
+    """
 
+    def __init__(
+        self, weights: SpeechWeights, device: str = "auto", cores: int | None = None, batch_size: int | None = None
+    ) -> None:
         self._cores = cores or usable_cores()
-        self.name, self.notes = weights.name, tuple[str, ...]()
-        if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
-        if device != "cpu":
+        self.name, self.needed_bytes, self.notes = weights.name, weights.needed_bytes, tuple[str, ...]()
+        self.device = default_device() if device == "auto" else device
+        if self.device != "cpu":
             try:
-                self._model = self._opened(weights, device)
+                self._model = self._opened(weights, self.device)
                 self._model.detect_language(_silence(1))  # libraries of CUDA are only missed here
-                return
             except ModelError as error:
                 self.notes = (f"speech is transcribed on the CPU, because the GPU can't be used: {error}",)
-        self._model = self._opened(weights, "cpu")
+                self.device = "cpu"
+        if self.device == "cpu":
+            self._model = self._opened(weights, "cpu")
+        self._batch_size = batch_size or (1 if self.device == "cpu" else _GPU_BATCH)
 
     def _opened(self, weights: SpeechWeights, device: str) -> Any:
         import ctranslate2
@@ -150,17 +169,37 @@ class WhisperTranscriber:
             if options.vad and not (abs(samples) > _SILENT).any():
                 continue
             with _errors(self.name):
-                segments, info = self._model.transcribe(
-                    samples,
-                    language=options.language,
-                    task="translate" if options.translate else "transcribe",
-                    vad_filter=options.vad,
-                    word_timestamps=options.words,
-                )
-                for segment in segments:
+                for segment, language in self._segments(samples, options):
                     if options.language is None:  # the first piece in which something is said decides for all
-                        options = replace(options, language=info.language)
-                    yield _spoken(segment, start_seconds, info.language)
+                        options = replace(options, language=language)
+                    yield _spoken(segment, start_seconds, language)
+
+    def _segments(self, samples: NDArray[np.float32], options: SpeechOptions) -> Iterator[tuple[Any, str]]:
+        """Yield faster-whisper's segments of a piece, each with its language."""
+        from faster_whisper import BatchedInferencePipeline
+
+        wanted: dict[str, Any] = {
+            "language": options.language,
+            "task": "translate" if options.translate else "transcribe",
+            "vad_filter": options.vad,
+            "word_timestamps": options.words,
+        }
+        if self._batch_size > 1 and options.vad:  # the detector finds the stretches
+            count = 0
+            try:
+                segments, info = BatchedInferencePipeline(self._model).transcribe(
+                    samples, batch_size=self._batch_size, without_timestamps=False, **wanted
+                )
+                for count, segment in enumerate(segments, start=1):  # noqa: B007 - how many came before an error
+                    yield segment, info.language
+                return
+            except RuntimeError as error:
+                if count or "out of memory" not in str(error).lower():
+                    raise
+                self._batch_size = 1
+        segments, info = self._model.transcribe(samples, **wanted)
+        for segment in segments:
+            yield segment, info.language
 
 
 def _spoken(segment: Any, start_seconds: float, language: str) -> SpokenSegment:

@@ -13,11 +13,12 @@ from terminal import asked
 from waiting_model import USAGE, WaitingModel
 from whisper import LoudestSeconds
 
-from llava_video_cli import Budget, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
+from llava_video_cli import Budget, Limits, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
 from llava_video_cli.conversation import Chunk, Request
 from llava_video_cli.model import Loading
 from llava_video_cli.preset import read_preset
 from llava_video_cli.runs.preflight import ModelSource
+from llava_video_cli.runs.resumable import RunOptions
 from llava_video_cli.runs.session import Chat, Session
 from llava_video_cli.runs.windows import answer_windows
 from llava_video_cli.speech import SpeechOptions
@@ -94,6 +95,28 @@ def test_a_part(film: Path, fake: LoudestSeconds) -> None:
     (record,) = caption_folder([film], preset=preset(silent), model=model)
     assert model.prompts == [f"{SPOKEN}3.2s: beep 1\nWhy?", "Why?"] and fake.calls == 2
     assert record.values["notes"] == ["nothing is said in this part"]
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_where_memory_is_short_all_is_transcribed_before_the_model_is_loaded(is_short: bool, tmp_path: Path) -> None:
+    fake = LoudestSeconds(10**18 if is_short else 0)
+    share("loudest", Transcripts(SpeechOptions(), fake, cache=tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("nothing can be kept on the disk")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(20):  # more than are usually kept in memory
+        make_film(clips / f"{number}.mp4", [0.2 + number / 100], seconds=0.5)
+    (clips / "broken.mp4").write_bytes(b"nothing")
+    loaded_after, told = list[int](), list[str]()
+    options = RunOptions(notify=told.append, limits=Limits(cores=1))
+    run = caption_folder(clips, preset=preset(), model=ModelSource("demo", Loading(device="cpu")), options=options)
+    run.begin()
+    loaded_after.append(fake.calls)
+    outcomes = list(run)
+    assert sorted(type(each).__name__ for each in outcomes) == ["Failure"] + ["Record"] * 20
+    assert fake.calls == 20 and set(fake.threads) == {"MainThread" if is_short else "llvid-speech"}
+    words = "memory is too short for both models: what is said is transcribed first"
+    assert (words in told) == is_short and (loaded_after == [20]) == is_short
 
 
 def test_windows_are_transcribed_in_one_go(film: Path, fake: LoudestSeconds) -> None:

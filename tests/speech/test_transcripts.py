@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sounds import make_film
+from sounds import make_film, write_voices
 from whisper import LoudestSeconds, Silent
 
 from llava_video_cli import ModelError, UsageError
@@ -59,6 +59,22 @@ def test_text_and_times_are_those_of_faster_whisper(whisper: Path, film: Path, w
     assert [text for _, text in told] == [text for _, text in wanted] and bool(wanted) == words
     assert [time for time, _ in told] == pytest.approx([time for time, _ in wanted], abs=2e-3)
     assert set(LANGUAGES) == set(model.supported_languages)
+
+
+def test_batches_are_those_of_faster_whisper(whisper: Path, tmp_path: Path) -> None:
+    """As on a GPU: the detector finds the stretches, here in vowels."""
+    from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+    film = write_voices(tmp_path / "voices.wav", 120.0)
+    weights = local_weights(str(whisper))
+    assert weights is not None
+    options = SpeechOptions(str(whisper), language="de")
+    ours = list(WhisperTranscriber(weights, "cpu", batch_size=4).transcribe(iter_sound(film), options))
+    pipeline = BatchedInferencePipeline(WhisperModel(str(whisper), device="cpu", compute_type="int8"))
+    segments, _ = pipeline.transcribe(str(film), language="de", batch_size=4, without_timestamps=False)
+    theirs = list(segments)
+    assert [each.text for each in ours] == [each.text.strip() for each in theirs] and len(ours) > 3
+    assert [each.start_seconds for each in ours] == pytest.approx([each.start for each in theirs], abs=2e-3)
 
 
 def test_silence_needs_no_voice_detector(whisper: Path) -> None:
