@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from ..prompt.continuation import Choices
 from .decode_step import Decoder
 
-_MOST_TOKENS = 2048  # of a forward, of all rows together: each has a vocabulary of logits
+_MOST_TOKENS = 1024  # of a forward, of all rows together: each has a vocabulary of logits
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,37 @@ def log_probabilities(
     """
     first = logits.float().log_softmax(dim=-1)
     totals = [first[row, [ids[0] for ids in each.ids] if each else []] for row, each in enumerate(rows)]
+    begins = [sum(map(len, totals[:row])) for row in range(len(totals))]
+    total = torch.cat(totals)  # of all choices of all rows, from `begins` on
     ends = torch.tensor(sorted(stop_ids), device=first.device)
     for group in _groups(rows, decoder.takes_masks):
         width = max(sum(len(branch.computed) for branch in branches) for branches in group)
         ids, offsets, sees = _packed(group, width)
         answer = decoder.continue_from(_fork(cache), begin, ids, offsets, sees if decoder.takes_masks else None)
-        for row, branches in enumerate(group):
-            place = 0
-            for branch in branches:
-                count = len(branch.computed)
-                found = answer[row, place : place + count].float().log_softmax(dim=-1)
-                place += count
-                following = torch.tensor(branch.ids[1:], dtype=torch.int64, device=found.device)
-                steps = torch.arange(len(following), device=found.device)
-                totals[row][branch.choice] += found[steps, following].sum()
-                if branch.has_end:
-                    totals[row][branch.choice] += found[-1, ends].logsumexp(dim=-1)
-    return totals
+        steps = _steps(group, begins)
+        row, place, next_id, choice = torch.tensor(steps, device=first.device).T
+        scores = answer[row, place].float()
+        is_end = next_id < 0
+        found = scores.gather(1, next_id.clamp(min=0)[:, None])[:, 0]
+        found = torch.where(is_end, scores[:, ends].logsumexp(dim=-1), found)
+        total.index_add_(0, choice, found - scores.logsumexp(dim=-1))
+    return list(total.split(list(map(len, totals))))
+
+
+def _steps(group: Sequence[Sequence[_Branch]], begins: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Return for each token that is computed its row, its place there, the next id, and the number of its choice.
+
+    The next id is -1 where a choice ends.
+    """
+    steps = []
+    for row, branches in enumerate(group):
+        place = 0
+        for branch in branches:
+            following = (*branch.ids[1:], *([-1] if branch.has_end else ()))
+            for next_id in following:
+                steps.append((row, place, next_id, begins[row] + branch.choice))
+                place += 1
+    return steps
 
 
 def _groups(rows: Sequence[Choices | None], takes_masks: bool) -> Iterator[list[list[_Branch]]]:
