@@ -11,21 +11,18 @@ import pytest
 import torch
 from random_requests import opened
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
-from test_engine import OTHERS
+from test_engine import OTHERS, Fails, out_of_memory
 from transformers import AutoModelForCausalLM, AutoProcessor, DynamicCache, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Answer, Frames, Generation, Picture, Request, Turn, UsageError, join
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.choices import log_probabilities
 from llava_video_cli.inference.decode_step import Decoder
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.prompt.continuation import Choices
 
-CHOICES = {
-    "one token each": ("Yes", "No"),
-    "several tokens": ("a red circle moves left", "a blue square", "w12 w3", "It stays still."),
-    "one begins another": ("Yes", "Yes, it moves", "No", "Yes, it moves left."),
-}
+CHOICES = ("Yes", "No", "a blue square", "Yes, it moves", "It stays still.")  # of one token, of several, a beginning
 NEAR = 1e-4
 
 
@@ -63,7 +60,7 @@ class Reference:
     def logprobs(self, turns: Sequence[Turn], choices: Sequence[str], prefill: str = "") -> dict[str, float]:
         prompt = self.prompt(turns)
         space = "" if prompt[-1].isspace() else " "
-        begun = self.inputs(prompt + (space + prefill if prefill else ""), turns)["input_ids"].shape[1]
+        begun = self.inputs(prompt + (space + prefill.rstrip() if prefill else ""), turns)["input_ids"].shape[1]
         found: dict[str, float] = {}
         ids: dict[str, list[int]] = {}
         for choice in choices:
@@ -85,6 +82,11 @@ def pair(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> tuple[Llav
     return opened(folder), Reference(folder)
 
 
+@pytest.fixture(scope="module")
+def demo() -> tuple[LlavaVideo, Reference]:
+    return opened(CHECKPOINT), Reference(CHECKPOINT)
+
+
 def asked(text: str, media: Sequence[Frames | Picture], choices: Sequence[str], **more: Any) -> Request:
     return Request((Turn("user", text, tuple(media)),), Generation(choices=tuple(choices), **more))
 
@@ -100,20 +102,28 @@ def check(answer: Answer, expected: dict[str, float], total: float = 1.0) -> Non
     assert answer.text == max(expected, key=expected.__getitem__)
 
 
-@pytest.mark.parametrize("kind", CHOICES)
-def test_each_logprob_is_that_of_transformers_logits(pair: tuple[LlavaVideo, Reference], kind: str) -> None:
+def test_each_logprob_is_that_of_transformers_logits(pair: tuple[LlavaVideo, Reference]) -> None:
     model, reference = pair
-    for media in ([VIDEO], [STILL], []):
-        request = asked("What happens in this video?", media, CHOICES[kind])
-        check(join(model.stream(request)), reference.logprobs(request.turns, CHOICES[kind]))
+    request = asked("What happens in this video?", [VIDEO], CHOICES)
+    check(join(model.stream(request)), reference.logprobs(request.turns, CHOICES))
+    prefilled = asked("What happens in this video?", [VIDEO], ("square", "still"), prefill="It is a ")
+    check(join(model.stream(prefilled)), reference.logprobs(request.turns, ("square", "still"), "It is a "))
 
 
-def test_videos_with_different_choices_are_scored_together(pair: tuple[LlavaVideo, Reference]) -> None:
-    model, reference = pair
+def test_pictures_and_prompts_without_media_have_choices_too(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, reference = demo
+    several: list[list[Frames | Picture]] = [[STILL], [STILL, VIDEO], []]
+    for media in several:
+        request = asked("What happens?", media, CHOICES)
+        check(join(model.stream(request)), reference.logprobs(request.turns, CHOICES))
+
+
+def test_videos_with_different_choices_are_scored_together(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, reference = demo
     media: list[list[Frames | Picture]] = [[VIDEO], [OTHER], [moving_square(3, seed=8)], [moving_square(3, seed=9)]]
     requests = [
         asked("Does it move?", each, choices)
-        for each, choices in zip(media, [*CHOICES.values(), CHOICES["several tokens"][::-1]], strict=True)
+        for each, choices in zip(media, (CHOICES, CHOICES[:2], CHOICES[2:], CHOICES[::-1]), strict=True)
     ]
     free = Request((Turn("user", "Does it move?", (moving_square(3, seed=7),)),), Generation(max_new_tokens=5))
     *answers, other = model.answer_all([*requests, free])
@@ -122,17 +132,23 @@ def test_videos_with_different_choices_are_scored_together(pair: tuple[LlavaVide
     assert other.scores is None and other.text == join(model.stream(free)).text
 
 
-def test_a_prefill_stands_before_the_choices(pair: tuple[LlavaVideo, Reference]) -> None:
-    model, reference = pair
-    request = asked("Which way does it move?", [VIDEO], ("left", "right"), prefill="It moves ")
-    begun = reference.logprobs(request.turns, ("left", "right"), "It moves ")
-    tail = reference.logprobs(request.turns, ("It moves",))["It moves"]
-    answer = join(model.stream(request))
-    assert answer.scores is not None
-    for choice in ("left", "right"):
-        whole = reference.logprobs(request.turns, (f"It moves {choice}",))[f"It moves {choice}"]
-        assert answer.scores.logprobs[choice] == pytest.approx(whole - tail, abs=NEAR)
-    assert set(begun) == set(answer.scores)
+def test_more_choices_than_one_forward_takes(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, _ = demo
+    choices = tuple(
+        f"It moves {way} and turns {color}, I think so, {number} times."
+        for number, way, color in (
+            (n, w, c) for n in range(3) for w in ("left", "right", "up") for c in ("red", "blue", "green")
+        )
+    )
+    videos = [moving_square(3, seed=seed) for seed in range(12)]
+    together = model.answer_all([asked("What happens?", [video], choices) for video in videos])
+    alone = [join(model.stream(asked("What happens?", [videos[5]], choices[at : at + 9]))) for at in (0, 9, 18)]
+    found = together[5].scores
+    assert found is not None
+    for part in alone:
+        assert part.scores is not None
+        for choice, logprob in part.scores.logprobs.items():
+            assert found.logprobs[choice] == pytest.approx(logprob, abs=NEAR)
 
 
 def test_an_answer_begins_with_its_prefill(pair: tuple[LlavaVideo, Reference]) -> None:
@@ -152,9 +168,9 @@ def test_an_answer_begins_with_its_prefill(pair: tuple[LlavaVideo, Reference]) -
     assert streamed[0].startswith("A red")
 
 
-def test_length_normalized_scores_are_means_over_tokens(pair: tuple[LlavaVideo, Reference]) -> None:
-    model, _ = pair
-    choices = CHOICES["one begins another"]
+def test_length_normalized_scores_are_means_over_tokens(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, _ = demo
+    choices = CHOICES
     plain, normalized = model.answer_all(
         [asked("Does it move?", [VIDEO], choices), asked("Does it move?", [VIDEO], choices, length_normalized=True)]
     )
@@ -187,13 +203,26 @@ def test_other_kinds_of_layers_compute_each_choice_by_itself(kind: str) -> None:
                     assert total == pytest.approx(wanted, abs=NEAR)
 
 
-def test_choices_take_over_the_frames_of_an_earlier_question(layouts: dict[str, Path]) -> None:
-    model, reference = opened(layouts["vicuna"]), Reference(layouts["vicuna"])
+def test_choices_take_over_the_frames_of_an_earlier_question() -> None:
+    model, reference = opened(CHECKPOINT), Reference(CHECKPOINT)
     for number, text in enumerate(("Does it move?", "Is it red?", "Is it a square?")):
-        request = asked(text, [VIDEO], CHOICES["several tokens"])
+        request = asked(text, [VIDEO], CHOICES)
         answer = join(model.stream(request))
-        check(answer, reference.logprobs(request.turns, request.generation.choices))
+        check(answer, reference.logprobs(request.turns, CHOICES))
         assert (answer.usage.cached_tokens > 0) == (number > 0)
+
+
+def test_choices_survive_where_memory_runs_out(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, _ = demo
+    requests = [asked("Does it move?", [moving_square(3, seed=seed)], CHOICES) for seed in range(6)]
+    wanted = model.answer_all(requests)
+    most = 3
+    fails = Fails(CHECKPOINT, lambda rows: rows > most, out_of_memory)
+    for _ in range(2):
+        for answer, right in zip(fails.model.answer_all(requests), wanted, strict=True):
+            assert answer.scores is not None and right.scores is not None
+            assert dict(answer.scores) == pytest.approx(dict(right.scores), abs=1e-4)
+    assert max(fails.rows) > most
 
 
 @pytest.mark.parametrize(
@@ -212,7 +241,7 @@ def test_choices_that_make_no_sense_are_refused(values: dict[str, Any], message:
         Generation(**values)
 
 
-def test_choices_that_are_the_same_tokens_are_an_error_of_that_request(layouts: dict[str, Path]) -> None:
-    model = opened(layouts["vicuna"])
+def test_choices_that_are_the_same_tokens_are_an_error_of_that_request(demo: tuple[LlavaVideo, Reference]) -> None:
+    model, _ = demo
     with pytest.raises(ModelError, match="the same to the tokenizer"):
         join(model.stream(asked("Does it move?", [VIDEO], ("Yes", "Yes "))))
