@@ -133,6 +133,7 @@ def _row(result: Result) -> dict[str, Any]:
         "id": result.id,
         "question": result.question,
         "text": result.text,
+        "scores": list(result.scores.items()),
         "segments": [[round(s.start_seconds, 3), round(s.end_seconds, 3), s.text] for s in result.segments],
         "finish": result.finish_reason,
         "notes": result.notes,

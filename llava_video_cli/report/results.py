@@ -27,14 +27,16 @@ _JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=lambda text:
 class Result:
     """One line: a video or picture, as the line names it, and the model's answer.
 
-    `text` is the caption or the answer. `id` and `question` come from a batch. `frames`, `usage` and `settings` are
-    objects of the line, empty if it has none; `settings` begins with the line's `prompt` and `model`.
+    `text` is the caption or the answer, `scores` the probability of each choice. `id` and `question` come from a batch.
+    `frames`, `usage` and `settings` are objects of the line, empty if it has none; `settings` begins with the line's
+    `prompt` and `model`.
     """
 
     video: str
     text: str
     id: str
     question: str
+    scores: dict[str, float]
     segments: tuple[Segment, ...]
     finish_reason: str
     notes: tuple[str, ...]
@@ -164,6 +166,11 @@ def _result(line: _Line) -> Result:
         text=line.text("caption", "answer"),
         id=line.text("id"),
         question=line.text("question"),
+        scores={
+            choice: score
+            for choice, value in line.object("scores").items()
+            if (score := number(value)) is not None and 0 <= score <= 1
+        },
         segments=tuple(_segments(line.value.get("segments"), number(frames.get("duration_seconds")))),
         finish_reason=line.text("finish_reason"),
         notes=tuple(_lines(line.value.get("notes"))),

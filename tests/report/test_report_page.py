@@ -96,6 +96,41 @@ def test_search_and_filters(window: Browser, tmp_path: Path) -> None:
     assert window.run("CSS.highlights.get('found')?.size ?? 1") >= 1
 
 
+def test_scores_sort_and_filter(window: Browser, tmp_path: Path) -> None:
+    opened(
+        window,
+        tmp_path,
+        line("a.mp4", "yes", scores={"yes": 0.7, "no": 0.3}),
+        line("b.mp4", "no", scores={"yes": 0.1, "no": 0.9}),
+        line("c.mp4", "A cat."),
+        line("d.mp4", "yes", scores={"yes": 0.95, "no": 0.05, "__proto__": 0.5, "odd": "x"}),
+    )
+    assert window.run("[...document.getElementById('sort').options].map(o => o.value)") == [
+        *("", "-yes", "+yes", "-no", "+no", "-__proto__", "+__proto__")
+    ]
+    first = "document.querySelector('.scores').textContent"
+    assert window.run(first) == "yes0.700no0.300"
+    for order, names in (("-yes", "dabc"), ("+yes", "badc"), ("-no", "badc"), ("", "abcd")):
+        window.run(
+            f"(s => {{ s.value = '{order}'; s.dispatchEvent(new Event('change', {{bubbles: true}})); }})"
+            "(document.getElementById('sort'))"
+        )
+        assert window.run(SHOWN) == [f"{name}.mp4" for name in names], order
+    for typed, names in (("yes>0.8", "d"), ("no >= 0.3", "ab"), ("yes<=0.1", "b"), ("", "abcd"), ("maybe>1", "abcd")):
+        window.run(
+            f"(s => {{ s.value = '{typed}'; s.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
+            "(document.getElementById('where'))"
+        )
+        assert window.run(SHOWN) == [f"{name}.mp4" for name in names], typed
+        assert (
+            window.run("document.getElementById('where').getAttribute('aria-invalid')")
+            == str(typed == "maybe>1").lower()
+        )
+    window.run("document.getElementById('clear').click()")
+    opened(window, tmp_path, line("a.mp4", "A cat."))
+    assert window.run("document.getElementById('sort').hidden && document.getElementById('where').hidden")
+
+
 def test_a_time_line_by_keys_and_by_pointer(window: Browser, tmp_path: Path, clip: Path) -> None:
     shutil.copy(clip, tmp_path / "a.mp4")
     parts = [{"start_seconds": k / 2, "end_seconds": k / 2 + 0.5, "text": f"part {k}"} for k in range(4)]

@@ -35,6 +35,15 @@ function offerChoices() {
   choices("notes", "Notes", withNotes ? [["with", "with notes", withNotes], ["without", "without notes", without]] : []);
 }
 
+function offerScores() {
+  const known = [...new Set(rows.flatMap((row) => [...row.scores.keys()]))].slice(0, 100);
+  const offered = known.flatMap((choice) => [["-", "highest first"], ["+", "lowest first"]].map(([sign, words]) =>
+    new Option(`${visible(choice)}: ${words}`, sign + choice)));
+  byId("sort").replaceChildren(new Option("Order of the file", ""), ...offered);
+  byId("where").placeholder = known.length ? `${visible(known[0])}>0.8` : "";
+  byId("sort").hidden = byId("where").hidden = !known.length;
+}
+
 function summarize() {
   const results = rows.filter((row) => !row.error), failed = rows.length - results.length;
   const videos = new Map(results.map((row) => [row.name, row.duration ?? 0]));
@@ -53,7 +62,7 @@ function summarize() {
 }
 
 function step(by) {
-  const shown = rows.filter((row) => !row.article.hidden);
+  const shown = order.filter((row) => !row.article.hidden);
   const at = shown.findIndex((row) => row.article.contains(document.activeElement));
   const next = at < 0 ? shown.find((row) => row.article.getBoundingClientRect().bottom > 120) : shown[at + by];
   next?.article.focus({ preventScroll: true });
@@ -72,16 +81,20 @@ byId("search").addEventListener("input", () => {
   cancelAnimationFrame(waiting);
   waiting = requestAnimationFrame(apply);
 });
+byId("where").addEventListener("input", apply);
+byId("sort").addEventListener("change", sort);
 byId("tools").addEventListener("change", apply);
 byId("tools").addEventListener("submit", (event) => event.preventDefault());
 byId("clear").addEventListener("click", () => {
   for (const field of byId("tools").elements) if ("value" in field && field.id) field.value = "";
   apply();
+  sort();
   byId("search").focus();
 });
 
 summarize();
 offerChoices();
+offerScores();
 apply();
 if (!hasSheets) byId("list").classList.add("plain");
 byId("list").append(...rows.map((row) => row.article));

@@ -40,6 +40,7 @@ for (const [index, row] of rows.entries()) {
   row.folder = row.name.slice(0, Math.max(0, cut - 1)) || (cut ? "/" : ".");
   row.file = row.name.slice(cut);
   row.segments ??= [];
+  row.scores = new Map(row.scores ?? []);
   const texts = row.segments.map((segment) => segment[2]);
   row.haystack = folded([row.name, row.id, row.question, row.text, ...texts, row.error].filter(Boolean).join("\n"));
   row.article = make("article", row.error ? "failed" : "");
@@ -58,6 +59,7 @@ function fill(row) {
   if (row.text) words.append(...caption(row.text));
   if (row.error) words.append(directed("p", "error", row.error));
   if (row.hint) words.append(directed("p", "hint", row.hint));
+  if (row.scores.size) words.append(scoreList(row));
   if (row.segments.length) words.append(timeLine(row));
   if (row.notes) words.append(make("ul", "remarks", ...row.notes.map((line) => make("li", "", line))));
   if (row.segments.length > 1) words.append(onDemand(plural(row.segments.length, "segment"), () => segmentList(row)));
@@ -93,6 +95,15 @@ function caption(text) {
   more.type = "button";
   more.onclick = () => { more.textContent = paragraph.classList.toggle("long") ? "Show all of it" : "Show less"; };
   return [paragraph, more];
+}
+
+function scoreList(row) {
+  const likely = [...row.scores].sort(([, a], [, b]) => b - a).slice(0, 10);
+  return make("ul", "scores", ...likely.map(([choice, score]) => {
+    const bar = make("i");
+    bar.style.width = `${100 * score}%`;
+    return make("li", "", directed("bdi", "", visible(choice)), make("span", "bar", bar), score.toFixed(3));
+  }));
 }
 
 function onDemand(title, content) {

@@ -1,12 +1,33 @@
 // Search and filters: rows that don't match are hidden, words that do are marked.
 
-let terms = [], marking = 0;
+let terms = [], marking = 0, meets = () => true, order = rows;
+
+/** The condition that was typed, such as yes>0.8, as a function of a row; null if it is none. */
+function condition(text) {
+  if (!text.trim()) return () => true;
+  const [, choice, sign, digits] = /^\s*(.+?)\s*(>=|<=|>|<)\s*([0-9.]+)\s*$/.exec(text) ?? [];
+  if (!rows.some((row) => row.scores.has(choice)) || Number.isNaN(Number(digits))) return null;
+  return (row) => {
+    const score = row.scores.get(choice) ?? NaN, above = score - Number(digits);
+    return above === 0 ? sign.includes("=") : sign.includes(">") ? above > 0 : above < 0;
+  };
+}
+
+/** Put the rows into the order that was chosen: of a choice and a direction, or as they came. */
+function sort() {
+  const [sign, choice] = [byId("sort").value[0], byId("sort").value.slice(1)];
+  const score = (row) => row.scores.get(choice) ?? -1; // those without one come last, whatever the direction
+  const before = (a, b) => (sign === "-" || score(a) < 0 || score(b) < 0 ? score(b) - score(a) : score(a) - score(b));
+  order = sign ? [...rows].sort(before) : rows;
+  byId("list").append(...order.map((row) => row.article));
+}
 
 function matches(row) {
   const folder = byId("folder").value, state = byId("state").value, notes = byId("notes").value;
   return (!folder || row.folder === folder || row.folder.startsWith(folder === "/" ? "/" : `${folder}/`))
     && (!state || stateOf(row) === state || (state === "gone" && isGone(row)))
     && (!notes || (notes === "with") === Boolean(row.notes))
+    && meets(row)
     && terms.every((term) => row.haystack.includes(term));
 }
 
@@ -15,6 +36,9 @@ const isGone = (row) => row.sheet !== undefined && "gone" in (byId(`sheet-${row.
 
 function apply() {
   terms = folded(byId("search").value).split(/\s+/).filter(Boolean);
+  const wanted = condition(byId("where").value);
+  byId("where").setAttribute("aria-invalid", !wanted);
+  meets = wanted ?? (() => true);
   let shown = 0;
   for (const row of rows) {
     const hidden = !matches(row);
