@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,17 +19,18 @@ from sounds import make_film
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster import estimate
+from llava_video_cli.cluster import caption_on_cluster, estimate, open_output
 from llava_video_cli.cluster.pipeline import LiveProgress, run
 from llava_video_cli.cluster.session import Cluster, ClusterSession
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.errors import LlvidError
+from llava_video_cli.errors import LlvidError, UsageError
 from llava_video_cli.inference import open_resize
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.answers import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.record import Failure, Record, settings_values
+from llava_video_cli.runs.table import parse_where
 from llava_video_cli.video.files import Found
 from llava_video_cli.video.files import find as find_files
 
@@ -108,6 +110,28 @@ def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Pa
     one = replace(session, min_workers=1, max_workers=1, readers=1)
     outcomes = split(on_ray([folder], task, one, folder, *DEMO))
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
+
+
+@pytest.mark.slow
+def test_choices_are_scored_and_where_sorts_the_records(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+    preset = load_preset("demo")
+    generation = replace(preset.generation, choices=("circle", "square", "triangle"), prefill="It is a ")
+    task = Task(replace(preset, prompt="What shape is it?", generation=generation))
+    one, paths = replace(session, min_workers=1, max_workers=1, readers=1), [folder / f"{n:02d}.mp4" for n in range(6)]
+    models = {"open_model": DEMO[0], "open_resize": DEMO[1]}
+    where = parse_where("square>0.8", generation.choices)
+    with open_output(str(tmp_path / "out.jsonl"), scored=True, where=where) as output:
+        outcomes = list(caption_on_cluster(list(map(str, paths)), task, one, output, **models))
+    kept, rest = ((tmp_path / name).read_text().splitlines() for name in ("out.jsonl", "out.rest.jsonl"))
+    shapes = {Path(each["video_path"]).stem: each["caption"] for each in map(json.loads, [*kept, *rest])}
+    assert shapes == {f"{n:02d}": ("circle", "square", "triangle")[n % 3] for n in range(6)}
+    assert len(kept) == 2 and len(outcomes) == 6
+    records = here(folder, task, open_model("demo"))[0]
+    for outcome in outcomes:
+        assert isinstance(outcome, Record)
+        assert dict(outcome.scores) == pytest.approx(records[outcome.path]["scores"], abs=1e-4)
+    with pytest.raises(UsageError, match="--where needs a table"), open_output(f"{tmp_path}/", where=where):
+        pass
 
 
 @pytest.mark.slow
