@@ -15,6 +15,7 @@ from .video.image import Picture
 Media: TypeAlias = Frames | Picture
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "repetition"]
+ANY_OBJECT = '{"type": "object"}'  # the schema of any JSON object
 _MOST_CHOICES, _MOST_CHARACTERS = 100, 20_000  # of all choices together
 _FIRST_FIELDS = 5  # of `Generation`, which are in each record's key
 
@@ -34,8 +35,10 @@ class Generation:
 
     `seed` makes a sampled answer repeatable on the same machine and versions. The answer begins with `prefill`. With
     `choices` (texts, or one text with commas between them), it is the likeliest of them, and nothing is generated;
-    `length_normalized` divides the logarithm of each one's probability by the number of its tokens. Raises `UsageError`
-    for a value outside its range, and for settings that choices would ignore.
+    `length_normalized` divides the logarithm of each one's probability by the number of its tokens. `top_k` 0 takes all
+    tokens. `min_p` is a share of the likeliest token's probability. The penalties for presence and frequency count the
+    answer's tokens only. An answer fits the JSON schema `schema`, which is JSON text, or the whole of it matches
+    `regex`. Raises `UsageError` for a value outside its range, and for settings that exclude each other.
     """
 
     max_new_tokens: int = 512
@@ -46,6 +49,12 @@ class Generation:
     choices: tuple[str, ...] = ()
     length_normalized: bool = False
     prefill: str = ""
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    schema: str | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         given: Sequence[str] | str = self.choices
@@ -59,6 +68,10 @@ class Generation:
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
             (0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "from 0.01 to 100", self.repetition_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed", "0 or more", self.seed),
+            (0 <= self.top_k < 2**31, "top_k", "0 or more", self.top_k),
+            (0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p),
+            (-100 <= self.presence_penalty <= 100, "presence_penalty", "from -100 to 100", self.presence_penalty),
+            (-100 <= self.frequency_penalty <= 100, "frequency_penalty", "from -100 to 100", self.frequency_penalty),
         )
         for holds, name, allowed, got in checks:
             if not holds:
@@ -67,6 +80,9 @@ class Generation:
             self._check_choices()
         elif self.length_normalized:
             raise UsageError("length_normalized needs choices")
+        forms = [name for name in ("choices", "schema", "regex", "prefill") if getattr(self, name)]
+        if len(forms) > 1 and forms != ["choices", "prefill"]:
+            raise UsageError(f"{forms[0]} and {forms[1]} can't be used together")
 
     def _check_choices(self) -> None:
         count, size = len(self.choices), sum(map(len, self.choices))
@@ -77,9 +93,15 @@ class Generation:
             raise UsageError("a choice is empty")
         if twice := [choice for choice in self.choices if self.choices.count(choice) > 1]:
             raise UsageError(f"the choice {twice[0]!r} appears twice")
-        for name, unused in (("temperature", 0), ("repetition_penalty", 1)):
+        penalties = (("repetition_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0))
+        for name, unused in (("temperature", 0), *penalties):
             if (got := getattr(self, name)) != unused:
                 raise UsageError(f"{name} must be {unused} with choices, got {got}", "the likeliest one is the answer")
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether each token is chosen among those that a schema or a regex allows."""
+        return self.schema is not None or self.regex is not None
 
     def values(self) -> dict[str, Any]:
         """Return the fields as JSON values, those that were added later only where they differ from their defaults.
@@ -101,12 +123,14 @@ class Generation:
 class Request:
     """A conversation that ends with a user's turn, and how to answer it.
 
-    The answer ends before the first of the texts `stop` that appears in it.
+    The answer ends before the first of the texts `stop` that appears in it. With `logprobs`, each of its tokens comes
+    with its probability, and with so many of the likeliest ones in its place.
     """
 
     turns: tuple[Turn, ...]
     generation: Generation = Generation()
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -129,6 +153,20 @@ class Usage:
     first_token_seconds: float
     total_seconds: float
     peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural logarithm of a token's probability in the model's own logits, before anything changes them.
+
+    `content` is its share of the text in UTF-8, maybe a part of a character, and empty for a special token. `top` are
+    the likeliest tokens in its place.
+    """
+
+    token: str
+    content: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,12 +208,16 @@ class Scores(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; only the last one has the reason why the answer ended, the usage, and the scores if any."""
+    """A piece of an answer; only the last one has the reason why the answer ended, the usage, and the scores if any.
+
+    `logprobs` are of tokens up to here, if they were asked for.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     scores: Scores | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +228,7 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     scores: Scores | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,4 +257,5 @@ def join(chunks: Iterable[Chunk]) -> Answer:
     last = pieces[-1] if pieces else Chunk("")
     if last.finish_reason is None or last.usage is None:
         raise ValueError("the stream of chunks ended without a finish reason")
-    return Answer("".join(chunk.text for chunk in pieces), last.finish_reason, last.usage, last.scores)
+    text, logprobs = "".join(chunk.text for chunk in pieces), tuple(each for chunk in pieces for each in chunk.logprobs)
+    return Answer(text, last.finish_reason, last.usage, last.scores, logprobs)

@@ -137,6 +137,20 @@ def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
     return values
 
 
+def schema_text(schema: object) -> str:
+    """Return a JSON schema as text; raises UsageError for what is no object, or too long."""
+    if not isinstance(schema, Mapping):
+        raise InputError(f"a JSON schema must be an object, got {brief(schema)}")
+    try:
+        text = encodable(json.dumps(schema, ensure_ascii=False))
+    except (RecursionError, TypeError) as error:
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"not a JSON schema: {problem}") from None
+    if len(text) > MOST_BYTES:
+        raise InputError(f"a JSON schema can have at most {MOST_BYTES:,} characters, got {len(text):,}")
+    return text
+
+
 def shape_of(kind: type) -> dict[str, Any]:
     """Return the fields of a dataclass and their types."""
     types = get_type_hints(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,12 @@ _CONTEXT_IDS = 6
 class Detokenizer:
     """Decodes a growing sequence of ids; the pieces joined are the decoded whole, without outer white space.
 
-    The first of the strings `stop` ends the text, and is no part of it.
+    With `skip`, white space stays, and so many characters at the beginning are left out. The first of the strings
+    `stop` ends the text, and is no part of it.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
-        self._decode, self._stop = decode, StopStrings(stop)
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), skip: int | None = None) -> None:
+        self._decode, self._stop, self._skip = decode, StopStrings(stop), skip
         self._ids: list[int] = []
         self._start = 0  # ids from here on are decoded together
         self._decoded = 0  # ids up to here are in `_held` or were handed out
@@ -54,7 +57,7 @@ class Detokenizer:
         if self.is_stopped:
             return ""
         self._decode_new(final=True)
-        piece, self._held = self._held.rstrip(), ""
+        piece, self._held = self._held if self._skip is not None else self._held.rstrip(), ""
         text = self._stop.push(self._trimmed(piece))
         return self._prefilled(text if self.is_stopped else text + self._stop.finish(), final=True)
 
@@ -73,7 +76,9 @@ class Detokenizer:
         self._decoded = len(self._ids)
 
     def _trimmed(self, piece: str) -> str:
-        if not self._has_text:
+        if self._skip is not None:
+            piece, self._skip = piece[self._skip :], max(0, self._skip - len(piece))
+        elif not self._has_text:
             piece = piece.lstrip()
             self._has_text = bool(piece)
         return piece
@@ -115,6 +120,42 @@ def hidden_ids(tokenizer: Any, checkpoint: Checkpoint, stop_ids: Collection[int]
     roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(number for number in special if number <= max(media) or number in {*roles, *stop_ids})
+
+
+def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
+    """Return the bytes of the tokens 0 to `count`, which joined are an answer's text; special ones have none.
+
+    Source: the decoders of the `tokenizers` library, ByteLevel, or ByteFallback with `▁` for spaces.
+    """
+    kinds = _kinds(json.loads(tokenizer.backend_tokenizer.decoder.__getstate__()))
+    added, tokens = tokenizer.added_tokens_decoder, [b""] * count
+    bytes_of_characters = str.maketrans({character: chr(byte) for byte, character in enumerate(_byte_characters())})
+    for text, number in tokenizer.get_vocab().items():
+        if number >= count or (number in added and added[number].special):
+            continue
+        if number in added:
+            tokens[number] = text.encode()
+        elif "ByteLevel" in kinds:
+            tokens[number] = text.translate(bytes_of_characters).encode("latin-1", "ignore")
+        elif byte := _BYTE.fullmatch(text):
+            tokens[number] = bytes((int(byte[1], 16),))
+        else:
+            tokens[number] = text.replace("▁", " ").encode()
+    return tokens
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _kinds(decoder: dict[str, Any]) -> set[str]:
+    return {decoder["type"]}.union(*map(_kinds, decoder.get("decoders", ())))
+
+
+def _byte_characters() -> list[str]:
+    """Return the character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    rest = iter(range(256, 512))
+    return [chr(byte if byte in visible else next(rest)) for byte in range(256)]
 
 
 def _last_boundary(text: str) -> int:

@@ -24,7 +24,7 @@ from . import device_memory as memory
 from .choices import log_probabilities
 from .decode_step import Decoder
 from .prefix_cache import PrefixCache, Prompt
-from .row import Row, finish_reason
+from .row import Row
 from .sampler import NOT_FINITE, sample
 from .vision import Vision
 
@@ -173,7 +173,8 @@ class Engine:
         self._prefill = self._prefill or self._next_prefill()
         if self._prefill:
             self._advance_prefill(self._prefill)
-        runs_ahead = self._decoder.runs_ahead
+        # which token comes next may hang on the last one
+        runs_ahead = self._decoder.runs_ahead and not any(row.sampler.constraint for row in self._running)
         if not runs_ahead:
             self._read(len(self._unread))
         count = len(self._unread)
@@ -380,8 +381,11 @@ class Engine:
                     written.append((row, self._failed(row, NotFiniteError()), None, now))
                     continue
                 row.first_at = row.first_at or now
-                row.ids.append(new_id)
-                reason = finish_reason(row.ids, self._stop_ids, row.limit)
+                reason = row.take(new_id, self._stop_ids)
+                if isinstance(reason, Exception):
+                    self._leave(row)
+                    written.append((row, reason, None, now))
+                    continue
                 if reason is not None:
                     self._leave(row)
                 if row.reads_each:

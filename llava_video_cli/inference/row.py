@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
-from ..conversation import Chunk, FinishReason, Request, Scores, Usage
+from ..conversation import Chunk, FinishReason, Request, Scores, TokenLogprob, Usage
 from ..model import Event
 from ..prompt.continuation import Choices
 from .detokenizer import Detokenizer
@@ -23,7 +23,8 @@ _CHECK_EVERY_TOKENS = 16
 class Row:
     """A request on its way: it waits, is prefilled, runs in a slot, and has ended. With `choices`, it ends there.
 
-    `prepare` sets its prompt and sampler; it may raise what the sender is to be told.
+    `prepare` sets its prompt and sampler; it may raise what the sender is to be told. `describe` names a token, and
+    gives its bytes.
     `deliver` is called in another thread: with pieces of the text and a last chunk, or, without `in_pieces`, with that
     alone; or with an error. It has to return at once. `is_cancelled` may be set in any thread.
     """
@@ -33,6 +34,7 @@ class Row:
     text: Detokenizer
     deliver: Callable[[Event], None]
     in_pieces: bool
+    describe: Callable[[int], tuple[str, bytes]]
     began_at: float = field(default_factory=time.perf_counter)  # as all times here
     prompt: Prompt = field(init=False)
     sampler: Sampler = field(init=False)
@@ -51,6 +53,7 @@ class Row:
     was_alone: bool = False  # when memory ran out
     written: int = 0  # tokens that became text
     held_text: str = ""
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def limit(self) -> int:
@@ -76,6 +79,17 @@ class Row:
         """End it without a further word; in any thread."""
         self.is_cancelled = True
 
+    def take(self, new_id: int, stop_ids: Container[int]) -> FinishReason | Exception | None:
+        """Append a new token; return why the answer ends, the error that ends it, or None."""
+        self.ids.append(new_id)
+        constraint = self.sampler.constraint
+        if constraint is None:
+            return finish_reason(self.ids, stop_ids, self.limit)
+        constraint.take(new_id)
+        if constraint.failure is not None or constraint.is_complete:
+            return constraint.failure or "stop"
+        return "length" if len(self.ids) >= self.limit else None  # a repetition may be what a schema asks for
+
     def write(self, ids: Sequence[int], reason: FinishReason | None, at: float) -> None:
         """Turn new tokens into text, and deliver it; in the text thread."""
         if self.text.is_stopped or self.is_cancelled:
@@ -83,16 +97,20 @@ class Row:
         if self.choices is not None:
             self._write_choice(at)
             return
+        self._hold_logprobs(len(ids))
         self.written += len(ids)
         text = self.text.push(ids)
         if reason is None and not self.text.is_stopped:
             self.held_text += text
             if self.in_pieces and text:
-                self.deliver(Chunk(text))
+                self.deliver(Chunk(text, logprobs=tuple(self.held_logprobs)))
+                self.held_logprobs.clear()
             return
         text += self.text.finish()
         whole = text if self.in_pieces else self.held_text + text
-        self.deliver(Chunk(whole, "stop" if self.text.is_stopped else reason, self._usage(self.written, at)))
+        reason = "stop" if self.text.is_stopped else reason
+        logprobs = tuple(self.held_logprobs)
+        self.deliver(Chunk(whole, reason, self._usage(self.written, at), logprobs=logprobs))
 
     def _write_choice(self, at: float) -> None:
         assert self.choices is not None and self.logprobs is not None, "the prefill computes them"
@@ -111,6 +129,13 @@ class Row:
             total_seconds=at - self.began_at,
             peak_memory_bytes=self.peak_bytes,
         )
+
+    def _hold_logprobs(self, count: int) -> None:
+        for (number, logprob), *top in self.sampler.logprobs[self.written : self.written + count]:
+            token, content = self.describe(number)
+            if content:  # not the token that ends the answer
+                likely = tuple(TokenLogprob(*self.describe(other), value) for other, value in top)
+                self.held_logprobs.append(TokenLogprob(token, content, logprob, likely))
 
 
 def finish_reason(ids: Sequence[int], stop_ids: Container[int], limit: int) -> FinishReason | None:

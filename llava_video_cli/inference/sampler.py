@@ -15,30 +15,48 @@ from transformers.generation import (
 )
 
 from ..conversation import Generation
+from .constraints import Constraint
 
 NOT_FINITE = -1  # stands for the token of a row whose logits hold a NaN or an infinity
 _BELOW_ONE = 1 - 2**-20  # the largest draw: its product with a sum is below that sum
 
 
 class Sampler:
-    """What picks a row's tokens: greedy at temperature 0, else sampled by temperature and top-p.
+    """What picks a row's tokens: greedy at temperature 0, else sampled by temperature, top-k, top-p and min-p.
 
     `ids` are those of the prompt. What the checkpoint's own generation config forbids is forbidden
-    here, too, by transformers' own processors.
+    here, too, by transformers' own processors. `constraint` decides which tokens may come next. `logprobs` is
+    how many of the likeliest tokens are noted with each one; None notes nothing.
     """
 
     def __init__(
-        self, generation: Generation, config: Any, stop_ids: Sequence[int], ids: Sequence[int], device: torch.device
+        self,
+        generation: Generation,
+        config: Any,
+        stop_ids: Sequence[int],
+        ids: Sequence[int],
+        device: torch.device,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
     ) -> None:
-        self.temperature, self.top_p = generation.temperature, generation.top_p
+        self.temperature, self.constraint = generation.temperature, constraint
+        self.top_k, self.top_p, self.min_p = generation.top_k, generation.top_p, generation.min_p
         self._processors = _processors(generation, config, stop_ids, device)
         self._ids = torch.tensor([ids] if self._processors else [[]], device=device)
+        self._presence, self._frequency = generation.presence_penalty, generation.frequency_penalty
+        self._counts: torch.Tensor | None = None  # how often each token stands in the answer
         self._random = random.Random(generation.seed)
+        self.top_logprobs = logprobs
+        self.logprobs: list[Sequence[tuple[int, float]]] = []  # of each token, and of the likeliest in its place
 
     @property
     def is_plain(self) -> bool:
         """Whether it takes the likeliest token of the logits as they are."""
-        return not self.temperature and not self._processors
+        return not self.temperature and not self._processors and not self._counts_tokens
+
+    @property
+    def _counts_tokens(self) -> bool:
+        return bool(self._presence or self._frequency)
 
     def draw(self) -> float:
         """Return the next random number of the row, in [0, 1)."""
@@ -47,24 +65,32 @@ class Sampler:
     def process(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores of the row, float32 (1, vocabulary), with penalties and without what is forbidden."""
         processed: torch.Tensor = self._processors(self._ids, scores) if self._processors else scores
+        if self._counts_tokens:
+            if self._counts is None:
+                self._counts = torch.zeros_like(processed)
+            processed = processed - self._frequency * self._counts - self._presence * (self._counts > 0)
         return processed
 
     def take(self, new_id: torch.Tensor) -> None:
         """Take note of the row's new token, int64 (1)."""
         if self._processors:
             self._ids = torch.cat([self._ids, new_id[None]], dim=1)
+        if self._counts is not None:
+            self._counts[0, new_id] += 1
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Sampler]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a token for each row, int64 (rows), of logits (rows, vocabulary); nothing waits for the device.
+    """Return a token for each row, int64 (rows), of logits (rows, vocabulary).
 
-    The second tensor is the same but for rows whose logits are not finite: it has `NOT_FINITE` there, and the first
-    one any token, so that the other rows can go on.
+    Nothing waits for the device, unless logprobs are wanted. The second tensor is the same but for rows whose logits
+    are not finite: it has `NOT_FINITE` there, and the first one any token, so that the other rows can go on.
     """
-    scores = logits.float()
+    scores = unchanged = logits.float()
     is_finite = scores.sum(dim=-1).isfinite()
     if not all(row.is_plain for row in rows):
         scores = torch.cat([row.process(scores[at : at + 1]) for at, row in enumerate(rows)])
+    if any(row.constraint for row in rows):
+        scores = scores.masked_fill(~_allowed(rows, scores.shape[1], scores.device), -torch.inf)
     new_ids = scores.argmax(dim=-1)
     sampled = [at for at, row in enumerate(rows) if row.temperature > 0]
     if sampled:
@@ -72,6 +98,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Sampler]) -> tuple[torch.Tensor,
         new_ids[places] = _drawn(scores[places].nan_to_num(0, 0), [rows[at] for at in sampled])
     for at, row in enumerate(rows):
         row.take(new_ids[at : at + 1])
+    _note_logprobs(unchanged, new_ids, rows)
     return new_ids, torch.where(is_finite, new_ids, NOT_FINITE)
 
 
@@ -82,16 +109,45 @@ def _drawn(scores: torch.Tensor, rows: Sequence[Sampler]) -> torch.Tensor:
     """
     if scores.device.type != "mps":  # which has no such type: sums of many small numbers need it
         scores = scores.double()
-    settings = [(row.temperature, row.top_p, row.draw()) for row in rows]
+    count = scores.shape[1]
+    settings = [(row.temperature, row.top_k or count, row.top_p, row.min_p, row.draw()) for row in rows]
     values = torch.tensor(settings, dtype=scores.dtype).to(scores.device)
-    temperature, top_p, draw = values[:, :, None].unbind(1)
+    temperature, top_k, top_p, min_p, draw = values[:, :, None].unbind(1)
     probabilities = torch.softmax(scores / temperature, dim=-1)
-    if any(row.top_p < 1 for row in rows):
+    if any(row.top_p < 1 or row.top_k or row.min_p for row in rows):  # in transformers' order
         likely, order = probabilities.sort(dim=-1, descending=True)
+        likely = likely.masked_fill(torch.arange(count, device=scores.device) >= top_k, 0)
         before = likely.cumsum(dim=-1) - likely
-        probabilities = likely.masked_fill((before >= top_p) & (top_p < 1), 0).gather(1, order.argsort(dim=-1))
+        least = min_p * likely[:, :1]
+        likely = likely.masked_fill(
+            ((before >= top_p * likely.sum(-1, keepdim=True)) & (top_p < 1)) | (likely < least), 0
+        )
+        probabilities = likely.gather(1, order.argsort(dim=-1))
     sums = probabilities.cumsum(dim=-1)
     return torch.searchsorted(sums, draw * sums[:, -1:], right=True).clamp(max=sums.shape[1] - 1)[:, 0]
+
+
+def _note_logprobs(logits: torch.Tensor, new_ids: torch.Tensor, rows: Sequence[Sampler]) -> None:
+    noting = [at for at, row in enumerate(rows) if row.top_logprobs is not None]
+    if not noting:
+        return
+    logprobs = logits[noting].log_softmax(dim=-1)
+    likely = logprobs.topk(max(rows[at].top_logprobs or 1 for at in noting))
+    ids = torch.cat([new_ids[noting][:, None], likely.indices], dim=1)
+    for at, *pair in zip(noting, ids.tolist(), logprobs.gather(1, ids).tolist(), strict=True):
+        rows[at].logprobs.append(list(zip(*pair, strict=True))[: 1 + (rows[at].top_logprobs or 0)])
+
+
+def _allowed(rows: Sequence[Sampler], count: int, device: torch.device) -> torch.Tensor:
+    """Return which of `count` tokens may come next in each row, bool (rows, count)."""
+    masks = torch.full((len(rows), -(-count // 32)), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
+    size_bytes = masks.stride(0) * masks.element_size()
+    for at, row in enumerate(rows):
+        if row.constraint is not None:
+            row.constraint.fill(masks.data_ptr() + at * size_bytes, size_bytes)
+    eights = masks.to(device, non_blocking=True).view(torch.uint8)  # a bit for each token
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).to(device)
+    return (eights[:, :, None] & bits).ne(0).flatten(1)[:, :count]
 
 
 def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], device: torch.device) -> Any:

@@ -44,6 +44,14 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     return text if _fault(text, clean) is None else own_form(clean, family, eos)
 
 
+def answer_opening(write: Callable[[Sequence[Turn]], str]) -> str:
+    """Return what a template has between a prompt and its answer, often a space; `write` renders a conversation."""
+    question, answer = Turn("user", "Question"), "Answer"
+    prompt, text = write((question,)), write((question, Turn("assistant", answer), question))
+    at = text.find(answer, len(prompt))
+    return text[len(prompt) : at] if text.startswith(prompt) and at >= 0 else ""
+
+
 def chat_template(name: str, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
     """Return the template of the model `name`, which a process of its own renders: it is a stranger's program.
 

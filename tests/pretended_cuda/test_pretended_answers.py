@@ -32,6 +32,8 @@ MIXED = [
     asked("What shape is it?", max_new_tokens=1),
     asked("What shape is it?", repetition_penalty=1.5),
     asked("What color is it?", VIDEO, STILL, temperature=0.7, top_p=0.9, seed=5),
+    asked("What shape is it?", schema='{"type": "array", "items": {"enum": ["a", 1]}, "maxItems": 4}'),
+    asked("What shape is it?", temperature=0.7, top_k=5, presence_penalty=0.5, regex="[a-z]{3,9}", seed=2),
 ]
 
 

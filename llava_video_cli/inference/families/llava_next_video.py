@@ -6,22 +6,24 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint import revision_of
 from ...checkpoint.files import tokenizer_errors
-from ...conversation import Answer, Chunk, Request
+from ...conversation import Answer, Chunk, Request, Turn
 from ...errors import ModelError, OutOfMemoryError
 from ...model import Event, Loading, answers, streamed
 from ...prompt.budget import Budget, too_long
-from ...prompt.chat_template import IMAGE, VIDEO, chat_template, render
+from ...prompt.chat_template import IMAGE, VIDEO, answer_opening, chat_template, render
 from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choices
 from ...video.fit import FrameResize
 from .. import device_memory as memory
+from ..constraints import Grammars
 from ..cuda_graph import Capture
 from ..decode_step import Decoder
-from ..detokenizer import Detokenizer, hidden_ids
+from ..detokenizer import Detokenizer, hidden_ids, token_bytes
 from ..engine import Engine, NotFiniteError, stop_ids
 from ..loader import Loaded, load
 from ..prefix_cache import Prompt, Span
@@ -118,7 +120,7 @@ class LlavaVideo:
         return self._submit(request, deliver, in_pieces).cancel
 
     def _submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool) -> Row:
-        row = Row(request, self._prepare, Detokenizer(self.decode, request.stop), deliver, in_pieces)
+        row = Row(request, self._prepare, Detokenizer(self.decode, request.stop), deliver, in_pieces, self._describe)
         try:
             self._engine.submit(row)
         except RuntimeError as error:
@@ -131,10 +133,30 @@ class LlavaVideo:
     def _prepare(self, row: Row) -> None:
         """Set what the engine needs of a request; in a thread of its own."""
         row.prompt, row.choices = self._prompt(row.request)
-        row.text.begin(row.request.generation.prefill.strip(), row.prompt.ids)
-        config, ids = self._model.generation_config, row.prompt.ids
-        row.sampler = Sampler(row.request.generation, config, self._stop_ids, ids, self._device)
+        generation, config, ids = row.request.generation, self._model.generation_config, row.prompt.ids
+        constraint = None
+        if generation.is_constrained:
+            constraint = self._grammars.constraint(generation)
+            row.text = Detokenizer(self._grammars.decode, row.request.stop, len(self._grammars.opening))
+        row.text.begin(generation.prefill.strip(), ids)
+        row.sampler = Sampler(generation, config, self._stop_ids, ids, self._device, constraint, row.request.logprobs)
         row.prompt_tokens = len(ids)
+
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        with self._tokenizer_lock:
+            return token_bytes(self._tokenizer, self._model.config.get_text_config().vocab_size)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._tokens, self._stop_ids, answer_opening(self._rendered))
+
+    def _describe(self, number: int) -> tuple[str, bytes]:
+        """Return the text of a token, or the name of a special one, and its bytes."""
+        if content := self._tokens[number]:
+            return content.decode("utf-8", "replace"), content
+        with self._tokenizer_lock:
+            return self._tokenizer.convert_ids_to_tokens(number) or "", b""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
@@ -165,10 +187,8 @@ class LlavaVideo:
         """Return the ids of a request's prompt, those of its choices, and what it takes of the context."""
         checkpoint = self._loaded.checkpoint
         media = tuple(medium.tokens(checkpoint.rates) for medium in request.media)
-        tokenizer, generation = self._tokenizer, request.generation
-        special = tokenizer.all_special_tokens
-        text = render(request.turns, self._template, checkpoint.family, special, tokenizer.eos_token)
-        text, wholes = beginnings(text, generation, special)
+        generation = request.generation
+        text, wholes = beginnings(self._rendered(request.turns), generation, self._tokenizer.all_special_tokens)
         counts = iter(media)
         ids = self._tokenized(re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text))
         base, whole_ids = self._tokenized(text) if wholes else [], list(map(self._tokenized, wholes))
@@ -208,6 +228,10 @@ class LlavaVideo:
         with self._tokenizer_lock, tokenizer_errors(self.name):
             ids: list[int] = tokenizer(text, add_special_tokens=not has_opening)["input_ids"]
         return ids
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
+        return render(turns, self._template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
 
 
 def _decoding(tokenizer: Any, hidden: frozenset[int]) -> Callable[[list[int]], str]:
