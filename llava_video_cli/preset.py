@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .conversation import Generation, Media, Request, Segment, Turn
+from .conversation import ANY_OBJECT, Generation, Media, Request, Segment, Turn
 from .errors import UsageError, nearest
 from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
 from .prompt.timestamps import with_times
 from .system.files import config_folder
-from .validation import placed, read_fields, read_file, read_yaml, shape_of
+from .validation import placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
 from .video import Frames
 from .video.sampling import Sampling, parse_time
 
@@ -107,7 +107,7 @@ def read_preset(path: Path) -> Preset:
         if "about" not in values:
             raise UsageError("the key 'about' is missing", "describe in one line what the preset is for")
         sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
-        generation = Generation(**values.pop("generation", {}))
+        generation = Generation(**generation_values(values.pop("generation", {}), path.parent))
         if "model" in values:
             values["model"] = _below(path.parent, values["model"])
         return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
@@ -129,8 +129,40 @@ def sampling_shape() -> dict[str, Any]:
 
 
 def generation_shape() -> dict[str, Any]:
-    """Return the keys of a generation: its fields; choices may also be one text with commas between them."""
-    return shape_of(Generation) | {"choices": str | list[str]}
+    """Return the keys of a generation: its fields, and `json_object`.
+
+    Choices may also be one text with commas between them. A schema is an object, or the path of a file.
+    """
+    shape = shape_of(Generation) | {"choices": str | list[str], "schema": dict | str | None, "json_object": bool}
+    del shape["regex"]
+    return shape
+
+
+def generation_values(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of a generation from values whose keys are those of `generation_shape`.
+
+    A schema's path is relative to `folder`. Raises UsageError.
+    """
+    values = dict(given)
+    is_object = values.pop("json_object", None)
+    schema = values.get("schema")
+    if is_object and schema is not None:
+        raise UsageError("'schema' and 'json_object' are both given: give one of them")
+    if isinstance(schema, str):
+        values["schema"] = read_schema(folder / schema)
+    elif schema is not None:
+        with placed("schema"):
+            values["schema"] = schema_text(schema)
+    elif is_object is not None:
+        values["schema"] = ANY_OBJECT if is_object else None
+    return values
+
+
+def read_schema(path: Path) -> str:
+    """Return the text of a file with a JSON schema; raises `UsageError`."""
+    content = read_file(path, "JSON schema")
+    with placed(str(path)):
+        return schema_text(read_json(content))
 
 
 def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:

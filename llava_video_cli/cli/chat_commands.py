@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shlex
 import sys
@@ -219,6 +220,8 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
         {key: value for key, value in values.items() if value is not None}
         for values in (session.sampling.values(), session.generation.values())
     )
+    if "schema" in generation:
+        generation["schema"] = json.loads(generation["schema"])
     write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation))
     chat.file = path
     chat.say(f"saved {path}")

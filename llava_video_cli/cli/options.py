@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -144,7 +145,17 @@ class TextFlags:
     top_p: float | None = _text(
         "Sample only from the most likely tokens, up to this total probability [default: 1].", metavar="P"
     )
+    top_k: int | None = _text("Sample only from the K most likely tokens [default: 0, all].", metavar="K")
+    min_p: float | None = _text(
+        "Sample only from tokens with at least this share of the likeliest one's probability [default: 0].", metavar="P"
+    )
     repetition_penalty: float | None = _text("A value above 1 makes repetition less likely [default: 1].", metavar="R")
+    presence_penalty: float | None = _text(
+        "What the logit of a token loses once it stands in the answer [default: 0].", metavar="P"
+    )
+    frequency_penalty: float | None = _text(
+        "What the logit of a token loses each time that it stands in the answer [default: 0].", metavar="P"
+    )
     choices: str | None = _text(
         "The answer is the likeliest of these, separated by commas; nothing else is said, and --json has the "
         "probability of each.",
@@ -159,6 +170,8 @@ class TextFlags:
     )
     prefill: str | None = _text("The answer begins with this.", metavar="TEXT")
     seed: int | None = _text("Random seed, which makes a sampled answer repeatable [default: a new one].", metavar="N")
+    schema: Path | None = _text("Answer with JSON that fits this JSON schema.", metavar="FILE")
+    json_object: bool = _text("Answer with a JSON object.", "--json-object", default=False)
 
     @property
     def all_choices(self) -> tuple[str, ...] | None:

@@ -9,16 +9,18 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..checkpoint.random_weights import PREFIX
-from ..conversation import Generation
+from ..conversation import ANY_OBJECT, Generation
 from ..errors import MediaError, UsageError
+from ..inference import constraints
 from ..model import Loading, Model, Quantize
-from ..preset import Preset, load_preset
+from ..preset import Preset, load_preset, read_schema
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles, read_track
 from ..runs.conversation_file import Conversation
 from ..runs.media import check_media
 from ..runs.preflight import ModelSource
 from ..speech.transcripts import check_speech
+from ..validation import shape_of
 from ..video import check_scenes
 from ..video.sampling import Every, Sampling, parse_every, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
@@ -153,7 +155,8 @@ def settle(
         preset = written.over(settle_preset(preset_flag, name or written.model))
     if written is not None and written.system:
         preset = replace(preset, system=written.system)
-    given = {field.name: getattr(text, field.name) for field in fields(Generation)} | {"choices": text.all_choices}
+    given = {name: getattr(text, name, None) for name in shape_of(Generation)}
+    given |= {"choices": text.all_choices, "schema": _schema(text)}
     generation, drawn_seed = replace(preset.generation, **_without_none(**given)), None
     if generation.temperature > 0 and generation.seed is None:
         drawn_seed = secrets.randbits(32)
@@ -168,6 +171,8 @@ def settle(
         remote.check(generation)
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
         preset = replace(preset, quantize=cast("Quantize", quantize))
+    else:
+        constraints.check(generation)
     check_text(preset.system or "", "the system prompt")
     names = ("dtype", "device", "attention", "pool_stride", "pool_mode")
     loading = Loading(
@@ -220,6 +225,15 @@ def _remote(flags: ModelFlags) -> RemoteModel | None:
     from ..remote import open_remote
 
     return open_remote(servers, flags.model, send=flags.send or "frames", key=os.environ.get("LLVID_API_KEY"))
+
+
+def _schema(text: TextFlags) -> str | None:
+    """Return the schema that the flags ask for; raises `UsageError`."""
+    if text.schema is None:
+        return ANY_OBJECT if text.json_object else None
+    if text.json_object:
+        raise UsageError("use --schema or --json-object, not both")
+    return read_schema(text.schema)
 
 
 def _without_none(**values: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 from ..conversation import Media, Role, Turn
 from ..errors import LlvidError, UsageError
 from ..model import Quantize
-from ..preset import Preset, generation_shape, sampling_shape, with_sampling
+from ..preset import Preset, generation_shape, generation_values, sampling_shape, with_sampling
 from ..system.files import whole_file
 from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml
 from ..video.files import PictureList, Spooled
@@ -82,6 +82,7 @@ def read_conversation(path: Path) -> Conversation:
         shape: dict[str, Any] = {"model": Text | None, "quantize": Quantize | None, "messages": list}
         shape |= {"sampling": sampling_shape(), "generation": generation_shape()}
         found = read_fields({"messages": None, **values}, shape)
+        found["generation"] = generation_values(found.get("generation", {}), path.parent)
         messages = found.pop("messages")
         drafts = read_drafts(messages, lambda written: below(path.parent, text_to_path(written)))
         conversation = Conversation(drafts, **found)

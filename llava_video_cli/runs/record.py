@@ -18,7 +18,7 @@ from ..prompt.subtitles import Subtitles
 from ..video.files import PictureList, typed_name
 from ..video.image import Picture
 
-_LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes")
+_LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes", "llguidance")
 EMPTY_ANSWER = "the answer is empty"
 _TEXTS = ("caption", "answer", "transcript")
 _SCHEME = "file:"  # of a path that is no text

@@ -13,7 +13,14 @@ from typing import Any
 from ..conversation import Generation, Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..model import Model
-from ..preset import SAMPLING_OPTIONS, Preset, generation_shape, sampling_shape, with_sampling
+from ..preset import (
+    SAMPLING_OPTIONS,
+    Preset,
+    generation_shape,
+    generation_values,
+    sampling_shape,
+    with_sampling,
+)
 from ..prompt.subtitles import Count, fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
 from ..speech.transcripts import check_speech, hear, listen
@@ -30,7 +37,7 @@ from .media import read_medium
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, medium_name
-from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
+from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, check_constraints, settle_run
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -103,11 +110,12 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
                 with placed(f"{path}, line {number}"):
                     values = read_object(line)
                     read_fields(values, shape)  # they stay as they are written: a record's key holds 2, and not 2.0
+                    given = {key: values[key] for key in generation if key in values}
                     request = BatchRequest(
                         values.get("id", number),
                         _drafts(values, path.parent, preset.system),
                         with_sampling(preset.sampling, {key: values[key] for key in sampling if key in values}),
-                        replace(preset.generation, **{key: values[key] for key in generation if key in values}),
+                        replace(preset.generation, **generation_values(given, path.parent)),
                         values.get("timestamps", preset.timestamps),
                     )
                     check_scenes(request.sampling)
@@ -192,6 +200,8 @@ def answer_file(
         raise UsageError(f"{to} is the file of requests", "choose another file with -o")
     if not batch:
         raise UsageError(f"{requests}: there is no request in it")
+    with placed(str(requests)):
+        check_constraints((each.generation for each in batch), source)
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))

@@ -12,8 +12,9 @@ from threading import Event
 from types import TracebackType
 from typing import Any, cast, get_args
 
-from ..conversation import Request
+from ..conversation import Generation, Request
 from ..errors import LlvidError
+from ..inference import constraints
 from ..inference.loader import memory_left
 from ..model import Loading, Model, Quantize
 from ..preset import Preset, load_preset
@@ -107,6 +108,7 @@ def settle_run(
     if generation.temperature > 0 and generation.seed is None:
         drawn_seed = secrets.randbits(32)
         generation = replace(generation, seed=drawn_seed)  # here, so that the record can name it
+    check_constraints([generation], source)
     preset = replace(preset, model=source.name, quantize=cast("Quantize", quantize), generation=generation)
     if source.asked is None:  # the options of the weights that are not the defaults, as on the command line
         loading = source.loading
@@ -119,6 +121,14 @@ def settle_run(
         }
         source = replace(source, asked=tuple((name, value) for name, value in options.items() if value is not None))
     return preset, source, drawn_seed
+
+
+def check_constraints(generations: Iterable[Generation], source: ModelSource) -> None:
+    """Raise `UsageError` for a schema that can't be honoured, where the answers are made here."""
+    if source.opened is None:
+        distinct = {(each.schema, each.regex): each for each in generations}
+        for each in distinct.values():
+            constraints.check(each)
 
 
 class ResumableRun:

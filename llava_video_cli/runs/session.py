@@ -22,9 +22,10 @@ from .media import MIXED, check_media, noted, seen_by
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 from .record import CutNote, media_values
 
-_WHOLE, _TEXTS = ("max_new_tokens", "seed"), ("choices", "prefill")
+_WHOLE, _TEXTS = ("max_new_tokens", "seed", "top_k"), ("choices", "prefill")
 _SAMPLING, _GENERATION = Sampling(), Generation()
-SETTINGS = (*(field.name for field in fields(Generation)), "frames", "fit")
+_CONSTRAINTS = ("schema", "regex")  # which stay as the chat began
+SETTINGS = (*(field.name for field in fields(Generation) if field.name not in _CONSTRAINTS), "frames", "fit")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Session:
 
     def settings(self) -> dict[str, float | str | None]:
         """Return the settings' values by their names; `fps` stands in place of `frames` where it is in use."""
-        values = {field.name: getattr(self.generation, field.name) for field in fields(Generation)}
+        values = {name: getattr(self.generation, name) for name in SETTINGS if hasattr(self.generation, name)}
         values["choices"] = ", ".join(self.generation.choices)
         values |= {name: values[name] or None for name in _TEXTS}
         frames = {"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames}

@@ -261,8 +261,9 @@ def _groups(question: str, seen: Sequence[Segment], preset: Preset, model: Model
 def _short(preset: Preset) -> Preset:
     tokens = min(_SHORT_TOKENS, preset.generation.max_new_tokens)
     generation = replace(
-        preset.generation, max_new_tokens=tokens, choices=(), length_normalized=False, prefill=""
-    )  # of the answer alone
+        preset.generation,
+        max_new_tokens=tokens, choices=(), length_normalized=False, prefill="", schema=None, regex=None,
+    )  # of the answer alone  # fmt: skip
     return replace(preset, generation=generation)
 
 
