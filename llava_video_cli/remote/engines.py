@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from ..conversation import Generation, Media, Request
+from ..conversation import ANY_OBJECT, Generation, Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
 from ..validation import read_fields, shape_of
@@ -37,6 +38,7 @@ _WHOLE = Sampling()
 _CONTINUING: tuple[Engine, ...] = ("llvid", "vLLM", "SGLang")
 _SCORING: tuple[Engine, ...] = ("llvid", "vLLM")
 _MOST_FRAME_PIXELS, _LAST_RESAMPLE = 4096, 5  # of what a server may list
+_ADDED = ("top_k", "min_p", "presence_penalty", "frequency_penalty")  # that transformers serve lacks
 _FRAME_INPUT = FrameInput(336, 336, "server")  # as large as that of the published checkpoints
 
 
@@ -230,11 +232,31 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
         return fields
     if generation.repetition_penalty != 1:
         fields["repetition_penalty"] = generation.repetition_penalty
-    return {**fields, "stream_options": {"include_usage": True}}
+    fields |= {name: value for name in _ADDED if (value := getattr(generation, name))}
+    return {**fields, **_constraint(generation, engine), "stream_options": {"include_usage": True}}
+
+
+def _constraint(generation: Generation, engine: Engine) -> dict[str, Any]:
+    """Return the field that constrains the answer."""
+    if generation.regex is not None:
+        if engine == "SGLang":
+            return {"regex": generation.regex}
+        return {"structured_outputs": {"regex": generation.regex}}
+    if generation.schema is None:
+        return {}
+    if generation.schema == ANY_OBJECT:
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "answer", "schema": json.loads(generation.schema), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def check_generation(generation: Generation, served: ServedModel) -> None:
     """Raise `UsageError` for what an engine's chat API can't do."""
+    if served.engine == "transformers":
+        used = [f"--{name.replace('_', '-')}" for name in _ADDED if getattr(generation, name)]
+        used += ["--schema"] if generation.is_constrained else []
+        if used:
+            raise UsageError(f"transformers serve has no option like {used[0]}", "llvid serve, vLLM and SGLang have it")
     name = "this server" if served.engine == "unknown" else served.engine
     if generation.choices and served.engine not in _SCORING:
         raise UsageError(

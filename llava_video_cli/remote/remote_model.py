@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -182,6 +183,8 @@ class RemoteModel:
             return
         spaces, first_at, chunks, has_text = "", 0.0, 0, False  # white space is yielded only when more text follows
         end: dict[str, Any] = {}
+        whole: list[str] = []
+        is_exact = request.generation.regex is not None  # white space at its ends counts
         with self._least_busy_server() as server:
             if generation.prefill.strip() and server.served.engine != "llvid":  # others send what follows
                 yield Chunk(generation.prefill.strip())
@@ -197,17 +200,22 @@ class RemoteModel:
                         continue
                     chunks += 1
                     piece = spaces + _LONE_SURROGATE.sub("\ufffd", piece)
-                    piece = piece if has_text else piece.lstrip()
-                    text = piece.rstrip()
+                    piece = piece if has_text or is_exact else piece.lstrip()
+                    text = piece if is_exact else piece.rstrip()
                     spaces = piece[len(text) :]
                     if text:
                         first_at, has_text = first_at or time.perf_counter(), True
+                        whole.append(text)
                         yield Chunk(text)
         if "finish_reason" not in end:
             raise DisconnectedError(f"{server.endpoint.name} closed the connection in the middle of an answer")
+        reason = _finish_reason(end)
+        if request.generation.schema is not None and reason == "stop" and not _is_json("".join(whole)):
+            message = f"{server.endpoint.name} ignored the schema: its answer is not JSON"
+            raise ModelError(message, "llvid serve, vLLM and SGLang obey it")
         now = time.perf_counter()
         usage = _usage(end, chunks, (first_at or now) - began, now - began)
-        yield Chunk("", _finish_reason(end), usage, _scores(end, generation))
+        yield Chunk("", reason, usage, _scores(end, generation))
 
     @contextmanager
     def _least_busy_server(self) -> Iterator[_Server]:
@@ -229,6 +237,14 @@ class RemoteModel:
         finally:
             with self._lock:
                 server.running -= 1
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _first(values: object) -> dict[str, Any]:
