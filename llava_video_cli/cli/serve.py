@@ -23,9 +23,9 @@ _EXIT_TERMINATED = 143
 _CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
 HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
-POST /v1/chat/completions (streamed or not, with video_url and image_url), GET /v1/models, /health,
-/metrics. Requests are answered at the same time. The frame and text options are the defaults for requests
-that do not set them.
+POST /v1/chat/completions and /v1/responses (streamed or not, with video_url and image_url), GET
+/v1/models, /health, /metrics. Requests are answered at the same time. The frame and text options are the defaults for
+requests that do not set them.
 
 Examples:
 
@@ -74,6 +74,10 @@ class ServeFlags:
         default=GRACE_SECONDS,
         min=0,
         metavar="SECONDS",
+    )
+    served_model_name: list[str] | None = _own(
+        "Name of the model for clients, instead of that of --model; repeatable, and the first one is in answers.",
+        metavar="NAME",
     )
     log: bool = _own("Write a line to stderr for each request.", "--log", default=False)
 
@@ -128,6 +132,7 @@ def serve(
             MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
             max_requests=max_requests,
             max_batch=own.max_batch,
+            names=own.served_model_name or (),
             log=console.note if own.log else None,
         )
     url = url_of(bound)
@@ -136,7 +141,7 @@ def serve(
         output.note(f"{settings.model} answers at {url}/v1, and in a browser at {url}; Ctrl-C stops the server")
 
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again at the end
-    with announce(url, loaded.name):
+    with announce(url, service.names[0]):
         Server(app(service), service, bound, ready, own.grace).serve_until_stopped()
 
 

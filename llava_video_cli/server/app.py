@@ -29,7 +29,8 @@ from ..runs.record import media_values
 from .connections import client_of
 from .page import page, sheet_values
 from .requests import CompletionRequest, parse_body, read_completion
-from .responses import CLOSE, RequestError, ResponseBuilder, ResponseSender, score_values
+from .responses import CLOSE, AnswerForm, ChatForm, RequestError, ResponseSender, score_values
+from .responses_api import ResponseForm, chat_values, of_response
 from .scheduler import Event, Ticket
 from .serve import Service
 
@@ -47,6 +48,7 @@ def app(service: Service) -> Starlette:
     """Return the ASGI application."""
     routes = [
         Route("/v1/chat/completions", _PostRoute(service, _completion), methods=["POST"]),
+        Route("/v1/responses", _PostRoute(service, _response), methods=["POST"]),
         Route("/sheet", _PostRoute(service, _sheet), methods=["POST"]),
         Route("/", partial(_get, service, _page, public=True), methods=["GET"]),
         Route("/v1/models", partial(_get, service, _models), methods=["GET"]),
@@ -88,21 +90,30 @@ def _metrics(service: Service, _: Request) -> Response:
 
 
 def _models(service: Service, _: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [service.model_values]})
+    return JSONResponse({"object": "list", "data": service.model_values})
 
 
 def _one_model(service: Service, request: Request) -> Response:
-    if request.path_params["name"] != service.model.name:
-        raise RequestError(404, "no such model", f"this server has {service.model.name}", code="model_not_found")
-    return JSONResponse(service.model_values)
+    for values in service.model_values:
+        if values["id"] == request.path_params["name"]:
+            return JSONResponse(values)
+    raise RequestError(404, "no such model", f"this server has {', '.join(service.names)}", code="model_not_found")
 
 
 async def _http_error(service: Service, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     message = {404: "there is no such path", 405: "this path does not support the method"}.get(status, error.detail)
+    hint = _hint_for_path(request.url.path) if status == 404 else None
     _record(service, request, status, time.monotonic())
-    return RequestError(status, message, headers=CLOSE | dict(error.headers or {})).response()
+    return RequestError(status, message, hint, headers=CLOSE | dict(error.headers or {})).response()
+
+
+def _hint_for_path(path: str) -> str | None:
+    if path.rstrip("/").endswith("/completions") and not path.endswith("/chat/completions"):
+        return "use /v1/chat/completions"
+    is_known = path in ("/chat/completions", "/responses") or path.startswith("/models")
+    return "the base URL of a client must end in /v1" if is_known else None
 
 
 def _internal_error(request: Request) -> RequestError:
@@ -158,7 +169,7 @@ class _PostRoute:
 
 async def _sheet(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /sheet`: the contact sheet of the one medium in a request in the form of `/v1/chat/completions`."""
-    asked = await asyncio.to_thread(lambda: read_completion(parse_body(body), service.model.name, service.preset))
+    asked = await asyncio.to_thread(lambda: read_completion(parse_body(body), service.names, service.preset))
     if len(asked.urls) != 1:
         raise RequestError(400, f"a sheet shows one video or picture, got {len(asked.urls)}", param="messages")
     (medium,) = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client, whole=True)
@@ -169,10 +180,35 @@ async def _sheet(service: Service, body: bytes, client: str) -> _SendAnswer:
 async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer:
     """`POST /v1/chat/completions`, streamed or whole."""
 
-    def read() -> CompletionRequest:
-        return read_completion(parse_body(body), service.model.name, service.preset)
+    def read() -> tuple[CompletionRequest, AnswerForm]:
+        asked = read_completion(parse_body(body), service.names, service.preset)
+        has_logprobs = asked.logprobs is not None
+        head = f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.names[0]
+        return asked, ChatForm(*head, asked.answers, asked.include_usage, has_logprobs)
 
-    asked = read() if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(read)
+    return await _prepared(service, body, read, client)
+
+
+async def _response(service: Service, body: bytes, client: str) -> _SendAnswer:
+    """`POST /v1/responses`, streamed or whole."""
+
+    def read() -> tuple[CompletionRequest, AnswerForm]:
+        values = parse_body(body)
+        asked = read_completion(chat_values(values), service.names, service.preset)
+        head = f"resp_{secrets.token_hex(12)}", int(time.time()), service.names[0]
+        return asked, ResponseForm(*head, {name: value for name, value in values.items() if name != "input"})
+
+    try:
+        return await _prepared(service, body, read, client)
+    except LlvidError as error:
+        raise of_response(RequestError.of(error)) from None
+
+
+async def _prepared(
+    service: Service, body: bytes, read: Callable[[], tuple[CompletionRequest, AnswerForm]], client: str
+) -> _SendAnswer:
+    """Read a request and its media; return what sends the answers."""
+    asked, form = read() if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(read)
     media = await service.media_cache.read(asked.urls, asked.params, asked.samplings, client)
     generation = asked.generation
     if generation.temperature > 0 and generation.seed is None:
@@ -181,7 +217,7 @@ async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer
     def make(spoken: int) -> list[conversation.Request]:
         turns = with_speech(turns_of(asked.drafts, media), spoken)
         turns = with_times(turns) if service.preset.timestamps else turns
-        return [conversation.Request(turns, generation, asked.stop)]
+        return [conversation.Request(turns, generation, asked.stop, asked.logprobs)]
 
     (request,), lines = await asyncio.to_thread(fitting, media, make, service.model.budget)
     budget = await asyncio.to_thread(service.model.budget, request)
@@ -190,60 +226,72 @@ async def _completion(service: Service, body: bytes, client: str) -> _SendAnswer
     if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model
         notes.append(f"the context has room for {left} tokens of an answer, not for {generation.max_new_tokens}")
         request = replace(request, generation=replace(generation, max_new_tokens=left))
-    return partial(_answer, service, request, notes, asked)
+    return partial(_answer, service, _with_seeds(request, asked.answers), notes, asked, form)
+
+
+def _with_seeds(request: conversation.Request, answers: int) -> list[conversation.Request]:
+    """Return a request for each answer: the first is that of the request alone, the others have seeds of their own."""
+    generation, requests = request.generation, [request]
+    for number in range(1, answers):
+        seed = None if generation.seed is None else (generation.seed + number) % 2**63
+        requests.append(replace(request, generation=replace(generation, seed=seed)))
+    return requests
 
 
 async def _answer(
     service: Service,
-    request: conversation.Request,
+    requests: Sequence[conversation.Request],
     notes: Sequence[str],
     asked: CompletionRequest,
+    form: AnswerForm,
     sender: ResponseSender,
     start: float,
 ) -> None:
     """Have the model answer, and send the chunks as they arrive; `start` is when the request arrived."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
 
-    def deliver(event: Event) -> None:
+    def deliver(index: int, event: Event) -> None:
         with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
-    builder = ResponseBuilder(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.model.name)
-    records = [media_values("", medium) for medium in request.media]
+    records = [media_values("", medium) for medium in requests[0].media]
     extra = {
         "settings": service.model.settings,
-        "generation": request.generation.values(),
+        "generation": requests[0].generation.values(),
         "frames": [record["frames"] for record in records],
         "notes": [*notes, *(line for record in records for line in record["notes"])],
     }
-    ticket = Ticket(request, deliver, asked.stream)
-    service.scheduler.submit(ticket)
+    tickets = [Ticket(request, partial(deliver, index), asked.stream) for index, request in enumerate(requests)]
+    prefill = requests[0].generation.prefill.strip() if asked.is_continued else ""
+    begun, last = set[int](), dict[int, Chunk]()
     try:
-        chunks = _chunks(events)
-        last = await anext(chunks)
-        if asked.is_continued and last.scores is None:
-            last = replace(last, text=last.text.removeprefix(request.generation.prefill.strip()))
+        for ticket in tickets:
+            service.scheduler.submit(ticket)
+        async for index, chunk in _chunks(events, len(tickets)):
+            if prefill and index not in begun and chunk.scores is None:
+                chunk = replace(chunk, text=chunk.text.removeprefix(prefill))
+            begun.add(index)
+            if chunk.finish_reason is not None:
+                last[index] = chunk
+                assert chunk.usage is not None, "the last chunk has both"
+                service.metrics.count_answer(chunk.finish_reason, chunk.usage, time.monotonic() - start)
+            if not asked.stream:
+                continue
+            if not sender.is_streaming:
+                service.metrics.first_text_seconds.observe(time.monotonic() - start)
+                await sender.begin_stream(names_events=form.names_events)
+                await sender.send_events(form.begin(extra))
+            await sender.send_events(form.piece(index, chunk))
+        answers = [last[index] for index in range(len(tickets))]
+        extra |= score_values(answers[0].scores)
         if asked.stream:
-            service.metrics.first_text_seconds.observe(time.monotonic() - start)
-            await sender.begin_stream()
-            await sender.send_event(builder.first_chunk())
-            if last.text:
-                await sender.send_event(builder.text_chunk(last.text))
-            async for last in chunks:
-                if last.text:
-                    await sender.send_event(builder.text_chunk(last.text))
-        assert last.finish_reason is not None and last.usage is not None, "the last chunk has both"
-        service.metrics.count_answer(last.finish_reason, last.usage, time.monotonic() - start)
-        extra |= score_values(last.scores)
-        if asked.stream:
-            await sender.send_event(builder.last_chunk(last.finish_reason, last.scores))
-            if asked.include_usage:
-                await sender.send_event(builder.usage_chunk(last.finish_reason, last.usage, extra))
-            await sender.end_stream()
+            await sender.send_events(form.end(answers, extra))
+            await sender.end_stream(done_mark=form.done_mark)
         else:
-            await sender.send_json(builder.completion(last.text, last.finish_reason, last.usage, extra))
+            await sender.send_json(form.whole(answers, extra))
     finally:
-        service.scheduler.cancel(ticket)
+        for ticket in tickets:
+            service.scheduler.cancel(ticket)
 
 
 async def _unless_disconnected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
@@ -262,12 +310,11 @@ async def _unless_disconnected(work: Coroutine[Any, Any, Result], receive: Recei
             task.exception()  # asyncio complains about an exception that nobody reads
 
 
-async def _chunks(events: asyncio.Queue[Event]) -> AsyncIterator[Chunk]:
-    """Yield the chunks of an answer, up to the one with the finish reason."""
-    while True:
-        event = await events.get()
+async def _chunks(events: asyncio.Queue[tuple[int, Event]], answers: int) -> AsyncIterator[tuple[int, Chunk]]:
+    """Yield the chunks of answers, each with the answer's index, up to those with the finish reasons."""
+    while answers:
+        index, event = await events.get()
         if isinstance(event, LlvidError):
             raise event
-        yield event
-        if event.finish_reason is not None:
-            return
+        yield index, event
+        answers -= event.finish_reason is not None

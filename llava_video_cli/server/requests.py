@@ -1,7 +1,8 @@
 """Requests: the bounded reading of a body, and strict reading of what it asks for, in the form of OpenAI's API.
 
-Source of the form: https://platform.openai.com/docs/api-reference/chat. `video_url`, `media_io_kwargs` and
-`repetition_penalty` are vLLM's, `input_video` is llama.cpp's, `video` Qwen's; `sampling` is ours.
+Source of the form: https://platform.openai.com/docs/api-reference/chat. `video_url`, `media_io_kwargs`, `top_k`,
+`min_p`, `repetition_penalty` and `structured_outputs` are vLLM's, `input_video` is llama.cpp's, `video` Qwen's;
+`sampling` is ours.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from ..validation import (
     read_fields,
     read_message,
     read_object,
+    shape_of,
 )
 from ..video.files import PictureList
 from ..video.sampling import MAX_FRAMES, Sampling
 from . import MAX_BODY_BYTES
+from .answer_format import read_answer_format
 from .responses import CLOSE, RequestError
 
 # A slow sender holds memory and a place in the queue: after the grace, this rate is the least.
@@ -45,6 +48,7 @@ _MAX_JSON_VALUES = 200_000  # of a body: the parser needs up to a hundred times 
 _MAX_MEDIA = 64  # of a request
 _MOST_SCHEME = 10  # characters, the colon included, of a URL that may be read
 _MAX_STOPS, _MAX_STOP_CHARACTERS = 16, 256
+_MAX_ANSWERS, _MAX_LOGPROBS = 16, 20  # to a request; of each token
 
 _FORM = MessageForm(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
@@ -57,10 +61,9 @@ _IGNORED = (
 )  # fmt: skip
 # Fields that are accepted only with a value that means "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
-    "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "top_k": (-1, 0), "min_p": (0,), "best_of": (1,),
+    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "logit_bias": ({},), "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
+    "best_of": (1,),
 }  # fmt: skip
 # vLLM's and Qwen's names for what `sampling` sets, in `media_io_kwargs.video` and in the part of a video.
 _VIDEO_KEYS = {
@@ -75,6 +78,10 @@ _MAX_LENGTH = 2**31 - 1  # tokens of an answer
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _SHAPE: dict[str, Any] = {
     **dict.fromkeys((*_IGNORED, *_UNUSED, "model", "messages", "stop"), Any),
+    **dict.fromkeys(("response_format", "structured_outputs"), Any),
+    "n": int,
+    "logprobs": bool,
+    "top_logprobs": int,
     **dict.fromkeys(_LENGTHS, int),
     "stream": bool,
     "stream_options": {"include_usage": bool, "include_obfuscation": Any},
@@ -84,7 +91,8 @@ _SHAPE: dict[str, Any] = {
 
 @cache
 def _shape() -> dict[str, Any]:
-    return {**_SHAPE, **generation_shape(), "sampling": sampling_shape()}
+    shape = {**_SHAPE, **generation_shape(), "sampling": sampling_shape()}
+    return {name: kind for name, kind in shape.items() if name not in ("schema", "json_object")}
 
 
 @dataclass
@@ -153,6 +161,7 @@ class CompletionRequest:
 
     `params` has the field of each URL, `samplings` the sampling of each. One that `is_continued` has a last message
     from the assistant, which is the answer's prefill: the sender has it already, and gets what comes behind it.
+    `answers` is how many answers are wanted, `logprobs` how many of the likeliest tokens are told with each token.
     """
 
     drafts: tuple[Draft, ...]
@@ -163,6 +172,8 @@ class CompletionRequest:
     is_continued: bool = False
     stream: bool = False
     include_usage: bool = False
+    answers: int = 1
+    logprobs: int | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -181,17 +192,18 @@ def parse_body(body: bytes) -> dict[str, Any]:
         return read_object(body, "utf-8")
 
 
-def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> CompletionRequest:
-    """Return the request, with the preset's values where it gives none.
+def read_completion(values: Mapping[str, Any], models: Sequence[str], preset: Preset) -> CompletionRequest:
+    """Return the request, with the preset's values where it gives none; null means that a field is not given.
 
-    Raises UsageError for a field or value that is not understood, and `RequestError` for one that this server does
-    not support.
+    `models` are the names of the one model. Raises UsageError for a field or value that is not understood, and
+    `RequestError` for one that this server does not support.
     """
+    values = {name: value for name, value in values.items() if value is not None}
     for name, value in values.items():
-        if name in _UNUSED and value is not None and not any(_same(value, unused) for unused in _UNUSED[name]):
+        if name in _UNUSED and not any(_same(value, unused) for unused in _UNUSED[name]):
             raise RequestError(400, f"{name!r} is not supported here", param=name, code="unsupported_parameter")
-    if (other := values.get("model")) not in (None, model):
-        hint = f"this server has {model}"
+    if (other := values.get("model")) not in (None, *models):
+        hint = f"this server has {', '.join(models)}"
         raise RequestError(404, f"no such model: {brief(other)}", hint, param="model", code="model_not_found")
     # JSON has one type of number: some clients write 4.0 for 4
     values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
@@ -221,6 +233,9 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
         if each.speech and each.speech_model != preset.sampling.speech_model:
             known = preset.sampling.speech_model
             raise RequestError(400, f"the speech model of this server is {known}")
+    logprobs = _logprobs(given)
+    if generation.choices and logprobs is not None:
+        raise InputError("logprobs are not given with choices", "ask for one of the two", "logprobs")
     return CompletionRequest(
         drafts,
         params,
@@ -230,6 +245,8 @@ def read_completion(values: Mapping[str, Any], model: str, preset: Preset) -> Co
         is_continued,
         given.get("stream", False),
         given.get("stream_options", {}).get("include_usage", False),
+        _within(given, "n", 1, _MAX_ANSWERS) or 1,
+        logprobs,
     )
 
 
@@ -329,7 +346,10 @@ def _merged(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
-    values = {name: given[name] for name in generation_shape() if name in given}
+    values = {name: given[name] for name in shape_of(Generation) if name in given}
+    values |= read_answer_format(given.get("response_format"), given.get("structured_outputs"))
+    if values.get("top_k") == -1:  # vLLM's way to say: all
+        values["top_k"] = 0
     length = next((name for name in _LENGTHS if name in given), _LENGTHS[0])
     if length in given:
         values["max_new_tokens"] = given[length]
@@ -340,6 +360,20 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
     except UsageError as error:
         message = str(error).replace("max_new_tokens", length)
         raise InputError(message, field=message.partition(" ")[0]) from None
+
+
+def _logprobs(given: Mapping[str, Any]) -> int | None:
+    top = _within(given, "top_logprobs", 0, _MAX_LOGPROBS)
+    if top and not given.get("logprobs"):
+        raise InputError("top_logprobs needs logprobs: true", field="top_logprobs")
+    return top or 0 if given.get("logprobs") else None
+
+
+def _within(given: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value = given.get(name)
+    if value is not None and not least <= value <= most:
+        raise InputError(f"{name} must be from {least} to {most}, got {value}", field=name)
+    return None if value is None else int(value)
 
 
 def _stops(value: object) -> tuple[str, ...]:

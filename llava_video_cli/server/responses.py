@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..conversation import FinishReason, Scores, Usage
+from ..conversation import Chunk, Scores, TokenLogprob, Usage
 from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
 from ..prompt.budget import AS_ONE_VIDEO
 from ..validation import InputError
@@ -77,47 +77,96 @@ class RequestError(LlvidError):
         return Response(_json(self.values), self.status, self.headers, "application/json")
 
 
+class AnswerForm(Protocol):
+    """How answers to a request are written: whole, or as the events of a stream.
+
+    `extra` is what the field `llvid` holds besides the usage. A last chunk has the reason and the usage, and in `whole`
+    the whole text.
+    """
+
+    done_mark: ClassVar[bool]
+    names_events: ClassVar[bool]
+
+    def whole(self, answers: Sequence[Chunk], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all answers, which are whole."""
+
+    def begin(self, extra: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        """Yield the events before the text."""
+
+    def piece(self, index: int, chunk: Chunk) -> Iterable[dict[str, Any]]:
+        """Yield the events of a piece of an answer, also of the last one."""
+
+    def end(self, last: Sequence[Chunk], extra: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        """Yield the events behind all text; `last` has the last chunk of each answer."""
+
+
 @dataclass(frozen=True)
-class ResponseBuilder:
-    """Builds the JSON values of one answer. `id` and `created` (seconds since 1970) are the same in all chunks."""
+class ChatForm:
+    """Chat completions. `id` and `created` (seconds since 1970) are the same in all chunks."""
 
     id: str
     created: int
     model: str
+    answers: int = 1
+    include_usage: bool = False
+    has_logprobs: bool = False
+    done_mark: ClassVar[bool] = True
+    names_events: ClassVar[bool] = False
 
-    def completion(self, text: str, reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a whole answer; `extra` is what the field `llvid` holds besides the usage."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": _openai_reason(reason),
-        }
-        return self._head("chat.completion") | {"choices": [choice]} | _usage_values(reason, usage, extra)
+    def whole(self, answers: Sequence[Chunk], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all answers."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": chunk.text, "refusal": None},
+                "logprobs": self._logprobs(chunk),
+                "finish_reason": _openai_reason(chunk),
+            }
+            for index, chunk in enumerate(answers)
+        ]
+        return self._head("chat.completion") | {"choices": choices} | _usage_values(answers, extra)
 
-    def first_chunk(self) -> dict[str, Any]:
-        """Return the chunk before the text."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def begin(self, extra: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        """Yield the chunk before the text of each answer."""
+        del extra
+        for index in range(self.answers):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def text_chunk(self, text: str) -> dict[str, Any]:
-        """Return a chunk with a piece of the text."""
-        return self._chunk({"content": text})
+    def piece(self, index: int, chunk: Chunk) -> Iterable[dict[str, Any]]:
+        """Yield a chunk with a piece of the text, and the chunk that ends it, with the scores of choices."""
+        if chunk.text or chunk.logprobs:
+            yield self._chunk(index, {"content": chunk.text}, self._logprobs(chunk))
+        if chunk.finish_reason is not None:
+            own = score_values(chunk.scores)
+            yield self._chunk(index, {}, None, _openai_reason(chunk)) | ({"llvid": own} if own else {})
 
-    def last_chunk(self, reason: FinishReason, scores: Scores | None = None) -> dict[str, Any]:
-        """Return the chunk that ends the text, with the scores of choices."""
-        own = score_values(scores)
-        return self._chunk({}, _openai_reason(reason)) | ({"llvid": own} if own else {})
+    def end(self, last: Sequence[Chunk], extra: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        """Yield the chunk with the usage, which has no choice, if it is wanted."""
+        if self.include_usage:
+            yield self._head("chat.completion.chunk") | {"choices": []} | _usage_values(last, extra)
 
-    def usage_chunk(self, reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the chunk with the usage, which follows the last one and has no choice."""
-        return self._head("chat.completion.chunk") | {"choices": []} | _usage_values(reason, usage, extra)
+    def _logprobs(self, chunk: Chunk) -> dict[str, Any] | None:
+        if not self.has_logprobs:
+            return None
+        return {"content": [logprob_values(each) for each in chunk.logprobs], "refusal": None}
 
-    def _chunk(self, delta: Mapping[str, str], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self, index: int, delta: Mapping[str, str], logprobs: dict[str, Any] | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def logprob_values(each: TokenLogprob) -> dict[str, Any]:
+    """Return a token's probability as OpenAI writes it."""
+    return _token_values(each) | {"top_logprobs": list(map(_token_values, each.top))}
+
+
+def _token_values(each: TokenLogprob) -> dict[str, Any]:
+    return {"token": each.token, "logprob": each.logprob, "bytes": list(each.content)}
 
 
 class ResponseSender:
@@ -129,7 +178,7 @@ class ResponseSender:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 200
-        self._streaming = False
+        self.is_streaming = self._names_events = False
 
     async def send_json(self, values: Mapping[str, Any]) -> None:
         """Send a whole response."""
@@ -138,28 +187,36 @@ class ResponseSender:
         await self._send_head(headers)
         await self._send_body(body, more=False)
 
-    async def begin_stream(self) -> None:
-        """Begin a stream."""
-        self._streaming = True
+    async def begin_stream(self, *, names_events: bool) -> None:
+        """Begin a stream, whose events may have their `type` as their name."""
+        self.is_streaming, self._names_events = True, names_events
         kind, cache = (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")
         await self._send_head([kind, cache, (b"x-accel-buffering", b"no")])
 
-    async def send_event(self, values: Mapping[str, Any]) -> None:
-        """Send an event of the stream."""
-        await self._send_body(b"data: " + _json(values) + b"\n\n", more=True)
+    async def send_events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Send events of the stream."""
+        for values in events:
+            await self._send_body(self._event(values), more=True)
 
-    async def end_stream(self) -> None:
-        """Send OpenAI's end mark."""
-        await self._send_body(b"data: [DONE]\n\n", more=False)
+    async def end_stream(self, *, done_mark: bool) -> None:
+        """End the stream, with OpenAI's end mark if its form has one."""
+        await self._send_body(b"data: [DONE]\n\n" if done_mark else b"", more=False)
 
     async def send_error(self, error: RequestError, scope: Scope, receive: Receive) -> None:
         """Send an error; if a stream has begun, as its last event."""
         self.status = error.status
-        if not self._streaming:
+        if not self.is_streaming:
             await error.response()(scope, receive, self._send)
             return
+        values = error.values
+        if self._names_events:
+            values = {"type": "error", **{name: values["error"][name] for name in ("code", "message", "param")}}
         with suppress(ClientDisconnect):
-            await self._send_body(b"data: " + _json(error.values) + b"\n\n", more=False)
+            await self._send_body(self._event(values), more=False)
+
+    def _event(self, values: Mapping[str, Any]) -> bytes:
+        name = f"event: {values['type']}\n".encode() if self._names_events else b""
+        return name + b"data: " + _json(values) + b"\n\n"
 
     async def _send_head(self, headers: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": self.status, "headers": headers})
@@ -203,7 +260,14 @@ def hint_for_clients(hint: str | None) -> str | None:
     return head + colon + " or ".join(kept) if kept else "send fewer media, or a shorter text"
 
 
-def _usage_values(reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
+def usage_of(answers: Sequence[Chunk]) -> Usage:
+    """Return what all answers to one prompt cost together, the prompt once."""
+    usages = [each.usage for each in answers if each.usage is not None]
+    return replace(usages[0], generated_tokens=sum(each.generated_tokens for each in usages))
+
+
+def _usage_values(answers: Sequence[Chunk], extra: Mapping[str, Any]) -> dict[str, Any]:
+    usage = usage_of(answers)
     return {
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -212,12 +276,12 @@ def _usage_values(reason: FinishReason, usage: Usage, extra: Mapping[str, Any]) 
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
             "max_completion_tokens": extra["generation"]["max_new_tokens"],
         },
-        "llvid": {"finish_reason": reason, "usage": asdict(usage), **extra},
+        "llvid": {"finish_reason": answers[0].finish_reason, "usage": asdict(usage), **extra},
     }
 
 
-def _openai_reason(reason: FinishReason) -> str:
-    return "stop" if reason == "repetition" else reason  # OpenAI has no name for a repetition
+def _openai_reason(chunk: Chunk) -> str | None:
+    return "stop" if chunk.finish_reason == "repetition" else chunk.finish_reason  # OpenAI has no name for a repetition
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

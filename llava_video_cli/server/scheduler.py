@@ -13,7 +13,7 @@ from functools import partial
 from math import ceil
 from typing import TypeAlias
 
-from ..conversation import Chunk, Request
+from ..conversation import Chunk, Request, TokenLogprob
 from ..errors import LlvidError
 from ..model import Event as ModelEvent
 from ..model import Model
@@ -39,6 +39,7 @@ class Ticket:
     is_cancelled: bool = False
     stop: Callable[[], None] = lambda: None
     text: str = ""  # so far, of an answer that is not streamed
+    logprobs: tuple[TokenLogprob, ...] = ()  # the same
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk of the answer."""
@@ -46,8 +47,9 @@ class Ticket:
             self.deliver(chunk)
             return
         self.text += chunk.text
+        self.logprobs += chunk.logprobs
         if chunk.finish_reason is not None:
-            self.deliver(replace(chunk, text=self.text))
+            self.deliver(replace(chunk, text=self.text, logprobs=self.logprobs))
 
 
 class Scheduler:

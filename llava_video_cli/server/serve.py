@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -34,7 +34,8 @@ _WAITING_CONNECTIONS = 1024  # that the system holds until they are accepted
 class Service:
     """What the app needs to answer: `preset` has the values that a request may leave out.
 
-    `model_values` is the model's entry in `/v1/models`. `log` gets a line after each request.
+    `names` are those of the model, the first of which is in answers, and `model_values` its entries in `/v1/models`.
+    `log` gets a line after each request.
     """
 
     model: Model
@@ -44,7 +45,8 @@ class Service:
     media_cache: MediaCache
     scheduler: Scheduler
     metrics: Metrics
-    model_values: Mapping[str, Any]
+    names: Sequence[str]
+    model_values: Sequence[Mapping[str, Any]]
     log: Callable[[str], None] | None = None
 
 
@@ -57,9 +59,10 @@ def open_service(
     *,
     max_requests: int = MAX_REQUESTS,
     max_batch: int | None = None,
+    names: Sequence[str] = (),
     log: Callable[[str], None] | None = None,
 ) -> Service:
-    """Return a service around a loaded model."""
+    """Return a service around a loaded model; clients know it by `names`, or by its own name."""
     metrics = Metrics()
     remove_leftovers()
     return Service(
@@ -70,7 +73,8 @@ def open_service(
         MediaCache(sources or MediaSources(), model.shrink),
         Scheduler(model, metrics, max_requests, max_batch),
         metrics,
-        _model_values(model),
+        names or (model.name,),
+        [_model_values(model) | {"id": name} for name in names or (model.name,)],
         log,
     )
 
@@ -81,7 +85,6 @@ def _model_values(model: Model) -> dict[str, Any]:
     frame = Frames(np.zeros((1, 1, 1, 3), np.uint8), (0.0,), VideoInfo("", 1.0, 1, 1, None, "", 0), Sampling(1))
     budget = model.budget(Request((Turn("user", "?", (frame,)),)))
     return {
-        "id": model.name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "llvid",

@@ -280,7 +280,7 @@ def test_a_cancellation_while_an_event_is_sent_is_not_lost() -> None:
                 answering.cancel()
 
         sender = ResponseSender(send)
-        answering = asyncio.ensure_future(sender.send_event({}))
+        answering = asyncio.ensure_future(sender.send_events([{}]))
         await asyncio.wait({answering})
         assert answering.cancelled()
 
