@@ -118,7 +118,7 @@ def worker(name: str, captions: int) -> None:
         print(json.dumps(parts[line.strip()]()), flush=True)
 
 
-def _random(folder: Path) -> Path:
+def random_checkpoint(folder: Path) -> Path:
     """Write 118 M random parameters in the layout of the 7B."""
     sys.path.insert(0, str(HERE / "tests"))
     from checkpoints import make_checkpoint
@@ -143,7 +143,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with ExitStack() as stack:
         if options.model is None:
-            options.model = str(_random(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+            options.model = str(random_checkpoint(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
         elif options.model == "demo":  # that of this checkout, for both
             options.model = str(HERE / "llava_video_cli" / "demo" / "checkpoint")
         processes = {}
