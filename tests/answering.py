@@ -45,7 +45,7 @@ class Answering:
                 chunks = iter(()) if cancelled.is_set() else self.stream(request)
                 if not in_pieces and not cancelled.is_set():
                     answer = join(chunks)
-                    chunks = iter([Chunk(answer.text, answer.finish_reason, answer.usage)])
+                    chunks = iter([Chunk(answer.text, answer.finish_reason, answer.usage, answer.scores)])
                 for chunk in chunks:
                     if cancelled.is_set():
                         break

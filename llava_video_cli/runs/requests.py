@@ -81,7 +81,7 @@ class BatchRequest:
 
     def failure(self, error: LlvidError, request_key: str = "") -> Failure:
         """Return what is written if it can't be answered."""
-        path = medium_name(self.paths[0])
+        path = medium_name(self.paths[0]) if self.paths else ""
         return Failure({"id": self.id, "video": path, "video_path": path}, error, request_key)
 
     def request(self, media: Iterable[Media], spoken: int = 0) -> Request:
@@ -138,8 +138,9 @@ class RequestJob:
 
     @property
     def name(self) -> str:
-        """The first of its media."""
-        return self.requests[0][0].paths[0]
+        """The first of its media, or the id of a request without any."""
+        first = self.requests[0][0]
+        return first.paths[0] if first.paths else f"request {first.id}"
 
     def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
         """Read the media once and yield each request."""
@@ -152,7 +153,7 @@ class RequestJob:
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
         for request, key, _ in self.requests:
             (made,), lines = fitting(media, partial(request.spoken_requests, media), self.count)
-            told = [{**values[0], "notes": [*values[0]["notes"], *notes_of([lines])]}, *values[1:]]
+            told = [{**each, "notes": [*each["notes"], *notes_of([lines])]} for each in values[:1]] + values[1:]
             yield JobRequest(made, (key, told))
 
     def outcomes(

@@ -161,6 +161,11 @@ class ResumableRun:
         return Summary(self._done, self._plan.done_before, self._failed, left, self._cut, replaced)
 
     @property
+    def keys(self) -> Set[str]:
+        """The keys of the records that the run makes, or an earlier one has made."""
+        return self._plan.keys
+
+    @property
     def is_pending(self) -> bool:
         """Whether the output that is to be overwritten is still the old one."""
         return self._output is not None and self._output[0].is_pending

@@ -1,0 +1,1 @@
+"""Question sets, and the scores of a model on them."""

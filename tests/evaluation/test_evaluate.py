@@ -1,0 +1,163 @@
+"""A model whose answers are known is scored as it should be, however often the run is ended on its way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_scores import by_numpy
+from waiting_model import USAGE, WaitingModel
+
+from llava_video_cli import Preset, Request, RunOptions, Sampling, Scores
+from llava_video_cli.cli.app import run
+from llava_video_cli.conversation import Chunk
+from llava_video_cli.demo.world import write_clip
+from llava_video_cli.evaluation.questions import QuestionSet, read_questions
+from llava_video_cli.evaluation.run import Evaluation, evaluate, result, write_document
+
+PRESET = Preset("test", "", "waiting", sampling=Sampling(frames=2))
+
+
+class Knowing(WaitingModel):
+    """Answers the number in the question modulo 4 as a letter; without a video, always A."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": "knowing", "versions": {}}
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        number = int(request.turns[-1].text.split()[1])
+        letter = "ABCD"[number % 4] if request.media else "A"
+        choices = request.generation.choices
+        if not choices:
+            yield Chunk(f"The answer is ({letter})." if number % 5 else "no idea", "stop", USAGE)
+            return
+        logprobs = {choice: -0.1 if choice == letter else -3.0 for choice in choices}
+        yield Chunk(letter, "stop", USAGE, Scores(logprobs, dict.fromkeys(choices, 1)))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> QuestionSet:
+    """40 questions about 10 clips; the model is right in those whose number is not a multiple of 3."""
+    from terminal import scene
+
+    folder = tmp_path_factory.mktemp("set")
+    for number in range(10):
+        write_clip(folder / f"{number}.mp4", scene(y=0.3 + number / 50, duration_seconds=0.5))
+    lines = [
+        {
+            "video": f"{number // 4}.mp4", "question": f"Number {number} ?", "choices": ["w", "x", "y", "z"],
+            "answer": (number + (number % 3 == 0)) % 4, "group": "even" if number % 2 == 0 else "odd",
+        }
+        for number in range(40)
+    ]  # fmt: skip
+    (folder / "my.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_questions(folder / "my.jsonl")
+
+
+def answered(evaluation: Evaluation, answers: Path) -> dict[str, Any]:
+    asking = evaluate(evaluation, answers, model=Knowing())
+    assert all("error" not in outcome.values for outcome in asking)
+    return result(evaluation, answers, asking.keys)
+
+
+def test_a_known_model_has_its_score(questions: QuestionSet, tmp_path: Path) -> None:
+    document = answered(Evaluation(questions, PRESET), tmp_path / "a.jsonl")
+    numbers = np.arange(40)
+    rights = (numbers % 3 != 0).astype(float)
+    mean, error = by_numpy(rights, numbers // 4)
+    score = document["scores"]["choices"]
+    assert score["accuracy"] == pytest.approx(mean) and score["videos"] == 10
+    assert score["interval_95"] == pytest.approx([mean - 1.959964 * error, mean + 1.959964 * error])
+    assert score["groups"]["even"]["right"] == rights[::2].sum() and set(score["durations"]) == {"short"}
+    text = document["scores"]["text"]
+    assert text["right"] == (rights * (numbers % 5 != 0)).sum() and text["unreadable"] == 8
+    blind = document["controls"]["without_video"]
+    assert blind["right"] == sum((n + (n % 3 == 0)) % 4 == 0 for n in range(40))
+    assert document["controls"]["random"] == 0.25 and document["failed"] == 0
+    first = document["answers"][1]
+    assert first["answers"]["choices"]["probability_of_right"] > 0.8 and first["right"] == "B"
+    assert document["protocol"]["prompt_sha256"] == questions.prompt_hash
+
+
+def test_ended_five_times_it_is_the_same_file(questions: QuestionSet, tmp_path: Path) -> None:
+    evaluation = Evaluation(questions, PRESET)
+    whole = answered(evaluation, tmp_path / "whole.jsonl")
+    answers = tmp_path / "ended.jsonl"
+    for _ in range(5):
+        with evaluate(evaluation, answers, model=Knowing(), options=RunOptions(batch_size=2)) as asking:
+            for number, _ in enumerate(asking):
+                if number == 7:
+                    break
+        with answers.open("ab") as file:
+            file.write(b'{"id": "torn')
+    again = answered(evaluation, answers)
+    for document in (whole, again):
+        del document["cost"]
+    assert again == whole
+    write_document(whole, tmp_path / "whole.json")
+    write_document(again, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_another_run_in_the_same_file_does_not_count(questions: QuestionSet, tmp_path: Path) -> None:
+    few = replace(questions, questions=questions.questions[:6])
+    evaluation, other = Evaluation(few, PRESET, ("choices",)), replace(PRESET, system="Be brief.")
+    before = answered(evaluation, tmp_path / "a.jsonl")
+    answered(Evaluation(few, other, ("choices",)), tmp_path / "a.jsonl")
+    assert len((tmp_path / "a.jsonl").read_bytes().splitlines()) == 12
+    assert answered(evaluation, tmp_path / "a.jsonl") == before
+
+
+def test_a_missing_video_is_counted(questions: QuestionSet, tmp_path: Path) -> None:
+    gone = replace(questions.questions[0], video=str(tmp_path / "gone.mp4"))
+    few = replace(questions, questions=(gone, *questions.questions[1:4]))
+    evaluation = Evaluation(few, PRESET, ("choices",))
+    asking = evaluate(evaluation, tmp_path / "a.jsonl", model=Knowing())
+    assert len(list(asking)) == 4
+    document = result(evaluation, tmp_path / "a.jsonl", asking.keys)
+    assert (document["questions"], document["failed"]) == (3, 1)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["eval", "demo", "-m", "demo", "--limit", "6"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "demo: 6 questions about 6 videos" and "demo-demo.json has the result" in err
+    assert "  by probabilities: 100.0% (" in out and "  a random choice: 50.0%" in out
+    assert run(["eval", "demo", "-m", "demo", "--limit", "6", "--json", "-q", "-o", "x.json", "--by", "choices"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(Path("x.json").read_text()) and set(document["scores"]) == {"choices"}
+    assert run(["eval", "--compare", "demo-demo.json", "x.json"]) == 0
+    assert "difference: +0.0 points (+0.0 to +0.0), p = 1, 6 questions" in capsys.readouterr().out
+    for arguments, code, words in (
+        ((), 2, "name a question set"), (("demo", "--compare", "a.json", "b.json"), 2, "takes two results"),
+        (("--compare", "x.json", "x.answers.jsonl"), 2, "no result of `llvid eval`"),
+        (("demo", "-m", "demo", "-o", "x.txt"), 2, "must end in .json"), (("mvbench",), 2, "needs --data"),
+        (("demo", "--temperature", "1"), 2, "--temperature can't be used with a question set"),
+    ):  # fmt: skip
+        assert run(["eval", *arguments]) == code
+        out, err = capsys.readouterr()
+        assert out == "" and words in err.splitlines()[0], err
+
+
+def test_the_wrong_answers_have_a_page(
+    questions: QuestionSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = questions.questions[0].video
+    path = tmp_path / "my.jsonl"
+    rows = [{"video": clip, "question": "Does the video show a circle?", "answer": answer} for answer in ("yes", "no")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    to, page = tmp_path / "r.json", tmp_path / "wrong.html"
+    command = ["eval", str(path), "-m", "demo", "-o", str(to), "--report", str(page), "--no-controls", "-q"]
+    assert run(command) == 0
+    assert json.loads(to.read_text())["scores"]["choices"]["right"] == 1
+    (wrong,) = (tmp_path / "wrong.wrong.jsonl").read_text().splitlines()
+    assert json.loads(wrong)["notes"][0] == "wrong: yes; right: no" and "wrong: yes; right: no" in page.read_text()
+    capsys.readouterr()
