@@ -118,10 +118,11 @@ def test_choices_are_scored_and_where_sorts_the_records(session: ClusterSession,
     generation = replace(preset.generation, choices=("circle", "square", "triangle"), prefill="It is a ")
     task = Task(replace(preset, prompt="What shape is it?", generation=generation))
     one, paths = replace(session, min_workers=1, max_workers=1, readers=1), [folder / f"{n:02d}.mp4" for n in range(6)]
-    models = {"open_model": DEMO[0], "open_resize": DEMO[1]}
     where = parse_where("square>0.8", generation.choices)
     with open_output(str(tmp_path / "out.jsonl"), scored=True, where=where) as output:
-        outcomes = list(caption_on_cluster(list(map(str, paths)), task, one, output, **models))
+        outcomes = list(
+            caption_on_cluster(list(map(str, paths)), task, one, output, open_model=DEMO[0], open_resize=DEMO[1])
+        )
     kept, rest = ((tmp_path / name).read_text().splitlines() for name in ("out.jsonl", "out.rest.jsonl"))
     shapes = {Path(each["video_path"]).stem: each["caption"] for each in map(json.loads, [*kept, *rest])}
     assert shapes == {f"{n:02d}": ("circle", "square", "triangle")[n % 3] for n in range(6)}
