@@ -1,11 +1,11 @@
-.PHONY: setup test lint bench docs
+.PHONY: setup test lint bench docs site
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 setup:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[test,lint]'
+	$(BIN)/pip install -q -e '.[test,lint,docs]'
 
 test:
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -22,3 +22,6 @@ bench:
 
 docs:
 	$(BIN)/python tests/command_reference.py
+
+site:
+	$(BIN)/mkdocs build -q --strict
