@@ -21,6 +21,12 @@ _LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\
 log = logging.getLogger("mkdocs.hooks.llvid")
 
 
+def on_config(config: Any) -> Any:
+    """Give sections the anchors that GitHub gives them, so that links work in both."""
+    config["mdx_configs"]["toc"]["slugify"] = lambda title, _: re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-")
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that lie outside docs/."""
     for path, name in _OUTSIDE.items():

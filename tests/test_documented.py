@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer
 from documented import PAGES, Command, commands, programs, write_files
 
 from llava_video_cli.cli.app import ABOUT, run
@@ -54,7 +55,7 @@ def test_the_commands_of_a_page(
         where = f"{page.name}, line {command.line}: {command.text}"
         try:
             assert sum(parse(stage, where) for stage in command.stages()) or command.shown is not None, where
-        except Exception as error:  # of Typer's, whose own class has no public name
+        except typer.TyperException as error:
             assert command.mention and type(error).__name__ in ("MissingParameter", "BadOptionUsage"), where
             continue
         if not can_run(command):

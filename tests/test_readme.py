@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_reference import PAGE, reference
 
+import llava_video_cli
 from llava_video_cli.preset import preset_files
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,32 @@ def test_files_and_sections_that_a_page_links_to_are_there(page: Path) -> None:
 def test_the_readme_links_to_every_page() -> None:
     linked = {(ROOT / name).resolve() for name in re.findall(r"\]\(([^)#:]+\.md)", text("README.md"))}
     assert linked == {page.resolve() for page in PAGES} - {ROOT / "README.md"}
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    import yaml
+
+    settings = yaml.safe_load(text("mkdocs.yml"))
+    groups = [next(iter(entry.values())) for entry in settings["nav"]]
+    entries = [entry for group in groups for entry in (group if isinstance(group, list) else [{"": group}])]
+    named = sorted(next(iter(entry.values())) for entry in entries)
+    outside = ["changelog.md", "contributing.md", "index.md", "results.md", "security.md"]  # docs/hooks.py adds them
+    assert named == sorted([*outside, *(page.name for page in (ROOT / "docs").glob("*.md"))])
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text("README.md").encode()) <= 8192
+
+
+def test_every_public_name_is_in_the_python_reference_once() -> None:
+    named = re.findall(r"^::: llava_video_cli\.(\w+)$", text("docs/reference.md"), re.MULTILINE)
+    assert sorted(named) == sorted(set(llava_video_cli.__all__) - {"__version__"})
+
+
+def test_every_environment_variable_is_in_its_table() -> None:
+    package = (ROOT / "llava_video_cli").rglob("*.py")
+    read = {name for path in package for name in re.findall(r"\bLLVID_[A-Z_]+\b", path.read_text(encoding="utf-8"))}
+    assert read == set(re.findall(r"`(LLVID_[A-Z_]+)`", text("docs/environment.md")))
 
 
 def sections(page: Path) -> set[str]:
