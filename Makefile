@@ -24,4 +24,4 @@ docs:
 	$(BIN)/python tests/command_reference.py
 
 site:
-	$(BIN)/mkdocs build -q --strict
+	$(BIN)/mkdocs build --strict
