@@ -1,7 +1,7 @@
 """Each command of the README and of docs/ works, or is one that this version takes; what they show is what comes.
 
 They run in this process, with the demo checkpoint, on small files of the names that the pages use. What needs a hub,
-a GPU, sound, a network or a cluster is parsed only.
+a GPU, sound, a network, a cluster or minutes is parsed only.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def can_run(command: Command) -> bool:
         return False
     named = [word for before, word in pairwise(words) if before in ("-m", "--model")]
     llvid = [stage[1] for stage in stages if stage[0] == "llvid"]
-    far = {"serve", "pull", "bench", "transcribe"} & set(llvid)
+    far = {"serve", "pull", "bench", "transcribe", "eval"} & set(llvid)
     return (
         not far
         and (set(named) <= {"demo"} or set(llvid) <= {"doctor", "frames"})
