@@ -24,4 +24,4 @@ docs:
 	$(BIN)/python tests/command_reference.py
 
 site:
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

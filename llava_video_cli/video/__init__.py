@@ -223,7 +223,11 @@ def check_scenes(sampling: Sampling, every: Every | None = None) -> None:
 
 
 def probe(path: VideoPath, limits: Limits | None = None, *, source_fps: float | None = None) -> VideoInfo:
-    """Return what a video is. Raises what `inspect` raises."""
+    """Return what a video is, or pictures as one. One picture is decoded.
+
+    Raises MediaError for what can't be shown: no such file, a folder without pictures, an empty file, no video in it,
+    no picture that can be decoded, more than the limits allow.
+    """
     return inspect(path, limits, source_fps=source_fps).info
 
 
@@ -288,19 +292,19 @@ def read_frames(
 ) -> Frames:
     """Return the frames that `sampling` (by default `Sampling()`) selects from a video, or from pictures as one.
 
-    Pictures are those of a folder or a pattern, as people number them, or a list of paths; `sampling.source_fps` gives
-    them their times, and only the selected ones are decoded. Of unequal sizes, all are fitted into that of the first.
+    Pictures come from a folder, from a pattern such as `frame_*.jpg`, or from a list of paths. Those of a folder are
+    sorted as people number them: 2 before 10. `sampling.source_fps` gives them their times, and only the selected ones
+    are decoded. If their sizes differ, all are fitted into the size of the first.
 
-    Each frame of a file is bit for bit the picture that decoding the whole file would give. With a `resize`, only what
-    it makes of each picture is kept; a model's `shrink` makes of it what the model gets, as `sampling.fit` says. Broken
-    packets are skipped, the nearest good frame replaces a lost one, and a note says so. (Damage that the decoder does
-    not report can't be detected, and may differ from one run to the next.) Where a video changes its size, all frames
-    are scaled to that of the first one.
+    Each frame of a file is bit for bit the picture that decoding the whole file would give. Broken packets are skipped,
+    the nearest good frame replaces a lost one, and a note says so. (Damage that the decoder does not report can't be
+    detected, and may differ from one run to the next.) If a video changes its size, all frames are scaled to the size
+    of the first one. With `resize`, only what it returns for each picture is kept. A model's `shrink` returns the
+    picture that the model gets, fitted as `sampling.fit` says.
 
     `progress` is called with the finished share: 0 as soon as the file is open, then from time to time, up to 1.
-    Raises MediaError for what `inspect` refuses, when the video has nothing at `start_seconds`, and when the frames
-    would need more than the limits allow.
-    What is no video is refused at once, before anything is decoded: no separate check is needed.
+    Raises MediaError for what `probe` refuses, if the video has nothing at `start_seconds`, and if the frames would
+    need more than the limits allow. A file that is not a video is refused before anything is decoded.
     """
     return _read(_named(path), sampling or Sampling(), limits, progress, resize)
 
