@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from llava_video_cli import (
     VideoInfo,
     join,
 )
+from llava_video_cli.conversation import ANY_OBJECT
 from llava_video_cli.errors import ServerError
 from llava_video_cli.remote import open_remote
 from llava_video_cli.remote.remote_model import RemoteModel
@@ -454,6 +455,8 @@ def test_others_go_on_with_a_prefill_and_the_answer_begins_with_it(engine: str, 
         ("sglang", {"choices": ("a", "b")}, "choices can't be used with SGLang: its API does not tell how likely"),
         ("transformers", {"choices": ("a", "b")}, "choices can't be used with transformers"),
         ("transformers", {"prefill": "It is"}, "a prefill can't be used with transformers"),
+        ("transformers", {"schema": "{}"}, "transformers serve has no option like --schema"),
+        ("transformers", {"top_k": 5}, "transformers serve has no option like --top-k"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused_with_the_reason(
@@ -472,3 +475,26 @@ def test_a_server_of_ours_that_scores_nothing_is_an_error(stand_in: Any) -> None
     server = stand_in(OpenAIServer(listed(owner="llvid"), [said("Yes")]))
     with pytest.raises(ModelError, match="did not score the choices"):
         join(opened(server).stream(request(choices=("Yes", "No"))))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_schema_is_sent_as_openai_writes_it(engine: str, stand_in: Any) -> None:
+    server = stand_in(exchange(engine))
+    model, schema = opened(server), {"type": "object", "properties": {"b": {}, "a": {}}}
+    for generation in ({"schema": json.dumps(schema)}, {"schema": ANY_OBJECT, "min_p": 0.1}, {"regex": "a|b"}):
+        with suppress(ModelError):  # the exchange answers with a sentence
+            join(model.stream(request(**generation)))
+    first, second, third = server.asked
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    assert first["response_format"] == form and list(first["response_format"]["json_schema"]["schema"]) == list(schema)
+    assert (second["response_format"], second["min_p"]) == ({"type": "json_object"}, 0.1)
+    assert third["regex" if engine == "sglang" else "structured_outputs"] in ("a|b", {"regex": "a|b"})
+
+
+def test_a_server_that_ignores_a_schema_is_an_error(stand_in: Any) -> None:
+    server = stand_in(OpenAIServer(listed(), [said("It is red."), said('{"a": '), said('{"a": "cut', "length")]))
+    model, asked = opened(server), request(schema=ANY_OBJECT)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="ignored the schema"):
+            join(model.stream(asked))
+    assert join(model.stream(asked)).finish_reason == "length"
