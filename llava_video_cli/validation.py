@@ -28,7 +28,7 @@ Shape: TypeAlias = Mapping[str, Any]  # the type of each key, or the shape below
 
 _WORDS = {
     NoneType: "null", str: "text", Text: "text", int: "a whole number", float: "a number", bool: "true or false",
-    list: "a non-empty list",
+    list: "a non-empty list", dict: "an object",
 }  # fmt: skip
 
 

@@ -100,6 +100,7 @@ def test_openais_client_parses_answers_and_knows_which_are_cut(client: Any, mess
     ("body", "words"),
     [
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "must be an object, got 1"),
         ({"response_format": {"type": "xml"}}, "must have a type of text, json_object, json_schema"),
         ({"response_format": FORMAT | {"strict": True}}, "unknown key 'strict'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "can't be honoured"),
