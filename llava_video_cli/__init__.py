@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversation import Answer, Chunk, Generation, Request, Scores, Segment, Turn, Usage, join
+    from .conversation import Answer, Chunk, Generation, Request, Scores, Segment, TokenLogprob, Turn, Usage, join
     from .errors import (
         ContextError,
         LlvidError,
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "conversation": ("Answer", "Chunk", "Generation", "Request", "Scores", "Segment", "Turn", "Usage", "join"),
+    "conversation": (
+        "Answer", "Chunk", "Generation", "Request", "Scores", "Segment", "TokenLogprob", "Turn", "Usage", "join",
+    ),
     "errors": (
         "ContextError", "LlvidError", "MediaError", "ModelError", "OutOfMemoryError", "ServerError", "UsageError",
     ),
@@ -72,9 +74,9 @@ __all__ = [
     "Answer", "Budget", "Chat", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits",
     "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture",
     "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Scores", "Segment",
-    "ServerError", "Session", "Sidecars", "Summary", "Turn", "Usage", "UsageError", "VideoInfo", "__version__",
-    "answer_file", "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model", "open_remote",
-    "probe", "read_frames", "read_image", "with_times",
+    "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage", "UsageError", "VideoInfo",
+    "__version__", "answer_file", "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model",
+    "open_remote", "probe", "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 

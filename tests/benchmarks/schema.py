@@ -57,27 +57,38 @@ def asked(tokens: int, seed: int, schema: Any = None) -> Request:
 
 
 def speed(model: Model, rounds: int) -> dict[str, Any]:
-    """Measure tokens a second between the first and the last one, free and constrained in turns."""
+    """Measure answers of equal length, free and constrained in turns: tokens a second, and the processor's seconds.
+
+    Where other work takes the cores, the processor's seconds count.
+    """
     figures: dict[str, Any] = {}
     for rows in (1, 8):
-        seen: dict[str, list[float]] = {"free": [], "schema": [], "schemas": []}
+        rates: dict[str, list[float]] = {"free": [], "schema": [], "schemas": []}
+        costs: dict[str, list[float]] = {kind: [] for kind in rates}
         for number in range(rounds + 1):
-            for kind, rates in seen.items():
+            for kind in rates:
                 schemas = [None if kind == "free" else CAPTION for _ in range(rows)]
                 if kind == "schemas":  # one for each row
                     schemas = [{**CAPTION, "title": str(row)} for row in range(rows)]
-                requests = [asked(128, number * 100 + row, schema) for row, schema in enumerate(schemas)]
+                requests = [asked(96, number * 100 + row, schema) for row, schema in enumerate(schemas)]
+                began = time.process_time()
                 answers = model.answer_all(requests)
+                cost = time.process_time() - began
                 usages = [answer.usage for answer in answers]
                 assert all(answer.finish_reason == "length" for answer in answers)
                 seconds = max(each.total_seconds for each in usages) - max(each.first_token_seconds for each in usages)
                 if number:  # the first round warms up
-                    rates.append(sum(each.generated_tokens - 1 for each in usages) / seconds)
-        rate = {kind: statistics.median(rates) for kind, rates in seen.items()}
-        share = {kind: statistics.median(map(float.__truediv__, seen[kind], seen["free"])) for kind in seen}
+                    rates[kind].append(sum(each.generated_tokens - 1 for each in usages) / seconds)
+                    costs[kind].append(cost)
         figures[f"{rows} rows"] = {
-            kind: {"tokens_per_second": round(rate[kind], 1), "of_free": round(share[kind], 3)} for kind in seen
+            kind: {
+                "tokens_per_second": round(statistics.median(rates[kind]), 1),
+                "of_free": round(statistics.median(map(float.__truediv__, rates[kind], rates["free"])), 3),
+                "processor_of_free": round(statistics.median(map(float.__truediv__, costs[kind], costs["free"])), 3),
+            }
+            for kind in rates
         }
+        print(f"{rows} rows", figures[f"{rows} rows"], flush=True)
     return figures
 
 
@@ -209,7 +220,6 @@ def main() -> None:
         if "speed" in options.parts:
             name = options.model or str(random_checkpoint(Path(temporary)))
             results["speed"] = speed(open_model(name), options.rounds)
-            print(json.dumps(results["speed"]), flush=True)
         for folder in (CHECKPOINT, vicuna, *options.tokenizers):
             make = _grammars(folder)
             if "start" in options.parts:
