@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -184,7 +185,7 @@ def _system(chat: TerminalChat, text: str) -> None:
 
 
 def _set(chat: TerminalChat, argument: str) -> None:
-    name, _, value = argument.replace("=", " ", 1).partition(" ")
+    name, value = re.split(r"\s*=\s*|\s+|$", argument, maxsplit=1)
     if value.strip():
         chat.session = chat.session.set(name, value.strip())
     elif name and name not in SETTINGS:

@@ -347,7 +347,7 @@ class Engine:
             length = len(prefill.rows[0].prompt.ids)
             found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, tuple(self._stop_ids))
             for row, logprobs in zip(prefill.rows, found, strict=True):
-                row.logprobs = _copy_to_host(logprobs)
+                row.logprobs = _copy_to_host(logprobs) if row.choices else None
 
     # Taking rows on
 
