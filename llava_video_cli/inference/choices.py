@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from ..prompt.continuation import Choices
 from .decode_step import Decoder
 
-_MOST_TOKENS = 1024  # of a forward, of all rows together: each has a vocabulary of logits
+_MOST_TOKENS, _MOST_LOGITS = 4096, 2**27  # of a forward, of all rows together
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def log_probabilities(
     begins = [sum(map(len, totals[:row])) for row in range(len(totals))]
     total = torch.cat(totals)  # of all choices of all rows, from `begins` on
     ends = torch.tensor(sorted(stop_ids), device=first.device)
-    for group in _groups(rows, decoder.takes_masks):
+    most_tokens = min(_MOST_TOKENS, _MOST_LOGITS // first.shape[-1]) // len(rows)
+    for group in _groups(rows, most_tokens if decoder.takes_masks else 0):
         width = max(sum(len(branch.computed) for branch in branches) for branches in group)
         ids, offsets, sees = _packed(group, width)
         answer = decoder.continue_from(_fork(cache), begin, ids, offsets, sees if decoder.takes_masks else None)
@@ -77,8 +78,8 @@ def _steps(group: Sequence[Sequence[_Branch]], begins: Sequence[int]) -> list[tu
     return steps
 
 
-def _groups(rows: Sequence[Choices | None], takes_masks: bool) -> Iterator[list[list[_Branch]]]:
-    """Yield the branches of each row that one forward computes: as many as a mask can keep apart, else one."""
+def _groups(rows: Sequence[Choices | None], most_tokens: int) -> Iterator[list[list[_Branch]]]:
+    """Yield the branches of each row that one forward computes: at least one, and up to so many tokens of a row."""
     waiting = [
         [
             branch
@@ -87,13 +88,12 @@ def _groups(rows: Sequence[Choices | None], takes_masks: bool) -> Iterator[list[
         ]
         for row in (each or Choices((), ()) for each in rows)
     ]
-    most = _MOST_TOKENS // len(rows) if takes_masks else 0
     while any(waiting):
         group: list[list[_Branch]] = []
         for branches in waiting:
             taken: list[_Branch] = []
             tokens = 0
-            while branches and (not taken or tokens + len(branches[0].computed) <= most):
+            while branches and (not taken or tokens + len(branches[0].computed) <= most_tokens):
                 taken.append(branches.pop(0))
                 tokens += len(taken[-1].computed)
             group.append(taken)
