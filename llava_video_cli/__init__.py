@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ServerError,
         UsageError,
     )
+    from .evaluation.find import find_moments
     from .inference import open_model
     from .model import Loading, Model
     from .preset import Preset, load_preset
@@ -48,6 +49,7 @@ _HOMES = {
     "errors": (
         "ContextError", "LlvidError", "MediaError", "ModelError", "OutOfMemoryError", "ServerError", "UsageError",
     ),
+    "evaluation.find": ("find_moments",),
     "video.image": ("Picture", "read_image"),
     "video.limits": ("Limits",),
     "model": ("Loading", "Model"),
@@ -75,8 +77,8 @@ __all__ = [
     "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture",
     "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Scores", "Segment",
     "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage", "UsageError", "VideoInfo",
-    "__version__", "answer_file", "caption_folder", "contact_sheet", "iter_frames", "join", "load_preset", "open_model",
-    "open_remote", "probe", "read_frames", "read_image", "with_times",
+    "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments", "iter_frames", "join", "load_preset",
+    "open_model", "open_remote", "probe", "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 

@@ -28,6 +28,10 @@ def captions(path: str) -> list[str]:
         streamed = error.hint or str(error)
     return [streamed, *(answer.text for answer in model.answer_all([request])), __version__]
 
+def found() -> list[float]:
+    run = find_moments("a red car turns left", "videos", "moments.jsonl", every_seconds="scene")
+    return [moment["start_seconds"] for outcome in run for moment in run.ranked()]
+
 def run(chat: Chat) -> list[str]:
     texts = [record.text for record in caption_folder("clips", "out.jsonl") if isinstance(record, Record)]
     return [*texts, *(chunk.text for chunk in chat.ask("Who?")), *chat.session.paths]

@@ -24,6 +24,7 @@ ABOUT = {
     "chat": "Talk about videos and pictures.",
     "caption": "Caption videos: one, or a folder of thousands.",
     "batch": "Answer a file of requests, one JSON object per line.",
+    "find": "Find where in videos something is seen.",
     "transcribe": "Write down what is said in videos, with times.",
     "frames": "Save the frames that the model would see.",
     "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",

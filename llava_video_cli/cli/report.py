@@ -13,8 +13,8 @@ from . import console
 from .options import OutputFlags, option
 
 HELP = """Make one HTML page to look through results: contact sheets, captions, times, with search and filters. It
-reads the output of `llvid caption` or `llvid batch`, and the failures in NAME.errors.jsonl next to it. The
-page is one file that opens in any browser, without a network.
+reads the output of `llvid caption`, `llvid batch` or `llvid find`, and the failures in NAME.errors.jsonl next to
+it. The page is one file that opens in any browser, without a network.
 
 Examples:
 

@@ -146,11 +146,12 @@ def carry_out(
     noun: str = "videos",
     verb: str = "captioned",
     to_stdout: bool = False,
+    show: Callable[[Record | Failure], object] | None = None,
 ) -> int:
     """Show how far a run is and what came of it; return the exit code, that of `exit_code`.
 
-    With `to_stdout`, records are written there, and failures to stderr. Raises LlvidError for what ends a run: a model
-    that can't be loaded, a full disk, an error that all videos would share.
+    With `to_stdout`, records are written there, and failures to stderr, or as `show` does it. Raises LlvidError for
+    what ends a run: a model that can't be loaded, a full disk, an error that all videos would share.
     """
     meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
     with run, meter.lines():
@@ -165,7 +166,7 @@ def carry_out(
             with meter, one_more_chance(run.stop, output) as signals:
                 for outcome in run:
                     if to_stdout:
-                        show_outcome(outcome)
+                        (show or show_outcome)(outcome)
                     meter.count(outcome)
         except LlvidError:
             if run.summary.done and not (to_stdout or output.quiet):

@@ -1,1 +1,1 @@
-"""Question sets, and the scores of a model on them."""
+"""Question sets and the scores of a model on them, and the moments of videos in which something is seen."""

@@ -1,4 +1,4 @@
-"""Reads what `llvid caption` and `llvid batch` wrote: one result per line, and the failures next to it."""
+"""Reads what `llvid caption`, `batch` and `find` wrote: one result per line, and the failures next to it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from ..errors import LlvidError, nearest
 from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
 from ..video.files import PictureList
+from ..video.sampling import clock
 
-_HINT = "name a file that `llvid caption -o` or `llvid batch -o` wrote: one JSON object per line"
+_HINT = "name a file that `llvid caption -o`, `llvid batch -o` or `llvid find -o` wrote: one JSON object per line"
+_MOMENT_FRAMES = 8  # on the sheet of a moment
 # 1e999 is infinite
 _JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=lambda text: number(float(text)))
 
@@ -68,7 +70,7 @@ class Results:
     notes: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Result]:
-        return islice(map(_result, _lines_of(self.path, [])), self.count)
+        return islice(chain.from_iterable(map(_results, _lines_of(self.path, []))), self.count)
 
 
 def open_results(path: Path) -> Results:
@@ -78,7 +80,7 @@ def open_results(path: Path) -> Results:
     or has a line that is not a result; the message names the line.
     """
     notes: list[str] = []
-    count = sum(1 for _ in map(_result, _lines_of(path, notes)))
+    count = sum(len(_results(line)) for line in _lines_of(path, notes))
     errors = errors_path(path)
     failures = tuple(map(_failure, _lines_of(errors, notes))) if errors.is_file() else ()
     if not count and not failures:
@@ -155,15 +157,46 @@ def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
         raise LlvidError(f"{path}: can't be opened: {words}") from None
 
 
+def _results(line: _Line) -> list[Result]:
+    """Return the result of a line, or, of a video in which something was looked for, one for each of its moments."""
+    moments = line.value.get("moments")
+    if not (line.video and isinstance(moments, list)):
+        return [_result(line)]
+    found = [_moment(line, moment) for moment in moments if isinstance(moment, dict)]
+    return found or [_whole(line, "no moment was found")]
+
+
+def _moment(line: _Line, moment: dict[str, Any]) -> Result:
+    """Return a moment as the result of its part of the video."""
+    start, end = (number(moment.get(f"{name}_seconds")) or 0.0 for name in ("start", "end"))
+    text = f"{number(moment.get('probability')) or 0.0:.2f}"
+    if (instant := number(moment.get("instant_seconds"))) is not None:
+        text += f", at {clock(instant)}"
+    whole = _whole(line, text)
+    given = whole.settings.get("sampling")
+    part = {"frames": _MOMENT_FRAMES, "fps": None, "mode": "uniform", "start_seconds": start, "end_seconds": end}
+    return replace(
+        whole,
+        question=str(moment.get("query", "")),
+        segments=(Segment(start, max(start, end), text),),
+        frames={**whole.frames, "count": _MOMENT_FRAMES, "times_seconds": None},
+        settings={**whole.settings, "sampling": (given if isinstance(given, dict) else {}) | part},
+    )
+
+
 def _result(line: _Line) -> Result:
     if not line.video or not any(isinstance(line.value.get(name), str) for name in ("caption", "answer")):
         is_failure = isinstance(line.value.get("error"), str)
         hint = "name the results file: the page also shows the failures next to it" if is_failure else _HINT
         raise LlvidError(f"{line.where}: no video with a caption or an answer", hint)
+    return _whole(line, line.text("caption", "answer"))
+
+
+def _whole(line: _Line, text: str) -> Result:
     frames = line.object("frames")
     return Result(
         video=line.video,
-        text=line.text("caption", "answer"),
+        text=text,
         id=line.text("id"),
         question=line.text("question"),
         scores={

@@ -1,0 +1,90 @@
+"""Moments as something that an editor or a player takes: ffmpeg's command lines, an edit decision list, subtitles."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..runs.formats import printable, srt
+from ..runs.record import Record
+from ..system.files import whole_file
+
+_FPS = 25.0  # of an edit list where no rate is known
+
+
+def write_cuts(path: Path, records: Sequence[Record]) -> None:
+    """Write the moments of records, each video's in order of time, whole or not at all; see `check_cuts`."""
+    write = check_cuts(path)
+    with whole_file(path) as beside:
+        beside.write_text(write(records, path), encoding="utf-8", newline="")
+
+
+def check_cuts(path: Path) -> Callable[[Sequence[Record], Path], str]:
+    """Return what writes a file of that ending; raises `UsageError` for another one."""
+    formats = {".sh": _ffmpeg, ".edl": _edl, ".srt": _subtitles}
+    if path.suffix.lower() not in formats:
+        raise UsageError(f"{path} must end in .sh (ffmpeg lines), .edl or .srt")
+    return formats[path.suffix.lower()]
+
+
+def _moments(record: Record) -> list[dict[str, Any]]:
+    return sorted(record.values["moments"], key=lambda each: each["start_seconds"])
+
+
+def _ffmpeg(records: Sequence[Record], _: Path) -> str:
+    """Return a line for each moment: it is encoded anew, as a copy could begin at a keyframe only."""
+    lines, taken = ["#!/bin/sh"], set[str]()
+    for record in records:
+        for moment in _moments(record):
+            start, end = moment["start_seconds"], moment["end_seconds"]
+            source = Path(record.path)
+            number = 1
+            while (name := f"{source.stem}-{number}.mp4") in taken:
+                number += 1
+            taken.add(name)
+            paths = [path if not path.startswith("-") else f"./{path}" for path in (record.path, name)]
+            given, cut = map(shlex.quote, paths)
+            lines.append(f"ffmpeg -nostdin -n -ss {start:.6f} -t {end - start:.6f} -i {given} {cut}")
+    return "\n".join(lines) + "\n"
+
+
+def _edl(records: Sequence[Record], path: Path) -> str:
+    """Return a CMX 3600 list: the moments one behind the other, in time code of each video's own rate."""
+    lines, at = [f"TITLE: {printable(path.stem)}", "FCM: NON-DROP FRAME", ""], 0.0
+    number = 0
+    for record in records:
+        fps = record.values.get("average_fps") or _FPS
+        for moment in _moments(record):
+            number += 1
+            start, end = moment["start_seconds"], moment["end_seconds"]
+            times = [_time_code(seconds, fps) for seconds in (start, end, at, at + end - start)]
+            at += end - start
+            lines += [f"{number:03d}  AX       V     C        {' '.join(times)}"]
+            name = " ".join(printable(Path(record.path).name).split())
+            lines += [f"* FROM CLIP NAME: {name}", ""]
+    return "\n".join(lines)
+
+
+def _time_code(seconds: float, fps: float) -> str:
+    frames, base = round(seconds * fps), max(1, round(fps))
+    rest, frame = divmod(frames, base)
+    return f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}:{frame:02d}"
+
+
+def _subtitles(records: Sequence[Record], path: Path) -> str:
+    """Return subtitles, for a single video: a cue for each moment."""
+    if len(records) > 1:
+        raise UsageError(f"{path}: subtitles are of one video, and there are {len(records)}", "use .sh or .edl")
+    segments = [
+        {
+            "start_seconds": moment["start_seconds"],
+            "end_seconds": moment["end_seconds"],
+            "text": f"{moment['query']} ({moment['probability']:.2f})",
+        }
+        for record in records
+        for moment in _moments(record)
+    ]
+    return srt(Record({"segments": segments}))

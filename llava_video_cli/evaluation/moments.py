@@ -1,0 +1,296 @@
+"""Where something is seen: windows that a model says yes to, bisected down to the frames at which that begins and ends.
+
+Frames are known by their numbers in the video, windows by theirs in the run of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..video import Frames, Resize, Video
+from ..video.limits import Limits
+from ..video.sampling import Every, Sampling
+
+_MOST_READ = 17  # frames of a part: it is bisected among these, then what is between two of them is read
+_ASKABLE = 0.2  # of the threshold: a window with less is taken to show nothing of it
+_ROUNDING_SECONDS = 1e-6  # of a time that was printed from a stamp
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The part `[start_seconds, end_seconds)` of a video in which something is seen, and how probable that is.
+
+    `instant_seconds` is when it happens, if it is a change: the time of the first frame behind it. What lasts has none.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    probability: float
+    instant_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames `[first, stop)`; `sampling` reads it."""
+
+    first: int
+    stop: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Footage:
+    """A video's frames by their numbers, as `sampling` says, made small by `shrink`."""
+
+    video: Video
+    sampling: Sampling
+    shrink: Resize
+    limits: Limits
+
+    @cached_property
+    def seconds(self) -> Sequence[float]:
+        """When each frame comes on screen; at last, when the video ends."""
+        import numpy as np
+
+        timeline = self.video.timeline
+        ticks = np.asarray(timeline.stamps, np.int64) - float(timeline.begin)
+        seconds: list[float] = (ticks * float(timeline.time_base)).tolist()
+        return [*seconds, self.video.info.duration_seconds]
+
+    @property
+    def last(self) -> int:
+        """The last frame."""
+        return len(self.seconds) - 2
+
+    def at(self, seconds: float) -> int:
+        """Return the frame that is on screen at a time, or the first or the last one."""
+        return min(max(0, bisect_right(self.seconds, seconds + _ROUNDING_SECONDS) - 1), self.last)
+
+    def windows(self, every: Every) -> list[Window]:
+        """Return windows of so many seconds, or the shots. Raises what `Video.windows` raises.
+
+        A window of seconds is read with the frame that the next one begins with: so a change that falls between two
+        windows is in the first.
+        """
+        parts = self.video.windows(every, self.sampling, limits=self.limits)
+        starts = [self.at(part.start_seconds) for part in parts]
+        end = self.sampling.end_seconds
+        stop = self.last + 1 if end is None or end >= self.seconds[-1] else max(starts[-1] + 1, self.at(end))
+        windows = [
+            Window(first, after, part)
+            for first, after, part in zip(starts, [*starts[1:], stop], parts, strict=True)
+            if first < after
+        ]
+        if every == "scene" or self.sampling.fps is not None or self.sampling.mode != "uniform":
+            return windows
+        return [*map(self._with_next, windows[:-1]), *windows[-1:]]
+
+    def read(self, first: int, last: int, most: int = _MOST_READ) -> tuple[Frames, list[int]]:
+        """Return at most so many frames of `[first, last]`, these two among them, and their numbers."""
+        end = None if last >= self.last else self.seconds[last + 1]
+        part = replace(
+            self.sampling, start_seconds=self.seconds[first], end_seconds=end,
+            frames=most, fps=None, mode="endpoints", skip_static=False,
+        )  # fmt: skip
+        frames = self.video.read(part, limits=self.limits, resize=self.shrink)
+        return frames, [self.at(seconds) for seconds in frames.times_seconds]
+
+    def _with_next(self, window: Window) -> Window:
+        """Return the window with its frames spread so that the last one is the next window's first."""
+        start, end, count = window.sampling.start_seconds, self.seconds[window.stop], window.sampling.frames
+        if count == 1 or end <= start:
+            return window
+        return replace(window, sampling=replace(window.sampling, end_seconds=end + (end - start) / (count - 1)))
+
+
+def part_of(frames: Frames, first: int, last: int, most: int) -> Frames:
+    """Return the frames `[first, last]` of these, at most so many, spread evenly, the two at the ends among them."""
+    count = min(most, last - first + 1)
+    chosen = [first + number * (last - first) // max(1, count - 1) for number in range(count)]
+    times = tuple(frames.times_seconds[number] for number in chosen)
+    return replace(frames, images=frames.images[chosen], times_seconds=times)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found in a window: it lasts for the frames `[first, last]` and maybe beyond, or changes at `last`."""
+
+    first: int
+    last: int
+    lasts: bool
+    probability: float
+
+
+class Localizer:
+    """Finds the moments of one query in one video.
+
+    `yes` returns how probable it is that each of several clips shows it; `probabilities` are those of the windows.
+    What has at least the probability `threshold` is a moment. `has_cuts` tells that the windows are shots.
+    """
+
+    def __init__(
+        self,
+        footage: Footage,
+        windows: Sequence[Window],
+        probabilities: Sequence[float],
+        yes: Callable[[Sequence[Frames]], Sequence[float]],
+        threshold: float,
+        *,
+        has_cuts: bool,
+    ) -> None:
+        self._footage, self._windows, self._probabilities = footage, windows, probabilities
+        self._yes, self._threshold, self._has_cuts = yes, threshold, has_cuts
+
+    def groups(self) -> Iterator[range]:
+        """Yield the windows that are to be looked into: neighbours together."""
+        first = None
+        for number, probability in enumerate([*self._probabilities, 0.0]):
+            is_askable = probability >= _ASKABLE * self._threshold and probability > 0
+            if is_askable and first is None:
+                first = number
+            elif not is_askable and first is not None:
+                yield range(first, number)
+                first = None
+
+    def moments(self, group: range) -> list[Moment]:
+        """Return the moments of a group, in no order.
+
+        What lasts is one moment from the first frame that shows it to the last. Of a change, each window has its own.
+        """
+        best = max(group, key=self._probabilities.__getitem__)
+        seen = self._look_into(best)
+        if seen.lasts:
+            return self._lasting(group, best, seen)
+        others = [range(group.start, best), range(best + 1, group.stop)]
+        return [*self._change(best, seen), *(moment for part in others if part for moment in self.moments(part))]
+
+    def _look_into(self, number: int) -> _Seen:
+        """Halve a window until both halves show it, which then lasts, or two neighbouring frames are left."""
+        first, last = self._bounds(number)
+        probability = 0.0
+        while True:
+            frames, places = self._footage.read(first, last)
+            low, high = 0, len(places) - 1
+            while high - low > 1:
+                middle = (low + high) // 2  # a frame of both halves: a change is in one of them
+                halves = ((low, middle), (middle, high))
+                both = self._ask(frames, halves)
+                if min(both) >= self._threshold:
+                    return _Seen(places[low], places[high], lasts=True, probability=max(both))
+                low, high = halves[both[1] > both[0]]
+                probability = max(both)
+            if not (first < places[low] or places[high] < last) or places[high] - places[low] <= 1:
+                break
+            first, last = places[low], places[high]
+        ends = sorted({low, high})
+        alone = self._ask(frames, [(end, end) for end in ends])
+        if max(alone) >= self._threshold or len(ends) == 1:
+            place = places[ends[alone.index(max(alone))]]
+            return _Seen(place, place, lasts=True, probability=max(alone))
+        return _Seen(places[low], places[high], lasts=False, probability=probability)
+
+    def _change(self, number: int, seen: _Seen) -> list[Moment]:
+        """Return the moment of a change: its shot, or as much as a window around it; none if it is not probable."""
+        seconds, window = self._footage.seconds, self._windows[number]
+        instant = seconds[seen.last]
+        start, end = seconds[window.first], seconds[window.stop]
+        first, last = self._bounds(number)
+        reach = min(seen.last - first, last + 1 - seen.last) if self._has_cuts else (window.stop - window.first) // 2
+        reach = max(1, reach)
+        if not self._has_cuts:
+            half = (end - start) / 2
+            begin, finish = seconds[self._windows[0].first], seconds[self._windows[-1].stop]
+            start, end = max(begin, instant - half), min(finish, instant + half)
+        probability = self._probabilities[number]
+        if probability < self._threshold:  # the window may have it near its edge only
+            around = max(0, seen.last - reach), min(self._footage.last, seen.last + reach - 1)
+            frames, places = self._footage.read(*around, self._most)
+            (probability,) = self._ask(frames, [(0, len(places) - 1)])
+        return [Moment(start, end, probability, instant)] if probability >= self._threshold else []
+
+    def _lasting(self, group: range, best: int, seen: _Seen) -> list[Moment]:
+        """Return the moment of what lasts, from its first frame to its last; none if it is not probable."""
+        probability = max(self._probabilities[best], seen.probability)
+        if probability < self._threshold:
+            return []
+        near, far = self._shortest(seen)
+        left = near if best == group.start else self._windows[group.start].stop - 1
+        right = far if best == group.stop - 1 else self._windows[group.stop - 1].first
+        first = self._border(left, *self._outside(group.start, -1), far - near)
+        last = self._border(right, *self._outside(group.stop - 1, 1), far - near)
+        seconds = self._footage.seconds
+        return [Moment(seconds[first], seconds[last + 1], probability)]
+
+    def _shortest(self, seen: _Seen) -> tuple[int, int]:
+        """Return the first and the last frame of the shortest clip within what was seen that shows it, too."""
+        frames, places = self._footage.read(seen.first, seen.last)
+        middle, clips = len(places) // 2, list[tuple[int, int]]()
+        while not clips or clips[-1] != (0, len(places) - 1):
+            half = 2 ** len(clips) // 2
+            clips.append((max(0, middle - half), min(len(places) - 1, middle + half)))
+        found = self._ask(frames, clips)
+        low, high = next((clip for clip, each in zip(clips, found, strict=True) if each >= self._threshold), clips[-1])
+        return places[low], places[high]
+
+    def _outside(self, number: int, way: int) -> tuple[int, bool]:
+        """Return the frame up to which a border may lie, and whether that frame may show it, too.
+
+        That is the far end of the next window, which does not show it; but no farther than a cut.
+        """
+        beyond = number + way
+        is_open = self._has_cuts or not 0 <= beyond < len(self._windows)
+        window = self._windows[number if is_open else beyond]
+        return (window.first if way < 0 else window.stop - 1), is_open
+
+    def _border(self, inside: int, outside: int, is_open: bool, length: int) -> int:
+        """Return the frame nearest to `outside` from which on, towards `inside`, a clip of that length shows it."""
+        way = 1 if inside > outside else -1
+        while inside != outside:
+            edge = min(max(0, inside + way * length), self._footage.last)
+            frames, places = self._footage.read(min(outside, edge), max(outside, edge))
+
+            def shows(place: int, frames: Frames = frames, places: Sequence[int] = places) -> bool:
+                low, high = sorted((place, place + way * length))
+                clip = [number for number, each in enumerate(places) if low <= each <= high]
+                return bool(clip) and self._ask(frames, [(clip[0], clip[-1])])[0] >= self._threshold
+
+            if is_open and shows(outside):
+                return outside
+            is_open, before = False, (inside, outside)
+            while between := [place for place in places if min(inside, outside) < place < max(inside, outside)]:
+                middle = between[len(between) // 2]
+                inside, outside = (middle, outside) if shows(middle) else (inside, middle)
+            if (inside, outside) == before:
+                break
+        return inside
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        """Return the first and the last frame that a window is judged by: with the next one's first, but for shots."""
+        window = self._windows[number]
+        return window.first, min(window.stop - self._has_cuts, self._footage.last)
+
+    @property
+    def _most(self) -> int:
+        return self._footage.sampling.frames
+
+    def _ask(self, frames: Frames, parts: Sequence[tuple[int, int]]) -> list[float]:
+        """Return how probable it is that each of these parts of the frames, `[first, last]`, shows it."""
+        return list(self._yes([part_of(frames, first, last, self._most) for first, last in parts]))
+
+
+def joined(moments: Sequence[Moment]) -> list[Moment]:
+    """Return moments in order of time: what lasts is joined where it touches, and a change is there once."""
+    changes = {moment.instant_seconds: moment for moment in sorted(moments, key=lambda each: each.probability)}
+    changes.pop(None, None)
+    lasting: list[Moment] = []
+    for moment in sorted((each for each in moments if each.instant_seconds is None), key=lambda m: m.start_seconds):
+        if lasting and moment.start_seconds <= lasting[-1].end_seconds:
+            end = max(lasting[-1].end_seconds, moment.end_seconds)
+            probability = max(lasting[-1].probability, moment.probability)
+            lasting[-1] = replace(lasting[-1], end_seconds=end, probability=probability)
+        else:
+            lasting.append(moment)
+    return sorted([*changes.values(), *lasting], key=lambda each: (each.start_seconds, each.end_seconds))
