@@ -28,7 +28,6 @@ from ..runs.resumable import AnsweredRun, RunOptions, RunPlan, settle_run
 from ..system.files import fingerprint, whole_file
 from ..video import Frames, Resize, check_scenes, inspect, read_frames
 from ..video.contact_sheet import sheet_of, thumbnail
-from ..video.files import may_be_picture
 from ..video.image import is_picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Every
@@ -405,6 +404,6 @@ def find_moments(
     with ExitStack() as opened:
         files = open_files(
             names, to, task, Sidecars(), opened, recursive=recursive, overwrite=overwrite, notify=options.notify,
-            wanted=lambda found: not may_be_picture(Path(found.path).suffix.lower()),
+            pictures=False,
         )  # fmt: skip
         return FindRun(files, task, source, options, opened.pop_all())

@@ -169,15 +169,15 @@ def _results(line: _Line) -> list[Result]:
 def _moment(line: _Line, moment: dict[str, Any]) -> Result:
     """Return a moment as the result of its part of the video."""
     start, end = (number(moment.get(f"{name}_seconds")) or 0.0 for name in ("start", "end"))
-    text = f"{number(moment.get('probability')) or 0.0:.2f}"
-    if (instant := number(moment.get("instant_seconds"))) is not None:
-        text += f", at {clock(instant)}"
+    instant = number(moment.get("instant_seconds"))
+    text = f"{clock(start)}-{clock(end)}" + (f", at {clock(instant)}" if instant is not None else "")
     whole = _whole(line, text)
     given = whole.settings.get("sampling")
     part = {"frames": _MOMENT_FRAMES, "fps": None, "mode": "uniform", "start_seconds": start, "end_seconds": end}
     return replace(
         whole,
         question=str(moment.get("query", "")),
+        scores={"yes": number(moment.get("probability")) or 0.0},
         segments=(Segment(start, max(start, end), text),),
         frames={**whole.frames, "count": _MOMENT_FRAMES, "times_seconds": None},
         settings={**whole.settings, "sampling": (given if isinstance(given, dict) else {}) | part},
