@@ -77,8 +77,8 @@ __all__ = [
     "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture",
     "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Scores", "Segment",
     "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage", "UsageError", "VideoInfo",
-    "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments", "iter_frames", "join", "load_preset",
-    "open_model", "open_remote", "probe", "read_frames", "read_image", "with_times",
+    "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments", "iter_frames", "join",
+    "load_preset", "open_model", "open_remote", "probe", "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 
