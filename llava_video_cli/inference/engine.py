@@ -382,13 +382,11 @@ class Engine:
                     continue
                 row.first_at = row.first_at or now
                 reason = row.take(new_id, self._stop_ids)
-                if isinstance(reason, Exception):
-                    self._leave(row)
-                    written.append((row, reason, None, now))
-                    continue
                 if reason is not None:
                     self._leave(row)
-                if row.reads_each:
+                if isinstance(reason, Exception):
+                    written.append((row, reason, None, now))
+                elif row.reads_each:
                     written.append((row, (new_id,), reason, now))
                 elif reason is not None:
                     written.append((row, row.ids, reason, now))
