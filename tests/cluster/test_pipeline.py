@@ -35,6 +35,7 @@ from llava_video_cli.video.files import Found
 from llava_video_cli.video.files import find as find_files
 
 TASK = Task(Preset("test", "", "sleeper", sampling=Sampling(frames=4)))
+ANY_SHAPE = '{"type": "array", "items": {"enum": ["circle", "square", "triangle"]}, "minItems": 1, "maxItems": 2}'
 DEMO = partial(open_model, "demo"), partial(open_resize, "demo")
 
 
@@ -105,8 +106,10 @@ def _beside(path: str, folder: Path) -> str:
     return f"{place}/{Path(path).name}"
 
 
-def test_records_are_the_same_as_without_ray(session: ClusterSession, folder: Path) -> None:
-    task = Task(load_preset("demo"))
+@pytest.mark.parametrize("schema", [None, pytest.param(ANY_SHAPE, marks=pytest.mark.slow)])
+def test_records_are_the_same_as_without_ray(schema: str | None, session: ClusterSession, folder: Path) -> None:
+    preset = load_preset("demo")
+    task = Task(replace(preset, generation=replace(preset.generation, schema=schema)))
     one = replace(session, min_workers=1, max_workers=1, readers=1)
     outcomes = split(on_ray([folder], task, one, folder, *DEMO))
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
