@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,42 +70,29 @@ def chat(
     if "-" in (media or ()):
         raise UsageError("the questions of a chat come from stdin: a video can't", "write it to a file first")
     with typed_media(media or (), output) as paths:
-        return _talk(paths, load, no_history, model, frames, text, preset, output)
+        written = read_conversation(load) if load is not None else None
+        settings = settle(preset, model, frames, text, written)
 
+        from .chat_commands import completions, protocol
+        from .chat_session import TerminalChat
 
-def _talk(
-    media: Sequence[str],
-    load: Path | None,
-    no_history: bool,
-    model: AnyModelFlags,
-    frames: FrameFlags,
-    text: TextFlags,
-    preset: PresetFlag,
-    output: OutputFlags,
-) -> int:
-    written = read_conversation(load) if load is not None else None
-    settings = settle(preset, model, frames, text, written)
-
-    from .chat_commands import completions, protocol
-    from .chat_session import TerminalChat
-
-    chosen, drafts = settings.preset, written.drafts if written is not None else ()
-    generation = chosen.generation.asked(settings.drawn_seed)
-    session = replace(Session.of(drafts, chosen.sampling, generation), system=chosen.system)
-    for path in media:
-        session = session.add(path)
-    with console.progress(output.quiet) as progress:
-        lines = ChatInput(None if no_history else state_folder() / "history", completions)
-        terminal_chat = TerminalChat(session, settings, output, progress, stops=lines.interactive)
-        terminal_chat.file = load
-        if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
-            terminal_chat.pictures = protocol(os.environ)
-        terminal_chat.load_anyway()
-        terminal_chat.media(session)
-        terminal_chat.loader.check(_FIRST_CHECK_SECONDS)
-        if lines.interactive:
-            terminal_chat.say(_welcome(session))
-        return _loop(terminal_chat, lines)
+        chosen, drafts = settings.preset, written.drafts if written is not None else ()
+        generation = chosen.generation.asked(settings.drawn_seed)
+        session = replace(Session.of(drafts, chosen.sampling, generation), system=chosen.system)
+        for path in paths:
+            session = session.add(path)
+        with console.progress(output.quiet) as progress:
+            lines = ChatInput(None if no_history else state_folder() / "history", completions)
+            terminal_chat = TerminalChat(session, settings, output, progress, stops=lines.interactive)
+            terminal_chat.file = load
+            if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
+                terminal_chat.pictures = protocol(os.environ)
+            terminal_chat.load_anyway()
+            terminal_chat.media(session)
+            terminal_chat.loader.check(_FIRST_CHECK_SECONDS)
+            if lines.interactive:
+                terminal_chat.say(_welcome(session))
+            return _loop(terminal_chat, lines)
 
 
 def _loop(terminal_chat: TerminalChat, lines: ChatInput) -> int:
