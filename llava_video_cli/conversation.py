@@ -137,6 +137,11 @@ class Request:
         """All media, in the order in which the prompt holds them."""
         return tuple(medium for turn in self.turns for medium in turn.media)
 
+    @property
+    def frame_counts(self) -> list[int]:
+        """The frames of each of its media, 0 for a picture."""
+        return [medium.frame_count for medium in self.media]
+
 
 @dataclass(frozen=True)
 class Usage:

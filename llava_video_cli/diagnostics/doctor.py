@@ -22,7 +22,7 @@ from ..errors import LlvidError, ModelError, first_line
 from ..inference.cards import Accelerators, accelerators
 from ..inference.placement import Device, choose_placement, cuda_device, stored_quantization
 from ..model import Loading
-from ..prompt.budget import QUESTION_TOKENS, Budget
+from ..prompt.budget import QUESTION_TOKENS, Budget, too_long
 from ..system import machine
 from . import packages
 from .packages import Problem
@@ -232,13 +232,8 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
             problems.append(Problem(f"only {host.cache_free_bytes / 1e9:.1f} GB is free on the disk", ROOM_HINT, True))
     budget = Budget(media_tokens + QUESTION_TOKENS, workload.max_new_tokens, fit.context_tokens, (media_tokens,))
     if budget.left < 0:
-        frames = f"{workload.frames} frames, " if workload.frames else ""
-        text = (
-            f"{frames}a question and {workload.max_new_tokens} tokens of answer take {fit.tokens:,} tokens, but the "
-            f"context of {workload.model} has {fit.context_tokens:,}"
-        )
-        rope = f", or --rope-factor {checkpoint.factor_for(fit.tokens):g}" if checkpoint.can_scale else ""
-        problems.append(Problem(text, f"--frames {budget.frames_each([workload.frames or 0])}{rope}", True))
+        error = too_long(workload.model, checkpoint, budget, [workload.frames or 0])
+        problems.append(Problem(str(error), error.hint, True))
     device = _device(loading.device, host)
     if device is None:
         problems.append(Problem(f"there is no device {loading.device} here", "--device auto", True))

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoint.config import Checkpoint
 from ..checkpoint.files import read_json, tokenizer_errors
-from ..conversation import Media, Request
+from ..conversation import Request
 from ..errors import ContextError, ModelError
 from .chat_template import IMAGE, VIDEO, ChatTemplate, chat_template, render
 from .continuation import answer_tokens, beginnings
@@ -112,13 +112,14 @@ def _longest_answer(request: Request) -> int:
     return _MOST_TOKENS_A_BYTE * max(sizes) + 1 if sizes else request.generation.max_new_tokens
 
 
-def too_long(name: str, checkpoint: Checkpoint, budget: Budget, media: Sequence[Media]) -> ContextError:
-    """Return the error of a request that doesn't fit; `budget` is what it takes, in the order of its `media`.
+def too_long(name: str, checkpoint: Checkpoint, budget: Budget, counts: Sequence[int]) -> ContextError:
+    """Return the error of a request that doesn't fit; `budget` is what it takes.
+
+    `counts` are the frames of each of its media, in their order, 0 for a picture.
 
     The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
     answer; and that pictures can be a video, whose frames take fewer tokens.
     """
-    counts = [medium.frame_count for medium in media]
     frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts)
     takes = (
         f"the prompt takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, but the "
@@ -196,7 +197,7 @@ class TokenCounter:
         """Raise `ContextError` for a request that certainly does not fit."""
         budget = self.budget(request)
         if budget.left < -_SLACK_TOKENS:
-            raise too_long(self.name, self.checkpoint, budget, request.media)
+            raise too_long(self.name, self.checkpoint, budget, request.frame_counts)
 
     def stretched(self, budgets: Iterable[Budget]) -> TokenCounter:
         """Return a counter with the RoPE factor that such budgets need; the same one if no factor can be applied.

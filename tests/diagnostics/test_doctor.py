@@ -43,16 +43,19 @@ def test_the_demo_runs_and_everything_is_shown(capsys: pytest.CaptureFixture[str
     assert out.splitlines()[-1] == "demo can run here" and "h264" in out and "\x1b" not in out
 
 
+OTHERS = "or --pool-stride 3 or --rope-factor 2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "hint"),
     [
-        (("-m", "demo", "--frames", "600"), "the context of demo has 4,096", "--frames 438, or --rope-factor 2"),
+        (("-m", "demo", "--frames", "600"), "438 frames fit the context of demo", f"use --frames 438 {OTHERS}"),
         (("-m", "demo", "--device", "cuda:7"), "no device cuda:7", "--device auto"),
         (("-m", "demo", "--device", "toaster"), "no device toaster", "--device auto"),
         (("-m", "demo", "--pool-stride", "4"), "", None),
         (("-m", "demo", "--attention", "flash_attention_2"), "flash_attention_2", "--attention auto"),
         (("-m", "./nothing"), "doesn't exist", "`--model demo` needs no download"),
-        (("-m", f"{HF}34B-hf", "--frames", "32"), "has 4,096", "--frames 24, or --rope-factor 2"),
+        (("-m", f"{HF}34B-hf", "--frames", "32"), "has 4,096", f"use --frames 24 {OTHERS}"),
     ],
 )  # fmt: skip
 def test_what_can_not_run_ends_with_1_and_a_hint(

@@ -101,7 +101,7 @@ def asked(frames: int, tokens: int = 512, videos: int = 1) -> Request:
 
 
 def refused(counter: TokenCounter, request: Request) -> tuple[str, str]:
-    error = too_long("34B", counter.checkpoint, counter.budget(request), request.media)
+    error = too_long("34B", counter.checkpoint, counter.budget(request), request.frame_counts)
     return str(error), str(error.hint)
 
 

@@ -209,7 +209,7 @@ class LlavaVideo:
         ids, choices, budget = self._counted(request)
         counts = budget.media_tokens
         if budget.left < 0:
-            raise too_long(self.name, self._loaded.checkpoint, budget, request.media)
+            raise too_long(self.name, self._loaded.checkpoint, budget, request.frame_counts)
         marks = {self._loaded.checkpoint.image_token_id, self._loaded.checkpoint.video_token_id}
         places = [at for at, token in enumerate(ids) if token in marks]
         if len(places) != sum(counts):
