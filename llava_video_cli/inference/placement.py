@@ -226,7 +226,8 @@ def _tightest(checkpoint: Checkpoint, tried: list[Placement]) -> Placement | Non
         fit += 1
     if not fit:
         return None
-    note = f"{_loaded_as(last)}: the other memory of {last.device.name} is enough for about {fit} frames"
+    frames = "1 frame" if fit == 1 else f"{fit} frames"
+    note = f"{_loaded_as(last)}: the other memory of {last.device.name} is enough for about {frames}"
     return replace(last, note=note)
 
 

@@ -41,7 +41,7 @@ def noted(picture: Picture, sampling: Sampling) -> Picture:
     """Return a picture with what a user should know of it: what the sampling has for others."""
     if sampling.source_fps is None:
         return picture
-    return replace(picture, notes=("source_fps is not used: it is for pictures that are one video",))
+    return replace(picture, notes=("the rate of pictures (source_fps) is not used: this is one picture",))
 
 
 def read_media(

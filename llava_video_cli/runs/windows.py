@@ -128,7 +128,8 @@ def windows_note(used: Sequence[Segment], windows: int) -> str:
             spans.append((segment.start_seconds, segment.end_seconds))
     times = [f"{clock(start)}-{clock(end)}" for start, end in spans[:_MOST_SPANS]]
     more = [f"{len(spans) - _MOST_SPANS} more"] if len(spans) > _MOST_SPANS else []
-    return f"answered from {len(used)} of {windows} windows: {', '.join(times + more)}"
+    share = f"{len(used)} of {windows} windows" if windows > 1 else "1 window"
+    return f"answered from {share}: {', '.join(times + more)}"
 
 
 def windows_values(

@@ -444,7 +444,7 @@ class VideoReader(Reader):
     def _file_notes(self) -> list[str]:
         notes = []
         if self._sampling.source_fps is not None:
-            notes.append("source_fps is not used: it is for pictures, and a video has its own times")
+            notes.append("the rate of pictures (source_fps) is not used: a video has its own times")
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))

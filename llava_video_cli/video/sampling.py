@@ -404,11 +404,11 @@ def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: i
             chosen += (_on_screen(stamps, start + middle * (end - start)) for middle in middles)
     notes = [_plural(len(within), "shot")] if len(within) > 1 else []
     if count < len(parts):
-        notes.append(f"{_plural(count, 'frame')} for them: only the longest have one")
+        notes.append(f"{_plural(count, 'frame')} for {len(parts)} shots: only the longest have one")
     elif len(chosen) < count:
-        notes.append(f"they have only {_plural(len(chosen), 'frame')}, not {count}: each used once")
-    if still := len(chosen) - len(set(chosen)):
-        notes.append(f"the picture stands still: {_plural(still, 'frame')} of {count} repeat the one before")
+        where = "the shots have" if len(parts) > 1 else "the shot has"
+        notes.append(f"{where} only {_plural(len(chosen), 'frame')}, not {count}: each is used once")
+    notes += _still(chosen, count)
     return Selection(tuple(int(stamps[index]) for index in chosen), tuple(notes), tuple(within))
 
 
@@ -442,10 +442,13 @@ def _notes(sampling: Sampling, here: range, chosen: list[int], count: int) -> li
     if len(here) < count:
         where = "the video" if sampling.start_seconds == 0 and sampling.end_seconds is None else "this part"
         notes.append(f"{where} has only {_plural(len(here), 'frame')}, not {count}: each is used once")
+    return notes + _still(chosen, count)
+
+
+def _still(chosen: list[int], count: int) -> list[str]:
     still = len(chosen) - len(set(chosen))
-    if still:
-        notes.append(f"no movement: {_plural(still, 'frame')} of {count} repeat{'s' * (still == 1)} the previous one")
-    return notes
+    verb = "repeats" if still == 1 else "repeat"
+    return [f"no movement: {_plural(still, 'frame')} of {count} {verb} the previous one"] if still else []
 
 
 def _plural(count: int, noun: str) -> str:

@@ -60,7 +60,7 @@ def test_frames_shows_the_shots(film: Path, tmp_path: Path, capsys: pytest.Captu
     assert run(["frames", str(film), "--sampling", "scenes", "-n", "3", "-o", f"{tmp_path}/", "--json", "-q"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert len(values["frames"]["shots"]) == 4 and values["frames"]["count"] == 3
-    assert values["notes"] == ["4 shots", "3 frames for them: only the longest have one"]
+    assert values["notes"] == ["4 shots", "3 frames for 4 shots: only the longest have one"]
 
 
 def test_ask_looks_at_each_shot(film: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_what_can_not_be_asked_so_says_what_to_type(
     code, _, err = ran(capsys, "ask", *pictures, QUESTION, "-m", "demo")
     assert code == 2 and "is a file, not a question" in err and "as one video, name their folder" in err
     code, _, err = ran(capsys, "ask", str(clip), QUESTION, "-m", "demo", "--source-fps", "2")
-    assert code == 0 and "source_fps is not used" in err
+    assert code == 0 and "(source_fps) is not used" in err
     more = [part for picture in pictures for part in ("--with", picture)]
     code, _, err = ran(capsys, "ask", pictures[0], "x" * 9000, "-m", "demo", *more)
     assert code == 1 and "ask about the pictures as one video" in err

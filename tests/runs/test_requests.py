@@ -201,7 +201,7 @@ def test_a_list_of_pictures_is_one_video(tmp_path: Path, capsys: pytest.CaptureF
     assert found["list"]["video"] == found["list"]["video_path"] == [str(tmp_path / name) for name in listed]
     assert found["list"]["frames"]["duration_seconds"] == 2 and found["turns"]["frames"]["duration_seconds"] == 20
     assert found["list"]["settings"]["sampling"]["source_fps"] == 10
-    assert any("source_fps is not used" in line for line in found["picture"]["notes"])
+    assert any("(source_fps) is not used" in line for line in found["picture"]["notes"])
     capsys.readouterr()
     assert run(command) == 0 and "6 done before" in capsys.readouterr().err
     os.utime(tmp_path / "20.png", ns=(1, 1))

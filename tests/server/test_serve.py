@@ -246,7 +246,7 @@ def test_pictures_are_one_video(model: Model, pictures: list[Path], clip: Path) 
         messages = [{"role": "user", "content": [*several, {"type": "text", "text": "What shape is it?"}]}]
         status, answer = served.post({"messages": messages, "sampling": {"source_fps": 2}})
         assert status == 200 and answer["llvid"]["frames"] == [None, None]
-        assert ["source_fps is not used" in line for line in answer["llvid"]["notes"]] == [True, True]
+        assert ["(source_fps) is not used" in line for line in answer["llvid"]["notes"]] == [True, True]
 
 
 def test_pictures_that_do_not_fit_can_be_sent_as_a_video(served: Served, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_shares_follow_the_lengths() -> None:
     stamps = select_stamps(timeline(100), replace(SCENES, frames=2), shots).stamps
     assert stamps == (30, 85)
     assert select_stamps(timeline(100), replace(SCENES, frames=2), shots).notes == (
-        "3 shots", "2 frames for them: only the longest have one",
+        "3 shots", "2 frames for 3 shots: only the longest have one",
     )  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_shorter_shots_give_all_they_have_and_blends_nothing() -> None:
     shots = [Shot(0, 4, 0, 3), Shot(4, 10, 6, 10)]
     selection = select_stamps(timeline(10), replace(SCENES, frames=32), shots)
     assert selection.stamps == (0, 1, 2, 6, 7, 8, 9)
-    assert selection.notes == ("2 shots", "they have only 7 frames, not 32: each used once")
+    assert selection.notes == ("2 shots", "the shots have only 7 frames, not 32: each is used once")
 
 
 def test_a_rate_spreads_as_many_frames_as_it_gives() -> None:
@@ -300,7 +300,7 @@ def test_where_the_picture_stands_still_it_is_said() -> None:
     still = Timeline([0, 10, 20, 500, 510], 600, Fraction(1, 1000))
     selection = select_stamps(still, replace(SCENES, frames=4), [Shot(0, 600, 0, 600)])
     assert selection.stamps == (20, 20, 20, 510)
-    assert selection.notes == ("the picture stands still: 2 frames of 4 repeat the one before",)
+    assert selection.notes == ("no movement: 2 frames of 4 repeat the previous one",)
 
 
 @pytest.mark.parametrize(("text", "every"), [("scene", "scene"), ("10", 10.0), ("0.5", 0.5), ("1:30", 90.0)])

@@ -146,8 +146,8 @@ def test_videos_and_hidden_files_beside_the_pictures_are_left_out(tmp_path: Path
 def test_source_fps_is_never_ignored(frames: Path, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "a.mp4")
     sampling = Sampling(2, source_fps=2)
-    assert any("source_fps is not used" in line for line in read_medium(str(clip), sampling).notes)
-    assert any("source_fps is not used" in line for line in read_medium(str(frames / "1.png"), sampling).notes)
+    assert any("(source_fps) is not used" in line for line in read_medium(str(clip), sampling).notes)
+    assert any("(source_fps) is not used" in line for line in read_medium(str(frames / "1.png"), sampling).notes)
     assert not read_medium(str(frames / "1.png"), Sampling()).notes
     assert not read_medium(str(clip), Sampling(2)).notes
 
