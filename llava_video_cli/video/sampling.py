@@ -407,7 +407,7 @@ def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: i
         notes.append(f"{_plural(count, 'frame')} for {len(parts)} shots: only the longest have one")
     elif len(chosen) < count:
         where = "the shots have" if len(parts) > 1 else "the shot has"
-        notes.append(f"{where} only {_plural(len(chosen), 'frame')}, not {count}: each is used once")
+        notes.append(f"{where} {_too_few(len(chosen), count)}")
     notes += _still(chosen, count)
     return Selection(tuple(int(stamps[index]) for index in chosen), tuple(notes), tuple(within))
 
@@ -441,8 +441,12 @@ def _notes(sampling: Sampling, here: range, chosen: list[int], count: int) -> li
     notes = []
     if len(here) < count:
         where = "the video" if sampling.start_seconds == 0 and sampling.end_seconds is None else "this part"
-        notes.append(f"{where} has only {_plural(len(here), 'frame')}, not {count}: each is used once")
+        notes.append(f"{where} has {_too_few(len(here), count)}")
     return notes + _still(chosen, count)
+
+
+def _too_few(there: int, count: int) -> str:
+    return f"only {_plural(there, 'frame')}, not {count}: {'it' if there == 1 else 'each'} is used once"
 
 
 def _still(chosen: list[int], count: int) -> list[str]:
