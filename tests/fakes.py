@@ -6,11 +6,15 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from llava_video_cli import Answer, Chunk, Model, Request, join
+import torch
+
+from llava_video_cli import Answer, Chunk, Loading, Model, Request, join
 from llava_video_cli.inference.cuda_graph import Capture
-from llava_video_cli.inference.loader import Loaded
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.loader import Loaded, load
 
 
 def wrapped(loaded: Loaded, call: Callable[..., Any] | None = None, **methods: Callable[..., Any]) -> Loaded:
@@ -28,6 +32,23 @@ def wrapped(loaded: Loaded, call: Callable[..., Any] | None = None, **methods: C
             return call(real, **inputs) if call else real(**inputs)
 
     return replace(loaded, model=Wrapped())
+
+
+class Fails:
+    """Makes the language model's head raise, where `when`, which gets the rows of each call, says so."""
+
+    def __init__(self, folder: Path, when: Callable[[int], bool], error: Callable[[], Exception]) -> None:
+        loaded = load(folder, Loading(dtype="float32", device="cpu"))
+        loaded.model.get_output_embeddings().register_forward_pre_hook(self._call)
+        self._when, self._error = when, error
+        self.model = LlavaVideo("fails", loaded)
+        self.rows: list[int] = []
+
+    def _call(self, module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        del module
+        self.rows.append(len(inputs[0]))
+        if self._when(len(inputs[0])):
+            raise self._error()
 
 
 class Replayed:

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -82,7 +82,8 @@ def give_back(device: torch.device) -> None:
     """Give the memory of what failed, and what torch keeps for later use, back to the device."""
     gc.collect()  # an error that was handed from thread to thread is part of a cycle, with the tensors of its frames
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after some errors a card is of no more use to the process
+            torch.cuda.empty_cache()
 
 
 def reset_peak(device: torch.device) -> None:

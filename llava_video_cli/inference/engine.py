@@ -29,16 +29,14 @@ from .sampler import NOT_FINITE, sample
 from .vision import Vision
 
 _log = logging.getLogger(__name__)
-# The most rows at a time: on a CPU more don't pay.
+# The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
 _MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
-# A short prompt costs nearly as much as several: answers that nobody reads wait so long, or so many steps, for others.
-_LOOK_SECONDS, _STEPS_BETWEEN_FEW = 0.003, 8
-# The tokens of a prefill: of one step's while answers are read that must not stall, and of prompts together.
-_CHUNK_TOKENS, _TOGETHER_TOKENS = 512, 8192
-# So long may a prefill of answers that nobody reads take, and so long may the oldest of them run before others join:
-# what is under way is lost if a run is killed.
-_PREFILL_SECONDS, _RUN_SECONDS = 10.0, 60.0
-_GROWTH = 1.03  # with each answer, of a bound that was lowered when memory ran out
+_TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
+# The tokens of a prefill while answers are read, which must not stall.
+_CHUNK_TOKENS = 512
+# After this time of the oldest answer under way, no others join: what is under way is lost if a run is killed.
+_RUN_SECONDS = 60.0
+_GROWTH = 1.03  # with each answer, of the bound that is lowered after an error
 
 
 @dataclass(eq=False)
@@ -48,20 +46,20 @@ class _Prefill:
     `sources` are the held prompts that have their first `cached` tokens, if any.
     """
 
-    rows: list[Row]
-    sources: list[Prompt | None]
-    cached: int
+    rows: list[Row] = field(default_factory=list)
+    sources: list[Prompt | None] = field(default_factory=list)
+    cached: int = 0
     embeddings: torch.Tensor | None = None
     cache: Any = None
     done: int = 0
-    began_at: float = field(default_factory=time.perf_counter)
+    is_joining: bool = False
 
 
 class Engine:
     """The rows of a model, and the threads that take them on; they begin with the first request.
 
     `slots` is how many slots the cache has at least: what earlier requests left in them serves prompts that begin with
-    the same, if `prefix_reuse`. `close` ends the threads.
+    the same, if `prefix_reuse`. `told` returns what a request's sender is told of an error. `close` ends the threads.
     """
 
     def __init__(
@@ -70,28 +68,26 @@ class Engine:
         vision: Vision,
         stop_ids: Sequence[int],
         answer_bytes: Callable[[int], int],
-        failed: Callable[[Row, Exception], Exception],
+        told: Callable[[Row, Exception], Exception],
         prefix_reuse: bool = True,
         slots: int = 1,
     ) -> None:
-        self._decoder, self._vision, self._answer_bytes, self._failed = decoder, vision, answer_bytes, failed
+        self._decoder, self._vision, self._answer_bytes, self._told = decoder, vision, answer_bytes, told
         self._stop_ids, self._prefix_reuse, self._least_slots = frozenset(stop_ids), prefix_reuse, slots
         self.most_rows = _MOST_ROWS.get(decoder.device.type, _MOST_ROWS_ELSEWHERE)
+        self._together_tokens = _TOGETHER_TOKENS.get(decoder.device.type, _TOGETHER_TOKENS_ELSEWHERE)
         self._asked: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._new: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
-        self._lock, self._is_started, self._unprepared = threading.Lock(), False, 0
+        self._lock = threading.Lock()
+        self._to_start = [("prepare", self._prepare), ("engine", self._work), ("text", self._write)]
+        self._asked_count = self._new_count = 0  # of what was put there, and taken from here
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []  # the row of slot n is number n
         self._prefill: _Prefill | None = None
         self._unread: list[tuple[list[Row], Callable[[], list[int]]]] = []  # tokens that are on their way to the host
         self._prefixes = PrefixCache()
-        self._at: list[Row] = []  # the rows that are being computed
-        # of all slots, and of prompts together: less after memory ran out
-        self._most_tokens, self._together_tokens = math.inf, float(_TOGETHER_TOKENS)
-        self._prefill_tokens = 0.0  # in _PREFILL_SECONDS, as far as is known
-        self._steps_since = 0  # the last prefill
-        self._are_joining = False  # there was a place for more rows than had that prefill's length
+        self._most_tokens = math.inf  # of all slots that rows have: less after an error
 
     @property
     def cached_bytes(self) -> int:
@@ -99,13 +95,13 @@ class Engine:
         return self._decoder.slots.allocated_bytes
 
     def submit(self, row: Row) -> None:
-        """Queue a request."""
+        """Queue a request. Raises `RuntimeError` if no thread can be started."""
         with self._lock:
-            self._unprepared += 1
-            if not self._is_started:
-                for name, work in (("text", self._write), ("engine", self._work), ("prepare", self._prepare)):
-                    threading.Thread(target=work, name=f"llvid-{name}", daemon=True).start()
-                self._is_started = True
+            while self._to_start:
+                name, work = self._to_start[-1]
+                threading.Thread(target=work, name=f"llvid-{name}", daemon=True).start()
+                self._to_start.pop()
+            self._asked_count += 1
         self._asked.put(row)
 
     def close(self) -> None:
@@ -119,50 +115,48 @@ class Engine:
                 if self._prefix_reuse:
                     row.prompt.media_key  # noqa: B018 - frames are hashed here, so that no step waits for it
             except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
-                row.has_left.set()
-                self._written.put([(row, self._failed(row, error), None, 0.0)])
-            else:
-                self._new.put(row)
-            with self._lock:
-                self._unprepared -= 1
+                self._fail(row, error)
+            self._new.put(row)
             del row
         self._new.put(None)
 
     @torch.inference_mode()
     def _work(self) -> None:
         while self._take_new():
-            failure: Exception | None = None
-            try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001 - those who asked get it, whatever it is
-                failure = error
-            if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
-                if memory.is_out_of_memory(failure):
-                    failure.__traceback__ = None
-                self._recover(failure)
+            self._turn_safely()
         self._written.put(None)
 
     def _take_new(self) -> bool:
-        """Queue what has come; wait for it if there is nothing else to do. Returns false at the end."""
-        running, few = len(self._running), self.most_rows // 4
-        is_under_way = bool(running or self._prefill)
-        has_work = bool(self._waiting or is_under_way)
-        is_patient = not self._are_read()
+        """Queue what has come; wait for it if there is nothing else to do. Returns false at the end.
+
+        Prompts cost less together: where nobody reads along, those that are being prepared are awaited.
+        """
         while True:
-            enough = min(few, self.most_rows - few - running) if is_under_way else self.most_rows
-            may_wait = is_patient and len(self._waiting) < enough and (self._unprepared > 0 or not is_under_way)
+            are_coming = self._new_count < self._asked_count and len(self._waiting) < self.most_rows
+            may_wait = not self._waiting or (are_coming and not self._is_read())
             try:
-                row = self._new.get(block=not has_work or may_wait, timeout=_LOOK_SECONDS if has_work else None)
+                row = self._new.get(block=may_wait and not self._running and not self._prefill)
             except queue.Empty:
                 return True
             if row is None:
                 return False
-            self._waiting.append(row)
-            has_work, is_patient = True, is_patient and not row.reads_each
+            self._new_count += 1
+            if not row.has_left.is_set():
+                self._waiting.append(row)
 
-    def _are_read(self) -> bool:
+    def _is_read(self) -> bool:
         """Whether somebody reads along with an answer, who should not wait for others."""
         return any(row.reads_each for row in (*self._waiting, *self._running))
+
+    def _turn_safely(self) -> None:
+        failure = None
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001 - those who asked get it, whatever it is
+            failure = error
+        if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
+            self._recover(failure)
+            failure = None  # its traceback holds this frame
 
     def _turn(self) -> None:
         for row in [row for row in self._waiting if row.is_cancelled]:
@@ -170,9 +164,10 @@ class Engine:
             row.has_left.set()
         for row in [row for row in self._running if row.is_cancelled or row.text.is_stopped]:
             self._leave(row)
-        self._prefill = self._prefill or self._next_prefill()
-        if self._prefill:
-            self._advance_prefill(self._prefill)
+        while self._prefill or (self._waiting and self._begin_prefill()):
+            self._advance_prefill()
+            if any(row.reads_each for row in self._running):
+                break
         # which token comes next may hang on the last one
         runs_ahead = self._decoder.runs_ahead and not any(row.sampler.constraint for row in self._running)
         if not runs_ahead:
@@ -182,7 +177,8 @@ class Engine:
             self._step()
             count += not runs_ahead
         self._read(count)
-        self._at = []  # rows hold the model, which would keep this thread
+        if not self._running:
+            self._unread.clear()  # rows hold the model, which would keep this thread
 
     def _write(self) -> None:
         while (rows := self._written.get()) is not None:
@@ -192,44 +188,42 @@ class Engine:
 
     def _write_one(self, row: Row, what: Any, reason: FinishReason | None, at: float) -> None:
         """Turn new tokens of a row into text, or deliver its error."""
+        if row.is_cancelled:
+            return
         try:
-            if not isinstance(what, Exception):
-                row.write(what, reason, at)
-            elif not row.is_cancelled:
-                row.deliver(what)
+            event = self._told(row, what) if isinstance(what, Exception) else row.written_out(what, reason, at)
+        except Exception as error:  # noqa: BLE001 - a tokenizer's, perhaps
+            event = error
+        if isinstance(event, Exception):
+            row.cancel()
+        try:
+            if event is not None:
+                row.deliver(event)
         except Exception:  # noqa: BLE001 - of who asked: the others' answers go on
-            row.is_cancelled = True
+            row.cancel()
             _log.exception("an answer could not be delivered")
 
     # Letting rows in
 
-    def _next_prefill(self) -> _Prefill | None:
-        """Return the oldest rows that wait, of one length, as many as there is room for; None if they have to wait."""
-        places = self.most_rows - len(self._running)
-        are_read = self._are_read()
-        if not self._waiting or not places:
-            return None
-        few = self.most_rows // 4
-        is_worth = places >= few and (len(self._waiting) >= few or self._steps_since >= _STEPS_BETWEEN_FEW)
-        if self._running and not are_read and not is_worth and not self._are_joining:
-            return None
-        if (
-            not are_read
-            and self._running
-            and time.perf_counter() - min(row.joined_at for row in self._running) > _RUN_SECONDS
-        ):
-            return None
-        most_tokens = _CHUNK_TOKENS if are_read and self._running else self._prefill_tokens
-        most_tokens = min(most_tokens, self._together_tokens)
-        rows: list[Row] = []
-        prefill = _Prefill(rows, [], 0)
+    def _begin_prefill(self) -> bool:
+        """Take the oldest rows that wait, of one length, as many as there is room for; false if they have to wait."""
+        places, is_read = self.most_rows - len(self._running), self._is_read()
+        if self._running and not is_read:
+            oldest_seconds = time.perf_counter() - min(row.joined_at for row in self._running)
+            # a short prompt costs nearly as much as several
+            if places < self.most_rows // 4 or oldest_seconds > _RUN_SECONDS:
+                return False
+        most_tokens = _CHUNK_TOKENS if is_read and self._running else self._together_tokens
+        prefill = _Prefill()
+        rows = prefill.rows
         for row in self._waiting:
-            if len(rows) >= places or (rows and (len(rows) + 1) * len(row.prompt.ids) > most_tokens):
+            length = len(row.prompt.ids)
+            if len(rows) >= places or (rows and (len(rows) + 1) * length > most_tokens):
                 break
-            if rows and len(row.prompt.ids) != len(rows[0].prompt.ids):
-                continue
             source, cached = self._source(row)
-            if rows and (cached != prefill.cached or self._shares(row, rows)):
+            if rows and (length, cached) != (len(rows[0].prompt.ids), prefill.cached):
+                continue
+            if rows and self._shares(row, rows):
                 continue
             if self._size([*rows, row]) is None:
                 break
@@ -238,8 +232,8 @@ class Engine:
             rows.append(row)
         for row in rows:
             self._waiting.remove(row)
-        self._are_joining = bool(self._waiting) and len(rows) < places
-        return prefill if rows else None
+        self._prefill = prefill if rows else None
+        return bool(rows)
 
     def _source(self, row: Row) -> tuple[Prompt | None, int]:
         """Return the held prompt that the row's one may begin with, and how many of its tokens."""
@@ -259,27 +253,29 @@ class Engine:
         One row alone always gets what it takes.
         """
         slots, everyone = self._decoder.slots, (*self._running, *rows)
+        is_alone = len(everyone) == 1
         needed, room = self._decoder.size(len(everyone), max(row.room for row in everyone))
-        fits = len(everyone) == 1 or needed * slots.room <= self._most_tokens
-        if fits and needed <= slots.slots and room <= slots.room:
+        if needed * room > self._most_tokens and not is_alone:
+            return None
+        if needed <= slots.slots and room <= slots.room:
             return slots.slots, slots.room
         free = memory.free_bytes(self._decoder.device) + self.cached_bytes
         for size in ((max(needed, self._least_slots, slots.slots), max(room, slots.room)), (needed, room)):
-            if math.prod(size) <= self._most_tokens and size[0] * self._answer_bytes(size[1]) <= free:
+            if size[0] * self._answer_bytes(size[1]) <= free:
                 return size
-        return (needed, room) if len(everyone) == 1 else None
+        return (needed, room) if is_alone else None
 
-    def _advance_prefill(self, prefill: _Prefill) -> None:
-        """Compute a part of the prompts, all of them if nobody waits for an answer under way; then the rows join."""
+    def _advance_prefill(self) -> None:
+        """Compute a part of the prompts, all of them if nobody reads an answer under way; then the rows join."""
+        prefill = self._prefill
+        assert prefill is not None
         for row in [row for row in prefill.rows if row.is_cancelled]:
             row.has_left.set()
         if all(row.is_cancelled for row in prefill.rows):
             self._prefill = None
             return
-        self._at = prefill.rows
         if prefill.embeddings is None:
-            self._begin_prefill(prefill)
-        assert prefill.embeddings is not None
+            prefill.embeddings = self._embedded(prefill)
         tokens = prefill.embeddings.shape[1]
         must_hurry = any(row.reads_each for row in self._running)
         end = min(tokens, prefill.done + max(1, _CHUNK_TOKENS // len(prefill.rows))) if must_hurry else tokens
@@ -288,17 +284,16 @@ class Engine:
         prefill.done = end
         if end == tokens:
             self._score(prefill, logits)
-            self._note_peak()
+            prefill.is_joining = True
             first = len(self._running)
             for number, row in enumerate(prefill.rows):
                 self._join(row, number, prefill)
-            self._prefill, self._steps_since = None, 0
+            self._note_peak()
             self._sample(prefill.rows, logits, first)
-            seconds = time.perf_counter() - prefill.began_at
-            self._prefill_tokens = tokens * len(prefill.rows) * _PREFILL_SECONDS / seconds
+            self._prefill = None
 
-    def _begin_prefill(self, prefill: _Prefill) -> None:
-        """Allocate slots, encode what is not cached, and set the prefill's inputs."""
+    def _embedded(self, prefill: _Prefill) -> torch.Tensor:
+        """Allocate slots; return what the language model gets of what is not cached, (rows, tokens, hidden)."""
         slots, rows = self._decoder.slots, prefill.rows
         size = self._size(rows)
         assert size is not None
@@ -312,13 +307,14 @@ class Engine:
         spans = [[span for span in row.prompt.spans if span.stop > cached] for row in rows]
         features = iter(self._vision.encode(span.medium for each in spans for span in each))
         ids = torch.tensor([row.prompt.ids[cached:] for row in rows], device=self._decoder.device)
-        embeddings = prefill.embeddings = model.get_input_embeddings()(ids)  # (rows, tokens - cached, hidden)
+        embeddings: torch.Tensor = model.get_input_embeddings()(ids)
         for number, each in enumerate(spans):
             for span in each:
                 begin = max(span.start, cached)
                 part = next(features)[begin - span.start :]
                 embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
         prefill.cache = slots.prefix(sources, cached, model.config)
+        return embeddings
 
     def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
         """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
@@ -353,8 +349,7 @@ class Engine:
 
     def _step(self) -> None:
         """Do a decode step of all rows."""
-        rows = self._at = list(self._running)
-        self._steps_since += 1
+        rows = list(self._running)
         longest = max(row.length for row in rows) + 1
         are_alike = all(row.length + 1 == longest for row in rows)
         self._sample(rows, self._decoder.advance(len(rows), longest, are_alike=are_alike), 0)
@@ -373,39 +368,40 @@ class Engine:
             rows, wait = self._unread.pop(0)
             ids, now = wait(), time.perf_counter()
             written: list[tuple[Row, Any, FinishReason | None, float]] = []
+            ended: list[Row] = []
             for row, new_id in zip(rows, ids, strict=True):
                 if row.has_left.is_set() or row.is_cancelled:
                     continue
                 if new_id == NOT_FINITE or not all(map(math.isfinite, row.logprobs() if row.logprobs else ())):
-                    self._leave(row, is_sound=False)
-                    written.append((row, self._failed(row, NotFiniteError()), None, now))
+                    row.is_sound = False
+                    ended.append(row)
+                    written.append((row, NotFiniteError(), None, now))
                     continue
                 row.first_at = row.first_at or now
                 reason = row.take(new_id, self._stop_ids)
                 if reason is not None:
-                    self._leave(row)
+                    ended.append(row)
                 if isinstance(reason, Exception):
                     written.append((row, reason, None, now))
                 elif row.reads_each:
                     written.append((row, (new_id,), reason, now))
                 elif reason is not None:
                     written.append((row, row.ids, reason, now))
+            if ended:
+                self._note_peak()
             if written:
                 self._written.put(written)
+            for row in sorted(ended, key=self._running.index, reverse=True):  # the last ones leave without a move
+                self._leave(row)
 
     # Letting rows out
 
-    def _leave(self, row: Row, *, is_sound: bool = True) -> None:
-        """End a row: the last one takes its slot, and what the slot holds serves later prompts, if it `is_sound`."""
-        self._take_out(row, is_sound=is_sound)
+    def _leave(self, row: Row) -> None:
+        """End a row: the last one takes its slot; what the slot holds serves later prompts, if it is sound."""
         row.has_left.set()
         self._most_tokens *= _GROWTH
-        self._together_tokens = min(_TOGETHER_TOKENS, self._together_tokens * _GROWTH)
-
-    def _take_out(self, row: Row, *, is_sound: bool = True) -> None:
-        self._note_peak()
         slots, slot, last = self._decoder.slots, self._running.index(row), len(self._running) - 1
-        if not is_sound:
+        if not row.is_sound:
             self._prefixes.drop(slot)
             slots.clear(slot)  # a mask would not hide a NaN from the next row
         elif slot in self._prefixes:
@@ -417,6 +413,10 @@ class Engine:
             self._running[slot] = self._running[last]
         self._running.pop()
 
+    def _fail(self, row: Row, error: Exception) -> None:
+        row.has_left.set()
+        self._written.put([(row, error, None, 0.0)])
+
     def _note_peak(self) -> None:
         """Count the peak of the memory since the last time for all rows that are here."""
         peak_bytes = memory.peak_bytes(self._decoder.device)
@@ -425,44 +425,36 @@ class Engine:
         memory.reset_peak(self._decoder.device)
 
     def _recover(self, error: Exception) -> None:
-        """After an error, let fewer rows in, if memory ran out, and try those again that may have been too many.
+        """After an error, put back the rows that were computed, and let fewer in; a row that fails alone ends with it.
 
-        A row that fails alone ends with the error.
+        Rows that ran beside a prefill go on. Nothing here needs the device: it may be of no more use.
         """
-        rows, slots, is_memory = self._at, self._decoder.slots, memory.is_out_of_memory(error)
-        is_prefill, self._prefill = self._prefill is not None and rows is self._prefill.rows, None
-        if not is_prefill:  # tokens that were sampled before are sound
-            self._read(len(self._unread))
-        rows = [row for row in rows if not row.has_left.is_set()]
-        again: list[Row] = []
-        others = [row for row in self._running if row not in rows]
-        if len(rows) > 1 and is_prefill:
-            again, self._together_tokens = rows, len(rows) * len(rows[0].prompt.ids) // 2
-        elif len(rows) > 1 and is_memory:
-            again = rows[len(rows) // 2 :] if slots.is_plain else rows
-            self._most_tokens = len(rows) // 2 * slots.room
-        elif others and is_memory:
-            again, self._most_tokens = rows, len(others) * slots.room
-        elif len(rows) == 1 and is_memory and not rows[0].was_alone:  # now without what others have left
-            again, self._most_tokens, rows[0].was_alone = rows, rows[0].room, True
-        for row in reversed(again):
-            if row in self._running:
-                self._take_out(row)
-            row.prompt, row.in_prompt = row.prompt.extended(row.ids[row.in_prompt :]), len(row.ids)
-            row.sampled = len(row.ids)
-            self._waiting.appendleft(row)
-        failed = [] if is_memory and len(rows) > 1 else [row for row in rows if row not in again]
-        for row in failed:
-            if row in self._running:
-                self._take_out(row, is_sound=False)
-            row.has_left.set()
-        if is_memory and not self._running:
+        slots, is_memory = self._decoder.slots, memory.is_out_of_memory(error)
+        prefill, self._prefill = self._prefill, None
+        rows = prefill.rows if prefill else []
+        everyone = list(dict.fromkeys((*self._running, *rows)))
+        is_alone = len(everyone) == 1
+        if not prefill or prefill.is_joining or not slots.slots or (is_memory and not self._running):
+            rows = everyone  # what the slots hold may be incomplete, or takes the memory
+            self._running.clear()
+            self._unread.clear()
             self._prefixes.clear()
             self._decoder.reserve(0, 0)
+        rows = [row for row in rows if not row.has_left.is_set()]
+        if not is_alone:
+            self._most_tokens = len(everyone) * max(row.room for row in everyone) // 2
+        if len(rows) == 1 and (not is_memory or (is_alone and rows[0].was_alone)):
+            self._fail(rows.pop(), error)
+        for row in reversed(rows):
+            row.was_alone = is_alone  # then without what others have left in the slots
+            try:
+                row.put_back()
+                self._waiting.appendleft(row)
+            except Exception as lost:  # noqa: BLE001 - its sampler can't be reached on the device
+                self._fail(row, lost)
         if is_memory:
+            error.__traceback__ = None
             memory.give_back(self._decoder.device)
-        for row in failed:
-            self._written.put([(row, self._failed(row, error), None, 0.0)])
 
 
 class NotFiniteError(ArithmeticError):

@@ -99,7 +99,7 @@ class SlotStates:
     def reserve(self, slots: int, room: int) -> None:
         """Replace the buffers by others for so many slots."""
         del room
-        self._states = {key: _resized(state, slots) for key, state in self._states.items()}
+        self._states = {key: _resized(state, slots) for key, state in self._states.items()} if slots else {}
 
     def fill(self, slot: int, filled: Any, row: int, length: int, begin: int, slots: int, room: int) -> None:
         """Copy the states of a row of another cache's layer."""
@@ -136,11 +136,18 @@ class SlotCache(Cache):
         return sum(buffer.nbytes for layer in self._all for buffer in layer.buffers)
 
     def reserve(self, slots: int, room: int) -> None:
-        """Allocate so many slots of so many tokens; what the first ones hold is kept as far as there is room."""
+        """Allocate so many slots of so many tokens; what the first ones hold is kept as far as there is room.
+
+        If memory does not suffice, there are no slots. To free them all, the device is not needed.
+        """
+        try:
+            self.lengths, self.last_ids = _resized(self.lengths, slots), _resized(self.last_ids, slots)
+            for layer in self._all:
+                layer.reserve(slots, room)
+        except Exception:
+            self.reserve(0, 0)
+            raise
         self.slots, self.room = slots, room
-        self.lengths, self.last_ids = _resized(self.lengths, slots), _resized(self.last_ids, slots)
-        for layer in self._all:
-            layer.reserve(slots, room)
 
     def begin(self, rows: int, tokens: int) -> None:
         """Begin a step of the first `rows` slots, of which no one holds more than `tokens` when it is done."""
@@ -184,6 +191,8 @@ class SlotCache(Cache):
 
 def _resized(buffer: torch.Tensor, slots: int, room: int | None = None) -> torch.Tensor:
     """Return a tensor with other sizes of its first dimension, and of its third one; what is new is 0."""
+    if not slots:
+        return buffer[:0]
     shape = [slots, *buffer.shape[1:]]
     if room is not None:
         shape[2] = room

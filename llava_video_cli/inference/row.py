@@ -51,6 +51,7 @@ class Row:
     first_at: float = 0.0
     peak_bytes: int = 0
     was_alone: bool = False  # when memory ran out
+    is_sound: bool = True  # no NaN is in its slot
     written: int = 0  # tokens that became text
     held_text: str = ""
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -79,6 +80,12 @@ class Row:
         """End it without a further word; in any thread."""
         self.is_cancelled = True
 
+    def put_back(self) -> None:
+        """Let it begin once more, behind the tokens that were read."""
+        self.prompt, self.in_prompt = self.prompt.extended(self.ids[self.in_prompt :]), len(self.ids)
+        self.sampled = len(self.ids)
+        self.sampler.restart(self.ids)
+
     def take(self, new_id: int, stop_ids: Container[int]) -> FinishReason | Exception | None:
         """Append a new token; return why the answer ends, the error that ends it, or None."""
         self.ids.append(new_id)
@@ -90,35 +97,33 @@ class Row:
             return constraint.failure or "stop"
         return "length" if len(self.ids) >= self.limit else None  # a repetition may be what a schema asks for
 
-    def write(self, ids: Sequence[int], reason: FinishReason | None, at: float) -> None:
-        """Turn new tokens into text, and deliver it; in the text thread."""
-        if self.text.is_stopped or self.is_cancelled:
-            return
+    def written_out(self, ids: Sequence[int], reason: FinishReason | None, at: float) -> Chunk | None:
+        """Turn new tokens into text, and return what is to be delivered of it; in the text thread."""
+        if self.text.is_stopped:
+            return None
         if self.choices is not None:
-            self._write_choice(at)
-            return
+            return self._chosen(at)
         self._hold_logprobs(len(ids))
         self.written += len(ids)
         text = self.text.push(ids)
         if reason is None and not self.text.is_stopped:
             self.held_text += text
-            if self.in_pieces and text:
-                self.deliver(Chunk(text, logprobs=tuple(self.held_logprobs)))
-                self.held_logprobs.clear()
-            return
+            if not (self.in_pieces and text):
+                return None
+            logprobs, self.held_logprobs = tuple(self.held_logprobs), []
+            return Chunk(text, logprobs=logprobs)
         text += self.text.finish()
         whole = text if self.in_pieces else self.held_text + text
         reason = "stop" if self.text.is_stopped else reason
-        logprobs = tuple(self.held_logprobs)
-        self.deliver(Chunk(whole, reason, self._usage(self.written, at), logprobs=logprobs))
+        return Chunk(whole, reason, self._usage(self.written, at), logprobs=tuple(self.held_logprobs))
 
-    def _write_choice(self, at: float) -> None:
+    def _chosen(self, at: float) -> Chunk:
         assert self.choices is not None and self.logprobs is not None, "the prefill computes them"
         generation = self.request.generation
         logprobs = dict(zip(generation.choices, self.logprobs(), strict=True))
         tokens = dict(zip(generation.choices, self.choices.counts, strict=True))
         scores = Scores(logprobs, tokens, generation.length_normalized)
-        self.deliver(Chunk(scores.best, "stop", self._usage(tokens[scores.best], at), scores))
+        return Chunk(scores.best, "stop", self._usage(tokens[scores.best], at), scores)
 
     def _usage(self, generated_tokens: int, at: float) -> Usage:
         return Usage(

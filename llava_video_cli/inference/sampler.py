@@ -45,9 +45,23 @@ class Sampler:
         self._ids = torch.tensor([ids] if self._processors else [[]], device=device)
         self._presence, self._frequency = generation.presence_penalty, generation.frequency_penalty
         self._counts: torch.Tensor | None = None  # how often each token stands in the answer
-        self._random = random.Random(generation.seed)
+        self._prompt_ids, self._random = self._ids, random.Random(generation.seed)
+        self._begin = self._random.getstate() if self.temperature else None
         self.top_logprobs = logprobs
         self.logprobs: list[Sequence[tuple[int, float]]] = []  # of each token, and of the likeliest in its place
+
+    def restart(self, new_ids: Sequence[int]) -> None:
+        """Begin anew behind these new tokens, whatever was taken since; a constraint takes them by itself."""
+        if self._processors:
+            self._ids = torch.cat([self._prompt_ids, self._prompt_ids.new_tensor([new_ids])], dim=1)
+        if self._counts is not None:
+            counts = torch.tensor(new_ids, dtype=torch.int64).bincount(minlength=self._counts.shape[1])
+            self._counts.copy_(counts[None])
+        if self._begin is not None:
+            self._random.setstate(self._begin)
+            for _ in new_ids:
+                self._random.random()
+        del self.logprobs[len(new_ids) :]
 
     @property
     def is_plain(self) -> bool:

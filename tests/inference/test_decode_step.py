@@ -143,3 +143,6 @@ def test_slots_keep_what_they_hold_when_they_are_moved_and_when_there_are_more(l
     assert cache.lengths.tolist() == [3, 3, 0, 3] and cache.allocated_bytes == 2 * 2 * 4 * 4 * 16 * 16 * 4
     cache.clear(1)
     assert not cache.layers[0].keys[1].any() and cache.layers[0].keys[0].any()
+    with pytest.raises(RuntimeError):  # more than any machine has
+        cache.reserve(2**20, 2**40)
+    assert cache.slots == cache.allocated_bytes == 0, "what is incomplete is gone"

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fakes import events, joined
+from fakes import Fails, events, joined, wrapped
 from random_requests import Reference, opened, run_cases
 from scenes import OTHER, VIDEO, moving_square
 from test_together import asked
 from transformers import DynamicCache, Gemma4TextConfig, Qwen3_5TextConfig
 
-from llava_video_cli import Chunk, Loading, join
+from llava_video_cli import Chunk, Generation, Loading, join
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.inference.decode_step import Decoder
 from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.sampler import Sampler, sample
 
 REQUESTS = [
     asked(text, medium, max_new_tokens=tokens)
     for text, tokens in (("Why?", 30), ("Who?", 50), ("What happens in the end?", 20))
     for medium in (VIDEO, OTHER, moving_square(2))
 ]
-
-
-class Fails:
-    """Makes the language model's head raise, where `when`, which gets the rows of each call, says so."""
-
-    def __init__(self, folder: Path, when: Callable[[int], bool], error: Callable[[], Exception]) -> None:
-        loaded = load(folder, Loading(dtype="float32", device="cpu"))
-        loaded.model.get_output_embeddings().register_forward_pre_hook(self._call)
-        self._when, self._error = when, error
-        self.model = LlavaVideo("fails", loaded)
-        self.rows: list[int] = []
-
-    def _call(self, module: object, inputs: tuple[torch.Tensor, ...]) -> None:
-        del module
-        self.rows.append(len(inputs[0]))
-        if self._when(len(inputs[0])):
-            raise self._error()
 
 
 def out_of_memory() -> Exception:
@@ -87,6 +74,59 @@ def test_an_error_of_another_kind_is_that_of_the_rows_in_the_step(layouts: dict[
     (event,) = (event for _, event in events(fails.model, REQUESTS[:1]))
     assert isinstance(event, ArithmeticError)
     assert join(fails.model.stream(REQUESTS[0])).usage.generated_tokens == 30
+
+
+def test_what_one_of_several_causes_is_its_own_error(layouts: dict[str, Path]) -> None:
+    def encoded(model: Any, pixels: torch.Tensor, **options: Any) -> Any:
+        if pixels.shape[1] > 6:
+            raise ArithmeticError(pixels.shape)
+        return model.get_video_features(pixels, **options)
+
+    loaded = load(layouts["vicuna"], Loading(dtype="float32", device="cpu"))
+    model = LlavaVideo("fails", wrapped(loaded, get_video_features=encoded))
+    requests = [asked(text, medium) for text in ("Why?", "Who?") for medium in (VIDEO, moving_square(7), OTHER)]
+    came = {number: event for number, event in events(model, requests) if isinstance(event, Exception)}
+    assert set(came) == {1, 4} and all(isinstance(each, ArithmeticError) for each in came.values())
+
+
+def test_text_that_can_not_be_decoded_is_an_error_of_its_own(layouts: dict[str, Path]) -> None:
+    model = opened(layouts["vicuna"])
+    decode = model.decode
+
+    def fail(ids: list[int]) -> str:
+        raise ArithmeticError(len(ids))
+
+    model.decode = fail
+    (event,) = events(model, REQUESTS[:1])
+    model.decode = decode
+    assert isinstance(event[1], ArithmeticError)
+    assert join(model.stream(REQUESTS[1])).usage.generated_tokens == 30
+
+
+def test_a_model_that_is_gone_after_an_error_leaves_no_thread(layouts: dict[str, Path]) -> None:
+    before = set(threading.enumerate())
+    fails = Fails(layouts["vicuna"], lambda _: True, ArithmeticError)
+    assert len(list(events(fails.model, REQUESTS[:2]))) == 2
+    threads = set(threading.enumerate()) - before
+    del fails.model
+    until = time.monotonic() + 20
+    while threads and time.monotonic() < until:  # the last delivery may still be under way
+        gc.collect()
+        threads = {thread for thread in threads if thread.is_alive()}
+        for thread in threads:
+            thread.join(0.1)
+    assert not threads
+
+
+def test_a_sampler_begins_anew_where_tokens_were_lost() -> None:
+    config = SimpleNamespace(no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None)
+    generation = Generation(temperature=1.0, seed=1, repetition_penalty=3.0)
+    sampler = Sampler(generation, config, (), [1, 2], torch.device("cpu"))
+    logits = torch.randn(1, 9, generator=torch.Generator().manual_seed(0))
+    tokens = [int(sample(logits, [sampler])[0]) for _ in range(6)]
+    for kept in (6, 2, 0, 4):
+        sampler.restart(tokens[:kept])
+        assert [int(sample(logits, [sampler])[0]) for _ in tokens[kept:]] == tokens[kept:]
 
 
 def test_a_reader_whose_delivery_fails_takes_no_other_down(layouts: dict[str, Path]) -> None:
