@@ -107,8 +107,7 @@ class PrefixCache:
         return next((slot for slot, prompt in self._held.items() if prompt is held), None)
 
     def hold(self, slot: int, prompt: Prompt) -> None:
-        """Take note of what a slot holds."""
-        self._held.pop(slot, None)
+        """Take note of what a slot holds; if it held something before, it is as old as that."""
         self._held[slot] = prompt
 
     def drop(self, slot: int) -> None:

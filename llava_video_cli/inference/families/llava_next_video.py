@@ -108,8 +108,8 @@ class LlavaVideo:
 
     @property
     def at_a_time(self) -> int:
-        """How many requests keep it busy: those that are answered together, and some that wait."""
-        return self._engine.most_rows * 5 // 4
+        """How many requests keep it busy: those that are answered together, and as many that wait."""
+        return 2 * self._engine.most_rows
 
     def submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool = True) -> Callable[[], None]:
         """Answer a request in the background; see `Model`.
