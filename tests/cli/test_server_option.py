@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from clips import sample
-from openai_server import OpenAIServer, error, listed, said
+from openai_server import OpenAIServer, error, exchange, listed, said
 from PIL import Image
 from serving import QUESTION, Served, serving
 from terminal import failed, llvid, scene
@@ -67,6 +67,31 @@ def test_answers_counts_frames_and_settings_are_those_of_ask(
     here = answered(capsys, *questions, "-m", "demo")
     assert answered(capsys, *questions, "--server", served.url) == here
     assert here[0]["answer"]
+
+
+def test_choices_and_prefills_are_those_of_ask(served: Served, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = ["ask", str(clip), "Which way does it move?", "--prefill", "It moves "]
+    for more in ((), ("--choices", "left,right"), ("--choices", "left,left and up", "--length-normalized")):
+        (here,), (there,) = (
+            answered(capsys, *questions, *more, *place) for place in (("-m", "demo"), ("--server", served.url))
+        )
+        scores = here.pop("scores", {}), there.pop("scores", {})
+        assert here == there and bool(scores[0]) == bool(more)
+        assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    command = ["ask", str(clip), "Does the video show a square?", "--choices", "yes,no", "--exit-code", "-q"]
+    assert run([*command, "--server", served.url]) == 1
+    assert run([*command, "--server", "http://127.0.0.1:9"]) == 2
+
+
+def test_choices_at_a_server_that_cannot_score_are_refused_at_once(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exchange("sglang").running() as server:
+        assert run(["ask", str(clip), "Why?", "--choices", "yes,no", "--server", server.url]) == 2
+        assert not server.asked
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: choices can't be used with SGLang: its API does not tell how likely")
+    assert hint == "hint: llvid serve and vLLM can score choices"
 
 
 def test_several_media_and_files_as_they_are(

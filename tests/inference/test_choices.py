@@ -132,6 +132,22 @@ def test_videos_with_different_choices_are_scored_together(demo: tuple[LlavaVide
     assert other.scores is None and other.text == join(model.stream(free)).text
 
 
+def test_a_choice_that_goes_on_with_a_word_of_the_prefill_is_tokenized_with_it(
+    demo: tuple[LlavaVideo, Reference],
+) -> None:
+    model, _ = demo
+    whole, cut = model.answer_all(
+        [
+            asked("Which way does it move?", [VIDEO], ("moves left", "moves right"), prefill="It "),
+            asked("Which way does it move?", [VIDEO], ("es left", "es right"), prefill="It mov"),
+        ]
+    )
+    assert whole.scores is not None and cut.scores is not None
+    assert list(cut.scores.logprobs.values()) == pytest.approx(list(whole.scores.logprobs.values()), abs=NEAR)
+    assert list(cut.scores.tokens.values()) == list(whole.scores.tokens.values())
+    assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
+
+
 def test_more_choices_than_one_forward_takes(demo: tuple[LlavaVideo, Reference]) -> None:
     model, _ = demo
     choices = tuple(
