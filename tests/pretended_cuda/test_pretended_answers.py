@@ -34,6 +34,8 @@ MIXED = [
     asked("What color is it?", VIDEO, STILL, temperature=0.7, top_p=0.9, seed=5),
     asked("What shape is it?", schema='{"type": "array", "items": {"enum": ["a", 1]}, "maxItems": 4}'),
     asked("What shape is it?", temperature=0.7, top_k=5, presence_penalty=0.5, regex="[a-z]{3,9}", seed=2),
+    asked("Does it move?", choices=("Yes", "No", "No, it stays still.")),
+    asked("What shape is it?", prefill="It is a ", max_new_tokens=5),
 ]
 
 
