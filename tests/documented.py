@@ -131,6 +131,7 @@ def write_files(folder: Path) -> None:
     shutil.copytree(folder / "clips", folder / "videos")
     shutil.copy(folder / "talks/talk.m4a", folder / "videos")
     (folder / "notes.txt").write_text("to do\n")
+    (folder / "clip.json").write_text(block("docs/schema.md", "json", "properties"))
     (folder / "mine.yaml").write_text(block("docs/presets.md", "yaml", "street"))
     (folder / "conversation.yaml").write_text(block("docs/chat.md", "yaml", "role"))
     (folder / "requests.jsonl").write_text(block("docs/requests.md", "", '"id"'))
