@@ -134,4 +134,5 @@ def write_files(folder: Path) -> None:
     (folder / "clip.json").write_text(block("docs/schema.md", "json", "properties"))
     (folder / "mine.yaml").write_text(block("docs/presets.md", "yaml", "street"))
     (folder / "conversation.yaml").write_text(block("docs/chat.md", "yaml", "role"))
+    (folder / "clip.json").write_text(block("docs/schema.md", "json", "subject"))
     (folder / "requests.jsonl").write_text(block("docs/requests.md", "", '"id"'))

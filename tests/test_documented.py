@@ -28,6 +28,7 @@ from llava_video_cli.server.media import MediaSources
 
 ALONE = ("--help", "--version", "--install-completion")
 HOST = {"cat", "echo", "find", "jq", "ls", "printf"}  # run by the shell
+EXTRAS = {"scene": "scenedetect", "scenes": "scenedetect", "--schema": "llguidance"}
 NEEDS = {"--ray", "--server", "--speech", "--quantize", "--random-weights"}
 SEEN = [page for page in PAGES if page.name not in ("CHANGELOG.md", "decisions.md", "architecture.md", "commands.md")]
 
@@ -105,7 +106,7 @@ def can_run(command: Command) -> bool:
         return False
     if any(re.search(r"://|^/|^[A-Z]{3,}$", word) for word in words) or NEEDS & set(words):
         return False
-    if ("scene" in words or "scenes" in words) and find_spec("scenedetect") is None:
+    if any(word in words and find_spec(package) is None for word, package in EXTRAS.items()):
         return False
     named = [word for before, word in pairwise(words) if before in ("-m", "--model")]
     llvid = [stage[1] for stage in stages if stage[0] == "llvid"]
