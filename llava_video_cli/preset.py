@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .checkpoint.config import PUBLISHED, looks_like_folder
 from .conversation import ANY_OBJECT, Generation, Media, Request, Segment, Turn
-from .errors import UsageError, nearest
+from .errors import ModelError, UsageError, nearest
 from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
 from .prompt.timestamps import with_times
@@ -95,6 +96,25 @@ def load_preset(name: str) -> Preset:
     return read_preset(files[name])
 
 
+def model_of(name: str) -> str:
+    """Return the model that a name means: that of the preset of this name, `7b` and its kind, or the name itself.
+
+    A folder that has a preset's name is `./name`. Raises `ModelError` for a word that means no model, and `UsageError`
+    for a broken preset.
+    """
+    if "/" in name or name == "demo":
+        return name
+    files = preset_files()
+    if name in files:
+        return read_preset(files[name]).model
+    if name.lower() in PUBLISHED:
+        return PUBLISHED[name.lower()]
+    if not name.strip() or ":" in name or looks_like_folder(name):
+        return name
+    hint = "write demo, 7b, 34b, a preset's name (`llvid presets`), or OWNER/NAME of a model on the hub"
+    raise ModelError(f"there is no model {name!r}", nearest(name, (*PUBLISHED, *files)) or hint)
+
+
 def read_preset(path: Path) -> Preset:
     """Return the preset of a file; raises `UsageError`."""
     if not os.path.lexists(path):
@@ -116,7 +136,7 @@ def read_preset(path: Path) -> Preset:
 def _below(folder: Path, model: str) -> str:
     """Return a preset's model: one that is a relative path is relative to the preset's file, as its folder knows it."""
     is_relative = model.startswith(".") or (model.count("/") > 1 and not model.startswith(("/", "~")))
-    if is_relative or ("/" in model and (folder / model).is_dir()):
+    if is_relative or (model != "demo" and (folder / model).is_dir()):
         return os.path.abspath(folder / model)  # noqa: PTH100 - keeps links
     return model
 

@@ -134,6 +134,9 @@ def _read_adapted(folder: Path, status: tuple[int, ...], *changes: Any) -> tuple
     return adapted(_read(folder, status), *changes)
 
 
+_PUBLISHED_SIZES = ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO")
+# Hub ids, by their short names.
+PUBLISHED = {size.lower(): f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in _PUBLISHED_SIZES}
 WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
 
 

@@ -11,12 +11,11 @@ from ..demo import CHECKPOINT
 from ..errors import ModelError, described
 from ..video.fit import CLIP_MEAN, FrameInput
 from . import local_folder
-from .config import describe, read_config
+from .config import PUBLISHED, describe, read_config
 from .files import read_json
 from .random_weights import has_random_weights
 
 # Those on the hub, whose vision tower is CLIP ViT-L/14 at 336 pixels: https://huggingface.co/llava-hf
-_PUBLISHED = tuple(f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO"))
 PUBLISHED_INPUT = FrameInput(336, 336, "crop", 336)
 PROCESSOR_HINT = "take preprocessor_config.json and video_preprocessor_config.json from the published checkpoint"
 _DEFAULT_EDGE = 224
@@ -30,7 +29,7 @@ def frame_input(model: str, revision: str | None = None) -> FrameInput | None:
     Raises `UsageError` or `ModelError` for a folder that is no checkpoint.
     """
     folder = local_folder(model)
-    if folder is None and model in _PUBLISHED:
+    if folder is None and model in PUBLISHED.values():
         return PUBLISHED_INPUT
     if folder is None:
         from huggingface_hub import try_to_load_from_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ def run(arguments: list[str]) -> int:
     if "_LLVID_COMPLETE" in os.environ:
         app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
     group = typer.main.get_command(app)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     try:
         # Typer's own main turns Ctrl-C into exit code 130, which a command that handled Ctrl-C itself returns too.
         with group.make_context("llvid", arguments) as context:
@@ -140,7 +143,10 @@ def run(arguments: list[str]) -> int:
             console.stderr.print(failure.format_message())
         else:
             where = getattr(getattr(failure, "ctx", None), "command_path", "llvid")
-            console.error(failure.format_message().rstrip("."), f"`{where} --help` shows how to use it")
+            hint = f"`{where} --help` shows how to use it"
+            if where == "llvid" and arguments and os.path.exists(arguments[0]):  # noqa: PTH110 - quick
+                hint = f"name a command: llvid ask {shlex.join(arguments)}"
+            console.error(failure.format_message().rstrip("."), hint)
         return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -18,6 +22,7 @@ from ..remote import announced
 from ..runs.conversation_file import Conversation, read_conversation
 from ..runs.session import Session
 from ..video.files import may_be_picture
+from ..video.spool import is_spooled
 from . import console
 from .answer import answer_all, ask_windows, note_unfinished
 from .app import EXIT_NO_ANSWER, failing_as
@@ -25,6 +30,9 @@ from .download import typed_media
 from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
+_FEWEST_WORDS = 3  # that are taken for one question without quotes
+_SEPARATE = re.compile(r"\s|[?？。؟]")  # in a question of its own
+_MOST_NAMED = 3  # files in a hint
 HELP = """Ask one or more questions about a video or a picture.
 
 Examples:
@@ -89,7 +97,8 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="QUESTION...", show_default=False,
-            help="Each question is asked separately, without the others; `-` reads a question from stdin.",
+            help="Each question is asked separately, without the others; `-` reads a question from stdin "
+            "[default: the preset's prompt].",
         ),
     ] = None,
     *,
@@ -132,16 +141,17 @@ def _answers(
         settings = settle(preset, model, frames, text, written)
         _check_exit_code(own, settings, 1)
         return [_answer_messages(written, settings, output)]
-    if media is None or not questions:
-        raise UsageError(
-            f"Missing argument '{'QUESTION' if media else 'MEDIA'}'", "`llvid ask --help` shows how to use it"
-        )
+    if media is None:
+        raise UsageError("Missing argument 'MEDIA'", "`llvid ask --help` shows how to use it")
     typed = [media, *(own.more_media or ())]
     if "-" in typed and "-" in questions:
         raise UsageError("stdin can be the video or a question, not both")
+    check_order(media, questions)
     settings = settle(preset, model, frames, text)
-    _check_exit_code(own, settings, len(questions))
-    texts = _questions(questions)
+    texts = _questions(questions or [settings.preset.prompt], output)
+    _check_exit_code(own, settings, len(texts))
+    if not questions:
+        output.note(f"no question was given, so the preset's is asked: {texts[0]}")
     with typed_media(typed, output) as paths:
         return _answer(paths, texts, own, settings, speech, output)
 
@@ -190,23 +200,58 @@ def _answer_messages(written: Conversation, settings: Settings, output: OutputFl
     return answer
 
 
-def _questions(questions: Sequence[str]) -> list[str]:
-    """Return the questions, with the one that is `-` read from stdin."""
+def _questions(questions: Sequence[str], output: OutputFlags) -> list[str]:
+    """Return the questions, with the one that is `-` read from stdin; words without quotes are one question."""
     if questions.count("-") > 1:
         raise UsageError("only one question can come from stdin")
+    are_words = "-" not in questions and not any(map(_SEPARATE.search, questions[:-1]))
+    if are_words and len(questions) >= _FEWEST_WORDS and len(questions[-1].split()) == 1:
+        questions = [" ".join(questions)]
+        output.note(f"asked as one question: {shlex.quote(questions[0])} (quotes keep its words together)")
     texts = [_stdin() if question == "-" else question.strip() for question in questions]
     for text in texts:
         if not text:
             raise UsageError("a question is empty")
         check_text(text, "a question")
-        with suppress(OSError, ValueError):  # too long for a name, as questions are
-            # the end of `--with a.jpg b.jpg`, or the media in the wrong place
-            if Path(text).suffix and Path(text).is_file():
-                hint = f"`--with {text}` adds it to the prompt"
-                if may_be_picture(Path(text).suffix.lower()):
-                    hint += "; to ask about pictures as one video, name their folder, or a pattern in quotes: '*.jpg'"
-                raise UsageError(f"{text} is a file, not a question", hint)
     return texts
+
+
+def check_order(media: str, questions: Sequence[str]) -> None:
+    """Raise `UsageError` for files among the questions, with the line that was probably meant."""
+    files = list(filter(_is_file, questions))
+    if not files:
+        return
+    words = [text for text in questions if text not in files]
+    if not (os.path.lexists(media) or is_spooled(media) or any(glob.iglob(media))):  # noqa: PTH207 - as it was typed
+        words.insert(0, media)
+        if len(files) == 1:
+            raise UsageError(
+                f"{files[0]} is a file, not a question",
+                f"the video comes first: {shlex.join(['llvid', 'ask', files[0], *words])}",
+            )
+    else:
+        files.insert(0, media)
+    hint = f"`--with {shlex.quote(files[-1])}` adds it to the prompt"
+    if not all(may_be_picture(Path(file).suffix.lower()) for file in files):
+        prompt = f" --prompt {shlex.quote(words[-1])}" if words else ""
+        hint = f"`llvid caption {_typed(files)}{prompt}` asks about each of them; {hint}"
+    else:
+        hint += "; to ask about pictures as one video, name their folder, or a pattern in quotes: '*.jpg'"
+    raise UsageError(f"{files[-1]} is a file, not a question", hint)
+
+
+def _typed(files: Sequence[str]) -> str:
+    """Return files as they are typed: many of a folder were probably a pattern."""
+    first = Path(files[0])
+    if len(files) > _MOST_NAMED and len({(Path(file).parent, Path(file).suffix) for file in files}) == 1:
+        return f"{shlex.quote(os.path.dirname(files[0]))}/*{first.suffix}" if "/" in files[0] else f"*{first.suffix}"  # noqa: PTH120
+    return shlex.join(files) if len(files) <= _MOST_NAMED else f"{shlex.join(files[:_MOST_NAMED])} ..."
+
+
+def _is_file(text: str) -> bool:
+    with suppress(OSError, ValueError):  # too long for a name, as questions are
+        return bool(Path(text).suffix) and Path(text).is_file()
+    return False
 
 
 def _stdin() -> str:

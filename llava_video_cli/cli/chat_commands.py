@@ -48,6 +48,8 @@ def take(chat: TerminalChat, line: str) -> bool:
     text = line.strip()
     if not text:
         return True
+    if text in ("exit", "quit"):
+        return False
     if not text.startswith("/") or text.startswith("//"):
         chat.put(text.removeprefix("/"))
         return True

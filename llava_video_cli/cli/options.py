@@ -42,7 +42,8 @@ class CheckpointFlags:
     """Which checkpoint; None if the user did not set it."""
 
     model: str | None = _model(
-        "Hub id, checkpoint folder, `demo`, or `random:7B` (random weights).",
+        "Hub id, `7b`, `34b`, a preset's name (its model only), checkpoint folder, `demo`, or `random:7B` for random "
+        "weights.",
         *("--model", "-m"),
         envvar="LLVID_MODEL",
         metavar="NAME",
@@ -97,8 +98,8 @@ class FrameFlags:
 
     frames: int | None = _frames("Number of frames [default: the preset's].", "--frames", "-n", metavar="N")
     fps: float | None = _frames("Frames per second of video, instead of --frames.", metavar="F")
-    start: str | None = _frames("Start of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")
-    end: str | None = _frames("End of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")
+    start: str | None = _frames("Start of the part to use: seconds, 1m30s or [HH:]MM:SS.", metavar="TIME")
+    end: str | None = _frames("End of the part to use: seconds, 1m30s or [HH:]MM:SS.", metavar="TIME")
     sampling: Mode | None = _frames(
         "How frames are chosen: uniform (evenly spaced), endpoints (evenly spaced, with the first and last frame), "
         "keyframes (only those, which is fast), or scenes (spread over the shots, none at a cut) [default: uniform]."

@@ -10,6 +10,7 @@ import typer
 from ..checkpoint import local_folder, locate
 from ..checkpoint.hub import Fetched, folder_bytes
 from ..errors import UsageError
+from ..preset import model_of
 from ..system.background import LOADING, Background
 from . import console
 from .download import download
@@ -21,14 +22,19 @@ checksum. --quantize also stores a quantized copy in --to DIR; `-m DIR` loads it
 
 Examples:
 
-    llvid pull llava-hf/LLaVA-NeXT-Video-7B-hf
+    llvid pull 7b
 
     llvid pull llava-hf/LLaVA-NeXT-Video-34B-hf --quantize 4bit --to 34b-4bit
 """
 
 
 def pull(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as owner/name.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A hub id (owner/name), `7b` or `34b`, or a preset's name.", show_default=False
+        ),
+    ],
     *,
     revision: Annotated[str | None, option("Branch, tag or commit [default: main].", metavar="REV")] = None,
     offline: Annotated[bool, option("Use no network, and fail if anything is missing.", "--offline")] = False,
@@ -39,6 +45,7 @@ def pull(
     """Download, store a quantized copy if asked to, and print the folder."""
     if (quantize is None) != (to is None):
         raise UsageError("use --quantize and --to together", "llvid pull MODEL --quantize 4bit --to DIR")
+    model = model_of(model)
     local = _local_copy(model, revision, output, offline=offline)
     folder = str(local.folder)
     values: dict[str, object] = {"model": model, "revision": local.commit, "folder": folder, "bytes": local.bytes}

@@ -13,7 +13,7 @@ from ..conversation import ANY_OBJECT, Generation
 from ..errors import MediaError, UsageError
 from ..inference import constraints
 from ..model import Loading, Model, Quantize
-from ..preset import Preset, load_preset, read_schema
+from ..preset import Preset, load_preset, model_of, read_schema
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles, read_track
 from ..runs.conversation_file import Conversation
@@ -148,7 +148,7 @@ def settle(
     server, the model is that of --model, or else the server's first one; the preset's model is ignored.
     """
     remote = _remote(model)
-    name = remote.name if remote is not None else model.model
+    name = remote.name if remote is not None else model.model and model_of(model.model)
     if written is None or preset_flag.preset:
         preset = settle_preset(preset_flag, name)
     else:

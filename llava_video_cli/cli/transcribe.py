@@ -80,8 +80,12 @@ def transcribe(
     no_vad: Annotated[
         bool, option("Don't leave out what the voice activity detector takes for no speech.", "--no-vad")
     ] = False,
-    start: Annotated[str | None, option("Start of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")] = None,
-    end: Annotated[str | None, option("End of the part to use: seconds or [HH:]MM:SS.", metavar="TIME")] = None,
+    start: Annotated[
+        str | None, option("Start of the part to use: seconds, 1m30s or [HH:]MM:SS.", metavar="TIME")
+    ] = None,
+    end: Annotated[
+        str | None, option("End of the part to use: seconds, 1m30s or [HH:]MM:SS.", metavar="TIME")
+    ] = None,
     timeout: Annotated[
         float, option("Skip a video whose sound takes longer than this to read.", min=0.1, metavar="SECONDS",
                       show_default=True),

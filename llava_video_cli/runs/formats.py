@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,8 +229,12 @@ def check_output(path: Path, *, one_video: bool) -> None:
     """Raise `UsageError` for a file that captions can't be written to, by its ending."""
     suffix = path.suffix.lower()
     if suffix not in TABLES and not (one_video and suffix[1:] in SIDECARS):
+        kind = suffix[1:] if suffix[1:] in ("txt", "srt", "vtt") else ""
+        hint = f"-o {shlex.quote(str(path.with_suffix('.jsonl')))}" if path.name else None
+        if kind:
+            hint = f"--sidecar {kind} writes a .{kind} file next to each video; {hint} takes all captions"
         raise UsageError(
-            f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt, .vtt or .json"
+            f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt, .vtt or .json", hint
         )
 
 

@@ -263,6 +263,9 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
     if not is_folder:
         raise MediaError(f"{path}: there are no pictures of that name", _hint(path))
     below = first_below(path)
+    if below and not may_be_picture(os.path.splitext(below)[1].lower()):  # noqa: PTH122
+        each = f"`llvid caption {shlex.quote(path)} --recursive --prompt QUESTION` asks about each of them"
+        raise MediaError(f"{path}: its folders have videos, such as {below}", each)
     hint = f"its folders have some, such as {below}" if below else "name a video, or a folder of pictures"
     raise MediaError(f"{path}: no pictures in it", hint)
 

@@ -129,13 +129,16 @@ def _is_number(value: object) -> bool:
 
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)
+_UNITS = re.compile(
+    r"(?:(\d+) ?h(?:ours?)?)? ?(?:(\d+) ?m(?:in(?:utes?)?)?)? ?(?:(\d+(?:\.\d*)?) ?s(?:ec(?:onds?)?)?)?", re.ASCII
+)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 
 
 def parse_time(text: str) -> float:
-    """Return the seconds that `90`, `90.5`, `1:30` or `00:01:30.5` stand for.
+    """Return the seconds that `90`, `90.5`, `1:30`, `00:01:30.5`, `90s`, `1m30s` or `2min` stand for.
 
-    Raises UsageError for anything else, minutes (below an hour part) or seconds above 59 included.
+    Raises UsageError for anything else, minutes (below an hour part) or seconds above 59 of a clock included.
     """
     text = text.strip()
     if _SECONDS.fullmatch(text):
@@ -146,7 +149,11 @@ def parse_time(text: str) -> float:
         hours, minutes, rest = clock[1], int(clock[2]), Fraction(clock[3].rstrip("."))
         if rest < 60 and (hours is None or minutes < 60):
             return float((int(hours or 0) * 60 + minutes) * 60 + rest)
-    raise UsageError(f"not a time: {text!r}", hint="write seconds (90 or 90.5) or [HH:]MM:SS (1:30, 00:01:30.5)")
+    elif text and (units := _UNITS.fullmatch(text)):
+        return float((int(units[1] or 0) * 60 + int(units[2] or 0)) * 60 + Fraction((units[3] or "0").rstrip(".")))
+    raise UsageError(
+        f"not a time: {text!r}", hint="write seconds (90 or 90.5), 1m30s, or [HH:]MM:SS (1:30, 00:01:30.5)"
+    )
 
 
 def parse_every(text: str, name: str) -> Every:

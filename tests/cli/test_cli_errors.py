@@ -108,7 +108,6 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
 
 WRONG = [
     (["ask"], "Missing argument"),
-    (["ask", "x.mp4"], "Missing argument"),
     (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "not both"),
     (["ask", "--messages", "none.yaml"], "none.yaml can't be read"),
     (["chat", "--load", "none.yaml"], "none.yaml can't be read"),
@@ -170,7 +169,8 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),
         (str(tmp_path), "another architecture: qwen2_vl"),
-        ("not a name", "neither a folder nor a hub id"),
+        ("not a name", "there is no model 'not a name'"),
+        ("not/a name", "neither a folder nor a hub id"),
     ):
         result = llvid("ask", str(clip), "q", "-q", "-m", model)
         assert words in failed(result, 1)
