@@ -150,20 +150,21 @@ def ask_windows(
     return answers
 
 
-def show_answer(chunks: Iterator[Chunk], progress: console.Progress, *, silent: bool) -> Answer:
-    """Write a stream to stdout as it comes, unless silent; return the whole."""
+def show_answer(chunks: Iterator[Chunk], progress: console.Progress, *, silent: bool, column: int = 0) -> Answer:
+    """Write a stream to stdout as it comes, unless silent; return the whole. `column` is where the cursor is."""
     shown: list[Chunk] = []
+    prose = console.Prose(column)
     try:
         for chunk in chunks:
             shown.append(chunk)
             if chunk.text and not silent:
                 progress.stop()
-                console.write(chunk.text)
+                prose.write(chunk.text)
     finally:
         if isinstance(chunks, Generator):
             chunks.close()  # stops the generation when the user leaves
         if any(chunk.text for chunk in shown) and not silent:
-            console.write("\n")
+            prose.end()
     return join(shown)
 
 

@@ -248,9 +248,10 @@ def _stream(
     for window in windows:
         frames = hear(video.read(window, resize=model.shrink), settings.preset.sampling)
         output.note(*cut.lines(media_values(path, frames)["frames"]))
-        console.write("{}-{}  ".format(*map(clock, frames.part_seconds)))
+        times = "{}-{}  ".format(*map(clock, frames.part_seconds))
+        console.write(times)
         with console.progress(output.quiet) as progress:
             request, line_count = task.request(frames, model.budget)
-            show_answer(model.stream(request), progress, silent=False)
+            show_answer(model.stream(request), progress, silent=False, column=len(times))
         counts.append(line_count)
     output.note(*notes_of(counts))

@@ -100,7 +100,7 @@ def on_cluster(
         with closing(run) as outcomes, meter, meter.lines(), one_more_chance(stop, output) as signals:
             for outcome in outcomes:
                 if records.files is None:
-                    show_outcome(outcome)
+                    show_outcome(outcome, as_json=output.json)
                 meter.count(outcome)
                 output.note(*(cut.lines(outcome.values.get("frames")) if isinstance(outcome, Record) else ()))
         output.note(_summary(meter, progress.latest, stop, records))

@@ -7,8 +7,10 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -36,16 +38,76 @@ def shown(text: str, one_line: bool = False) -> str:
 
 def write(text: str) -> None:
     """Write a piece of an answer to stdout at once."""
-    sys.stdout.write(shown(text))
-    sys.stdout.flush()
+    _put(shown(text))
 
 
 def write_json(value: Any) -> None:
     """Write a line of JSON to stdout; control characters are escaped, so that a terminal can show the line safely."""
     from ..runs.formats import json_line  # `llvid --help` needs none of it
 
-    sys.stdout.write(json_line(value) + "\n")
-    sys.stdout.flush()
+    _put(json_line(value) + "\n")
+
+
+def _put(text: str) -> None:
+    # While Rich shows a bar on stderr, it prints on the terminal what is written to sys.stdout, also if that is a file.
+    behind = getattr(sys.stdout, "rich_proxied_file", None)
+    if behind is not None and behind.isatty():
+        sys.stdout.write(text)  # each line when it is whole, above the bar
+        return
+    stdout = behind or sys.stdout
+    stdout.write(text)
+    stdout.flush()
+
+
+class Prose:
+    """Writes an answer to stdout as it comes; on a terminal, lines end between words.
+
+    The last word is written when its end is there. `column` is where the cursor is, in characters; `end` ends the line.
+    """
+
+    def __init__(self, column: int = 0) -> None:
+        self._wraps = sys.stdout.isatty()
+        self._column, self._space, self._word = column, "", ""
+
+    def write(self, text: str) -> None:
+        """Write a piece."""
+        if not self._wraps:
+            write(text)
+            return
+        lines = []
+        for character in shown(text):
+            if character.isspace():
+                lines.append(self._placed())
+                self._space += character
+                if character == "\n":
+                    lines.append("\n")
+                    self._column, self._space = 0, ""
+            else:
+                # Chinese and Japanese have no spaces: a line may end before each character, if it is no mark.
+                if unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character)[0] != "P":
+                    lines.append(self._placed())
+                self._word += character
+        if placed := "".join(lines):
+            _put(placed)
+
+    def end(self) -> None:
+        """Write the last word, and a line end."""
+        _put(self._placed() + "\n")
+        self._column = 0
+
+    def _placed(self) -> str:
+        """Return the word with what is before it: spaces, or a line end."""
+        if not self._word:
+            return ""
+        word, between, width = self._word, self._space, get_terminal_size().columns
+        cells = cell_len(word)
+        if self._column and self._column + cell_len(between) + cells > width:
+            between, self._column = "\n", 0
+        else:
+            cells += cell_len(between)
+        self._column = (self._column + cells - 1) % width + 1  # of a word longer than the line, what is in the last one
+        self._space = self._word = ""
+        return between + word
 
 
 def note(text: str) -> None:

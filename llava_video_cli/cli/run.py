@@ -166,7 +166,10 @@ def carry_out(
             with meter, one_more_chance(run.stop, output) as signals:
                 for outcome in run:
                     if to_stdout:
-                        (show or show_outcome)(outcome)
+                        if show is not None:
+                            show(outcome)
+                        else:
+                            show_outcome(outcome, as_json=output.json)
                     meter.count(outcome)
         except LlvidError:
             if run.summary.done and not (to_stdout or output.quiet):
@@ -205,12 +208,20 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 
-def show_outcome(outcome: Record | Failure) -> None:
-    """Write a record to stdout, or a failure to stderr."""
-    if isinstance(outcome, Record):
+def show_outcome(outcome: Record | Failure, *, as_json: bool) -> None:
+    """Write a record to stdout, or a failure to stderr. On a terminal, a record is its name and its text."""
+    if isinstance(outcome, Failure):
+        console.error(outcome.cause)
+    elif as_json or not sys.stdout.isatty():
         console.write_json(outcome.values)
     else:
-        console.error(outcome.cause)
+        name = console.shown(outcome.path, one_line=True)
+        parts = outcome.segments if len(outcome.segments) > 1 else ()
+        lines = [f"{name} {clock(each.start_seconds)}-{clock(each.end_seconds)}: {each.text}" for each in parts]
+        for line in lines or [f"{name}: {outcome.text}"]:
+            prose = console.Prose()
+            prose.write(line)
+            prose.end()
 
 
 def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> None:

@@ -1,0 +1,83 @@
+"""What stands on stdout where it is a terminal, and that a file gets all of it while a bar is shown on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from terminal import Typed
+
+from llava_video_cli.cli.console import Prose
+
+
+class Terminal:
+    """A stdout that says it is a terminal."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> None:
+        self.pieces.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def wrapped(monkeypatch: pytest.MonkeyPatch, text: str, width: int, step: int = 1, column: int = 0) -> list[str]:
+    """The lines that come of a text written in pieces of `step` characters."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    prose = Prose(column)
+    for start in range(0, len(text), step):
+        prose.write(text[start : start + step])
+    prose.end()
+    monkeypatch.undo()
+    return "".join(terminal.pieces).split("\n")
+
+
+def test_lines_end_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "A yellow triangle moves right and turns blue, then it stops."
+    for step in (1, 3, 7, 100):
+        lines = wrapped(monkeypatch, text, 20, step)
+        assert lines.pop() == "" and len(lines) == 4 and " ".join(lines) == text
+        assert max(map(len, lines)) <= 20
+    assert wrapped(monkeypatch, "one two", 10, column=6) == ["one", "two", ""]
+    assert wrapped(monkeypatch, "one two\n\n  three", 7) == ["one two", "", "  three", ""]
+    assert wrapped(monkeypatch, "see " + "x" * 25 + " end", 10) == ["see", "x" * 25 + " end", ""]
+    assert wrapped(monkeypatch, "黄色三角形，向右移动。", 10) == ["黄色三角", "形，向右移", "动。", ""]
+    assert wrapped(monkeypatch, "a\x1b[2J b", 80) == ["a␛[2J b", ""]
+
+
+def test_a_pipe_gets_the_pieces_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    prose = Prose()
+    prose.write("A long line that is wider than twenty ")
+    assert capsys.readouterr().out == "A long line that is wider than twenty "
+    prose.write("characters.")
+    prose.end()
+    assert capsys.readouterr().out == "characters.\n"
+
+
+def test_captions_on_a_terminal_and_records_in_a_file(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "clips" / name).write_bytes(clip.read_bytes())
+    typed = Typed("caption", "clips", "-m", "demo", cwd=tmp_path)
+    shown = typed.until("2 captioned")
+    typed.close()
+    assert "clips/a.mp4: A red circle" in shown and "clips/b.mp4: A red circle" in shown and "{" not in shown
+
+    for line, count in ((("caption", "clips"), 2), (("ask", "clips/a.mp4", "What?", "--json"), 1)):
+        file = tmp_path / "out"
+        with file.open("wb") as out:
+            typed = Typed(*line, "-m", "demo", cwd=tmp_path, stdout=out.fileno())
+            assert typed.end(60) == 0
+            typed.close()
+        assert len([json.loads(row) for row in file.read_text().splitlines()]) == count
