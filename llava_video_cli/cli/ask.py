@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ..model import Loading
 from ..remote import announced
 from ..runs.conversation_file import Conversation, read_conversation
 from ..runs.session import Session
+from ..system.files import state_folder
 from ..video.files import may_be_picture
 from ..video.spool import is_spooled
 from . import console
@@ -33,6 +35,7 @@ from .settings import Settings, check_text, settle, settle_every, settle_subtitl
 _FEWEST_WORDS = 3  # that are taken for one question without quotes
 _SEPARATE = re.compile(r"\s|[?？。؟]")  # in a question of its own
 _MOST_NAMED = 3  # files in a hint
+_TOLD_SECONDS = 24 * 3600  # until a user is told again of a server that runs
 HELP = """Ask one or more questions about a video or a picture.
 
 Examples:
@@ -177,11 +180,23 @@ def _answer(
         return ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)
     # A server of this user may have the model loaded; options that say how to load it rule the server out.
     is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)
-    if not output.quiet and is_free and (url := announced(settings.model)) is not None:
+    if not output.quiet and is_free and (url := announced(settings.model)) is not None and is_new(url):
         output.note(
             f"your server at {url} has {settings.model} loaded: use it with --server {url} to load nothing here"
         )
     return answer_all(paths, texts, settings, output, subtitles, show_questions=show_questions)
+
+
+def is_new(url: str) -> bool:
+    """Whether the user was not told of a server for a day; takes note that this is done now."""
+    told = state_folder() / "told-of-server"
+    with suppress(OSError, UnicodeDecodeError):
+        if told.read_text(encoding="utf-8") == url and time.time() - told.stat().st_mtime < _TOLD_SECONDS:
+            return False
+    with suppress(OSError):
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(url, encoding="utf-8")
+    return True
 
 
 def _answer_messages(written: Conversation, settings: Settings, output: OutputFlags) -> Answer:

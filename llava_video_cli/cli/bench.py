@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 # A model with fewer parameters gains nothing from 4-bit weights.
 _SMALL = 100_000_000
 _LABELS = {"none": "not quantized", "auto": "as loaded"}
-HELP = """Measure this machine: decoding, loading, tokens/s, videos/s, memory. The table goes to stderr; the last line
-of stdout is one JSON document.
+HELP = """Measure this machine: decoding, loading, tokens/s, videos/s, memory. The table goes to stderr. With
+--json, or if stdout is no terminal, the last line of stdout is one JSON document.
 
 Examples:
 
@@ -99,7 +100,10 @@ def bench(
                 _write_tables(results, machine, settings.model)
             clip = {"name": path_to_text(video) if video else "10 s of 720p, generated"}
             what = {"machine": asdict(machine), "model": settings.model, "video": clip, "is_whole": is_whole}
-            console.write_json(what | results.values)
+            if output.json or not sys.stdout.isatty():
+                console.write_json(what | results.values)
+            else:
+                output.note("--json writes these results as one JSON document")
 
 
 def _subjects(settings: Settings, quantize: Quantize | None) -> list[BenchModel]:

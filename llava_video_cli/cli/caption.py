@@ -47,6 +47,8 @@ Examples:
 
     llvid caption clips/ -o captions.jsonl
 
+    llvid caption clips/ --limit 3
+
     llvid caption frames/ --as-video --source-fps 2
 
     llvid caption clips/ --recursive --sidecar txt --prompt "Describe this video in one sentence."
@@ -126,6 +128,12 @@ def caption(
             show_default=False,
         ),
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", metavar="N", min=1, help="Take only the first N files, to try a folder.", show_default=False
+        ),
+    ] = None,
     run: RunFlags,
     model: AnyModelFlags,
     frames: FrameFlags,
@@ -160,6 +168,8 @@ def caption(
 
             if settings.remote is not None:
                 raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
+            if limit is not None:
+                raise UsageError("--limit can't be used with --ray")
             check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
             task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
             names = listed_paths(paths)
@@ -193,6 +203,7 @@ def caption(
             overwrite=run.overwrite,
             allow_empty=allow_empty,
             where=where,
+            limit=limit,
             options=run_options(settings, output, run, spinner),
         )
         if code := carry_out(captions, settings.notes, output, spinner, to_stdout=table is None):

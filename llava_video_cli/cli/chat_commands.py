@@ -20,6 +20,7 @@ from ..runs.session import SETTINGS
 from ..validation import brief
 from ..video import Frames
 from ..video.files import is_pattern
+from . import console
 from .chat_session import Protocol, TerminalChat
 from .frames import save, sheet_name
 
@@ -237,9 +238,10 @@ def _clear(chat: TerminalChat, _: str) -> None:
 
 def _help(chat: TerminalChat, _: str) -> None:
     rows = [(f"/{each.name} {each.argument}".rstrip(), each.about) for each in COMMANDS]
-    width = max(len(usage) for usage, _ in rows)
+    width = max(len(usage) for usage, _ in rows) + 2
     for usage, about in rows:
-        chat.say(f"{usage:<{width}}  {about}")
+        for line in console.columns(usage, about, width, wraps=console.stderr.is_terminal):
+            chat.say(line)
     chat.say("Anything else is a question; type // to begin one with /. Ctrl-C stops an answer, Ctrl-D ends the chat.")
 
 

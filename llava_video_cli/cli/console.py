@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -111,8 +112,27 @@ class Prose:
 
 
 def note(text: str) -> None:
-    """Write a line to stderr."""
-    stderr.print(Text(shown(text, one_line=True), style="dim"))
+    """Write a line to stderr; on a terminal, it ends between words."""
+    lines = columns("", shown(text, one_line=True), 0, wraps=stderr.is_terminal)
+    stderr.print(Text("\n".join(lines), style="dim"))
+
+
+def columns(first: str, text: str, width: int, *, wraps: bool) -> list[str]:
+    """Return the lines of a row: a first column of `width` characters, and a text that is shown safely.
+
+    If it `wraps`, the text keeps to its column, and its lines end between words.
+    """
+    if not wraps:
+        return [f"{first:<{width}}{text}"]
+    room = max(get_terminal_size().columns, 2 * width)
+    return textwrap.wrap(
+        text,
+        room,
+        initial_indent=f"{first:<{width}}",
+        subsequent_indent=" " * width,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first]
 
 
 def error(failure: LlvidError | str, hint: str | None = None) -> None:

@@ -17,6 +17,7 @@ from .console import size
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
+_LABEL = 12  # characters, of the first column
 HELP = """Show what this machine has, what a model needs, and what to do about each problem. No weights are read and
 no network is used. The exit code is 1 if the model can't run here.
 
@@ -68,9 +69,11 @@ def _print(diagnosis: Diagnosis) -> None:
     def line(style: str, first: str, rest: str) -> None:
         out.print(Text.assemble((console.shown(first, one_line=True), style), console.shown(rest, one_line=True)))
 
-    for name, lines in _sections(diagnosis):
+    for name, texts in _sections(diagnosis):
+        rows = [console.shown(text, one_line=True) for text in texts]
+        lines = [row for text in rows for row in console.columns("", text, _LABEL, wraps=sys.stdout.isatty())]
         for number, text in enumerate(lines):
-            line("bold", f"{name if not number else '':<12}", text)
+            line("bold", f"{name if not number else '':<{_LABEL}}", text[_LABEL:])
     for problem in diagnosis.problems:
         line("bold red" if problem.stops else "yellow", "problem: " if problem.stops else "note: ", problem.text)
         if problem.hint:

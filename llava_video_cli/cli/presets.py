@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -51,7 +52,8 @@ def presets(
         return
     width = max(len(preset.name) for preset in all_presets)
     for preset in all_presets:
-        console.write(f"{preset.name:<{width}}  {preset.about}\n")
+        for line in console.columns(preset.name, console.shown(preset.about), width + 2, wraps=sys.stdout.isatty()):
+            console.write(f"{line}\n")
     output.note(f"put your own presets into {preset_folders()[0]}; `llvid presets NAME` shows one")
 
 

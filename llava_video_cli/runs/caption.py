@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -360,6 +361,7 @@ def caption_folder(
     overwrite: bool = False,
     allow_empty: bool = False,
     where: str | None = None,
+    limit: int | None = None,
     options: RunOptions | None = None,
 ) -> ResumableRun:
     """Return the run that captions files, and the videos in folders; iterate over it for the records.
@@ -372,7 +374,8 @@ def caption_folder(
     one video; with `recursive` those of each folder below are one. A caption without text is a failure, unless
     `allow_empty`. With choices in the preset's generation, `where` is a condition on their scores, such as `yes>0.8`:
     only records that meet it stand in `output`, and the others beside it, in `NAME.rest.jsonl` (or .csv, .parquet).
-    They count as done, so that another condition sorts them anew without a model.
+    They count as done, so that another condition sorts them anew without a model. Only the
+    first `limit` files are taken, done or not.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
     `MediaError` if none of the files is there, or the folders hold no media;
@@ -393,7 +396,7 @@ def caption_folder(
     with ExitStack() as opened:
         files = open_files(
             names, to, task, sidecars, opened,
-            recursive=recursive, as_video=as_video, overwrite=overwrite, notify=options.notify,
+            recursive=recursive, as_video=as_video, overwrite=overwrite, limit=limit, notify=options.notify,
             scored=bool(preset.generation.choices), where=condition,
         )  # fmt: skip
         plan = files.plan.run_plan(task, files.write, rope_auto=source.rope_auto)
@@ -427,6 +430,7 @@ def open_files(
     recursive: bool,
     as_video: bool = False,
     overwrite: bool,
+    limit: int | None = None,
     notify: Callable[[str], object],
     check: Callable[[str], object] = lambda path: check_media([path]),
     pictures: bool = True,
@@ -455,7 +459,7 @@ def open_files(
         output = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
         done, home, record_of = ledger.done, to.parent, ledger.record_of
     found = find(names, recursive=recursive, as_video=as_video, report_empty=True, pictures=pictures)
-    todo = plan_folder(found, task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
+    todo = plan_folder(islice(found, limit), task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
     if todo.failures and not (todo.videos or todo.done or todo.skipped):
         raise todo.failures[0].cause  # nothing of all that was named is there
     for name in () if recursive else filter(os.path.isdir, names):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from terminal import Typed
 
-from llava_video_cli.cli.console import Prose
+from llava_video_cli.cli.app import run
+from llava_video_cli.cli.ask import is_new
+from llava_video_cli.cli.console import Prose, columns
+from llava_video_cli.preset import preset_files
 
 
 class Terminal:
@@ -81,3 +85,38 @@ def test_captions_on_a_terminal_and_records_in_a_file(clip: Path, tmp_path: Path
             assert typed.end(60) == 0
             typed.close()
         assert len([json.loads(row) for row in file.read_text().splitlines()]) == count
+
+
+def test_rows_keep_to_their_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "the 7B in 4 bits, with 8 frames, for an 8 GB card"
+    lines = columns("low-memory", text, 12, wraps=True)
+    assert lines[0].startswith("low-memory  the 7B") and all(line.startswith(" " * 12) for line in lines[1:])
+    assert len(lines) > 1 and max(map(len, lines)) <= 40 and " ".join(line[12:] for line in lines) == text
+    assert columns("low-memory", text, 12, wraps=False) == [f"low-memory  {text}"]
+    assert run(["presets"]) == 0  # into a pipe: a line each
+    assert len(capsys.readouterr().out.splitlines()) == len(preset_files())
+
+
+def test_a_server_is_told_of_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert is_new("http://127.0.0.1:8000") and not is_new("http://127.0.0.1:8000")
+    assert is_new("http://127.0.0.1:9000")
+    told = tmp_path / "llvid" / "told-of-server"
+    os.utime(told, (told.stat().st_mtime - 90_000,) * 2)
+    assert is_new("http://127.0.0.1:9000") and not is_new("http://127.0.0.1:9000")
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc")
+    assert is_new("http://127.0.0.1:9000")  # nothing can be remembered there
+
+
+def test_a_few_files_of_a_folder(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(clip.read_bytes())
+    command = ["caption", str(tmp_path), "-m", "demo", "-o", str(tmp_path / "out.jsonl")]
+    few = ["--limit", "2"]
+    for more, count, done in ((few, 2, "2 captioned"), (few, 2, "2 done before"), ([], 3, "1 captioned")):
+        assert run([*command, *more]) == 0 and done in capsys.readouterr().err
+        rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert sorted(Path(row["video_path"]).name for row in rows) == ["a.mp4", "b.mp4", "c.mp4"][:count]
+    assert run([*command, "--limit", "0"]) == 2
+    assert run([*command, "--limit", "1", "--ray", "local"]) == 2 and "--limit can't" in capsys.readouterr().err

@@ -210,6 +210,11 @@ def test_after_ctrl_c_the_results_so_far_are_written(clip: Path) -> None:
     bench.until("read, 16 frames, run")
     os.kill(bench.process.pid, signal.SIGINT)
     assert bench.end() == 130
+    assert "read" in bench.shown and "--json writes" in bench.shown and "{" not in bench.shown
+    bench = Typed(*arguments, "--json", cwd=clip.parent)
+    bench.until("read, 16 frames, run")
+    os.kill(bench.process.pid, signal.SIGINT)
+    assert bench.end() == 130
     assert "interrupted: these are the results so far" in bench.shown and "Traceback" not in bench.shown
     document = json.loads(bench.shown[bench.shown.index("{") : bench.shown.rindex("}") + 1])
     assert not document["is_whole"] and all(cell["what"] == "read" and cell["runs"] for cell in document["cells"])
