@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from ..runs.formats import SIDECARS, Sidecar, Sidecars, check_output
 from ..runs.media import check_media
 from ..runs.preflight import expected_request, largest_requests
 from ..runs.record import CutNote, media_values
+from ..runs.training_set import CaptionForm, Paths
 from ..speech.transcripts import hear
 from ..video import inspect
 from ..video.files import is_sequence
@@ -35,6 +36,7 @@ from .options import (
     RunFlags,
     SpeechFlag,
     TextFlags,
+    flag,
 )
 from .run import carry_out, confirm_overwrite, load, run_options
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
@@ -53,6 +55,10 @@ Examples:
 
     llvid caption clips/ --recursive --sidecar txt --prompt "Describe this video in one sentence."
 
+    llvid caption clips/ --sidecar txt --prefix "ohwx man," --strip-preamble --whole-sentences
+
+    llvid caption clips/ -o clips/metadata.jsonl
+
     llvid caption film.mkv --every 10 -o film.srt
 
     llvid caption film.mkv --every scene -o film.srt
@@ -63,6 +69,26 @@ Examples:
 
     llvid caption videos.parquet -o captions.jsonl --ray auto --gpus 8
 """
+
+
+@dataclass(frozen=True)
+class TrainingFlags:
+    """How captions and paths are written for a training set."""
+
+    prefix: str = flag(None, "Begin each caption with this text, such as a trigger word.", metavar="TEXT", default="")
+    suffix: str = flag(None, "End each caption with this text.", metavar="TEXT", default="")
+    strip_preamble: bool = flag(None, 'Take away "The video shows" and its kind.', "--strip-preamble", default=False)
+    whole_sentences: bool = flag(
+        None, "Drop the last, half sentence of a caption that was cut off.", "--whole-sentences", default=False
+    )
+    written_paths: Paths = flag(
+        None, "How the paths of videos are written in records [default: as-given].", "--paths", default="as-given"
+    )
+
+    @property
+    def form(self) -> CaptionForm:
+        """How captions are written."""
+        return CaptionForm(self.prefix, self.suffix, self.strip_preamble, self.whole_sentences)
 
 
 def caption(
@@ -134,6 +160,7 @@ def caption(
             "--limit", metavar="N", min=1, help="Take only the first N files, to try a folder.", show_default=False
         ),
     ] = None,
+    training: TrainingFlags,
     run: RunFlags,
     model: AnyModelFlags,
     frames: FrameFlags,
@@ -148,6 +175,8 @@ def caption(
     if prompt is not None:
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))
+    for added in (training.prefix, training.suffix):
+        check_text(added, "what is added to captions")
     window = settle_every(every, "--every", settings.preset)
     is_url = len(paths) == 1 and paths[0] != "-" and cluster == ClusterFlags() and is_spooled(paths[0])
     if is_url and sidecar:
@@ -168,10 +197,13 @@ def caption(
 
             if settings.remote is not None:
                 raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
-            if limit is not None:
-                raise UsageError("--limit can't be used with --ray")
+            for name, is_given in (("limit", limit is not None), ("paths", training.written_paths != "as-given")):
+                if is_given:
+                    raise UsageError(f"--{name} can't be used with --ray")
             check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
-            task = caption_task(settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty)
+            task = caption_task(
+                settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty, form=training.form
+            )
             names = listed_paths(paths)
             if code := on_cluster(
                 names, to, task, settings, output, run, cluster, recursive=recursive, as_video=as_video, where=where
@@ -179,6 +211,10 @@ def caption(
                 raise typer.Exit(code)
             return
         if is_file and not (kinds or to or output.json or where):
+            for field in fields(training):
+                if getattr(training, field.name) != field.default:
+                    option = f"--{field.name.removeprefix('written_').replace('_', '-')}"
+                    raise UsageError(f"{option} needs -o, --sidecar or --json: a streamed caption stays as it is")
             _stream(paths[0], window, settings, output, subtitles)
             return
         if to is not None:
@@ -204,6 +240,8 @@ def caption(
             allow_empty=allow_empty,
             where=where,
             limit=limit,
+            form=training.form,
+            written_paths=training.written_paths,
             options=run_options(settings, output, run, spinner),
         )
         if code := carry_out(captions, settings.notes, output, spinner, to_stdout=table is None):

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from ..conversation import Answer, FinishReason, Media, Request, Scores, Segment, Usage
+from ..conversation import Answer, FinishReason, Media, Request, Scores, Segment
 from ..errors import ContextError, LlvidError, MediaError, ModelError, UsageError
 from ..model import Model
 from ..preset import Preset
@@ -29,10 +29,11 @@ from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
-from .record import EMPTY_ANSWER, Failure, Record, media_values, path_to_text
+from .record import EMPTY_ANSWER, Failure, Record, join_frames, mean_scores, media_values, path_to_text, total_usage
 from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 from .storage import is_address
 from .table import Table, Where, open_table, parse_where
+from .training_set import AS_GIVEN, PLAIN, CaptionForm, PathForm, Paths
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition")  # of several, the last one counts
 _FEW = 20  # videos, which take less to check than a model takes to load
@@ -46,6 +47,10 @@ class RunTask:
     def fingerprint(self) -> bytes:
         """At most 64 bytes."""
         raise NotImplementedError
+
+    def path_text(self, path: str) -> str:
+        """Return a video's path as its record has it."""
+        return path_to_text(path)
 
     def key(self, place: str, status: Status) -> str:
         """Return the key of a video's record; `place` is its path as seen from the output file."""
@@ -75,7 +80,8 @@ class Task(RunTask):
     `every_seconds` cuts a video into windows, or into its shots if it is "scene"; None takes the whole of it.
     `weight_options` change the weights, and so the captions. A `drawn_seed`, which the user did not set, is no part of
     a record's key. `subtitles` are for a run on one video. With `allow_empty`, a
-    caption without text is a record; else it is a failure.
+    caption without text is a record; else it is a failure. `form` says how captions are written, `path_form` how paths
+    are, which is no part of a key.
     """
 
     preset: Preset
@@ -84,6 +90,8 @@ class Task(RunTask):
     drawn_seed: int | None = None
     subtitles: Subtitles | None = None
     allow_empty: bool = False
+    form: CaptionForm = PLAIN
+    path_form: PathForm = AS_GIVEN
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -99,8 +107,13 @@ class Task(RunTask):
             "asked": self.weight_options,
             **({"timestamps": True} if preset.timestamps else {}),
             **({"subtitles": self.subtitles.digest} if self.subtitles else {}),
+            **self.form.changes,
         }
         return bytes.fromhex(fingerprint(json.dumps(decides, sort_keys=True).encode()))
+
+    def path_text(self, path: str) -> str:
+        """Return a video's path as its record has it."""
+        return self.path_form.text(path)
 
     def is_fatal(self, error: LlvidError) -> bool:
         """Whether no video can be captioned: with as many frames of each, a prompt that is too long always is."""
@@ -125,11 +138,14 @@ def caption_task(
     subtitles: Subtitles | None = None,
     *,
     allow_empty: bool = False,
+    form: CaptionForm = PLAIN,
+    path_form: PathForm = AS_GIVEN,
 ) -> Task:
     """Return what is asked about every video, of the model that `source` names."""
     quantize = {"quantize": preset.quantize} if preset.quantize in ("8bit", "4bit") else {}
     options = dict(source.asked or ()) | quantize
-    return Task(preset, every_seconds, tuple(sorted(options.items())), drawn_seed, subtitles, allow_empty)
+    asked = tuple(sorted(options.items()))
+    return Task(preset, every_seconds, asked, drawn_seed, subtitles, allow_empty, form, path_form)
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,8 @@ class CaptionJob:
         elif error is None and not (self.task.allow_empty or any(answer.text.strip() for _, answer in answers)):
             error = ModelError(f"{self.name}: {EMPTY_ANSWER}", "--allow-empty takes it as a caption")
         if error is not None:
-            return [Failure({"video_path": path_to_text(self.name)}, error, self.task.request_key(self.name))]
+            names = {"video_path": self.task.path_text(self.name)}
+            return [Failure(names, error, self.task.request_key(self.name))]
         return [Record(self._values(answers))]
 
     def _question(self, media: Media) -> JobRequest:
@@ -174,11 +191,10 @@ class CaptionJob:
         about = WindowMedia(*media.part_seconds, media_values(self.name, media))
         return self.task.question(media, about, self.count)
 
-    def _segment(self, part: WindowMedia, answer: Answer) -> dict[str, Any]:
+    def _segment(self, part: WindowMedia, text: str, scores: Scores | None) -> dict[str, Any]:
         """Return the JSON values of a window; where there are several, each has its own scores."""
-        values = asdict(Segment(part.start_seconds, part.end_seconds, answer.text))
-        has_own = answer.scores and self.task.every_seconds is not None
-        return {**values, "scores": dict(answer.scores or {})} if has_own else values
+        values = asdict(Segment(part.start_seconds, part.end_seconds, text))
+        return {**values, "scores": dict(scores)} if scores and self.task.every_seconds is not None else values
 
     def _values(self, answers: Sequence[tuple[WindowMedia, Answer]]) -> dict[str, Any]:
         """Return the JSON values of a caption's record.
@@ -190,48 +206,25 @@ class CaptionJob:
         notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
         notes |= dict.fromkeys(notes_of(part.lines for part in parts))
         notes |= dict.fromkeys(EMPTY_ANSWER for _, answer in answers if not answer.text.strip())
+        form = self.task.form
+        texts = [form.text(answer.text, is_cut=answer.finish_reason != "stop") for _, answer in answers]
         return {
-            "video_path": path_to_text(self.name),
-            "caption": " ".join(answer.text for _, answer in answers),
+            "video_path": self.task.path_text(self.name),
+            **self.task.path_form.file_name(self.name),
+            "caption": form.caption(texts),
             **({"scores": mean_scores([answer.scores for _, answer in answers])} if answers[0][1].scores else {}),
-            "segments": [self._segment(part, answer) for part, answer in answers],
+            "segments": [
+                self._segment(part, text, answer.scores) for (part, answer), text in zip(answers, texts, strict=True)
+            ],
             "prompt": self.task.preset.prompt,
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
             "frames": join_frames([part.values["frames"] for part in parts]),
             "notes": list(notes),
             "usage": asdict(total_usage([answer.usage for _, answer in answers])),
-            "settings": {**self.settings, "request_key": self.task.request_key(self.name)},
+            "settings": {**self.settings, **form.changes, "request_key": self.task.request_key(self.name)},
             "key": self.key,
         }
-
-
-def mean_scores(parts: Sequence[Scores | None]) -> dict[str, float]:
-    """Return the mean probability of each choice over the windows of a video."""
-    scores = [each for each in parts if each]
-    return {choice: sum(each[choice] for each in scores) / len(scores) for choice in scores[0]}
-
-
-def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Join what is said of the frames of each window."""
-    videos = [part for part in parts if part is not None]
-    if not videos:
-        return None
-    times = [time for part in videos for time in part["times_seconds"]]
-    shots = [shot for part in videos for shot in part.get("shots", ())]
-    return {**videos[0], "count": len(times), "times_seconds": times, **({"shots": shots} if shots else {})}
-
-
-def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Add up what the windows cost; the first token is the first window's."""
-    return replace(
-        usages[0],
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        cached_tokens=sum(usage.cached_tokens for usage in usages),
-        generated_tokens=sum(usage.generated_tokens for usage in usages),
-        total_seconds=sum(usage.total_seconds for usage in usages),
-        peak_memory_bytes=max(usage.peak_memory_bytes for usage in usages),
-    )
 
 
 @dataclass
@@ -240,7 +233,7 @@ class FolderPlan:
 
     `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
     that has no others to be written is one of the `skipped`. `lost` are the keys of records whose sidecars are missing,
-    with the folder that the video was found in.
+    with the video.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
@@ -248,12 +241,12 @@ class FolderPlan:
     done: int = 0
     kept: list[Path] = field(default_factory=list)
     skipped: int = 0
-    lost: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, Found] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
 
-    def fail(self, path: str, error: LlvidError, request_key: str = "") -> None:
+    def fail(self, path: str, error: LlvidError, task: RunTask, request_key: str = "") -> None:
         """Take note of a video that can't be captioned."""
-        self.failures.append(Failure({"video_path": path_to_text(path)}, error, request_key))
+        self.failures.append(Failure({"video_path": task.path_text(path)}, error, request_key))
 
     def check_few(self, task: RunTask, check: Callable[[str], object]) -> None:
         """Find the broken ones of a few videos before a model is loaded, maybe for nothing."""
@@ -262,7 +255,7 @@ class FolderPlan:
                 check(found.path)
             except MediaError as error:
                 self.videos.remove((found, key))
-                self.fail(found.path, error, task.request_key(found.path))
+                self.fail(found.path, error, task, task.request_key(found.path))
 
     def run_plan(self, task: Task, written: Callable[[Record], object], *, rope_auto: bool = False) -> RunPlan:
         """Return the run that captions the videos; `written` is called with each record."""
@@ -303,18 +296,18 @@ def plan_folder(
     # of a video and a picture that want the same sidecar, the video gets it
     for each in sorted(found, key=_is_named_picture) if sidecars.kinds else found:
         if isinstance(each, MediaError):
-            todo.fail(str(each).split(": ", 1)[0], each)
+            todo.fail(str(each).split(": ", 1)[0], each, task)
             continue
         folder, name = os.path.split(each.path)
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
         todo.keys.add(key)
         paths = sidecars.paths(each.path, each.root)
         if (rival := _rival(each, paths, owners)) is not None:
-            todo.fail(each.path, rival)
+            todo.fail(each.path, rival, task)
         elif key in done:
             todo.done += 1
             if not all(path.exists() for path in paths.values()):
-                todo.lost[key] = each.root
+                todo.lost[key] = each
         else:
             old = record_of(task.request_key(each.path)) if paths and record_of is not None else None
             kept = [path for kind, path in paths.items() if not overwrite and _is_foreign(path, kind, old)]
@@ -362,6 +355,8 @@ def caption_folder(
     allow_empty: bool = False,
     where: str | None = None,
     limit: int | None = None,
+    form: CaptionForm = PLAIN,
+    written_paths: Paths = "as-given",
     options: RunOptions | None = None,
 ) -> ResumableRun:
     """Return the run that captions files, and the videos in folders; iterate over it for the records.
@@ -374,8 +369,10 @@ def caption_folder(
     one video; with `recursive` those of each folder below are one. A caption without text is a failure, unless
     `allow_empty`. With choices in the preset's generation, `where` is a condition on their scores, such as `yes>0.8`:
     only records that meet it stand in `output`, and the others beside it, in `NAME.rest.jsonl` (or .csv, .parquet).
-    They count as done, so that another condition sorts them anew without a model. Only the
-    first `limit` files are taken, done or not.
+    They count as done, so that another condition sorts them anew without a model. Only the first
+    `limit` files are taken, done or not. `form` and `written_paths` say how captions and paths are written; the records
+    of an output `metadata.jsonl`, `.csv` or `.parquet` have a `file_name`, so that
+    `datasets.load_dataset("videofolder")` reads the folder.
 
     Raises `UsageError` for an output or a preset that makes no sense, `LlvidError` for an output that can't be used,
     `MediaError` if none of the files is there, or the folders hold no media;
@@ -386,11 +383,16 @@ def caption_folder(
     preset, source, drawn_seed = settle_run(preset, model)
     check_scenes(preset.sampling, every_seconds)
     check_speech(preset.sampling)
-    task = caption_task(preset, source, every_seconds, drawn_seed, subtitles, allow_empty=allow_empty)
     to = Path(output) if output is not None else default_output(names, sidecars)
     condition = None if where is None else parse_where(where, preset.generation.choices)
     if condition and (to is None or sidecars.kinds or to.suffix.lower() not in TABLES):
         raise UsageError(f"where needs a table: an output that ends in {', '.join(TABLES)}, without sidecars")
+    if to is None and written_paths == "relative-to-output":
+        raise UsageError("paths relative to the output need one", "-o FILE names it")
+    task = caption_task(
+        preset, source, every_seconds, drawn_seed, subtitles,
+        allow_empty=allow_empty, form=form, path_form=PathForm.of(to, written_paths),
+    )  # fmt: skip
     if to is not None:
         check_output(to, one_video=len(names) == 1 and not sidecars.kinds)
     with ExitStack() as opened:
@@ -467,17 +469,17 @@ def open_files(
             notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
     for record in ledger.records() if todo.lost else ():
         if record.key in todo.lost:
-            root = todo.lost[record.key]
-            there = [path for path in sidecars.paths(record.path, root).values() if path.exists()]
-            sidecars.write(record, root, there)
+            each = todo.lost[record.key]
+            there = [path for path in sidecars.paths(each.path, each.root).values() if path.exists()]
+            sidecars.write(record, each.path, each.root, there)
     todo.check_few(task, check)
     if todo.kept:
         notify(
             f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
             "(use --overwrite to replace them)"
         )
-    roots, kept = {key: each.root for each, key in todo.videos}, set(todo.kept)
-    return RunFiles(todo, output, lambda record: sidecars.write(record, roots[record.key], kept))
+    places, kept = {key: (each.path, each.root) for each, key in todo.videos}, set(todo.kept)
+    return RunFiles(todo, output, lambda record: sidecars.write(record, *places[record.key], kept))
 
 
 def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _RECORDS) -> Path | None:

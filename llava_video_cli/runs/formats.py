@@ -86,11 +86,11 @@ class Csv:
     with an apostrophe. `decode` undoes that. Tables of choices are `scored`: they have a column more.
     """
 
-    def __init__(self, *, scored: bool = False) -> None:
+    def __init__(self, *, scored: bool = False, has_file_name: bool = False) -> None:
         more = (_SCORES,) if scored else ()
         self.columns = (
-            "video_path", "caption", *more, "segments", "prompt", "model", "finish_reason", "frames", "notes", "usage",
-            "settings", "key",
+            "video_path", *(("file_name",) if has_file_name else ()), "caption", *more, "segments", "prompt", "model",
+            "finish_reason", "frames", "notes", "usage", "settings", "key",
         )  # fmt: skip
         self._nested = ("segments", "frames", "usage", "settings", *more)
         self.header = self._row(self.columns)
@@ -98,17 +98,22 @@ class Csv:
     def encode(self, values: Mapping[str, Any]) -> bytes:
         """Return a row."""
         cells = {name: json_line(values.get(name) if name == _SCORES else values[name]) for name in self._nested}
-        texts = {**values, "notes": "; ".join(notes_list(values["notes"]))}
+        texts = {"file_name": "", **values, "notes": "; ".join(notes_list(values["notes"]))}
+        cells |= {name: _clean_path(texts[name]) for name in ("video_path", "file_name")}
         cells |= {name: _clean_text(texts[name]) for name in self.columns if name not in cells}
-        return self._row([(cells | {"video_path": _clean_path(values["video_path"])})[name] for name in self.columns])
+        return self._row([cells[name] for name in self.columns])
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a row's values."""
         cells = dict(zip(self.columns, self._cells(row), strict=True))
         nested = {name: json.loads(cells[name]) for name in self._nested}
         texts = {name: re.sub(f"^'(?={_FORMULA_TEXT})", "", cell) for name, cell in cells.items()}
-        path = path_to_text(text_to_path(re.sub(rf"^\./(?={_FORMULA_PATH})", "", cells["video_path"])))
-        return {**texts, **nested, "video_path": path, "notes": notes_list(texts["notes"])}
+        paths = {
+            name: path_to_text(text_to_path(re.sub(rf"^\./(?={_FORMULA_PATH})", "", cells[name])))
+            for name in ("video_path", "file_name")
+            if name in cells
+        }
+        return {**texts, **nested, **paths, "notes": notes_list(texts["notes"])}
 
     def key(self, row: bytes) -> str:
         """Return the last cell."""
@@ -238,14 +243,23 @@ def check_output(path: Path, *, one_video: bool) -> None:
         )
 
 
-def table_format(path: Path, *, scored: bool = False) -> TableFormat:
-    """Return the format of a file, by its ending, and as it was begun. Raises LlvidError for another one."""
+def table_format(path: Path, *, scored: bool = False, overwrite: bool = False) -> TableFormat:
+    """Return the format of a file, by its name, and as it was begun. Raises LlvidError for another one."""
     match path.suffix.lower():
         case ".jsonl":
             return JsonLines()
         case ".csv":
-            return Csv(scored=scored or _begins_with(path, Csv(scored=True).header))
+            begun = (Csv(scored=True, has_file_name=each).header for each in (False, True))
+            scored = scored or any(_begins_with(path, each) for each in begun)
+            plain = (Csv(scored=each).header for each in (False, True))
+            has_file_name = is_metadata(path) and (overwrite or not any(_begins_with(path, each) for each in plain))
+            return Csv(scored=scored, has_file_name=has_file_name)
     raise LlvidError(f"there is no table format for {path.suffix!r}")
+
+
+def is_metadata(output: Path) -> bool:
+    """Whether `datasets.load_dataset("videofolder")` reads a table of that name, or what `--where` left of one."""
+    return output.name.lower().partition(".")[0] == "metadata" and output.suffix.lower() in TABLES
 
 
 def _begins_with(path: Path, header: bytes) -> bool:
@@ -270,9 +284,9 @@ class Sidecars:
             place = self.folder / (os.path.relpath(video, root) if root else place.name)
         return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
 
-    def write(self, record: Record, root: str, keep: Container[Path] = ()) -> None:
-        """Write a record's files but those to keep, each whole or not at all. Raises LlvidError."""
-        for kind, path in self.paths(record.path, root).items():
+    def write(self, record: Record, video: str, root: str, keep: Container[Path] = ()) -> None:
+        """Write the files of a video's record but those to keep, each whole or not at all. Raises LlvidError."""
+        for kind, path in self.paths(video, root).items():
             if path in keep:
                 continue
             try:
@@ -300,7 +314,7 @@ def parquet_rows(path: Path) -> int | None:
         metadata = parquet.read_metadata(path)
     except (OSError, ArrowException):
         return None
-    names = [name for name in metadata.schema.to_arrow_schema().names if name != _SCORES]
+    names = [name for name in metadata.schema.to_arrow_schema().names if name not in (_SCORES, "file_name")]
     return metadata.num_rows if names == _PARQUET_NAMES else None
 
 
@@ -317,6 +331,8 @@ def write_parquet(records: Iterable[Record], path: Path, choices: Sequence[str] 
     if choices:
         names.insert(2, _SCORES)
         types[_SCORES] = arrow.struct([(choice, number) for choice in choices])
+    if is_metadata(path):
+        names.insert(0, "file_name")
     schema = arrow.schema([(name, types.get(name, text)) for name in names])
     count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
@@ -335,6 +351,7 @@ def _row(record: Record) -> dict[str, Any]:
         "notes": notes_list(values["notes"]),
         "file": values["video_path"],
         _SCORES: values.get(_SCORES),
+        "file_name": values.get("file_name"),
         "duration_seconds": frames.get("duration_seconds"),
         "times_seconds": frames.get("times_seconds", []),
         "usage": json.dumps(values["usage"]),

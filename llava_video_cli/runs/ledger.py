@@ -43,7 +43,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, scored: bool = False) -> None:
-        self.path, self.rows, self.replaced = path, table_format(path, scored=scored), 0
+        self.path, self.rows, self.replaced = path, table_format(path, scored=scored, overwrite=overwrite), 0
         self.is_complete = self._may_be_empty = False
         self._target = self._place = Path(os.path.realpath(path))  # a symbolic link stays
         self._dropped = set[str]()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from ..conversation import Answer, Media, Segment
+from ..conversation import Answer, Media, Scores, Segment, Usage
 from ..errors import LlvidError
 from ..model import Model
 from ..preset import Preset
@@ -154,6 +154,34 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
     return {"path": medium_name(path), "frames": frames, "notes": list(medium.notes)}
+
+
+def mean_scores(parts: Sequence[Scores | None]) -> dict[str, float]:
+    """Return the mean probability of each choice over the windows of a video."""
+    scores = [each for each in parts if each]
+    return {choice: sum(each[choice] for each in scores) / len(scores) for choice in scores[0]}
+
+
+def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Join what is said of the frames of each window."""
+    videos = [part for part in parts if part is not None]
+    if not videos:
+        return None
+    times = [time for part in videos for time in part["times_seconds"]]
+    shots = [shot for part in videos for shot in part.get("shots", ())]
+    return {**videos[0], "count": len(times), "times_seconds": times, **({"shots": shots} if shots else {})}
+
+
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """Add up what the windows cost; the first token is the first window's."""
+    return replace(
+        usages[0],
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        generated_tokens=sum(usage.generated_tokens for usage in usages),
+        total_seconds=sum(usage.total_seconds for usage in usages),
+        peak_memory_bytes=max(usage.peak_memory_bytes for usage in usages),
+    )
 
 
 class CutNote:

@@ -20,9 +20,8 @@ from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
 from .answers import RunPace, run
-from .caption import join_frames, total_usage
 from .prefetch import Job, JobRequest, Result, first_error
-from .record import Failure, Record, ask_values, media_values, path_to_text
+from .record import Failure, Record, ask_values, join_frames, media_values, path_to_text, total_usage
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
 _SHORT_TOKENS = 128  # what is said of a window, or of several: two of them and a question fit any context
