@@ -6,16 +6,21 @@ import errno
 import hashlib
 import os
 import re
+import selectors
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ..errors import ModelError, first_line, nearest
 from .config import check_architecture, check_weights, read_config, weight_names
@@ -28,10 +33,11 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES_AT_A_TIME = 4  # one connection seldom fills a fast line
 _BLOCK_BYTES = 10 * 2**20  # as huggingface_hub reads
-_MOST_TRIES = 5  # in a row in which nothing is received
+MOST_TRIES = 5  # in a row in which nothing is received
 _TICK_SECONDS = 0.1
 _LOCK_SECONDS = 1.0
 _REQUEST_SECONDS = 30.0
+_REACH_SECONDS = 4.0  # for a connection to the hub
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ class HubFile:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """The progress of a download: `done_bytes` of `total_bytes` are on the disk, `received_bytes` of them are new."""
+    """The progress of a download: `done_bytes` of `total_bytes` are on the disk, `received_bytes` of them are new.
+
+    `tries` is how often in a row the connection was lost without anything received.
+    """
 
     done_bytes: int
     received_bytes: int
     total_bytes: int
+    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,11 +155,58 @@ def cached_files(model: str, patterns: Sequence[str], needed: Sequence[str]) -> 
 def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
     """Return the cache's folder of the commit that a revision stands for now, with the config in it.
 
-    If the hub can't be reached, it is the commit of the last time that it could. Raises what huggingface_hub raises.
+    If the hub can't be reached, it is the commit of the last time that it could. Raises what huggingface_hub raises,
+    and ConnectionError for a hub that can't be reached.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(hf_hub_download(model, "config.json", revision=revision, local_files_only=offline)).parent
+    is_away = not (offline or _is_reachable())
+    try:
+        return Path(
+            hf_hub_download(model, "config.json", revision=revision, local_files_only=offline or is_away)
+        ).parent
+    except LocalEntryNotFoundError:
+        if is_away:
+            raise ConnectionError from None
+        raise
+
+
+def _is_reachable() -> bool:
+    """Whether the hub's host takes a connection soon: huggingface_hub tries for 25 seconds.
+
+    A proxy, and the offline mode, are left to huggingface_hub.
+    """
+    from huggingface_hub import constants
+
+    parts, deadline = urlsplit(constants.ENDPOINT), time.monotonic() + _REACH_SECONDS
+    host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    has_proxy = not {parts.scheme, "all"}.isdisjoint(getproxies()) and not proxy_bypass(host)
+    if constants.is_offline_mode() or has_proxy:
+        return True
+    places: list[Any] = []
+
+    def look_up() -> None:
+        with suppress(OSError, UnicodeError):
+            places.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    name_server = Thread(target=look_up, name="llvid-hub", daemon=True)
+    name_server.start()
+    name_server.join(_REACH_SECONDS)
+    with selectors.DefaultSelector() as waiting, ExitStack() as opened:
+        for family, kind, protocol, _, address in tuple(places):  # all at once, as one of them may not answer
+            with suppress(OSError):
+                connection = opened.enter_context(socket.socket(family, kind, protocol))
+                connection.setblocking(False)
+                if connection.connect_ex(address) in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+                    waiting.register(connection, selectors.EVENT_WRITE)
+        while waiting.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                ended = cast("socket.socket", key.fileobj)
+                if not ended.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    return True
+                waiting.unregister(ended)
+    return False
 
 
 def cached(model: str, commit: str) -> Path | None:
@@ -262,7 +319,8 @@ def _download(
     def report() -> None:
         if progress is not None:
             done = sum(each.done_bytes for each in transfers)
-            progress(DownloadProgress(total_bytes - missing_bytes + done, done - begun_bytes, total_bytes))
+            tries = max(each.tries for each in transfers)
+            progress(DownloadProgress(total_bytes - missing_bytes + done, done - begun_bytes, total_bytes, tries))
 
     workers = ThreadPoolExecutor(_FILES_AT_A_TIME, thread_name_prefix="llvid-fetch")
     try:
@@ -282,7 +340,7 @@ def _download(
     return needed_bytes
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Transfer:
     """The download of a file to `blob`, where `snapshot_download` finds it and only links it.
 
@@ -293,6 +351,7 @@ class _Transfer:
     file: HubFile
     blob: Path
     stop: Event
+    tries: int = 0
 
     @property
     def partial(self) -> Path:
@@ -329,7 +388,6 @@ class _Transfer:
 
         options = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "retry_on_exceptions": ()}
         with self.partial.open("ab") as file:
-            tries = 0
             while (kept := file.tell()) < self.file.bytes:
                 headers = build_hf_headers() | {"Range": f"bytes={kept}-", "Accept-Encoding": "identity"}
                 try:
@@ -344,13 +402,14 @@ class _Transfer:
                 except HTTPError as error:
                     if getattr(error, "response", None) is not None:
                         raise
-                    time.sleep(1)
-                tries = 0 if file.tell() > kept else tries + 1
-                if tries == _MOST_TRIES:
+                self.tries = 0 if file.tell() > kept else self.tries + 1
+                if self.tries == MOST_TRIES:
                     raise ModelError(
                         f"the connection to the hub was lost while downloading {self.file.name}",
                         "run the same command to continue",
                     )
+                if self.tries:
+                    time.sleep(1)
             file.flush()
             os.fsync(file.fileno())  # a checksum is useless if a power cut loses the bytes
 

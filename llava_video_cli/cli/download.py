@@ -143,10 +143,14 @@ class Download:
                 *columns, console=console.stderr, transient=True, refresh_per_second=4, speed_estimate_period=30
             )
             # Bytes of an earlier download must not count as speed: the bar begins with them.
-            name = console.shown(self._model, one_line=True)
-            self._bar.add_task(name, total=progress.total_bytes, completed=progress.done_bytes)
+            self._bar.add_task("", total=progress.total_bytes, completed=progress.done_bytes)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=progress.done_bytes)
+        name = console.shown(self._model, one_line=True)
+        if progress.tries:
+            from ..checkpoint.hub import MOST_TRIES
+
+            name = f"asking the hub, try {progress.tries + 1} of {MOST_TRIES}"
+        self._bar.update(self._bar.task_ids[0], completed=progress.done_bytes, description=name)
 
     def _line(self, progress: DownloadProgress, left_bytes: int) -> None:
         now = time.monotonic()

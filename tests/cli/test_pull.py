@@ -227,6 +227,16 @@ def test_a_terminal_shows_bytes_rate_and_time_left(hub: Hub, tmp_path: Path) -> 
         typed.close()
 
 
+def test_a_terminal_shows_that_the_connection_is_tried_again(hub: Hub, tmp_path: Path) -> None:
+    hub.faults = Faults(cut_after=10, cuts=3)  # too few bytes to be kept
+    typed = Typed("pull", "org/large", cwd=tmp_path, env=environment(hub, tmp_path))
+    try:
+        typed.until("asking the hub, try 2 of 5")
+        assert typed.end() == 0
+    finally:
+        typed.close()
+
+
 def test_a_first_question_shows_the_download_and_ctrl_c_keeps_what_came(hub: Hub, clip: Path, tmp_path: Path) -> None:
     hub.faults = Faults(rate=12 * 2**20)
     typed = Typed(
