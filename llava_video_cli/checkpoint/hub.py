@@ -25,8 +25,8 @@ from urllib.request import getproxies, proxy_bypass
 from ..errors import ModelError, first_line, nearest
 from .config import check_architecture, check_weights, read_config, weight_names
 
-# All that a checkpoint needs beside its weights: no pickles, no code, nothing from folders in it.
-SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+# All that a checkpoint needs beside its weights, and its card, for the licence: no pickles, no code, no folders.
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "README.md")
 DEMO_HINT = "`--model demo` needs no download"
 ROOM_HINT = "HF_HOME=FOLDER sets another folder for downloads; the part downloaded so far is kept"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")

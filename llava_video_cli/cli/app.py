@@ -33,6 +33,7 @@ ABOUT = {
     "report": "Make one HTML page to look through results.",
     "serve": "Serve a loaded model over HTTP with an OpenAI-compatible API.",
     "pull": "Download a checkpoint.",
+    "models": "List the models on this machine, or remove some.",
     "doctor": "Show what this machine has, what a model needs, and what to do about each problem.",
     "presets": "List the presets, or show one.",
     "demo": "Write a short clip and ask the included demo checkpoint about it.",

@@ -135,6 +135,12 @@ def columns(first: str, text: str, width: int, *, wraps: bool) -> list[str]:
     ) or [first]
 
 
+def confirmed(question: str) -> bool:
+    """Ask on the terminal; return whether the answer is yes."""
+    stderr.print(f"{shown(question, one_line=True)} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def error(failure: LlvidError | str, hint: str | None = None) -> None:
     """Write the line of an error, and its hint."""
     hint = failure.hint if isinstance(failure, LlvidError) else hint

@@ -15,6 +15,7 @@ from ..model import Attention, DType, PoolMode, Quantize, Send
 from ..video.fit import Fit
 from ..video.sampling import Detector, Mode
 from . import console
+from .completion import models_for, presets_for
 
 Result = TypeVar("Result")
 
@@ -46,6 +47,7 @@ class CheckpointFlags:
         "weights.",
         *("--model", "-m"),
         envvar="LLVID_MODEL",
+        autocompletion=models_for,
         metavar="NAME",
     )
     revision: str | None = _model("Branch, tag or commit on the hub.", metavar="REV")
@@ -199,7 +201,12 @@ class PresetFlag:
     """Which preset; None if the user did not set it."""
 
     preset: str | None = _general(
-        "Name or path of a preset; `llvid presets` lists them.", "--preset", "-p", envvar="LLVID_PRESET", metavar="NAME"
+        "Name or path of a preset; `llvid presets` lists them.",
+        "--preset",
+        "-p",
+        envvar="LLVID_PRESET",
+        metavar="NAME",
+        autocompletion=presets_for,
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from ..preset import Preset, load_preset, preset_files, preset_folders, read_preset
 from . import console
+from .completion import presets_for
 from .options import OutputFlags
 
 HELP = """List the presets, or show one.
@@ -25,7 +26,10 @@ Examples:
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A preset's name or path.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="A preset's name or path.", show_default=False, autocompletion=presets_for
+        ),
     ] = None,
     *,
     output: OutputFlags,

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..preset import model_of
 from ..system.background import LOADING, Background
 from . import console
+from .completion import downloads_for
 from .download import download
 from .options import OutputFlags, option
 
@@ -32,7 +33,10 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A hub id (owner/name), `7b` or `34b`, or a preset's name.", show_default=False
+            metavar="MODEL",
+            help="A hub id (owner/name), `7b` or `34b`, or a preset's name.",
+            show_default=False,
+            autocompletion=downloads_for,
         ),
     ],
     *,

@@ -279,6 +279,5 @@ def confirm_overwrite(path: Path, output: OutputFlags) -> None:
         return
     if not console.stderr.is_terminal or output.quiet:
         return
-    console.stderr.print(f"replace {console.shown(str(path), one_line=True)}? [y/N] ", end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not console.confirmed(f"replace {path}?"):
         raise LlvidError(f"{path} is unchanged")

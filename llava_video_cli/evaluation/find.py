@@ -19,11 +19,11 @@ from ..errors import LlvidError, MediaError, ModelError, UsageError
 from ..model import Model
 from ..preset import Preset
 from ..runs.answers import Answers, answered, read_ahead
-from ..runs.caption import RunFiles, RunTask, Task, caption_task, join_frames, open_files, total_usage
+from ..runs.caption import RunFiles, RunTask, Task, caption_task, open_files
 from ..runs.formats import Sidecars
 from ..runs.prefetch import JobRequest, ReadAhead, Result, first_error
 from ..runs.preflight import ModelSource, first_request, largest_requests
-from ..runs.record import Failure, Record, media_values, path_to_text
+from ..runs.record import Failure, Record, join_frames, media_values, path_to_text, total_usage
 from ..runs.resumable import AnsweredRun, RunOptions, RunPlan, settle_run
 from ..system.files import fingerprint, whole_file
 from ..video import Frames, Resize, check_scenes, inspect, read_frames

@@ -18,6 +18,7 @@ import pytest
 from hub import COMMIT, Faults, Hub, running_hub
 from terminal import Typed, failed, llvid
 
+SMALL = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json", "README.md")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 # More than the ten MiB that huggingface_hub reads at a time, so that a part is left when the connection ends.
 LARGE_BYTES = 24 * 2**20
@@ -30,10 +31,11 @@ def source(folder: Path, large_bytes: int = 5000) -> Path:
     (folder / "config.json").write_text('{"model_type": "llava_next_video"}')
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "README.md").write_text("---\nlicense: llama2\n---\n")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}))
     for name, size in zip(SHARDS, (large_bytes, 3000), strict=True):
         (folder / name).write_bytes(draw.randbytes(size))
-    for name in ("pytorch_model.bin", "modeling_evil.py", "optimizer.safetensors", "README.md"):
+    for name in ("pytorch_model.bin", "modeling_evil.py", "optimizer.safetensors", "notes.md"):
         (folder / name).write_bytes(b"not wanted")
     (folder / "original").mkdir()
     (folder / "original" / "model.json").write_text("{}")
@@ -72,7 +74,7 @@ def test_a_checkpoint_comes_whole_of_one_commit_and_nothing_else(hub: Hub, folde
     done = pull(hub, tmp_path, "org/small")
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.removesuffix("\n"))
-    wanted = {"config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json", *SHARDS}
+    wanted = {*SMALL, *SHARDS}
     assert {each.name for each in path.iterdir()} == wanted, "no pickles, no code, no folders, no weights of others"
     assert all((path / name).read_bytes() == (folder / name).read_bytes() for name in wanted)
     assert path.name == COMMIT and COMMIT in done.stderr and not blobs(tmp_path, "incomplete")
