@@ -148,6 +148,11 @@ def sampling_shape() -> dict[str, Any]:
     return shape | {option: shape[field] for option, field in _OPTIONS.items()}
 
 
+def sampling_options(sampling: Sampling) -> dict[str, Any]:
+    """Return the values of a sampling by the names of the options."""
+    return {option: getattr(sampling, _OPTIONS.get(option, option)) for option in SAMPLING_OPTIONS}
+
+
 def generation_shape() -> dict[str, Any]:
     """Return the keys of a generation: its fields, and `json_object`.
 

@@ -204,7 +204,8 @@ def _answer_messages(written: Conversation, settings: Settings, output: OutputFl
     from .chat_session import TerminalChat
 
     preset = settings.preset
-    session = replace(Session.of(written.drafts, preset.sampling, preset.generation), system=preset.system)
+    session = Session.of(written.drafts, preset.sampling, preset.generation)
+    session = replace(session, system=preset.system, timestamps=preset.timestamps)
     if session.question is None:
         raise UsageError("the last message must be from the user, and have a text")
     with console.progress(output.quiet) as progress:

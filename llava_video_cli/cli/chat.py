@@ -78,7 +78,8 @@ def chat(
 
         chosen, drafts = settings.preset, written.drafts if written is not None else ()
         generation = chosen.generation.asked(settings.drawn_seed)
-        session = replace(Session.of(drafts, chosen.sampling, generation), system=chosen.system)
+        session = Session.of(drafts, chosen.sampling, generation)
+        session = replace(session, system=chosen.system, timestamps=chosen.timestamps)
         for path in paths:
             session = session.add(path)
         with console.progress(output.quiet) as progress:

@@ -50,7 +50,6 @@ class TerminalChat(Chat):
         super().__init__(
             session,
             settings.source,
-            timestamps=settings.preset.timestamps,
             download=partial(prefetch, settings, spinner, quiet=output.quiet),
             notify=output.note,
             progress=lambda path: spinner.watch(f"reading {path}"),

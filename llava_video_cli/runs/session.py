@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from types import NoneType
+from typing import Any, get_args
 
 from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
+from ..preset import SAMPLING_OPTIONS, generation_shape, sampling_options, sampling_shape, with_sampling
 from ..prompt.subtitles import fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
-from ..speech.transcripts import hear
+from ..speech.transcripts import check_speech, hear
 from ..validation import brief
-from ..video import Frames, read_frames
-from ..video.fit import Fit
+from ..validation import fitting as fitting_value
+from ..video import Frames, check_scenes, read_frames
 from ..video.image import Picture
 from ..video.sampling import Sampling
 from .conversation_file import Draft, turns_of
@@ -22,10 +25,13 @@ from .media import MIXED, check_media, noted, seen_by
 from .preflight import ModelLoader, ModelSource, most_frames, placeholders
 from .record import CutNote, media_values
 
-_WHOLE, _TEXTS = ("max_new_tokens", "seed", "top_k"), ("choices", "prefill")
+_TEXTS = ("choices", "prefill")  # that `none` gives up
+_SWITCH = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
 _SAMPLING, _GENERATION = Sampling(), Generation()
+_KEPT = ("system", "sampling", "generation", "timestamps")  # by `clear`
 _CONSTRAINTS = ("schema", "regex")  # which stay as the chat began
-SETTINGS = (*(field.name for field in fields(Generation) if field.name not in _CONSTRAINTS), "frames", "fit")
+_GENERATION_NAMES = tuple(field.name for field in fields(Generation) if field.name not in _CONSTRAINTS)
+SETTINGS = (*_GENERATION_NAMES, *SAMPLING_OPTIONS, "timestamps")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Session:
 
     `waiting` are media that stand before the next question. `question` has been asked and has no answer yet: a long
     one may not fit, or its answer was stopped. `tries` counts the answers to it that were thrown away. All media are
-    read with the same `sampling`.
+    read with the same `sampling`. With `timestamps`, the model is told the times of their frames.
     """
 
     system: str | None = None
@@ -53,6 +59,7 @@ class Session:
     sampling: Sampling = _SAMPLING
     generation: Generation = _GENERATION
     tries: int = 0
+    timestamps: bool = False
 
     @classmethod
     def of(cls, drafts: Sequence[Draft], sampling: Sampling, generation: Generation) -> Session:
@@ -126,10 +133,10 @@ class Session:
 
     def clear(self) -> Session:
         """Forget questions, answers and media; the system text and the settings stay."""
-        return Session(system=self.system, sampling=self.sampling, generation=self.generation)
+        return replace(Session(), **{name: getattr(self, name) for name in _KEPT})
 
     def set(self, name: str, value: str) -> Session:
-        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives the seed or a text up.
+        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives up what may be missing.
 
         Raises UsageError for a name that is none of them, and for a value that it can't have.
         """
@@ -138,34 +145,24 @@ class Session:
                 f"there is no setting {brief(name)}",
                 nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}",
             )
-        if name == "fit":
-            return replace(self, sampling=replace(self.sampling, fit=cast("Fit", value)))
-        if name in _TEXTS:
-            text: Any = "" if value == "none" else value
-            return replace(self, generation=replace(self.generation, **{name: text}))
-        if name == "length_normalized":
-            if value not in ("true", "false"):
-                raise UsageError(f"{name} must be true or false, got {brief(value)}")
-            return replace(self, generation=replace(self.generation, length_normalized=value == "true"))
-        if name == "seed" and value == "none":
-            return replace(self, generation=replace(self.generation, seed=None))
-        whole = name in _WHOLE or name == "frames"
-        try:
-            number = int(value) if whole else float(value)
-        except ValueError:
-            raise UsageError(f"{name} must be a {'whole ' if whole else ''}number, got {brief(value)}") from None
-        if name == "frames":
-            return replace(self, sampling=replace(self.sampling, frames=int(number), fps=None))
-        # replace() knows the fields' names only
-        return replace(self, generation=replace(self.generation, **{name: number}))  # type: ignore[arg-type]
+        if name == "timestamps":
+            return replace(self, timestamps=_typed(value, bool, name))
+        if name in SAMPLING_OPTIONS:
+            sampling = with_sampling(self.sampling, {name: _typed(value, sampling_shape()[name], name)})
+            check_scenes(sampling)
+            check_speech(sampling)
+            return replace(self, sampling=sampling)
+        typed: Any = "" if name in _TEXTS and value == "none" else _typed(value, generation_shape()[name], name)
+        return replace(self, generation=replace(self.generation, **{name: typed}))
 
-    def settings(self) -> dict[str, float | str | None]:
+    def settings(self) -> dict[str, Any]:
         """Return the settings' values by their names; `fps` stands in place of `frames` where it is in use."""
-        values = {name: getattr(self.generation, name) for name in SETTINGS if hasattr(self.generation, name)}
+        values = {name: getattr(self.generation, name) for name in _GENERATION_NAMES}
         values["choices"] = ", ".join(self.generation.choices)
         values |= {name: values[name] or None for name in _TEXTS}
-        frames = {"fps": self.sampling.fps} if self.sampling.fps else {"frames": self.sampling.frames}
-        return {**values, **frames, "fit": self.sampling.fit}
+        values |= sampling_options(self.sampling) | {"timestamps": self.timestamps}
+        del values["frames" if self.sampling.fps else "fps"]
+        return values
 
     def drawn(self, seed: int) -> Generation:
         """Return how the answer is drawn now: with `seed` where none is set, and with another one at each try."""
@@ -202,8 +199,8 @@ class Chat:
         `MediaError` for a file that is no video or picture, `ModelError` or `UsageError` for a model that can't be
         loaded.
         """
-        self.session = session
-        self._timestamps, self._notify, self._progress = timestamps, notify, progress
+        self.session = session = replace(session, timestamps=timestamps or session.timestamps)
+        self._notify, self._progress = notify, progress
         self._pictures: dict[str, Picture | None] = {}
         self._contents: dict[tuple[str, Sampling], Media] = {}
         self._has_noted_mixing, self._cut_note = False, CutNote()
@@ -298,4 +295,18 @@ class Chat:
 
     def _request(self, session: Session, media: Iterable[Media], spoken: int = 0) -> Request:
         turns = with_speech(turns_of(session.drafts, media), spoken)
-        return Request(with_times(turns) if self._timestamps else turns, session.drawn(secrets.randbits(32)))
+        return Request(with_times(turns) if session.timestamps else turns, session.drawn(secrets.randbits(32)))
+
+
+def _typed(value: str, allowed: Any, name: str) -> Any:
+    """Return a value that was typed, as the type that a setting has; raises UsageError."""
+    kinds = {allowed, *get_args(allowed)}
+    if value == "none" and NoneType in kinds:
+        return None
+    if bool in kinds:
+        return fitting_value(_SWITCH.get(value.lower(), value), allowed, name)
+    for kind in (int, float):
+        if kind in kinds:
+            with suppress(ValueError):
+                return kind(value)
+    return fitting_value(value, allowed, name)

@@ -69,11 +69,17 @@ def test_settings_are_checked() -> None:
     session = Session(sampling=Sampling(fps=2.0))
     assert session.settings()["fps"] == 2 and "frames" not in session.settings()
     session = session.set("frames", "8")
-    assert session.sampling == Sampling(frames=8) and tuple(session.settings()) == SETTINGS
+    assert session.sampling == Sampling(frames=8) and {*session.settings(), "fps"} == {*SETTINGS}
     assert session.set("fit", "pad").sampling == Sampling(frames=8, fit="pad")
     assert session.set("max_new_tokens", "64").generation.max_new_tokens == 64
     assert session.set("top_p", "0.9").set("repetition_penalty", "1.1").generation.top_p == 0.9
+    part = session.set("start", "0:02").set("end", "1m30s").set("sampling", "endpoints").set("skip_static", "on")
+    assert part.sampling == Sampling(8, start_seconds=2, end_seconds=90, mode="endpoints", skip_static=True)
+    assert part.settings()["start"] == 2 and part.set("end", "none").sampling.end_seconds is None
+    assert session.set("timestamps", "on").timestamps and not session.set("timestamps", "false").timestamps
     for name, value, words in (
+        ("sampling", "endpoint", "must be one of uniform"), ("skip_static", "maybe", "must be true or false"),
+        ("start", "x", "not a time"), ("frames", "none", "must be a whole number"),
         ("temprature", "1", "no setting 'temprature'"), ("temperature", "hot", "must be a number, got 'hot'"),
         ("frames", "2.5", "must be a whole number"), ("frames", "0", "from 1 to"), ("seed", "-1", "0 or more"),
         ("temperature", "nan", "0 or more"), ("top_p", "2", "at most 1"), ("seed", "9" * 5000, "a whole number"),
