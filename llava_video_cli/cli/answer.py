@@ -16,7 +16,7 @@ from ..system.background import Background
 from ..video import announced_frames, inspect
 from ..video.image import Picture
 from ..video.sampling import Every
-from . import console
+from . import console, decisions
 from .download import is_missing, model_loader
 from .options import OutputFlags
 from .settings import Settings
@@ -62,6 +62,7 @@ def answer_all(
         contents = [hear(each) for each in contents]
         contents = seen_by(contents, loader.frame_input)
         media = [media_values(path, content) for path, content in zip(paths, contents, strict=True)]
+        output.detail(*map(decisions.read, media))
         output.note(*media_notes(contents), *CutNote().lines(*(each["frames"] for each in media)))
         progress.say(settings.opening)
         model = loader.result()
@@ -80,6 +81,7 @@ def answer_all(
                 values = settings_values(model, preset, subtitles)
                 console.write_json(ask_values(media, question, answer, values))
             note_unfinished(answer, preset.generation.max_new_tokens, output.note)
+            output.detail(decisions.answered(answer))
             answers.append(answer)
         return answers
 

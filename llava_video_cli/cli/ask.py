@@ -25,11 +25,11 @@ from ..runs.session import Session
 from ..system.files import state_folder
 from ..video.files import may_be_picture
 from ..video.spool import is_spooled
-from . import console
+from . import console, decisions
 from .answer import answer_all, ask_windows, note_unfinished
 from .app import EXIT_NO_ANSWER, failing_as
 from .download import typed_media
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
+from .options import AnswerFlags, AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
 from .settings import Settings, check_text, settle, settle_every, settle_subtitles
 
 _FEWEST_WORDS = 3  # that are taken for one question without quotes
@@ -111,7 +111,7 @@ def ask(
     text: TextFlags,
     speech: SpeechFlag,
     preset: PresetFlag,
-    output: OutputFlags,
+    output: AnswerFlags,
 ) -> int:  # fmt: skip
     """Ask the questions and write the answers to stdout; return the exit code."""
     with failing_as(EXIT_NO_ANSWER) if own.exit_code else nullcontext():
@@ -142,6 +142,7 @@ def _answers(
             )
         written = read_conversation(own.messages)
         settings = settle(preset, model, frames, text, written)
+        output.detail(*decisions.chosen(settings, preset, model))
         _check_exit_code(own, settings, 1)
         return [_answer_messages(written, settings, output)]
     if media is None:
@@ -151,6 +152,7 @@ def _answers(
         raise UsageError("stdin can be the video or a question, not both")
     check_order(media, questions)
     settings = settle(preset, model, frames, text)
+    output.detail(*decisions.chosen(settings, preset, model))
     texts = _questions(questions or [settings.preset.prompt], output)
     _check_exit_code(own, settings, len(texts))
     if not questions:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..runs.requests import answer_file
-from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags
+from . import console, decisions
+from .options import AnswerFlags, AnyModelFlags, FrameFlags, PresetFlag, RunFlags, TextFlags
 from .run import carry_out, confirm_overwrite, run_options
 from .settings import settle
 
@@ -42,10 +42,11 @@ def batch(
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
-    output: OutputFlags,
+    output: AnswerFlags,
 ) -> None:  # fmt: skip
     """Answer what is not answered yet, and say what came of it."""
     settings = settle(preset, model, frames, text)
+    output.detail(*decisions.chosen(settings, preset, model))
     if run.overwrite:
         confirm_overwrite(Path(to), output)
     spinner = console.Progress(output.quiet)

@@ -24,10 +24,11 @@ from ..video import inspect
 from ..video.files import is_sequence
 from ..video.sampling import Every, clock
 from ..video.spool import begins_as_medium, is_spooled
-from . import console
+from . import console, decisions
 from .answer import answer_all, show_answer
 from .download import typed_media
 from .options import (
+    AnswerFlags,
     AnyModelFlags,
     ClusterFlags,
     FrameFlags,
@@ -168,10 +169,11 @@ def caption(
     speech: SpeechFlag,
     preset: PresetFlag,
     cluster: ClusterFlags,
-    output: OutputFlags,
+    output: AnswerFlags,
 ) -> None:  # fmt: skip
     """Caption what is to be captioned, and say what came of it."""
     settings = settle(preset, model, frames, text)
+    output.detail(*decisions.chosen(settings, preset, model))
     if prompt is not None:
         check_text(prompt, "the prompt")
         settings = replace(settings, preset=replace(settings.preset, prompt=prompt))

@@ -19,9 +19,9 @@ from ..errors import LlvidError, UsageError
 from ..runs.conversation_file import read_conversation
 from ..runs.session import Session
 from ..system.files import state_folder
-from . import console
+from . import console, decisions
 from .download import typed_media
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
+from .options import AnswerFlags, AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def chat(
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
-    output: OutputFlags,
+    output: AnswerFlags,
 ) -> int:
     """Read and answer lines until stdin ends; return the exit code."""
     if "-" in (media or ()):
@@ -72,6 +72,7 @@ def chat(
     with typed_media(media or (), output) as paths:
         written = read_conversation(load) if load is not None else None
         settings = settle(preset, model, frames, text, written)
+        output.detail(*decisions.chosen(settings, preset, model))
 
         from .chat_commands import completions, protocol
         from .chat_session import TerminalChat

@@ -14,7 +14,7 @@ from ..prompt.budget import AS_ONE_VIDEO, Budget
 from ..runs.record import ask_values, media_values, settings_values
 from ..runs.session import Chat, Session
 from ..video import announced_frames
-from . import console
+from . import console, decisions
 from .answer import note_unfinished, show_answer
 from .download import prefetch
 from .options import OutputFlags
@@ -52,6 +52,7 @@ class TerminalChat(Chat):
             settings.source,
             download=partial(prefetch, settings, spinner, quiet=output.quiet),
             notify=output.note,
+            loaded=lambda model: output.detail(*decisions.loaded(model, settings)),
             progress=lambda path: spinner.watch(f"reading {path}"),
         )
         output.note(*settings.notes)

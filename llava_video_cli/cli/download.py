@@ -15,7 +15,7 @@ import typer
 from ..errors import ModelError
 from ..runs.preflight import ModelLoader
 from ..video.sampling import clock
-from . import console
+from . import console, decisions
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -113,7 +113,12 @@ def prefetch(settings: Settings, spinner: console.Progress, *, quiet: bool) -> N
 def model_loader(settings: Settings, output: OutputFlags, spinner: console.Progress) -> ModelLoader:
     """Return what loads the model of a run, with its download and its notes shown."""
     show = partial(prefetch, settings, spinner, quiet=output.quiet)
-    return ModelLoader(settings.source, download=show, notify=output.note)
+    return ModelLoader(
+        settings.source,
+        download=show,
+        notify=output.note,
+        loaded=lambda model: output.detail(*decisions.loaded(model, settings)),
+    )
 
 
 class Download:

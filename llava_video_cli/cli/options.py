@@ -261,6 +261,21 @@ class OutputFlags(QuietFlag):
 
     json: bool = _general("Write JSON lines instead of text.", "--json", default=False)
 
+    def detail(self, *lines: str) -> None:
+        """Write what was decided, where a command tells it."""
+
+
+@dataclass(frozen=True)
+class AnswerFlags(OutputFlags):
+    """What a command that answers writes."""
+
+    verbose: bool = _general("Say on stderr what was decided, and why.", "--verbose", "-v", default=False)
+
+    def detail(self, *lines: str) -> None:
+        """Write lines to stderr with --verbose."""
+        if self.verbose:
+            self.note(*lines)
+
 
 def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
     """Return a function that takes the fields of a command's flag dataclasses as options, and returns the call."""

@@ -20,7 +20,7 @@ from ..runs.record import Failure, Record
 from ..runs.resumable import ResumableRun, RunOptions, Summary
 from ..video.limits import Limits
 from ..video.sampling import clock
-from . import console
+from . import console, decisions
 from .download import model_loader, prefetch
 from .options import OutputFlags, RunFlags
 from .settings import Settings
@@ -134,7 +134,13 @@ def run_options(settings: Settings, output: OutputFlags, flags: RunFlags, spinne
         prefetch(settings, spinner, quiet=output.quiet)
         spinner.say(settings.opening)
 
-    return RunOptions(flags.batch_size, Limits(seconds=flags.timeout), download=download, notify=output.note)
+    return RunOptions(
+        flags.batch_size,
+        Limits(seconds=flags.timeout),
+        download=download,
+        notify=output.note,
+        loaded=lambda model: output.detail(*decisions.loaded(model, settings)),
+    )
 
 
 def carry_out(

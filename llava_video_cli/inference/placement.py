@@ -302,6 +302,26 @@ def choose_attention(attention: Attention, device: Device, dtype: Precision) -> 
     raise ModelError(f"flash_attention_2 can't be used: {why}", "`--attention auto` uses what is available")
 
 
+def reasons(placement: Placement, attention: str, parameters: int) -> dict[str, str]:
+    """Return why `auto` comes to the device, the precision, the quantization and the attention of a placement."""
+    device, need = placement.device, placement.need
+    free = sum(device.free_bytes) / _GB
+    devices = {"cpu": "no GPU that torch can use", "mps": "Apple's GPU", "cuda": f"its {free:.1f} GB free are the most"}
+    if placement.is_shared:
+        devices["cuda"] = "one GPU alone can't hold it"
+    if placement.dtype == "float32":
+        precision = "exact, and quick enough for a small model" if parameters < _SMALL else "no bfloat16 in hardware"
+    elif placement.dtype == "bfloat16":
+        precision = f"{device.name} multiplies in it" if device.bfloat16 else "float32 would not fit"
+    else:
+        precision = f"{device.name} has no bfloat16"
+    fits = f"with a prompt, it needs {need.total_bytes / _GB:.1f} of {free:.1f} GB free"
+    kernel = "the fastest"
+    if attention == "sdpa":
+        kernel = f"flash_attention_2 can't be used: {_why_no_flash(device, placement.dtype)}"
+    return {"device": devices[device.kind], "dtype": precision, "quantize": fits, "attention": kernel}
+
+
 def _why_no_flash(device: Device, dtype: Precision) -> str | None:
     if device.kind != "cuda":
         return f"it runs on CUDA devices, not on {device.kind}"

@@ -52,8 +52,8 @@ class ModelLoader:
     """Loads a model in the background: `begin` if the requests surely fit its context, `insist` if they may fit.
 
     `download` is called once, in the caller's thread, before the weights are read. `notify` gets each line that a user
-    should know: a RoPE factor that was chosen, and the notes of a model that was loaded here. With `resize_first`, the
-    thread opens the model's `shrink` before the weights: `resize`, once it is there.
+    should know: a RoPE factor that was chosen, and the notes of a model that was loaded here; `loaded` gets that model.
+    With `resize_first`, the thread opens the model's `shrink` before the weights: `resize`, once it is there.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class ModelLoader:
         *,
         download: Callable[[], None] = lambda: None,
         notify: Callable[[str], None] = lambda _: None,
+        loaded: Callable[[Model], None] = lambda _: None,
         resize_first: bool = False,
     ) -> None:
         """Read the config. Raises `ModelError` or `UsageError` for a model that can't be loaded as `source` wants."""
         self.source = source
-        self._download, self._notify = download, notify
+        self._download, self._notify, self._loaded = download, notify, loaded
         self._counter = None
         if source.opened is None:
             self._counter = token_counter(source.name, source.loading, source.revision)
@@ -124,6 +125,7 @@ class ModelLoader:
             self._has_notified = True
             for line in model.notes:
                 self._notify(line)
+            self._loaded(model)
         return model
 
     def _choose_rope(self, requests: Sequence[Request]) -> None:

@@ -79,7 +79,7 @@ class RunOptions:
     """How a run goes: `batch_size` bounds the requests under way, `limits` are those of each video, `stop` ends it.
 
     `download` is called before weights are read that may have to be downloaded, `notify` with each line that a user
-    should know.
+    should know, `loaded` with the model.
     """
 
     batch_size: int | None = None
@@ -87,6 +87,7 @@ class RunOptions:
     stop: Event = field(default_factory=Event)
     download: Callable[[], None] = lambda: None
     notify: Callable[[str], None] = lambda _: None
+    loaded: Callable[[Model], None] = lambda _: None
 
 
 def settle_run(
@@ -268,6 +269,7 @@ class AnsweredRun(ResumableRun):
             self._source,
             download=self._options.download,
             notify=self._options.notify,
+            loaded=self._options.loaded,
             resize_first=self._subtitles is None and not self._plan.said,
         )
         if self._plan.said and self._source.opened is None:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from ..conversation import Chunk, Generation, Media, Request, first_out_of_order
 from ..errors import UsageError, nearest
+from ..model import Model
 from ..preset import SAMPLING_OPTIONS, generation_shape, sampling_options, sampling_shape, with_sampling
 from ..prompt.subtitles import fitting, notes_of, with_speech
 from ..prompt.timestamps import with_times
@@ -190,11 +191,12 @@ class Chat:
         timestamps: bool = False,
         download: Callable[[], None] = lambda: None,
         notify: Callable[[str], None] = lambda _: None,
+        loaded: Callable[[Model], None] = lambda _: None,
         progress: Callable[[str], Callable[[float], None]] = lambda _: lambda _: None,
     ) -> None:
         """Check the media, then begin to load the model if the open question surely fits its context.
 
-        `timestamps` tells the model the times of the frames. `download` and `notify` are as in `ModelLoader`.
+        `timestamps` tells the model the times of the frames. `download`, `notify` and `loaded` are as in `ModelLoader`.
         `progress` is called with the path of a file and returns what gets the share of it that is read. Raises
         `MediaError` for a file that is no video or picture, `ModelError` or `UsageError` for a model that can't be
         loaded.
@@ -206,7 +208,7 @@ class Chat:
         self._has_noted_mixing, self._cut_note = False, CutNote()
         for path in session.paths:
             self._picture(path)
-        self.loader = ModelLoader(source, download=download, notify=notify)
+        self.loader = ModelLoader(source, download=download, notify=notify, loaded=loaded)
         self.loader.begin([self.expected_request()])
 
     def ask(self, question: str) -> Generator[Chunk, None, None]:

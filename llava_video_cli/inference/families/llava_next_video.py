@@ -26,6 +26,7 @@ from ..decode_step import Decoder
 from ..detokenizer import Detokenizer, hidden_ids, token_bytes
 from ..engine import Engine, NotFiniteError, stop_ids
 from ..loader import Loaded, load
+from ..placement import reasons
 from ..prefix_cache import Prompt, Span
 from ..row import Row
 from ..sampler import Sampler
@@ -84,6 +85,12 @@ class LlavaVideo:
     def notes(self) -> tuple[str, ...]:
         """What the user should know about how it was loaded."""
         return self._loaded.notes
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why `auto` came to some of the settings."""
+        loaded = self._loaded
+        return reasons(loaded.placement, loaded.attention, loaded.checkpoint.parameters.total)
 
     @property
     def settings(self) -> dict[str, Any]:
