@@ -21,7 +21,7 @@ from ..runs.session import Session
 from ..system.files import state_folder
 from . import console, decisions
 from .download import typed_media
-from .options import AnswerFlags, AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, TextFlags, option
+from .options import AnswerFlags, AnyModelFlags, FrameFlags, PresetFlag, TextFlags, option
 from .settings import settle
 
 if TYPE_CHECKING:

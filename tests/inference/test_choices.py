@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import Fails
 from random_requests import opened
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
-from test_engine import OTHERS, Fails, out_of_memory
+from test_engine import OTHERS, out_of_memory
 from transformers import AutoModelForCausalLM, AutoProcessor, DynamicCache, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Answer, Frames, Generation, Picture, Request, Turn, UsageError, join
