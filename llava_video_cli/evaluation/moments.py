@@ -1,4 +1,4 @@
-"""Where something is seen: windows that a model says yes to, bisected down to the frames at which that begins and ends.
+"""Where something is seen: windows that a model says yes to, divided down to the frames at which that begins and ends.
 
 Frames are known by their numbers in the video, windows by theirs in the run of them.
 """
@@ -9,12 +9,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
-from ..video import Frames, Resize, Video
+from ..errors import LlvidError
+from ..video import Frames, Resize, Video, check_scenes
 from ..video.limits import Limits
 from ..video.sampling import Every, Sampling
 
-_MOST_READ = 17  # frames of a part: it is bisected among these, then what is between two of them is read
+_MOST_READ = 17  # frames of a part: it is divided at these, then what is between two of them is read
+_PARTS = 4
+_AROUND_CUT = 24  # frames to each side in which a detector of cuts sees it
 _ASKABLE = 0.2  # of the threshold: a window with less is taken to show nothing of it
 _ROUNDING_SECONDS = 1e-6  # of a time that was printed from a stamp
 
@@ -98,6 +102,22 @@ class Footage:
         frames = self.video.read(part, limits=self.limits, resize=self.shrink)
         return frames, [self.at(seconds) for seconds in frames.times_seconds]
 
+    def cut_near(self, frame: int) -> int | None:
+        """Return the first frame behind a cut that is there or next to it; None if there is none.
+
+        Without PySceneDetect, none is found.
+        """
+        try:
+            check_scenes(self.sampling, "scene")
+        except LlvidError:
+            return None
+        first, last = max(0, frame - _AROUND_CUT), min(self.last, frame + _AROUND_CUT)
+        end = None if last >= self.last else self.seconds[last + 1]
+        part = replace(self.sampling, start_seconds=self.seconds[first], end_seconds=end)
+        shots = self.video.windows("scene", part, limits=self.limits)
+        cuts = [self.at(shot.start_seconds) for shot in shots[1:]]
+        return next((cut for cut in cuts if abs(cut - frame) <= 1), None)
+
     def _with_next(self, window: Window) -> Window:
         """Return the window with its frames spread so that the last one is the next window's first."""
         start, end, count = window.sampling.start_seconds, self.seconds[window.stop], window.sampling.frames
@@ -161,28 +181,39 @@ class Localizer:
         What lasts is one moment from the first frame that shows it to the last. Of a change, each window has its own.
         """
         best = max(group, key=self._probabilities.__getitem__)
-        seen = self._look_into(best)
-        if seen.lasts:
-            return self._lasting(group, best, seen)
+        first, last = self._bounds(best)
+        probability = self._probabilities[best]
+        seen = self._look_into(first, last, is_sure=probability >= self._threshold)
+        if seen is not None and seen.lasts:
+            left, right = self._outside(group.start, -1), self._outside(group.stop - 1, 1)
+            return self._lasting(seen, max(probability, seen.probability), left, right, group, best)
+        changes = self._changes(best, seen, first, last, probability) if seen is not None else []
         others = [range(group.start, best), range(best + 1, group.stop)]
-        return [*self._change(best, seen), *(moment for part in others if part for moment in self.moments(part))]
+        return [*changes, *(moment for part in others if part for moment in self.moments(part))]
 
-    def _look_into(self, number: int) -> _Seen:
-        """Halve a window until both halves show it, which then lasts, or two neighbouring frames are left."""
-        first, last = self._bounds(number)
+    def _look_into(self, first: int, last: int, *, is_sure: bool) -> _Seen | None:
+        """Quarter the frames `[first, last]` until two quarters show it, which then lasts, or two frames are left.
+
+        Unless it `is_sure` that they show it, one of the first quarters has to; else nothing is returned.
+        """
         probability = 0.0
         while True:
             frames, places = self._footage.read(first, last)
             low, high = 0, len(places) - 1
             while high - low > 1:
-                middle = (low + high) // 2  # a frame of both halves: a change is in one of them
-                halves = ((low, middle), (middle, high))
-                both = self._ask(frames, halves)
-                if min(both) >= self._threshold:
-                    return _Seen(places[low], places[high], lasts=True, probability=max(both))
-                low, high = halves[both[1] > both[0]]
-                probability = max(both)
-            if not (first < places[low] or places[high] < last) or places[high] - places[low] <= 1:
+                # neighbours share a frame, so that a change is in one of them
+                bounds = sorted({low + number * (high - low) // _PARTS for number in range(_PARTS + 1)})
+                parts = list(pairwise(bounds))
+                found = self._ask(frames, parts)
+                showing = [part for part, each in zip(parts, found, strict=True) if each >= self._threshold]
+                probability = max(found)
+                if len(showing) > 1:
+                    return _Seen(places[showing[0][0]], places[showing[-1][1]], lasts=True, probability=probability)
+                if not (is_sure or showing):
+                    return None
+                is_sure = True
+                low, high = parts[found.index(probability)]
+            if (places[low], places[high]) == (first, last) or places[high] - places[low] <= 1:
                 break
             first, last = places[low], places[high]
         ends = sorted({low, high})
@@ -192,37 +223,66 @@ class Localizer:
             return _Seen(place, place, lasts=True, probability=max(alone))
         return _Seen(places[low], places[high], lasts=False, probability=probability)
 
-    def _change(self, number: int, seen: _Seen) -> list[Moment]:
-        """Return the moment of a change: its shot, or as much as a window around it; none if it is not probable."""
+    def _changes(self, number: int, seen: _Seen, first: int, last: int, probability: float) -> list[Moment]:
+        """Return the moments of a change in the frames `[first, last]` of a window; none if it is not probable.
+
+        A cut is no change: what is before it and behind it is looked into by itself.
+        """
+        if not self._has_cuts and (cut := self._footage.cut_near(seen.last)) is not None:
+            parts = [(first, cut - 1), (cut, last)]
+            return [moment for part in parts if part[0] < part[1] for moment in self._within(number, *part)]
         seconds, window = self._footage.seconds, self._windows[number]
-        instant = seconds[seen.last]
+        instant, reach = seconds[seen.last], max(1, min(seen.last - first, last + 1 - seen.last))
         start, end = seconds[window.first], seconds[window.stop]
-        first, last = self._bounds(number)
-        reach = min(seen.last - first, last + 1 - seen.last) if self._has_cuts else (window.stop - window.first) // 2
-        reach = max(1, reach)
         if not self._has_cuts:
             half = (end - start) / 2
-            begin, finish = seconds[self._windows[0].first], seconds[self._windows[-1].stop]
+            is_part = (first, last) != self._bounds(number)
+            begin = seconds[first if is_part else self._windows[0].first]
+            finish = seconds[last + 1 if is_part else self._windows[-1].stop]
             start, end = max(begin, instant - half), min(finish, instant + half)
-        probability = self._probabilities[number]
+            reach = reach if is_part else (window.stop - window.first) // 2
         if probability < self._threshold:  # the window may have it near its edge only
             around = max(0, seen.last - reach), min(self._footage.last, seen.last + reach - 1)
-            frames, places = self._footage.read(*around, self._most)
-            (probability,) = self._ask(frames, [(0, len(places) - 1)])
+            probability = self._whole(*around)
         return [Moment(start, end, probability, instant)] if probability >= self._threshold else []
 
-    def _lasting(self, group: range, best: int, seen: _Seen) -> list[Moment]:
-        """Return the moment of what lasts, from its first frame to its last; none if it is not probable."""
-        probability = max(self._probabilities[best], seen.probability)
+    def _within(self, number: int, first: int, last: int) -> list[Moment]:
+        """Return the moments of a part of a window, `[first, last]`, that a cut separates from the rest."""
+        probability = self._whole(first, last)
+        if probability < self._threshold:
+            return []
+        seen = self._look_into(first, last, is_sure=True)
+        if seen is not None and seen.lasts:
+            return self._lasting(seen, probability, (first, True), (last, True), range(number, number + 1), number)
+        return self._changes(number, seen, first, last, probability) if seen is not None else []
+
+    def _lasting(
+        self,
+        seen: _Seen,
+        probability: float,
+        before: tuple[int, bool],
+        after: tuple[int, bool],
+        group: range,
+        best: int,
+    ) -> list[Moment]:
+        """Return the moment of what lasts, from its first frame to its last; none if it is not probable.
+
+        `before` and `after` are the frames up to which it may last, as `_outside` has them.
+        """
         if probability < self._threshold:
             return []
         near, far = self._shortest(seen)
         left = near if best == group.start else self._windows[group.start].stop - 1
         right = far if best == group.stop - 1 else self._windows[group.stop - 1].first
-        first = self._border(left, *self._outside(group.start, -1), far - near)
-        last = self._border(right, *self._outside(group.stop - 1, 1), far - near)
+        first = self._border(left, *before, far - near)
+        last = self._border(right, *after, far - near)
         seconds = self._footage.seconds
         return [Moment(seconds[first], seconds[last + 1], probability)]
+
+    def _whole(self, first: int, last: int) -> float:
+        """Return how probable it is that the frames `[first, last]` show it."""
+        frames, places = self._footage.read(first, last, self._most)
+        return self._ask(frames, [(0, len(places) - 1)])[0]
 
     def _shortest(self, seen: _Seen) -> tuple[int, int]:
         """Return the first and the last frame of the shortest clip within what was seen that shows it, too."""
