@@ -29,7 +29,7 @@ ABOUT = {
     "transcribe": "Write down what is said in videos, with times.",
     "frames": "Save the frames that the model would see.",
     "bench": "Measure this machine: decoding, loading, tokens/s, videos/s, memory.",
-    "eval": "Score a model on a question set: a published one, or one of your own.",
+    "eval": "Score a model on a question set.",
     "report": "Make one HTML page to look through results.",
     "serve": "Serve a loaded model over HTTP with an OpenAI-compatible API.",
     "pull": "Download a checkpoint.",

@@ -31,8 +31,8 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlag
 from .run import carry_out, confirm_overwrite, run_options
 from .settings import Settings, settle
 
-HELP = f"""Score a model on a question set: a published one, whose files and videos are in --data FOLDER; a file of
-your own; or `demo`, 200 questions about clips of the demo checkpoint's world.
+HELP = f"""Score a model on a question set. That is a published one, whose files and videos are in --data FOLDER; a file
+of your own; or `demo`, 200 questions about clips of the demo checkpoint's world.
 
 The published sets are {", ".join(SETS)}.
 
