@@ -120,13 +120,15 @@ def test_a_model_that_is_gone_after_an_error_leaves_no_thread(layouts: dict[str,
 
 def test_a_sampler_begins_anew_where_tokens_were_lost() -> None:
     config = SimpleNamespace(no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None)
-    generation = Generation(temperature=1.0, seed=1, repetition_penalty=3.0)
-    sampler = Sampler(generation, config, (), [1, 2], torch.device("cpu"))
+    generation = Generation(temperature=1.0, seed=1, repetition_penalty=3.0, frequency_penalty=0.5)
+    sampler = Sampler(generation, config, (), [1, 2], torch.device("cpu"), logprobs=2)
     logits = torch.randn(1, 9, generator=torch.Generator().manual_seed(0))
     tokens = [int(sample(logits, [sampler])[0]) for _ in range(6)]
+    noted = list(sampler.logprobs)
     for kept in (6, 2, 0, 4):
         sampler.restart(tokens[:kept])
         assert [int(sample(logits, [sampler])[0]) for _ in tokens[kept:]] == tokens[kept:]
+        assert sampler.logprobs == noted
 
 
 def test_a_reader_whose_delivery_fails_takes_no_other_down(layouts: dict[str, Path]) -> None:
