@@ -114,6 +114,8 @@ class Engine:
                 row.prepare(row)
                 if self._prefix_reuse:
                     row.prompt.media_key  # noqa: B018 - frames are hashed here, so that no step waits for it
+                if not (self._prefix_reuse and self._prefixes.has_media(row.prompt)):
+                    row.sent = self._vision.send(span.medium for span in row.prompt.spans)
             except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
                 self._fail(row, error)
             self._new.put(row)
@@ -305,7 +307,10 @@ class Engine:
             prefill.cached = 0
         cached, model = prefill.cached, self._decoder.model
         spans = [[span for span in row.prompt.spans if span.stop > cached] for row in rows]
-        features = iter(self._vision.encode(span.medium for each in spans for span in each))
+        sent = {medium: pixels for row in rows for medium, pixels in row.sent.items()}
+        features = iter(self._vision.encode((span.medium for each in spans for span in each), sent))
+        for row in rows:
+            row.sent = {}
         ids = torch.tensor([row.prompt.ids[cached:] for row in rows], device=self._decoder.device)
         embeddings: torch.Tensor = model.get_input_embeddings()(ids)
         for number, each in enumerate(spans):

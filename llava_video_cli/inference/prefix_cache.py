@@ -102,6 +102,10 @@ class PrefixCache:
                 best = held, count
         return best
 
+    def has_media(self, prompt: Prompt) -> bool:
+        """Whether a slot holds all media of a prompt; in any thread, so it may have changed a moment later."""
+        return any(held.key.startswith(prompt.media_key) for held in list(self._held.values()))
+
     def slot_of(self, held: Prompt | None) -> int | None:
         """Return the slot in which this very prompt is held."""
         return next((slot for slot, prompt in self._held.items() if prompt is held), None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..conversation import Chunk, FinishReason, Request, Scores, TokenLogprob, Usage
+from ..conversation import Chunk, FinishReason, Media, Request, Scores, TokenLogprob, Usage
 from ..model import Event
 from ..prompt.continuation import Choices
 from .detokenizer import Detokenizer
 from .prefix_cache import Prompt
 from .sampler import Sampler
+from .vision import SentPixels
 
 # An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
 _LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
@@ -39,6 +40,7 @@ class Row:
     prompt: Prompt = field(init=False)
     sampler: Sampler = field(init=False)
     prompt_tokens: int = field(init=False)
+    sent: Mapping[Media, SentPixels] = field(default_factory=dict)
     choices: Choices | None = None
     logprobs: Callable[[], list[float]] | None = None  # of the choices; waits for the device
     is_cancelled: bool = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -18,9 +20,21 @@ from ..errors import ModelError
 from ..video import Frames
 from ..video.fit import FrameResize
 from ..video.image import Picture, shrunk
+from . import device_memory as memory
 from .loader import Loaded
 
 _MAX_ASPECT = 8  # thinner images are cropped before they are resized
+
+
+_MOST_SENT_BYTES = 2**28  # of pixels that lie on a GPU before they are encoded
+
+
+@dataclass(frozen=True, eq=False)
+class SentPixels:
+    """The pixels of a video on their way to a GPU, (frames, 3, side, side), and what tells that they are there."""
+
+    pixels: torch.Tensor
+    is_there: torch.cuda.Event
 
 
 class Vision:
@@ -29,18 +43,48 @@ class Vision:
     def __init__(self, loaded: Loaded) -> None:
         self._model, self._processor, self._rates = loaded.model, loaded.processor, loaded.checkpoint.rates
         self.shrink = frame_resize(loaded.processor, self._rates.image_size)
+        self._tower = loaded.model.get_input_embeddings().weight
+        self._stream: torch.cuda.Stream | None = None
+        self._sent: WeakValueDictionary[Media, SentPixels] = WeakValueDictionary()
 
-    def encode(self, media: Iterable[Media]) -> list[torch.Tensor]:
+    def send(self, media: Iterable[Media]) -> dict[Media, SentPixels]:
+        """Begin to copy the pixels of videos to a GPU, beside what it computes, if there is one; in one thread.
+
+        What was sent, and is not encoded yet, bounds it.
+        """
+        sent: dict[Media, SentPixels] = {}
+        for video in dict.fromkeys(media):
+            size = sum(each.pixels.nbytes for each in list(self._sent.values()))
+            if self._tower.device.type != "cuda" or size > _MOST_SENT_BYTES:
+                break
+            if isinstance(video, Frames):
+                try:
+                    sent[video] = self._sent[video] = self._sent.get(video) or self._on_the_way(video)
+                except RuntimeError as error:
+                    if not memory.is_out_of_memory(error):
+                        raise
+                    break  # it will be copied when it is needed
+        return sent
+
+    def _on_the_way(self, video: Frames) -> SentPixels:
+        host = self._pixels(video, slice(None)).to(self._tower.dtype).pin_memory()
+        self._stream = self._stream or torch.cuda.Stream(self._tower.device)
+        with torch.cuda.stream(self._stream):
+            pixels, is_there = host.to(self._tower.device, non_blocking=True), torch.cuda.Event()
+            is_there.record(self._stream)
+        return SentPixels(pixels, is_there)
+
+    def encode(self, media: Iterable[Media], sent: Mapping[Media, SentPixels] | None = None) -> list[torch.Tensor]:
         """Return the features of each medium, (tokens, hidden); frames of several videos are encoded together.
 
-        Raises `ModelError` if they are not as many as the prompt has places for them.
+        What was `sent` is not copied again. Raises `ModelError` if they are not as many as the prompt has places for.
         """
         media = list(media)
         new = list(dict.fromkeys(media))
         videos = [medium for medium in new if isinstance(medium, Frames)]
         parts: list[list[torch.Tensor]] = [[] for _ in videos]
         for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
-            pixels = torch.cat([self._pixels(videos[number], frames) for number, frames in chunk])
+            pixels = torch.cat([self._pixels(videos[number], frames, sent) for number, frames in chunk])
             counts = [(frames.stop - frames.start) * self._rates.frame_tokens for _, frames in chunk]
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
@@ -53,8 +97,13 @@ class Vision:
                 features_of[medium] = self._picture(medium)
         return [features_of[medium] for medium in media]
 
-    def _pixels(self, video: Frames, frames: slice) -> torch.Tensor:
+    def _pixels(self, video: Frames, frames: slice, sent: Mapping[Media, SentPixels] | None = None) -> torch.Tensor:
         """Return what the vision tower takes of some frames, float (frames, 3, side, side)."""
+        if sent and video in sent:
+            stream = torch.cuda.current_stream(self._tower.device)
+            stream.wait_event(sent[video].is_there)
+            sent[video].pixels.record_stream(stream)
+            return sent[video].pixels[frames]
         part = self._processor.video_processor
         small = np.stack([self.shrink(image, video.sampling.fit) for image in video.images[frames]])
         mean, std = (tuple(value) if isinstance(value, list) else value for value in (part.image_mean, part.image_std))
@@ -80,10 +129,9 @@ class Vision:
     def _features(self, kind: str, pixel_values: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
         model, config = self._model, self._model.config
         encode = model.get_video_features if kind == "video" else model.get_image_features
-        tower = model.get_input_embeddings().weight
         output = encode(
-            pixel_values.to(tower.device, tower.dtype),
-            **{name: value.to(tower.device) for name, value in extra.items()},
+            pixel_values.to(self._tower.device, self._tower.dtype),
+            **{name: value.to(self._tower.device) for name, value in extra.items()},
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             return_dict=True,

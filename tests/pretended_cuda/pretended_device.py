@@ -238,6 +238,7 @@ def pretend(*cards: Card) -> Iterator[PretendedCuda]:
             patched.setattr(part, "cuda", cuda, raising=False)
         for name, function in cuda.functions().items():
             patched.setattr(torch.cuda, name, function)
+        patched.setattr(torch.Tensor, "record_stream", lambda *_: None)  # all is done at once
         patched.setattr(torch, "Generator", Generator)
         patched.setattr(threading.Thread, "run", run_with_cards)
         torch._C._ensureCUDADeviceGuardSet()  # noqa: SLF001 - as torch's own fake tensors do

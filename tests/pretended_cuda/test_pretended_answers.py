@@ -118,6 +118,18 @@ def test_an_answer_waits_once_for_each_token(cuda: PretendedCuda, vicuna: str) -
     assert more == {"event wait": 20, "pinned copy": 20}, cuda.notes
 
 
+def test_frames_are_copied_beside_what_is_computed(cuda: PretendedCuda, vicuna: str) -> None:
+    """Pixels lie in pinned memory and travel on a stream of their own: nothing of the vision tower's is awaited."""
+    model = opened(vicuna)
+    requests = [asked("Why?", moving_square(2, seed)) for seed in range(12)]
+    wanted = alone(opened(vicuna, "cpu"), requests[:2])
+    cuda.notes.clear()
+    answers = model.answer_all(requests)
+    assert [answer.text for answer in answers[:2]] == wanted
+    of_vision = [(kind, place) for kind, place in cuda.notes if "vision" in place]
+    assert [kind for kind, _ in of_vision] == ["pinned copy"] * len(requests), of_vision
+
+
 def test_what_is_captured_serves_the_next_answers(cuda: PretendedCuda, vicuna: str) -> None:
     model, captures = opened(vicuna), []
     for seed in range(4):
