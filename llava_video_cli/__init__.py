@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .runs.requests import answer_file
     from .runs.resumable import ResumableRun, RunOptions, Summary
     from .runs.session import Chat, Session
+    from .runs.training_set import CaptionForm
     from .video import Frame, Frames, VideoInfo, iter_frames, probe, read_frames
     from .video.contact_sheet import contact_sheet
     from .video.image import Picture, read_image
@@ -68,17 +69,18 @@ _HOMES = {
     "runs.requests": ("answer_file",),
     "runs.resumable": ("ResumableRun", "RunOptions", "Summary"),
     "runs.session": ("Chat", "Session"),
+    "runs.training_set": ("CaptionForm",),
     "video": ("Frame", "Frames", "VideoInfo", "iter_frames", "probe", "read_frames"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Answer", "Budget", "Chat", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation", "Limits",
-    "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError", "Picture",
-    "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Scores", "Segment",
-    "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage", "UsageError", "VideoInfo",
-    "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments", "iter_frames", "join",
-    "load_preset", "open_model", "open_remote", "probe", "read_frames", "read_image", "with_times",
+    "Answer", "Budget", "CaptionForm", "Chat", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation",
+    "Limits", "LlvidError", "Loading", "MediaError", "Model", "ModelError", "ModelSource", "OutOfMemoryError",
+    "Picture", "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions", "Sampling", "Scores",
+    "Segment", "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage", "UsageError",
+    "VideoInfo", "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments", "iter_frames",
+    "join", "load_preset", "open_model", "open_remote", "probe", "read_frames", "read_image", "with_times",
 ]  # fmt: skip
 
 
