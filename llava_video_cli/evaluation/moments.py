@@ -76,8 +76,8 @@ class Footage:
     def windows(self, every: Every) -> list[Window]:
         """Return windows of so many seconds, or the shots. Raises what `Video.windows` raises.
 
-        A window of seconds is read with the frame that the next one begins with: so a change that falls between two
-        windows is in the first.
+        A window of seconds is read from its first frame to the one that the next window begins with: so a change that
+        falls between two windows is in the first.
         """
         parts = self.video.windows(every, self.sampling, limits=self.limits)
         starts = [self.at(part.start_seconds) for part in parts]
@@ -90,15 +90,22 @@ class Footage:
         ]
         if every == "scene" or self.sampling.fps is not None or self.sampling.mode != "uniform":
             return windows
-        return [*map(self._with_next, windows[:-1]), *windows[-1:]]
+        return [
+            replace(window, sampling=self.part(window.first, min(window.stop, stop - 1), window.sampling.frames))
+            for window in windows
+        ]
 
-    def read(self, first: int, last: int, most: int = _MOST_READ) -> tuple[Frames, list[int]]:
-        """Return at most so many frames of `[first, last]`, these two among them, and their numbers."""
+    def part(self, first: int, last: int, most: int) -> Sampling:
+        """Return what reads at most so many of the frames `[first, last]`, these two among them."""
         end = None if last >= self.last else self.seconds[last + 1]
-        part = replace(
+        return replace(
             self.sampling, start_seconds=self.seconds[first], end_seconds=end,
             frames=most, fps=None, mode="endpoints", skip_static=False,
         )  # fmt: skip
+
+    def read(self, first: int, last: int, most: int = _MOST_READ) -> tuple[Frames, list[int]]:
+        """Return at most so many frames of `[first, last]`, these two among them, and their numbers."""
+        part = self.part(first, last, most)
         frames = self.video.read(part, limits=self.limits, resize=self.shrink)
         return frames, [self.at(seconds) for seconds in frames.times_seconds]
 
@@ -111,19 +118,10 @@ class Footage:
             check_scenes(self.sampling, "scene")
         except LlvidError:
             return None
-        first, last = max(0, frame - _AROUND_CUT), min(self.last, frame + _AROUND_CUT)
-        end = None if last >= self.last else self.seconds[last + 1]
-        part = replace(self.sampling, start_seconds=self.seconds[first], end_seconds=end)
+        part = self.part(max(0, frame - _AROUND_CUT), min(self.last, frame + _AROUND_CUT), 1)
         shots = self.video.windows("scene", part, limits=self.limits)
         cuts = [self.at(shot.start_seconds) for shot in shots[1:]]
         return next((cut for cut in cuts if abs(cut - frame) <= 1), None)
-
-    def _with_next(self, window: Window) -> Window:
-        """Return the window with its frames spread so that the last one is the next window's first."""
-        start, end, count = window.sampling.start_seconds, self.seconds[window.stop], window.sampling.frames
-        if count == 1 or end <= start:
-            return window
-        return replace(window, sampling=replace(window.sampling, end_seconds=end + (end - start) / (count - 1)))
 
 
 def part_of(frames: Frames, first: int, last: int, most: int) -> Frames:
@@ -192,11 +190,12 @@ class Localizer:
         return [*changes, *(moment for part in others if part for moment in self.moments(part))]
 
     def _look_into(self, first: int, last: int, *, is_sure: bool) -> _Seen | None:
-        """Quarter the frames `[first, last]` until two quarters show it, which then lasts, or two frames are left.
+        """Quarter the frames `[first, last]` until it is clear that it lasts, or two frames are left.
 
-        Unless it `is_sure` that they show it, one of the first quarters has to; else nothing is returned.
+        It lasts if two quarters show it, and two quarters of one of these: two changes have one quarter each. Unless it
+        `is_sure` that they show it, one of the first quarters has to; else nothing is returned.
         """
-        probability = 0.0
+        probability, before = 0.0, None
         while True:
             frames, places = self._footage.read(first, last)
             low, high = 0, len(places) - 1
@@ -208,9 +207,16 @@ class Localizer:
                 showing = [part for part, each in zip(parts, found, strict=True) if each >= self._threshold]
                 probability = max(found)
                 if len(showing) > 1:
-                    return _Seen(places[showing[0][0]], places[showing[-1][1]], lasts=True, probability=probability)
-                if not (is_sure or showing):
+                    wide = _Seen(places[showing[0][0]], places[showing[-1][1]], lasts=True, probability=probability)
+                    if before is not None:
+                        return wide
+                    before = wide
+                elif before is not None and not showing:
+                    return before  # shorter parts don't show it
+                elif not (is_sure or showing):
                     return None
+                else:
+                    before = None
                 is_sure = True
                 low, high = parts[found.index(probability)]
             if (places[low], places[high]) == (first, last) or places[high] - places[low] <= 1:
@@ -272,7 +278,7 @@ class Localizer:
         if probability < self._threshold:
             return []
         near, far = self._shortest(seen)
-        left = near if best == group.start else self._windows[group.start].stop - 1
+        left = near if best == group.start else self._bounds(group.start)[1]
         right = far if best == group.stop - 1 else self._windows[group.stop - 1].first
         first = self._border(left, *before, far - near)
         last = self._border(right, *after, far - near)
@@ -329,8 +335,8 @@ class Localizer:
 
     def _bounds(self, number: int) -> tuple[int, int]:
         """Return the first and the last frame that a window is judged by: with the next one's first, but for shots."""
-        window = self._windows[number]
-        return window.first, min(window.stop - self._has_cuts, self._footage.last)
+        window, is_last = self._windows[number], number == len(self._windows) - 1
+        return window.first, window.stop - (self._has_cuts or is_last)
 
     @property
     def _most(self) -> int:

@@ -1,0 +1,81 @@
+"""What it costs to look into the windows of a film: `llvid find` beside reading and asking the same windows once.
+
+    python tests/benchmarks/find.py [--minutes 60] [--rounds 3] [--every 4] [--query "a triangle turns blue"]
+
+The film is of the demo world, 854 x 480 at 24 frames a second, of scenes of 2 to 8 seconds. Both ways take turns. The
+last line is a JSON document: the seconds of each round, and the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from llava_video_cli import Failure, Loading, find_moments, load_preset, open_model
+from llava_video_cli.demo.world import frames, random_scene
+from llava_video_cli.evaluation.find import FindJob
+from llava_video_cli.runs.answers import run
+
+_WIDTH, _HEIGHT, _FPS = 854, 480, 24
+
+
+def make_film(path: Path, seconds: float, seed: int = 0) -> None:
+    """Write a film of random scenes; a triangle turns blue in as many as chance has it."""
+    rng, written = np.random.default_rng(seed), 0
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(_FPS), options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
+        while written < seconds * _FPS:
+            scene = random_scene(rng)
+            if scene.duration_seconds >= 2:
+                for image in frames(replace(scene, width=_WIDTH, height=_HEIGHT, frames_per_second=_FPS)):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                    written += 1
+        container.mux(stream.encode())
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every", type=float, default=4.0)
+    parser.add_argument("--query", default="a triangle turns blue")
+    parser.add_argument("--film", type=Path, help="a film to use; made there if it is missing")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        film = options.film or Path(folder) / "film.mp4"
+        if not film.exists():
+            make_film(film, options.minutes * 60)
+        model, preset = open_model("demo", Loading()), load_preset("demo")
+        seconds: dict[str, list[float]] = {"find": [], "once": []}
+        moments = windows = 0
+        for _ in range(options.rounds + 1):  # the first warms up
+            found = find_moments(options.query, film, preset=preset, model=model, every_seconds=options.every)
+            began = time.perf_counter()
+            (record,) = found
+            assert not isinstance(record, Failure), record
+            moments, windows = len(record.values["moments"]), len(record.values["windows"])
+            seconds["find"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            list(run([FindJob(str(film), "", found.task)], model, workers=1))
+            seconds["once"].append(time.perf_counter() - began)
+            print(f"find {seconds['find'][-1]:.2f} s, once {seconds['once'][-1]:.2f} s", flush=True)
+        medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
+        ratio = medians["find"] / medians["once"]
+        document = {"windows": windows, "moments": moments, "seconds": seconds, "medians": medians, "ratio": ratio}
+        print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
