@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation import Answer, Generation
-from ..errors import LlvidError, MediaError, ModelError, UsageError
+from ..errors import LlvidError, MediaError, ModelError, UsageError, described
 from ..model import Model
 from ..preset import Preset
 from ..runs.answers import Answers, answered, read_ahead
@@ -293,6 +293,10 @@ class FindRun(AnsweredRun):
             sheets = [self._sheet(seen.job, number, moment) for number, (_, moment) in enumerate(moments, start=1)]
         except (MediaError, ModelError) as error:
             return seen.job.failure(error)
+        except LlvidError:
+            raise  # of the whole run, as that of a server that is gone
+        except Exception as error:  # noqa: BLE001 - one odd file must not end the run
+            return seen.job.failure(MediaError(f"{seen.job.name}: can't be searched: {described(error)}"))
         return Record(self._values(seen, moments, sheets))
 
     def _values(

@@ -178,16 +178,33 @@ class Localizer:
 
         What lasts is one moment from the first frame that shows it to the last. Of a change, each window has its own.
         """
-        best = max(group, key=self._probabilities.__getitem__)
-        first, last = self._bounds(best)
-        probability = self._probabilities[best]
-        seen = self._look_into(first, last, is_sure=probability >= self._threshold)
-        if seen is not None and seen.lasts:
-            left, right = self._outside(group.start, -1), self._outside(group.stop - 1, 1)
-            return self._lasting(seen, max(probability, seen.probability), left, right, group, best)
-        changes = self._changes(best, seen, first, last, probability) if seen is not None else []
-        others = [range(group.start, best), range(best + 1, group.stop)]
-        return [*changes, *(moment for part in others if part for moment in self.moments(part))]
+        moments, waiting = list[Moment](), [group]
+        while waiting:
+            group = waiting.pop()
+            best = max(group, key=self._probabilities.__getitem__)
+            probability = self._probabilities[best]
+            run = self._sure_around(best, group)
+            first, last = self._bounds(best)
+            seen = self._look_into(first, last, is_sure=probability >= self._threshold)
+            done, beside = range(best, best + 1), 0
+            if seen is not None and seen.lasts:
+                left, right = self._outside(run.start, -1), self._outside(run.stop - 1, 1)
+                moments += self._lasting(seen, max(probability, seen.probability), left, right, run, best)
+                done, beside = run, 1  # the windows beside it are searched for its borders
+            elif seen is not None:
+                moments += self._changes(best, seen, first, last, probability)
+            rest = range(group.start, done.start - beside), range(done.stop + beside, group.stop)
+            waiting += filter(None, rest)
+        return moments
+
+    def _sure_around(self, best: int, group: range) -> range:
+        """Return the windows around one that surely show it, without a gap; or that one alone."""
+        first, stop = best, best + 1
+        while first > group.start and self._probabilities[first - 1] >= self._threshold:
+            first -= 1
+        while stop < group.stop and self._probabilities[stop] >= self._threshold:
+            stop += 1
+        return range(first, stop)
 
     def _look_into(self, first: int, last: int, *, is_sure: bool) -> _Seen | None:
         """Quarter the frames `[first, last]` until it is clear that it lasts, or two frames are left.
@@ -268,18 +285,18 @@ class Localizer:
         probability: float,
         before: tuple[int, bool],
         after: tuple[int, bool],
-        group: range,
+        run: range,
         best: int,
     ) -> list[Moment]:
-        """Return the moment of what lasts, from its first frame to its last; none if it is not probable.
+        """Return the moment of what lasts in a run of windows, from its first frame to its last; or none.
 
         `before` and `after` are the frames up to which it may last, as `_outside` has them.
         """
         if probability < self._threshold:
             return []
         near, far = self._shortest(seen)
-        left = near if best == group.start else self._bounds(group.start)[1]
-        right = far if best == group.stop - 1 else self._windows[group.stop - 1].first
+        left = near if best == run.start else self._bounds(run.start)[1]
+        right = far if best == run.stop - 1 else self._windows[run.stop - 1].first
         first = self._border(left, *before, far - near)
         last = self._border(right, *after, far - near)
         seconds = self._footage.seconds
