@@ -209,7 +209,10 @@ class Engine:
 
     def _begin_prefill(self) -> bool:
         """Take the oldest rows that wait, of one length, as many as there is room for; false if they have to wait."""
-        places, is_read = self.most_rows - len(self._running), self._is_read()
+        places = self.most_rows - len(self._running)
+        if not places:
+            return False
+        is_read = self._is_read()
         if self._running and not is_read:
             oldest_seconds = time.perf_counter() - min(row.joined_at for row in self._running)
             # a short prompt costs nearly as much as several

@@ -93,7 +93,7 @@ class Answers:
         self._ahead.most_questions = max(self._ahead.most_questions, 2 * most)
         while self._read and len(self._cancels) < most:
             ready = self._read.pop(0)
-            self._ahead.awaited += 1
+            self._ahead.expect()
             self._cancels[ready] = lambda: None  # the answer may come at once
             self._cancels[ready] = self._model.submit(ready.question.request, partial(self._deliver, ready), False)
 

@@ -117,7 +117,7 @@ class ReadAhead:
         self._tasks: dict[int, _Task] = {}
         # twice what is under way: what lies further ahead takes memory, and is lost work when the run is stopped
         self.most_questions = FEWEST_REQUESTS
-        self.awaited = 0  # answers that are to be posted
+        self._awaited = 0  # answers that are to be posted
         self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
         self._exhausted, self._stopped = False, False
         for _ in range(workers):
@@ -135,10 +135,15 @@ class ReadAhead:
         with self._changed:
             return bool(self._tasks)
 
+    def expect(self) -> None:
+        """Count an answer that will be posted."""
+        with self._changed:
+            self._awaited += 1
+
     def post(self, answered: Answered) -> None:
         """Queue an answer between what is read; in any thread."""
         with self._changed:
-            self.awaited -= 1
+            self._awaited -= 1
             self._events.append(answered)
             self._changed.notify_all()
 
@@ -149,7 +154,7 @@ class ReadAhead:
             while not self._events:
                 self._give_up_hanging()
                 left = until - time.monotonic()
-                ended = not self._tasks and not self.awaited and (self._exhausted or self._stopped)
+                ended = not self._tasks and not self._awaited and (self._exhausted or self._stopped)
                 if self._events or ended or left <= 0:
                     break
                 self._changed.wait(min(left, _LOOK_SECONDS))
