@@ -88,6 +88,7 @@ class Engine:
         self._unread: list[tuple[list[Row], Callable[[], list[int]]]] = []  # tokens that are on their way to the host
         self._prefixes = PrefixCache()
         self._most_tokens = math.inf  # of all slots that rows have: less after an error
+        self._may_send = True  # pixels ahead: no more once memory has run out
 
     @property
     def cached_bytes(self) -> int:
@@ -114,7 +115,7 @@ class Engine:
                 row.prepare(row)
                 if self._prefix_reuse:
                     row.prompt.media_key  # noqa: B018 - frames are hashed here, so that no step waits for it
-                if not (self._prefix_reuse and self._prefixes.has_media(row.prompt)):
+                if self._may_send and not (self._prefix_reuse and self._prefixes.has_media(row.prompt)):
                     row.sent = self._vision.send(span.medium for span in row.prompt.spans)
             except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
                 self._fail(row, error)
@@ -143,6 +144,7 @@ class Engine:
             if row is None:
                 return False
             self._new_count += 1
+            row.sent = row.sent if self._may_send else {}
             if not row.has_left.is_set():
                 self._waiting.append(row)
 
@@ -461,7 +463,9 @@ class Engine:
             except Exception as lost:  # noqa: BLE001 - its sampler can't be reached on the device
                 self._fail(row, lost)
         if is_memory:
-            error.__traceback__ = None
+            self._may_send, error.__traceback__ = False, None
+            for row in self._waiting:
+                row.sent = {}
             memory.give_back(self._decoder.device)
 
 
