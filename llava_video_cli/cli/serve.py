@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,8 @@ Examples:
     llvid serve -m demo --port 9000 --allow-media-dir ~/videos
 
     LLVID_API_KEY=secret llvid serve --host 0.0.0.0
+
+    llvid serve --allow-origin http://localhost:3000
 """
 _own = partial(flag, None)
 
@@ -56,6 +59,10 @@ class ServeFlags:
     allow_media_dir: list[Path] | None = _own("Folder from which file: URLs may be read; repeatable.", metavar="DIR")
     allow_media_host: list[str] | None = _own(
         "Host from which http: and https: URLs may be fetched: HOST or HOST:PORT; repeatable.", metavar="HOST"
+    )
+    allow_origin: list[str] | None = _own(
+        "Web page that may use the server from a browser, such as http://localhost:3000; repeatable.",
+        metavar="ORIGIN",
     )
     max_queue: int = _own(
         "Requests that may wait or be answered at the same time; further ones get status 429.",
@@ -92,7 +99,7 @@ def serve(
         if not path.is_dir():
             raise UsageError(f"--allow-media-dir: {path} is not a folder")
     try:
-        from ..server.auth import Auth
+        from ..server.auth import Auth, checked_origin
         from ..server.connections import max_connections
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
@@ -104,10 +111,13 @@ def serve(
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise UsageError("an API key must be printable ASCII, without spaces at its ends")
     if key is None and not is_loopback(own.host):
+        variable = f"LLVID_API_KEY={secrets.token_hex(16)}"
         raise UsageError(
             f"other machines can reach the server on {own.host}: it needs an API key",
-            "set LLVID_API_KEY, or leave out --host",
+            f"type `{variable} llvid serve --host {own.host}`; in a container: "
+            f"`docker run -e {variable} -p {own.port}:{own.port} IMAGE serve --host {own.host}`",
         )
+    auth = Auth(key, frozenset(map(checked_origin, own.allow_origin or ())))
     max_requests = min(own.max_queue, max_connections() // 2)
     if max_requests < own.max_queue:
         output.note(f"at most {max_requests} requests wait or are answered at a time: see `ulimit -n`")
@@ -127,7 +137,7 @@ def serve(
         service = open_service(
             loaded,
             settings.preset,
-            Auth(key),
+            auth,
             BodyReader(own.max_request_bytes),
             MediaSources([path.absolute() for path in own.allow_media_dir or ()], own.allow_media_host or ()),
             max_requests=max_requests,

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -56,7 +58,28 @@ def app(service: Service) -> Starlette:
         Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
         Route("/health", partial(_get, service, _health, public=True), methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, service)})
+    return Starlette(
+        routes=routes, middleware=_cors(service), exception_handlers={HTTPException: partial(_http_error, service)}
+    )
+
+
+def _cors(service: Service) -> list[Middleware]:
+    """Return what tells browsers that pages of other origins may use the server; nothing if none may.
+
+    It answers the requests by which browsers ask first, which carry no key. Who is allowed is checked by `Auth`, too.
+    """
+    if not service.auth.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=service.auth.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After",),
+            allow_private_network=True,  # a page of the internet may ask a server of this network
+        )
+    ]
 
 
 async def _get(

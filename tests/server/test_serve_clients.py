@@ -264,7 +264,11 @@ def test_without_the_extra_it_says_how_to_install_it() -> None:
 
 
 def test_wrong_options_are_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
-    assert "needs an API key" in failed(llvid("serve", "-m", "nowhere/nothing", "--host", "0.0.0.0"), 2)
+    result = llvid("serve", "-m", "nowhere/nothing", "--host", "0.0.0.0", "--port", "80")
+    assert "needs an API key" in failed(result, 2)
+    assert re.search(r"`LLVID_API_KEY=\w{32} llvid serve --host 0\.0\.0\.0`", result.stderr)
+    assert re.search(r"docker run -e LLVID_API_KEY=\w{32} -p 80:80 IMAGE serve --host 0\.0\.0\.0`", result.stderr)
+    assert "--allow-origin http://a.example" in llvid("serve", "--allow-origin", "http://a.example/").stderr
     assert "is not a folder" in failed(llvid("serve", "-m", "demo", "--allow-media-dir", str(tmp_path / "absent")), 2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from browser import KEYS, Browser, browser
 from PIL import Image
-from serving import Served, message, serving
+from serving import Served, data_url, message, serving
 from terminal import scene
 
 from llava_video_cli import Model, open_model
@@ -133,3 +136,57 @@ def test_the_page_fits_a_phone(tmp_path: Path, served: Served) -> None:
         assert phone.run("document.documentElement.scrollWidth <= innerWidth")
         assert phone.run("[...document.querySelectorAll('button')].every(b => !b.offsetParent || b.offsetHeight >= 44)")
         assert phone.logged() == []
+
+
+class _App(BaseHTTPRequestHandler):
+    """A web page of another origin."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><link rel=icon href='data:,'><title>app</title>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def another_page() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _App) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join(20)
+
+
+def test_only_a_page_that_is_allowed_can_use_the_server(window: Browser, model: Model, clip: Path) -> None:
+    body = json.dumps(json.dumps({"messages": [message("What shape is it?", data_url(clip))]}))
+    head = '{"Content-Type": "application/json", Authorization: "Bearer sesame", "X-Stainless-Lang": "js"}'
+    ask = (
+        "(window.got = '', fetch('%s/v1/chat/completions', {method: 'POST', headers: " + head + ", body: " + body + "})"
+        ".then(reply => reply.json()).then(v => { got = v; }, error => { got = String(error); }), 1)"
+    )
+    with another_page() as origin, another_page() as other, serving(model, auth=Auth("sesame", {origin})) as served:
+        window.visit(f"{origin}/")
+        window.run(ask.replace("%s", served.url))
+        answer = window.wait("window.got")
+        assert answer["choices"][0]["message"]["content"] == "It is a circle."
+        window.run(ask.replace("%s", served.url).replace("sesame", "guess"))
+        assert window.wait("window.got")["error"]["message"] == "the API key is wrong"
+        window.visit(f"{other}/")
+        window.run(ask.replace("%s", served.url))
+        assert "Failed to fetch" in window.wait("window.got")
+        assert served.send("GET", "/v1/models", headers={"Origin": other, "Authorization": "Bearer sesame"})[0] == 403
+        window.logged()  # that the last request was refused
+
+
+def test_no_page_is_allowed_by_default(served: Served) -> None:
+    ask_first = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    status, headers, _ = served.send("OPTIONS", "/v1/chat/completions", headers=ask_first)
+    assert status == 405 and not any(name.startswith("access-control") for name in headers)
+    status, headers, _ = served.send("GET", "/health", headers={"Origin": "https://app.example"})
+    assert status == 200 and not any(name.startswith("access-control") for name in headers)
