@@ -209,7 +209,7 @@ def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page
     with whole_file(wrong) as temporary:
         temporary.write_text("".join(f"{json_line(values)}\n" for values in records), encoding="utf-8")
     with whole_file(page) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        write_report(file, open_results(wrong))
+        write_report(file, open_results(wrong), page.parent)
 
 
 def _slug(model: str) -> str:

@@ -60,7 +60,7 @@ def report(
         def show(done: int) -> None:
             progress.say(f"reading frames: {done} of {source.count} results")
 
-        unreadable = write_report(page, source, sheets=not no_sheets, progress=show)
+        unreadable = write_report(page, source, target.parent, sheets=not no_sheets, progress=show)
     output.note(*source.notes)
     if unreadable:
         output.note(f"{unreadable} video{'' if unreadable == 1 else 's'} can't be read any more")

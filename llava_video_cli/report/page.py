@@ -25,12 +25,13 @@ from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import quote
 
 from ..checkpoint.frame_input import PUBLISHED_INPUT
 from ..errors import LlvidError, UsageError
 from ..video import read_frames
 from ..video.contact_sheet import contact_sheet, sheet_of
-from ..video.files import PictureList
+from ..video.files import PictureList, may_be_media
 from ..video.fit import FrameInput
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
@@ -54,15 +55,22 @@ _READERS, _PREFETCHED = 2, 4  # videos
 _INPUT_SIDES = range(16, 4097)  # pixels of what a model gets; a record that says otherwise is not believed
 _MOST_TIMES = 256  # frames marked on a time line
 _LIMITS = Limits(seconds=30.0, bytes=2**30, cores=1)
+_URL = re.compile(r"https?://[!#-;=?-~]+", re.IGNORECASE | re.ASCII)
 
 
 def write_report(
-    file: TextIO, results: Results, *, sheets: bool = True, progress: Callable[[int], None] = lambda _: None
+    file: TextIO,
+    results: Results,
+    folder: Path,
+    *,
+    sheets: bool = True,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Write the page, and return how many videos could not be read.
 
-    The memory does not grow with the number of results. With `sheets`, each video is read once more, for at most 30
-    seconds; `progress` is called with the number of results whose videos are read.
+    The links to the videos are relative to `folder`, the page's. The memory does not grow with the number of results.
+    With `sheets`, each video is read once more, for at most 30 seconds; `progress` is called with the number of results
+    whose videos are read.
     """
     before, between, after = _template()
     head = {
@@ -72,7 +80,7 @@ def write_report(
         "notes": results.notes,
     }
     file.write(before + _block("head", _json(head)))
-    file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, sheets)) + "\n]"))
+    file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, folder, sheets)) + "\n]"))
     file.write(between)
     unreadable = done = 0
     if sheets:
@@ -109,12 +117,15 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _rows(results: Results, sheets: bool) -> Iterator[dict[str, Any]]:
+def _rows(results: Results, folder: Path, sheets: bool) -> Iterator[dict[str, Any]]:
     """Yield each row as the page's script reads it; empty fields are left out."""
     settings: dict[str, Any] | None = None
+    near = results.path.parent
     for index, (_, group) in enumerate(groupby(results, _sheet_source)):
         for result in group:
             row = _row(result)
+            if link := _link(result.video, near, folder):
+                row["link"] = link
             if sheets:
                 row["sheet"] = index
             if result.settings != settings:  # without settings, a row has those of the row before
@@ -123,6 +134,7 @@ def _rows(results: Results, sheets: bool) -> Iterator[dict[str, Any]]:
     for failure in results.failures:
         error = failure.error.removeprefix(f"{failure.video}: ")
         row = {"name": shown_name(failure.video), "id": failure.id, "error": error, "hint": failure.hint}
+        row["link"] = _link(failure.video, near, folder) or ""
         yield {name: value for name, value in row.items() if value}
 
 
@@ -146,6 +158,22 @@ def _row(result: Result) -> dict[str, Any]:
         "usage": result.usage,
     }
     return {name: value for name, value in row.items() if value}
+
+
+def _link(video: str, near: Path, folder: Path) -> str | None:
+    """Return the URL of a video for a page in `folder`: of http(s), or relative to the page.
+
+    None for a file that is not there, and for one that a browser might run, as it would HTML or SVG.
+    """
+    path = path_of(video)
+    if _URL.fullmatch(path):
+        return path
+    with suppress(OSError, ValueError):  # a name that can't be a file's, or on another drive
+        path = _located(path, near)
+        if not isinstance(path, PictureList) and may_be_media(Path(path).suffix.lower()) and Path(path).is_file():
+            place = os.path.relpath(Path(path).absolute(), folder.absolute())
+            return quote(os.fsencode(Path(place).as_posix()))
+    return None
 
 
 @dataclass(frozen=True)

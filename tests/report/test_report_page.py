@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from browser import KEYS, Browser, browser
@@ -106,7 +107,7 @@ def test_scores_sort_and_filter(window: Browser, tmp_path: Path) -> None:
         line("d.mp4", "yes", scores={"yes": 0.95, "no": 0.05, "__proto__": 0.5, "odd": "x"}),
     )
     assert window.run("[...document.getElementById('sort').options].map(o => o.value)") == [
-        *("", "-yes", "+yes", "-no", "+no", "-__proto__", "+__proto__")
+        *("", "az", "za", "-yes", "+yes", "-no", "+no", "-__proto__", "+__proto__")
     ]
     first = "document.querySelector('.scores').textContent"
     assert window.run(first) == "yes0.700no0.300"
@@ -129,6 +130,45 @@ def test_scores_sort_and_filter(window: Browser, tmp_path: Path) -> None:
     window.run("document.getElementById('clear').click()")
     opened(window, tmp_path, line("a.mp4", "A cat."))
     assert window.run("document.getElementById('sort').hidden && document.getElementById('where').hidden")
+
+
+def test_names_are_sorted_as_people_count(window: Browser, tmp_path: Path) -> None:
+    errors = ({"video_path": "Clip5.mp4", "error": "no video stream", "hint": None},)
+    opened(window, tmp_path, *(line(f"{name}.mp4") for name in ("clip10", "b", "clip9", "é")), errors=errors)
+    for order, names in (
+        ("az", ["b", "Clip5", "clip9", "clip10", "é"]),
+        ("za", ["é", "clip10", "clip9", "Clip5", "b"]),
+        ("", ["clip10", "b", "clip9", "é", "Clip5"]),
+    ):
+        window.run(
+            f"(s => {{ s.value = '{order}'; s.dispatchEvent(new Event('change', {{bubbles: true}})); }})"
+            "(document.getElementById('sort'))"
+        )
+        assert window.run(SHOWN) == [f"{name}.mp4" for name in names], order
+    window.run("document.getElementById('sort').value = 'az', sort(), document.body.focus()")
+    window.type("jj")
+    assert window.run("document.activeElement.getAttribute('aria-label')") == "Clip5.mp4"
+
+
+def test_a_name_is_a_link_to_its_video(window: Browser, tmp_path: Path, clip: Path) -> None:
+    names = ["a b#?%é.mp4", "javascript:alert(1).mp4", "<img src=x>.mp4", "sub/part.mp4", "page.html", "x.svg"]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        shutil.copy(clip, tmp_path / name)
+    urls = ["https://a.example/v?x=1", "javascript:alert(1)", "data:text/html,x.mp4", "https://a b/\n.mp4", "gone.mp4"]
+    part = [{"start_seconds": 1.5, "end_seconds": 2, "text": "late"}]
+    lines = [line(name, segments=part if name.startswith("sub/") else []) for name in [*names, *urls]]
+    opened(window, tmp_path, *lines, errors=({"video_path": names[0], "error": "x", "hint": None},))
+    window.run("document.querySelectorAll('article:empty').forEach(a => { near.unobserve(a); fill(rowOf(a)); })")
+    links = window.run("[...document.querySelectorAll('h2')].map(h => h.querySelector('a')?.href ?? null)")
+    files = [(tmp_path / name).resolve().as_uri() for name in names[:4]]
+    assert [link and unquote(link) for link in links] == [
+        *map(unquote, files[:3]), unquote(files[3]) + "#t=1.5", None, None, urls[0], None, None, None, None,
+        unquote(files[0]),
+    ]  # fmt: skip
+    assert window.run("[...document.querySelectorAll('h2 a')].every(a => a.rel === 'noopener noreferrer')")
+    window.visit(links[0])
+    window.wait("document.querySelector('video').duration > 1.9")
 
 
 def test_a_time_line_by_keys_and_by_pointer(window: Browser, tmp_path: Path, clip: Path) -> None:

@@ -35,13 +35,15 @@ function offerChoices() {
   choices("notes", "Notes", withNotes ? [["with", "with notes", withNotes], ["without", "without notes", without]] : []);
 }
 
-function offerScores() {
+function offerOrders() {
   const known = [...new Set(rows.flatMap((row) => [...row.scores.keys()]))].slice(0, 100);
   const offered = known.flatMap((choice) => [["-", "highest first"], ["+", "lowest first"]].map(([sign, words]) =>
     new Option(`${visible(choice)}: ${words}`, sign + choice)));
-  byId("sort").replaceChildren(new Option("Order of the file", ""), ...offered);
+  const names = [new Option("Name: A to Z", "az"), new Option("Name: Z to A", "za")];
+  byId("sort").replaceChildren(new Option("Order of the file", ""), ...names, ...offered);
   byId("where").placeholder = known.length ? `${visible(known[0])}>0.8` : "";
-  byId("sort").hidden = byId("where").hidden = !known.length;
+  byId("sort").hidden = rows.length < 2;
+  byId("where").hidden = !known.length;
 }
 
 function summarize() {
@@ -94,7 +96,7 @@ byId("clear").addEventListener("click", () => {
 
 summarize();
 offerChoices();
-offerScores();
+offerOrders();
 apply();
 if (!hasSheets) byId("list").classList.add("plain");
 byId("list").append(...rows.map((row) => row.article));

@@ -53,7 +53,7 @@ const rowOf = (article) => rows[article.id.slice(4)];
 
 function fill(row) {
   const above = row.name.slice(0, row.name.length - row.file.length);
-  const heading = make("h2", "", make("bdi", "folder", above), make("bdi", "", row.file));
+  const heading = make("h2", "", make("bdi", "folder", above), make("bdi", "", link(row)));
   const words = make("div", "words", heading, facts(row));
   if (row.question) words.append(directed("p", "question", row.question));
   if (row.text) words.append(...caption(row.text));
@@ -66,6 +66,18 @@ function fill(row) {
   if (!row.error) words.append(onDemand("Settings", () => settingsList({ ...row.settings, usage: row.usage })));
   row.article.append(...(row.sheet === undefined ? [] : [picture(row)]), words);
   highlight();
+}
+
+/** The file's name, as a link to the video, from where its text begins on; never to what a browser would run. */
+function link(row) {
+  if (!row.link) return row.file;
+  const element = make("a", "", row.file), start = row.segments[0]?.[0];
+  element.href = row.link;
+  if (!/^(https?|file):$/.test(element.protocol)) return row.file;
+  if (start > 0 && !element.hash) element.hash = `t=${start}`;
+  element.target = "_blank";
+  element.rel = "noopener noreferrer";
+  return element;
 }
 
 function directed(kind, name, text) {

@@ -13,12 +13,15 @@ function condition(text) {
   };
 }
 
-/** Put the rows into the order that was chosen: of a choice and a direction, or as they came. */
+const { compare } = new Intl.Collator("en", { numeric: true });
+
+/** Put the rows into the order that was chosen: of names, of a choice and a direction, or as they came. */
 function sort() {
-  const [sign, choice] = [byId("sort").value[0], byId("sort").value.slice(1)];
+  const chosen = byId("sort").value, sign = chosen[0], choice = chosen.slice(1);
   const score = (row) => row.scores.get(choice) ?? -1; // those without one come last, whatever the direction
-  const before = (a, b) => (sign === "-" || score(a) < 0 || score(b) < 0 ? score(b) - score(a) : score(a) - score(b));
-  order = sign ? [...rows].sort(before) : rows;
+  const scores = (a, b) => (sign === "-" || score(a) < 0 || score(b) < 0 ? score(b) - score(a) : score(a) - score(b));
+  const names = { az: (a, b) => compare(a.name, b.name), za: (a, b) => compare(b.name, a.name) };
+  order = chosen ? [...rows].sort(names[chosen] ?? scores) : rows;
   byId("list").append(...order.map((row) => row.article));
 }
 
