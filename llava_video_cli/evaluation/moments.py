@@ -19,7 +19,7 @@ from ..video.sampling import Every, Sampling
 _MOST_READ = 17  # frames of a part: it is divided at these, then what is between two of them is read
 _PARTS = 4
 _AROUND_CUT = 24  # frames to each side in which a detector of cuts sees it
-_ASKABLE = 0.2  # of the threshold: a window with less is taken to show nothing of it
+_ASKABLE = 0.5  # of the threshold: a window with less is taken to show nothing of it
 _ROUNDING_SECONDS = 1e-6  # of a time that was printed from a stamp
 
 

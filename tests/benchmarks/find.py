@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -47,6 +48,7 @@ def make_film(path: Path, seconds: float, seed: int = 0) -> None:
 
 def main() -> None:
     """Measure, and print."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as every long run of the program has it
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)

@@ -294,7 +294,7 @@ def check_demo_film(path: Path, scenes: Sequence[Scene]) -> None:
 
 def test_a_triangle_turns_blue(tmp_path: Path) -> None:
     pytest.importorskip("scenedetect", reason="the extra scenes is not installed")
-    check_demo_film(tmp_path / "film.mp4", demo_scenes(5, np.random.default_rng(3)))
+    check_demo_film(tmp_path / "film.mp4", demo_scenes(4, np.random.default_rng(3)))
 
 
 @pytest.mark.slow
