@@ -31,7 +31,7 @@ from ..video.contact_sheet import sheet_of, thumbnail
 from ..video.image import is_picture
 from ..video.limits import Limits, cores
 from ..video.sampling import Every
-from .moments import Footage, Localizer, Moment, Window, joined
+from .moments import Footage, Localizer, Moment, Window, groups, joined
 
 EVERY_SECONDS, THRESHOLD = 4.0, 0.5
 _YES, _NO = "Yes", "No"
@@ -269,11 +269,12 @@ class FindRun(AnsweredRun):
         """Begin to look into the windows of a video."""
         footage = replace(seen.results[0][0].footage, limits=self._options.limits)
         for number, query in enumerate(self.task.queries):
-            localizer = Localizer(
-                footage, seen.windows, seen.probabilities(number), partial(self._yes, model, query),
-                self.task.threshold, has_cuts=self.task.every == "scene",
-            )  # fmt: skip
-            seen.found += ((number, pool.submit(localizer.moments, group)) for group in localizer.groups())
+            yes, probabilities = partial(self._yes, model, query), seen.probabilities(number)
+            for group in groups(probabilities, self.task.threshold):
+                localizer = Localizer(
+                    footage, seen.windows, probabilities, yes, self.task.threshold, has_cuts=self.task.every == "scene"
+                )
+                seen.found.append((number, pool.submit(localizer.moments, group)))
 
     def _yes(self, model: Model, query: Query, clips: Sequence[Frames]) -> list[float]:
         """Return how probable it is that each clip shows it."""

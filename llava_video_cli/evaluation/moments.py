@@ -5,7 +5,7 @@ Frames are known by their numbers in the video, windows by theirs in the run of 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ from ..video.limits import Limits
 from ..video.sampling import Every, Sampling
 
 _MOST_READ = 17  # frames of a part: it is divided at these, then what is between two of them is read
+_MOST_HELD = 128  # frames: as each read decodes from a keyframe on, a short part is read at once
 _PARTS = 4
 _AROUND_CUT = 24  # frames to each side in which a detector of cuts sees it
 _ASKABLE = 0.5  # of the threshold: a window with less is taken to show nothing of it
@@ -124,12 +125,16 @@ class Footage:
         return next((cut for cut in cuts if abs(cut - frame) <= 1), None)
 
 
-def part_of(frames: Frames, first: int, last: int, most: int) -> Frames:
-    """Return the frames `[first, last]` of these, at most so many, spread evenly, the two at the ends among them."""
+def spread(first: int, last: int, most: int) -> list[int]:
+    """Return at most so many of the numbers `[first, last]`, spread evenly, these two among them."""
     count = min(most, last - first + 1)
-    chosen = [first + number * (last - first) // max(1, count - 1) for number in range(count)]
-    times = tuple(frames.times_seconds[number] for number in chosen)
-    return replace(frames, images=frames.images[chosen], times_seconds=times)
+    return [first + number * (last - first) // max(1, count - 1) for number in range(count)]
+
+
+def chosen(frames: Frames, numbers: Sequence[int]) -> Frames:
+    """Return some of the frames, by their numbers among these."""
+    times = tuple(frames.times_seconds[number] for number in numbers)
+    return replace(frames, images=frames.images[numbers], times_seconds=times)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class _Seen:
 
 
 class Localizer:
-    """Finds the moments of one query in one video.
+    """Finds the moments of one query in one video, in one thread.
 
     `yes` returns how probable it is that each of several clips shows it; `probabilities` are those of the windows.
     What has at least the probability `threshold` is a moment. `has_cuts` tells that the windows are shots.
@@ -161,17 +166,7 @@ class Localizer:
     ) -> None:
         self._footage, self._windows, self._probabilities = footage, windows, probabilities
         self._yes, self._threshold, self._has_cuts = yes, threshold, has_cuts
-
-    def groups(self) -> Iterator[range]:
-        """Yield the windows that are to be looked into: neighbours together."""
-        first = None
-        for number, probability in enumerate([*self._probabilities, 0.0]):
-            is_askable = probability >= _ASKABLE * self._threshold and probability > 0
-            if is_askable and first is None:
-                first = number
-            elif not is_askable and first is not None:
-                yield range(first, number)
-                first = None
+        self._held: tuple[Frames, list[int]] | None = None
 
     def moments(self, group: range) -> list[Moment]:
         """Return the moments of a group, in no order.
@@ -214,7 +209,7 @@ class Localizer:
         """
         probability, before = 0.0, None
         while True:
-            frames, places = self._footage.read(first, last)
+            frames, places = self._read(first, last)
             low, high = 0, len(places) - 1
             while high - low > 1:
                 # neighbours share a frame, so that a change is in one of them
@@ -304,12 +299,12 @@ class Localizer:
 
     def _whole(self, first: int, last: int) -> float:
         """Return how probable it is that the frames `[first, last]` show it."""
-        frames, places = self._footage.read(first, last, self._most)
+        frames, places = self._read(first, last, self._most)
         return self._ask(frames, [(0, len(places) - 1)])[0]
 
     def _shortest(self, seen: _Seen) -> tuple[int, int]:
         """Return the first and the last frame of the shortest clip within what was seen that shows it, too."""
-        frames, places = self._footage.read(seen.first, seen.last)
+        frames, places = self._read(seen.first, seen.last)
         middle, clips = len(places) // 2, list[tuple[int, int]]()
         while not clips or clips[-1] != (0, len(places) - 1):
             half = 2 ** len(clips) // 2
@@ -333,7 +328,7 @@ class Localizer:
         way = 1 if inside > outside else -1
         while inside != outside:
             edge = min(max(0, inside + way * length), self._footage.last)
-            frames, places = self._footage.read(min(outside, edge), max(outside, edge))
+            frames, places = self._read(min(outside, edge), max(outside, edge))
 
             def shows(place: int, frames: Frames = frames, places: Sequence[int] = places) -> bool:
                 low, high = sorted((place, place + way * length))
@@ -350,6 +345,19 @@ class Localizer:
                 break
         return inside
 
+    def _read(self, first: int, last: int, most: int = _MOST_READ) -> tuple[Frames, list[int]]:
+        """Return what `Footage.read` returns; all frames of a short part are held, and not read again."""
+        held = self._held
+        if held is None or not (held[1][0] <= first and last <= held[1][-1]):
+            if last - first >= _MOST_HELD:
+                return self._footage.read(first, last, most)
+            held = self._held = self._footage.read(first, last, _MOST_HELD)
+        frames, places = held
+        low = min(bisect_left(places, first), len(places) - 1)
+        high = bisect_right(places, last) - 1
+        numbers = spread(low, max(low, high), most)
+        return chosen(frames, numbers), [places[number] for number in numbers]
+
     def _bounds(self, number: int) -> tuple[int, int]:
         """Return the first and the last frame that a window is judged by: with the next one's first, but for shots."""
         window, is_last = self._windows[number], number == len(self._windows) - 1
@@ -361,7 +369,19 @@ class Localizer:
 
     def _ask(self, frames: Frames, parts: Sequence[tuple[int, int]]) -> list[float]:
         """Return how probable it is that each of these parts of the frames, `[first, last]`, shows it."""
-        return list(self._yes([part_of(frames, first, last, self._most) for first, last in parts]))
+        return list(self._yes([chosen(frames, spread(first, last, self._most)) for first, last in parts]))
+
+
+def groups(probabilities: Sequence[float], threshold: float) -> Iterator[range]:
+    """Yield the windows that are to be looked into, neighbours together, by their probabilities."""
+    first = None
+    for number, probability in enumerate([*probabilities, 0.0]):
+        is_askable = probability >= _ASKABLE * threshold
+        if is_askable and first is None:
+            first = number
+        elif not is_askable and first is not None:
+            yield range(first, number)
+            first = None
 
 
 def joined(moments: Sequence[Moment]) -> list[Moment]:
