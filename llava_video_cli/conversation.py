@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -38,7 +38,8 @@ class Generation:
     `length_normalized` divides the logarithm of each one's probability by the number of its tokens. `top_k` 0 takes all
     tokens. `min_p` is a share of the likeliest token's probability. The penalties for presence and frequency count the
     answer's tokens only. An answer fits the JSON schema `schema`, which is JSON text, or the whole of it matches
-    `regex`. Raises `UsageError` for a value outside its range, and for settings that exclude each other.
+    `regex`. What a model thinks before it answers is a part of the answer with `show_thinking` alone. Raises
+    `UsageError` for a value outside its range, and for settings that exclude each other.
     """
 
     max_new_tokens: int = 512
@@ -55,6 +56,7 @@ class Generation:
     frequency_penalty: float = 0.0
     schema: str | None = None
     regex: str | None = None
+    show_thinking: bool = False
 
     def __post_init__(self) -> None:
         given: Sequence[str] | str = self.choices
@@ -124,13 +126,15 @@ class Request:
     """A conversation that ends with a user's turn, and how to answer it.
 
     The answer ends before the first of the texts `stop` that appears in it. With `logprobs`, each of its tokens comes
-    with its probability, and with so many of the likeliest ones in its place.
+    with its probability, and with so many of the likeliest ones in its place. If the turns tell the times of frames,
+    `untimed` are the turns without them, for a model whose prompts have these times anyway.
     """
 
     turns: tuple[Turn, ...]
     generation: Generation = Generation()
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    untimed: tuple[Turn, ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -149,7 +153,9 @@ class Usage:
 
     `cached_tokens` of `prompt_tokens` were reused from an earlier prompt. `first_token_seconds` and `total_seconds`
     count from the moment the model got the request. `peak_memory_bytes` is the accelerator's peak, or,
-    without one, the peak resident size of the process.
+    without one, the peak resident size of the process. `thinking_tokens` of `generated_tokens` are no part of the
+    answer, but what the model thought before it. `media_tokens` of the prompt stand for each of its media; empty where
+    that isn't known.
     """
 
     prompt_tokens: int
@@ -158,6 +164,12 @@ class Usage:
     first_token_seconds: float
     total_seconds: float
     peak_memory_bytes: int
+    thinking_tokens: int = 0
+    media_tokens: tuple[int, ...] = ()
+
+    def values(self) -> dict[str, int | float]:
+        """Return the JSON values of the whole."""
+        return {name: value for name, value in asdict(self).items() if name != "media_tokens"}
 
 
 @dataclass(frozen=True)

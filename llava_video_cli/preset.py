@@ -13,7 +13,7 @@ from .conversation import ANY_OBJECT, Generation, Media, Request, Segment, Turn
 from .errors import ModelError, UsageError, nearest
 from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
-from .prompt.timestamps import with_times
+from .prompt.timestamps import request_of
 from .system.files import config_folder
 from .validation import placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
 from .video import Frames
@@ -52,7 +52,7 @@ class Preset:
         """
         system = (Turn("system", self.system),) if self.system else ()
         turns = with_speech((*system, Turn("user", with_lines(question, lines), tuple(media))), spoken)
-        return Request(with_times(turns) if self.timestamps else turns, self.generation)
+        return request_of(turns, self.generation, self.timestamps)
 
     def requests(
         self, questions: Sequence[str], media: Sequence[Media], subtitles: Subtitles | None, count: Count

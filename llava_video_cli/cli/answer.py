@@ -178,7 +178,8 @@ def note_unfinished(
 ) -> None:
     """Say that an answer is empty, or why it ended early and which of two options helps."""
     if not answer.text.strip():
-        note(EMPTY_ANSWER)
+        thought = "all of it is thinking, which --show-thinking shows" if answer.usage.thinking_tokens else ""
+        note(f"{EMPTY_ANSWER}: {thought}" if thought else EMPTY_ANSWER)
     if answer.finish_reason == "length":
         note(f"the answer was cut off at {most_tokens} tokens; {ways[0]} allows more")
     if answer.finish_reason == "repetition":

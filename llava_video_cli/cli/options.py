@@ -173,6 +173,10 @@ class TextFlags:
     )
     prefill: str | None = _text("The answer begins with this.", metavar="TEXT")
     seed: int | None = _text("Random seed, which makes a sampled answer repeatable [default: a new one].", metavar="N")
+    show_thinking: bool | None = _text(
+        "Show what the model thinks before it answers (<think>...</think>) [default: off].",
+        "--show-thinking/--no-show-thinking",
+    )
     schema: Path | None = _text("Answer with JSON that fits this JSON schema.", metavar="FILE")
     json_object: bool = _text("Answer with a JSON object.", "--json-object", default=False)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ..prompt.thinking import Thoughts, overlap
 
 if TYPE_CHECKING:
     from ..checkpoint.config import Checkpoint
@@ -21,12 +24,20 @@ class Detokenizer:
     """Decodes a growing sequence of ids; the pieces joined are the decoded whole, without outer white space.
 
     With `skip`, white space stays, and so many characters at the beginning are left out. The first of the strings
-    `stop` ends the text, and is no part of it.
+    `stop` ends the text, and is no part of it; neither are `thoughts`, if they are not shown.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), skip: int | None = None) -> None:
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        stop: Sequence[str] = (),
+        skip: int | None = None,
+        thoughts: Thoughts | None = None,
+    ) -> None:
         self._decode, self._stop, self._skip = decode, StopStrings(stop), skip
+        self.thoughts = thoughts or Thoughts(are_shown=True)
         self._ids: list[int] = []
+        self._given = 0  # ids up to here are of the prompt
         self._start = 0  # ids from here on are decoded together
         self._decoded = 0  # ids up to here are in `_held` or were handed out
         self._held = ""
@@ -37,7 +48,8 @@ class Detokenizer:
         """Let the text begin with a prefill, which stop strings don't look at; `ids` are the prompt's."""
         if prefill:
             self._ids = list(ids[-_CONTEXT_IDS:])
-            self._decoded, self._prefill, self._has_text = len(self._ids), prefill, True
+            self._decoded = self._given = len(self._ids)
+            self._prefill, self._has_text = prefill, True
 
     @property
     def is_stopped(self) -> bool:
@@ -50,14 +62,15 @@ class Detokenizer:
         self._decode_new()
         cut = _last_boundary(self._held)
         piece, self._held = self._held[:cut], self._held[cut:]
-        return self._prefilled(self._stop.push(self._trimmed(piece)))
+        return self._prefilled(self._stop.push(self._trimmed(self.thoughts.push(piece))))
 
     def finish(self) -> str:
         """Return the rest of the text; an unfinished character is shown as U+FFFD."""
         if self.is_stopped:
             return ""
         self._decode_new(final=True)
-        piece, self._held = self._held if self._skip is not None else self._held.rstrip(), ""
+        piece, self._held = self.thoughts.push(self._held) + self.thoughts.finish(), ""
+        piece = piece if self._skip is not None else piece.rstrip()
         text = self._stop.push(self._trimmed(piece))
         return self._prefilled(text if self.is_stopped else text + self._stop.finish(), final=True)
 
@@ -65,6 +78,17 @@ class Detokenizer:
         if text or final or self.is_stopped:
             text, self._prefill = self._prefill + text, ""
         return text
+
+    @property
+    def thinking_tokens(self) -> int:
+        """How many of the tokens are thoughts, their marks included; known when it has finished."""
+        ids = self._ids[self._given :]
+
+        def tokens(characters: int) -> int:
+            """Return how many tokens it takes to decode so many characters."""
+            return bisect_left(range(len(ids)), characters, key=lambda n: len(self._decode(ids[:n])))
+
+        return sum(tokens(stop) - max(0, tokens(start + 1) - 1) for start, stop in self.thoughts.parts)
 
     def _decode_new(self, final: bool = False) -> None:
         before = self._decode(self._ids[self._start : self._decoded])
@@ -99,7 +123,7 @@ class StopStrings:
         if found:
             text, self._held, self.is_found = self._held[: min(found)], "", True
             return text
-        keep = max((_overlap(self._held, string) for string in self._strings), default=0)
+        keep = max((overlap(self._held, string) for string in self._strings), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text
@@ -167,8 +191,3 @@ def _last_boundary(text: str) -> int:
         if index < end and ord(text[index]) >= _UNSPACED:
             return index + 1
     return 0
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text may be the beginning of a stop string."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

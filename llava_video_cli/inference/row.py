@@ -43,6 +43,7 @@ class Row:
     sent: Mapping[Media, SentPixels] = field(default_factory=dict)
     choices: Choices | None = None
     logprobs: Callable[[], list[float]] | None = None  # of the choices; waits for the device
+    media_tokens: tuple[int, ...] = ()
     is_cancelled: bool = False
     has_left: threading.Event = field(default_factory=threading.Event)
     ids: list[int] = field(default_factory=list)  # new ones
@@ -135,6 +136,8 @@ class Row:
             first_token_seconds=self.first_at - self.began_at,
             total_seconds=at - self.began_at,
             peak_memory_bytes=self.peak_bytes,
+            thinking_tokens=self.text.thinking_tokens,
+            media_tokens=self.media_tokens,
         )
 
     def _hold_logprobs(self, count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..conversation import Turn
+from ..conversation import Generation, Request, Turn
 from ..video import Frames
 
 
@@ -26,6 +26,19 @@ def with_times(turns: Sequence[Turn]) -> tuple[Turn, ...]:
         lines = [_sentence(name, video) for name, video in zip(names, videos, strict=True)]
         timed.append(replace(turn, text="\n".join([*lines, turn.text])) if lines else turn)
     return tuple(timed)
+
+
+def request_of(
+    turns: tuple[Turn, ...],
+    generation: Generation,
+    timestamps: bool,
+    stop: tuple[str, ...] = (),
+    logprobs: int | None = None,
+) -> Request:
+    """Return a request, with the times of frames if they are wanted."""
+    if not timestamps:
+        return Request(turns, generation, stop, logprobs)
+    return Request(with_times(turns), generation, stop, logprobs, turns)
 
 
 def _sentence(name: str, video: Frames) -> str:

@@ -86,6 +86,8 @@ def _frame_input(listed: object) -> FrameInput:
     with suppress(UsageError, TypeError):
         found = FrameInput(**read_fields(listed, shape_of(FrameInput)))
         sides = found.width, found.height, found.edge or 1
+        if found.way == "whole":
+            return FrameInput(0, 0, "whole", time_marks=found.time_marks)
         if all(1 <= side <= _MOST_FRAME_PIXELS for side in sides) and all(0 <= level < 256 for level in found.mean):
             return replace(found, resample=min(max(0, found.resample), _LAST_RESAMPLE))
     return _FRAME_INPUT
@@ -233,6 +235,8 @@ def _generation(request: Request, engine: Engine) -> dict[str, Any]:
     if generation.repetition_penalty != 1:
         fields["repetition_penalty"] = generation.repetition_penalty
     fields |= {name: value for name in _ADDED if (value := getattr(generation, name))}
+    if generation.show_thinking and engine == "llvid":
+        fields["show_thinking"] = True
     return {**fields, **_constraint(generation, engine), "stream_options": {"include_usage": True}}
 
 

@@ -16,6 +16,7 @@ from ..errors import ModelError, ServerError
 from ..model import Event, Send, answers
 from ..prompt.budget import Budget, estimated
 from ..prompt.continuation import read_choices
+from ..prompt.thinking import Thoughts
 from ..video.fit import FrameResize
 from .client import DisconnectedError, Endpoint, UnreachableError
 from .engines import RequestWriter, ServedModel, check_generation, read_prompt_logprobs
@@ -182,6 +183,7 @@ class RemoteModel:
             yield self._scored(request)
             return
         spaces, first_at, chunks, has_text = "", 0.0, 0, False  # white space is yielded only when more text follows
+        thoughts = Thoughts(are_shown=generation.show_thinking)
         end: dict[str, Any] = {}
         whole: list[str] = []
         is_exact = request.generation.regex is not None  # white space at its ends counts
@@ -199,7 +201,7 @@ class RemoteModel:
                     if not isinstance(piece, str) or not piece:
                         continue
                     chunks += 1
-                    piece = spaces + _LONE_SURROGATE.sub("\ufffd", piece)
+                    piece = spaces + thoughts.push(_LONE_SURROGATE.sub("\ufffd", piece))
                     piece = piece if has_text or is_exact else piece.lstrip()
                     text = piece if is_exact else piece.rstrip()
                     spaces = piece[len(text) :]
@@ -215,7 +217,8 @@ class RemoteModel:
             raise ModelError(message, "llvid serve, vLLM and SGLang obey it")
         now = time.perf_counter()
         usage = _usage(end, chunks, (first_at or now) - began, now - began)
-        yield Chunk("", reason, usage, _scores(end, generation))
+        rest = spaces + thoughts.finish()
+        yield Chunk(rest.rstrip() if rest.strip() else "", reason, usage, _scores(end, generation))
 
     @contextmanager
     def _least_busy_server(self) -> Iterator[_Server]:
@@ -280,6 +283,7 @@ def _usage(end: dict[str, Any], chunks: int, first_seconds: float, total_seconds
     """Return what an answer cost: counts as the server reports them, times as measured here."""
     usage = end.get("usage", {})
     details, own = usage.get("prompt_tokens_details"), end.get("llvid", {}).get("usage")
+    thinking = _number(usage.get("completion_tokens_details"), "reasoning_tokens")
     return Usage(
         prompt_tokens=_number(usage, "prompt_tokens"),
         cached_tokens=_number(details, "cached_tokens"),
@@ -287,6 +291,7 @@ def _usage(end: dict[str, Any], chunks: int, first_seconds: float, total_seconds
         first_token_seconds=first_seconds,
         total_seconds=total_seconds,
         peak_memory_bytes=_number(own, "peak_memory_bytes"),
+        thinking_tokens=thinking or _number(own, "thinking_tokens"),
     )
 
 

@@ -29,7 +29,17 @@ from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
-from .record import EMPTY_ANSWER, Failure, Record, join_frames, mean_scores, media_values, path_to_text, total_usage
+from .record import (
+    EMPTY_ANSWER,
+    Failure,
+    Record,
+    join_frames,
+    mean_scores,
+    media_values,
+    path_to_text,
+    total_usage,
+    with_tokens,
+)
 from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 from .storage import is_address
 from .table import Table, Where, open_table, parse_where
@@ -202,7 +212,7 @@ class CaptionJob:
         Readers of long files of JSON guess a column's type from its beginning: so every record has the same fields with
         the same types, and there is always a segment.
         """
-        parts = [part for part, _ in answers]
+        parts, usage = [part for part, _ in answers], total_usage([answer.usage for _, answer in answers])
         notes = dict.fromkeys(line for part in parts for line in part.values["notes"])
         notes |= dict.fromkeys(notes_of(part.lines for part in parts))
         notes |= dict.fromkeys(EMPTY_ANSWER for _, answer in answers if not answer.text.strip())
@@ -219,9 +229,9 @@ class CaptionJob:
             "prompt": self.task.preset.prompt,
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-            "frames": join_frames([part.values["frames"] for part in parts]),
+            "frames": with_tokens(join_frames([part.values["frames"] for part in parts]), sum(usage.media_tokens)),
             "notes": list(notes),
-            "usage": asdict(total_usage([answer.usage for _, answer in answers])),
+            "usage": usage.values(),
             "settings": {**self.settings, **form.changes, "request_key": self.task.request_key(self.name)},
             "key": self.key,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -121,6 +121,8 @@ def ask_values(
 ) -> dict[str, Any]:
     """Return the JSON values of an answered question, from those of its media (if any) and of the settings."""
     notes = [line for medium in media for line in medium["notes"]]
+    tokens = answer.usage.media_tokens or (None,) * len(media)
+    media = [{**each, "frames": with_tokens(each["frames"], count)} for each, count in zip(media, tokens, strict=True)]
     first, *others = media or ({"path": None, "frames": None, "notes": ()},)
     return {
         "video": first["path"],
@@ -129,11 +131,12 @@ def ask_values(
         "answer": answer.text,
         **({"scores": dict(answer.scores)} if answer.scores else {}),
         "model": settings["model"],
+        "family": settings.get("family"),
         "finish_reason": answer.finish_reason,
         "frames": first["frames"],
         **({"with": others} if others else {}),
         "notes": notes if answer.text.strip() else [*notes, EMPTY_ANSWER],
-        "usage": asdict(answer.usage),
+        "usage": answer.usage.values(),
         "settings": dict(settings),
     }
 
@@ -150,7 +153,8 @@ def media_values(path: str, medium: Media) -> dict[str, Any]:
         "fit": medium.input.came_to(medium.sampling.fit) if medium.input else medium.sampling.fit,
         "visible_share": medium.visible and round(medium.visible[0] * medium.visible[1], 3),
         "size": [medium.info.width, medium.info.height],
-        "input_size": [medium.input.width, medium.input.height] if medium.input and medium.visible else None,
+        "input_size": [medium.input.width, medium.input.height] if medium.input and medium.input.width else None,
+        **({"time_marks": medium.input.time_marks} if medium.input and medium.input.time_marks else {}),
         **({"shots": [list(shot) for shot in medium.shots]} if medium.shots else {}),
     }
     return {"path": medium_name(path), "frames": frames, "notes": list(medium.notes)}
@@ -179,9 +183,18 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         cached_tokens=sum(usage.cached_tokens for usage in usages),
         generated_tokens=sum(usage.generated_tokens for usage in usages),
+        thinking_tokens=sum(usage.thinking_tokens for usage in usages),
+        media_tokens=tuple(map(sum, zip(*(usage.media_tokens for usage in usages), strict=False))),
         total_seconds=sum(usage.total_seconds for usage in usages),
         peak_memory_bytes=max(usage.peak_memory_bytes for usage in usages),
     )
+
+
+def with_tokens(frames: Mapping[str, Any] | None, tokens: int | None) -> dict[str, Any] | None:
+    """Return what is said of a video's frames, with how many tokens of the prompt each takes on average, if known."""
+    if frames is None or not tokens:
+        return None if frames is None else dict(frames)
+    return {**frames, "tokens_each": round(tokens / frames["count"], 2)}
 
 
 class CutNote:

@@ -22,7 +22,7 @@ from ..preset import (
     with_sampling,
 )
 from ..prompt.subtitles import Count, fitting, notes_of, with_speech
-from ..prompt.timestamps import with_times
+from ..prompt.timestamps import request_of
 from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint
 from ..validation import Shape, Text, brief, placed, read_fields, read_object
@@ -87,7 +87,7 @@ class BatchRequest:
     def request(self, media: Iterable[Media], spoken: int = 0) -> Request:
         """Return the request, with its media in their places, and so many lines of their speech."""
         turns = with_speech(turns_of(self.drafts, media), spoken)
-        return Request(with_times(turns) if self.timestamps else turns, self.generation)
+        return request_of(turns, self.generation, self.timestamps)
 
     def spoken_requests(self, media: Iterable[Media], spoken: int) -> list[Request]:
         """Return the only request, as `fitting` wants it."""

@@ -14,7 +14,7 @@ from ..errors import UsageError, nearest
 from ..model import Model
 from ..preset import SAMPLING_OPTIONS, generation_shape, sampling_options, sampling_shape, with_sampling
 from ..prompt.subtitles import fitting, notes_of, with_speech
-from ..prompt.timestamps import with_times
+from ..prompt.timestamps import request_of
 from ..speech.transcripts import check_speech, hear
 from ..validation import brief
 from ..validation import fitting as fitting_value
@@ -297,7 +297,7 @@ class Chat:
 
     def _request(self, session: Session, media: Iterable[Media], spoken: int = 0) -> Request:
         turns = with_speech(turns_of(session.drafts, media), spoken)
-        return Request(with_times(turns) if session.timestamps else turns, session.drawn(secrets.randbits(32)))
+        return request_of(turns, session.drawn(secrets.randbits(32)), session.timestamps)
 
 
 def _typed(value: str, allowed: Any, name: str) -> Any:

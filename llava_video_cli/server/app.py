@@ -25,7 +25,7 @@ from .. import conversation
 from ..conversation import Chunk
 from ..errors import LlvidError
 from ..prompt.subtitles import fitting, notes_of, with_speech
-from ..prompt.timestamps import with_times
+from ..prompt.timestamps import request_of
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
 from .connections import client_of
@@ -239,8 +239,7 @@ async def _prepared(
 
     def make(spoken: int) -> list[conversation.Request]:
         turns = with_speech(turns_of(asked.drafts, media), spoken)
-        turns = with_times(turns) if service.preset.timestamps else turns
-        return [conversation.Request(turns, generation, asked.stop, asked.logprobs)]
+        return [request_of(turns, generation, service.preset.timestamps, asked.stop, asked.logprobs)]
 
     (request,), lines = await asyncio.to_thread(fitting, media, make, service.model.budget)
     budget = await asyncio.to_thread(service.model.budget, request)

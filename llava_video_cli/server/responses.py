@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from starlette.requests import ClientDisconnect
@@ -274,9 +274,10 @@ def _usage_values(answers: Sequence[Chunk], extra: Mapping[str, Any]) -> dict[st
             "completion_tokens": usage.generated_tokens,
             "total_tokens": usage.prompt_tokens + usage.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
             "max_completion_tokens": extra["generation"]["max_new_tokens"],
         },
-        "llvid": {"finish_reason": answers[0].finish_reason, "usage": asdict(usage), **extra},
+        "llvid": {"finish_reason": answers[0].finish_reason, "usage": usage.values(), **extra},
     }
 
 

@@ -23,7 +23,7 @@ _MAX_CELL_ASPECT = 8  # height to width; taller frames are shown narrower
 _MIN_CELL = 48  # pixels; narrower pictures have no room for their times
 _SHADED = 0.65  # of the background, over what the model does not get
 _THUMBNAIL_PIXELS = 640  # of the longer side
-_WORDS = {"pad": ", padded", "stretch": ", stretched", "crop": ": what is shaded is cut off"}
+_WORDS = {"whole": "", "pad": ", padded", "stretch": ", stretched", "crop": ": what is shaded is cut off"}
 
 
 def contact_sheet(frames: Frames, columns: int | None = None, width_pixels: int = 1280) -> Image:

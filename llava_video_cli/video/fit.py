@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Fit = Literal["auto", "crop", "pad", "stretch"]
+TimeMarks = Literal["seconds", "clock", "none"]
 # What `auto` can come to; what a server does is not known here.
-Way = Literal["crop", "stretch", "server"]
+Way = Literal["crop", "stretch", "server", "whole"]
 CLIP_MEAN = (123, 117, 104)  # OPENAI_CLIP_MEAN of transformers, times 255
 _BICUBIC = 3  # of Pillow's `Resampling`
 
@@ -24,8 +25,10 @@ class FrameInput:
     """What a model gets of a frame: a picture of `width` x `height` pixels, made by its video processor.
 
     `way` is the processor's own: `crop` resizes the frame's shorter side to `edge` pixels (None: it does not resize)
-    and cuts out the middle, `stretch` resizes both sides. `mean` is the processor's mean colour, 0 to 255, and
-    `resample` its filter, a number of Pillow's `Resampling`.
+    and cuts out the middle, `stretch` resizes both sides, `whole` keeps the frame's shape, whatever it is (then there
+    is no width and no height). `mean` is the processor's mean colour, 0 to 255, and `resample` its filter, a number of
+    Pillow's `Resampling`. `time_marks` are how the model's own prompt tells when a frame is on screen:
+    `seconds` (`<0.6 seconds>`, for each pair of frames), `clock` (`00:07`) or `none`; None if that is not known.
     """
 
     width: int
@@ -34,6 +37,7 @@ class FrameInput:
     edge: int | None = None
     mean: tuple[int, int, int] = CLIP_MEAN
     resample: int = _BICUBIC
+    time_marks: TimeMarks | None = None
 
     def fitted(self, image: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
         """Return a frame, uint8 (height, width, 3), as it goes to the processor; one that has been fitted stays.
@@ -45,7 +49,7 @@ class FrameInput:
         from PIL import Image
 
         height, width, _ = image.shape
-        if fit in ("auto", self.way) or (height, width) == (self.height, self.width):
+        if fit in ("auto", self.way) or self.way == "whole" or (height, width) == (self.height, self.width):
             return image
         if fit == "stretch":
             whole = Image.fromarray(np.ascontiguousarray(shrunk(image)))
@@ -66,7 +70,7 @@ class FrameInput:
 
     def came_to(self, fit: Fit) -> str:
         """Return what is done with a frame: `crop`, `pad`, `stretch`, or `server`, which decides by itself."""
-        return self.way if fit == "auto" else fit
+        return self.way if fit == "auto" or self.way == "whole" else fit
 
     def visible(self, width: int, height: int, fit: Fit) -> tuple[float, float] | None:
         """Return the shares of a frame's width and height that the model gets, of the middle; None for a server's way.
@@ -75,6 +79,8 @@ class FrameInput:
         """
         if self.way == "server" and fit == "auto":
             return None
+        if self.way == "whole":
+            return 1.0, 1.0
         wide, high = width, height  # of what goes to the processor
         if fit == "crop" and self.way != "crop":
             wide, high = self._shaped(width, height, min)
@@ -92,6 +98,8 @@ class FrameInput:
 
     def size_of(self, width: int, height: int) -> str:
         """Return what a user is told of the size: `336 x 336 of 640 x 360`."""
+        if self.way == "whole":
+            return f"all of {width} x {height}, in a size that its processor chooses"
         return f"{self.width} x {self.height} of {width} x {height}"
 
     def _shaped(self, width: int, height: int, most: Callable[[int, int], int]) -> tuple[int, int]:
