@@ -9,8 +9,6 @@ from pathlib import Path
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError
 from .config import (
-    WANTED,
-    check_architecture,
     check_name,
     check_weights,
     describe,
@@ -18,6 +16,7 @@ from .config import (
     read_config,
     weight_names,
 )
+from .families import WANTED, check_family, is_generic
 from .files import check_files
 from .hub import DEMO_HINT, cached, explained, fetch, resolve
 from .random_weights import random_folder
@@ -42,6 +41,8 @@ def locate(model: str, revision: str | None = None) -> Path:
     check_weights(folder)
     names = weight_names(folder)
     check_files(folder, names)
+    if is_generic(read_config(folder)):  # how many parameters there should be, only torch can tell
+        return folder
     parameters = describe(read_config(folder)).parameters.total
     if (stored := sum((folder / name).stat().st_size for name in names)) < _FEWEST_BYTES * parameters:
         raise ModelError(
@@ -99,6 +100,6 @@ def revision_of(folder: Path) -> str | None:
 def _from_hub(model: str, revision: str | None) -> Path:
     with explained(model, revision):
         folder = resolve(model, revision)
-        check_architecture(read_config(folder), model)
+        check_family(read_config(folder), model)
         complete = cached(model, folder.name)
     return complete or fetch(model, folder.name).folder

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
+from .families import WANTED, check_family
 from .files import read_json, unreadable
 from .size import Parameters, count
 from .tokens import AnyResRates
 
-Family = Literal["vicuna", "mistral", "chatml"]
+PromptFormat = Literal["vicuna", "mistral", "chatml", "own"]
 
-ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 INDEX = "model.safetensors.index.json"  # of weights in more than one file
 ADAPTER = "adapter_config.json"  # of peft
 _PART = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
@@ -46,14 +46,15 @@ _SCALABLE = ("default", "linear")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The facts of one LLaVA-NeXT-Video checkpoint that prompts and budgets need.
+    """The facts of a checkpoint that prompts and budgets need.
 
     `position_count` is `max_position_embeddings`; `rope_factor` is that of linear RoPE scaling, or 1. `rates` counts
-    the tokens of media. `head_width` is in elements; `widths` are those of the language model's layers and of their
-    MLPs, `vision_widths` the vision tower's.
+    the tokens of media. `kv_elements` are those of all keys and values of a token; `widths` are those of the language
+    model's layers and of their MLPs, `vision_widths` the vision tower's. `prompt_format` is `own` where only
+    the checkpoint's chat template knows it.
     """
 
-    family: Family
+    prompt_format: PromptFormat
     image_token_id: int
     video_token_id: int
     rates: AnyResRates
@@ -62,8 +63,7 @@ class Checkpoint:
     rope_type: str
     rope_factor: float
     layers: int
-    kv_heads: int
-    head_width: int
+    kv_elements: int
     widths: tuple[int, int]
     vision_widths: tuple[int, int]
     parameters: Parameters
@@ -125,7 +125,7 @@ def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
         raise ModelError(f"{folder} is not a checkpoint: it has no config.json", WANTED) from None
     if not isinstance(config, dict):
         raise unreadable(path, "it is not a mapping")
-    check_architecture(config, str(folder))
+    check_family(config, str(folder))
     return config
 
 
@@ -137,20 +137,6 @@ def _read_adapted(folder: Path, status: tuple[int, ...], *changes: Any) -> tuple
 _PUBLISHED_SIZES = ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO")
 # Hub ids, by their short names.
 PUBLISHED = {size.lower(): f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in _PUBLISHED_SIZES}
-WANTED = "llvid runs LLaVA-NeXT-Video checkpoints in the transformers layout, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
-
-
-def check_architecture(config: Mapping[str, Any], name: str) -> None:
-    """Raise `ModelError` unless the config is of a LLaVA-NeXT-Video checkpoint.
-
-    Some published revisions say `model_type: llava_next`; only `architectures` identifies them.
-    """
-    stored = config.get("architectures")
-    architectures = [str(each) for each in stored] if isinstance(stored, list) else []
-    if config.get("model_type") == "llava_next_video" or ARCHITECTURE in architectures:
-        return
-    got = ", ".join(architectures) or config.get("model_type") or "unknown"
-    raise ModelError(f"{name} is a checkpoint of another architecture: {got}", WANTED)
 
 
 def weight_names(folder: Path) -> list[str]:
@@ -210,7 +196,7 @@ def _check_adapter(folder: Path) -> None:
         )
 
 
-def family_of(config: Mapping[str, Any], has_chatml_tokens: bool) -> Family:
+def prompt_format_of(config: Mapping[str, Any], has_chatml_tokens: bool) -> PromptFormat:
     """Return how a checkpoint's prompts are written; ChatML if its tokenizer has the token `<|im_start|>`."""
     is_mistral = _part(config, "text_config").get("model_type") == "mistral"
     return "chatml" if has_chatml_tokens else "mistral" if is_mistral else "vicuna"
@@ -241,7 +227,7 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
         )
     is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
     return Checkpoint(
-        family=family_of(config, is_yi and text["model_type"] == "llama"),
+        prompt_format=prompt_format_of(config, is_yi and text["model_type"] == "llama"),
         image_token_id=_first(config, "image_token_index", "image_token_id", 32001),
         video_token_id=_first(config, "video_token_index", "video_token_id", 32000),
         rates=rates,
@@ -250,8 +236,7 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
         rope_type=rope_type,
         rope_factor=_factor(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
         layers=text["num_hidden_layers"],
-        kv_heads=text["num_key_value_heads"],
-        head_width=text["head_dim"],
+        kv_elements=2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"],
         widths=(text["hidden_size"], text["intermediate_size"]),
         vision_widths=(vision["hidden_size"], vision["intermediate_size"]),
         parameters=count(text, vision, config),

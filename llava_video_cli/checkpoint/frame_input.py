@@ -9,9 +9,10 @@ from typing import Any
 
 from ..demo import CHECKPOINT
 from ..errors import ModelError, described
-from ..video.fit import CLIP_MEAN, FrameInput
+from ..video.fit import CLIP_MEAN, FrameInput, Way
 from . import local_folder
 from .config import PUBLISHED, describe, read_config
+from .families import Family, family_of, is_generic
 from .files import read_json
 from .random_weights import has_random_weights
 
@@ -40,7 +41,9 @@ def frame_input(model: str, revision: str | None = None) -> FrameInput | None:
             folder = Path(path).parent if isinstance(path, str) else None
         if folder is None:
             return None
-    side = describe(read_config(folder)).rates.image_size
+    if is_generic(config := read_config(folder)):
+        return shape_of_frames(_video_values(folder), family_of(config))
+    side = describe(config).rates.image_size
     return input_of(_video_values(CHECKPOINT if has_random_weights(folder) else folder), side, str(folder))
 
 
@@ -65,6 +68,28 @@ def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
     except (TypeError, ValueError, AttributeError) as error:
         message = f"the preprocessor's config in {name} can't be used: {described(error)}"
         raise ModelError(message, PROCESSOR_HINT) from None
+
+
+def shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
+    """Return what the video processor of any family makes of a frame, as far as its values tell.
+
+    One with a height and a width squeezes frames into these, unless it cuts the middle out; others keep their shape.
+    """
+    size, crop = (dict(values.get(name) or {}) for name in ("size", "crop_size"))
+    crop = crop if values.get("do_center_crop") and crop.get("height") else {}
+    side = crop or size
+    if not (side.get("height") and side.get("width")) or not values.get("do_resize", True):
+        return FrameInput(0, 0, "whole", time_marks=family.time_marks)
+    means = values.get("image_mean") or [0.5] * 3
+    red, green, blue = (round(255 * mean) for mean in ([means] * 3 if isinstance(means, float) else means))
+    edge, resample = (
+        size.get("shortest_edge") if crop else None,
+        int(values.get("resample") or PUBLISHED_INPUT.resample),
+    )
+    way: Way = "crop" if crop else "stretch"
+    return FrameInput(
+        side["width"], side["height"], way, edge, (red, green, blue), resample, time_marks=family.time_marks
+    )
 
 
 def _video_values(folder: Path) -> dict[str, Any]:

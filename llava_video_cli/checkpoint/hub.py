@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ..errors import ModelError, first_line, nearest
-from .config import check_architecture, check_weights, read_config, weight_names
+from .config import check_weights, read_config, weight_names
+from .families import check_family, is_listed
+from .files import read_json
 
 # All that a checkpoint needs beside its weights, and its card, for the licence: no pickles, no code, no folders.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "README.md")
@@ -106,7 +108,7 @@ def fetch(
                 raise ConnectionError
             return Fetched(complete, folder.name, folder_bytes(complete), is_checked=False)
         received = _download(model, folder, [file for file in files if file.name == "config.json"])
-        check_architecture(read_config(folder), model)
+        check_family(read_config(folder), model)
         small = [file for file in files if any(fnmatch(file.name, pattern) for pattern in SMALL_FILES)]
         received += _download(model, folder, small)
         received += _download(model, folder, _weights(model, folder, files), progress)
@@ -236,12 +238,14 @@ def cache_folder() -> Path:
 
 
 def cached_checkpoints(cache: Path) -> list[CachedCheckpoint]:
-    """Return the LLaVA-NeXT-Video checkpoints in a cache, complete or not; others are left out."""
+    """Return the checkpoints in a cache whose family is known, complete or not; others are left out."""
     checkpoints = []
     for folder in sorted(cache.glob("models--*/snapshots/*")):
         try:
-            read_config(folder)
-        except ModelError:
+            config = read_json(folder / "config.json")
+        except (ModelError, OSError):
+            continue
+        if not isinstance(config, dict) or not is_listed(config):
             continue
         storage, lacks = folder.parents[1], None
         try:

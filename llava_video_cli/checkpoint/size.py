@@ -126,7 +126,7 @@ def answer_bytes(checkpoint: Checkpoint, dtype: str, tokens: int) -> int:
 
 def kv_bytes(checkpoint: Checkpoint, element_bytes: int = 2) -> int:
     """Return what a token takes in the KV cache: for each layer, a key and a value of every KV head."""
-    return 2 * checkpoint.layers * checkpoint.kv_heads * checkpoint.head_width * element_bytes
+    return checkpoint.kv_elements * element_bytes
 
 
 def _layer(widths: tuple[int, int]) -> int:

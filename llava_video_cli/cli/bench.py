@@ -113,11 +113,11 @@ def _subjects(settings: Settings, quantize: Quantize | None) -> list[BenchModel]
     if settings.remote is not None:
         return [BenchModel("server", settings.open)]
     from ..checkpoint import locate
-    from ..checkpoint.config import read_checkpoint
     from ..checkpoint.random_weights import has_random_weights
+    from ..inference.loader import read_facts
 
     folder, loading = locate(settings.model, settings.revision), settings.loading
-    config, facts = read_checkpoint(folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
+    config, facts = read_facts(settings.model, folder, loading)
     if quantize is not None:
         kinds: tuple[Quantize, ...] = (quantize,)
     elif "quantization_config" in config:

@@ -67,8 +67,9 @@ class TerminalChat(Chat):
         if self.loader.has_begun:
             return
         request = self.expected_request(announced_frames)
-        budget = self.loader.counter.budget(request)
-        if budget.left < 0:
+        counter = self.loader.counter
+        budget = None if counter is None else counter.budget(request)
+        if budget is not None and budget.left < 0:
             ways = _ways(budget, request.media)
             full = str(no_fit(budget, self.session.paths, request.media, 0))
             self.say(f"{full}: {' or '.join(ways)}" if ways else full)

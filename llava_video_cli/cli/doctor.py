@@ -102,7 +102,7 @@ def _sections(diagnosis: Diagnosis) -> Iterator[tuple[str, list[str]]]:
             f"{each.model} {each.commit[:8]}: {size(each.bytes)}, {'incomplete' if each.lacks else 'complete'}"
             for each in diagnosis.checkpoints
         ]
-        yield "cache", [f"{diagnosis.cache}{free}", *(lines or ["no LLaVA-NeXT-Video checkpoint"])]
+        yield "cache", [f"{diagnosis.cache}{free}", *(lines or ["no checkpoint of a video model"])]
     if diagnosis.model is not None:
         yield "model", list(_model(diagnosis.model))
 

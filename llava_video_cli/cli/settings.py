@@ -85,9 +85,10 @@ class Settings:
         """Return the same with the RoPE factor for one video, where the requests are unknown."""
         if not self.rope_auto:
             return self
-        from ..inference.loader import token_counter
+        from ..inference.loader import early_counter
 
-        counter = token_counter(self.model, self.loading, self.revision)
+        counter = early_counter(self.model, self.loading, self.revision, rope_auto=True)
+        assert counter is not None, "others are refused"
         media = self.preset.sampling.frames * counter.checkpoint.rates.frame_tokens
         budget = Budget(media, self.preset.generation.max_new_tokens, counter.checkpoint.context_tokens, (media,))
         factor = counter.stretched([budget]).checkpoint.rope_factor

@@ -6,7 +6,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,14 @@ from platform import platform, python_version
 from typing import TypeVar
 
 from ..checkpoint import local_folder, locate
-from ..checkpoint.config import Checkpoint, read_checkpoint
+from ..checkpoint.config import Checkpoint
+from ..checkpoint.families import family_of, untried
 from ..checkpoint.hub import ROOM_HINT, CachedCheckpoint, cache_folder, cached, cached_checkpoints, explained, resolve
 from ..checkpoint.random_weights import random_folder
 from ..checkpoint.size import MemoryEstimate, Quantized
 from ..errors import LlvidError, ModelError, first_line
 from ..inference.cards import Accelerators, accelerators
+from ..inference.loader import read_facts
 from ..inference.placement import Device, choose_placement, cuda_device, stored_quantization
 from ..model import Loading
 from ..prompt.budget import QUESTION_TOKENS, Budget, too_long
@@ -218,12 +220,14 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
         text = f"{workload.model} isn't downloaded; the memory that it needs is known only after the download"
         return fit, [Problem(text, pull)]
     problems, loading = list[Problem](), workload.loading
-    config, checkpoint = read_checkpoint(config_folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
+    config, checkpoint = read_facts(workload.model, config_folder, loading)
+    if not (family := family_of(config)).was_tried:
+        problems.append(Problem(untried(family)))
     media_tokens = (workload.frames or 0) * checkpoint.rates.frame_tokens
     fit.frames, fit.tokens = workload.frames, media_tokens + QUESTION_TOKENS + workload.max_new_tokens
     if workload.rope_auto:
         factor = checkpoint.factor_for(fit.tokens)
-        _, checkpoint = read_checkpoint(config_folder, factor, loading.pool_stride, loading.pool_mode)
+        _, checkpoint = read_facts(workload.model, config_folder, replace(loading, rope_factor=factor))
     fit.parameters, fit.context_tokens = checkpoint.parameters.total, checkpoint.context_tokens
     if folder is None:
         fit.download_bytes = _FILE_BYTES * fit.parameters

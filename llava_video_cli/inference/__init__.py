@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..checkpoint.config import read_config
+from ..checkpoint.families import is_generic
 from ..model import Loading, Model
 from ..video.fit import FrameResize
 from .loader import foresee
@@ -19,6 +21,10 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     folder = locate(model, revision)
     foresee(model, folder, loading)
 
+    if is_generic(read_config(folder)):
+        from .families.generic import GenericVideo
+
+        return GenericVideo.open(model, folder, loading)
     from .families.llava_next_video import LlavaVideo
 
     return LlavaVideo.open(model, folder, loading)
@@ -32,6 +38,13 @@ def open_resize(model: str, revision: str | None = None) -> FrameResize:
     from ..checkpoint import locate
 
     folder = locate(model, revision)
+    if is_generic(read_config(folder)):
+        from ..checkpoint.frame_input import frame_input
+        from ..video.image import shrunk
+
+        seen = frame_input(str(folder))
+        assert seen is not None, "its files are here"
+        return FrameResize(seen, shrunk)
 
     from transformers import LlavaNextVideoConfig
 

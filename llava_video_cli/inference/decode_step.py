@@ -33,6 +33,29 @@ class Step(Protocol):
         """
 
 
+class Inputs(Protocol):
+    """What is computed of prompts of one length.
+
+    `tokens` are those of each, the first `together` of which can't be computed in parts: media. `shifts`, int64 (rows),
+    is how far the positions of later tokens are from their numbers, once the first part is computed.
+    """
+
+    @property
+    def tokens(self) -> int:
+        """How many there are to compute."""
+
+    @property
+    def together(self) -> int:
+        """How many of these the first part has at least."""
+
+    @property
+    def shifts(self) -> torch.Tensor:
+        """How far positions are from the tokens' numbers."""
+
+    def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
+        """Append the part `[begin, end)` to a cache of transformers' own kind; return the last logits, (rows, ids)."""
+
+
 class TransformersStep:
     """transformers' own forward, with an attention that takes rows of different lengths: for every model and device."""
 
@@ -161,7 +184,7 @@ class Decoder:
         self._has_buckets = self._capture is not None or self.device.type != "cpu"
         self._captured: dict[tuple[int, int], CapturedStep | int] = {}  # or how many steps until it is tried
         self._patience: dict[tuple[int, int], int] = defaultdict(lambda: _STEPS_BEFORE_CAPTURE)
-        self._cache_name, self._dtype = cache_name(model), model.get_input_embeddings().weight.dtype
+        self._cache_name, self.dtype = cache_name(model), model.get_input_embeddings().weight.dtype
         self.slots = SlotCache(model.config, self.device)
 
     def size(self, rows: int, tokens: int) -> tuple[int, int]:
@@ -187,36 +210,34 @@ class Decoder:
 
         Returns the logits of the last ones, (rows, vocabulary).
         """
-        offsets = torch.arange(embeddings.shape[1])[None].expand(len(embeddings), -1)
-        return self._append(embeddings, cache, begin, offsets, logits_to_keep=1)[:, -1]
+        positions = torch.arange(begin, begin + embeddings.shape[1], device=self.device)
+        positions = positions[None].expand(len(embeddings), -1)
+        return self._append(cache, positions, inputs_embeds=embeddings, logits_to_keep=1)[:, -1]
+
+    @torch.inference_mode()
+    def prefill_ids(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        """As `prefill`, of ids at positions, both int64 (rows, tokens)."""
+        return self._append(cache, positions, input_ids=ids, logits_to_keep=1)[:, -1]
 
     @torch.inference_mode()
     def continue_from(
-        self, cache: Any, begin: int, ids: torch.Tensor, offsets: torch.Tensor, sees: torch.Tensor | None
+        self, cache: Any, begin: int, ids: torch.Tensor, positions: torch.Tensor, sees: torch.Tensor | None
     ) -> torch.Tensor:
-        """Append ids, int64 (rows, tokens), to such a cache, of which each sees the `begin` tokens that it holds.
+        """Append ids at positions, both int64 (rows, tokens), to such a cache.
 
-        Each is so many tokens behind these as `offsets`, int64 (rows, tokens), says. `sees`, bool (rows, tokens,
-        tokens), tells which of the others it sees; None means all that stand before it. Returns the logits of all,
-        (rows, tokens, vocabulary).
+        Each sees the `begin` tokens that the cache holds. `sees`, bool (rows, tokens, tokens), tells which of the
+        others it sees; None means all that stand before it. Returns the logits of all, (rows, tokens, vocabulary).
         """
-        embeddings, mask = self.model.get_input_embeddings()(ids.to(self.device)), None
+        mask = None
         if sees is not None:
             hidden = functional.pad(~sees, (begin, 0)).to(self.device)[:, None]  # (rows, 1, tokens, begin + tokens)
-            mask = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=self.device)
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
-        return self._append(embeddings, cache, begin, offsets, attention_mask=mask, logits_to_keep=0)
+        ids = ids.to(self.device)
+        return self._append(cache, positions, input_ids=ids, attention_mask=mask, logits_to_keep=0)
 
-    def _append(
-        self, embeddings: torch.Tensor, cache: Any, begin: int, offsets: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        output = self.model(
-            inputs_embeds=embeddings,
-            position_ids=begin + offsets.to(self.device),
-            use_cache=True,
-            **{self._cache_name: cache},
-            **options,
-        )
+    def _append(self, cache: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        output = self.model(position_ids=positions, use_cache=True, **{self._cache_name: cache}, **inputs)
         logits: torch.Tensor = output.logits.to(self.device)
         return logits
 
@@ -246,9 +267,9 @@ class Decoder:
     def _run(self, rows: int, tokens: int, is_masked: bool = True) -> torch.Tensor:
         slots = self.slots
         lengths = slots.lengths[:rows]
-        mask = causal_mask(lengths, tokens, self._dtype) if is_masked else None
+        mask = causal_mask(lengths, tokens, self.dtype) if is_masked else None
         slots.begin(rows, tokens)
-        logits = self._step(slots.last_ids[:rows, None], lengths[:, None], mask, slots)
+        logits = self._step(slots.last_ids[:rows, None], (lengths + slots.shifts[:rows])[:, None], mask, slots)
         lengths.add_(1).clamp_(max=slots.room - 1)  # slots without a row take part where shapes are few
         return logits
 

@@ -12,21 +12,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from ..conversation import FinishReason
+from ..conversation import FinishReason, Media
 from ..errors import ModelError
 from . import device_memory as memory
 from .choices import log_probabilities
-from .decode_step import Decoder
+from .decode_step import Decoder, Inputs
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
 from .sampler import NOT_FINITE, sample
-from .vision import Vision
+from .vision import SentPixels
 
 _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
@@ -49,10 +49,22 @@ class _Prefill:
     rows: list[Row] = field(default_factory=list)
     sources: list[Prompt | None] = field(default_factory=list)
     cached: int = 0
-    embeddings: torch.Tensor | None = None
+    inputs: Inputs | None = None
     cache: Any = None
     done: int = 0
     is_joining: bool = False
+
+
+class InputSource(Protocol):
+    """Where the engine gets what is computed of prompts."""
+
+    def send(self, media: Iterable[Media]) -> Mapping[Media, SentPixels]:
+        """Begin to copy pixels to the device, beside what it computes."""
+
+    def inputs(
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+    ) -> Inputs:
+        """Return what is computed of prompts of one length, from the `cached` tokens on."""
 
 
 class Engine:
@@ -65,7 +77,7 @@ class Engine:
     def __init__(
         self,
         decoder: Decoder,
-        vision: Vision,
+        vision: InputSource,
         stop_ids: Sequence[int],
         answer_bytes: Callable[[int], int],
         told: Callable[[Row, Exception], Exception],
@@ -232,6 +244,8 @@ class Engine:
                 continue
             if rows and self._shares(row, rows):
                 continue
+            if rows and any(each.prompt.is_whole for each in (row, rows[0])):
+                continue
             if self._size([*rows, row]) is None:
                 break
             prefill.cached = cached
@@ -247,7 +261,7 @@ class Engine:
         if not self._prefix_reuse or not self._decoder.slots.is_plain:
             return None, 0
         # the cost of one of many answers should not depend on which video came before
-        return self._prefixes.best(row.prompt, same_media=not row.in_pieces)
+        return self._prefixes.best(row.prompt, same_media=row.prompt.is_whole or not row.in_pieces)
 
     def _shares(self, row: Row, rows: Sequence[Row]) -> bool:
         """Whether the row can take over media that one of these rows is about to compute."""
@@ -281,13 +295,13 @@ class Engine:
         if all(row.is_cancelled for row in prefill.rows):
             self._prefill = None
             return
-        if prefill.embeddings is None:
-            prefill.embeddings = self._embedded(prefill)
-        tokens = prefill.embeddings.shape[1]
+        if prefill.inputs is None:
+            prefill.inputs = self._begun(prefill)
+        tokens = prefill.inputs.tokens
         must_hurry = any(row.reads_each for row in self._running)
         end = min(tokens, prefill.done + max(1, _CHUNK_TOKENS // len(prefill.rows))) if must_hurry else tokens
-        part = prefill.embeddings[:, prefill.done : end]
-        logits = self._decoder.prefill(part, prefill.cache, prefill.cached + prefill.done)
+        end = max(end, prefill.inputs.together)
+        logits = prefill.inputs.compute(prefill.done, end, prefill.cache)
         prefill.done = end
         if end == tokens:
             self._score(prefill, logits)
@@ -299,8 +313,8 @@ class Engine:
             self._sample(prefill.rows, logits, first)
             self._prefill = None
 
-    def _embedded(self, prefill: _Prefill) -> torch.Tensor:
-        """Allocate slots; return what the language model gets of what is not cached, (rows, tokens, hidden)."""
+    def _begun(self, prefill: _Prefill) -> Inputs:
+        """Allocate slots, begin the prefill's cache, and return what is computed of its prompts."""
         slots, rows = self._decoder.slots, prefill.rows
         size = self._size(rows)
         assert size is not None
@@ -310,21 +324,11 @@ class Engine:
         sources = [slot for held in prefill.sources if (slot := self._prefixes.slot_of(held)) is not None]
         if len(sources) < len(rows):
             prefill.cached = 0
-        cached, model = prefill.cached, self._decoder.model
-        spans = [[span for span in row.prompt.spans if span.stop > cached] for row in rows]
+        prefill.cache = slots.prefix(sources, prefill.cached, self._decoder.model.config)
         sent = {medium: pixels for row in rows for medium, pixels in row.sent.items()}
-        features = iter(self._vision.encode((span.medium for each in spans for span in each), sent))
         for row in rows:
             row.sent = {}
-        ids = torch.tensor([row.prompt.ids[cached:] for row in rows], device=self._decoder.device)
-        embeddings: torch.Tensor = model.get_input_embeddings()(ids)
-        for number, each in enumerate(spans):
-            for span in each:
-                begin = max(span.start, cached)
-                part = next(features)[begin - span.start :]
-                embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
-        prefill.cache = slots.prefix(sources, cached, model.config)
-        return embeddings
+        return self._vision.inputs(self._decoder, [row.prompt for row in rows], prefill.cached, sent)
 
     def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
         """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
@@ -339,6 +343,8 @@ class Engine:
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
         slots.fill(slot, prefill.cache, number, length, cached if source == slot == free else 0)
+        assert prefill.inputs is not None
+        slots.shifts[slot] = prefill.inputs.shifts[number]
         self._prefixes.drop(slot)
         if self._prefix_reuse and slots.is_plain:
             self._prefixes.hold(slot, row.prompt)
@@ -351,7 +357,9 @@ class Engine:
         choices = [row.choices for row in prefill.rows]
         if any(choices):
             length = len(prefill.rows[0].prompt.ids)
-            found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, tuple(self._stop_ids))
+            assert prefill.inputs is not None
+            shifts, ends = prefill.inputs.shifts, tuple(self._stop_ids)
+            found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, shifts)
             for row, logprobs in zip(prefill.rows, found, strict=True):
                 row.logprobs = _copy_to_host(logprobs) if row.choices else None
 
@@ -480,7 +488,7 @@ def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """
     all_ids: list[int] = []
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
-        ids = source.eos_token_id
+        ids = getattr(source, "eos_token_id", None)
         all_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
     for each in all_ids:
         if type(each) is not int or each.bit_length() > 31:

@@ -118,7 +118,8 @@ class SlotStates:
 class SlotCache(Cache):
     """The cache of all rows that run: they have the first slots. `lengths` says how many tokens each slot holds.
 
-    `last_ids`, int64 (slots), are the tokens to come next. Both stay on the device. `room` is what a slot has room for.
+    `last_ids`, int64 (slots), are the tokens to come next, and `shifts` how far the positions of a slot's later tokens
+    are from their numbers. All stay on the device. `room` is what a slot has room for.
     """
 
     def __init__(self, config: Any, device: torch.device) -> None:
@@ -128,7 +129,7 @@ class SlotCache(Cache):
         self._all = [SlotLayer() if isinstance(layer, DynamicLayer) else SlotStates(layer) for layer in layers]
         super().__init__(layers=[each.layer if isinstance(each, SlotStates) else each for each in self._all])
         self.slots = self.room = 0
-        self.lengths = self.last_ids = torch.zeros(0, dtype=torch.int64, device=device)
+        self.lengths = self.last_ids = self.shifts = torch.zeros(0, dtype=torch.int64, device=device)
 
     @property
     def allocated_bytes(self) -> int:
@@ -142,6 +143,7 @@ class SlotCache(Cache):
         """
         try:
             self.lengths, self.last_ids = _resized(self.lengths, slots), _resized(self.last_ids, slots)
+            self.shifts = _resized(self.shifts, slots)
             for layer in self._all:
                 layer.reserve(slots, room)
         except Exception:
@@ -173,7 +175,7 @@ class SlotCache(Cache):
 
     def copy(self, source: int, target: int, tokens: int, swap: bool = False) -> None:
         """Copy the first `tokens` of a slot to another one, or exchange those of the two."""
-        parts = [self.lengths, self.last_ids]
+        parts = [self.lengths, self.last_ids, self.shifts]
         for layer in self._all:
             parts += [each[:, :, :tokens] if isinstance(layer, SlotLayer) else each for each in layer.buffers]
         for part in parts:

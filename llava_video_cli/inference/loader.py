@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import locate_config
-from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, family_of, read_checkpoint
+from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, prompt_format_of, read_checkpoint, read_config
+from ..checkpoint.families import is_generic
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
 from ..conversation import Generation
 from ..demo import CHECKPOINT
-from ..errors import LlvidError, ModelError, described, first_line, last_line
+from ..errors import LlvidError, ModelError, UsageError, described, first_line, last_line
 from ..model import Loading
 from ..prompt.budget import TokenCounter
 from ..system.machine import may_have_accelerator
@@ -31,8 +32,6 @@ from .placement import (
 )
 
 CUDNN_ATTENTION = "LLVID_CUDNN_ATTENTION"  # in the environment: 1 lets SDPA take cuDNN's kernels
-# Kept as they are when the language model is quantized: the frames' features suffer most, and weigh little.
-_UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,31 @@ class Loaded:
 
 def foresee(name: str, folder: Path, loading: Loading) -> None:
     """Raise what `load` would raise before it reads weights, as far as that can be told without torch."""
+    config = read_config(folder)
+    if is_generic(config):
+        check_options(name, loading)
+        return
     config, checkpoint = _config(folder, loading)
     if loading.device == "cpu" or (loading.device == "auto" and not may_have_accelerator()):
         _placed(name, config, checkpoint, loading)
 
 
-def token_counter(model: str, loading: Loading, revision: str | None = None) -> TokenCounter:
-    """Return the counter of a model as `loading` wants it; of a hub id's checkpoint, only the config is fetched.
+def early_counter(
+    model: str, loading: Loading, revision: str | None = None, *, rope_auto: bool = False
+) -> TokenCounter | None:
+    """Return what counts tokens before the model is loaded; None where only the loaded processor can.
 
-    Raises what `open_model` raises before it loads anything.
+    Of a hub id's checkpoint, only the config is fetched. Raises what `open_model` raises before it loads anything.
     """
+    folder = locate_config(model, revision)
+    if not is_generic(read_config(folder)):
+        return token_counter(model, loading, revision)
+    check_options(model, replace(loading, rope_factor=1.0) if rope_auto else loading)
+    return None
+
+
+def token_counter(model: str, loading: Loading, revision: str | None = None) -> TokenCounter:
+    """Return the counter of a LLaVA-NeXT-Video model as `loading` wants it; see `early_counter`."""
     folder = locate_config(model, revision)
     foresee(model, folder, loading)
     return TokenCounter(model, _config(folder, loading)[1], CHECKPOINT if has_random_weights(folder) else folder)
@@ -86,11 +100,9 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     Raises `UsageError` for what can't be done, `ModelError` for weights that can't be loaded or don't fit the memory.
     """
     import torch
-    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
     from ..system.machine import usable_cores
     from . import device_memory as memory
-    from .processor import load_processor  # brings along all that fetches: --help need not pay
     from .speed import slow_note
     from .weights import prepare_layers, weights
 
@@ -98,26 +110,23 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     if usable_cores() < torch.get_num_threads():  # a CPU quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
     name = name or folder.name
-    config, checkpoint = _config(folder, loading)
+    plan = _plan(folder, loading, name)
+    config, checkpoint, settings = plan.config, plan.checkpoint, plan.settings
     placement = _placed(name, config, checkpoint, loading)
     attention = choose_attention(loading.attention, placement.device, placement.dtype)
     if placement.device.kind == "cuda":  # cuDNN builds a plan for each shape in each thread: docs/checkpoints.md
         torch.backends.cuda.enable_cudnn_sdp(os.environ.get(CUDNN_ATTENTION) == "1")
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
-        config = {**config, "quantization_config": {**stored, "bnb_4bit_compute_dtype": placement.dtype}}
+        settings.quantization_config = {**stored, "bnb_4bit_compute_dtype": placement.dtype}
     dtype = getattr(torch, placement.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | _device_map(placement)
-    try:
-        settings = LlavaNextVideoConfig.from_dict(deepcopy(config))
-    except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
-        raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
     if placement.quantize != "none" and stored is None:
-        options["quantization_config"] = _quantization(placement, dtype)
+        options["quantization_config"] = _quantization(placement, dtype, plan.unquantized)
     with _loading_errors(name, folder, placement):
         slow = slow_note(checkpoint, placement, loading.frames or TRAINED_FRAMES)
         with memory.own_pages(), weights(folder, settings, placement) as tensors:
-            model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
+            model, info = plan.model_class.from_pretrained(
                 None,
                 config=settings,
                 state_dict=tensors,
@@ -132,11 +141,17 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
         with _loading_errors(name, folder, placement), memory.own_pages():
             prepare_layers(model)
     _settle_generation(model, folder)
-    processor = load_processor(folder, model.config)
-    family = family_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
+    processor, form = plan.processor, checkpoint.prompt_format
+    if processor is None:
+        from .processor import load_processor
+
+        processor = load_processor(folder, model.config)
+        form = prompt_format_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
     adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
-    notes = tuple(note for note in (placement.device.note, placement.note, slow, adapter) if note is not None)
-    return Loaded(model, processor, replace(checkpoint, family=family), placement, attention, notes)
+    notes = tuple(
+        note for note in (plan.note, placement.device.note, placement.note, slow, adapter) if note is not None
+    )
+    return Loaded(model, processor, replace(checkpoint, prompt_format=form), placement, attention, notes)
 
 
 def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) -> None:
@@ -171,6 +186,61 @@ def _shape(sizes: Sequence[int]) -> str:
 
 def _config(folder: Path, loading: Loading) -> tuple[dict[str, Any], Checkpoint]:
     return read_checkpoint(folder, loading.rope_factor, loading.pool_stride, loading.pool_mode)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a checkpoint is loaded, by its family: its `config` as a mapping, and `settings`, as transformers has it.
+
+    The modules `unquantized` keep their precision when the language model is quantized: the frames' features would
+    suffer most, and weigh little. Without a `processor`, it is LLaVA-NeXT-Video's. `note` is for the user.
+    """
+
+    config: Mapping[str, Any]
+    checkpoint: Checkpoint
+    settings: Any
+    model_class: Any
+    unquantized: Sequence[str]
+    processor: Any = None
+    note: str | None = None
+
+
+def _plan(folder: Path, loading: Loading, name: str) -> Plan:
+    if is_generic(read_config(folder)):
+        from .families.facts import load_processor, plan
+
+        check_options(name, loading)
+        return plan(folder, load_processor(folder))
+    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+
+    config, checkpoint = _config(folder, loading)
+    try:
+        settings = LlavaNextVideoConfig.from_dict(deepcopy(config))
+    except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
+        raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
+    unquantized = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
+    return Plan(config, checkpoint, settings, LlavaNextVideoForConditionalGeneration, unquantized)
+
+
+def read_facts(name: str, folder: Path, loading: Loading) -> tuple[Mapping[str, Any], Checkpoint]:
+    """Return a folder's config, and the facts of its checkpoint as `loading` wants it. Raises what `load` raises.
+
+    Only for LLaVA-NeXT-Video they are there without torch.
+    """
+    if not is_generic(config := read_config(folder)):
+        return _config(folder, loading)
+    from .families.facts import checkpoint_of
+
+    _quieten()
+    check_options(name, loading)
+    return config, checkpoint_of(folder)
+
+
+def check_options(name: str, loading: Loading) -> None:
+    """Raise `UsageError` for options that only LLaVA-NeXT-Video has."""
+    for option in ("rope_factor", "pool_stride", "pool_mode"):
+        if getattr(loading, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')} is for LLaVA-NeXT-Video: {name} is of another family")
 
 
 def _placed(name: str, config: Mapping[str, Any], checkpoint: Checkpoint, loading: Loading) -> Placement:
@@ -230,17 +300,17 @@ def _settle_generation(model: Any, folder: Path) -> None:
         raise ModelError(f"{folder / 'generation_config.json'} can't be used: {described(error)}") from None
 
 
-def _quantization(placement: Placement, dtype: Any) -> Any:
+def _quantization(placement: Placement, dtype: Any, unquantized: Sequence[str]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if placement.quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_UNQUANTIZED)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(unquantized))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_UNQUANTIZED,
+        llm_int8_skip_modules=list(unquantized),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 
@@ -27,10 +27,11 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The ids of a prompt, and the media that stand in it."""
+    """The ids of a prompt, and the media that stand in it. If it `is_whole`, its media can't be computed in parts."""
 
     ids: Sequence[int]
     spans: tuple[Span, ...] = ()
+    is_whole: bool = False
 
     @property
     def media_end(self) -> int:
@@ -46,7 +47,7 @@ class Prompt:
             images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
             # what is made of a frame is decided by its fit, too
             kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
-            numbers = [_number(image, kind) for image in images]
+            numbers = [number_of(image, kind) for image in images]
             place[:] = np.repeat(numbers, len(place) // len(images))
         return marks
 
@@ -62,13 +63,16 @@ class Prompt:
 
     def extended(self, ids: Sequence[int]) -> Prompt:
         """Return the prompt with further ids."""
-        longer = Prompt([*self.ids, *ids], self.spans)
-        longer.__dict__["marks"] = np.append(self.marks, np.array(ids, dtype=np.int64))
-        return longer
+        return replace(self, ids=[*self.ids, *ids]).marked(np.append(self.marks, np.array(ids, dtype=np.int64)))
+
+    def marked(self, marks: NDArray[np.int64]) -> Prompt:
+        """Return the prompt, with marks that were made elsewhere."""
+        self.__dict__["marks"] = marks
+        return self
 
 
-def _number(image: NDArray[np.uint8], kind: str) -> int:
-    """Return a negative number that stands for an image of a kind, which no id is."""
+def number_of(image: NDArray[np.uint8], kind: str) -> int:
+    """Return a negative number that stands for an image, or several, of a kind, which no id is."""
     digest = blake2b(np.ascontiguousarray(image).data, digest_size=8, salt=kind.encode())
     digest.update(str(image.shape).encode())
     return -1 - int.from_bytes(digest.digest(), "big") // 2

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from ..checkpoint.config import INDEX, describe, read_config
+from ..checkpoint.config import INDEX
 from ..checkpoint.hub import SMALL_FILES
 from ..checkpoint.random_weights import has_random_weights
 from ..demo import CHECKPOINT
 from ..errors import ModelError, UsageError, first_line
 from ..model import Loading
-from .loader import Loaded, load
+from .loader import Loaded, load, read_facts
 from .placement import stored_quantization
 
 _REWRITTEN = ("config.json", INDEX)  # all other files but the weights are copied
@@ -32,11 +32,11 @@ def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> No
         raise UsageError(f"{to} is a file", _HINT)
     if to.is_dir() and any(to.iterdir()):
         raise UsageError(f"{to} is not empty", _HINT)
-    config = read_config(folder)
+    config, checkpoint = read_facts(str(folder), folder, Loading())
     if (quantization := stored_quantization(config)) is not None:
         raise UsageError(f"{folder} is already stored in {quantization}", "use the checkpoint that it was made from")
     existing = next(each for each in (to.absolute(), *to.absolute().parents) if each.exists())
-    needed_bytes, free_bytes = describe(config).parameters.total_bytes(quantize), shutil.disk_usage(existing).free
+    needed_bytes, free_bytes = checkpoint.parameters.total_bytes(quantize), shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise ModelError(f"{to} needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB is free", _HINT)
 

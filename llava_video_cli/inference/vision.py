@@ -21,7 +21,9 @@ from ..video import Frames
 from ..video.fit import FrameResize
 from ..video.image import Picture, shrunk
 from . import device_memory as memory
+from .decode_step import Decoder
 from .loader import Loaded
+from .prefix_cache import Prompt
 
 _MAX_ASPECT = 8  # thinner images are cropped before they are resized
 
@@ -97,6 +99,21 @@ class Vision:
                 features_of[medium] = self._picture(medium)
         return [features_of[medium] for medium in media]
 
+    def inputs(
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+    ) -> EmbeddedPrompts:
+        """Return what is computed of prompts of one length, from the `cached` tokens on."""
+        spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
+        features = iter(self.encode((span.medium for each in spans for span in each), sent))
+        ids = torch.tensor([prompt.ids[cached:] for prompt in prompts], device=decoder.device)
+        embeddings = self._model.get_input_embeddings()(ids)  # (rows, tokens - cached, hidden)
+        for number, each in enumerate(spans):
+            for span in each:
+                begin = max(span.start, cached)
+                part = next(features)[begin - span.start :]
+                embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
+        return EmbeddedPrompts(decoder, embeddings, cached, ids.new_zeros(len(ids)))
+
     def _pixels(self, video: Frames, frames: slice, sent: Mapping[Media, SentPixels] | None = None) -> torch.Tensor:
         """Return what the vision tower takes of some frames, float (frames, 3, side, side)."""
         if sent and video in sent:
@@ -138,6 +155,26 @@ class Vision:
         )
         pooled = getattr(output, "pooler_output", output)  # newer transformers wraps the features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
+
+
+@dataclass(frozen=True)
+class EmbeddedPrompts:
+    """Prompts of one length as embeddings, (rows, tokens, hidden), from the `cached` tokens on; see `Inputs`."""
+
+    decoder: Decoder
+    embeddings: torch.Tensor
+    cached: int
+    shifts: torch.Tensor
+    together: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Those of each row."""
+        return self.embeddings.shape[1]
+
+    def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
+        """Compute a part; see `Inputs`."""
+        return self.decoder.prefill(self.embeddings[:, begin:end], cache, self.cached + begin)
 
 
 def frame_resize(processor: Any, side: int) -> FrameResize:

@@ -112,15 +112,19 @@ def _longest_answer(request: Request) -> int:
     return _MOST_TOKENS_A_BYTE * max(sizes) + 1 if sizes else request.generation.max_new_tokens
 
 
-def too_long(name: str, checkpoint: Checkpoint, budget: Budget, counts: Sequence[int]) -> ContextError:
+def too_long(
+    name: str, checkpoint: Checkpoint, budget: Budget, counts: Sequence[int], each: int | None = None
+) -> ContextError:
     """Return the error of a request that doesn't fit; `budget` is what it takes.
 
     `counts` are the frames of each of its media, in their order, 0 for a picture.
 
+    `each` is how many frames of each video would fit, where the budget doesn't tell exactly.
+
     The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
     answer; and that pictures can be a video, whose frames take fewer tokens.
     """
-    frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts)
+    frames, videos, each = sum(counts), sum(map(bool, counts)), budget.frames_each(counts) if each is None else each
     takes = (
         f"the prompt takes {budget.prompt_tokens:,} tokens and the answer up to {budget.answer_tokens:,}, but the "
         f"context has {budget.context_tokens:,}"
@@ -221,7 +225,7 @@ class TokenCounter:
         if self._tokenizer is None:
             return 0, _longest_answer(request)
         special, bos, eos = self._special_tokens
-        text = render(request.turns, self._template, self.checkpoint.family, special, eos)
+        text = render(request.turns, self._template, self.checkpoint.prompt_format, special, eos)
         text, wholes = beginnings(text, request.generation, special)
         has_opening = bool(bos and text.startswith(bos))
         with tokenizer_errors(self.name):

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.config import Family
+from ..checkpoint.config import PromptFormat
 from ..conversation import Media, Turn
 from ..errors import ModelError
 
@@ -29,7 +29,7 @@ ChatTemplate = Callable[[list[dict[str, Any]]], str]
 _START_SECONDS, _RENDER_SECONDS = 60.0, 20.0  # what renders ends by itself after 3 seconds of a processor
 
 
-def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, special: Iterable[str], eos: str) -> str:
+def render(turns: Sequence[Turn], template: ChatTemplate, form: PromptFormat, special: Iterable[str], eos: str) -> str:
     """Return the prompt's text, with one `<video>` or `<image>` for each medium, in their order.
 
     `special` are the tokenizer's special tokens: in the turns' texts, a space after the first character makes them
@@ -40,8 +40,30 @@ def render(turns: Sequence[Turn], template: ChatTemplate, family: Family, specia
     try:
         text = template(_messages(clean))
     except ValueError:
-        return own_form(clean, family, eos)
-    return text if _fault(text, clean) is None else own_form(clean, family, eos)
+        return own_form(clean, form, eos)
+    return text if _fault(text, clean) is None else own_form(clean, form, eos)
+
+
+def render_own(
+    name: str, turns: Sequence[Turn], template: ChatTemplate, special: Iterable[str], tokens: tuple[str, str]
+) -> str:
+    """Return the prompt's text as the checkpoint's own chat template writes it; `tokens` stand for picture and video.
+
+    `special` are texts that have a meaning to the tokenizer or the processor: what a user writes of them is changed as
+    by `render`. Raises `ModelError` for a template that fails, or leaves media out.
+    """
+    marks = {*tokens, *special}
+    try:
+        text = template(_messages([Turn(turn.role, harmless(turn.text, marks), turn.media) for turn in turns]))
+    except ValueError as error:
+        raise ModelError(f"the chat template of {name} can't write this conversation: {error}") from None
+    wanted = [tokens[medium.is_video] for turn in turns for medium in turn.media]
+    if tokens[0] != tokens[1] and re.findall("|".join(map(re.escape, tokens)), text) != wanted:
+        raise ModelError(
+            f"the chat template of {name} leaves media out, or repeats them",
+            "take chat_template.jinja or chat_template.json from the checkpoint that it was trained from",
+        )
+    return text
 
 
 def answer_opening(write: Callable[[Sequence[Turn]], str]) -> str:
@@ -138,14 +160,13 @@ def _line(process: subprocess.Popen[str], seconds: float) -> str:
 _worker = _Worker()
 
 
-def own_form(turns: Sequence[Turn], family: Family, eos: str) -> str:
+def own_form(turns: Sequence[Turn], form: PromptFormat, eos: str) -> str:
     """Return a conversation in the family's format, with the start of the next answer.
 
     Source: the prompts that LLaVA-NeXT trained with (`conv_vicuna_v1`, `conv_mistral_instruct`,
     `conv_chatml_direct`), media first in their turn.
     """
-    write = {"vicuna": _vicuna, "mistral": _mistral, "chatml": _chatml}[family]
-    return write(turns, eos)
+    return {"vicuna": _vicuna, "mistral": _mistral}.get(form, _chatml)(turns, eos)
 
 
 def _vicuna(turns: Sequence[Turn], eos: str) -> str:

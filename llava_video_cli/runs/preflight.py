@@ -12,7 +12,7 @@ from ..checkpoint.frame_input import frame_input
 from ..conversation import Media, Request
 from ..errors import LlvidError, MediaError, UsageError
 from ..inference import open_model, open_resize
-from ..inference.loader import token_counter
+from ..inference.loader import early_counter
 from ..model import Loading, Model
 from ..prompt.budget import TokenCounter
 from ..system.background import LOADING, Background
@@ -70,7 +70,7 @@ class ModelLoader:
         self._download, self._notify, self._loaded = download, notify, loaded
         self._counter = None
         if source.opened is None:
-            self._counter = token_counter(source.name, source.loading, source.revision)
+            self._counter = early_counter(source.name, source.loading, source.revision, rope_auto=source.rope_auto)
         self._loading: Background[Model] | None = None
         self._has_notified = False
         self._resize_first = resize_first
@@ -82,9 +82,8 @@ class ModelLoader:
         return self._loading is not None
 
     @property
-    def counter(self) -> TokenCounter:
-        """Counts the tokens of a model that is not loaded yet; there is none for a model that is open already."""
-        assert self._counter is not None, "an open model counts by itself"
+    def counter(self) -> TokenCounter | None:
+        """Counts the tokens of a model that is not loaded yet; None where only a loaded one can count."""
         return self._counter
 
     @property
@@ -99,17 +98,18 @@ class ModelLoader:
         With `rope_auto` they say how long the context must be.
         """
         requests = list(requests) if self._counter is not None else []
-        if self.source.rope_auto and requests:
-            self._choose_rope(requests)
-        if all(self.counter.surely_fits(request) for request in requests):
+        if self.source.rope_auto and requests and self._counter is not None:
+            self._choose_rope(self._counter, requests)
+        if self._counter is None or all(self._counter.surely_fits(request) for request in requests):
             self._load()
 
     def insist(self, requests: Iterable[Request] = ()) -> None:
         """Load unless that has begun. Raises `ContextError` for a request that doesn't fit."""
         if self._loading is not None:
             return
-        for request in requests:
-            self.counter.check(request)
+        if self._counter is not None:
+            for request in requests:
+                self._counter.check(request)
         self._load()
 
     def check(self, wait_seconds: float = 0.0) -> bool:
@@ -128,10 +128,10 @@ class ModelLoader:
             self._loaded(model)
         return model
 
-    def _choose_rope(self, requests: Sequence[Request]) -> None:
-        before = self.counter.checkpoint.rope_factor
-        self._counter = self.counter.stretched(map(self.counter.budget, requests))
-        checkpoint = self._counter.checkpoint
+    def _choose_rope(self, counter: TokenCounter, requests: Sequence[Request]) -> None:
+        before = counter.checkpoint.rope_factor
+        self._counter = counter = counter.stretched(map(counter.budget, requests))
+        checkpoint = counter.checkpoint
         loading = self.source.loading
         if checkpoint.rope_factor != before:
             loading = replace(loading, rope_factor=checkpoint.rope_factor)

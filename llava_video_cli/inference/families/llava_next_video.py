@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint import revision_of
+from ...checkpoint.families import family_of
 from ...checkpoint.files import tokenizer_errors
 from ...conversation import Answer, Chunk, Request, Turn
 from ...errors import ModelError, OutOfMemoryError
@@ -18,13 +19,14 @@ from ...model import Event, Loading, answers, streamed
 from ...prompt.budget import Budget, too_long
 from ...prompt.chat_template import IMAGE, VIDEO, answer_opening, chat_template, render
 from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choices
+from ...prompt.thinking import Thoughts
 from ...video.fit import FrameResize
 from .. import device_memory as memory
 from ..constraints import Grammars
 from ..cuda_graph import Capture
 from ..decode_step import Decoder
 from ..detokenizer import Detokenizer, hidden_ids, token_bytes
-from ..engine import Engine, NotFiniteError, stop_ids
+from ..engine import Engine, InputSource, NotFiniteError, stop_ids
 from ..loader import Loaded, load
 from ..placement import reasons
 from ..prefix_cache import Prompt, Span
@@ -51,21 +53,19 @@ class LlavaVideo:
         capture: Capture | None = None,
         conversations: int = 1,
     ) -> None:
-        self.name = name
+        self.name, self.family = name, family_of(loaded.model.config.to_dict())
         self._loaded, self._revision = loaded, revision
-        self._model, self._tokenizer = loaded.model, loaded.processor.tokenizer
+        self._model, self.tokenizer = loaded.model, loaded.processor.tokenizer
         self._tokenizer_lock = threading.Lock()  # it is changed while it is used
-        self._stop_ids = stop_ids(self._model, self._tokenizer)
-        source = loaded.processor.chat_template
+        self._stop_ids = stop_ids(self._model, self.tokenizer)
+        source = loaded.processor.chat_template or self.tokenizer.chat_template
         source = source.get("default") if isinstance(source, dict) else source
-        self._template = chat_template(name, source or "", self._tokenizer.special_tokens_map)
-        hidden = hidden_ids(self._tokenizer, loaded.checkpoint, self._stop_ids)
-        self.decode = _decoding(self._tokenizer, hidden)
-        self._vision = Vision(loaded)
+        self._template = chat_template(name, source or "", self.tokenizer.special_tokens_map)
+        self.decode = _decoding(self.tokenizer, self._hidden_ids())
         self._device = self._model.get_input_embeddings().weight.device
         self._engine = Engine(
             Decoder(self._model, capture),
-            self._vision,
+            self._source(),
             self._stop_ids,
             loaded.answer_bytes,
             lambda row, error: _told(name, loaded, row.request, error),
@@ -74,6 +74,15 @@ class LlavaVideo:
         )
         # not at exit: a thread that ends while the interpreter does can abort the process
         weakref.finalize(self, self._engine.close).atexit = False
+
+    def _hidden_ids(self) -> frozenset[int]:
+        """Return the tokens that are no part of an answer's text."""
+        return hidden_ids(self.tokenizer, self._loaded.checkpoint, self._stop_ids)
+
+    def _source(self) -> InputSource:
+        """Return where the engine gets what is computed of prompts."""
+        self._vision = Vision(self._loaded)
+        return self._vision
 
     @classmethod
     def open(cls, name: str, folder: Path, loading: Loading) -> LlavaVideo:
@@ -98,6 +107,7 @@ class LlavaVideo:
         loaded = self._loaded
         return {
             "model": self.name,
+            "family": self.family.name,
             "revision": self._revision,
             "device": loaded.placement.device.name,
             "dtype": loaded.placement.dtype,
@@ -127,7 +137,7 @@ class LlavaVideo:
         return self._submit(request, deliver, in_pieces).cancel
 
     def _submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool) -> Row:
-        row = Row(request, self._prepare, Detokenizer(self.decode, request.stop), deliver, in_pieces, self._describe)
+        row = Row(request, self._prepare, self._detokenizer(request), deliver, in_pieces, self._describe)
         try:
             self._engine.submit(row)
         except RuntimeError as error:
@@ -136,6 +146,10 @@ class LlavaVideo:
             row.has_left.set()
             deliver(_told(self.name, self._loaded, request, error))
         return row
+
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        thoughts = Thoughts(are_shown=request.generation.show_thinking)
+        return Detokenizer(self.decode, request.stop, thoughts=thoughts)
 
     def _prepare(self, row: Row) -> None:
         """Set what the engine needs of a request; in a thread of its own."""
@@ -152,7 +166,7 @@ class LlavaVideo:
     @cached_property
     def _tokens(self) -> list[bytes]:
         with self._tokenizer_lock:
-            return token_bytes(self._tokenizer, self._model.config.get_text_config().vocab_size)
+            return token_bytes(self.tokenizer, self._model.config.get_text_config().vocab_size)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -163,7 +177,7 @@ class LlavaVideo:
         if content := self._tokens[number]:
             return content.decode("utf-8", "replace"), content
         with self._tokenizer_lock:
-            return self._tokenizer.convert_ids_to_tokens(number) or "", b""
+            return self.tokenizer.convert_ids_to_tokens(number) or "", b""
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Yield the answer in whole words as it is generated; closing the iterator stops the generation.
@@ -195,7 +209,7 @@ class LlavaVideo:
         checkpoint = self._loaded.checkpoint
         media = tuple(medium.tokens(checkpoint.rates) for medium in request.media)
         generation = request.generation
-        text, wholes = beginnings(self._rendered(request.turns), generation, self._tokenizer.all_special_tokens)
+        text, wholes = beginnings(self._rendered(request.turns), generation, self.tokenizer.all_special_tokens)
         counts = iter(media)
         ids = self._tokenized(re.sub(f"{IMAGE}|{VIDEO}", lambda mark: mark[0] * next(counts), text))
         base, whole_ids = self._tokenized(text) if wholes else [], list(map(self._tokenized, wholes))
@@ -229,7 +243,7 @@ class LlavaVideo:
 
     def _tokenized(self, text: str) -> list[int]:
         """Return a prompt's ids."""
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         # A template may write the opening token itself; the tokenizer must not write it again.
         has_opening = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         with self._tokenizer_lock, tokenizer_errors(self.name):
@@ -237,8 +251,8 @@ class LlavaVideo:
         return ids
 
     def _rendered(self, turns: Sequence[Turn]) -> str:
-        tokenizer, family = self._tokenizer, self._loaded.checkpoint.family
-        return render(turns, self._template, family, tokenizer.all_special_tokens, tokenizer.eos_token)
+        tokenizer, form = self.tokenizer, self._loaded.checkpoint.prompt_format
+        return render(turns, self._template, form, tokenizer.all_special_tokens, tokenizer.eos_token)
 
 
 def _decoding(tokenizer: Any, hidden: frozenset[int]) -> Callable[[list[int]], str]:

@@ -1,0 +1,375 @@
+"""Any video model of transformers: its own processor and its own forward, our engine.
+
+The prompt is what the processor makes of it. Its beginning, up to the last medium, is computed as `generate` does it,
+in one piece; later tokens are computed as those of any model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig
+
+from ...checkpoint.families import family_of
+from ...checkpoint.files import tokenizer_errors
+from ...checkpoint.frame_input import shape_of_frames
+from ...conversation import Media, Request, Turn
+from ...errors import ModelError, first_line
+from ...prompt.budget import Budget, too_long
+from ...prompt.chat_template import render_own
+from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choices
+from ...prompt.thinking import opens_thought
+from ...video import Frames
+from ...video.fit import FrameResize
+from ...video.image import Picture, shrunk
+from ..decode_step import Decoder, cache_name
+from ..device_memory import is_out_of_memory
+from ..engine import InputSource
+from ..loader import Loaded
+from ..prefix_cache import Prompt, Span, number_of
+from ..row import Row
+from ..vision import SentPixels
+from .llava_next_video import LlavaVideo
+
+_KEPT = 2  # lists of media whose pixels are remembered
+_MOST_WAITING_BYTES = (
+    2**30
+)  # of pixels for prompts that wait; those of further ones are made again when it is their turn
+# uint8 (frames, height, width, 3), their times, and the length of the whole video in seconds
+Video: TypeAlias = "tuple[NDArray[np.uint8], Sequence[float], float]"
+
+
+def process(processor: Any, text: str, videos: Sequence[Video], images: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+    """Return what a processor makes of a prompt's text and its media, as tensors.
+
+    Times are counted in milliseconds: a processor that writes times into the prompt, or into positions, then writes
+    those of the frames, however uneven they are.
+    """
+    options: dict[str, Any] = {}
+    if videos:
+        options["videos"] = [frames for frames, _, _ in videos]
+        options["video_metadata"] = [
+            {
+                "fps": 1000.0,
+                "frames_indices": [round(1000 * time) for time in times],
+                "total_num_frames": max(1, round(1000 * seconds)),
+                "duration": seconds,
+            }
+            for _, times, seconds in videos
+        ]
+        options["do_sample_frames"] = False
+    if images:
+        options["images"] = list(images)
+    bos = processor.tokenizer.bos_token
+    if bos and text.startswith(bos):  # the template has written it; the tokenizer must not do so again
+        options["add_special_tokens"] = False
+    return dict(processor(text=[text], return_tensors="pt", **options))
+
+
+def token_of(processor: Any, kind: str) -> str:
+    """Return the text that stands for a medium of a kind, `image` or `video`, before it is processed."""
+    return str(getattr(processor, f"{kind}_token", f"<{kind}>"))
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessedPrompt(Prompt):
+    """A prompt as a processor writes it: `text` and `media` are what it was made of, into the first `processed` tokens.
+
+    Behind its media, a token's position is its number and the `shift`. `places` are the tokens that stand for media.
+    `positions`, int64 (axes, 1, processed), are all positions, where they are not the tokens' numbers.
+    """
+
+    text: str = ""
+    media: tuple[Media, ...] = ()
+    processed: int = 0
+    shift: int = 0
+    places: int = 0
+    positions: torch.Tensor | None = None
+
+
+class GenericVideo(LlavaVideo):
+    """A loaded checkpoint of any family that answers requests; see `LlavaVideo`."""
+
+    def __init__(
+        self, name: str, loaded: Loaded, revision: str | None = None, prefix_reuse: bool = True, **more: Any
+    ) -> None:
+        self._processor, self._processor_lock = loaded.processor, threading.Lock()
+        self._marks = token_of(loaded.processor, "image"), token_of(loaded.processor, "video")
+        self._remembered = [_Remembered(loaded.processor, part) for part in ("image_processor", "video_processor")]
+        names = (set(part.model_input_names) for part in self._remembered)
+        self._shared = set.intersection(*names)  # of pictures and videos
+        self._pixels: weakref.WeakKeyDictionary[ProcessedPrompt, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self._numbers: weakref.WeakKeyDictionary[Media, str] = weakref.WeakKeyDictionary()
+        family = family_of(loaded.model.config.to_dict())
+        self._reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
+        modules = loaded.model.modules()
+        self._positioned = next((each for each in modules if hasattr(each, "get_rope_index")), None)
+        super().__init__(name, loaded, revision, self._reuses, **more)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was decided while loading."""
+        llava = ("rope_factor", "pool_stride", "pool_mode")
+        return {name: value for name, value in super().settings.items() if name not in llava}
+
+    @property
+    def shrink(self) -> FrameResize:
+        """Leaves frames in their own size, in which the processor gets them; only huge ones are shrunk."""
+        shape = shape_of_frames(self._processor.video_processor.to_dict(), self.family)
+        return FrameResize(shape, shrunk)
+
+    def budget(self, request: Request) -> Budget:
+        """Return what a request takes of the context, whether it fits or not: its media are processed for that."""
+        prompt, _, _, longest = self.processed(request)
+        media = request.media
+        if len(media) == 1:
+            image, video = self._marks
+            counts = [len(prompt.ids) - self._count(prompt.text.replace(image, "").replace(video, ""), ())]
+        else:
+            counts = [self._count(self._marks[each.is_video], (each,)) - self._count("", ()) for each in media]
+        return Budget(len(prompt.ids), longest, self._loaded.checkpoint.context_tokens, tuple(counts))
+
+    def inputs(self, prompt: ProcessedPrompt) -> dict[str, Any]:
+        """Return what the processor made of a prompt, once: another time, it is made again."""
+        return self._pixels.pop(prompt, None) or self._run(prompt.text, prompt.media)
+
+    def _prepare(self, row: Row) -> None:
+        """Set what the engine needs of a request; in a thread of its own."""
+        super()._prepare(row)
+        prompt = cast("ProcessedPrompt", row.prompt)
+        row.media_tokens = (prompt.places,) if len(prompt.media) == 1 else ()
+        row.text.thoughts.is_thinking = opens_thought(prompt.text)
+
+    def _prompt(self, request: Request) -> tuple[Prompt, Choices | None]:
+        """Return a request's prompt and choices, checked against the context before anything is encoded."""
+        prompt, inputs, choices, longest = self.processed(request)
+        checkpoint = self._loaded.checkpoint
+        if len(prompt.ids) + longest > checkpoint.context_tokens:
+            budget = self.budget(request)
+            raise too_long(self.name, checkpoint, budget, request.frame_counts, self._frames_that_fit(request, budget))
+        waiting = sum(each.nbytes for one in list(self._pixels.values()) for each in one.values())
+        if prompt.media and waiting < _MOST_WAITING_BYTES:
+            self._pixels[prompt] = inputs
+        return prompt, choices
+
+    def _frames_that_fit(self, request: Request, budget: Budget) -> int:
+        """Return how many frames of each video would fit: fewer frames may each take more tokens."""
+
+        def cut(medium: Media) -> Media:
+            if isinstance(medium, Picture):
+                return medium
+            return replace(medium, images=medium.images[:each], times_seconds=medium.times_seconds[:each])
+
+        for each in range(budget.frames_each([medium.frame_count for medium in request.media]), 0, -1):
+            turns, untimed = (
+                tuple(replace(turn, media=tuple(map(cut, turn.media))) for turn in those)
+                for those in (request.turns, request.untimed)
+            )
+            prompt, _, _, longest = self.processed(replace(request, turns=turns, untimed=untimed))
+            if len(prompt.ids) + longest <= budget.context_tokens:
+                return each
+        return 0
+
+    def processed(self, request: Request) -> tuple[ProcessedPrompt, dict[str, Any], Choices | None, int]:
+        """Return a request's prompt, what the processor makes of it, its choices, and its longest answer in tokens."""
+        checkpoint, media = self._loaded.checkpoint, request.media
+        turns = request.untimed if request.untimed and self.family.time_marks != "none" else request.turns
+        text, wholes = beginnings(self._rendered(turns), request.generation, self._special)
+        base, whole_ids = self._tokenized(text) if wholes else [], list(map(self._tokenized, wholes))
+        longest = answer_tokens(request.generation, base, whole_ids)
+        inputs = self._run(text, media)
+        ids, choices = inputs["input_ids"][0].numpy(), None
+        if wholes:
+            stays, choices = read_choices(base, whole_ids, request.generation.choices)
+            ids = ids[: len(ids) + stays - len(base)]
+        marks = ids.astype(np.int64)
+        places = np.flatnonzero(np.isin(ids, (checkpoint.image_token_id, checkpoint.video_token_id)))
+        spans: tuple[Span, ...] = ()
+        if media:
+            if not len(places):
+                raise ModelError(f"the processor of {self.name} leaves no place in the prompt for its media")
+            spans = (Span(int(places[0]), int(places[-1]) + 1, media[0]),)
+            if self._reuses:
+                digest = blake2b(" ".join(map(self._number, media)).encode(), digest_size=8).digest()
+                marks[places] = -1 - int.from_bytes(digest, "big") // 2  # no id is below zero
+        positions, shift = self._positions(inputs)
+        prompt = ProcessedPrompt(ids.tolist(), spans, bool(media), text, media, len(ids), shift, len(places), positions)
+        prompt.marked(marks)
+        return prompt, inputs, choices, longest
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        return render_own(self.name, turns, self._template, self._special, self._marks)
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """The texts that are special to the tokenizer."""
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+    def _positions(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, int]:
+        """Return M-RoPE's positions, and how far those behind the media are from the tokens' numbers.
+
+        `generate` goes on from the last position; the model's own `rope_deltas` would go on from the largest one, which
+        may be that of a video's last frame.
+        """
+        if self._positioned is None or not any(name.endswith("grid_thw") for name in inputs):
+            return None, 0
+        wanted = inspect.signature(self._positioned.get_rope_index).parameters
+        given = {name: value for name, value in inputs.items() if name in wanted}
+        positions, _ = self._positioned.get_rope_index(**given)  # (axes, 1, tokens)
+        last = int(positions[0, 0, -1].item())
+        return positions, last + 1 - positions.shape[-1]
+
+    def _run(self, text: str, media: Sequence[Media]) -> dict[str, Any]:
+        """Run the processor; what it made of the same media a moment ago is not made again."""
+        videos = [self._video(medium) for medium in media if isinstance(medium, Frames)]
+        images = [medium.pixels for medium in media if isinstance(medium, Picture)]
+        try:
+            with self._processor_lock, tokenizer_errors(self.name):
+                for part in self._remembered:
+                    part.media = tuple(weakref.ref(medium) for medium in media)
+                inputs = process(self._processor, text, videos, images)
+        except Exception as error:  # what it says to media that it can't take has many classes
+            is_short = any(len(frames) == 1 for frames, _, _ in videos)
+            if is_short and not self.family.was_tried and self._least_frames == 1:
+                self._least_frames = 2  # as those need that put two frames into each token
+                return self._run(text, media)
+            raise ModelError(f"the processor of {self.name} fails: {first_line(error)}") from error
+        if videos and images and self._shared:  # the pixels of one kind have replaced those of the other
+            parts = [self._run(self._marks[medium.is_video], (medium,)) for medium in media]
+            inputs |= {name: torch.cat([part[name] for part in parts], dim=1) for name in self._shared & {*inputs}}
+        return inputs
+
+    def _count(self, text: str, media: Sequence[Media]) -> int:
+        return int(self._run(text, media)["input_ids"].shape[1])
+
+    def _video(self, frames: Frames) -> Video:
+        images, times = frames.images, list(frames.times_seconds)
+        if frames.sampling.fit != "auto":
+            images = np.stack([self.shrink(image, frames.sampling.fit) for image in images])
+        repeats = -(-self._least_frames // len(images))
+        if repeats > 1:
+            images, times = np.repeat(images, repeats, axis=0), [time for time in times for _ in range(repeats)]
+        return images, times, frames.info.duration_seconds
+
+    def _number(self, medium: Media) -> str:
+        """Return what stands for a medium's content, and for its times."""
+        if medium not in self._numbers:
+            if isinstance(medium, Picture):
+                number = str(number_of(medium.pixels, "picture"))
+            else:
+                own = medium.times_seconds, medium.info.duration_seconds, medium.sampling.fit
+                number = f"{number_of(medium.images, 'frames')} {own}"
+            self._numbers[medium] = number
+        return self._numbers[medium]
+
+    def _hidden_ids(self) -> frozenset[int]:
+        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({*special, *self._stop_ids})
+
+    def _source(self) -> InputSource:
+        return _Source(self)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the engine gets what is computed of prompts."""
+
+    model: GenericVideo
+
+    def send(self, media: Iterable[Media]) -> dict[Media, SentPixels]:
+        """Send nothing beforehand: the processor has made the pixels, and the model's forward copies them."""
+        del media
+        return {}
+
+    def inputs(
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+    ) -> _Prompts:
+        """Return what is computed of prompts of one length, from the `cached` tokens on."""
+        del sent
+        return _Prompts(self.model, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
+
+
+class _Prompts:
+    """What is computed of prompts of one length; see `Inputs`. With media, it is a single one."""
+
+    def __init__(self, model: GenericVideo, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int) -> None:
+        self._decoder, self._cached, self._prompts = decoder, cached, prompts
+        self._ids = torch.tensor([prompt.ids[cached:] for prompt in prompts], device=decoder.device)
+        self.shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
+        self.tokens, self.together = self._ids.shape[1], 0
+        if prompts[0].media_end > cached:
+            self.together = prompts[0].media_end
+            self._inputs = model.inputs(prompts[0])
+
+    def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
+        """Compute a part; see `Inputs`."""
+        if self.together and not begin:
+            begin = min(end, self._prompts[0].processed)
+            logits = self._with_media(begin, cache)
+            if begin == end:
+                return logits
+        positions = torch.arange(self._cached + begin, self._cached + end, device=self._decoder.device)
+        return self._decoder.prefill_ids(self._ids[:, begin:end], positions + self.shifts[:, None], cache)
+
+    def _with_media(self, end: int, cache: Any) -> torch.Tensor:
+        """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
+        model = self._decoder.model
+        inputs = {name: self._placed(value, end) for name, value in self._inputs.items()}
+        del self._inputs
+        if (positions := self._prompts[0].positions) is not None:  # else they would be computed again, on the device
+            inputs["position_ids"] = positions[..., :end].to(self._decoder.device)
+        try:
+            output = model.generate(
+                **{**inputs, cache_name(model): cache},
+                generation_config=GenerationConfig(max_new_tokens=1, eos_token_id=None, pad_token_id=0),
+                do_sample=False,
+                use_cache=True,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(f"the model can't take these media together: {first_line(error)}") from error
+        logits: torch.Tensor = output.logits[0].to(self._decoder.device)
+        return logits
+
+    def _placed(self, value: torch.Tensor, end: int) -> torch.Tensor:
+        """Return an input as the model takes it; of one with a value for each token, the first ones."""
+        if value.shape == self._inputs["input_ids"].shape:
+            value = value[:, :end]
+        return value.to(self._decoder.device, self._decoder.dtype if value.is_floating_point() else None)
+
+
+class _Remembered:
+    """A part of a processor that remembers what it made of the last lists of `media`; it takes the part's place."""
+
+    def __init__(self, processor: Any, name: str) -> None:
+        self._part = getattr(processor, name)
+        self.media: tuple[weakref.ref[Media], ...] = ()
+        self._made: dict[tuple[weakref.ref[Media], ...], Any] = {}
+        setattr(processor, name, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def __call__(self, *values: Any, **options: Any) -> Any:
+        made = self._made.pop(self.media, None)
+        self._made = {media: each for media, each in self._made.items() if all(one() for one in media)}
+        if made is None:
+            made = self._part(*values, **options)
+        self._made[self.media] = made
+        while len(self._made) > _KEPT:
+            del self._made[next(iter(self._made))]
+        return copy(made)
