@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from configs import BASE, MISTRAL, PUBLISHED, VICUNA, VISION, YI
 
-from llava_video_cli.checkpoint.config import check_weights, describe, family_of, read_checkpoint, read_config
+from llava_video_cli.checkpoint.config import check_weights, describe, prompt_format_of, read_checkpoint, read_config
 from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.errors import ModelError
 from llava_video_cli.prompt.budget import SHORT_TEXT_TOKENS, Budget
@@ -29,7 +29,11 @@ from llava_video_cli.prompt.budget import SHORT_TEXT_TOKENS, Budget
 )
 def test_published_configs(name: str, family: str, context: int, frames: int, video_id: int) -> None:
     checkpoint = describe(PUBLISHED[name])
-    assert (checkpoint.family, checkpoint.context_tokens, checkpoint.rates.frame_tokens) == (family, context, 144)
+    assert (checkpoint.prompt_format, checkpoint.context_tokens, checkpoint.rates.frame_tokens) == (
+        family,
+        context,
+        144,
+    )
     assert (checkpoint.video_token_id, checkpoint.image_token_id) == (video_id, video_id + 1)
     assert Budget(144 + SHORT_TEXT_TOKENS, 0, context, (144,)).frames_each([1]) == frames
 
@@ -101,8 +105,8 @@ def test_scaling_of_another_kind_gives_no_more_context() -> None:
 
 
 def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
-    assert family_of(MISTRAL, has_chatml_tokens=True) == "chatml"
-    assert family_of(YI, has_chatml_tokens=False) == "vicuna"
+    assert prompt_format_of(MISTRAL, has_chatml_tokens=True) == "chatml"
+    assert prompt_format_of(YI, has_chatml_tokens=False) == "vicuna"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import TEMPLATES
 
 from llava_video_cli import Frames, ModelError, Picture, Sampling, Turn, VideoInfo
-from llava_video_cli.checkpoint.config import Family
+from llava_video_cli.checkpoint.config import PromptFormat
 from llava_video_cli.prompt.chat_template import chat_template, own_form, render
 
 VIDEO = Frames(np.zeros((1, 2, 2, 3), np.uint8), (0.0,), VideoInfo("v.mp4", 1.0, 2, 2, 1.0, "h264", 0), Sampling(1))
@@ -22,10 +22,10 @@ ONE = (Turn("user", "Why?", (VIDEO,)),)
 TWO = (Turn("system", "Be brief."), Turn("user", "Why?", (VIDEO,)), Turn("assistant", "Because."), Turn("user", "And?"))
 
 
-FAMILIES: dict[str, Family] = {"vicuna": "vicuna", "mistral": "mistral", "yi": "chatml"}
+FAMILIES: dict[str, PromptFormat] = {"vicuna": "vicuna", "mistral": "mistral", "yi": "chatml"}
 
 
-def rendered(turns: tuple[Turn, ...], source: str, family: Family) -> str:
+def rendered(turns: tuple[Turn, ...], source: str, family: PromptFormat) -> str:
     return render(turns, chat_template("it", source, {"eos_token": "</s>"}), family, SPECIAL, "</s>")
 
 
@@ -37,7 +37,7 @@ def rendered(turns: tuple[Turn, ...], source: str, family: Family) -> str:
         ("chatml", "<|im_start|>user\n<video>\nWhy?<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
-def test_own_form_is_the_safe_form(family: Family, wanted: str) -> None:
+def test_own_form_is_the_safe_form(family: PromptFormat, wanted: str) -> None:
     assert own_form(ONE, family, "</s>") == wanted
 
 

@@ -1,0 +1,216 @@
+"""Other families through the generic path: the same greedy tokens as the way that transformers documents, and times."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from family_checkpoints import TINY, make_family
+from scenes import OTHER, STILL, VIDEO, moving_square
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+
+from llava_video_cli import Answer, Generation, Model, Picture, Request, Turn, join, open_model
+from llava_video_cli.checkpoint.families import FAMILIES, Family, family_of
+
+NEW_TOKENS = 16
+GREEDY = Generation(max_new_tokens=NEW_TOKENS)
+SEVEN, ONE = moving_square(7), moving_square(1)
+CONVERSATIONS: dict[str, tuple[Turn, ...]] = {
+    "video": (Turn("user", "What happens?", (VIDEO,)),),
+    "picture": (Turn("user", "What is it?", (STILL,)),),
+    "video after a picture": (Turn("user", "Is it the same?", (STILL, VIDEO)),),
+    "two turns": (
+        Turn("user", "What happens?", (VIDEO,)),
+        Turn("assistant", "A square moves."),
+        Turn("user", "Which way does it move?"),
+    ),
+    "picture in a later turn": (
+        Turn("user", "What happens?", (VIDEO,)),
+        Turn("assistant", "A square moves."),
+        Turn("user", "And here?", (STILL,)),
+    ),
+    "one frame": (Turn("user", "What is there?", (ONE,)),),
+    "seven frames": (Turn("user", "How does it move?", (SEVEN,)),),
+    "two videos": (Turn("user", "Which is longer?", (OTHER, VIDEO)),),
+    "text": (Turn("user", "Who are you?"),),
+}
+# The documented call fails: pictures and videos have the same places in the prompt, or the same name for their pixels.
+BOTH = ("video after a picture", "picture in a later turn")
+UNDOCUMENTED = {(name, case) for name in ("smolvlm", "glm4v") for case in BOTH} | {("glm4v", "one frame")}
+
+
+KINDS = ["plain", "sliding", "linear"]
+
+
+def family(name: str) -> Family:
+    return family_of({"model_type": name})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+# All cases of all families take a minute: the default suite has those that differ most.
+QUICK_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "smolvlm", "llava_onevision", "internvl", "gemma4")
+QUICK_CASES = ("video", "two turns", "picture in a later turn", "one frame")
+
+
+def marked(names: Iterable[str], quick: Container[str]) -> list[Any]:
+    return [pytest.param(name, id=name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module", params=marked(TINY, QUICK_FAMILIES))
+def trio(request: pytest.FixtureRequest, folders: Path) -> Iterator[tuple[str, Model, Any, Any]]:
+    """A family's name, our model of its tiny checkpoint, and transformers' model and processor of the same."""
+    folder = make_family(folders / request.param, request.param)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    yield request.param, open_model(str(folder)), theirs, AutoProcessor.from_pretrained(folder)
+    documented.cache_clear()
+
+
+def inputs(processor: Any, conversations: list[tuple[Turn, ...]], least_frames: int = 1) -> Any:
+    """What the processor makes of conversations in the documented way, with times in milliseconds."""
+    texts, videos, metadata, images = [], [], [], []
+    for turns in conversations:
+        messages = [
+            {
+                "role": turn.role,
+                "content": [{"type": "image" if isinstance(medium, Picture) else "video"} for medium in turn.media]
+                + [{"type": "text", "text": turn.text}],
+            }
+            for turn in turns
+        ]
+        texts.append(
+            processor.tokenizer.apply_chat_template(
+                messages, chat_template=processor.chat_template, add_generation_prompt=True, tokenize=False
+            )
+        )
+        for medium in (medium for turn in turns for medium in turn.media):
+            if isinstance(medium, Picture):
+                images.append(medium.pixels)
+                continue
+            times = [round(1000 * time) for time in medium.times_seconds]
+            repeats = max(1, least_frames // len(times))
+            videos.append(np.repeat(medium.images, repeats, axis=0))
+            metadata.append(
+                {
+                    "fps": 1000,
+                    "frames_indices": [time for time in times for _ in range(repeats)],
+                    "total_num_frames": round(1000 * medium.info.duration_seconds),
+                    "duration": medium.info.duration_seconds,
+                }
+            )
+    media: dict[str, Any] = {"images": images} if images else {}
+    if videos:
+        media |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
+    return processor(text=texts, return_tensors="pt", padding=True, padding_side="left", **media)
+
+
+@cache
+def documented(theirs: Any, processor: Any, turns: tuple[Turn, ...], least_frames: int) -> tuple[int, list[int]]:
+    """The documented way: processor, `generate`. Returns the prompt's length and new ids."""
+    processed = inputs(processor, [turns], least_frames)
+    length = processed["input_ids"].shape[1]
+    output = theirs.generate(**processed, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return length, output[0, length:].tolist()
+
+
+def check(answer: Answer, trio: tuple[str, Model, Any, Any], turns: tuple[Turn, ...]) -> None:
+    name, _, theirs, processor = trio
+    length, ids = documented(theirs, processor, turns, family(name).least_frames)
+    assert (answer.usage.prompt_tokens, answer.usage.generated_tokens) == (length, len(ids))
+    assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("case", marked(CONVERSATIONS, QUICK_CASES))
+def test_an_answer_equals_the_documented_way(trio: tuple[str, Model, Any, Any], case: str) -> None:
+    if (trio[0], case) in UNDOCUMENTED:
+        pytest.skip("the documented call fails")
+    check(join(trio[1].stream(Request(CONVERSATIONS[case], GREEDY))), trio, CONVERSATIONS[case])
+
+
+def test_answers_in_company_equal_the_documented_way(trio: tuple[str, Model, Any, Any]) -> None:
+    """Unequal questions and unequal numbers of frames; nothing is padded."""
+    conversations = [turns for case, turns in CONVERSATIONS.items() if (trio[0], case) not in UNDOCUMENTED]
+    answers = trio[1].answer_all([Request(turns, GREEDY) for turns in conversations])
+    for answer, turns in zip(answers, conversations, strict=True):
+        check(answer, trio, turns)
+
+
+def test_answers_depend_on_the_frames(trio: tuple[str, Model, Any, Any]) -> None:
+    """Parity would mean little if a checkpoint said the same to everything."""
+    seen = {
+        join(trio[1].stream(Request((Turn("user", "What is it?", (moving_square(2, seed),)),), GREEDY))).text
+        for seed in range(6)
+    }
+    assert len(seen) > 1
+
+
+def test_a_second_question_reuses_the_prompt_where_that_is_exact(trio: tuple[str, Model, Any, Any]) -> None:
+    """Another conversation in between, whose positions are shifted otherwise, changes nothing."""
+    name, model, *_ = trio
+    video = moving_square(4, seed=9)
+    for question, medium in (("What happens?", video), ("Who?", SEVEN), ("Where does it go?", video), ("Why?", video)):
+        turns = (Turn("user", question, (medium,)),)
+        answer = join(model.stream(Request(turns, GREEDY)))
+        check(answer, trio, turns)
+    assert (answer.usage.cached_tokens > 0) == family(name).reuse
+
+
+def test_choices_are_scored_behind_media(trio: tuple[str, Model, Any, Any]) -> None:
+    """As the whole text says it, choice by choice, also where positions are shifted."""
+    name, model, theirs, processor = trio
+    turns, texts = (Turn("user", "Which way?", (VIDEO,)),), ("left", "to the right", "up")
+    generation = Generation(choices=texts, length_normalized=True)
+    answer = join(model.stream(Request(turns, generation)))
+    assert answer.scores is not None
+    processed = inputs(processor, [turns], family(name).least_frames)
+    shape = processed["input_ids"].shape
+    wanted = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    for text in texts:
+        total, ids = 0.0, processor.tokenizer(f" {text}")["input_ids"]
+        for number, token in enumerate(ids):
+            new = {"input_ids": torch.tensor([ids[:number]]), "attention_mask": torch.ones(1, number)}
+            more = {
+                key: torch.cat([value, new.get(key, torch.zeros(1, number)).to(value.dtype)], 1)
+                for key, value in processed.items()
+                if getattr(value, "shape", None) == shape
+            }
+            output = theirs.generate(**{**processed, **more}, **wanted)
+            total += float(output.logits[0][0].log_softmax(-1)[token])
+        assert answer.scores.logprobs[text] == pytest.approx(total, abs=2e-3)
+    assert answer.usage.prompt_tokens == shape[1]
+
+
+def test_the_table_says_what_the_model_is(trio: tuple[str, Model, Any, Any]) -> None:
+    name, _, theirs, _ = trio
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=theirs.config).layers}
+    is_3d = any(hasattr(module, "get_rope_index") for module in theirs.modules())
+    cache = {"DynamicLayer": "plain", "DynamicSlidingWindowLayer": "sliding"}
+    if family(name).was_tried:
+        assert family(name).positions == ("3D" if is_3d else "1D")
+        assert family(name).cache == max((cache.get(kind, "linear") for kind in kinds), key=KINDS.index)
+    assert family(name).was_tried == (name in FAMILIES)
+    assert bool(trio[1].notes) != family(name).was_tried
+
+
+@pytest.mark.parametrize("case", ["video after a picture", "picture in a later turn"])
+def test_smolvlm_sees_both_pictures_and_videos(folders: Path, case: str) -> None:
+    """As `generate` answers if it is given the pixels of all media in the order of the prompt."""
+    folder, turns = make_family(folders / "smolvlm", "smolvlm"), CONVERSATIONS[case]
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)
+    processed = inputs(processor, [turns])
+    parts = [inputs(processor, [(Turn("user", "", (medium,)),)]) for turn in turns for medium in turn.media]
+    for name in ("pixel_values", "pixel_attention_mask"):
+        processed[name] = torch.cat([part[name] for part in parts], dim=1)
+    wanted = theirs.generate(**processed, max_new_tokens=NEW_TOKENS, do_sample=False)
+    answer = join(open_model(str(folder)).stream(Request(turns, GREEDY)))
+    ids = wanted[0, processed["input_ids"].shape[1] :]
+    assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
