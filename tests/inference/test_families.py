@@ -14,8 +14,10 @@ from family_checkpoints import TINY, make_family
 from scenes import OTHER, STILL, VIDEO, moving_square
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
-from llava_video_cli import Answer, Generation, Model, Picture, Request, Turn, join, open_model
+from llava_video_cli import Answer, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.checkpoint.families import FAMILIES, Family, family_of
+from llava_video_cli.inference.families.generic import GenericVideo
+from llava_video_cli.inference.loader import load
 
 NEW_TOKENS = 16
 GREEDY = Generation(max_new_tokens=NEW_TOKENS)
@@ -161,6 +163,22 @@ def test_a_second_question_reuses_the_prompt_where_that_is_exact(trio: tuple[str
         answer = join(model.stream(Request(turns, GREEDY)))
         check(answer, trio, turns)
     assert (answer.usage.cached_tokens > 0) == family(name).reuse
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma4", "qwen3_vl"])
+def test_a_video_is_encoded_once_for_several_questions(name: str, folders: Path) -> None:
+    folder, calls = make_family(folders / f"{name} again", name), []
+    loaded = load(folder, Loading(device="cpu"))
+    model = GenericVideo(name, loaded)
+    parts = {type(part).__name__: part for part in loaded.model.modules()}
+    tower = next(part for kind, part in parts.items() if kind.endswith("VisionModel"))
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    texts = [join(model.stream(Request((Turn("user", text, (VIDEO,)),), GREEDY))).text for text in ("Who?", "Why?")]
+    assert len(calls) == 1
+    join(model.stream(Request((Turn("user", "Who?", (OTHER,)),), GREEDY)))
+    assert len(calls) == 2
+    fresh = GenericVideo(name, load(folder, Loading(device="cpu")))
+    assert join(fresh.stream(Request((Turn("user", "Why?", (VIDEO,)),), GREEDY))).text == texts[1]
 
 
 def test_choices_are_scored_behind_media(trio: tuple[str, Model, Any, Any]) -> None:

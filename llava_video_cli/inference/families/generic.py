@@ -113,6 +113,9 @@ class GenericVideo(LlavaVideo):
         self._numbers: weakref.WeakKeyDictionary[Media, str] = weakref.WeakKeyDictionary()
         family = family_of(loaded.model.config.to_dict())
         self._reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
+        self._features: dict[tuple[weakref.ref[Media], ...], dict[str, Any]] = {}  # only the engine's thread uses it
+        has_features = "mm_encoder_outputs" in inspect.signature(loaded.model.forward).parameters
+        self._takes_features = has_features and family.was_tried
         modules = loaded.model.modules()
         self._positioned = next((each for each in modules if hasattr(each, "get_rope_index")), None)
         super().__init__(name, loaded, revision, self._reuses, **more)
@@ -143,6 +146,19 @@ class GenericVideo(LlavaVideo):
     def inputs(self, prompt: ProcessedPrompt) -> dict[str, Any]:
         """Return what the processor made of a prompt, once: another time, it is made again."""
         return self._pixels.pop(prompt, None) or self._run(prompt.text, prompt.media)
+
+    def features(self, media: Sequence[Media]) -> dict[str, Any] | None:
+        """Return a mapping that `generate` fills with what it encodes of media, and takes instead of pixels.
+
+        None where a prompt's beginning is reused, so that nothing is encoded twice, or where the model can't take it.
+        """
+        if self._reuses or not self._takes_features:
+            return None
+        key = tuple(weakref.ref(medium) for medium in media)
+        found: dict[str, Any] = self._features.pop(key, {})
+        kept = [(other, each) for other, each in self._features.items() if all(one() for one in other)]
+        self._features = dict([*kept, (key, found)][-_KEPT:])
+        return found
 
     def _prepare(self, row: Row) -> None:
         """Set what the engine needs of a request; in a thread of its own."""
@@ -304,7 +320,7 @@ class _Prompts:
     """What is computed of prompts of one length; see `Inputs`. With media, it is a single one."""
 
     def __init__(self, model: GenericVideo, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int) -> None:
-        self._decoder, self._cached, self._prompts = decoder, cached, prompts
+        self._model, self._decoder, self._cached, self._prompts = model, decoder, cached, prompts
         self._ids = torch.tensor([prompt.ids[cached:] for prompt in prompts], device=decoder.device)
         self.shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
         self.tokens, self.together = self._ids.shape[1], 0
@@ -325,10 +341,15 @@ class _Prompts:
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
         model = self._decoder.model
-        inputs = {name: self._placed(value, end) for name, value in self._inputs.items()}
+        inputs: dict[str, Any] = {name: self._placed(value, end) for name, value in self._inputs.items()}
         del self._inputs
         if (positions := self._prompts[0].positions) is not None:  # else they would be computed again, on the device
             inputs["position_ids"] = positions[..., :end].to(self._decoder.device)
+        features = self._model.features(self._prompts[0].media)
+        if features:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        if features is not None:
+            inputs["mm_encoder_outputs"] = features
         try:
             output = model.generate(
                 **{**inputs, cache_name(model): cache},
