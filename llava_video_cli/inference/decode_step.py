@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -203,6 +204,10 @@ class Decoder:
         """Whether a prefill's tokens can be told one by one what they see."""
         implementation = self.model.get_decoder().config._attn_implementation  # noqa: SLF001 - stands nowhere else
         return self.slots.is_plain and implementation in ("sdpa", "eager")
+
+    def ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the ids of rows of one length on the device, int64 (rows, tokens)."""
+        return torch.tensor(rows, device=self.device)
 
     @torch.inference_mode()
     def prefill(self, embeddings: torch.Tensor, cache: Any, begin: int) -> torch.Tensor:

@@ -105,7 +105,7 @@ class Vision:
         """Return what is computed of prompts of one length, from the `cached` tokens on."""
         spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
         features = iter(self.encode((span.medium for each in spans for span in each), sent))
-        ids = torch.tensor([prompt.ids[cached:] for prompt in prompts], device=decoder.device)
+        ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
         embeddings = self._model.get_input_embeddings()(ids)  # (rows, tokens - cached, hidden)
         for number, each in enumerate(spans):
             for span in each:

@@ -321,7 +321,7 @@ class _Prompts:
 
     def __init__(self, model: GenericVideo, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int) -> None:
         self._model, self._decoder, self._cached, self._prompts = model, decoder, cached, prompts
-        self._ids = torch.tensor([prompt.ids[cached:] for prompt in prompts], device=decoder.device)
+        self._ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
         self.shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
         self.tokens, self.together = self._ids.shape[1], 0
         if prompts[0].media_end > cached:
