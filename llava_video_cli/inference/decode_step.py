@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional
@@ -13,6 +13,11 @@ from transformers import AttentionInterface
 
 from .cuda_graph import Capture, CapturedStep, cuda_graphs
 from .kv_cache import SlotCache, attend, causal_mask
+
+if TYPE_CHECKING:
+    from ..conversation import Media
+    from .prefix_cache import Prompt
+    from .vision import SentPixels
 
 # Decoders whose layers are written out below; others, and what differs inside, go through transformers' own forward.
 _WRITTEN_OUT = ("LlamaModel", "MistralModel")
@@ -55,6 +60,18 @@ class Inputs(Protocol):
 
     def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
         """Append the part `[begin, end)` to a cache of transformers' own kind; return the last logits, (rows, ids)."""
+
+
+class InputSource(Protocol):
+    """Where the engine gets what is computed of prompts."""
+
+    def send(self, media: Iterable[Media]) -> Mapping[Media, SentPixels]:
+        """Begin to copy pixels to the device, beside what it computes."""
+
+    def inputs(
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+    ) -> Inputs:
+        """Return what is computed of prompts of one length, from the `cached` tokens on."""
 
 
 class TransformersStep:

@@ -12,21 +12,20 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ..conversation import FinishReason, Media
+from ..conversation import FinishReason
 from ..errors import ModelError
 from . import device_memory as memory
 from .choices import log_probabilities
-from .decode_step import Decoder, Inputs
+from .decode_step import Decoder, Inputs, InputSource
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
 from .sampler import NOT_FINITE, sample
-from .vision import SentPixels
 
 _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
@@ -53,18 +52,6 @@ class _Prefill:
     cache: Any = None
     done: int = 0
     is_joining: bool = False
-
-
-class InputSource(Protocol):
-    """Where the engine gets what is computed of prompts."""
-
-    def send(self, media: Iterable[Media]) -> Mapping[Media, SentPixels]:
-        """Begin to copy pixels to the device, beside what it computes."""
-
-    def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
-    ) -> Inputs:
-        """Return what is computed of prompts of one length, from the `cached` tokens on."""
 
 
 class Engine:

@@ -29,17 +29,7 @@ from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
 from .preflight import ModelSource, first_request, largest_requests
-from .record import (
-    EMPTY_ANSWER,
-    Failure,
-    Record,
-    join_frames,
-    mean_scores,
-    media_values,
-    path_to_text,
-    total_usage,
-    with_tokens,
-)
+from .record import EMPTY_ANSWER, Failure, Record, join_frames, mean_scores, media_values, path_to_text, total_usage
 from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, settle_run
 from .storage import is_address
 from .table import Table, Where, open_table, parse_where
@@ -229,7 +219,7 @@ class CaptionJob:
             "prompt": self.task.preset.prompt,
             "model": self.settings["model"],
             "finish_reason": max((answer.finish_reason for _, answer in answers), key=_REASONS.index),
-            "frames": with_tokens(join_frames([part.values["frames"] for part in parts]), sum(usage.media_tokens)),
+            "frames": join_frames([part.values["frames"] for part in parts], sum(usage.media_tokens)),
             "notes": list(notes),
             "usage": usage.values(),
             "settings": {**self.settings, **form.changes, "request_key": self.task.request_key(self.name)},

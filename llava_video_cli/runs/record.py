@@ -166,14 +166,15 @@ def mean_scores(parts: Sequence[Scores | None]) -> dict[str, float]:
     return {choice: sum(each[choice] for each in scores) / len(scores) for choice in scores[0]}
 
 
-def join_frames(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Join what is said of the frames of each window."""
+def join_frames(parts: Sequence[Mapping[str, Any] | None], tokens: int = 0) -> dict[str, Any] | None:
+    """Join what is said of the frames of each window; `tokens` are those of all of them in prompts, if known."""
     videos = [part for part in parts if part is not None]
     if not videos:
         return None
     times = [time for part in videos for time in part["times_seconds"]]
     shots = [shot for part in videos for shot in part.get("shots", ())]
-    return {**videos[0], "count": len(times), "times_seconds": times, **({"shots": shots} if shots else {})}
+    joined = {**videos[0], "count": len(times), "times_seconds": times, **({"shots": shots} if shots else {})}
+    return with_tokens(joined, tokens)
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:

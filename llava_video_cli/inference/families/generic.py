@@ -33,9 +33,8 @@ from ...prompt.thinking import opens_thought
 from ...video import Frames
 from ...video.fit import FrameResize
 from ...video.image import Picture, shrunk
-from ..decode_step import Decoder, cache_name
+from ..decode_step import Decoder, InputSource, cache_name
 from ..device_memory import is_out_of_memory
-from ..engine import InputSource
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span, number_of
 from ..row import Row

@@ -24,9 +24,9 @@ from ...video.fit import FrameResize
 from .. import device_memory as memory
 from ..constraints import Grammars
 from ..cuda_graph import Capture
-from ..decode_step import Decoder
+from ..decode_step import Decoder, InputSource
 from ..detokenizer import Detokenizer, hidden_ids, token_bytes
-from ..engine import Engine, InputSource, NotFiniteError, stop_ids
+from ..engine import Engine, NotFiniteError, stop_ids
 from ..loader import Loaded, load
 from ..placement import reasons
 from ..prefix_cache import Prompt, Span
