@@ -28,7 +28,7 @@ class Loading:
     `frames` is the expected number in a prompt, None for 32: it matters if there is little memory. `prefix_reuse` keeps
     the KV cache of the last prompt for the next one that begins with the same tokens; if several `conversations`
     alternate, it keeps one for each while there is memory. `rope_factor`, `pool_stride` and `pool_mode` replace those
-    of the config (see `adapted`); None keeps them.
+    of the config (see `adapted`); None keeps them. `adapter` is the folder or the hub id of a LoRA.
     """
 
     quantize: Quantize = "auto"
@@ -41,6 +41,7 @@ class Loading:
     pool_stride: int | None = None
     pool_mode: PoolMode | None = None
     conversations: int = 1
+    adapter: str | None = None
 
 
 class Model(Protocol):

@@ -38,6 +38,7 @@ class Preset:
     about: str
     model: str = "llava-hf/LLaVA-NeXT-Video-7B-hf"
     quantize: Quantize = "auto"
+    adapter: str | None = None
     prompt: str = "Describe the video."
     system: str | None = None
     timestamps: bool = False
@@ -128,13 +129,14 @@ def read_preset(path: Path) -> Preset:
             raise UsageError("the key 'about' is missing", "describe in one line what the preset is for")
         sampling = with_sampling(_SAMPLING, values.pop("sampling", {}))
         generation = Generation(**generation_values(values.pop("generation", {}), path.parent))
-        if "model" in values:
-            values["model"] = _below(path.parent, values["model"])
+        for key in ("model", "adapter"):
+            if values.get(key) is not None:
+                values[key] = _below(path.parent, values[key])
         return Preset(name=path.stem, path=path, sampling=sampling, generation=generation, **values)
 
 
 def _below(folder: Path, model: str) -> str:
-    """Return a preset's model: one that is a relative path is relative to the preset's file, as its folder knows it."""
+    """Return a preset's model or adapter: a relative path is relative to the preset's file, as its folder knows it."""
     is_relative = model.startswith(".") or (model.count("/") > 1 and not model.startswith(("/", "~")))
     if is_relative or (model != "demo" and (folder / model).is_dir()):
         return os.path.abspath(folder / model)  # noqa: PTH100 - keeps links

@@ -192,7 +192,7 @@ def _check_adapter(folder: Path) -> None:
     if (base := adapter_base(folder)) is not None:
         raise ModelError(
             f"{folder} is an adapter for {base}, not a whole checkpoint",
-            "merge the two with peft: `merge_and_unload()`, then `save_pretrained` of the model and of its processor",
+            f"`-m {base} --adapter {folder}` loads both",
         )
 
 

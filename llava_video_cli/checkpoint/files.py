@@ -65,8 +65,7 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
         if not isinstance(read_json(path), dict):
             raise unreadable(path, "it is not a mapping")
     for name in weights:
-        with _readable(folder / name):
-            _check_weights(folder / name)
+        read_weights_header(folder / name)
 
 
 @contextmanager
@@ -129,8 +128,17 @@ def _check_pointer(path: Path, head: bytes) -> None:
         raise ModelError(f"{path} is Git LFS's pointer to a file{told}, not the file", _AGAIN)
 
 
-def _check_weights(path: Path) -> None:
-    """Check that a file of weights is as long as its header says: the last tensor ends where the file does."""
+def read_weights_header(path: Path) -> dict[str, Any]:
+    """Return what the header of a file of weights says of each tensor, by name.
+
+    Raises `ModelError` for another file, and for one that is shorter than its header says: the last tensor ends where
+    the file does.
+    """
+    with _readable(path):
+        return _weights_header(path)
+
+
+def _weights_header(path: Path) -> dict[str, Any]:
     if not stat.S_ISREG((status := path.stat()).st_mode):
         raise unreadable(path, "it is not a regular file")
     with path.open("rb") as file:
@@ -140,10 +148,10 @@ def _check_weights(path: Path) -> None:
         length = int.from_bytes(head, "little")
         header = file.read(length) if length <= min(status.st_size, _MOST_HEADER_BYTES) else b""
     try:
-        tensors = json.loads(header)
-        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
+        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         raise ModelError(f"{path} is no safetensors file, or only its beginning", _AGAIN) from None
     if status.st_size < wanted:
         raise ModelError(f"{path} is cut short: {status.st_size:,} of {wanted:,} bytes", _AGAIN)
+    return tensors

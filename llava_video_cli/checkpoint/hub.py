@@ -121,14 +121,17 @@ def fetch_files(
     patterns: Sequence[str],
     needed: Sequence[str],
     *,
+    revision: str | None = None,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Fetched:
-    """Download the files of a hub id's `main` that match the patterns, as `fetch` does; the `needed` have to be there.
+    """Download the files of a hub id that match the patterns, as `fetch` does; the `needed` have to be there.
+
+    Without a revision, they are those of `main`.
 
     Raises `ModelError`.
     """
-    with explained(model, None, f"run the command again with access to the hub, or `hf download {model}`"):
-        folder = resolve(model, None)
+    with explained(model, revision, f"run the command again with access to the hub, or `hf download {model}`"):
+        folder = resolve(model, revision, file=needed[0])
         files = _files(model, folder.name)
         if files is None:
             raise ConnectionError
@@ -154,8 +157,8 @@ def cached_files(model: str, patterns: Sequence[str], needed: Sequence[str]) -> 
     return folder if all((folder / name).is_file() for name in needed) else None
 
 
-def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
-    """Return the cache's folder of the commit that a revision stands for now, with the config in it.
+def resolve(model: str, revision: str | None, *, offline: bool = False, file: str = "config.json") -> Path:
+    """Return the cache's folder of the commit that a revision stands for now, with the config (or `file`) in it.
 
     If the hub can't be reached, it is the commit of the last time that it could. Raises what huggingface_hub raises,
     and ConnectionError for a hub that can't be reached.
@@ -165,9 +168,7 @@ def resolve(model: str, revision: str | None, *, offline: bool = False) -> Path:
 
     is_away = not (offline or _is_reachable())
     try:
-        return Path(
-            hf_hub_download(model, "config.json", revision=revision, local_files_only=offline or is_away)
-        ).parent
+        return Path(hf_hub_download(model, file, revision=revision, local_files_only=offline or is_away)).parent
     except LocalEntryNotFoundError:
         if is_away:
             raise ConnectionError from None

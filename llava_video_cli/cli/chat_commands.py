@@ -14,6 +14,7 @@ from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 
+from ..checkpoint.adapter import adapter_key
 from ..errors import LlvidError, UsageError, nearest
 from ..runs.conversation_file import Conversation, write_conversation
 from ..runs.session import SETTINGS
@@ -226,7 +227,8 @@ def _save(chat: TerminalChat, typed: str, overwrite: bool = False) -> None:
     )
     if "schema" in generation:
         generation["schema"] = json.loads(generation["schema"])
-    write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation))
+    adapter = adapter_key(preset.adapter)
+    write_conversation(path, Conversation(session.drafts, model, preset.quantize, sampling, generation, adapter))
     chat.file = path
     chat.say(f"saved {path}")
 

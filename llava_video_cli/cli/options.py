@@ -73,6 +73,9 @@ class ModelFlags(CheckpointFlags):
         metavar="2|3|4|8",
     )
     pool_mode: PoolMode | None = _model("How patches are pooled [default: the checkpoint's].")
+    adapter: str | None = _model(
+        "Apply a LoRA adapter of peft: its folder, or its hub id (owner/name, owner/name@revision).", metavar="PATH"
+    )
     no_prefix_reuse: bool = _model("Do not reuse the KV cache of earlier prompts.", "--no-prefix-reuse", default=False)
 
 

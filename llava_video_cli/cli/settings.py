@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from ..checkpoint.adapter import adapter_key
 from ..checkpoint.random_weights import PREFIX
 from ..conversation import ANY_OBJECT, Generation
 from ..errors import MediaError, UsageError
@@ -74,7 +75,8 @@ class Settings:
     def source_of(self, flags: ModelFlags) -> ModelSource:
         """Return which model answers, with the user's options for its weights: a part of the keys of records."""
         names = ("revision", "dtype", "rope_factor", "pool_stride", "pool_mode")  # which change the answers
-        asked = _without_none(**{name: getattr(flags, name) for name in names})
+        adapter = adapter_key(self.loading.adapter)
+        asked = _without_none(**{name: getattr(flags, name) for name in names}, adapter=adapter)
         return replace(self.source, asked=tuple(asked.items()))
 
     def open(self) -> Model:
@@ -166,8 +168,14 @@ def settle(
         preset,
         sampling=settle_speech(settle_sampling(preset, frames), text),
         generation=generation,
-        **_without_none(model=name, quantize=model.quantize, system=text.system, timestamps=text.timestamps),
+        **_without_none(model=name, quantize=model.quantize, adapter=model.adapter),
+        **_without_none(system=text.system, timestamps=text.timestamps),
     )
+    if remote is not None and preset.adapter is not None:
+        raise UsageError(
+            f"preset {preset.name} has an adapter, which can't be used with --server",
+            "the server decides how its model is loaded",
+        )
     if remote is not None:  # so that its records count as those of the same weights loaded here
         remote.check(generation)
         quantize = remote.quantize if remote.quantize in get_args(Quantize) else "none"
@@ -178,6 +186,7 @@ def settle(
     names = ("dtype", "device", "attention", "pool_stride", "pool_mode")
     loading = Loading(
         quantize=preset.quantize,
+        adapter=preset.adapter,
         frames=preset.sampling.frames if preset.sampling.fps is None else None,
         prefix_reuse=not model.no_prefix_reuse,
         **_without_none(**{name: getattr(model, name) for name in names}),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import locate_config
-from ..checkpoint.config import ADAPTER, Checkpoint, adapter_base, prompt_format_of, read_checkpoint, read_config
+from ..checkpoint.adapter import Adapter, base_note, check_adapter, read_adapter, with_adapter
+from ..checkpoint.config import Checkpoint, prompt_format_of, read_checkpoint, read_config
 from ..checkpoint.families import is_generic
 from ..checkpoint.random_weights import has_random_weights
 from ..checkpoint.size import answer_bytes
@@ -44,6 +45,7 @@ class Loaded:
     placement: Placement
     attention: str
     notes: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     def answer_bytes(self, tokens: int) -> int:
         """Return about what an answer takes of the memory; `tokens` are those of its prompt and of itself."""
@@ -53,6 +55,7 @@ class Loaded:
 def foresee(name: str, folder: Path, loading: Loading) -> None:
     """Raise what `load` would raise before it reads weights, as far as that can be told without torch."""
     config = read_config(folder)
+    check_adapter(loading.adapter, folder)
     if is_generic(config):
         check_options(name, loading)
         return
@@ -72,6 +75,7 @@ def early_counter(
     if not is_generic(read_config(folder)):
         return token_counter(model, loading, revision)
     check_options(model, replace(loading, rope_factor=1.0) if rope_auto else loading)
+    check_adapter(loading.adapter, folder)
     return None
 
 
@@ -110,6 +114,8 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     if usable_cores() < torch.get_num_threads():  # a CPU quota, of which torch knows nothing
         torch.set_num_threads(usable_cores())
     name = name or folder.name
+    check_adapter(loading.adapter, folder)
+    adapter = None if loading.adapter is None else read_adapter(loading.adapter)
     plan = _plan(folder, loading, name)
     config, checkpoint, settings = plan.config, plan.checkpoint, plan.settings
     placement = _placed(name, config, checkpoint, loading)
@@ -136,6 +142,11 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
             )
         scaled = [name for name in tensors if name.endswith((".weight_scale", ".weight_scale_inv"))]
     _check_loaded(folder, info, scaled)
+    if adapter is not None:
+        from .lora import apply
+
+        with _loading_errors(name, folder, placement):
+            apply(model, adapter, placement)
     model.eval()
     if to_answer and placement.quantize == "4bit" and placement.device.kind == "cpu":
         with _loading_errors(name, folder, placement), memory.own_pages():
@@ -147,18 +158,16 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
 
         processor = load_processor(folder, model.config)
         form = prompt_format_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
-    adapter = adapter_base(folder) and f"{ADAPTER} in {folder} is not applied: llvid takes whole weights alone"
-    notes = tuple(
-        note for note in (plan.note, placement.device.note, placement.note, slow, adapter) if note is not None
-    )
-    return Loaded(model, processor, replace(checkpoint, prompt_format=form), placement, attention, notes)
+    base = None if adapter is None else base_note(adapter, name)
+    notes = tuple(note for note in (plan.note, placement.device.note, placement.note, slow, base) if note is not None)
+    return Loaded(model, processor, replace(checkpoint, prompt_format=form), placement, attention, notes, adapter)
 
 
 def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) -> None:
     """Raise `ModelError` for weights that are not those of the config: which tensor, and what to do."""
     extra = sorted(info["unexpected_keys"])
     if adapters := [name for name in extra if ".lora_" in name]:
-        hint = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
+        hint = "save the adapter alone with peft, for --adapter, or merge it: `merge_and_unload()`"
         raise ModelError(f"the weights in {folder} hold an adapter that is not merged: {adapters[0]}", hint)
     if packed := [*scaled, *(name for name in extra if name.endswith((".qweight", ".qzeros")))]:
         hint = "take the checkpoint that it was made from, with `--quantize 4bit` if memory is short"
@@ -228,12 +237,13 @@ def read_facts(name: str, folder: Path, loading: Loading) -> tuple[Mapping[str, 
     Only for LLaVA-NeXT-Video they are there without torch.
     """
     if not is_generic(config := read_config(folder)):
-        return _config(folder, loading)
+        config, checkpoint = _config(folder, loading)
+        return config, with_adapter(checkpoint, loading.adapter)
     from .families.facts import checkpoint_of
 
     _quieten()
     check_options(name, loading)
-    return config, checkpoint_of(folder)
+    return config, with_adapter(checkpoint_of(folder), loading.adapter)
 
 
 def check_options(name: str, loading: Loading) -> None:
@@ -244,6 +254,7 @@ def check_options(name: str, loading: Loading) -> None:
 
 
 def _placed(name: str, config: Mapping[str, Any], checkpoint: Checkpoint, loading: Loading) -> Placement:
+    checkpoint = with_adapter(checkpoint, loading.adapter)
     stored, device = stored_quantization(config), find_device(loading.device)
     return choose_placement(name, checkpoint, device, loading.quantize, loading.dtype, loading.frames, stored)
 
@@ -324,4 +335,5 @@ def _quieten() -> None:
     transformers_logging.disable_progress_bar()
     # of a parameter that is in no module of its own: it is placed all the same
     warnings.filterwarnings("ignore", "The following device_map keys do not match any submodules")
+    warnings.filterwarnings("ignore", module="peft")  # of layers that share weights, which `lora` gives their own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each 8-bit product of float32

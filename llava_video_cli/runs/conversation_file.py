@@ -47,6 +47,7 @@ class Conversation:
     quantize: Quantize | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
 
     @property
     def system(self) -> str | None:
@@ -59,6 +60,7 @@ class Conversation:
             preset,
             model=self.model or preset.model,
             quantize=self.quantize or preset.quantize,
+            adapter=self.adapter or preset.adapter,
             sampling=with_sampling(preset.sampling, self.sampling),
             generation=replace(preset.generation, **self.generation),
         )
@@ -79,7 +81,8 @@ def read_conversation(path: Path) -> Conversation:
     with placed(str(path)):
         values = read_json(content) if path.suffix.lower() == ".json" else read_yaml(content)
         values = values if isinstance(values, dict) else {"messages": values}
-        shape: dict[str, Any] = {"model": Text | None, "quantize": Quantize | None, "messages": list}
+        shape: dict[str, Any] = {"model": Text | None, "quantize": Quantize | None, "adapter": Text | None}
+        shape["messages"] = list
         shape |= {"sampling": sampling_shape(), "generation": generation_shape()}
         found = read_fields({"messages": None, **values}, shape)
         found["generation"] = generation_values(found.get("generation", {}), path.parent)
@@ -101,6 +104,7 @@ def write_conversation(path: Path, conversation: Conversation) -> None:
     values = {
         "model": conversation.model,
         "quantize": conversation.quantize,
+        "adapter": conversation.adapter,
         "sampling": dict(conversation.sampling),
         "generation": dict(conversation.generation),
         "messages": [_message(draft, path.parent) for draft in conversation.drafts],

@@ -18,7 +18,10 @@ from ..prompt.subtitles import Subtitles
 from ..video.files import PictureList, typed_name
 from ..video.image import Picture
 
-_LIBRARIES = ("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes", "llguidance")
+_LIBRARIES = (
+    *("llava-video-cli", "torch", "torchvision", "transformers", "av", "pillow", "bitsandbytes"),
+    *("llguidance", "peft"),
+)
 EMPTY_ANSWER = "the answer is empty"
 _TEXTS = ("caption", "answer", "transcript")
 _SCHEME = "file:"  # of a path that is no text
@@ -132,6 +135,7 @@ def ask_values(
         **({"scores": dict(answer.scores)} if answer.scores else {}),
         "model": settings["model"],
         "family": settings.get("family"),
+        **({"adapter": settings["adapter"]} if settings.get("adapter") else {}),
         "finish_reason": answer.finish_reason,
         "frames": first["frames"],
         **({"with": others} if others else {}),

@@ -12,6 +12,7 @@ from threading import Event
 from types import TracebackType
 from typing import Any, cast, get_args
 
+from ..checkpoint.adapter import adapter_key
 from ..conversation import Generation, Request
 from ..errors import LlvidError
 from ..inference import constraints
@@ -98,7 +99,7 @@ def settle_run(
         preset = load_preset(preset or ("demo" if model == "demo" else "default"))
     if model is None or isinstance(model, str):
         frames = preset.sampling.frames if preset.sampling.fps is None else None
-        source = ModelSource(model or preset.model, Loading(quantize=preset.quantize, frames=frames))
+        source = ModelSource(model or preset.model, Loading(preset.quantize, frames=frames, adapter=preset.adapter))
     elif isinstance(model, ModelSource):
         source = model
     else:
@@ -119,6 +120,7 @@ def settle_run(
             "rope_factor": "auto" if source.rope_auto else loading.rope_factor and f"{loading.rope_factor:g}",
             "pool_stride": loading.pool_stride,
             "pool_mode": loading.pool_mode,
+            "adapter": adapter_key(loading.adapter),
         }
         source = replace(source, asked=tuple((name, value) for name, value in options.items() if value is not None))
     return preset, source, drawn_seed

@@ -250,11 +250,6 @@ def test_fp8_weights_answer_as_in_transformers(folder: Path) -> None:
     assert all(torch.equal(value, ours[name]) for name, value in theirs.named_parameters())
 
 
-def test_an_adapter_beside_weights_is_noted(folder: Path) -> None:
-    adapter(folder)
-    assert any("adapter_config.json" in note and "not applied" in note for note in open_model(str(folder)).notes)
-
-
 def test_a_tokenizer_that_panics_is_an_error(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     values = json.loads((folder / "tokenizer.json").read_text())
     values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}

@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hub import COMMIT, hub
+from safetensors.torch import save_file
 
 LOCATE = """
 import sys
 from llava_video_cli.errors import LlvidError
 from llava_video_cli.checkpoint import locate
+from llava_video_cli.checkpoint.adapter import read_adapter
 try:
-    print(locate(*sys.argv[1:]))
+    if sys.argv[1] == "adapter":
+        adapter = read_adapter(sys.argv[2])
+        print(adapter.name, adapter.folder, sorted(path.name for path in adapter.folder.iterdir()), sep="\\n")
+    else:
+        print(locate(*sys.argv[1:]))
 except LlvidError as error:
     print(f"{type(error).__name__}: {error}\\n{error.hint}")
 """
@@ -90,3 +97,25 @@ def test_a_model_that_is_not_cached_while_offline(tmp_path: Path) -> None:
         and err == ""
     )
     assert "llvid pull org/model" in out and "--model demo" in out
+
+
+def test_an_adapter_is_fetched_without_pickles_and_named_by_its_commit(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"base_model.model.a.lora_A.weight": torch.ones(2, 3)}, source / "adapter_model.safetensors")
+    for name in ("adapter_model.bin", "training_args.bin", "tokenizer.json"):
+        (source / name).write_bytes(b"not wanted")
+    with hub({"her/lora": source}) as (address, asked):
+        name, folder, names = located(address, tmp_path / "home", "adapter", "her/lora")[0].split("\n")
+        assert (name, Path(folder).name) == (f"her/lora@{COMMIT}", COMMIT)
+        assert names == "['adapter_config.json', 'adapter_model.safetensors']"
+        asked.clear()
+        assert located(address, tmp_path / "home", "adapter", name)[0].split("\n")[0] == name
+        assert not any("safetensors" in path for path in asked)
+        assert "has no revision 'v9'" in located(address, tmp_path / "home", "adapter", "her/lora@v9")[0]
+        (source / "adapter_model.safetensors").unlink()
+        lacking = located(address, tmp_path / "other", "adapter", "her/lora")[0]
+        assert "her/lora on the hub lacks adapter_model.safetensors" in lacking
+    offline = located("http://127.0.0.1:9", tmp_path / "home", "adapter", "her/lora", offline=True)
+    assert offline[0].split("\n")[:2] == [name, folder]

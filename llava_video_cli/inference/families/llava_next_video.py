@@ -109,6 +109,7 @@ class LlavaVideo:
             "model": self.name,
             "family": self.family.name,
             "revision": self._revision,
+            **({"adapter": loaded.adapter.name} if loaded.adapter else {}),
             "device": loaded.placement.device.name,
             "dtype": loaded.placement.dtype,
             "quantize": loaded.placement.quantize,
