@@ -32,13 +32,19 @@ SAMPLING_OPTIONS = (
 
 @dataclass(frozen=True)
 class Preset:
-    """The settings of a preset; `path` is its file."""
+    """The settings of a preset; `path` is its file.
+
+    `licence` is that of the model. `memory_gb` is what it needs in 16 bits, or in those of `quantize`, with a prompt of
+    its frames and its longest answer, as `estimate_memory` computes it. Both are for people, None if they aren't told.
+    """
 
     name: str
     about: str
     model: str = "llava-hf/LLaVA-NeXT-Video-7B-hf"
     quantize: Quantize = "auto"
     adapter: str | None = None
+    licence: str | None = None
+    memory_gb: float | None = None
     prompt: str = "Describe the video."
     system: str | None = None
     timestamps: bool = False

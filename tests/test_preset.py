@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
 
+from llava_video_cli.checkpoint.config import describe, read_config
+from llava_video_cli.checkpoint.random_weights import random_folder
+from llava_video_cli.checkpoint.size import estimate_memory
+from llava_video_cli.checkpoint.tokens import MeasuredRates
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import UsageError
+from llava_video_cli.inference.families.facts import facts_of
 from llava_video_cli.preset import load_preset, preset_files, read_preset
+from llava_video_cli.prompt.budget import QUESTION_TOKENS
 
 
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Path:
@@ -29,7 +40,7 @@ def test_shipped_presets_fit_their_context() -> None:
     contexts = {"7B-32K": 32768, "34B": 4096, "7B-DPO": 10240, "7B-hf": 10240}
     for name in preset_files():
         preset = load_preset(name)
-        if preset.model != "demo":
+        if "LLaVA-NeXT-Video" in preset.model:
             context = next(size for part, size in contexts.items() if part in preset.model)
             assert preset.sampling.frames * 144 + preset.generation.max_new_tokens + 200 <= context, name
 
@@ -117,3 +128,62 @@ def test_a_relative_model_is_relative_to_the_file(tmp_path: Path, monkeypatch: p
     }.items():  # fmt: skip
         path.write_text(f"about: x\nmodel: {written}\n")
         assert read_preset(Path("../here/p.yaml")).model == str(meant)
+
+
+def qwen(hidden: int, inner: int, layers: int, heads: tuple[int, int, int], tower: tuple[int, int, int]) -> Any:
+    text = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
+    names = ("num_attention_heads", "num_key_value_heads", "linear_num_value_heads")
+    vision = dict(zip(("depth", "hidden_size", "intermediate_size"), tower, strict=True))
+    is_tied = hidden < 4096
+    return transformers.Qwen3_5Config(
+        text_config=text | dict(zip(names, heads, strict=True)) | {"tie_word_embeddings": is_tied},
+        vision_config=vision | {"out_hidden_size": hidden},
+        tie_word_embeddings=is_tied,
+    )
+
+
+def smol() -> Any:
+    text = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15}
+    more = {"model_type": "llama", "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280}
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "image_size": 512}
+    return transformers.SmolVLMConfig(
+        text_config=text | more, vision_config=vision | {"num_attention_heads": 12, "patch_size": 16}, scale_factor=4
+    )
+
+
+# Of what isn't LLaVA-NeXT-Video: the config, as on the hub, the pixels of a square frame of as many patches as one of
+# 1280 x 720 has, and the tokens of such a frame with its time.
+CONFIGS: dict[str, Any] = {
+    "small": (smol, 32 * 16, 80),
+    "laptop": (lambda: qwen(2048, 6144, 24, (8, 2, 16), (24, 1024, 4096)), 59 * 16, 446),
+    "best-8gb": (lambda: qwen(2560, 9216, 32, (16, 4, 32), (24, 1024, 4096)), 59 * 16, 446),
+    "best-24gb": (lambda: qwen(4096, 12288, 32, (16, 4, 32), (27, 1152, 4304)), 59 * 16, 446),
+}
+
+
+class Stub:
+    """What a processor tells of the ids of its media."""
+
+    class tokenizer:  # noqa: N801 - the attribute's name
+        convert_tokens_to_ids = staticmethod(lambda _: 0)
+
+
+@pytest.mark.parametrize("name", preset_files())
+def test_a_presets_memory_is_what_the_arithmetic_gives(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.licence is not None and preset.memory_gb is not None
+    if name in CONFIGS:
+        make, side, frame_tokens = CONFIGS[name]
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(config := make())
+        checkpoint = facts_of(model, config, Stub, MeasuredRates(side, 16, 1, (), False, frame_tokens, frame_tokens))
+    else:
+        size = re.sub(r".*Video-|-DPO|-hf", "", preset.model)
+        folder = CHECKPOINT if name == "demo" else random_folder(f"random:{size}")
+        assert folder is not None
+        checkpoint = describe(read_config(folder))
+    kind: Any = "4bit" if preset.quantize == "4bit" else "none"
+    tokens = preset.sampling.frames * checkpoint.rates.frame_tokens + QUESTION_TOKENS
+    tokens += preset.generation.max_new_tokens
+    need = estimate_memory(checkpoint, kind, "bfloat16", tokens, preset.sampling.frames)
+    assert 0 <= preset.memory_gb - need.total_bytes / 1e9 < 0.1

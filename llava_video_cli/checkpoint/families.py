@@ -96,7 +96,9 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
     if kind not in FAMILIES:
         _check_unlisted(config, kind, name)
     family = family_of(config)
-    for package in family.packages:
+    tower = config.get("vision_config")
+    of_timm = isinstance(tower, Mapping) and str(tower.get("model_type", "")).startswith("timm")
+    for package in (*family.packages, *(("timm",) if of_timm else ())):
         try:
             version(package)
         except PackageNotFoundError:

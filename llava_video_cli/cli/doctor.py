@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..diagnostics.doctor import Diagnosis, ModelFit, Workload, examine
 from ..inference.cards import Accelerators
+from ..preset import load_preset
 from . import console
 from .console import size
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
@@ -49,6 +50,9 @@ def doctor(
         console.write_json(_values(diagnosis))
     else:
         _print(diagnosis)
+        if model.model is None and preset.preset is None and diagnosis.best_preset is not None:
+            best = load_preset(diagnosis.best_preset)
+            console.write(f"best preset here: -p {best.name}: {best.about} ({best.memory_gb:g} GB)\n")
     return 0 if diagnosis.can_run else 1
 
 

@@ -18,12 +18,13 @@ from ..checkpoint.config import Checkpoint
 from ..checkpoint.families import family_of, untried
 from ..checkpoint.hub import ROOM_HINT, CachedCheckpoint, cache_folder, cached, cached_checkpoints, explained, resolve
 from ..checkpoint.random_weights import random_folder
-from ..checkpoint.size import MemoryEstimate, Quantized
+from ..checkpoint.size import LOAD_SHARE, MemoryEstimate, Quantized
 from ..errors import LlvidError, ModelError, first_line
 from ..inference.cards import Accelerators, accelerators
 from ..inference.loader import read_facts
 from ..inference.placement import Device, choose_placement, cuda_device, stored_quantization
 from ..model import Loading
+from ..preset import load_preset
 from ..prompt.budget import QUESTION_TOKENS, Budget, too_long
 from ..system import machine
 from . import packages
@@ -41,6 +42,10 @@ _PUBLISHED = {
     "llava-hf/LLaVA-NeXT-Video-34B-hf": "34B",
     "llava-hf/LLaVA-NeXT-Video-34B-DPO-hf": "34B",
 }
+# Presets of models that have the better score on Video-MME the later they stand.
+_GOOD = ("small", "laptop", "best-8gb", "best-24gb")
+# Those whose answers a CPU gives in minutes, not in hours.
+_GOOD_ON_CPU = ("small", "laptop")
 _FILE_BYTES = 2  # for each parameter in the published files
 _SLOW_PARAMETERS = 10**9
 
@@ -100,6 +105,7 @@ class Diagnosis:
     cache_free_bytes: int | None = None
     checkpoints: list[CachedCheckpoint] = field(default_factory=list)
     model: ModelFit | None = None
+    best_preset: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -145,6 +151,7 @@ def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
         if not can_decode
     ]
     _check_cache(diagnosis)
+    diagnosis.best_preset = diagnosis.attempt("choosing a preset", lambda: best_preset(diagnosis))
     result = diagnosis.attempt(f"examining {workload.model}", lambda: fit_model(workload, diagnosis), stops=True)
     if result is not None:
         diagnosis.model = result[0]
@@ -244,6 +251,24 @@ def fit_model(workload: Workload, host: Diagnosis) -> tuple[ModelFit, list[Probl
     else:
         problems += _place(fit, checkpoint, stored_quantization(config), loading, device)
     return fit, problems
+
+
+def best_preset(host: Diagnosis) -> str | None:
+    """Return the preset of the best model that fits the free memory of a machine; None if there is none."""
+    if (device := _device("auto", host)) is None:
+        return None
+    room = LOAD_SHARE[device.kind] * device.free_bytes[0]
+    names = [name for name in (_GOOD_ON_CPU if device.kind == "cpu" else _GOOD) if _suits(name, device.kind, room)]
+    return names[-1] if names else None
+
+
+def _suits(name: str, kind: str, room_bytes: float) -> bool:
+    preset = load_preset(name)
+    return (
+        preset.memory_gb is not None
+        and 1e9 * preset.memory_gb <= room_bytes
+        and not (kind == "mps" and preset.quantize != "auto")  # bitsandbytes can't quantize there
+    )
 
 
 def _folders(workload: Workload) -> tuple[Path | None, Path | None]:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from configs import BASE, MISTRAL, PUBLISHED, VICUNA, VISION, YI
 
+from llava_video_cli.checkpoint.adapter import check_adapter
 from llava_video_cli.checkpoint.config import check_weights, describe, prompt_format_of, read_checkpoint, read_config
+from llava_video_cli.checkpoint.families import check_family
 from llava_video_cli.checkpoint.size import kv_bytes
 from llava_video_cli.errors import ModelError
 from llava_video_cli.prompt.budget import SHORT_TEXT_TOKENS, Budget
@@ -202,3 +204,25 @@ def test_a_config_is_read_once_as_long_as_it_is_the_same(tmp_path: Path, clip: P
         "sys.exit(code or len(opened) != 1)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "smolvlm", "vision_config": {}}, "SmolVLM2 needs the package num2words"),
+        (
+            {"model_type": "internvl", "vision_config": {"model_type": "timm_wrapper"}},
+            "InternVL3 needs the package timm",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_by_the_config_alone(
+    config: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_family({"model_type": "internvl", "vision_config": {"model_type": "internvl_vision"}}, "it")
+    monkeypatch.setattr("sys.path", [])  # where packages are looked for
+    with pytest.raises(ModelError, match=said) as error:
+        check_family(config, "it")
+    assert str(error.value.hint).startswith("pip install ")
+    with pytest.raises(ModelError, match="--adapter needs the package peft"):
+        check_adapter("./mine", Path("/nowhere"))

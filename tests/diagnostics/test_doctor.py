@@ -14,7 +14,7 @@ import pytest
 from terminal import llvid
 
 from llava_video_cli.cli.app import run
-from llava_video_cli.diagnostics.doctor import Diagnosis, ModelFit, Workload, fit_model
+from llava_video_cli.diagnostics.doctor import Diagnosis, ModelFit, Workload, best_preset, fit_model
 from llava_video_cli.diagnostics.packages import Problem
 from llava_video_cli.inference.cards import Accelerators, Card
 from llava_video_cli.model import Loading
@@ -107,6 +107,25 @@ def test_a_published_checkpoint_is_judged_before_it_is_downloaded() -> None:
     assert not any(problem.stops for problem in chosen("34B-hf", frames=24, quantize="4bit")[1])
     stopping = [problem for problem in chosen("34B-hf", small, frames=24, quantize="4bit")[1] if problem.stops]
     assert "free some memory" in str(stopping[0].hint)
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "memory_gb", "wanted"),
+    [
+        (24.5, 60, "best-24gb"), (16, 60, "best-8gb"), (7.9, 60, "best-8gb"), (7, 60, "laptop"), (4, 60, "small"),
+        (2, 60, None), (None, 60, "laptop"), (None, 5, "small"), (None, 2, None),
+    ],
+)  # fmt: skip
+def test_the_best_preset_for_a_machine(card_gb: float | None, memory_gb: int, wanted: str | None) -> None:
+    cards = () if card_gb is None else (replace(CARD, free_bytes=int(card_gb * GB)),)
+    host = Diagnosis(memory=Memory(64 * GB, memory_gb * GB), accelerators=Accelerators(cards))
+    assert best_preset(host) == wanted
+
+
+def test_the_best_preset_is_named_unless_another_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, is_named in ((("-m", "demo"), False), (("-p", "demo"), False), ((), True)):
+        run(["doctor", *words])
+        assert ("best preset here: -p " in capsys.readouterr().out) == is_named
 
 
 def test_a_full_disk_and_an_unknown_model() -> None:

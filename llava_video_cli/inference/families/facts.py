@@ -72,7 +72,7 @@ def plan(folder: Path, processor: Any) -> Plan:
     try:
         with torch.device("meta"):
             model = kind(settings)
-        checkpoint = _described(model, settings, processor, _measured(processor, settings))
+        checkpoint = facts_of(model, settings, processor, _measured(processor, settings))
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {described(error)}") from None
     note = None if family.was_tried else untried(family)
@@ -95,7 +95,8 @@ def _unquantized(model: Any) -> list[str]:
     ]
 
 
-def _described(model: Any, settings: Any, processor: Any, rates: MeasuredRates) -> Checkpoint:
+def facts_of(model: Any, settings: Any, processor: Any, rates: MeasuredRates) -> Checkpoint:
+    """Return the facts of a model that was built on the meta device."""
     import torch
 
     text, vision = settings.get_text_config(), getattr(settings, "vision_config", None)
