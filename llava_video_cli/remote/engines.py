@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
 from ..validation import read_fields, shape_of
 from ..video import Frames
-from ..video.encode import MOST_BYTES, make_clip
+from ..video.encode import MOST_BYTES, clip_rate, make_clip
 from ..video.files import file_of, is_sequence
 from ..video.fit import FrameInput
 from ..video.image import Picture
@@ -154,7 +155,8 @@ class RequestWriter:
             if self._send == "file":
                 return [_part("video", _with_sound(medium))]
             file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
-            file.write_bytes(make_clip(self._images(medium), with_sound=True, most_bytes=most_bytes))
+            rate = clip_rate(medium.times_seconds, math.inf)  # it is told how many frames to take
+            file.write_bytes(make_clip(self._images(medium), rate=rate, with_sound=True, most_bytes=most_bytes))
             return [_part("video", str(file))]
         # SGLang's processor for LLaVA takes the frames of a video as pictures, and no clips.
         is_split = isinstance(medium, Frames) and served.engine == "SGLang" and self._send == "frames"
@@ -164,7 +166,12 @@ class RequestWriter:
             elif is_split:
                 self._encoded[medium] = [_png(image) for image in self._images(medium)]
             else:
-                data = _file(medium) if self._send == "file" else make_clip(self._images(medium), most_bytes=most_bytes)
+                rate = clip_rate(medium.times_seconds)
+                data = (
+                    _file(medium)
+                    if self._send == "file"
+                    else make_clip(self._images(medium), rate=rate, most_bytes=most_bytes)
+                )
                 self._encoded[medium] = [_data_url("video/mp4", data)]  # readers find the real type from the content
         more = {"modalities": "video"} if is_split else {}
         kind = "image" if is_split or isinstance(medium, Picture) else "video"

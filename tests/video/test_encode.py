@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,7 +12,7 @@ from clips import sample
 from numpy.typing import NDArray
 
 from llava_video_cli import MediaError, Sampling, read_frames
-from llava_video_cli.video.encode import make_clip
+from llava_video_cli.video.encode import clip_rate, make_clip
 
 RANDOM = np.random.default_rng(0)
 
@@ -38,6 +39,28 @@ def test_frames_of_any_size_and_number_come_back_bit_for_bit(
     # as many as there are, and more than there are
     for count in (shape[0], 64):
         assert np.array_equal(read_back(clip, tmp_path, count), images)
+
+
+@pytest.mark.parametrize(
+    ("times", "wanted"),
+    [
+        ([0, 2.5, 5, 7.5], Fraction(2, 5)), ([30, 30 + 1 / 3, 30 + 2 / 3], Fraction(1)), ([5], Fraction(1)),
+        ([0, 1, 9], Fraction(2, 9)), ([0, 1.001, 2.002], Fraction(1000, 1001)), ([0, 36000], Fraction(1, 10000)),
+    ],
+)  # fmt: skip
+def test_a_clip_plays_as_long_as_its_frames_lasted(times: list[float], wanted: Fraction, tmp_path: Path) -> None:
+    assert clip_rate(times) == wanted
+    images, path = noise(len(times), 32, 48), tmp_path / "clip.mp4"
+    path.write_bytes(make_clip(images, rate=wanted))
+    frames = read_frames(path, Sampling(frames=len(times)))
+    assert np.array_equal(frames.images, images)
+    assert frames.times_seconds == pytest.approx([number / wanted for number in range(len(times))], abs=1e-4)
+    with av.open(path) as container:
+        assert container.streams.video[0].average_rate == wanted
+
+
+def test_a_reader_that_is_told_how_many_frames_may_get_faster_ones() -> None:
+    assert clip_rate([0, 0.1, 0.2], float("inf")) == 10
 
 
 @pytest.mark.parametrize("name", ["bikes.mp4", "rotated_90.mov", "odd_dimensions.webm", "bt709_full_range.mp4"])
