@@ -359,7 +359,9 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
         return replace(base, **values)
     except UsageError as error:
         message = str(error).replace("max_new_tokens", length)
-        raise InputError(message, field=message.partition(" ")[0]) from None
+        field = message.partition(" ")[0]
+        is_field = field == length or field in shape_of(Generation)
+        raise InputError(message, field=field if is_field else "") from None
 
 
 def _logprobs(given: Mapping[str, Any]) -> int | None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from ..conversation import Request, Turn
 from ..errors import LlvidError
 from ..model import Model
-from ..preset import Preset
+from ..preset import Preset, sampling_options
 from ..video import Frames, VideoInfo
 from ..video.sampling import Sampling
 from . import GRACE_SECONDS, MAX_REQUESTS
@@ -63,23 +63,24 @@ def open_service(
     log: Callable[[str], None] | None = None,
 ) -> Service:
     """Return a service around a loaded model; clients know it by `names`, or by its own name."""
-    metrics = Metrics()
+    metrics, body_reader = Metrics(), body_reader or BodyReader()
+    values = _model_values(model, preset, body_reader)
     remove_leftovers()
     return Service(
         model,
         preset,
         auth or Auth(),
-        body_reader or BodyReader(),
+        body_reader,
         MediaCache(sources or MediaSources(), model.shrink),
         Scheduler(model, metrics, max_requests, max_batch),
         metrics,
         names or (model.name,),
-        [_model_values(model) | {"id": name} for name in names or (model.name,)],
+        [values | {"id": name} for name in names or (model.name,)],
         log,
     )
 
 
-def _model_values(model: Model) -> dict[str, Any]:
+def _model_values(model: Model, preset: Preset, body_reader: BodyReader) -> dict[str, Any]:
     import numpy as np
 
     frame = Frames(np.zeros((1, 1, 1, 3), np.uint8), (0.0,), VideoInfo("", 1.0, 1, 1, None, "", 0), Sampling(1))
@@ -94,6 +95,8 @@ def _model_values(model: Model) -> dict[str, Any]:
             "settings": model.settings,
             "frame_tokens": budget.media_tokens[0],
             "frame_input": asdict(model.shrink.input),
+            "defaults": {"prompt": preset.prompt, "sampling": sampling_options(preset.sampling)},
+            "max_request_bytes": body_reader.max_bytes,
         },
     }
 

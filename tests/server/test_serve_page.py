@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from terminal import scene
 
 from llava_video_cli import Model, open_model
 from llava_video_cli.demo.world import write_clip, write_picture
+from llava_video_cli.preset import load_preset
 from llava_video_cli.server.auth import Auth
+from llava_video_cli.server.requests import BodyReader
+from llava_video_cli.video.sampling import Sampling
 
 pytest.importorskip("uvicorn")
 
@@ -43,6 +47,13 @@ def served(model: Model) -> Iterator[Served]:
 def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as window:
         yield window
+
+
+def change(window: Browser, **values: str) -> None:
+    """Set fields of the frames panel, as a user leaves the last of them."""
+    for name, value in values.items():
+        window.run(f"at('{name}').value = {json.dumps(value)}")
+    window.run(f"at('{name}').dispatchEvent(new Event('change', {{bubbles: true}}))")
 
 
 def sheet(served: Served, path: Path, kind: str, **values: object) -> tuple[int, dict[str, object]]:
@@ -89,7 +100,7 @@ def test_two_questions_by_keyboard(window: Browser, served: Served, clip: Path) 
     assert "0:00" in window.run("document.getElementById('sheet').alt")
     window.type("What shape is it?" + KEYS["enter"])  # the focus is on the question already
     assert window.wait(f"{ANSWERS}.length === 1 && {ANSWERS}") == ["It is a circle."]
-    window.type("What color is it?" + KEYS["tab"] * 3 + KEYS["enter"])  # past the frames and New to the button
+    window.type("What color is it?" + KEYS["tab"] * 3 + KEYS["enter"])  # past the choices and New to the button
     assert window.wait(f"{ANSWERS}.length === 2 && {ANSWERS}")[1] == "It is red."
     assert window.run("turns.length") == 4 and window.run(ERROR) == ""
     assert window.logged() == []
@@ -99,8 +110,87 @@ def test_another_number_of_frames_shows_another_sheet(window: Browser, served: S
     window.visit(f"{served.url}/")
     window.choose("#file", clip)
     window.wait(SHOWN)
-    window.run("(at('frames').value = 3, at('frames').dispatchEvent(new Event('change')))")
+    change(window, frames="3")
     window.wait(f"{ABOUT}.endsWith(': the model sees 3 frames')")
+
+
+def test_the_frames_panel_shows_the_defaults_and_takes_a_part(window: Browser, model: Model, clip: Path) -> None:
+    preset = load_preset("demo")
+    preset = replace(preset, prompt="What shape is it?", sampling=Sampling(frames=5, fit="stretch"))
+    with serving(model, preset) as served:
+        window.visit(f"{served.url}/")
+        window.wait("document.getElementById('model').textContent === 'demo'")
+        shown = "['frames', 'start', 'end'].map(id => at(id).placeholder)"
+        assert window.run(shown) == ["5", "0:00", "of the video"]
+        assert window.run("[at('fit').value, at('placeholder').offsetHeight > 100]") == ["stretch", True]
+        window.choose("#file", clip)
+        window.wait(SHOWN)
+        assert window.run(shown) == ["5", "0:00", "0:02"] and window.run("at('placeholder').hidden")
+        window.type(KEYS["enter"])
+        assert window.wait(f"{ANSWERS}.length === 1 && {ANSWERS}") == ["It is a circle."]
+        change(window, start="1s", end="0:01.5", frames="2")
+        window.wait(f"{ABOUT}.endsWith('sees 2 frames of 1s to 0:01.5')")
+        assert "0:01, 0:01" in window.run("at('sheet').alt") and window.run(ANSWERS) == []
+        for start, words in (
+            ("x", "Not a time: 'x'. Write seconds (90"),
+            ("2", "must come after"),
+            ("9", "is past the"),
+        ):
+            change(window, start=start, end="" if start == "9" else "1.5")
+            window.wait(f"{ERROR}.includes({json.dumps(words)})")
+            assert "URL" not in window.run(ERROR) and "--" not in window.run(ERROR)
+        change(window, start="", fit="crop")
+        window.wait(f"{ERROR} === ''")
+
+
+def test_choices_are_shown_with_their_probabilities(window: Browser, served: Served, clip: Path) -> None:
+    window.visit(f"{served.url}/")
+    window.choose("#file", clip)
+    window.wait(SHOWN)
+    window.run("(at('choices').value = 'circle', ask('What shape is it?'), 1)")
+    assert window.wait(ERROR) == "Write two or more choices, with commas between them."
+    window.run("(at('choices').value = 'square, circle', ask('What shape is it?'), 1)")
+    window.wait("Boolean(document.querySelector('.scores'))")
+    first, second = window.run("[...document.querySelectorAll('.scores span')].map(s => s.textContent)")
+    likely, unlikely = window.run("[...document.querySelectorAll('.scores meter')].map(m => m.value)")
+    assert window.run(f"{ANSWERS}[0]") == first == "circle" and second == "square"
+    assert likely > unlikely and abs(likely + unlikely - 1) < 1e-6 and window.run(ERROR) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (400, {"message": "the prompt has 9 tokens", "code": "context_length_exceeded"}, "too long for the model"),
+        (503, {"message": "CUDA out of memory", "code": "out_of_memory"}, "too little memory"),
+        (429, {"message": "9 requests are already waiting"}, "The server is busy"),
+        (413, {"message": "the request is larger than 1 bytes"}, "too large for this server"),
+        (401, {"message": "an API key is required: Authorization: Bearer KEY"}, "asks for a key"),
+        (403, {"message": "the Host header names another machine"}, "open this page at 127.0.0.1"),
+        (500, {"message": "internal server error"}, "Its terminal says why"),
+        (503, {"message": "the server is closing", "hint": "try later"}, "The server is closing. Try later."),
+        (
+            400,
+            {"message": "messages[0].content[0]: the data: URL: not a video", "code": "invalid_media"},
+            "Not a video.",
+        ),
+        (502, None, "The server answered with status 502."),
+    ],
+)
+def test_errors_are_told_in_the_words_of_the_page(
+    window: Browser, served: Served, status: int, error: dict[str, str] | None, words: str
+) -> None:
+    window.visit(f"{served.url}/")
+    told = window.run(f"inWords({status}, {json.dumps(error)})")
+    assert words in told and "API" not in told and "--" not in told and "messages[" not in told
+
+
+def test_a_file_that_is_too_large_is_not_sent(window: Browser, model: Model, tmp_path: Path) -> None:
+    with serving(model, body_reader=BodyReader(2**20)) as served:
+        window.visit(f"{served.url}/")
+        window.wait("document.getElementById('model').textContent === 'demo'")
+        (tmp_path / "large.mp4").write_bytes(bytes(2**20))
+        window.choose("#file", tmp_path / "large.mp4")
+        assert window.wait(ERROR) == "The file has 1.0 MiB. This server takes up to 0.7 MiB."
 
 
 def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served, tmp_path: Path) -> None:
@@ -108,7 +198,7 @@ def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served,
     path = tmp_path / "<img src=x onerror=alert(1)>.mp4"
     path.write_bytes(b"no video")
     window.choose("#file", path)
-    assert "not a video" in window.wait(ERROR)
+    assert window.wait(ERROR).startswith("Not a video, or its header is broken or missing")
     assert window.run("document.getElementById('ask').disabled")
     assert window.run("document.querySelectorAll('main img').length") == 1
 
@@ -117,8 +207,11 @@ def test_the_page_asks_for_the_api_key(window: Browser, model: Model) -> None:
     with serving(model, auth=Auth(api_key="sesame")) as served:
         window.visit(f"{served.url}/")
         window.wait("!document.getElementById('locked').hidden")
-        assert "API key" in window.run(ERROR)
+        assert window.run(ERROR) == "This server asks for a key."
         window.run("at('key').focus()")
+        window.type("guess" + KEYS["enter"])
+        window.wait(f"{ERROR} === 'The key is wrong.'")
+        window.run("at('key').select()")
         window.type("sesame" + KEYS["enter"])
         window.wait("document.getElementById('model').textContent === 'demo'")
         assert window.run("document.getElementById('locked').hidden") and window.run(ERROR) == ""
