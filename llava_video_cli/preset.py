@@ -97,8 +97,9 @@ def load_preset(name: str) -> Preset:
         return read_preset(Path(name).expanduser())
     files = preset_files()
     if name not in files:
-        here = f"for the file in this folder, write ./{name}" if Path(name).is_file() else None
-        hint = here or nearest(name, files) or f"the presets are {', '.join(files)}"
+        here = (f"./{file}" for file in (name, f"{name}.yaml", f"{name}.yml") if Path(file).is_file())
+        hints = (f"for the file in this folder, write {file}" for file in here)
+        hint = next(hints, None) or nearest(name, files) or f"the presets are {', '.join(files)}"
         raise UsageError(f"there is no preset {name!r}", hint)
     return read_preset(files[name])
 

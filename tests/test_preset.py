@@ -57,9 +57,10 @@ def test_a_file_in_the_current_folder_is_never_meant_by_a_name(tmp_path: Path, m
     (tmp_path / "default.yaml").write_text("about: a trap\nmodel: evil/model\n")
     (tmp_path / "mine.yaml").write_text("about: mine\n")
     assert load_preset("default").model.startswith("llava-hf/")
-    with pytest.raises(UsageError) as caught:
-        load_preset("mine.yaml")
-    assert caught.value.hint == "for the file in this folder, write ./mine.yaml"
+    for typed in ("mine.yaml", "mine"):
+        with pytest.raises(UsageError) as caught:
+            load_preset(typed)
+        assert caught.value.hint == "for the file in this folder, write ./mine.yaml"
     assert load_preset("./mine.yaml").about == "mine"
 
 

@@ -40,7 +40,7 @@ def _allowed(url: str, hosts: Sequence[str]) -> Host:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise RequestError(400, "a URL must look like https://HOST/PATH", code="invalid_url")
     if not hosts:
-        raise RequestError(403, "this server does not fetch URLs", "start it with --allow-media-host to allow a host")
+        raise RequestError(403, "this server does not fetch URLs: start it with --allow-media-host HOST")
     if not any(_is_host(parts.hostname, port, host) for host in hosts):
         raise RequestError(403, "this server does not fetch from that host", code="host_not_allowed")
     host = Host(parts.hostname, port or (443 if parts.scheme == "https" else 80))

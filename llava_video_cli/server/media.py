@@ -120,8 +120,7 @@ class MediaSources:
     def _open_file(self, url: str) -> Iterator[MediaContent]:
         path = _path_of(url)
         if not self.folders:
-            hint = "start it with --allow-media-dir to allow a folder"
-            raise RequestError(403, "this server does not read files", hint)
+            raise RequestError(403, "this server does not read files: start it with --allow-media-dir FOLDER")
         root, relative = self._split(path)
         descriptor = _open_below(root, relative, path)
         try:

@@ -1,9 +1,13 @@
-"""Which addresses are public."""
+"""Which addresses are public, and what a server reads without being told."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from llava_video_cli.server.media import MediaSources
+from llava_video_cli.server.responses import RequestError
 from llava_video_cli.system.download import is_public
 
 
@@ -19,3 +23,12 @@ from llava_video_cli.system.download import is_public
 )  # fmt: skip
 def test_addresses_that_lead_to_a_private_network_are_private(address: str, expected: bool) -> None:
     assert is_public(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [("file:///a.mp4", "--allow-media-dir FOLDER"), ("https://a.example/a.mp4", "--allow-media-host HOST")],
+)
+def test_a_refusal_names_the_option_in_the_message_which_is_all_that_clients_show(url: str, option: str) -> None:
+    with pytest.raises(RequestError, match=f"start it with {option}"), MediaSources().open(url, threading.Event()):
+        pass

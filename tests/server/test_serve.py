@@ -268,7 +268,7 @@ def test_broken_pictures_of_a_video_are_refused(model: Model, pictures: list[Pat
         ("data:video/jpeg;base64,AAAA,BBBB", 400, "picture 1: not a picture"),
         ("data:video/jpeg;base64,?", 400, "not base64"), ("data:video/jpeg;base64," + "," * 4096, 400, "at most 4096"),
         ([f"data:image/jpeg;base64,{picture}", outside.as_uri()], 403, "not in a folder"),
-        ([f"data:image/jpeg;base64,{picture}", "https://example.com/a.jpg"], 403, "does not fetch"),
+        ([f"data:image/jpeg;base64,{picture}", "https://example.com/a.jpg"], 403, "start it with --allow-media-host"),
         (["data:image/jpeg;base64,AAAA"] * 4097, 400, "at most 4096 pictures"),
         (pictures[0].parent.as_uri(), 400, "a folder, not a video"),
     ]  # fmt: skip
