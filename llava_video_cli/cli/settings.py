@@ -243,6 +243,8 @@ def _schema(text: TextFlags) -> str | None:
         return ANY_OBJECT if text.json_object else None
     if text.json_object:
         raise UsageError("use --schema or --json-object, not both")
+    if str(text.schema).lstrip().startswith("{"):
+        raise UsageError("--schema takes a file, not the schema itself", "save it, and type --schema schema.json")
     return read_schema(text.schema)
 
 

@@ -76,6 +76,13 @@ def test_a_wrong_schema_is_a_usage_error_before_the_model_is_loaded(
     assert code == 2 and not out and words in err and len(err.splitlines()) <= 2
 
 
+def test_a_schema_on_the_command_line_gets_the_option_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "no.mp4", "What?", "-m", "/nowhere", "--schema", json.dumps(SHAPE)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --schema takes a file, not the schema itself", "hint: save it, and type --schema schema.json",
+    ]  # fmt: skip
+
+
 def test_without_the_extra_it_is_named(
     clip: Path, schema: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
