@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import LlvidError
+from ..errors import LlvidError, nearest
 from . import console
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
@@ -143,11 +144,16 @@ def run(arguments: list[str]) -> int:
         if type(failure).__name__ == "NoArgsIsHelpError":  # `llvid` alone shows the help, and fails
             console.stderr.print(failure.format_message())
         else:
+            message = failure.format_message().rstrip(".")
             where = getattr(getattr(failure, "ctx", None), "command_path", "llvid")
+            if where == "llvid" and arguments and arguments[0] in ABOUT:  # an option without its value
+                where = f"llvid {arguments[0]}"
             hint = f"`{where} --help` shows how to use it"
+            if wrong := re.search("'([^']*)' is not one of (.*)", message):
+                hint = nearest(wrong[1], re.findall("'(.*?)'", wrong[2])) or hint
             if where == "llvid" and arguments and os.path.exists(arguments[0]):  # noqa: PTH110 - quick
                 hint = f"name a command: llvid ask {shlex.join(arguments)}"
-            console.error(failure.format_message().rstrip("."), hint)
+            console.error(message, hint)
         return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE

@@ -12,6 +12,7 @@ from clips import SAMPLES
 from hub import running_hub
 from terminal import QUESTION, asked, failed, llvid, scene
 
+from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 
@@ -104,6 +105,17 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
         env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
         done = llvid("ask", str(hollow), QUESTION, "-m", "org/7B", env=env)
     assert "no frame can be decoded" in failed(done, 1) and not hub.sent
+
+
+def test_a_wrong_value_gets_the_nearest_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, hint in (
+        (["ask", "x.mp4", "q", "--fit", "padd"], "did you mean 'pad'?"),
+        (["serve", "--quantize", "4-bit"], "did you mean '4bit'?"),
+        (["ask", "x.mp4", "q", "--fit", "zzz"], "`llvid ask --help` shows how to use it"),
+        (["ask", "x.mp4", "q", "--server"], "`llvid ask --help` shows how to use it"),
+    ):
+        assert run(arguments) == 2
+        assert capsys.readouterr().err.splitlines()[1:] == [f"hint: {hint}"], arguments
 
 
 WRONG = [
