@@ -64,6 +64,10 @@ def test_the_commands_of_a_page(
             continue
         if not can_run(command):
             continue
+        if command.text.startswith(
+            "llvid demo"
+        ):  # libraries that change how floats are rounded change the clip's bytes
+            (here / "llvid-demo.mp4").unlink(missing_ok=True)
         code, lines = execute(command, capsys, monkeypatch)
         if command.mention and any("Missing argument" in line for line in lines):
             continue

@@ -160,8 +160,7 @@ def write_clip(path: str | Path, scene: Scene) -> None:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(scene.frames_per_second), options=options)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
-        if scene.width * scene.height < 640 * 360:
-            stream.codec_context.thread_count = 1  # to start threads takes longer than they save
+        stream.codec_context.thread_count = 1  # the bytes would depend on how many cores there are
         for image in frames(scene):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())

@@ -218,6 +218,7 @@ def test_ask_tells_of_a_server_of_ones_own_that_has_the_model(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where nobody was told of a server today
     with announce("http://127.0.0.1:8377", "demo"):
         assert run(["ask", str(clip), QUESTION, "-m", "demo"]) == 0
         out, err = capsys.readouterr()
