@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 
 from ..runs.record import Failure, Record
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
+from .options import AnyModelFlags, FrameFlags, HearingFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, run_options
 from .settings import check_text, settle, settle_every
 
@@ -67,6 +67,7 @@ def find(
     run: RunFlags,
     model: AnyModelFlags,
     frames: FrameFlags,
+    hearing: HearingFlags,
     preset: PresetFlag,
     output: OutputFlags,
 ) -> None:  # fmt: skip
@@ -77,7 +78,7 @@ def find(
 
     if frames.frames is None and frames.fps is None and preset.preset is None:
         frames = replace(frames, frames=_FRAMES)
-    settings = settle(preset, model, frames, TextFlags())
+    settings = settle(preset, model, frames, TextFlags(**asdict(hearing)))
     for text in (what, *(also or ()), template or ""):
         check_text(text, "what is to be found")
     window = settle_every(every, "--every", settings.preset)

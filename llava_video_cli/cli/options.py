@@ -130,14 +130,9 @@ class FrameFlags:
 
 
 @dataclass(frozen=True)
-class TextFlags:
-    """The prompt, and how it is answered; None if the user did not set it."""
+class HearingFlags:
+    """Whether the model gets what is said in a video; None if the user did not set it."""
 
-    system: str | None = _text("System prompt [default: the preset's].", metavar="TEXT")
-    timestamps: bool | None = _text(
-        "Tell the model the length of a video and the times of its frames [default: off].",
-        "--timestamps/--no-timestamps",
-    )
     speech: bool | None = _text(
         "Add what is said in the video to the prompt, transcribed on this machine [default: off].",
         "--speech/--no-speech",
@@ -145,6 +140,17 @@ class TextFlags:
     speech_model: str | None = _text(
         "Whisper's name (tiny, base, small, medium, large-v3, turbo, ...), folder or hub id [default: small].",
         metavar="NAME",
+    )
+
+
+@dataclass(frozen=True)
+class TextFlags(HearingFlags):
+    """The prompt, and how it is answered; None if the user did not set it."""
+
+    system: str | None = _text("System prompt [default: the preset's].", metavar="TEXT")
+    timestamps: bool | None = _text(
+        "Tell the model the length of a video and the times of its frames [default: off].",
+        "--timestamps/--no-timestamps",
     )
     max_new_tokens: int | None = _text("Longest answer, in tokens [default: 512].", metavar="N")
     temperature: float | None = _text("0 is greedy; with higher values answers vary more [default: 0].", metavar="T")

@@ -14,10 +14,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..conversation import Answer, Generation
+from ..conversation import Answer, Generation, Request
 from ..errors import LlvidError, MediaError, ModelError, UsageError, described
 from ..model import Model
 from ..preset import Preset
+from ..prompt.subtitles import Count, LineCount, fitting, notes_of
 from ..runs.answers import Answers, answered, read_ahead
 from ..runs.caption import RunFiles, RunTask, Task, caption_task, open_files
 from ..runs.formats import Sidecars
@@ -25,6 +26,7 @@ from ..runs.prefetch import JobRequest, ReadAhead, Result, first_error
 from ..runs.preflight import ModelSource, first_request, largest_requests
 from ..runs.record import Failure, Record, join_frames, media_values, path_to_text, total_usage
 from ..runs.resumable import AnsweredRun, RunOptions, RunPlan, settle_run
+from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint, whole_file
 from ..video import Frames, Resize, check_scenes, inspect, read_frames
 from ..video.contact_sheet import sheet_of, thumbnail
@@ -110,6 +112,16 @@ class FindTask(RunTask):
         """The settings of every question."""
         return self.asked.preset
 
+    def requests(
+        self, queries: Sequence[Query], frames: Frames, count: Count
+    ) -> tuple[Sequence[Request], LineCount | None]:
+        """Return what is asked about frames, with as many lines of what is said in them as fit."""
+        return fitting(
+            (frames,),
+            lambda spoken: [self.preset.request(query.question, (frames,), (), spoken) for query in queries],
+            count,
+        )
+
     @cached_property
     def fingerprint(self) -> bytes:
         """Names all that decides what is found in a video."""
@@ -135,20 +147,23 @@ class FindJob:
     name: str
     key: str
     task: FindTask
+    count: Count
 
-    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
+    def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest | None]:
         """Yield each query about each window."""
         sampling = self.task.preset.sampling
         if is_picture(self.name):
             raise MediaError(f"{self.name} is a picture, which has no moments")
+        yield from listen(self.name, sampling, limits=limits)
         video = inspect(self.name, limits, source_fps=sampling.source_fps)
         footage = Footage(video, sampling, shrink, limits)
         windows = footage.windows(self.task.every)
         for number, window in enumerate(windows):
-            frames = video.read(window.sampling, limits=limits, resize=shrink)
+            frames = hear(video.read(window.sampling, limits=limits, resize=shrink), sampling, limits=limits)
+            requests, lines = self.task.requests(self.task.queries, frames, self.count)
             values = media_values(self.name, frames)
-            for place, query in enumerate(self.task.queries):
-                request = self.task.preset.request(query.question, (frames,))
+            values["notes"] += notes_of([lines])
+            for place, request in enumerate(requests):
                 yield JobRequest(request, _Asked(footage, windows, number, place, values))
 
     def outcomes(
@@ -208,9 +223,10 @@ class FindRun(AnsweredRun):
         opened: ExitStack,
     ) -> None:
         todo, asked = files.plan, task.asked
+        sampling = task.preset.sampling
 
-        def jobs(*_: object) -> Iterator[FindJob]:
-            return (FindJob(found.path, key, task) for found, key in todo.videos)
+        def jobs(_: object, count: Count) -> Iterator[FindJob]:
+            return (FindJob(found.path, key, task, count) for found, key in todo.videos)
 
         self.task = task
         self._records: list[Mapping[str, Any]] = []
@@ -221,7 +237,7 @@ class FindRun(AnsweredRun):
             jobs, len(todo.videos), todo.done, todo.failures, asked.is_fatal, self._take,
             largest=lambda: largest_requests(asked, rope_auto=source.rope_auto),
             first=lambda: first_request((found.path for found, _ in todo.videos), asked),
-            keys=todo.keys,
+            keys=todo.keys, said=[(found.path, sampling) for found, _ in todo.videos] if sampling.speech else (),
         )  # fmt: skip
         super().__init__(plan, source, task.preset, files.output, options=options, opened=opened)
 
@@ -278,7 +294,9 @@ class FindRun(AnsweredRun):
 
     def _yes(self, model: Model, query: Query, clips: Sequence[Frames]) -> list[float]:
         """Return how probable it is that each clip shows it."""
-        results = answered(model, [self.task.preset.request(query.question, (clip,)) for clip in clips])
+        heard = [hear(clip, self.task.preset.sampling) for clip in clips]
+        asked = [self.task.requests([query], clip, model.budget)[0][0] for clip in heard]
+        results = answered(model, asked)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -394,8 +412,8 @@ def find_moments(
     check_scenes(preset.sampling, every_seconds)
     longest = max((query.question for query in asked), key=len)
     generation = Generation(choices=(_YES, _NO))
-    sampling = replace(preset.sampling, speech=False)
-    preset = replace(preset, prompt=longest, sampling=sampling, generation=generation)
+    check_speech(preset.sampling)
+    preset = replace(preset, prompt=longest, generation=generation)
     to = Path(output) if output is not None else None
     if to is not None and to.suffix.lower() != ".jsonl":
         raise UsageError(f"{to} must end in .jsonl")

@@ -71,7 +71,7 @@ def main() -> None:
             assert not isinstance(record, Failure), record
             moments, windows = len(record.values["moments"]), len(record.values["windows"])
             began = clocks()
-            list(run([FindJob(str(film), "", found.task)], model, workers=1))
+            list(run([FindJob(str(film), "", found.task, model.budget)], model, workers=1))
             took["once"].append(since(began))
             print({name: each[-1] for name, each in took.items()}, flush=True)
         document: dict[str, Any] = {"windows": windows, "moments": moments}

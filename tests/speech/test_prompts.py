@@ -13,7 +13,19 @@ from terminal import asked
 from waiting_model import USAGE, WaitingModel
 from whisper import LoudestSeconds
 
-from llava_video_cli import Budget, Limits, Preset, Sampling, UsageError, answer_file, caption_folder, load_preset
+from llava_video_cli import (
+    Budget,
+    Failure,
+    Limits,
+    Preset,
+    Sampling,
+    Scores,
+    UsageError,
+    answer_file,
+    caption_folder,
+    find_moments,
+    load_preset,
+)
 from llava_video_cli.conversation import Chunk, Request
 from llava_video_cli.model import Loading
 from llava_video_cli.preset import read_preset
@@ -157,6 +169,25 @@ def test_a_chat(film: Path, fake: LoudestSeconds) -> None:
     later = chat.session.answered("Because.").ask("And then?")
     assert [turn.text for turn in chat.request(later).turns] == [f"{ALL}Why?", "Because.", "And then?"]
     assert fake.calls == 1
+
+
+class Hearing(Listening):
+    """Is sure of yes where the second beep is among the lines."""
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        self.prompts.append(request.turns[-1].text)
+        yes = -0.01 if "beep 2" in request.turns[-1].text else -5.0
+        yield Chunk("", "stop", USAGE, Scores({"Yes": yes, "No": -5.0 - yes}, {"Yes": 1, "No": 1}))
+
+
+def test_moments(film: Path, clip: Path, fake: LoudestSeconds) -> None:
+    model = Hearing()
+    search = find_moments("a goal", [film, clip], preset=preset(), model=model, every_seconds=2.0)
+    assert not any(isinstance(outcome, Failure) for outcome in search)
+    (moment,) = search.ranked()
+    assert moment["video_path"] == str(film) and moment["start_seconds"] <= BEEPS[1] <= moment["end_seconds"]
+    windows = [prompt.count("beep") for prompt in model.prompts if prompt.startswith(SPOKEN)]
+    assert fake.calls == 1 and windows and max(windows) < len(BEEPS), "each part has its own lines"
 
 
 def test_asking_in_the_terminal(
