@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -58,6 +58,12 @@ class Typed:
         self._slave = terminal  # kept, so that its modes can be looked at after the end
         self.shown = ""
 
+    def _has_more(self) -> bool:
+        """Whether there is something to be read, or will be within a tenth of a second."""
+        with selectors.DefaultSelector() as selector:  # `select` refuses descriptors above 1,023
+            selector.register(self._master, selectors.EVENT_READ)
+            return bool(selector.select(0.1))
+
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
@@ -66,7 +72,7 @@ class Typed:
         deadline = time.monotonic() + seconds
         while text not in self.shown:
             assert time.monotonic() < deadline, f"{text!r} was not shown in {self.shown!r}"
-            if select.select([self._master], [], [], 0.1)[0]:
+            if self._has_more():
                 self.shown += os.read(self._master, 65536).decode(errors="replace")
         before, _, self.shown = self.shown.partition(text)
         return before + text
@@ -74,7 +80,7 @@ class Typed:
     def end(self, seconds: float = 20) -> int:
         """Wait for the end; return the exit code."""
         code = self.process.wait(seconds)
-        while select.select([self._master], [], [], 0.1)[0]:
+        while self._has_more():
             self.shown += os.read(self._master, 65536).decode(errors="replace")
         return code
 
