@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+import weakref
 from collections.abc import Container, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -232,3 +236,18 @@ def test_smolvlm_sees_both_pictures_and_videos(folders: Path, case: str) -> None
     answer = join(open_model(str(folder)).stream(Request(turns, GREEDY)))
     ids = wanted[0, processed["input_ids"].shape[1] :]
     assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_a_model_that_nobody_holds_is_freed_and_its_threads_end(folders: Path) -> None:
+    folder = make_family(folders / "freed", "llava_onevision")
+    before = set(threading.enumerate())
+    model = open_model(str(folder), Loading(device="cpu"))
+    join(model.stream(Request(CONVERSATIONS["video"], Generation(max_new_tokens=2))))
+    gone = weakref.ref(model)
+    del model
+    until = time.monotonic() + 20
+    while {thread for thread in threading.enumerate() if thread.name.startswith("llvid")} - before:
+        assert time.monotonic() < until, "its threads are still there"
+        gc.collect()
+        time.sleep(0.05)
+    assert gone() is None

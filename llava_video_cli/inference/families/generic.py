@@ -293,7 +293,7 @@ class GenericVideo(LlavaVideo):
         return frozenset({*special, *self._stop_ids})
 
     def _source(self) -> InputSource:
-        return _Source(self)
+        return _Source(weakref.proxy(self))  # the engine's threads must not keep the model that they belong to
 
 
 @dataclass(frozen=True)
