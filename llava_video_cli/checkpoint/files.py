@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..errors import ModelError, first_line
@@ -28,6 +29,7 @@ _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_HINT = "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from"
 _STDERR_LOCK = threading.Lock()
+_MOST_HELD_BYTES = 2**20  # of what is written to stderr during a call of the tokenizer
 _AGAIN = "get the file again: `git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
 
 
@@ -77,28 +79,51 @@ def tokenizer_errors(name: str) -> Iterator[None]:
     except ModelError:
         raise
     except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"  # it is no `Exception`, and its class can't be imported
-        if not isinstance(error, Exception) and not is_panic:
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise ModelError(f"the tokenizer of {name} fails: {first_line(error)}", TOKENIZER_HINT) from None
 
 
 @contextmanager
 def _without_panic_text() -> Iterator[None]:
-    """Keep what a panic writes to stderr by itself, a backtrace in Rust, from the user: it is raised as well."""
+    """Keep what a panic writes to stderr by itself, a backtrace in Rust, from the user: it is raised as well.
+
+    What other threads, or a signal's handler, write meanwhile comes afterwards.
+    """
     with _STDERR_LOCK:
         try:
-            stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        except OSError:  # it is closed
+            stderr, held = os.dup(2), _scratch_file()
+        except OSError:  # it is closed, or there is no place for temporary files
             yield
             return
+        is_panic = False
         try:
-            os.dup2(nothing, 2)
+            os.dup2(held, 2)
             yield
+        except BaseException as error:
+            is_panic = _is_panic(error)
+            raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-            os.close(nothing)
+            os.lseek(held, 0, os.SEEK_SET)
+            written = b"" if is_panic else os.read(held, _MOST_HELD_BYTES)
+            os.close(held)
+            if written:
+                os.write(2, written)
+
+
+def _scratch_file() -> int:
+    """Open a file that has no name; in memory on Linux."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("llvid-stderr")
+    with TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is one of Rust's: it is no `Exception`, and its class can't be imported."""
+    return type(error).__name__ == "PanicException"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from scenes import VIDEO
 from llava_video_cli import Generation, Loading, ModelError, Request, Turn, join, open_model
 from llava_video_cli.checkpoint import locate
 from llava_video_cli.checkpoint.config import describe, read_config
+from llava_video_cli.checkpoint.files import tokenizer_errors
 from llava_video_cli.prompt.budget import TokenCounter
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 14125000000\n"
@@ -290,3 +291,17 @@ def test_tokens_that_a_fine_tune_added_are_shown(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     assert join(open_model(str(folder)).stream(REQUEST)).text.replace(" ", "") == "<t5>" * 4
+
+
+def test_what_is_written_during_a_call_of_the_tokenizer_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with tokenizer_errors("demo"):
+        os.write(2, b"finishing what is running\n")
+    assert capfd.readouterr().err == "finishing what is running\n"
+
+    class PanicException(BaseException):
+        """As the tokenizers library has it."""
+
+    with pytest.raises(ModelError, match="the tokenizer of demo fails: a regex"), tokenizer_errors("demo"):
+        os.write(2, b"thread '<unnamed>' panicked at ...\n")
+        raise PanicException("a regex")
+    assert capfd.readouterr().err == ""
