@@ -89,8 +89,8 @@ class Generation:
     def _check_choices(self) -> None:
         count, size = len(self.choices), sum(map(len, self.choices))
         if not 2 <= count <= _MOST_CHOICES or size > _MOST_CHARACTERS:
-            most = f"{_MOST_CHOICES} choices, of {_MOST_CHARACTERS:,} characters together"
-            raise UsageError(f"choices must be at least 2 and at most {most}: got {count}, of {size:,} characters")
+            allowed = f"from 2 to {_MOST_CHOICES}, with {_MOST_CHARACTERS:,} characters together at most"
+            raise UsageError(f"the number of choices must be {allowed}: got {count}, with {size:,} characters")
         if not all(choice.strip() for choice in self.choices):
             raise UsageError("a choice is empty")
         if twice := [choice for choice in self.choices if self.choices.count(choice) > 1]:

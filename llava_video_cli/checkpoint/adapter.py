@@ -181,6 +181,8 @@ def _located(name: str) -> Path:
             what = "is a file, not a folder" if folder.exists() else "doesn't exist"
             raise ModelError(f"the adapter {name} {what}", f"an adapter is a folder with {ADAPTER} and {WEIGHTS}")
         return folder
+    if "/" not in name:
+        raise ModelError(f"there is no adapter {name!r}", "write a folder, or OWNER/NAME of one on the hub")
     model, revision = _parsed(name)
     with explained(model, revision, "run the command again with access to the hub, or give a folder"):
         folder = resolve(model, revision, file=ADAPTER)

@@ -77,6 +77,7 @@ def test_a_preset_has_one_relative_to_its_file_and_a_flag_replaces_it(
     ("words", "code", "said"),
     [
         (("--adapter", "./gone"), 1, "the adapter ./gone doesn't exist"),
+        (("--adapter", "gone"), 1, "there is no adapter 'gone'"),
         (("--adapter", "somebody"), 1, "somebody"),
         (("--adapter", "", "--json"), 2, "there is no adapter ''"),
         (("--adapter", "./gone", "--server", "http://localhost:9"), 2, "--adapter can't be used with --server"),

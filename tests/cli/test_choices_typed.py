@@ -221,7 +221,7 @@ def test_conditions_and_choices_that_make_no_sense_are_refused(
         ([*out, "--where", "yes=0.8", "--choices", "yes,no"], "must be a choice, one of >= <= > <"),
         (["--json", "--where", "yes>0.8", "--choices", "yes,no"], "where needs a table"),
         ([*out, "--where", "yes>0.8", "--choices", "yes,no", "--sidecar", "txt"], "where needs a table"),
-        ([*out, "--choices", "yes"], "at least 2"),
+        ([*out, "--choices", "yes"], "from 2 to 100"),
         ([*out, "--choices", "yes,no", "--temperature", "0.5"], "temperature must be 0 with choices"),
     ):
         assert run([*command, *more]) == 2

@@ -245,7 +245,7 @@ def test_choices_survive_where_memory_runs_out(demo: tuple[LlavaVideo, Reference
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"choices": ("Yes",)}, "at least 2"),
+        ({"choices": ("Yes",)}, "from 2 to 100"),
         ({"choices": ("Yes", "Yes")}, "appears twice"),
         ({"choices": ("Yes", " ")}, "is empty"),
         ({"choices": "a,b", "temperature": 0.5}, "temperature must be 0 with choices"),
