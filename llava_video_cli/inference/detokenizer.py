@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ModelError
 from ..prompt.thinking import Thoughts, overlap
 
 if TYPE_CHECKING:
@@ -132,6 +133,21 @@ class StopStrings:
         """Return what was held back, as no stop string came of it."""
         text, self._held = self._held, ""
         return text
+
+
+def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end an answer: those of the generation config, the text config, the tokenizer.
+
+    Raises `ModelError` for what can't be a token.
+    """
+    all_ids: list[int] = []
+    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        all_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for each in all_ids:
+        if type(each) is not int or each.bit_length() > 31:
+            raise ModelError(f"the checkpoint's eos_token_id must be the number of a token, got {each!r}")
+    return tuple(dict.fromkeys(all_ids))
 
 
 def hidden_ids(tokenizer: Any, checkpoint: Checkpoint, stop_ids: Collection[int]) -> frozenset[int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -103,3 +104,19 @@ def peak_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def copy_to_host(values: torch.Tensor) -> Callable[[], list[Any]]:
+    """Begin to copy a row of numbers to the host; the call returned waits for them, and for no later work."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    is_copied = torch.cuda.Event()
+    is_copied.record(torch.cuda.current_stream(values.device))
+
+    def wait() -> list[Any]:
+        is_copied.synchronize()
+        return host.tolist()
+
+    return wait

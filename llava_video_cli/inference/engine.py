@@ -6,11 +6,13 @@ as it runs, and leaves. A second thread prepares prompts, a third one writes tex
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,6 @@ from typing import Any
 import torch
 
 from ..conversation import FinishReason
-from ..errors import ModelError
 from . import device_memory as memory
 from .choices import log_probabilities
 from .decode_step import Decoder, Inputs, InputSource
@@ -35,6 +36,7 @@ _TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
 _CHUNK_TOKENS = 512
 # After this time of the oldest answer under way, no others join: what is under way is lost if a run is killed.
 _RUN_SECONDS = 60.0
+_EXIT_SECONDS = 10.0  # for a step or a prefill under way at exit
 _GROWTH = 1.03  # with each answer, of the bound that is lowered after an error
 
 
@@ -80,6 +82,8 @@ class Engine:
         self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._to_start = [("prepare", self._prepare), ("engine", self._work), ("text", self._write)]
+        self._threads: list[threading.Thread] = []
+        self._is_leaving = False
         self._asked_count = self._new_count = 0  # of what was put there, and taken from here
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []  # the row of slot n is number n
@@ -99,14 +103,25 @@ class Engine:
         with self._lock:
             while self._to_start:
                 name, work = self._to_start[-1]
-                threading.Thread(target=work, name=f"llvid-{name}", daemon=True).start()
+                thread = threading.Thread(target=work, name=f"llvid-{name}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
                 self._to_start.pop()
+            _with_threads.add(self)
             self._asked_count += 1
         self._asked.put(row)
 
     def close(self) -> None:
         """End the threads, when they have nothing left to do."""
         self._asked.put(None)
+
+    def leave(self, deadline: float) -> None:
+        """End the threads after what each is doing now, or stop waiting for them at this time of `time.monotonic`."""
+        self._is_leaving = True
+        for line in (self._asked, self._new, self._written):
+            line.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _prepare(self) -> None:
         while (row := self._asked.get()) is not None:
@@ -124,7 +139,7 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        while self._take_new():
+        while self._take_new() and not self._is_leaving:
             self._turn_safely()
         self._written.put(None)
 
@@ -348,7 +363,7 @@ class Engine:
             shifts, ends = prefill.inputs.shifts, tuple(self._stop_ids)
             found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, shifts)
             for row, logprobs in zip(prefill.rows, found, strict=True):
-                row.logprobs = _copy_to_host(logprobs) if row.choices else None
+                row.logprobs = memory.copy_to_host(logprobs) if row.choices else None
 
     # Taking rows on
 
@@ -365,7 +380,7 @@ class Engine:
         self._decoder.slots.last_ids[first : first + len(rows)] = new_ids
         for row in rows:
             row.sampled += 1
-        self._unread.append((rows, _copy_to_host(checked_ids)))
+        self._unread.append((rows, memory.copy_to_host(checked_ids)))
 
     def _read(self, count: int) -> None:
         """Wait for the tokens of the oldest `count` steps, and pass them on to be written; rows that end leave."""
@@ -468,32 +483,12 @@ class NotFiniteError(ArithmeticError):
     """The logits of a row hold a NaN or an infinity."""
 
 
-def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the generation config, the text config, the tokenizer.
-
-    Raises `ModelError` for what can't be a token.
-    """
-    all_ids: list[int] = []
-    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        all_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    for each in all_ids:
-        if type(each) is not int or each.bit_length() > 31:
-            raise ModelError(f"the checkpoint's eos_token_id must be the number of a token, got {each!r}")
-    return tuple(dict.fromkeys(all_ids))
+_with_threads: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-def _copy_to_host(values: torch.Tensor) -> Callable[[], list[Any]]:
-    """Begin to copy a row of numbers to the host; the call returned waits for them, and for no later work."""
-    if values.device.type != "cuda":
-        return values.tolist
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    is_copied = torch.cuda.Event()
-    is_copied.record(torch.cuda.current_stream(values.device))
-
-    def wait() -> list[Any]:
-        is_copied.synchronize()
-        return host.tolist()
-
-    return wait
+@atexit.register
+def _leave() -> None:
+    """End all threads: one that came back from torch while the interpreter ends would abort the process."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for engine in list(_with_threads):
+        engine.leave(deadline)

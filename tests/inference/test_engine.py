@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -213,3 +215,20 @@ def test_rows_of_other_kinds_of_layers_join_and_leave(kind: str) -> None:
                 for slot, number in enumerate(rows):
                     take(slot, number, logits[slot])
     assert ids == [each.tolist() for each in wanted]
+
+
+def test_a_program_may_end_while_a_model_answers(layouts: dict[str, Path]) -> None:
+    program = (
+        "import sys, threading\n"
+        "from llava_video_cli import Loading, Request, Turn, open_model\n"
+        "model, begun = open_model(sys.argv[1], Loading(device='cpu')), threading.Event()\n"
+        "def answer():\n"
+        "    while True:\n"
+        "        for _ in model.stream(Request((Turn('user', 'Why?'),))):\n"
+        "            begun.set()\n"
+        "threading.Thread(target=answer, daemon=True).start()\n"
+        "begun.wait()\n"
+    )
+    # a thread that comes back from torch while the interpreter ends aborts it
+    ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -25,8 +25,8 @@ from .. import device_memory as memory
 from ..constraints import Grammars
 from ..cuda_graph import Capture
 from ..decode_step import Decoder, InputSource
-from ..detokenizer import Detokenizer, hidden_ids, token_bytes
-from ..engine import Engine, NotFiniteError, stop_ids
+from ..detokenizer import Detokenizer, hidden_ids, stop_ids, token_bytes
+from ..engine import Engine, NotFiniteError
 from ..loader import Loaded, load
 from ..placement import reasons
 from ..prefix_cache import Prompt, Span
