@@ -138,7 +138,7 @@ def chosen(frames: Frames, numbers: Sequence[int]) -> Frames:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Finding:
     """What was found in a window: it lasts for the frames `[first, last]` and maybe beyond, or changes at `last`."""
 
     first: int
@@ -201,7 +201,7 @@ class Localizer:
             stop += 1
         return range(first, stop)
 
-    def _look_into(self, first: int, last: int, *, is_sure: bool) -> _Seen | None:
+    def _look_into(self, first: int, last: int, *, is_sure: bool) -> _Finding | None:
         """Quarter the frames `[first, last]` until it is clear that it lasts, or two frames are left.
 
         It lasts if two quarters show it, and two quarters of one of these: two changes have one quarter each. Unless it
@@ -219,7 +219,7 @@ class Localizer:
                 showing = [part for part, each in zip(parts, found, strict=True) if each >= self._threshold]
                 probability = max(found)
                 if len(showing) > 1:
-                    wide = _Seen(places[showing[0][0]], places[showing[-1][1]], lasts=True, probability=probability)
+                    wide = _Finding(places[showing[0][0]], places[showing[-1][1]], lasts=True, probability=probability)
                     if before is not None:
                         return wide
                     before = wide
@@ -238,10 +238,10 @@ class Localizer:
         alone = self._ask(frames, [(end, end) for end in ends])
         if max(alone) >= self._threshold or len(ends) == 1:
             place = places[ends[alone.index(max(alone))]]
-            return _Seen(place, place, lasts=True, probability=max(alone))
-        return _Seen(places[low], places[high], lasts=False, probability=probability)
+            return _Finding(place, place, lasts=True, probability=max(alone))
+        return _Finding(places[low], places[high], lasts=False, probability=probability)
 
-    def _changes(self, number: int, seen: _Seen, first: int, last: int, probability: float) -> list[Moment]:
+    def _changes(self, number: int, seen: _Finding, first: int, last: int, probability: float) -> list[Moment]:
         """Return the moments of a change in the frames `[first, last]` of a window; none if it is not probable.
 
         A cut is no change: what is before it and behind it is looked into by itself.
@@ -276,7 +276,7 @@ class Localizer:
 
     def _lasting(
         self,
-        seen: _Seen,
+        seen: _Finding,
         probability: float,
         before: tuple[int, bool],
         after: tuple[int, bool],
@@ -302,7 +302,7 @@ class Localizer:
         frames, places = self._read(first, last, self._most)
         return self._ask(frames, [(0, len(places) - 1)])[0]
 
-    def _shortest(self, seen: _Seen) -> tuple[int, int]:
+    def _shortest(self, seen: _Finding) -> tuple[int, int]:
         """Return the first and the last frame of the shortest clip within what was seen that shows it, too."""
         frames, places = self._read(seen.first, seen.last)
         middle, clips = len(places) // 2, list[tuple[int, int]]()

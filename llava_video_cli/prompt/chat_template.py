@@ -99,7 +99,7 @@ def chat_template(name: str, source: str, special_tokens: Mapping[str, str]) -> 
     return fill
 
 
-class _Worker:
+class _RenderProcess:
     """The process that renders templates, started when it is needed first. Safe in threads."""
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ def _line(process: subprocess.Popen[str], seconds: float) -> str:
         timer.cancel()
 
 
-_worker = _Worker()
+_worker = _RenderProcess()
 
 
 def own_form(turns: Sequence[Turn], form: PromptFormat, eos: str) -> str:

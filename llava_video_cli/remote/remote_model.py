@@ -29,7 +29,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
-class _Server:
+class _ServerState:
     """An endpoint, its model, the number of its running requests, and the time.monotonic() until which it is unused."""
 
     endpoint: Endpoint
@@ -49,7 +49,7 @@ class RemoteModel:
     def __init__(
         self, servers: Sequence[tuple[Endpoint, ServedModel]], send: Send = "frames", notes: Sequence[str] = ()
     ) -> None:
-        self._servers = [_Server(endpoint, served) for endpoint, served in servers]
+        self._servers = [_ServerState(endpoint, served) for endpoint, served in servers]
         self.shrink = FrameResize(self._servers[0].served.frame_input, lambda image: image)
         self._writer = RequestWriter(send, self.shrink.input)
         self._send = send
@@ -221,7 +221,7 @@ class RemoteModel:
         yield Chunk(rest.rstrip() if rest.strip() else "", reason, usage, _scores(end, generation))
 
     @contextmanager
-    def _least_busy_server(self) -> Iterator[_Server]:
+    def _least_busy_server(self) -> Iterator[_ServerState]:
         """Give the server with the fewest requests; one that fails is not used for a while."""
         with self._lock:
             now = time.monotonic()

@@ -177,7 +177,7 @@ def _link(video: str, near: Path, folder: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _InputSize:
     """What a record says of what the model got: how, which share of a frame, and the width and height, if it does."""
 
     fit: str
@@ -200,12 +200,14 @@ class _Seen:
         return FrameInput(*size, "crop", max(1, round(min(width, height) / scale)))
 
 
-def _sheet_source(result: Result) -> tuple[str, Sampling | None, _Seen]:
+def _sheet_source(result: Result) -> tuple[str, Sampling | None, _InputSize]:
     """Return the video and the sampling of a sheet, None for what may be a picture; and what the model saw."""
     frames, size = result.frames, result.frames.get("input_size")
     sides = [int(number(side) or 0) for side in size] if isinstance(size, list) else []
     is_size = len(sides) == 2 and all(side in _INPUT_SIDES for side in sides)
-    seen = _Seen(str(frames.get("fit")), number(frames.get("visible_share")), (sides[0], sides[1]) if is_size else None)
+    seen = _InputSize(
+        str(frames.get("fit")), number(frames.get("visible_share")), (sides[0], sides[1]) if is_size else None
+    )
     return result.video, _few(_sampling(result), result) if frames else None, seen
 
 
@@ -254,7 +256,7 @@ def _sheets(results: Results) -> Generator[tuple[bytes | str, int]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sheet(video: str, sampling: Sampling | None, seen: _Seen, folder: Path) -> bytes | str:
+def _sheet(video: str, sampling: Sampling | None, seen: _InputSize, folder: Path) -> bytes | str:
     """Return the contact sheet as a JPEG, or the error; a path is relative to the current folder, or to `folder`."""
     path = path_of(video)
     with suppress(OSError, ValueError):  # a name that can't be a file's: the reader reports it
@@ -278,7 +280,7 @@ def _located(path: str, folder: Path) -> str:
     return os.fspath(folder / path) if not Path(path).exists() and (folder / path).exists() else path
 
 
-def _picture(path: str, sampling: Sampling | None, seen: _Seen) -> Image:
+def _picture(path: str, sampling: Sampling | None, seen: _InputSize) -> Image:
     from PIL import Image as Pillow
 
     if sampling is None and is_picture(path):

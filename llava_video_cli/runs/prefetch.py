@@ -93,7 +93,7 @@ class JobEnded:
 
 
 @dataclass
-class _Task:
+class _ReadTask:
     """A job that a thread is reading."""
 
     number: int
@@ -114,7 +114,7 @@ class ReadAhead:
         self._jobs, self._shrink, self._limits, self._most_bytes = iter(jobs), shrink, limits, most_bytes
         self._changed = threading.Condition()
         self._events: deque[RequestRead | JobEnded | Answered] = deque()
-        self._tasks: dict[int, _Task] = {}
+        self._tasks: dict[int, _ReadTask] = {}
         # twice what is under way: what lies further ahead takes memory, and is lost work when the run is stopped
         self.most_questions = FEWEST_REQUESTS
         self._awaited = 0  # answers that are to be posted
@@ -202,18 +202,18 @@ class ReadAhead:
                 self._events.append(JobEnded(task.number, task.job, task.count, error))
                 self._changed.notify_all()
 
-    def _begin(self) -> _Task | None:
+    def _begin(self) -> _ReadTask | None:
         with self._changed:
             job = None if self._stopped else next(self._jobs, None)
             if job is None:
                 self._exhausted = True
                 self._changed.notify_all()
                 return None
-            task = self._tasks[self._begun] = _Task(self._begun, job)
+            task = self._tasks[self._begun] = _ReadTask(self._begun, job)
             self._begun += 1
             return task
 
-    def _hand_over(self, task: _Task, question: JobRequest) -> bool:
+    def _hand_over(self, task: _ReadTask, question: JobRequest) -> bool:
         """Queue a question once there is room for it; return whether the task is still wanted."""
         with self._changed:
             self._waiting_readers += 1

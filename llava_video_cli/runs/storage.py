@@ -20,7 +20,7 @@ _COPIED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
-class _Status:
+class _StoredStatus:
     st_size: int
     st_mtime_ns: int
 
@@ -52,7 +52,7 @@ def videos(address: str, *, recursive: bool) -> Iterator[Found | MediaError]:
             each.type == fs.FileType.File and not hidden and may_be_media(posixpath.splitext(inside)[1].lower())
         ):
             name = f"{address.rstrip('/')}/{inside}".rstrip("/")
-            yield Found(name, "", _Status(each.size or 0, each.mtime_ns or 0))
+            yield Found(name, "", _StoredStatus(each.size or 0, each.mtime_ns or 0))
 
 
 @contextmanager

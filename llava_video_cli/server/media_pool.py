@@ -34,7 +34,7 @@ class MediaPool:
     def __init__(self, max_idle: int, bounds: Bounds | None = None) -> None:
         self._max_idle, self._bounds = max_idle, bounds or Bounds()
         self._lock = threading.Lock()
-        self._idle = [_Worker(self._bounds)]
+        self._idle = [_MediaProcess(self._bounds)]
         self._closed = False
 
     def decode(self, job: DecodeJob, resize: Resize, cancelled: threading.Event) -> Media:
@@ -44,7 +44,7 @@ class MediaPool:
         """
         with self._lock:
             self._idle = [worker for worker in self._idle if worker.is_alive]
-            worker = self._idle.pop() if self._idle else _Worker(self._bounds)
+            worker = self._idle.pop() if self._idle else _MediaProcess(self._bounds)
         try:
             return worker.decode(job, resize, cancelled)
         finally:
@@ -54,7 +54,7 @@ class MediaPool:
                 else:
                     worker.kill()
                 if not self._idle and not self._closed:
-                    self._idle.append(_Worker(self._bounds))  # so that the next job need not wait for the start
+                    self._idle.append(_MediaProcess(self._bounds))  # so that the next job need not wait for the start
 
     def close(self) -> None:
         """End the processes that wait for a job; those that decode end after it."""
@@ -64,7 +64,7 @@ class MediaPool:
                 worker.kill()
 
 
-class _Worker:
+class _MediaProcess:
     """A process of `media_worker`."""
 
     def __init__(self, bounds: Bounds) -> None:
