@@ -67,7 +67,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: too deep for the parser
             raise UsageError(f"a list of options is needed, got {value[:80]!r}") from None
     return tuple(str(each) for each in value) if isinstance(value, Sequence) else ()
 

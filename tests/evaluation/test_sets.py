@@ -143,6 +143,10 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     empty(tmp_path / CASES["videomme"][2])
     with pytest.raises(UsageError, match="question 1: the answer 'Z' is none of the 4 choices"):
         load_set("videomme", tmp_path)
+    for deep in ("-" * 100_000 + "1", "1+" * 50_000 + "1", "[" * 100_000):
+        write(tmp_path / "q.json", [CASES["videomme"][1] | {"options": deep}])
+        with pytest.raises(UsageError, match="question 1: a list of options is needed"):
+            load_set("videomme", tmp_path)
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
