@@ -15,29 +15,38 @@ import torch
 Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
 _WARM_UPS = 2
+# Steps before it is captured, which takes as long as a few; many times as many after each failure.
+_STEPS_BEFORE_CAPTURE, _MORE_AFTER_FAILURE, _MOST_STEPS = 3, 16, 10_000
 # How far a replay's logits may lie from the step's own, as a part of the largest: other kernels may be chosen.
 _TOLERANCE = 0.02
 
 
 class CapturedStep:
-    """A decode step that reads and writes tensors that stay in place.
+    """A decode step that reads and writes tensors that stay in place: captured once it has been done a few times.
 
     `step` does it and returns the logits, (rows, vocabulary); `lengths` is what it counts up, int64 (slots). Each call
-    returns the logits in a tensor that the next call overwrites.
+    returns the logits in a tensor that the next call may overwrite.
     """
 
-    def __init__(self, step: Callable[[], torch.Tensor], lengths: torch.Tensor) -> None:
-        self._step, self._lengths = step, lengths
+    def __init__(self, step: Callable[[], torch.Tensor], lengths: torch.Tensor, capture: Capture) -> None:
+        self._step, self._lengths, self._capture = step, lengths, capture
+        self._wait = self._left = _STEPS_BEFORE_CAPTURE
         self._logits: torch.Tensor | None = None
         self._replay: Callable[[], None] | None = None
 
     def __call__(self) -> torch.Tensor:
         """Do the step."""
+        if self._replay is None and self._left:
+            self._left -= 1
+            return self._step()
+        if self._replay is None and not self._is_captured():  # perhaps for lack of memory, which may pass
+            self._wait = self._left = min(_MORE_AFTER_FAILURE * self._wait, _MOST_STEPS)
+            return self._step()
         assert self._replay is not None and self._logits is not None
         self._replay()
         return self._logits
 
-    def capture(self, capture: Capture) -> bool:
+    def _is_captured(self) -> bool:
         """Capture the step; return whether it may be used. What the cache holds is unchanged."""
         before = self._lengths.clone()
         try:
@@ -45,7 +54,7 @@ class CapturedStep:
             assert self._logits is not None
             expected = self._logits.clone()
             self._lengths.copy_(before)
-            replay = capture(self._run)
+            replay = self._capture(self._run)
             self._lengths.copy_(before)
             replay()
             tolerance = float(_TOLERANCE * expected.nan_to_num(0, 0, 0).abs().max())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -23,43 +23,25 @@ if TYPE_CHECKING:
 _WRITTEN_OUT = ("LlamaModel", "MistralModel")
 # A device that captures steps, or plans kernels for each shape, gets few shapes: tokens in steps of this.
 _BUCKET_TOKENS = 256
-# Steps of a shape before it is captured, which takes as long as a few; many times as many after each failure.
-_STEPS_BEFORE_CAPTURE, _MORE_AFTER_FAILURE, _MOST_STEPS = 3, 16, 10_000
+
+# A decode step: ids and positions, int64 (rows, 1), are appended to the rows of a cache; returns the logits, (rows,
+# vocabulary). The mask is that of `causal_mask`, or None if every row sees all.
+Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any], torch.Tensor]
 
 
-class Step(Protocol):
-    """One decode step of the rows of a cache."""
+@dataclass
+class Inputs:
+    """What is computed of prompts of one length: `tokens` of each.
 
-    def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
-    ) -> torch.Tensor:
-        """Append a token to each row of the cache, ids and positions int64 (rows, 1).
-
-        Returns the logits, (rows, vocabulary). `mask` is that of `causal_mask`, or None if every row sees all.
-        """
-
-
-class Inputs(Protocol):
-    """What is computed of prompts of one length.
-
-    `tokens` are those of each, the first `together` of which can't be computed in parts: media. `shifts`, int64 (rows),
-    is how far the positions of later tokens are from their numbers, once the first part is computed.
+    `compute` appends the part `[begin, end)` to a cache of transformers' own kind, and returns the last logits, (rows,
+    vocabulary). The first part has at least `together` tokens: media. `shifts`, int64 (rows), is how far the positions
+    of later tokens are from their numbers.
     """
 
-    @property
-    def tokens(self) -> int:
-        """How many there are to compute."""
-
-    @property
-    def together(self) -> int:
-        """How many of these the first part has at least."""
-
-    @property
-    def shifts(self) -> torch.Tensor:
-        """How far positions are from the tokens' numbers."""
-
-    def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
-        """Append the part `[begin, end)` to a cache of transformers' own kind; return the last logits, (rows, ids)."""
+    tokens: int
+    compute: Callable[[int, int, Any], torch.Tensor]
+    shifts: torch.Tensor
+    together: int = 0
 
 
 class InputSource(Protocol):
@@ -200,8 +182,7 @@ class Decoder:
         if isinstance(self._step, LayerStep) and self._step.is_static:
             self._capture = capture or (cuda_graphs(self.device) if self.runs_ahead else None)
         self._has_buckets = self._capture is not None or self.device.type != "cpu"
-        self._captured: dict[tuple[int, int], CapturedStep | int] = {}  # or how many steps until it is tried
-        self._patience: dict[tuple[int, int], int] = defaultdict(lambda: _STEPS_BEFORE_CAPTURE)
+        self._captured: dict[tuple[int, int], CapturedStep] = {}
         self._cache_name, self.dtype = cache_name(model), model.get_input_embeddings().weight.dtype
         self.slots = SlotCache(model.config, self.device)
 
@@ -227,19 +208,15 @@ class Decoder:
         return torch.tensor(rows, device=self.device)
 
     @torch.inference_mode()
-    def prefill(self, embeddings: torch.Tensor, cache: Any, begin: int) -> torch.Tensor:
-        """Append embeddings, (rows, tokens, hidden), to a cache of transformers' own kind that holds `begin` tokens.
+    def prefill(self, cache: Any, begin: int, shifts: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Append `input_ids` or `inputs_embeds` to a cache of transformers' own kind that holds `begin` tokens.
 
-        Returns the logits of the last ones, (rows, vocabulary).
+        `shifts`, int64 (rows), is how far their positions are from their numbers. Returns the logits of the last ones,
+        (rows, vocabulary).
         """
-        positions = torch.arange(begin, begin + embeddings.shape[1], device=self.device)
-        positions = positions[None].expand(len(embeddings), -1)
-        return self._append(cache, positions, inputs_embeds=embeddings, logits_to_keep=1)[:, -1]
-
-    @torch.inference_mode()
-    def prefill_ids(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """As `prefill`, of ids at positions, both int64 (rows, tokens)."""
-        return self._append(cache, positions, input_ids=ids, logits_to_keep=1)[:, -1]
+        (tokens,) = (each.shape[1] for each in inputs.values())
+        positions = torch.arange(begin, begin + tokens, device=self.device) + shifts[:, None]
+        return self._append(cache, positions, logits_to_keep=1, **inputs)[:, -1]
 
     @torch.inference_mode()
     def continue_from(
@@ -273,18 +250,9 @@ class Decoder:
         size = min(size[0], self.slots.slots), min(size[1], self.slots.room)
         if self._capture is None:
             return self._run(*size, is_masked=not are_alike or size != (rows, longest))[:rows]
-        captured = self._captured.setdefault(size, self._patience[size])
-        if isinstance(captured, int):
-            if captured:
-                self._captured[size] = captured - 1
-                return self._run(*size)[:rows]
-            captured = CapturedStep(lambda: self._run(*size), self.slots.lengths)
-            if not captured.capture(self._capture):  # perhaps for lack of memory, which may pass
-                self._patience[size] = min(_MORE_AFTER_FAILURE * self._patience[size], _MOST_STEPS)
-                self._captured[size] = self._patience[size]
-                return self._run(*size)[:rows]
-            self._captured[size] = captured
-        return captured()[:rows]
+        if size not in self._captured:
+            self._captured[size] = CapturedStep(lambda: self._run(*size), self.slots.lengths, self._capture)
+        return self._captured[size]()[:rows]
 
     def _run(self, rows: int, tokens: int, is_masked: bool = True) -> torch.Tensor:
         slots = self.slots

@@ -21,7 +21,7 @@ from ..video import Frames
 from ..video.fit import FrameResize
 from ..video.image import Picture, shrunk
 from . import device_memory as memory
-from .decode_step import Decoder
+from .decode_step import Decoder, Inputs
 from .loader import Loaded
 from .prefix_cache import Prompt
 
@@ -82,26 +82,23 @@ class Vision:
         What was `sent` is not copied again. Raises `ModelError` if they are not as many as the prompt has places for.
         """
         media = list(media)
-        new = list(dict.fromkeys(media))
-        videos = [medium for medium in new if isinstance(medium, Frames)]
-        parts: list[list[torch.Tensor]] = [[] for _ in videos]
+        parts: dict[Media, list[torch.Tensor]] = {medium: [] for medium in media}
+        videos = [medium for medium in parts if isinstance(medium, Frames)]
         for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
             pixels = torch.cat([self._pixels(videos[number], frames, sent) for number, frames in chunk])
             counts = [(frames.stop - frames.start) * self._rates.frame_tokens for _, frames in chunk]
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
-                parts[number].append(part)
-        features_of: dict[Media, torch.Tensor] = {}
-        for video, video_parts in zip(videos, parts, strict=True):
-            features_of[video] = torch.cat(video_parts)
-        for medium in new:
-            if isinstance(medium, Picture):
-                features_of[medium] = self._picture(medium)
-        return [features_of[medium] for medium in media]
+                parts[videos[number]].append(part)
+        encoded = {
+            medium: self._picture(medium) if isinstance(medium, Picture) else torch.cat(parts[medium])
+            for medium in parts
+        }
+        return [encoded[medium] for medium in media]
 
     def inputs(
         self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
-    ) -> EmbeddedPrompts:
+    ) -> Inputs:
         """Return what is computed of prompts of one length, from the `cached` tokens on."""
         spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
         features = iter(self.encode((span.medium for each in spans for span in each), sent))
@@ -112,7 +109,12 @@ class Vision:
                 begin = max(span.start, cached)
                 part = next(features)[begin - span.start :]
                 embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
-        return EmbeddedPrompts(decoder, embeddings, cached, ids.new_zeros(len(ids)))
+        shifts = ids.new_zeros(len(ids))
+
+        def compute(begin: int, end: int, cache: Any) -> torch.Tensor:
+            return decoder.prefill(cache, cached + begin, shifts, inputs_embeds=embeddings[:, begin:end])
+
+        return Inputs(ids.shape[1], compute, shifts)
 
     def _pixels(self, video: Frames, frames: slice, sent: Mapping[Media, SentPixels] | None = None) -> torch.Tensor:
         """Return what the vision tower takes of some frames, float (frames, 3, side, side)."""
@@ -125,15 +127,9 @@ class Vision:
         small = np.stack([self.shrink(image, video.sampling.fit) for image in video.images[frames]])
         mean, std = (tuple(value) if isinstance(value, list) else value for value in (part.image_mean, part.image_std))
         # the last step of the processor's call: the call itself takes five times as long for a frame
-        pixels: torch.Tensor = part.rescale_and_normalize(
-            torch.from_numpy(small).permute(0, 3, 1, 2),
-            part.do_rescale,
-            part.rescale_factor,
-            part.do_normalize,
-            mean,
-            std,
-        )
-        return pixels
+        pixels, factor = torch.from_numpy(small).permute(0, 3, 1, 2), part.rescale_factor
+        result: torch.Tensor = part.rescale_and_normalize(pixels, part.do_rescale, factor, part.do_normalize, mean, std)
+        return result
 
     def _picture(self, picture: Picture) -> torch.Tensor:
         """Encode a picture as AnyRes does: the whole, then tiles of the best fitting grid."""
@@ -155,26 +151,6 @@ class Vision:
         )
         pooled = getattr(output, "pooler_output", output)  # newer transformers wraps the features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
-
-
-@dataclass(frozen=True)
-class EmbeddedPrompts:
-    """Prompts of one length as embeddings, (rows, tokens, hidden), from the `cached` tokens on; see `Inputs`."""
-
-    decoder: Decoder
-    embeddings: torch.Tensor
-    cached: int
-    shifts: torch.Tensor
-    together: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Those of each row."""
-        return self.embeddings.shape[1]
-
-    def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
-        """Compute a part; see `Inputs`."""
-        return self.decoder.prefill(self.embeddings[:, begin:end], cache, self.cached + begin)
 
 
 def frame_resize(processor: Any, side: int) -> FrameResize:

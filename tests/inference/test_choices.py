@@ -208,7 +208,7 @@ def test_other_kinds_of_layers_compute_each_choice_by_itself(kind: str) -> None:
     decoder, cache = Decoder(model), DynamicCache(config=model.config)
     assert not decoder.takes_masks
     with torch.inference_mode():
-        logits = decoder.prefill(model.get_input_embeddings()(prompt), cache, 0)
+        logits = decoder.prefill(cache, 0, torch.tensor([0, 0]), input_ids=prompt)
         for _ in range(2):  # the prompt's cache stays as it is
             got = log_probabilities(decoder, cache, 9, logits, [choices, choices], (1, 2))
             for row in range(2):

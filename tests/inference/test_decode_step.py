@@ -106,7 +106,7 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
             cache.reserve(4, 32)
             for number, ids in enumerate(rows):
                 filled = DynamicCache(config=model.config)
-                decoder.prefill(model.get_input_embeddings()(ids), filled, 0)
+                decoder.prefill(filled, 0, torch.tensor([0]), input_ids=ids)
                 cache.fill(number, filled, 0, lengths[number])
             cache.begin(3, 12)
             mask = causal_mask(cache.lengths[:3], 12, torch.float32)

@@ -189,7 +189,7 @@ def test_rows_of_other_kinds_of_layers_join_and_leave(kind: str) -> None:
 
     def join_slot(slot: int, number: int) -> None:
         cache = DynamicCache(config=model.config)
-        logits = decoder.prefill(model.get_input_embeddings()(prompts[number]), cache, 0)
+        logits = decoder.prefill(cache, 0, torch.tensor([0]), input_ids=prompts[number])
         decoder.slots.fill(slot, cache, 0, len(ids[number]))
         take(slot, number, logits[0])
 

@@ -33,7 +33,7 @@ from ...prompt.thinking import opens_thought
 from ...video import Frames
 from ...video.fit import FrameResize
 from ...video.image import Picture, shrunk
-from ..decode_step import Decoder, InputSource, cache_name
+from ..decode_step import Decoder, Inputs, InputSource, cache_name
 from ..device_memory import is_out_of_memory
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span, number_of
@@ -309,10 +309,11 @@ class _Source:
 
     def inputs(
         self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
-    ) -> _Prompts:
+    ) -> Inputs:
         """Return what is computed of prompts of one length, from the `cached` tokens on."""
         del sent
-        return _Prompts(self.model, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
+        found = _Prompts(self.model, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
+        return Inputs(found.ids.shape[1], found.compute, found.shifts, found.together)
 
 
 class _Prompts:
@@ -320,9 +321,8 @@ class _Prompts:
 
     def __init__(self, model: GenericVideo, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int) -> None:
         self._model, self._decoder, self._cached, self._prompts = model, decoder, cached, prompts
-        self._ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
-        self.shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
-        self.tokens, self.together = self._ids.shape[1], 0
+        self.ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
+        self.shifts, self.together = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device), 0
         if prompts[0].media_end > cached:
             self.together = prompts[0].media_end
             self._inputs = model.inputs(prompts[0])
@@ -334,8 +334,7 @@ class _Prompts:
             logits = self._with_media(begin, cache)
             if begin == end:
                 return logits
-        positions = torch.arange(self._cached + begin, self._cached + end, device=self._decoder.device)
-        return self._decoder.prefill_ids(self._ids[:, begin:end], positions + self.shifts[:, None], cache)
+        return self._decoder.prefill(cache, self._cached + begin, self.shifts, input_ids=self.ids[:, begin:end])
 
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
