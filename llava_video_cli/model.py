@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
@@ -101,22 +102,33 @@ def streamed(submit: Submit, request: Request) -> Iterator[Chunk]:
         cancel()
 
 
-def answers(submit: Submit, requests: Sequence[Request]) -> list[Answer]:
-    """Return the answers in the requests' order; the first error cancels the rest and is raised."""
+def results(
+    submit: Submit, requests: Sequence[Request], at_a_time: int | None = None
+) -> Generator[tuple[int, Answer | Exception]]:
+    """Yield each request's number and what comes of it, as it comes; closing the iterator cancels the rest."""
     events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
 
     def put(number: int, event: Event) -> None:
         events.put((number, event))
 
-    cancels = [submit(request, partial(put, number), False) for number, request in enumerate(requests)]
-    results: dict[int, Answer] = {}
+    cancels: list[Callable[[], None]] = []
     try:
-        while len(results) < len(requests):
+        for done in range(len(requests)):
+            until = min(len(requests), done + (at_a_time or len(requests)))
+            cancels.extend(submit(requests[new], partial(put, new), False) for new in range(len(cancels), until))
             number, event = events.get()
-            if isinstance(event, Exception):
-                raise event
-            results[number] = join([event])
+            yield number, event if isinstance(event, Exception) else join([event])
     finally:
         for cancel in cancels:
             cancel()
-    return [results[number] for number in range(len(requests))]
+
+
+def answers(submit: Submit, requests: Sequence[Request]) -> list[Answer]:
+    """Return the answers in the requests' order; the first error cancels the rest and is raised."""
+    found: dict[int, Answer] = {}
+    with closing(results(submit, requests)) as each:
+        for number, result in each:
+            if isinstance(result, Exception):
+                raise result
+            found[number] = result
+    return [found[number] for number in range(len(requests))]

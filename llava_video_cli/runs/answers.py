@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from threading import Event
 
 from ..conversation import Answer, Request, join
 from ..errors import ModelError
 from ..model import Event as ModelEvent
-from ..model import Model
+from ..model import Model, results
 from ..video import Resize
 from ..video.limits import Limits, cores
 from .prefetch import Answered, Job, JobEnded, ReadAhead, RequestRead
@@ -75,11 +75,9 @@ class Answers:
     def outcomes(self) -> Iterator[Record | Failure]:
         """Answer until nothing is left."""
         try:
-            while not self._stop.is_set() and not (self._ahead.drained and not self._read and not self._cancels):
-                self._submit()
-                self._take(0.2)
-                yield from self._finished()
-            while self._cancels:
+            while self._cancels or not (self._stop.is_set() or (self._ahead.drained and not self._read)):
+                if not self._stop.is_set():
+                    self._submit()
                 self._take(0.2)
                 yield from self._finished()
             self._await_ends()
@@ -93,7 +91,6 @@ class Answers:
         self._ahead.most_questions = max(self._ahead.most_questions, 2 * most)
         while self._read and len(self._cancels) < most:
             ready = self._read.pop(0)
-            self._ahead.expect()
             self._cancels[ready] = lambda: None  # the answer may come at once
             self._cancels[ready] = self._model.submit(ready.question.request, partial(self._deliver, ready), False)
 
@@ -143,17 +140,4 @@ class Answers:
 
 def answered(model: Model, requests: Sequence[Request], most: int | None = None) -> list[Answer | Exception]:
     """Return what comes of each request, with at most `most` under way at a time."""
-    events: queue.SimpleQueue[tuple[int, ModelEvent]] = queue.SimpleQueue()
-
-    def put(number: int, event: ModelEvent) -> None:
-        events.put((number, event))
-
-    results: dict[int, Answer | Exception] = {}
-    begun = 0
-    while len(results) < len(requests):
-        while begun < len(requests) and begun - len(results) < (most or model.at_a_time):
-            model.submit(requests[begun], partial(put, begun), False)
-            begun += 1
-        number, event = events.get()
-        results[number] = event if isinstance(event, Exception) else join([event])
-    return [results[number] for number in range(len(requests))]
+    return [result for _, result in sorted(results(model.submit, requests, most or model.at_a_time), key=itemgetter(0))]

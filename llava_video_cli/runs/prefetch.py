@@ -117,9 +117,8 @@ class ReadAhead:
         self._tasks: dict[int, _ReadTask] = {}
         # twice what is under way: what lies further ahead takes memory, and is lost work when the run is stopped
         self.most_questions = FEWEST_REQUESTS
-        self._awaited = 0  # answers that are to be posted
-        self._begun, self._held, self._count, self._waiting_readers = 0, 0, 0, 0
-        self._exhausted, self._stopped = False, False
+        self._begun = self._held = self._count = 0
+        self._exhausted = self._stopped = False
         for _ in range(workers):
             self._start_worker()
 
@@ -135,26 +134,23 @@ class ReadAhead:
         with self._changed:
             return bool(self._tasks)
 
-    def expect(self) -> None:
-        """Count an answer that will be posted."""
-        with self._changed:
-            self._awaited += 1
-
     def post(self, answered: Answered) -> None:
         """Queue an answer between what is read; in any thread."""
         with self._changed:
-            self._awaited -= 1
             self._events.append(answered)
             self._changed.notify_all()
 
     def next(self, timeout_seconds: float) -> RequestRead | JobEnded | Answered | None:
-        """Return what is ready, or None after a time, or at once when nothing more will come."""
+        """Return what is ready, or None after a time, or at once when nothing more will come.
+
+        More comes as long as a job is being read, and until all questions are released: answers to them.
+        """
         until = time.monotonic() + timeout_seconds
         with self._changed:
             while not self._events:
                 self._give_up_hanging()
                 left = until - time.monotonic()
-                ended = not self._tasks and not self._awaited and (self._exhausted or self._stopped)
+                ended = not self._tasks and not self._count and (self._exhausted or self._stopped)
                 if self._events or ended or left <= 0:
                     break
                 self._changed.wait(min(left, _LOOK_SECONDS))
@@ -216,11 +212,9 @@ class ReadAhead:
     def _hand_over(self, task: _ReadTask, question: JobRequest) -> bool:
         """Queue a question once there is room for it; return whether the task is still wanted."""
         with self._changed:
-            self._waiting_readers += 1
             while task.number in self._tasks and not self._has_room(question):
                 task.touched = time.monotonic()  # it is not its fault
                 self._changed.wait(_LOOK_SECONDS)
-            self._waiting_readers -= 1
             if task.number not in self._tasks:
                 return False
             task.touched = time.monotonic()
