@@ -26,7 +26,7 @@ from .choices import log_probabilities
 from .decode_step import Decoder, Inputs, InputSource
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
-from .sampler import NOT_FINITE, sample
+from .sampler import sample
 
 _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
@@ -50,7 +50,7 @@ class _Prefill:
     rows: list[Row] = field(default_factory=list)
     sources: list[Prompt | None] = field(default_factory=list)
     cached: int = 0
-    inputs: Inputs | None = None
+    inputs: Inputs = field(init=False)
     cache: Any = None
     done: int = 0
     is_joining: bool = False
@@ -242,11 +242,9 @@ class Engine:
             if len(rows) >= places or (rows and (len(rows) + 1) * length > most_tokens):
                 break
             source, cached = self._source(row)
-            if rows and (length, cached) != (len(rows[0].prompt.ids), prefill.cached):
-                continue
-            if rows and self._shares(row, rows):
-                continue
-            if rows and any(each.prompt.is_whole for each in (row, rows[0])):
+            is_alike = not rows or (length, cached) == (len(rows[0].prompt.ids), prefill.cached)
+            is_whole = rows and any(each.prompt.is_whole for each in (row, rows[0]))
+            if not is_alike or is_whole or self._shares(row, rows):
                 continue
             if self._size([*rows, row]) is None:
                 break
@@ -297,7 +295,7 @@ class Engine:
         if all(row.is_cancelled for row in prefill.rows):
             self._prefill = None
             return
-        if prefill.inputs is None:
+        if prefill.cache is None:
             prefill.inputs = self._begun(prefill)
         tokens = prefill.inputs.tokens
         must_hurry = any(row.reads_each for row in self._running)
@@ -345,7 +343,6 @@ class Engine:
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
         slots.fill(slot, prefill.cache, number, length, cached if source == slot == free else 0)
-        assert prefill.inputs is not None
         slots.shifts[slot] = prefill.inputs.shifts[number]
         self._prefixes.drop(slot)
         if self._prefix_reuse and slots.is_plain:
@@ -359,7 +356,6 @@ class Engine:
         choices = [row.choices for row in prefill.rows]
         if any(choices):
             length = len(prefill.rows[0].prompt.ids)
-            assert prefill.inputs is not None
             shifts, ends = prefill.inputs.shifts, tuple(self._stop_ids)
             found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, shifts)
             for row, logprobs in zip(prefill.rows, found, strict=True):
@@ -392,21 +388,14 @@ class Engine:
             for row, new_id in zip(rows, ids, strict=True):
                 if row.has_left.is_set() or row.is_cancelled:
                     continue
-                if new_id == NOT_FINITE or not all(map(math.isfinite, row.logprobs() if row.logprobs else ())):
-                    row.is_sound = False
-                    ended.append(row)
-                    written.append((row, NotFiniteError(), None, now))
-                    continue
                 row.first_at = row.first_at or now
-                reason = row.take(new_id, self._stop_ids)
-                if reason is not None:
+                end = row.take(new_id, self._stop_ids)
+                if end is not None:
                     ended.append(row)
-                if isinstance(reason, Exception):
-                    written.append((row, reason, None, now))
-                elif row.reads_each:
-                    written.append((row, (new_id,), reason, now))
-                elif reason is not None:
-                    written.append((row, row.ids, reason, now))
+                if isinstance(end, Exception):
+                    written.append((row, end, None, now))
+                elif end is not None or row.reads_each:
+                    written.append((row, (new_id,) if row.reads_each else row.ids, end, now))
             if ended:
                 self._note_peak()
             if written:
@@ -477,10 +466,6 @@ class Engine:
             for row in self._waiting:
                 row.sent = {}
             memory.give_back(self._decoder.device)
-
-
-class NotFiniteError(ArithmeticError):
-    """The logits of a row hold a NaN or an infinity."""
 
 
 _with_threads: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -10,23 +10,15 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class Places:
-    """Where the rows of a step write, and what of the buffers they see: the first `tokens` of the first `rows` slots.
+class Places(NamedTuple):
+    """Where the rows of a step write: in the `slots`, behind the `lengths` that these hold; both are int64 (rows).
 
-    `lengths` is int64 (slots), what each slot holds; `room` is how many tokens a slot has room for.
+    They see the first `tokens` of these slots, the first ones.
     """
 
-    def __init__(self, lengths: torch.Tensor, room: int, rows: int, tokens: int) -> None:
-        self._lengths, self._room = lengths[:rows, None], room
-        self.rows, self.tokens = rows, tokens
-        self._of_heads: dict[int, torch.Tensor] = {}
-
-    def of_heads(self, heads: int) -> torch.Tensor:
-        """Return where each row's new token goes in buffers seen as (slots * heads * room, width): (rows * heads)."""
-        if heads not in self._of_heads:
-            numbers = torch.arange(self.rows * heads, device=self._lengths.device).view(self.rows, heads)
-            self._of_heads[heads] = (numbers * self._room + self._lengths).flatten()
-        return self._of_heads[heads]
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    tokens: int
 
 
 class SlotLayer(DynamicLayer):
@@ -41,10 +33,10 @@ class SlotLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append a token to each row, (rows, KV heads, 1, head width); return what the step sees."""
-        rows, tokens = self.places.rows, self.places.tokens
-        index = self.places.of_heads(key_states.shape[1]).to(key_states.device)
-        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, new.reshape(-1, new.shape[-1]))
+        rows, tokens = len(self.places.slots), self.places.tokens
+        slots, lengths = (each.to(key_states.device) for each in self.places[:2])
+        self.keys[slots, :, lengths] = key_states[:, :, 0]
+        self.values[slots, :, lengths] = value_states[:, :, 0]
         return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
 
     def begin(self, places: Places) -> None:
@@ -89,7 +81,7 @@ class SlotStates:
     def begin(self, places: Places) -> None:
         """Give the layer the states of the step's rows, which it changes in place."""
         for (kind, number), state in self._states.items():
-            getattr(self.layer, kind)[number] = state[: places.rows]
+            getattr(self.layer, kind)[number] = state[: len(places.slots)]
 
     @property
     def buffers(self) -> list[torch.Tensor]:
@@ -153,7 +145,7 @@ class SlotCache(Cache):
 
     def begin(self, rows: int, tokens: int) -> None:
         """Begin a step of the first `rows` slots, of which no one holds more than `tokens` when it is done."""
-        places = Places(self.lengths, self.room, rows, tokens)
+        places = Places(torch.arange(rows, device=self.lengths.device), self.lengths[:rows], tokens)
         for layer in self._all:
             layer.begin(places)
 

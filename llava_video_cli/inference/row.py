@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -12,12 +13,16 @@ from ..model import Event
 from ..prompt.continuation import Choices
 from .detokenizer import Detokenizer
 from .prefix_cache import Prompt
-from .sampler import Sampler
+from .sampler import NOT_FINITE, Sampler
 from .vision import SentPixels
 
 # An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
 _LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
 _CHECK_EVERY_TOKENS = 16
+
+
+class NotFiniteError(ArithmeticError):
+    """The logits of a row hold a NaN or an infinity."""
 
 
 @dataclass(eq=False)
@@ -91,6 +96,9 @@ class Row:
 
     def take(self, new_id: int, stop_ids: Container[int]) -> FinishReason | Exception | None:
         """Append a new token; return why the answer ends, the error that ends it, or None."""
+        if new_id == NOT_FINITE or not all(map(math.isfinite, self.logprobs() if self.logprobs else ())):
+            self.is_sound = False
+            return NotFiniteError()
         self.ids.append(new_id)
         constraint = self.sampler.constraint
         if constraint is None:

@@ -26,11 +26,11 @@ from ..constraints import Grammars
 from ..cuda_graph import Capture
 from ..decode_step import Decoder, InputSource
 from ..detokenizer import Detokenizer, hidden_ids, stop_ids, token_bytes
-from ..engine import Engine, NotFiniteError
+from ..engine import Engine
 from ..loader import Loaded, load
 from ..placement import reasons
 from ..prefix_cache import Prompt, Span
-from ..row import Row
+from ..row import NotFiniteError, Row
 from ..sampler import Sampler
 from ..vision import Vision
 
