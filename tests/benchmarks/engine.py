@@ -49,7 +49,7 @@ class Ready:
         return [result for _, result in results]
 
 
-def worker(name: str, captions: int) -> None:
+def worker(name: str, endless: str, captions: int) -> None:
     """Do what stdin says, a line a part, and write its figures."""
     from importlib import import_module
 
@@ -79,34 +79,40 @@ def worker(name: str, captions: int) -> None:
         return {"captions_per_second": count / seconds, "cpu_milliseconds_per_caption": 1000 * cpu_seconds / count}
 
     def short_beside_long() -> dict[str, float]:
-        alone = join(model.stream(asked(1, 8))).usage
+        talker = open_model(endless, Loading(prefix_reuse=True))
+        join(talker.stream(asked(1, 8)))
+        alone = statistics.median(join(talker.stream(asked(1, 8))).usage.first_token_seconds for _ in range(5))
         usages: list[Any] = []
         has_begun = threading.Semaphore(0)
 
-        def long(seed: int) -> None:  # sampled, as greedy answers of random weights soon repeat themselves
-            request = asked(1, 300)
-            pieces = model.stream(replace(request, generation=replace(request.generation, temperature=1.0, seed=seed)))
-            first = next(pieces)
-            has_begun.release()
-            usages.append(join([first, *pieces]).usage)
+        def long(seed: int) -> None:  # sampled, as greedy answers soon repeat themselves
+            request = asked(1, 400)
+            pieces = []
+            generation = replace(request.generation, temperature=1.0, seed=seed)
+            for piece in talker.stream(replace(request, generation=generation)):
+                pieces.append(piece)
+                has_begun.release()
+            usages.append(join(pieces).usage)
 
         threads = [threading.Thread(target=long, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
-        for _ in threads:
+        for _ in range(20):
             has_begun.acquire()
-        usage = join(model.stream(asked(1, 8))).usage
-        are_running = sum(thread.is_alive() for thread in threads)
+        short = talker.stream(asked(1, 8))
+        first, are_running = next(short), sum(thread.is_alive() for thread in threads)
+        seconds = join([first, *short]).usage.first_token_seconds
         for thread in threads:
             thread.join()
-        steps = [(each.total_seconds - each.first_token_seconds) / max(1, each.generated_tokens - 1) for each in usages]
-        waited = usage.first_token_seconds - alone.first_token_seconds
+        step = statistics.median(
+            (each.total_seconds - each.first_token_seconds) / max(1, each.generated_tokens - 1) for each in usages
+        )
         return {
-            "first_token_seconds": usage.first_token_seconds,
-            "alone_seconds": alone.first_token_seconds,
-            "step_seconds": statistics.median(steps),
-            "steps_waited": waited / statistics.median(steps),
+            "first_token_seconds": seconds,
+            "alone_seconds": alone,
+            "step_seconds": step,
             "long_running": are_running,
+            "steps_waited": (seconds - alone) / step,
         }
 
     mixed = [8, 16, 24, 32, 48, 64, 96, 128]
@@ -130,6 +136,19 @@ def random_checkpoint(folder: Path) -> Path:
     return Path(make_checkpoint(folder / "118M", "vicuna", text=text | {"num_key_value_heads": 12}, vision=vision))
 
 
+def endless_checkpoint(folder: Path, checkpoint: Path) -> Path:
+    """Link a checkpoint's files, but for a generation config that forbids the tokens that end an answer."""
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = folder / "generation_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    ends = values["eos_token_id"]
+    config.unlink()
+    config.write_text(json.dumps(values | {"suppress_tokens": ends if isinstance(ends, list) else [ends]}))
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True)
@@ -137,22 +156,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--endless", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.model, options.captions)
+        worker(options.model, options.endless, options.captions)
         return
     results: dict[str, Any] = {}
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.model is None:
-            options.model = str(random_checkpoint(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+            options.model = str(random_checkpoint(folder))
         elif options.model == "demo":  # that of this checkout, for both
             options.model = str(HERE / "llava_video_cli" / "demo" / "checkpoint")
+        options.endless = str(endless_checkpoint(folder / "endless", Path(options.model)))
         processes = {}
         for label, checkout in (("before", options.before), ("after", HERE)):
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--before", "."]
             process = subprocess.Popen(
-                [*command, "--model", options.model, "--captions", str(options.captions)],
+                [*command, "--model", options.model, "--endless", options.endless, "--captions", str(options.captions)],
                 # as the commands that take many videos set it
                 env=os.environ | {"PYTHONPATH": str(checkout), "OMP_WAIT_POLICY": "passive"},
                 stdin=subprocess.PIPE,
