@@ -41,10 +41,8 @@ class Sampler:
     ) -> None:
         self.temperature, self.constraint = generation.temperature, constraint
         self.top_k, self.top_p, self.min_p = generation.top_k, generation.top_p, generation.min_p
-        self._processors = _processors(generation, config, stop_ids, device)
-        self._ids = torch.tensor([ids] if self._processors else [[]], device=device)
-        self._presence, self._frequency = generation.presence_penalty, generation.frequency_penalty
-        self._counts: torch.Tensor | None = None  # how often each token stands in the answer
+        self._processors = _processors(generation, config, stop_ids, len(ids), device)
+        self._ids = torch.tensor([ids] if self._processors else [[]], dtype=torch.int64, device=device)
         self._prompt_ids, self._random = self._ids, random.Random(generation.seed)
         self._begin = self._random.getstate() if self.temperature else None
         self.top_logprobs = logprobs
@@ -54,9 +52,6 @@ class Sampler:
         """Begin anew behind these new tokens, whatever was taken since; a constraint takes them by itself."""
         if self._processors:
             self._ids = torch.cat([self._prompt_ids, self._prompt_ids.new_tensor([new_ids])], dim=1)
-        if self._counts is not None:
-            counts = torch.tensor(new_ids, dtype=torch.int64).bincount(minlength=self._counts.shape[1])
-            self._counts.copy_(counts[None])
         if self._begin is not None:
             self._random.setstate(self._begin)
             for _ in new_ids:
@@ -66,11 +61,7 @@ class Sampler:
     @property
     def is_plain(self) -> bool:
         """Whether it takes the likeliest token of the logits as they are."""
-        return not self.temperature and not self._processors and not self._counts_tokens
-
-    @property
-    def _counts_tokens(self) -> bool:
-        return bool(self._presence or self._frequency)
+        return not self.temperature and not self._processors
 
     def draw(self) -> float:
         """Return the next random number of the row, in [0, 1)."""
@@ -79,18 +70,12 @@ class Sampler:
     def process(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores of the row, float32 (1, vocabulary), with penalties and without what is forbidden."""
         processed: torch.Tensor = self._processors(self._ids, scores) if self._processors else scores
-        if self._counts_tokens:
-            if self._counts is None:
-                self._counts = torch.zeros_like(processed)
-            processed = processed - self._frequency * self._counts - self._presence * (self._counts > 0)
         return processed
 
     def take(self, new_id: torch.Tensor) -> None:
         """Take note of the row's new token, int64 (1)."""
         if self._processors:
             self._ids = torch.cat([self._ids, new_id[None]], dim=1)
-        if self._counts is not None:
-            self._counts[0, new_id] += 1
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Sampler]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,8 +149,23 @@ def _allowed(rows: Sequence[Sampler], count: int, device: torch.device) -> torch
     return (eights[:, :, None] & bits).ne(0).flatten(1)[:, :count]
 
 
-def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], device: torch.device) -> Any:
-    """Return transformers' processors, in the order in which `generate` has them."""
+class CountPenalty:
+    """Lowers the scores of tokens that stand in the answer: once for each that does, and for each time that it does."""
+
+    def __init__(self, presence: float, frequency: float, prompt_tokens: int) -> None:
+        self._presence, self._frequency, self._begin = presence, frequency, prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores, (rows, vocabulary), behind these ids."""
+        answer = input_ids[:, self._begin :]
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
+def _processors(
+    generation: Generation, config: Any, stop_ids: Sequence[int], prompt_tokens: int, device: torch.device
+) -> Any:
+    """Return transformers' processors, in the order in which `generate` has them, and what counts tokens."""
     processors: list[Any] = []
     if generation.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(penalty=generation.repetition_penalty))
@@ -175,4 +175,6 @@ def _processors(generation: Generation, config: Any, stop_ids: Sequence[int], de
         processors.append(NoBadWordsLogitsProcessor(config.bad_words_ids, list(stop_ids)))
     if config.suppress_tokens:
         processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+    if generation.presence_penalty or generation.frequency_penalty:
+        processors.append(CountPenalty(generation.presence_penalty, generation.frequency_penalty, prompt_tokens))
     return LogitsProcessorList(processors)

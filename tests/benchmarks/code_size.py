@@ -40,7 +40,7 @@ FEATURES = {
         "held_logprobs", "top_logprobs", "describe", "TokenLogprob", "token_bytes",
     },
     "top-k, min-p, further penalties": {
-        "Sampler._counts_tokens", "top_k", "min_p", "_presence", "_frequency", "_counts", "_counts_tokens",
+        "CountPenalty", "top_k", "min_p", "presence_penalty", "frequency_penalty",
     },
     "other families": {
         "InputSource", "SlotStates", "LlavaVideo._source", "LlavaVideo._hidden_ids", "shifts", "is_whole", "is_plain",
