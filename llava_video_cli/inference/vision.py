@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -189,20 +190,12 @@ def _middle(image: NDArray[np.uint8], video_processor: Any) -> NDArray[np.uint8]
 
 def chunks(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, slice]]]:
     """Cut sequences, laid end to end, into pieces of `most`; yield each as the parts of the sequences in it."""
-    chunk: list[tuple[int, slice]] = []
-    left = most
-    for number, length in enumerate(lengths):
-        begin = 0
-        while begin < length:
-            end = min(length, begin + left)
-            chunk.append((number, slice(begin, end)))
-            left -= end - begin
-            begin = end
-            if not left:
-                yield chunk
-                chunk, left = [], most
-    if chunk:
-        yield chunk
+    places = [(number, place) for number, length in enumerate(lengths) for place in range(length)]
+    for begin in range(0, len(places), most):
+        parts: dict[int, list[int]] = defaultdict(list)
+        for number, place in places[begin : begin + most]:
+            parts[number].append(place)
+        yield [(number, slice(part[0], part[-1] + 1)) for number, part in parts.items()]
 
 
 def _size(size: SizeDict | dict[str, int]) -> SizeDict:

@@ -185,17 +185,17 @@ class LlavaVideo:
 
         Raises what `submit` delivers.
         """
-        rows: list[Row] = []
 
         def submit(request: Request, deliver: Callable[[Event], None], in_pieces: bool) -> Callable[[], None]:
-            rows.append(self._submit(request, deliver, in_pieces))
-            return rows[0].cancel
+            row = self._submit(request, deliver, in_pieces)
 
-        try:
-            yield from streamed(submit, request)
-        finally:  # the device should be free when the iterator has ended
-            for row in rows:
-                row.has_left.wait(_LEAVE_SECONDS)
+            def leave() -> None:
+                row.cancel()
+                row.has_left.wait(_LEAVE_SECONDS)  # the device should be free when the iterator has ended
+
+            return leave
+
+        return streamed(submit, request)
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers in the requests' order; raises what `submit` delivers for any of them."""
