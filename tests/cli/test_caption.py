@@ -331,7 +331,8 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(
     _, err = process.communicate(timeout=60)
     done = len(records(out))
     assert process.returncode == code and 0 < done < 100
-    assert err.splitlines() == [
+    # a machine that is slow to answer the first ones tells how far it is
+    assert [line for line in err.splitlines() if " of 100" not in line] == [
         "finishing what is running; press Ctrl-C again to stop at once",
         f"{done} captioned, {100 - done} left: run the same command to continue",
     ]
