@@ -55,6 +55,11 @@ class OutOfMemoryError(ModelError):
     """The requests need more memory than is free; the model is still loaded, and fewer requests may fit."""
 
 
+def extra_hint(extra: str) -> str:
+    """Return the hint for what needs an extra of the package. The package is on no index, so a clone installs it."""
+    return f"pip install '.[{extra}]' in your clone of llvid"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, or its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, UsageError, extra_hint
 from .config import ADAPTER, Checkpoint, adapter_base, looks_like_folder
 from .files import read_json, read_weights_header, unreadable
 from .hub import explained, fetch_files, resolve
@@ -102,7 +102,7 @@ def check_adapter(name: str | None, folder: Path) -> None:
     try:
         version("peft")
     except PackageNotFoundError:
-        raise ModelError("--adapter needs the package peft", "pip install 'llava-video-cli[lora]'") from None
+        raise ModelError("--adapter needs the package peft", extra_hint("lora")) from None
     _check_name(name)
     if looks_like_folder(name):
         read_adapter(name)

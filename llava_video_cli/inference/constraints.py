@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Generation
-from ..errors import LlvidError, ModelError, UsageError
+from ..errors import LlvidError, ModelError, UsageError, extra_hint
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -198,7 +198,5 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ModuleNotFoundError:
-        raise LlvidError(
-            "a schema needs the extra 'schema' (llguidance is missing)", "pip install 'llava-video-cli[schema]'"
-        ) from None
+        raise LlvidError("a schema needs the extra 'schema' (llguidance is missing)", extra_hint("schema")) from None
     return llguidance

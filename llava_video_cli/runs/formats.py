@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
-from ..errors import LlvidError, UsageError
+from ..errors import LlvidError, UsageError, extra_hint
 from ..system.files import whole_file
 from .record import Record, path_to_text, text_to_path
 
@@ -301,7 +301,7 @@ def check_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise LlvidError("Parquet needs the package pyarrow", "pip install 'llava-video-cli[parquet]'") from None
+        raise LlvidError("Parquet needs the package pyarrow", extra_hint("parquet")) from None
 
 
 def parquet_rows(path: Path) -> int | None:

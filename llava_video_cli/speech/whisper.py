@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.config import check_name, looks_like_folder
 from ..checkpoint.hub import DownloadProgress, cached_files, fetch_files
-from ..errors import LlvidError, ModelError, UsageError, described, nearest
+from ..errors import LlvidError, ModelError, UsageError, described, extra_hint, nearest
 from ..system.files import fingerprint
 from ..system.machine import usable_cores
 from . import SpeechOptions, SpokenSegment, Word
@@ -58,7 +58,7 @@ def check_installed() -> None:
     try:
         import faster_whisper  # noqa: F401
     except ImportError:
-        raise LlvidError("speech needs the package faster-whisper", "pip install 'llava-video-cli[speech]'") from None
+        raise LlvidError("speech needs the package faster-whisper", extra_hint("speech")) from None
 
 
 def check_options(options: SpeechOptions) -> None:

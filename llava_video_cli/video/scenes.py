@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from ..errors import LlvidError, first_line
+from ..errors import LlvidError, extra_hint, first_line
 from .decode import PacketRange
 from .demux import PacketIndex
 from .parallel import Converter, DecodedFrame
@@ -40,7 +40,7 @@ def check_installed() -> None:
         import scenedetect  # noqa: F401
     except ModuleNotFoundError as error:
         message = f"scenes need the extra 'scenes' ({error.name} is missing)"
-        raise LlvidError(message, "pip install 'llava-video-cli[scenes]'") from None
+        raise LlvidError(message, extra_hint("scenes")) from None
     except ImportError as error:  # libGL.so.1, which OpenCV's desktop build wants
         raise LlvidError(
             f"scenes need OpenCV, which can't be loaded: {first_line(error)}",

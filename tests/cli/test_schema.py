@@ -88,7 +88,7 @@ def test_without_the_extra_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     code, _, err = asked(capsys, str(clip), "What?", "--schema", str(schema))
-    assert code == 1 and "needs the extra 'schema'" in err and "llava-video-cli[schema]" in err
+    assert code == 1 and "needs the extra 'schema'" in err and "'.[schema]'" in err
     assert asked(capsys, str(clip), "What?")[0] == 0
 
 

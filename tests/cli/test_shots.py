@@ -111,7 +111,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines() == [
         "error: scenes need the extra 'scenes' (scenedetect is missing)",
-        "hint: pip install 'llava-video-cli[scenes]'",
+        "hint: pip install '.[scenes]' in your clone of llvid",
     ]
 
 

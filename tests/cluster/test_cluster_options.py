@@ -50,4 +50,5 @@ def test_without_ray_installed(
     monkeypatch.setitem(sys.modules, "ray", None)  # as an import of what is not installed
     assert run(["caption", str(tmp_path), "-m", "demo", "--ray", "local", "-o", str(tmp_path / "out.jsonl")]) == 1
     error, hint = capsys.readouterr().err.splitlines()
-    assert error == "error: --ray needs the package ray" and hint == "hint: pip install 'llava-video-cli[ray]'"
+    assert error == "error: --ray needs the package ray"
+    assert hint == "hint: pip install '.[ray]' in your clone of llvid"

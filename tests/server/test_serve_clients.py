@@ -259,7 +259,8 @@ def test_without_the_extra_it_says_how_to_install_it() -> None:
     code = "import sys; sys.modules['uvicorn'] = None; from llava_video_cli.cli.app import run; run(['serve'])"
     stderr = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
     assert stderr.splitlines() == [
-        "error: llvid serve needs the extra 'serve' (uvicorn is missing)", "hint: pip install 'llava-video-cli[serve]'",
+        "error: llvid serve needs the extra 'serve' (uvicorn is missing)",
+        "hint: pip install '.[serve]' in your clone of llvid",
     ]  # fmt: skip
 
 

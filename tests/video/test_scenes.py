@@ -319,7 +319,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     with pytest.raises(LlvidError, match=r"scenes need the extra 'scenes' \(scenedetect is missing\)") as caught:
         read_frames(film.path, SCENES)
-    assert caught.value.hint == "pip install 'llava-video-cli[scenes]'"
+    assert caught.value.hint == "pip install '.[scenes]' in your clone of llvid"
 
 
 def test_a_missing_library_of_the_system_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
