@@ -1,6 +1,8 @@
-"""What the shell completes: names of presets and of models."""
+"""What the shell completes: names of presets and of models. Where no name fits, the shell completes paths itself."""
 
 from __future__ import annotations
+
+from glob import escape, glob
 
 
 def presets_for(incomplete: str) -> list[str]:
@@ -11,13 +13,14 @@ def presets_for(incomplete: str) -> list[str]:
 
 
 def models_for(incomplete: str) -> list[str]:
-    """Return the models that begin so: presets, short names, and what is in the cache."""
+    """Return the models that begin so: presets, short names, what is in the cache, and folders beside such names."""
     from ..checkpoint.cache import cached_names
     from ..checkpoint.config import PUBLISHED
     from ..preset import preset_files
 
     names = dict.fromkeys((*preset_files(), *PUBLISHED, *cached_names()))
-    return [name for name in names if name.startswith(incomplete)]
+    fitting = [name for name in names if name.startswith(incomplete)]
+    return fitting and [*fitting, *sorted(glob(f"{escape(incomplete)}*/"))]  # noqa: PTH207 - as it is typed
 
 
 def downloads_for(incomplete: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import ModelError
+from ..errors import LlvidError, ModelError
 from ..runs.preflight import ModelLoader
 from ..video.sampling import clock
 from . import console, decisions
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .options import OutputFlags, QuietFlag
     from .settings import Settings
 
+_ASK = 'llvid ask - "..."'  # in the hints of `spooled`
 _LINE_SECONDS = 60.0
 _SPOOL_SECONDS = 0.2
 _LONG_SECONDS = 60.0  # of reading, after which a live stream is likely
@@ -63,10 +64,10 @@ def _shown(model: str, spinner: console.Progress, *, quiet: bool) -> Iterator[Ca
 
 
 @contextmanager
-def typed_media(typed: Sequence[str], output: QuietFlag) -> Iterator[Sequence[str]]:
+def typed_media(typed: Sequence[str], output: QuietFlag, command: str = 'ask - "..."') -> Iterator[Sequence[str]]:
     """Give a path for each medium that was typed, for the `with` block; `-` and URLs are read whole first.
 
-    Raises what `spooled` raises.
+    `command` reads a video from stdin; hints show it. Raises what `spooled` raises.
     """
     from ..video.spool import is_spooled, spooled
 
@@ -88,7 +89,11 @@ def typed_media(typed: Sequence[str], output: QuietFlag) -> Iterator[Sequence[st
                     spinner.say(f"reading {name}: {console.size(count)}{of_all}")
 
             stdin = sys.stdin.buffer if sys.stdin is not None else None
-            paths = stack.enter_context(spooled(typed, stdin, progress=show))
+            try:
+                paths = stack.enter_context(spooled(typed, stdin, progress=show))
+            except LlvidError as error:
+                error.hint = error.hint and error.hint.replace(_ASK, f"llvid {command}")
+                raise
         yield paths
 
 

@@ -72,7 +72,7 @@ def frames(
 ) -> None:
     """Read the frames, write them, and print where they are."""
     settings = settle(preset, ModelFlags(model.model, model.revision), flags, TextFlags())
-    with typed_media([video], output) as paths:
+    with typed_media([video], output, "frames -") as paths:
         _save_frames(paths[0], own, settings, output)
 
 

@@ -109,7 +109,7 @@ def transcribe(
     transcripts = Transcripts(speech, fetch=lambda name: fetch_speech(name, spinner, quiet=output.quiet))
     is_typed = len(paths) == 1 and is_spooled(paths[0])
     limits = Limits(seconds=timeout)
-    with typed_media(paths if is_typed else (), output) as fetched:
+    with typed_media(paths if is_typed else (), output, "transcribe -") as fetched:
         names = _stdin(fetched[0]) if paths == ["-"] else list(fetched) or listed_paths(paths)
         is_spool = is_typed and names[:1] == list(fetched)
         if is_spool and kinds:

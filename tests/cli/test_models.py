@@ -109,11 +109,17 @@ def test_the_licence_is_that_of_the_card(card: str, licence: str | None, tmp_pat
     assert licence_of(tmp_path) == licence
 
 
-def test_the_shell_completes_presets_and_models(cache: Path) -> None:
+def test_the_shell_completes_presets_models_and_folders(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demos[1]" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     for words, wanted in (
         ("llvid ask x.mp4 -p cap", {"caption-detailed", "caption-short"}),
         ("llvid ask x.mp4 -m org/h", {"org/half"}),
         ("llvid ask x.mp4 -m 34", {"34b", "34b-dpo"}),
+        ("llvid ask x.mp4 -m dem", {"demo", "demos[1]/"}),
+        ("llvid ask x.mp4 -m demos", set()),  # then the shell completes paths
         ("llvid pull 7", {"7b", "7b-dpo", "7b-32k"}),
         ("llvid models r", {"rm"}),
         ("llvid models rm org/w", {"org/whole"}),

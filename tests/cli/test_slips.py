@@ -56,6 +56,12 @@ def test_an_error_has_the_line_to_type(
     assert words in error and hint in suggestion
 
 
+@pytest.mark.parametrize("command", ["frames", "transcribe"])
+def test_a_pages_address_has_the_line_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "https://youtu.be/abc"]) == 1
+    assert capsys.readouterr().err.endswith(f"hint: yt-dlp -o - https://youtu.be/abc | llvid {command} -\n")
+
+
 def test_words_without_quotes_are_one_question(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quoted = asked(capsys, str(clip), "What shape is it?")
     code, out, err = asked(capsys, str(clip), "What", "shape", "is", "it?")
