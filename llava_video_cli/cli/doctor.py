@@ -97,7 +97,7 @@ def _sections(diagnosis: Diagnosis) -> Iterator[tuple[str, list[str]]]:
     if diagnosis.memory is not None:
         yield "memory", [f"{size(diagnosis.memory.total_bytes)}, {size(diagnosis.memory.free_bytes)} free"]
     if diagnosis.accelerators is not None:
-        yield "cards", list(_cards(diagnosis.accelerators))
+        yield "GPUs", list(_cards(diagnosis.accelerators))
     if diagnosis.codecs:
         yield "codecs", [", ".join(name for name, can_decode in diagnosis.codecs.items() if can_decode)]
     if diagnosis.cache is not None:
@@ -126,7 +126,7 @@ def _cards(accelerators: Accelerators) -> Iterator[str]:
 
 def _model(fit: ModelFit) -> Iterator[str]:
     yield fit.model + (f" in {fit.folder}" if fit.folder else ", not downloaded")
-    if fit.device is not None:
+    if fit.dtype is not None:  # it fits somewhere
         bits = "" if fit.quantize == "none" else f", {fit.quantize}"
         yield f"would run on {fit.device}, {fit.dtype}{bits}, attention {fit.attention}"
     if fit.tokens is not None:

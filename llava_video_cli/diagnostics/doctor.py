@@ -141,7 +141,7 @@ def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
     diagnosis.processor = diagnosis.attempt("reading the processor", machine.processor)
     diagnosis.memory = diagnosis.attempt("reading the memory", machine.memory)
     diagnosis.accelerators = diagnosis.attempt(
-        "asking torch for graphics cards", accelerators, stops=True, hint=_reinstall("torch")
+        "asking torch for GPUs", accelerators, stops=True, hint=_reinstall("torch")
     )
     _check_cards(diagnosis)
     diagnosis.codecs = diagnosis.attempt("asking PyAV for codecs", _codecs, stops=True, hint=_reinstall("av")) or {}
@@ -189,10 +189,10 @@ def _check_cards(diagnosis: Diagnosis) -> None:
         return
     if cuda := found.torch_built_for:
         why = f": {found.why_none}" if found.why_none else ""
-        text = f"there is an NVIDIA card, but torch, which is built for CUDA {cuda}, can't use it{why}"
+        text = f"there is an NVIDIA GPU, but torch, which is built for CUDA {cuda}, can't use it{why}"
         hint = "update the driver, or install a torch (https://pytorch.org) for the CUDA version that nvidia-smi shows"
     else:
-        text, hint = "there is an NVIDIA card, but this torch is built for the CPU only", _reinstall("torch")
+        text, hint = "there is an NVIDIA GPU, but this torch is built for the CPU only", _reinstall("torch")
     diagnosis.problems.append(Problem(text, hint))
 
 

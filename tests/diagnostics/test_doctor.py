@@ -68,6 +68,12 @@ def test_what_can_not_run_ends_with_1_and_a_hint(
         assert stopping[0]["mend"] == hint
 
 
+def test_a_model_that_fits_nowhere_has_no_line_of_how_it_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["doctor", "-m", f"{HF}34B-hf", "--quantize", "none", "--frames", "24", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert ("would run on" in out) == (code == 0) and "None" not in out
+
+
 def test_an_auto_rope_factor_makes_room(capsys: pytest.CaptureFixture[str]) -> None:
     code, values = examined(capsys, "-m", "demo", "--frames", "600", "--rope-factor", "auto")
     assert code == 0 and values["model"]["context_tokens"] == 2 * 4096
