@@ -1,4 +1,4 @@
-"""Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.
+"""Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video or another video model.
 
 The names below are imported on first use, so that `import llava_video_cli` costs nothing.
 """

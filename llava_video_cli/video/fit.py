@@ -25,7 +25,7 @@ class FrameInput:
     """What a model gets of a frame: a picture of `width` x `height` pixels, made by its video processor.
 
     `way` is the processor's own: `crop` resizes the frame's shorter side to `edge` pixels (None: it does not resize)
-    and cuts out the middle, `stretch` resizes both sides, `whole` keeps the frame's shape, whatever it is (then there
+    and keeps the middle, `stretch` resizes both sides, `whole` keeps the frame's shape, whatever it is (then there
     is no width and no height). `mean` is the processor's mean colour, 0 to 255, and `resample` its filter, a number of
     Pillow's `Resampling`. `time_marks` are how the model's own prompt tells when a frame is on screen:
     `seconds` (`<0.6 seconds>`, for each pair of frames), `clock` (`00:07`) or `none`; None if that is not known.
@@ -97,10 +97,10 @@ class FrameInput:
         return min(1.0, across), min(1.0, along)
 
     def size_of(self, width: int, height: int) -> str:
-        """Return what a user is told of the size: `336 x 336 of 640 x 360`."""
+        """Return the sizes of a frame as a user reads them: `frames of 640 x 360 as 336 x 336`."""
         if self.way == "whole":
-            return f"all of {width} x {height}, in a size that its processor chooses"
-        return f"{self.width} x {self.height} of {width} x {height}"
+            return f"whole frames of {width} x {height}, in a size that its processor chooses"
+        return f"frames of {width} x {height} as {self.width} x {self.height}"
 
     def _shaped(self, width: int, height: int, most: Callable[[int, int], int]) -> tuple[int, int]:
         """Return the sides with the model's shape: the largest within a frame with `min`, around it with `max`."""

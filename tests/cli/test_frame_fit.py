@@ -63,11 +63,11 @@ def test_the_sheet_shades_what_is_cut_off(wide: Path, tmp_path: Path, capsys: py
     shaded, padded, stretched = (tmp_path / f"{name}.png" for name in ("shaded", "padded", "stretched"))
     assert run(["frames", str(wide), "-m", "demo", "-o", str(shaded)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{shaded}\n" and err == f"the model gets 48 x 48 of 640 x 360\n{CUT}"
+    assert out == f"{shaded}\n" and err == f"the model gets frames of 640 x 360 as 48 x 48\n{CUT}"
     assert 60 < yellow_of(Image.open(shaded)) < 130
     for path, fit in ((padded, "pad"), (stretched, "stretch")):
         assert run(["frames", str(wide), "-m", "demo", "--fit", fit, "-o", str(path)]) == 0
-        assert capsys.readouterr().err == "the model gets 48 x 48 of 640 x 360\n"
+        assert capsys.readouterr().err == "the model gets frames of 640 x 360 as 48 x 48\n"
         assert yellow_of(Image.open(path)) > 215
     borders = np.asarray(Image.open(padded)).reshape(-1, 3)
     assert (borders == (123, 117, 104)).all(axis=1).mean() > 0.3
@@ -92,10 +92,10 @@ def test_frames_are_those_of_ask(wide: Path, tmp_path: Path, capsys: pytest.Capt
 def test_without_the_checkpoint(wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = ["-n", "2", "-o", f"{tmp_path}/a.png", "--overwrite"]
     assert run(["frames", str(wide), *sheet]) == 0
-    assert capsys.readouterr().err == f"the model gets 336 x 336 of 640 x 360\n{CUT}"
+    assert capsys.readouterr().err == f"the model gets frames of 640 x 360 as 336 x 336\n{CUT}"
     assert run(["frames", str(wide), "-m", "some/body", "--json", *sheet]) == 0
     out, err = capsys.readouterr()
-    assert err == "some/body is not on this machine: nothing is shaded, as it is not known what it gets of a frame\n"
+    assert err == "some/body is not on this machine, so llvid can't tell what it sees of a frame: nothing is shaded\n"
     frames = json.loads(out)["frames"]
     assert frames["fit"] == "auto" and frames["visible_share"] is None
     assert yellow_of(Image.open(tmp_path / "a.png")) > 215

@@ -56,7 +56,7 @@ def test_frames_shows_the_shots(film: Path, tmp_path: Path, capsys: pytest.Captu
     assert out == f"{sheet}\n" and sheet.exists()
     lines = err.splitlines()
     assert lines[:2] == ["4 shots", "shot 1  0:00.0-0:02.5  2 frames"]
-    assert lines[5:6] == ["the model gets 336 x 336 of 320 x 180"]
+    assert lines[5:6] == ["the model gets frames of 320 x 180 as 336 x 336"]
     assert run(["frames", str(film), "--sampling", "scenes", "-n", "3", "-o", f"{tmp_path}/", "--json", "-q"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert len(values["frames"]["shots"]) == 4 and values["frames"]["count"] == 3
