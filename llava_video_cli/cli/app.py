@@ -20,6 +20,7 @@ from . import console
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
 _EXIT_INTERRUPTED = 130
+_NUMBERS = {"int": "a whole number", "float": "a number"}
 EXIT_NO_ANSWER = 2  # with --exit-code, as `grep` has it: 1 is an answer there
 ABOUT = {
     "ask": "Ask one or more questions about a video or a picture.",
@@ -74,7 +75,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="llvid",
     cls=_Commands,
-    help="Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video.",
+    help="Ask about videos and caption them on your own machine, with LLaVA-NeXT-Video or another video model.",
     epilog="Try `llvid demo` first: it needs no download. Its checkpoint knows only moving coloured shapes.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -119,6 +120,12 @@ def _root(
     pass
 
 
+def _in_our_words(message: str) -> str:
+    """Return what Typer says about a command line, as an error of ours begins and ends."""
+    message = message[:1].lower() + message[1:].rstrip(".")
+    return re.sub("is not a valid (int|float)( range)?$", lambda kind: f"is not {_NUMBERS[kind[1]]}", message)
+
+
 def run(arguments: list[str]) -> int:
     """Run a command line; return the exit code, after a line on stderr if it failed."""
     if "_LLVID_COMPLETE" in os.environ:
@@ -144,13 +151,15 @@ def run(arguments: list[str]) -> int:
         if type(failure).__name__ == "NoArgsIsHelpError":  # `llvid` alone shows the help, and fails
             console.stderr.print(failure.format_message())
         else:
-            message = failure.format_message().rstrip(".")
+            message = _in_our_words(failure.format_message())
             where = getattr(getattr(failure, "ctx", None), "command_path", "llvid")
             if where == "llvid" and arguments and arguments[0] in ABOUT:  # an option without its value
                 where = f"llvid {arguments[0]}"
             hint = f"`{where} --help` shows how to use it"
             if wrong := re.search("'([^']*)' is not one of (.*)", message):
                 hint = nearest(wrong[1], re.findall("'(.*?)'", wrong[2])) or hint
+            elif guess := re.search(r"(?:\. Did you mean | \(Possible options: )(.*?)[?)]$", message):
+                message, hint = message[: guess.start()], f"did you mean {guess[1].replace(', ', ' or ')}?"
             if where == "llvid" and arguments and os.path.exists(arguments[0]):  # noqa: PTH110 - quick
                 hint = f"name a command: llvid ask {shlex.join(arguments)}"
             console.error(message, hint)

@@ -35,7 +35,7 @@ from .settings import Settings, check_text, settle, settle_every, settle_subtitl
 _FEWEST_WORDS = 3  # that are taken for one question without quotes
 _SEPARATE = re.compile(r"\s|[?？。؟]")  # in a question of its own
 _MOST_NAMED = 3  # files in a hint
-_TOLD_SECONDS = 24 * 3600  # until a user is told again of a server that runs
+_NOTE_SECONDS = 24 * 3600  # until a running server is mentioned again
 HELP = """Ask one or more questions about a video or a picture.
 
 Examples:
@@ -72,7 +72,10 @@ class AskFlags:
         metavar="FILE",
     )
     more_media: list[str] | None = flag(
-        None, "Another video or picture for the same prompt; repeatable, kept in order.", "--with", metavar="PATH"
+        None,
+        "Another video or picture for the same prompt; repeatable, and the order is kept.",
+        "--with",
+        metavar="PATH",
     )
     exit_code: bool = flag(
         None,
@@ -100,7 +103,7 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="QUESTION...", show_default=False,
-            help="Each question is asked separately, without the others; `-` reads a question from stdin "
+            help="Each question is answered without the others; `-` reads a question from stdin "
             "[default: the preset's prompt].",
         ),
     ] = None,
@@ -146,7 +149,7 @@ def _answers(
         _check_exit_code(own, settings, 1)
         return [_answer_messages(written, settings, output)]
     if media is None:
-        raise UsageError("Missing argument 'MEDIA'", "`llvid ask --help` shows how to use it")
+        raise UsageError("missing argument 'MEDIA'", "`llvid ask --help` shows how to use it")
     typed = [media, *(own.more_media or ())]
     if "-" in typed and "-" in questions:
         raise UsageError("stdin can be the video or a question, not both")
@@ -190,14 +193,14 @@ def _answer(
 
 
 def is_new(url: str) -> bool:
-    """Whether the user was not told of a server for a day; takes note that this is done now."""
-    told = state_folder() / "told-of-server"
+    """Return whether a server was not mentioned for a day, and remember that it is now."""
+    marker = state_folder() / "told-of-server"
     with suppress(OSError, UnicodeDecodeError):
-        if told.read_text(encoding="utf-8") == url and time.time() - told.stat().st_mtime < _TOLD_SECONDS:
+        if marker.read_text(encoding="utf-8") == url and time.time() - marker.stat().st_mtime < _NOTE_SECONDS:
             return False
     with suppress(OSError):
-        told.parent.mkdir(parents=True, exist_ok=True)
-        told.write_text(url, encoding="utf-8")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(url, encoding="utf-8")
     return True
 
 

@@ -112,6 +112,8 @@ def test_a_wrong_value_gets_the_nearest_right_one(capsys: pytest.CaptureFixture[
         (["ask", "x.mp4", "q", "--fit", "padd"], "did you mean 'pad'?"),
         (["serve", "--quantize", "4-bit"], "did you mean '4bit'?"),
         (["ask", "x.mp4", "q", "--fit", "zzz"], "`llvid ask --help` shows how to use it"),
+        (["ask", "x.mp4", "q", "--fram", "3"], "did you mean --frames?"),
+        (["asc", "x.mp4", "q"], "did you mean 'ask'?"),
         (["ask", "x.mp4", "q", "--server"], "`llvid ask --help` shows how to use it"),
     ):
         assert run(arguments) == 2
@@ -119,18 +121,18 @@ def test_a_wrong_value_gets_the_nearest_right_one(capsys: pytest.CaptureFixture[
 
 
 WRONG = [
-    (["ask"], "Missing argument"),
+    (["ask"], "missing argument"),
     (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "not both"),
     (["ask", "--messages", "none.yaml"], "none.yaml can't be read"),
     (["chat", "--load", "none.yaml"], "none.yaml can't be read"),
-    (["ask", "x.mp4", "q", "--frames", "many"], "--frames"),
+    (["ask", "x.mp4", "q", "--frames", "many"], "invalid value for '--frames' / '-n': 'many' is not a whole number"),
     (["ask", "x.mp4", "q", "--frames", "0"], "from 1 to"),
     (["ask", "x.mp4", "q", "--start", "1:99"], "not a time"),
     (["ask", "x.mp4", "q", "--start", "9", "--end", "3"], "must come after"),
     (["ask", "x.mp4", "q", "--temperature", "-1"], "temperature must be 0 or more"),
     (["ask", "x.mp4", "q", "--top-p", "0"], "top_p"),
     (["ask", "x.mp4", "q", "--quantize", "3bit"], "3bit"),
-    (["ask", "x.mp4", "q", "--frame", "3"], "--frames"),
+    (["ask", "x.mp4", "q", "--frame", "3"], "no such option: --frame"),
     (["ask", "x.mp4", "", "-m", "demo"], "a question is empty"),
     (["ask", "x.mp4", "-", "-"], "only one question"),
     (["ask", "x.mp4", __file__], "is a file, not a question"),
@@ -180,7 +182,7 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
         ("./nothing", "the model folder ./nothing doesn't exist"),
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),
-        (str(tmp_path), "another architecture: qwen2_vl"),
+        (str(tmp_path), "its architecture is qwen2_vl"),
         ("not a name", "there is no model 'not a name'"),
         ("not/a name", "neither a folder nor a hub id"),
     ):
