@@ -196,7 +196,10 @@ def _set(chat: TerminalChat, argument: str) -> None:
         chat.session.set(name, "1")  # an error that names the nearest
     values = chat.session.settings()
     for key in (name,) if name in values else values:
-        chat.say(f"{key} {'none' if values[key] is None else values[key]}")
+        value = values[key]
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        chat.say(f"{key} {'none' if value is None else value}")
 
 
 def _undo(chat: TerminalChat, _: str) -> None:

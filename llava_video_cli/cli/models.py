@@ -15,7 +15,7 @@ from . import console
 from .completion import cached_models_for
 from .options import OutputFlags, option
 
-HELP = """List the models on this machine, or remove some: size, family, licence, and when each was used last. They lie
+HELP = """List the models on this machine, or remove some: size, family, licence, and when each was used last. They are
 in the cache of the Hugging Face hub, which other programs share (HF_HOME).
 
 Examples:
@@ -31,7 +31,7 @@ def models(
         list[str] | None,
         typer.Argument(
             metavar="[rm NAME...]", show_default=False, autocompletion=cached_models_for,
-            help="`rm` and the names of models removes them, with all their revisions.",
+            help="`rm` and names of models: remove these, with all their revisions.",
         ),
     ] = None,
     *,
@@ -70,9 +70,12 @@ def _list(output: OutputFlags) -> None:
             parts.append(f"incomplete: `llvid pull {model.name}` completes it")
         rows = console.columns(model.name, console.shown(", ".join(parts)), width, wraps=sys.stdout.isatty())
         console.write("".join(f"{row}\n" for row in rows))
+    if not found:
+        output.note(f"no models in {cache_folder()}; `llvid pull 7b` downloads one")
+        return
     total = sum(model.bytes for model in found)
     rest = f"; {others} that llvid can't use" if others else ""
-    output.note(f"{len(found)} models, {console.size(total)}, in {cache_folder()}{rest}")
+    output.note(f"{len(found)} model{'' if len(found) == 1 else 's'}, {console.size(total)}, in {cache_folder()}{rest}")
 
 
 def _remove(name: str, output: OutputFlags, *, yes: bool) -> None:
@@ -81,7 +84,7 @@ def _remove(name: str, output: OutputFlags, *, yes: bool) -> None:
     size = console.size(find(name).size_on_disk)
     if not yes:
         if not (sys.stdin is not None and sys.stdin.isatty() and console.stderr.is_terminal):
-            raise UsageError(f"{name} is not removed without asking", "add --yes where nobody can be asked")
+            raise UsageError(f"{name} is not removed without asking", "add --yes to remove it without a question")
         if not console.confirmed(f"remove {name} ({size})?"):
             raise LlvidError(f"{name} is unchanged")
     freed = remove(name)

@@ -66,6 +66,14 @@ def test_the_models_of_the_cache_are_listed(cache: Path, capsys: pytest.CaptureF
     assert f"3 models, 5.4 kB, in {cache}; 1 that llvid can't use" in err
 
 
+def test_without_models_the_list_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert run(["models"]) == 0
+    assert capsys.readouterr() == ("", f"no models in {tmp_path}; `llvid pull 7b` downloads one\n")
+
+
 def test_a_model_is_removed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "rm", "org/whole"]) == 2 and "add --yes" in capsys.readouterr().err
     assert run(["models", "rm", "org/whole", "--yes"]) == 0
