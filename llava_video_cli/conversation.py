@@ -38,7 +38,7 @@ class Generation:
     `length_normalized` divides the logarithm of each one's probability by the number of its tokens. `top_k` 0 takes all
     tokens. `min_p` is a share of the likeliest token's probability. The penalties for presence and frequency count the
     answer's tokens only. An answer fits the JSON schema `schema`, which is JSON text, or the whole of it matches
-    `regex`. What a model thinks before it answers is a part of the answer with `show_thinking` alone. Raises
+    `regex`. What a model thinks before it answers is a part of the answer only with `show_thinking`. Raises
     `UsageError` for a value outside its range, and for settings that exclude each other.
     """
 
@@ -239,7 +239,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; of a request with choices, with their scores."""
+    """A complete answer; if the request had choices, with their scores."""
 
     text: str
     finish_reason: FinishReason

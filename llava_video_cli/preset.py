@@ -35,7 +35,7 @@ class Preset:
     """The settings of a preset; `path` is its file.
 
     `licence` is that of the model. `memory_gb` is what it needs in 16 bits, or in those of `quantize`, with a prompt of
-    its frames and its longest answer, as `estimate_memory` computes it. Both are for people, None if they aren't told.
+    its frames and its longest answer, as `estimate_memory` computes it. Both are for people; None if they are unknown.
     """
 
     name: str

@@ -47,7 +47,7 @@ def locate(model: str, revision: str | None = None) -> Path:
     if (stored := sum((folder / name).stat().st_size for name in names)) < _FEWEST_BYTES * parameters:
         raise ModelError(
             f"the weights in {folder} have {stored:,} bytes, too few for the {parameters:,} parameters of config.json",
-            "get config.json and the weights again, of the same checkpoint",
+            "download config.json and the weights again, both from the same checkpoint",
         )
     return folder
 
@@ -78,7 +78,7 @@ def local_folder(model: str) -> Path | None:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if (pasted := re.fullmatch(_ADDRESS, model)) is not None:
-            raise ModelError(f"{model} is no model's name", f"the hub's name of it is {pasted[1]}")
+            raise ModelError(f"{model} is not the name of a model", f"write {pasted[1]}")
         if folder.exists():
             raise ModelError(f"the model folder {model} is a file, not a checkpoint folder", WANTED)
         raise ModelError(f"the model folder {model} doesn't exist", DEMO_HINT)

@@ -66,7 +66,9 @@ def read_adapter(name: str) -> Adapter:
     try:
         config = read_json(path)
     except FileNotFoundError:
-        raise ModelError(f"{folder} is no adapter: it has no {ADAPTER}", f"peft writes it beside {WEIGHTS}") from None
+        raise ModelError(
+            f"{folder} is not an adapter: it has no {ADAPTER}", f"peft writes it beside {WEIGHTS}"
+        ) from None
     if not isinstance(config, dict):
         raise unreadable(path, "it is not a mapping")
     values = _checked(config, str(path))
@@ -94,7 +96,7 @@ def check_adapter(name: str | None, folder: Path) -> None:
         if name is not None:
             raise ModelError(f"{folder} has an adapter of its own beside its weights", f"move {ADAPTER} away")
         raise ModelError(
-            f"{folder} has whole weights and an adapter for {adapter_base(folder)}: which are meant isn't clear",
+            f"{folder} has whole weights and an adapter for {adapter_base(folder)}: which weights do you want?",
             f"`--adapter {folder}` applies it; if it is merged already, move {ADAPTER} away",
         )
     if name is None:
@@ -194,14 +196,16 @@ def _located(name: str) -> Path:
 def _checked(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return the fields that are used. Raises `ModelError` for those that llvid can't honour."""
     if config.get("peft_type") not in ("LORA", None):
-        raise ModelError(f"{path} is of the kind {config['peft_type']!r}: llvid takes LoRA adapters alone")
+        raise ModelError(f"{path} is of the kind {config['peft_type']!r}: llvid applies LoRA adapters only")
     for name, value in config.items():
         if name not in _UNUSED and name not in _USED and value not in (None, False, [], {}):
             hint = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
             raise ModelError(f"{path} sets {name!r}, which llvid can't apply", hint)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        hint = "peft's `save_pretrained(..., path_initial_model_for_weight_conversion=...)` makes a plain one of it"
+        hint = (
+            "peft's `save_pretrained(..., path_initial_model_for_weight_conversion=...)` saves one that llvid can apply"
+        )
         raise ModelError(f"{path}: training began with {start!r}, which changed the base's weights too", hint)
     values: dict[str, Any] = {name: config[name] for name in _USED if config.get(name) is not None}
     for name, value in values.items():

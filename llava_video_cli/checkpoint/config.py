@@ -273,7 +273,7 @@ def adapted(
 def _check_factor(checkpoint: Checkpoint, factor: float) -> None:
     if not checkpoint.can_scale:
         raise UsageError(
-            f"--rope-factor can't be used: the checkpoint has another kind of RoPE scaling: {checkpoint.rope_type}"
+            f"--rope-factor can't be used: the checkpoint has RoPE scaling of another kind: {checkpoint.rope_type}"
         )
     if not math.isfinite(factor) or factor < 1:
         raise UsageError(f"a RoPE factor must be 1 or more, got {factor:g}")
@@ -292,7 +292,7 @@ def _check_pooling(checkpoint: Checkpoint, stride: int | None) -> None:
     if stride is not None and stride not in rates.strides:
         raise UsageError(
             f"--pool-stride {stride} doesn't divide the {rates.side}x{rates.side} patches of a frame",
-            f"those that do: {', '.join(map(str, rates.strides))}",
+            f"use one of {', '.join(map(str, rates.strides))}",
         )
 
 

@@ -106,19 +106,19 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
 
 
 def _check_unlisted(config: Mapping[str, Any], kind: str, name: str) -> None:
-    got = f"another architecture: {', '.join(_architectures(config)) or kind or 'unknown'}"
+    got = f"its architecture is {', '.join(_architectures(config)) or kind or 'unknown'}"
     sees = any("vis" in key or "image" in key for key in config)
     if not kind or not sees:
-        raise ModelError(f"{name} is not a video model, but of {got}", WANTED)
+        raise ModelError(f"{name} is not a video model: {got}", WANTED)
     # the lists of transformers take seconds to import, which only what will be loaded with it has to pay
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        own = " with code of its own, which is never run" if "auto_map" in config else ""
-        raise ModelError(f"{name} is not a video model that transformers can run, but of {got}{own}", WANTED)
+        own = ", with code of its own, which llvid never runs" if "auto_map" in config else ""
+        raise ModelError(f"{name} is not a video model that transformers can run: {got}{own}", WANTED)
     if kind not in VIDEO_PROCESSOR_MAPPING_NAMES:
-        raise ModelError(f"{name} takes pictures, not videos: it is of {got}", WANTED)
+        raise ModelError(f"{name} takes pictures, not videos: {got}", WANTED)
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:

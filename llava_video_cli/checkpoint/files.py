@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise unreadable(path, "it is nested too deeply") from None
     except ValueError as error:
-        raise unreadable(path, f"it holds no JSON ({error})") from None
+        raise unreadable(path, f"it is not JSON ({error})") from None
 
 
 def unreadable(path: Path, why: str) -> ModelError:
@@ -149,8 +149,8 @@ def _check_small(path: Path) -> None:
 def _check_pointer(path: Path, head: bytes) -> None:
     if head.startswith(_POINTER):
         size = re.search(rb"size ([0-9]{1,18})", head)
-        told = f" of {int(size[1]):,} bytes" if size else ""
-        raise ModelError(f"{path} is Git LFS's pointer to a file{told}, not the file", _AGAIN)
+        size_text = f" of {int(size[1]):,} bytes" if size else ""
+        raise ModelError(f"{path} is Git LFS's pointer to a file{size_text}, not the file", _AGAIN)
 
 
 def read_weights_header(path: Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _weights_header(path: Path) -> dict[str, Any]:
         tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
         wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-        raise ModelError(f"{path} is no safetensors file, or only its beginning", _AGAIN) from None
+        raise ModelError(f"{path} is not a safetensors file, or is cut short", _AGAIN) from None
     if status.st_size < wanted:
         raise ModelError(f"{path} is cut short: {status.st_size:,} of {wanted:,} bytes", _AGAIN)
     return tensors

@@ -73,7 +73,7 @@ def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
 def shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
     """Return what the video processor of any family makes of a frame, as far as its values tell.
 
-    One with a height and a width squeezes frames into these, unless it cuts the middle out; others keep their shape.
+    One with a height and a width squeezes frames into these, unless it keeps the middle only; others keep their shape.
     """
     size, crop = (dict(values.get(name) or {}) for name in ("size", "crop_size"))
     crop = crop if values.get("do_center_crop") and crop.get("height") else {}

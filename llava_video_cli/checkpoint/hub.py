@@ -278,7 +278,7 @@ def _files(model: str, commit: str) -> list[HubFile] | None:
         size = (sibling.lfs.size if sibling.lfs else sibling.size) or 0
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(checksum)):  # it becomes the name of a file
-            raise ValueError(f"what the hub gives as the checksum of {sibling.rfilename} isn't one")
+            raise ValueError(f"the hub gives no valid checksum for {sibling.rfilename}")
         files.append(HubFile(sibling.rfilename, size, str(checksum)))
     return files
 

@@ -54,7 +54,9 @@ def bench(
     runs: Annotated[int, option("Runs of each measurement [default: 3].", min=1, metavar="N")] = 3,
     seconds: Annotated[
         float | None,
-        option("Time per precision; measurements that need longer are skipped [default: 60].", min=1, metavar="S"),
+        option(
+            "Seconds for each precision; measurements that need longer are skipped [default: 60].", min=1, metavar="S"
+        ),
     ] = None,
     quick: Annotated[
         bool, option("One run with 8 frames, batches of 1 and 8, and at most 20 s per precision.", "--quick")

@@ -78,9 +78,9 @@ class TrainingFlags:
 
     prefix: str = flag(None, "Begin each caption with this text, such as a trigger word.", metavar="TEXT", default="")
     suffix: str = flag(None, "End each caption with this text.", metavar="TEXT", default="")
-    strip_preamble: bool = flag(None, 'Take away "The video shows" and its kind.', "--strip-preamble", default=False)
+    strip_preamble: bool = flag(None, 'Remove "The video shows" and similar words.', "--strip-preamble", default=False)
     whole_sentences: bool = flag(
-        None, "Drop the last, half sentence of a caption that was cut off.", "--whole-sentences", default=False
+        None, "Remove the unfinished last sentence of a caption that was cut off.", "--whole-sentences", default=False
     )
     written_paths: Paths = flag(
         None, "How the paths of videos are written in records [default: as-given].", "--paths", default="as-given"
@@ -132,7 +132,7 @@ def caption(
         ),
     ] = False,
     allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="An answer without text is a caption, not a failure.")
+        bool, typer.Option("--allow-empty", help="Accept an empty answer as a caption.")
     ] = False,
     prompt: Annotated[
         str | None,
@@ -142,8 +142,8 @@ def caption(
         str | None,
         typer.Option(
             "--where", metavar="CONDITION", show_default=False,
-            help="With --choices, keep only records with such a score in the output, as in 'yes>0.8'; the others go "
-            "to NAME.rest.jsonl, and another condition sorts them anew.",
+            help="With --choices: write only records with such a score to the output, as in 'yes>0.8'. The others go "
+            "to NAME.rest.jsonl; another condition moves records between the two files.",
         ),
     ] = None,
     every: Annotated[
@@ -216,7 +216,7 @@ def caption(
             for field in fields(training):
                 if getattr(training, field.name) != field.default:
                     option = f"--{field.name.removeprefix('written_').replace('_', '-')}"
-                    raise UsageError(f"{option} needs -o, --sidecar or --json: a streamed caption stays as it is")
+                    raise UsageError(f"{option} needs -o, --sidecar or --json: a streamed caption can't be changed")
             _stream(paths[0], window, settings, output, subtitles)
             return
         if to is not None:
@@ -263,7 +263,7 @@ def _stdin_paths() -> list[str]:
     content = sys.stdin.buffer.read()
     if begins_as_medium(content):
         hint = 'llvid ask - "Describe the video." asks about a video from stdin'
-        raise UsageError("stdin holds a video, where paths were expected", hint)
+        raise UsageError("stdin has a video, but paths are expected", hint)
     return paths_in(content)
 
 

@@ -52,7 +52,7 @@ def chat(
         typer.Argument(
             metavar="MEDIA...",
             show_default=False,
-            help="Videos and pictures for the first question; as for `llvid ask`, but not from stdin.",
+            help="Videos and pictures for the first question, as for `llvid ask`, but not from stdin.",
         ),
     ] = None,
     *,
@@ -68,7 +68,9 @@ def chat(
 ) -> int:
     """Read and answer lines until stdin ends; return the exit code."""
     if "-" in (media or ()):
-        raise UsageError("the questions of a chat come from stdin: a video can't", "write it to a file first")
+        raise UsageError(
+            "a chat reads its questions from stdin, so the video can't come from there", "write it to a file first"
+        )
     with typed_media(media or (), output) as paths:
         written = read_conversation(load) if load is not None else None
         settings = settle(preset, model, frames, text, written)

@@ -105,7 +105,7 @@ def on_cluster(
                 output.note(*(cut.lines(outcome.values.get("frames")) if isinstance(outcome, Record) else ()))
         output.note(_summary(meter, progress.latest, stop, records))
     if not (signals or meter.done or meter.failed or progress.latest.done_before):
-        raise MediaError("there are no videos or pictures in what was named")
+        raise MediaError("there are no videos or pictures in the given paths")
     return exit_code(signals, meter.failed)
 
 

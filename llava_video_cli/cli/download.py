@@ -84,7 +84,7 @@ def typed_media(typed: Sequence[str], output: QuietFlag, command: str = 'ask - "
                     due = time.monotonic() + _SPOOL_SECONDS
                     if due > long_at and whole is None:
                         long_at = math.inf
-                        output.note(f"{name} still comes: if it is a live stream, ffmpeg -t 60 takes a minute of it")
+                        output.note(f"{name} has not ended: of a live stream, `ffmpeg -t 60` takes a minute")
                     of_all = f" of {console.size(whole)}" if whole else ""
                     spinner.say(f"reading {name}: {console.size(count)}{of_all}")
 

@@ -31,12 +31,12 @@ from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlag
 from .run import carry_out, confirm_overwrite, run_options
 from .settings import Settings, settle
 
-HELP = f"""Score a model on a question set. That is a published one, whose files and videos are in --data FOLDER; a file
-of your own; or `demo`, 200 questions about clips of the demo checkpoint's world.
+HELP = f"""Score a model on a question set: a published one, whose files and videos are in --data FOLDER; a file of your
+own; or `demo`, 200 questions about clips of the demo checkpoint's world.
 
 The published sets are {", ".join(SETS)}.
 
-The answers are in NAME.answers.jsonl next to the result: the same command goes on where an earlier one ended.
+The answers are in NAME.answers.jsonl next to the result: the same command continues an earlier run.
 
 Examples:
 
@@ -94,11 +94,13 @@ def eval(
         return _compare(*pair, output)
     if name is None:
         raise UsageError(
-            "name a question set", f"the sets are {', '.join((*SETS, 'demo'))}; a file of your own ends in .jsonl"
+            "give a question set", f"the sets are {', '.join((*SETS, 'demo'))}; a file of your own ends in .jsonl"
         )
     for flag in ("choices", "choice", "length_normalized", "temperature", "top_p", "repetition_penalty", "seed"):
         if getattr(text, flag) is not None:
-            raise UsageError(f"--{flag.replace('_', '-')} can't be used with a question set: it is asked greedily")
+            raise UsageError(
+                f"--{flag.replace('_', '-')} can't be used with a question set: its questions are answered greedily"
+            )
     questions = load_set(name, data, limit)
     settings = _with_protocol(settle(preset, model, frames, text), questions, frames, text)
     evaluation = Evaluation(questions, settings.undrawn_preset, ways(by, not no_controls))
@@ -204,7 +206,7 @@ def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page
     wrong = page.with_suffix(".wrong.jsonl")
     records = list(wrong_records(document, answers, keys))
     if not records:
-        console.note("nothing was answered wrongly: there is no page")
+        console.note("no answer is wrong, so there is no page")
         return
     with whole_file(wrong) as temporary:
         temporary.write_text("".join(f"{json_line(values)}\n" for values in records), encoding="utf-8")

@@ -31,7 +31,7 @@ Examples:
 
 
 def find(
-    what: Annotated[str, typer.Argument(metavar="WHAT", show_default=False, help="What is to be seen, in words.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", show_default=False, help="What to look for, in words.")],
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATH...", show_default=False, help="Videos and folders; `-` reads paths from stdin."),
@@ -39,11 +39,11 @@ def find(
     *,
     also: Annotated[
         list[str] | None,
-        option("Find this, too; repeatable. Each window is read once for all.", metavar="WHAT"),
+        option("Find this, too; repeatable. Each window is read only once.", metavar="WHAT"),
     ] = None,
     to: Annotated[
         str | None,
-        option("A .jsonl file of records, one for each video; the same command goes on with it.", "--output", "-o",
+        option("A .jsonl file of records, one for each video; the same command continues it.", "--output", "-o",
                metavar="PATH"),
     ] = None,
     every: Annotated[
@@ -51,7 +51,7 @@ def find(
                     show_default=True),
     ] = "4",
     threshold: Annotated[
-        float, option("The least probability of a moment.", metavar="P", show_default=True)
+        float, option("Leave out moments that are less probable.", metavar="P", show_default=True)
     ] = 0.5,
     template: Annotated[
         str | None,
@@ -61,7 +61,10 @@ def find(
     sheets: Annotated[str | None, option("Write a contact sheet of each moment to this folder.", metavar="DIR")] = None,
     cuts: Annotated[
         str | None,
-        option("Write what cuts the moments out: .sh (ffmpeg lines), .edl, or .srt of one video.", metavar="FILE"),
+        option(
+            "Write a file that cuts the moments out: .sh (ffmpeg commands), .edl, or, for one video, .srt.",
+            metavar="FILE",
+        ),
     ] = None,
     recursive: Annotated[bool, option("Also search subfolders.", "--recursive", "-r")] = False,
     run: RunFlags,

@@ -98,7 +98,7 @@ def _save_frames(video: str, own: FramesFlags, settings: Settings, output: Outpu
     values = media_values(video, read)
     output.note(*read.notes, *_shot_lines(read))
     size = seen and f"the model gets {seen.size_of(read.info.width, read.info.height)}"
-    unknown = f"{settings.model} is not on this machine: nothing is shaded, as it is not known what it gets of a frame"
+    unknown = f"{settings.model} is not on this machine, so llvid can't tell what it sees of a frame: nothing is shaded"
     output.note(size or unknown, *CutNote().lines(values["frames"]))
     if into_folder:
         written = _write_files(read, Path(target), own.overwrite)

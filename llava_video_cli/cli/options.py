@@ -43,8 +43,8 @@ class CheckpointFlags:
     """Which checkpoint; None if the user did not set it."""
 
     model: str | None = _model(
-        "Hub id, `7b`, `34b`, a preset's name (its model only), checkpoint folder, `demo`, or `random:7B` for random "
-        "weights.",
+        "Hub id of a video model, `7b`, `34b`, a preset's name (its model only), checkpoint folder, `demo`, or "
+        "`random:7B` for random weights.",
         *("--model", "-m"),
         envvar="LLVID_MODEL",
         autocompletion=models_for,
@@ -64,15 +64,16 @@ class ModelFlags(CheckpointFlags):
     device: str | None = _model("auto, cpu, cuda, cuda:N or mps [default: auto].", metavar="DEVICE")
     attention: Attention | None = _model("Attention kernel [default: auto].")
     rope_factor: str | None = _model(
-        "Stretch the context to N times its trained length: more frames fit, answers are slightly worse. "
-        "With auto, only as much as the frames need [default: the checkpoint's].",
+        "LLaVA-NeXT-Video only: stretch the context to N times its trained length. More frames fit, answers are "
+        "slightly worse. With auto, only as much as the frames need [default: the checkpoint's].",
         metavar="auto|N",
     )
     pool_stride: int | None = _model(
-        "Pool N x N patches into one token: 144, 64, 36 or 9 tokens per frame [default: the checkpoint's].",
+        "LLaVA-NeXT-Video only: pool N x N patches into one token, which makes 144, 64, 36 or 9 tokens per frame "
+        "[default: the checkpoint's].",
         metavar="2|3|4|8",
     )
-    pool_mode: PoolMode | None = _model("How patches are pooled [default: the checkpoint's].")
+    pool_mode: PoolMode | None = _model("LLaVA-NeXT-Video only: how patches are pooled [default: the checkpoint's].")
     adapter: str | None = _model(
         "Apply a LoRA adapter of peft: its folder, or its hub id (owner/name, owner/name@revision).", metavar="PATH"
     )
@@ -110,8 +111,8 @@ class FrameFlags:
         "keyframes (only those, which is fast), or scenes (spread over the shots, none at a cut) [default: uniform]."
     )
     fit: Fit | None = _frames(
-        "How a frame gets the model's shape: auto (the model's own way: LLaVA-NeXT-Video cuts the middle out), crop "
-        "(cut the middle out), pad (add borders), or stretch (squeeze) [default: auto]."
+        "How a frame gets the model's shape: auto (the model's own way: LLaVA-NeXT-Video keeps the middle), crop "
+        "(keep the middle), pad (add borders), or stretch (squeeze) [default: auto]."
     )
     skip_static: bool | None = _frames(
         "Leave out frames that do not differ from the last one [default: off].", "--skip-static/--no-skip-static"
@@ -121,10 +122,10 @@ class FrameFlags:
     )
     scene_detector: Detector | None = _frames("How PySceneDetect finds the cuts [default: adaptive].")
     scene_threshold: float | None = _frames(
-        "The least score of a cut [default: adaptive 3, content 27].", min=0, metavar="T"
+        "The lowest score of a cut [default: adaptive 3, content 27].", min=0, metavar="T"
     )
     scene_min_content: float | None = _frames(
-        "For adaptive, the least difference of the two frames [default: 15].", min=0, metavar="T"
+        "For adaptive, the lowest difference of the two frames [default: 15].", min=0, metavar="T"
     )
     scene_min_frames: int | None = _frames("The shortest shot, in frames [default: 15].", min=0, metavar="N")
 
@@ -163,24 +164,21 @@ class TextFlags(HearingFlags):
     )
     repetition_penalty: float | None = _text("A value above 1 makes repetition less likely [default: 1].", metavar="R")
     presence_penalty: float | None = _text(
-        "What the logit of a token loses once it stands in the answer [default: 0].", metavar="P"
+        "Lower the logit of each token that is in the answer by P [default: 0].", metavar="P"
     )
     frequency_penalty: float | None = _text(
-        "What the logit of a token loses each time that it stands in the answer [default: 0].", metavar="P"
+        "Lower the logit of each token by P for each time that it is in the answer [default: 0].", metavar="P"
     )
     choices: str | None = _text(
-        "The answer is the likeliest of these, separated by commas; nothing else is said, and --json has the "
-        "probability of each.",
+        "The answer is the likeliest of these texts, separated by commas; --json has the probability of each.",
         metavar="A,B,...",
     )
-    choice: list[str] | None = _text(
-        "One more choice, as it stands, commas included; repeatable.", "--choice", metavar="TEXT"
-    )
+    choice: list[str] | None = _text("One more choice, which may have commas; repeatable.", "--choice", metavar="TEXT")
     length_normalized: bool | None = _text(
         "Compare choices by the mean over their tokens, not by the sum [default: off].",
         "--length-normalized/--no-length-normalized",
     )
-    prefill: str | None = _text("The answer begins with this.", metavar="TEXT")
+    prefill: str | None = _text("Begin the answer with this text.", metavar="TEXT")
     seed: int | None = _text("Random seed, which makes a sampled answer repeatable [default: a new one].", metavar="N")
     show_thinking: bool | None = _text(
         "Show what the model thinks before it answers (<think>...</think>) [default: off].",
@@ -228,7 +226,7 @@ class RunFlags:
     """How a long run is paced, and whether it resumes."""
 
     batch_size: int | None = _run(
-        "Answers that are generated at a time [default: as many as fit in memory].", min=1, metavar="N"
+        "Answers that are generated at the same time [default: as many as fit in memory].", min=1, metavar="N"
     )
     timeout: float = _run(
         "Skip a video that takes longer than this to read [default: 900].", default=900.0, min=0.1, metavar="SECONDS"

@@ -71,19 +71,19 @@ class ServeFlags:
         metavar="N",
     )
     max_batch: int | None = _own(
-        "Requests that are answered at a time [default: as many as fit in memory].", min=1, metavar="N"
+        "Requests that are answered at the same time [default: as many as fit in memory].", min=1, metavar="N"
     )
     max_request_bytes: int = _own(
-        "Largest request in bytes, with its data: URLs.", default=MAX_BODY_BYTES, min=1024, metavar="N"
+        "Largest request, in bytes, with its data: URLs.", default=MAX_BODY_BYTES, min=1024, metavar="N"
     )
     grace: float = _own(
-        "Time for running answers to finish when the server is stopped.",
+        "When the server is stopped, wait this long for running answers.",
         default=GRACE_SECONDS,
         min=0,
         metavar="SECONDS",
     )
     served_model_name: list[str] | None = _own(
-        "Name of the model for clients, instead of that of --model; repeatable, and the first one is in answers.",
+        "Name that clients use for the model, instead of that of --model; repeatable. Answers have the first one.",
         metavar="NAME",
     )
     log: bool = _own("Write a line to stderr for each request.", "--log", default=False)

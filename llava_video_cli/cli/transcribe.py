@@ -76,9 +76,9 @@ def transcribe(
     language: Annotated[
         str | None, option("The language spoken, such as de [default: detected].", metavar="CODE")
     ] = None,
-    translate: Annotated[bool, option("Write English, whatever is spoken.", "--translate")] = False,
+    translate: Annotated[bool, option("Write English, also where another language is spoken.", "--translate")] = False,
     no_vad: Annotated[
-        bool, option("Don't leave out what the voice activity detector takes for no speech.", "--no-vad")
+        bool, option("Transcribe all sound, also where the voice activity detector finds no speech.", "--no-vad")
     ] = False,
     start: Annotated[
         str | None, option("Start of the part to use: seconds, 1m30s or [HH:]MM:SS.", metavar="TIME")

@@ -83,7 +83,7 @@ def query_of(text: str, template: str | None = None) -> Query:
 
     text = " ".join(text.split())
     if not text:
-        raise UsageError("what is to be found is empty")
+        raise UsageError("the query is empty")
     if template is not None:
         if "{what}" not in template:
             raise UsageError(f"the template must have {{what}} where the query goes, got {template!r}")
@@ -207,7 +207,7 @@ class _Seen:
 def probability_of(answer: Answer) -> float:
     """Return how probable yes is. Raises `ModelError` for an answer without scores."""
     if answer.scores is None:
-        raise ModelError("the server gives no probabilities of choices", "use a model on this machine, or llvid serve")
+        raise ModelError("the server gives no probabilities", "use a model on this machine, or llvid serve")
     return answer.scores[_YES]
 
 
@@ -222,22 +222,23 @@ class FindRun(AnsweredRun):
         options: RunOptions,
         opened: ExitStack,
     ) -> None:
-        todo, asked = files.plan, task.asked
+        folder_plan, asked = files.plan, task.asked
         sampling = task.preset.sampling
 
         def jobs(_: object, count: Count) -> Iterator[FindJob]:
-            return (FindJob(found.path, key, task, count) for found, key in todo.videos)
+            return (FindJob(found.path, key, task, count) for found, key in folder_plan.videos)
 
         self.task = task
         self._records: list[Mapping[str, Any]] = []
         for record in files.output[0].records() if files.output else ():
-            if record.key in todo.keys:
+            if record.key in folder_plan.keys:
                 self._take(record)
         plan = RunPlan(
-            jobs, len(todo.videos), todo.done, todo.failures, asked.is_fatal, self._take,
+            jobs, len(folder_plan.videos), folder_plan.done, folder_plan.failures, asked.is_fatal, self._take,
             largest=lambda: largest_requests(asked, rope_auto=source.rope_auto),
-            first=lambda: first_request((found.path for found, _ in todo.videos), asked),
-            keys=todo.keys, said=[(found.path, sampling) for found, _ in todo.videos] if sampling.speech else (),
+            first=lambda: first_request((found.path for found, _ in folder_plan.videos), asked),
+            keys=folder_plan.keys,
+            said=[(found.path, sampling) for found, _ in folder_plan.videos] if sampling.speech else (),
         )  # fmt: skip
         super().__init__(plan, source, task.preset, files.output, options=options, opened=opened)
 
@@ -394,7 +395,7 @@ def find_moments(
 
     `run.ranked()` returns the moments of all records, the most probable first. Each window of `every_seconds`, or each
     shot if it is "scene", is asked about; a moment is what has at least the probability `threshold`. `template` is the
-    question, with `{what}` in the place of the query. What stands in `output` (.jsonl) is done and is not made again,
+    question, with `{what}` in the place of the query. Records in `output` (.jsonl) are not made again,
     unless `overwrite`. `sheets` is a folder for a contact sheet of each moment.
 
     Raises `UsageError` for what makes no sense, `LlvidError` for an output that can't be used, `MediaError` if none of

@@ -181,7 +181,7 @@ def read_document(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or document.get("llvid_eval") != _FORM:
-        raise UsageError(f"{path} is no result of `llvid eval`")
+        raise UsageError(f"{path} is not a result of `llvid eval`")
     return document
 
 

@@ -82,8 +82,8 @@ def find_cards(only: int | None = None) -> list[Card]:
     with _quiet():
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         numbers = range(count) if only is None else range(only, min(count, only + 1))
-        told = _told_by_smi() if len(numbers) > 1 else {}
-        return [_card(number, told) for number in numbers]
+        by_uuid = _cards_by_smi() if len(numbers) > 1 else {}
+        return [_card(number, by_uuid) for number in numbers]
 
 
 def why_none() -> str:
@@ -127,18 +127,18 @@ def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bo
     return not architectures
 
 
-def _card(number: int, told: dict[str, tuple[int, str]]) -> Card:
+def _card(number: int, by_uuid: dict[str, tuple[int, str]]) -> Card:
     import torch
 
     properties = torch.cuda.get_device_properties(number)
     capability = (properties.major, properties.minor)
-    free, problem = told.get(f"GPU-{getattr(properties, 'uuid', '')}", (0, None))
+    free, problem = by_uuid.get(f"GPU-{getattr(properties, 'uuid', '')}", (0, None))
     if not has_kernels(capability, torch.cuda.get_arch_list()):
         problem = f"this torch has no kernels for compute capability {capability[0]}.{capability[1]}"
     elif problem is None:
         try:
             free, problem = torch.cuda.mem_get_info(number)[0], ""
-        except RuntimeError as error:  # it is full, or another process has it for itself
+        except RuntimeError as error:  # it is full, or another process uses it alone
             problem = first_line(error)
     free += torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)  # for this process's next tensors
     return Card(
@@ -147,9 +147,9 @@ def _card(number: int, told: dict[str, tuple[int, str]]) -> Card:
     )  # fmt: skip
 
 
-def _told_by_smi() -> dict[str, tuple[int, str]]:
+def _cards_by_smi() -> dict[str, tuple[int, str]]:
     """Return the free bytes of each card by its UUID, and why it can't be used; empty without nvidia-smi."""
-    told: dict[str, tuple[int, str]] = {}
+    by_uuid: dict[str, tuple[int, str]] = {}
     rows = _smi("--query-gpu=uuid,memory.free,compute_mode")
     busy = {row[0] for row in _smi("--query-compute-apps=gpu_uuid")} if _EXCLUSIVE in str(rows) else set()
     for row in rows:
@@ -158,11 +158,11 @@ def _told_by_smi() -> dict[str, tuple[int, str]]:
         uuid, free, mode = row[0], int(row[1]) * 2**20, row[2]
         problem = "its compute mode is Prohibited" if mode == "Prohibited" else ""
         if mode == _EXCLUSIVE and uuid in busy:
-            problem = "another process has it for itself"
+            problem = "another process uses it alone"
         if free < _CONTEXT_BYTES:
             problem = f"only {free / 1e9:.1f} GB is free"
-        told[uuid] = free, problem
-    return told
+        by_uuid[uuid] = free, problem
+    return by_uuid
 
 
 def _smi(query: str) -> list[list[str]]:

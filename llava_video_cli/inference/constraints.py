@@ -30,7 +30,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 
 
 def check(generation: Generation) -> None:
-    """Raise `UsageError` for a schema or regex that can't be honoured wholly, `LlvidError` without the extra."""
+    """Raise `UsageError` for a schema or regex that can't be followed completely, `LlvidError` without the extra."""
     if not generation.is_constrained:
         return
     problem = _llguidance().LLMatcher.validate_grammar(_grammar(generation), limits=_limits())
@@ -147,7 +147,7 @@ def _grammar(generation: Generation, opening: str = "") -> str:
         try:
             schema = {**json.loads(generation.schema), _OWN_KEY: _STYLE | _STRICT}
             if _counts_open_names(schema):
-                problem = "with minProperties, only names that are listed can be told from repeated ones"
+                problem = "with minProperties, each name must be listed in properties"
                 raise _refused(generation, problem)
             text = json.dumps(schema)
             if not opening:
@@ -182,7 +182,9 @@ def _refused(generation: Generation, problem: str) -> UsageError:
     kind = "schema" if generation.schema is not None else "regex"
     lines = [line for line in problem.splitlines() if line.startswith("error: ")]  # of a pattern, drawn in many lines
     words = f"in a pattern, {lines[-1].removeprefix('error: ')}" if lines else _first_line(problem)
-    return UsageError(f"the {kind} can't be honoured wholly: {words}", "leave out what it names, or write it otherwise")
+    return UsageError(
+        f"the {kind} can't be followed completely: {words}", "leave that part out, or write it differently"
+    )
 
 
 def _first_line(problem: str) -> str:

@@ -290,7 +290,7 @@ def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[N
             f"{narrower}use a smaller checkpoint, or free some memory",
         )
     message = f"the weights in {folder} can't be loaded: {first_line(failure)}"
-    raise ModelError(message, "get config.json and the weights again, of the same checkpoint") from failure
+    raise ModelError(message, "download config.json and the weights again, both from the same checkpoint") from failure
 
 
 def _settle_generation(model: Any, folder: Path) -> None:

@@ -306,13 +306,17 @@ def reasons(placement: Placement, attention: str, parameters: int) -> dict[str, 
     """Return why `auto` comes to the device, the precision, the quantization and the attention of a placement."""
     device, need = placement.device, placement.need
     free = sum(device.free_bytes) / _GB
-    devices = {"cpu": "no GPU that torch can use", "mps": "Apple's GPU", "cuda": f"its {free:.1f} GB free are the most"}
+    devices = {
+        "cpu": "no GPU that torch can use",
+        "mps": "Apple's GPU",
+        "cuda": f"it has the most free memory, {free:.1f} GB",
+    }
     if placement.is_shared:
         devices["cuda"] = "one GPU alone can't hold it"
     if placement.dtype == "float32":
         precision = "exact, and quick enough for a small model" if parameters < _SMALL else "no bfloat16 in hardware"
     elif placement.dtype == "bfloat16":
-        precision = f"{device.name} multiplies in it" if device.bfloat16 else "float32 would not fit"
+        precision = f"{device.name} computes in it" if device.bfloat16 else "float32 would not fit"
     else:
         precision = f"{device.name} has no bfloat16"
     fits = f"with a prompt, it needs {need.total_bytes / _GB:.1f} of {free:.1f} GB free"

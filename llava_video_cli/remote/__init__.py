@@ -68,7 +68,7 @@ def _find_model(endpoint: Endpoint, model: str | None, *, patient: bool) -> Serv
         if each.model == model:
             return each
     names = [each.model for each in served]
-    hint = nearest(model, names) or f"it has {', '.join(names[:5])}"
+    hint = nearest(model, names) or f"it has {', '.join(names[:5])}: name one with -m, or leave -m out"
     raise ServerError(f"{endpoint.name} does not have the model {model}", hint)
 
 

@@ -276,8 +276,8 @@ def check_generation(generation: Generation, served: ServedModel) -> None:
         )
     if generation.prefill and served.engine not in _CONTINUING:
         raise UsageError(
-            f"a prefill can't be used with {name}: its API always begins an answer anew",
-            "llvid serve, vLLM and SGLang can go on with a text",
+            f"a prefill can't be used with {name}: its API can't continue a given text",
+            "llvid serve, vLLM and SGLang can continue a text",
         )
 
 

@@ -286,7 +286,7 @@ def plan_folder(
 
     `record_of` is that of the ledger: the sidecars of a video that was replaced since are written anew.
     """
-    todo = FolderPlan()
+    plan = FolderPlan()
     owners: dict[Path, str] = {}  # the video of each sidecar
 
     @cache
@@ -296,27 +296,27 @@ def plan_folder(
     # of a video and a picture that want the same sidecar, the video gets it
     for each in sorted(found, key=_is_named_picture) if sidecars.kinds else found:
         if isinstance(each, MediaError):
-            todo.fail(str(each).split(": ", 1)[0], each, task)
+            plan.fail(str(each).split(": ", 1)[0], each, task)
             continue
         folder, name = os.path.split(each.path)
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
-        todo.keys.add(key)
+        plan.keys.add(key)
         paths = sidecars.paths(each.path, each.root)
         if (rival := _rival(each, paths, owners)) is not None:
-            todo.fail(each.path, rival, task)
+            plan.fail(each.path, rival, task)
         elif key in done:
-            todo.done += 1
+            plan.done += 1
             if not all(path.exists() for path in paths.values()):
-                todo.lost[key] = each
+                plan.lost[key] = each
         else:
             old = record_of(task.request_key(each.path)) if paths and record_of is not None else None
             kept = [path for kind, path in paths.items() if not overwrite and _is_foreign(path, kind, old)]
-            todo.kept += kept
+            plan.kept += kept
             if kept and len(kept) == len(paths):
-                todo.skipped += 1
+                plan.skipped += 1
             else:
-                todo.videos.append((each, key))
-    return todo
+                plan.videos.append((each, key))
+    return plan
 
 
 def _is_named_picture(found: Found | MediaError) -> bool:
@@ -361,7 +361,7 @@ def caption_folder(
 ) -> ResumableRun:
     """Return the run that captions files, and the videos in folders; iterate over it for the records.
 
-    What stands in `output` (.jsonl, .csv or .parquet) is done and is not made again, unless `overwrite`. Without
+    Records in `output` (.jsonl, .csv or .parquet) are not made again, unless `overwrite`. Without
     `output`, records are only yielded; `sidecars` then have their records in `llvid-captions.jsonl` beside them. One
     video may go to .txt, .srt or .vtt. The preset has the prompt, the sampling, the generation, and the model's name,
     which `model` replaces. `every_seconds` captions each window of that length, or each shot if it is "scene".
@@ -369,7 +369,7 @@ def caption_folder(
     one video; with `recursive` those of each folder below are one. A caption without text is a failure, unless
     `allow_empty`. With choices in the preset's generation, `where` is a condition on their scores, such as `yes>0.8`:
     only records that meet it stand in `output`, and the others beside it, in `NAME.rest.jsonl` (or .csv, .parquet).
-    They count as done, so that another condition sorts them anew without a model. Only the first
+    They count as done, so that another condition sorts them again without a model. Only the first
     `limit` files are taken, done or not. `form` and `written_paths` say how captions and paths are written; the records
     of an output `metadata.jsonl`, `.csv` or `.parquet` have a `file_name`, so that
     `datasets.load_dataset("videofolder")` reads the folder.
@@ -461,25 +461,25 @@ def open_files(
         output = ledger, opened.enter_context(Errors(to, overwrite=overwrite))
         done, home, record_of = ledger.done, to.parent, ledger.record_of
     found = find(names, recursive=recursive, as_video=as_video, report_empty=True, pictures=pictures)
-    todo = plan_folder(islice(found, limit), task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
-    if todo.failures and not (todo.videos or todo.done or todo.skipped):
-        raise todo.failures[0].cause  # nothing of all that was named is there
+    plan = plan_folder(islice(found, limit), task, done, sidecars, home, overwrite=overwrite, record_of=record_of)
+    if plan.failures and not (plan.videos or plan.done or plan.skipped):
+        raise plan.failures[0].cause  # none of the named files is there
     for name in () if recursive else filter(os.path.isdir, names):
         if (below := first_below(name, pictures=pictures)) is not None:
-            notify(f"{name}: what is in its folders is left out, such as {below}: --recursive takes it")
-    for record in ledger.records() if todo.lost else ():
-        if record.key in todo.lost:
-            each = todo.lost[record.key]
+            notify(f"{name}: files in its subfolders are left out, such as {below}; --recursive takes them")
+    for record in ledger.records() if plan.lost else ():
+        if record.key in plan.lost:
+            each = plan.lost[record.key]
             there = [path for path in sidecars.paths(each.path, each.root).values() if path.exists()]
             sidecars.write(record, each.path, each.root, there)
-    todo.check_few(task, check)
-    if todo.kept:
+    plan.check_few(task, check)
+    if plan.kept:
         notify(
-            f"existing files that this run did not write are kept: {len(todo.kept)}, such as {todo.kept[0]} "
+            f"existing files that this run did not write are kept: {len(plan.kept)}, such as {plan.kept[0]} "
             "(use --overwrite to replace them)"
         )
-    places, kept = {key: (each.path, each.root) for each, key in todo.videos}, set(todo.kept)
-    return RunFiles(todo, output, lambda record: sidecars.write(record, *places[record.key], kept))
+    places, kept = {key: (each.path, each.root) for each, key in plan.videos}, set(plan.kept)
+    return RunFiles(plan, output, lambda record: sidecars.write(record, *places[record.key], kept))
 
 
 def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _RECORDS) -> Path | None:

@@ -272,7 +272,7 @@ def _begins_with(path: Path, header: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Sidecars:
-    """Where they go, and which ones; `folder` None means beside the video."""
+    """Which files are written for a video, and where; `folder` None means beside the video."""
 
     kinds: Sequence[Sidecar] = ()
     folder: Path | None = None

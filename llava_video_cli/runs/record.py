@@ -78,7 +78,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A video or request that came to nothing, and why; `names` and `request_key` are what the record would have."""
+    """A video or request that failed, and why; `names` and `request_key` are what the record would have."""
 
     names: Mapping[str, Any]
     cause: LlvidError

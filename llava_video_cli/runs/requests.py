@@ -187,10 +187,10 @@ def answer_file(
     overwrite: bool = False,
     options: RunOptions | None = None,
 ) -> ResumableRun:
-    """Return the run that answers a file of requests, a JSON object a line; iterate over it for the records.
+    """Return the run that answers a file of requests, one JSON object per line; iterate over it for the records.
 
-    What stands in `output` (.jsonl) is done and is not made again, unless `overwrite`. What a request doesn't say, the
-    preset says. Raises as `caption_folder` does, and `UsageError` for a line that is not understood.
+    Records in `output` (.jsonl) are not made again, unless `overwrite`. What a request leaves out
+    is in the preset. Raises as `caption_folder` does, and `UsageError` for a line that is not understood.
     """
     options, to = options or RunOptions(), Path(output)
     if to.suffix.lower() != ".jsonl":

@@ -40,7 +40,8 @@ _WHILE_LOADING = 2  # requests that are read: more would take the cores from wha
 class Summary:
     """How far a run is, in videos or requests: `left` were not tried, `failed` are tried again by the next run.
 
-    `cut` of the `done` ended at the limit of new tokens. `replaced` older records went, as their videos were replaced.
+    `cut` of the `done` ended at the limit of new tokens. `replaced` older records were removed:
+    their videos were replaced.
     """
 
     done: int = 0
@@ -137,8 +138,8 @@ def check_constraints(generations: Iterable[Generation], source: ModelSource) ->
 class ResumableRun:
     """Iterate over it for what comes of each video or request, in the order in which they are done.
 
-    A record is in its file before it is yielded. Leave the loop, or set `stop`, to end the run; the same call goes on
-    with what is left. `close` (or a `with` block) releases the output of a run that isn't iterated to its end.
+    A record is in its file before it is yielded. Leave the loop, or set `stop`, to end the run; the same call continues
+    with the rest. `close` (or a `with` block) releases the output of a run that isn't iterated to its end.
     """
 
     def __init__(
@@ -298,7 +299,7 @@ class AnsweredRun(ResumableRun):
         for model in dict.fromkeys(part.speech_model for _, part in self._plan.said):
             transcripts = shared(model)
             if not transcripts.fits_beside(kind, left_bytes):
-                self._options.notify("memory is too short for both models: what is said is transcribed first")
+                self._options.notify("there is not enough memory for both models: the speech is transcribed first")
                 files = (each for each in self._plan.said if each[1].speech_model == model)
                 transcripts.transcribe_all(files, self._options.limits, self._options.stop)
 

@@ -100,7 +100,7 @@ class Session:
         return replace(self, waiting=(*self.waiting, path))
 
     def ask(self, question: str) -> Session:
-        """Ask; a question that is open is given up for it."""
+        """Ask a question, in the place of one that is still open."""
         return replace(self, question=question, tries=0)
 
     def answered(self, answer: str) -> Session:
@@ -137,9 +137,9 @@ class Session:
         return replace(Session(), **{name: getattr(self, name) for name in _KEPT})
 
     def set(self, name: str, value: str) -> Session:
-        """Change a setting of `SETTINGS` to a value as it is typed; `none` gives up what may be missing.
+        """Change a setting of `SETTINGS` to a value as it is typed; `none` removes an optional value.
 
-        Raises UsageError for a name that is none of them, and for a value that it can't have.
+        Raises UsageError for an unknown name, and for a value that it can't have.
         """
         if name not in SETTINGS:
             raise UsageError(
@@ -166,7 +166,7 @@ class Session:
         return values
 
     def drawn(self, seed: int) -> Generation:
-        """Return how the answer is drawn now: with `seed` where none is set, and with another one at each try."""
+        """Return how the answer is sampled now: with `seed` where none is set, and with another one at each try."""
         given = self.generation.seed
         if self.generation.temperature == 0:
             return self.generation

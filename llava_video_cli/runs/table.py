@@ -57,7 +57,7 @@ def rest_path(output: Path) -> Path:
 class SplitLedger:
     """The ledgers of a table and of the records beside it, as one: a record goes to the first if it is `wanted`.
 
-    `begin` moves those that stand in the wrong one, so that another condition sorts them anew. `settle` removes the
+    `begin` moves those that stand in the wrong one, so that another condition sorts them again. `settle` removes the
     second file if nothing is left in it. A record that is moved is written first and dropped then: whatever ends the
     run, it stands in one of the two or in both, and the next run sorts that out.
     """

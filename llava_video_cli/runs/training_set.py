@@ -30,8 +30,8 @@ _OWN_MARK = (",", ".", ";", ":", "!", "?")  # with which a suffix continues the 
 class CaptionForm:
     """How captions are written; the default leaves them as the model gives them.
 
-    `prefix` and `suffix` are put around a caption, with a space between. `strip_preamble` takes away "The video shows"
-    and its kind. `whole_sentences` drops the last, half sentence of an answer that was cut off.
+    `prefix` and `suffix` are put around a caption, with a space between. `strip_preamble` removes "The video shows"
+    and similar words. `whole_sentences` removes the unfinished last sentence of an answer that was cut off.
     """
 
     prefix: str = ""
@@ -45,7 +45,7 @@ class CaptionForm:
         return {name: value for name, value in asdict(self).items() if value}
 
     def text(self, answer: str, *, is_cut: bool) -> str:
-        """Return what is written of an answer; one that would be left without text stays as it is."""
+        """Return the text to write for an answer; one that would become empty is unchanged."""
         text = answer
         if self.strip_preamble and (preamble := _PREAMBLE.match(text)) and text[preamble.end() :].strip():
             text = text[preamble.end() :]

@@ -80,13 +80,13 @@ class TranscriptRun(ResumableRun):
     def __init__(
         self, files: RunFiles, task: TranscriptTask, transcripts: Transcripts, options: RunOptions, opened: ExitStack
     ) -> None:
-        todo = files.plan
+        folder_plan = files.plan
         plan = RunPlan(
-            lambda *_: (), len(todo.videos), todo.done + todo.skipped, todo.failures,
-            (lambda _: files.is_single), files.write, keys=todo.keys,
+            lambda *_: (), len(folder_plan.videos), folder_plan.done + folder_plan.skipped, folder_plan.failures,
+            (lambda _: files.is_single), files.write, keys=folder_plan.keys,
         )  # fmt: skip
         super().__init__(plan, files.output, options=options, opened=opened)
-        self._videos, self._task, self._transcripts = todo.videos, task, transcripts
+        self._videos, self._task, self._transcripts = folder_plan.videos, task, transcripts
 
     def _outcomes(self) -> Iterator[Record | Failure]:
         task = self._task
@@ -128,7 +128,7 @@ def transcribe_folder(
 ) -> ResumableRun:
     """Return the run that transcribes files, and videos and sound in folders; iterate over it for the records.
 
-    What stands in `output` (.jsonl) is done and is not made again, unless `overwrite`. Without `output`, records are
+    Records in `output` (.jsonl) are not made again, unless `overwrite`. Without `output`, records are
     only yielded; `sidecars` then have their records in `llvid-transcripts.jsonl` beside them. One video may go to .txt,
     .srt, .vtt or .json. `transcriber` replaces Whisper.
 

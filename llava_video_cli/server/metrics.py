@@ -26,7 +26,10 @@ class Metrics:
         )  # fmt: skip
         self.active = Gauge("llvid_requests_inside", "Requests that wait or are being answered.", registry=registry)
         self.batch_size = Histogram(
-            "llvid_batch_size", "Requests under way as another one begins, with it.", buckets=_SIZES, registry=registry
+            "llvid_batch_size",
+            "Running requests when another one begins, with it.",
+            buckets=_SIZES,
+            registry=registry,
         )
         self.wait_seconds = Histogram(
             "llvid_wait_seconds", "From a request entering the queue to its start.", buckets=_SECONDS,

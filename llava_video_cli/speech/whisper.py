@@ -107,7 +107,7 @@ def local_weights(model: str) -> SpeechWeights | None:
             raise ModelError(f"the speech model folder {model} doesn't exist", f"the names are {', '.join(MODELS)}")
         if lacking := [name for name in _NEEDED if not (folder / name).is_file()]:
             raise ModelError(
-                f"{folder} is no speech model: it lacks {', '.join(lacking)}",
+                f"{folder} is not a speech model: it lacks {', '.join(lacking)}",
                 "ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json makes such a folder",
             )
         status = [(folder / name).stat() for name in _NEEDED]

@@ -41,7 +41,7 @@ def runtime_folder() -> Path:
     folder.mkdir(0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & ~0o7700 != S_IFDIR:
-        raise PermissionError(f"{folder} is open to others")
+        raise PermissionError(f"{folder} is not private to you")
     return folder
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, by its content; what the header claims is not trusted.
+    """Facts about a video, read from its content and not from its header.
 
     `duration_seconds` runs from the start of a player's clock to the last picture's disappearance.
     `width` and `height` are pixels as shown, after rotation; non-square pixels are not stretched. `average_fps` is
@@ -72,7 +72,7 @@ class Frames:
     lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
     shots that they are spread over, empty if the sampling does not look for scenes. `input` is what the model gets of
     each, None where no model is known. `speech` are the lines that are said in the part, with the times `[start, end)`
-    of each; None if nobody listened.
+    of each; None if the sound was not transcribed.
     """
 
     images: NDArray[np.uint8]
@@ -97,7 +97,7 @@ class Frames:
 
     @property
     def bytes(self) -> int:
-        """What they hold in memory."""
+        """Their size in memory."""
         return self.images.nbytes
 
     def tokens(self, rates: TokenRates) -> int:
@@ -223,7 +223,7 @@ def check_scenes(sampling: Sampling, every: Every | None = None) -> None:
 
 
 def probe(path: VideoPath, limits: Limits | None = None, *, source_fps: float | None = None) -> VideoInfo:
-    """Return what a video is, or pictures as one. One picture is decoded.
+    """Return the facts about a video, or about pictures as one. One picture is decoded.
 
     Raises MediaError for what can't be shown: no such file, a folder without pictures, an empty file, no video in it,
     no picture that can be decoded, more than the limits allow.

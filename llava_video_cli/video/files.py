@@ -144,7 +144,7 @@ def find(
             yield file
         if is_empty and report_empty:
             below = None if recursive else first_below(path, pictures=pictures)
-            hint = f"--recursive takes those in its folders, such as {below}" if below else None
+            hint = f"--recursive takes those in its subfolders, such as {below}" if below else None
             kinds = "videos or pictures" if pictures else "videos or sound files"
             yield MediaError(f"{path}: no {kinds} in it", hint)
 
@@ -265,8 +265,8 @@ def pictures_of(path: str) -> tuple[tuple[str, ...], int]:
     below = first_below(path)
     if below and not may_be_picture(os.path.splitext(below)[1].lower()):  # noqa: PTH122
         each = f"`llvid caption {shlex.quote(path)} --recursive --prompt QUESTION` asks about each of them"
-        raise MediaError(f"{path}: its folders have videos, such as {below}", each)
-    hint = f"its folders have some, such as {below}" if below else "name a video, or a folder of pictures"
+        raise MediaError(f"{path}: its subfolders have videos, such as {below}", each)
+    hint = f"its subfolders have some, such as {below}" if below else "name a video, or a folder of pictures"
     raise MediaError(f"{path}: no pictures in it", hint)
 
 

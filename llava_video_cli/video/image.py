@@ -58,7 +58,7 @@ class Picture:
 
     @property
     def bytes(self) -> int:
-        """What it holds in memory."""
+        """Its size in memory."""
         return self.pixels.nbytes
 
     def tokens(self, rates: TokenRates) -> int:

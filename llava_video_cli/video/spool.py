@@ -179,7 +179,7 @@ def redirect_rule(url: str) -> Callable[[str], Host]:
     def allow(each: str) -> Host:
         parts = _check_url(each)
         if parts is None or parts.hostname is None or parts.scheme.lower() == "file":
-            raise MediaError(f"{_name(url)} leads to what is not on the web: {each}")
+            raise MediaError(f"{_name(url)} redirects to {each}, which is not on the web")
         host = Host(parts.hostname, parts.port or (443 if parts.scheme.lower() == "https" else 80))
         if hosts and host.is_private and not hosts[0].is_private:
             words = f"{_name(url)} leads to {host.name}, which is inside a private network"
@@ -226,7 +226,7 @@ def _check_url(typed: str) -> SplitResult | None:
     if scheme in _LIVE_SCHEMES:
         raise _live(typed)
     if scheme not in ("http", "https", "file"):
-        raise UsageError(f"{scheme}:// can't be read: http://, https:// and file:// can")
+        raise UsageError(f"{scheme}:// can't be read: use http://, https:// or file://")
     if scheme == "file":
         if host not in ("", "localhost") or not parts.path:
             raise UsageError(f"a file: URL must look like file:///PATH, got {typed}")

@@ -153,10 +153,10 @@ def folder_with(path: Path, config: object, *files: str) -> Path:
     [
         (
             {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]},
-            "another architecture: LlavaNextFor",
+            "its architecture is LlavaNextFor",
         ),
-        ({"model_type": "qwen2_vl"}, "another architecture: qwen2_vl"),
-        ({}, "another architecture: unknown"),
+        ({"model_type": "qwen2_vl"}, "its architecture is qwen2_vl"),
+        ({}, "its architecture is unknown"),
         ([], "not a mapping"),
         ("{", "can't be read"),
     ],

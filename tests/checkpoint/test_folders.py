@@ -103,7 +103,7 @@ BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "pointer tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(POINTER), r"tokenizer.json is Git LFS's"),
     "pointer config": (lambda f: (f / "config.json").write_bytes(POINTER), r"config.json is Git LFS's pointer"),
     "half": (lambda f: os.truncate(f / "model.safetensors", 9_000_000), r"cut short: 9,000,000 of [\d,]+ bytes"),
-    "a few bytes": (lambda f: os.truncate(f / "model.safetensors", 9), r"no safetensors file, or only its beginning"),
+    "a few bytes": (lambda f: os.truncate(f / "model.safetensors", 9), r"not a safetensors file, or is cut short"),
     "one shard": (lambda f: shards(f, 1), r"lacks 1 of 2 weight files, such as model-00002"),
     "adapter": (without_weights, r"is an adapter for llava-hf/base, not a whole checkpoint"),
     "no tokenizer": (without_tokenizer, r"has no tokenizer: none of tokenizer.json"),
@@ -123,7 +123,7 @@ BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "gone": (lambda f: (f / "added_tokens.json").symlink_to("gone"), r"added_tokens.json can't be read: No such file"),
     "folder": (lambda f: (f / "merges.txt").mkdir(), r"merges.txt can't be read: it is not a regular file"),
     "another config": (config({"text_config": {"hidden_size": 4096}}), r"bytes, too few for the [\d,]+ parameters"),
-    "no list": (text("config.json", '{"architectures": 3}'), r"of another architecture: unknown"),
+    "no list": (text("config.json", '{"architectures": 3}'), r"its architecture is unknown"),
     "list template": (text("chat_template.json", "[]"), r"chat_template.json can't be read: it is not a mapping"),
     "large": (lambda f: os.truncate(f / "config.json", 2**31), r"2,147,483,648 bytes, more than"),
     "deep": (text("config.json", '{"a":' * 5000 + "1" + "}" * 5000), r"nested too deeply"),
@@ -205,7 +205,7 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
     "no name": (
         config({"model_type": []}),
         r"can't be loaded: unhashable type",
-        "get config.json and the weights again",
+        "download config.json and the weights again",
     ),
     "bad generation config": (
         text("generation_config.json", '{"bad_words_ids": 3}'),
@@ -271,7 +271,7 @@ def test_a_tokenizer_of_wrong_values_is_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("form", ["https://huggingface.co/{}", "hf.co/{}", "{}/", "https://hf.co/{}/tree/main"])
 def test_an_address_of_the_hub_is_told_from_a_name(form: str) -> None:
-    with pytest.raises(ModelError, match="is no model's name") as error:
+    with pytest.raises(ModelError, match="is not the name of a model") as error:
         locate(form.format("llava-hf/LLaVA-NeXT-Video-7B-hf"))
     assert (error.value.hint or "").endswith(" llava-hf/LLaVA-NeXT-Video-7B-hf")
 

@@ -65,7 +65,7 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path
     (source / "model.safetensors").write_bytes(b"0" * 1000)
     with hub({"org/other": source}) as (address, asked):
         out, _ = located(address, tmp_path / "home", "org/other")
-        assert "another architecture: LlavaForConditionalGeneration" in out
+        assert "its architecture is LlavaForConditionalGeneration" in out
         assert not any("safetensors" in path for path in asked)
 
 

@@ -69,7 +69,7 @@ def test_a_folder_without_videos_is_said(tmp_path: Path, capsys: pytest.CaptureF
     write_picture(tmp_path / "deep" / "er" / "a.png", scene())
     assert caption(tmp_path / "deep", "-o", tmp_path / "out.jsonl") == 1
     assert capsys.readouterr().err.endswith(
-        f"\nhint: --recursive takes those in its folders, such as {tmp_path}/deep/er/a.png\n"
+        f"\nhint: --recursive takes those in its subfolders, such as {tmp_path}/deep/er/a.png\n"
     )
     assert not (tmp_path / "out.jsonl").exists()
     assert caption(tmp_path / "deep", tmp_path / "empty", "-r", "-o", tmp_path / "out.jsonl") == 3
@@ -82,7 +82,7 @@ def test_a_folder_to_records_and_again(folder: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "captions.jsonl"
     assert caption(folder, "-o", out) == 0
     left_out = (
-        f"{folder}: what is in its folders is left out, such as {folder}/sub/blue_square.mp4: --recursive takes it"
+        f"{folder}: files in its subfolders are left out, such as {folder}/sub/blue_square.mp4; --recursive takes them"
     )
     assert capsys.readouterr() == ("", f"{left_out}\n8 captioned\n")
     found = records(out)

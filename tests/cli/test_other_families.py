@@ -145,7 +145,7 @@ def test_doctor_knows_what_it_needs(folders: dict[str, Path], capsys: pytest.Cap
     [
         ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "is not a video model"),
         ({"model_type": "llava", "vision_config": {}}, "takes pictures, not videos"),
-        ({"model_type": "own", "vision_config": {}, "auto_map": {}}, "code of its own, which is never run"),
+        ({"model_type": "own", "vision_config": {}, "auto_map": {}}, "code of its own, which llvid never runs"),
     ],
 )
 def test_what_is_no_video_model_is_told_in_a_line(

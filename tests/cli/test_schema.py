@@ -55,7 +55,7 @@ def test_an_answer_on_stdout_fits_the_schema(clip: Path, schema: Path, capsys: p
         (
             '{"type": "array", "uniqueItems": true}',
             [],
-            'can\'t be honoured wholly: Unimplemented keys: ["uniqueItems"]',
+            'can\'t be followed completely: Unimplemented keys: ["uniqueItems"]',
         ),
         ("[]", [], "must be an object"),
         ("{", [], "not JSON"),
@@ -149,9 +149,9 @@ def test_a_run_has_answers_that_fit_and_goes_on_with_the_same_schema(
     assert fault(record["caption"], SHAPE) is None and record["caption"].startswith('{"a"')
 
 
-def test_a_run_is_refused_with_a_schema_that_can_not_be_honoured(clip: Path, tmp_path: Path) -> None:
+def test_a_run_is_refused_with_a_schema_that_can_not_be_followed(clip: Path, tmp_path: Path) -> None:
     preset = Preset("p", "", "demo", generation=Generation(schema='{"not": {}}'))
-    with pytest.raises(UsageError, match="honoured"):
+    with pytest.raises(UsageError, match="followed completely"):
         caption_folder(clip, tmp_path / "out.jsonl", preset=preset)
     lines = tmp_path / "requests.jsonl"
     lines.write_text(json.dumps({"video": str(clip), "question": "a", "schema": {"not": {}}}))

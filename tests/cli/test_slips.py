@@ -36,7 +36,7 @@ def videos(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["1.mp4", "2.mp4", "3.mp4", "4.mp4", ASK], "is a file", f"`llvid caption *.mp4 --prompt '{ASK}'`"),
         ([ASK, "1.mp4", "2.mp4", "3.mp4"], "is a file", f"`llvid caption 1.mp4 2.mp4 3.mp4 --prompt '{ASK}'`"),
         ([".", ASK], "a folder of videos", "`llvid caption . --prompt QUESTION`"),
-        (["deep", ASK], "its folders have videos", "`llvid caption deep --recursive --prompt QUESTION`"),
+        (["deep", ASK], "its subfolders have videos", "`llvid caption deep --recursive --prompt QUESTION`"),
         (["https://youtu.be/abc", ASK], "https://youtu.be/abc", "yt-dlp"),
         (["1.mp4", ASK, "--start", "1x"], "not a time: '1x'", "1m30s"),
     ],

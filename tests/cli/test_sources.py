@@ -132,11 +132,11 @@ def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
 
 
 def test_stdin_has_one_use(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the questions of a chat come from stdin" in ran(capsys, "chat", "-", "-m", "demo")[2]
+    assert "a chat reads its questions from stdin" in ran(capsys, "chat", "-", "-m", "demo")[2]
     assert "standard input can be read only once" in ran(capsys, "ask", "-", "q", "--with", "-", "-m", "demo")[2]
     with clip.open("rb") as stdin:
         result = llvid("caption", "-", "-m", "demo", stdin=stdin)
-    assert result.returncode == 2 and "stdin holds a video" in result.stderr and "llvid ask -" in result.stderr
+    assert result.returncode == 2 and "stdin has a video" in result.stderr and "llvid ask -" in result.stderr
 
 
 def test_urls_count_only_where_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_a_folder_without_sound_or_videos(tmp_path: Path, film: Path) -> None:
     shutil.copy(film, tmp_path / "more" / "b.mkv")
     with pytest.raises(MediaError, match=words) as error:
         transcribe_folder(tmp_path, speech=speech(tmp_path / "cache", Silent()))
-    assert error.value.hint == f"--recursive takes those in its folders, such as {tmp_path}/more/b.mkv"
+    assert error.value.hint == f"--recursive takes those in its subfolders, such as {tmp_path}/more/b.mkv"
 
 
 def test_errors_come_before_the_model(tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_the_reasons_of_a_placement() -> None:
     need = MemoryEstimate(14_000_000_000, 2_000_000_000, 1_000_000_000)
     alone = reasons(Placement("none", "bfloat16", card, need), "flash_attention_2", 7_000_000_000)
     assert alone == {
-        "device": "its 20.0 GB free are the most", "dtype": "cuda:1 multiplies in it",
+        "device": "it has the most free memory, 20.0 GB", "dtype": "cuda:1 computes in it",
         "quantize": "with a prompt, it needs 17.0 of 20.0 GB free", "attention": "the fastest",
     }  # fmt: skip
     both = Device("cuda", (0, 1), (20e9, 10e9), bfloat16=False)

@@ -120,7 +120,7 @@ def test_auto_is_llava_next_s_own_formula_where_more_is_needed(
 def test_a_stride_that_does_not_divide_is_refused_with_those_that_do() -> None:
     with pytest.raises(UsageError, match="--pool-stride 5 doesn't divide the 24x24 patches") as caught:
         adapted(VICUNA, pool_stride=5)
-    assert caught.value.hint == "those that do: 2, 3, 4, 6, 8, 12"
+    assert caught.value.hint == "use one of 2, 3, 4, 6, 8, 12"
     assert [adapted(VICUNA, pool_stride=s)[1].rates.frame_tokens for s in describe(VICUNA).rates.strides] == [
         144, 64, 36, 16, 9, 4,
     ]  # fmt: skip

@@ -105,14 +105,14 @@ def test_windows_are_described_freely_before_the_answer_fits_the_schema() -> Non
 def test_a_schema_that_can_not_be_honoured_is_refused(schema: dict[str, Any], demo: Model) -> None:
     request = asked(schema=schema)
     for refuse in (lambda: check(request.generation), lambda: join(demo.stream(request))):
-        with pytest.raises(UsageError, match="can't be honoured wholly") as caught:
+        with pytest.raises(UsageError, match="can't be followed completely") as caught:
             refuse()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("regex", ["(", r"(a)\1", "(?=a)b", r"\bword\b"])
 def test_a_regex_that_can_not_be_honoured_is_refused(regex: str) -> None:
-    with pytest.raises(UsageError, match="the regex can't be honoured wholly"):
+    with pytest.raises(UsageError, match="the regex can't be followed completely"):
         check(Generation(regex=regex))
 
 

@@ -163,10 +163,10 @@ def of(change: Callable[[str, torch.Tensor], Any]) -> Callable[[Path], None]:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (pickled, r"has only adapter_model.bin; its weights must be adapter_model.safetensors"),
     "cut": (cut, r"adapter_model.safetensors is cut short"),
-    "no config": (lambda f: (f / ADAPTER).unlink(), r"is no adapter: it has no adapter_config.json"),
+    "no config": (lambda f: (f / ADAPTER).unlink(), r"is not an adapter: it has no adapter_config.json"),
     "list": (config("[]"), r"it is not a mapping"),
     "large": (config(" " * 2**24 + "{}"), r"bytes, more than"),
-    "another kind": (fields(peft_type="IA3"), r"is of the kind 'IA3': llvid takes LoRA adapters alone"),
+    "another kind": (fields(peft_type="IA3"), r"is of the kind 'IA3': llvid applies LoRA adapters only"),
     "code": (fields(megatron_config={"a": 1}, megatron_core="os"), r"sets 'megatron_config', which llvid can't apply"),
     "activated": (fields(alora_invocation_tokens=[3]), r"sets 'alora_invocation_tokens'"),
     "unknown": (fields(from_the_future=7), r"sets 'from_the_future'"),

@@ -75,7 +75,7 @@ def test_a_card_that_another_process_has_is_left_alone(smi: Callable[..., None])
     with pretend(TAKEN, Card(), TAKEN) as cuda:
         device, notes = answered(cuda)
     assert device == "cuda:1" and notes == (
-        "cuda:0 can't be used: another process has it for itself; cuda:2 can't be used: its compute mode is Prohibited",
+        "cuda:0 can't be used: another process uses it alone; cuda:2 can't be used: its compute mode is Prohibited",
     )
 
 

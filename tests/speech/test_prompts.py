@@ -127,7 +127,7 @@ def test_where_memory_is_short_all_is_transcribed_before_the_model_is_loaded(is_
     outcomes = list(run)
     assert sorted(type(each).__name__ for each in outcomes) == ["Failure"] + ["Record"] * 20
     assert fake.calls == 20 and set(fake.threads) == {"MainThread" if is_short else "llvid-speech"}
-    words = "memory is too short for both models: what is said is transcribed first"
+    words = "there is not enough memory for both models: the speech is transcribed first"
     assert (words in told) == is_short and (loaded_after == [20]) == is_short
 
 

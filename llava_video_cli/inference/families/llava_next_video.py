@@ -268,7 +268,7 @@ def _told(name: str, loaded: Loaded, request: Request, error: Exception) -> Exce
     """Return what a request's sender is told of an error that ended it."""
     checkpoint, placement = loaded.checkpoint, loaded.placement
     if isinstance(error, NotFiniteError):
-        weights = "the weights are damaged: get them again, or an earlier step of the training"
+        weights = "the weights are damaged: download them again, or use an earlier checkpoint of the training"
         hints = {
             "float16": "try `--dtype bfloat16` or `--dtype float32`: float16 ends at 65,504",
             "bfloat16": f"try `--dtype float32`; if that fails too, {weights}",
