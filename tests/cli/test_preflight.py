@@ -142,8 +142,8 @@ def test_auto_reaches_as_far_as_the_longest_request(
         (["--rope-factor", "many"], 2, "--rope-factor must be auto or a number, got 'many'"),
         (["--rope-factor", "0"], 2, "a RoPE factor must be 1 or more, got 0"),
         (["--rope-factor", "nan"], 2, "a RoPE factor must be 1 or more, got nan"),
-        (["--pool-stride", "5"], 2, "hint: those that do: 2, 3, 4, 6, 8, 12"),
-        (["--pool-stride", "0"], 2, "hint: those that do: 2, 3, 4, 6, 8, 12"),
+        (["--pool-stride", "5"], 2, "hint: use one of 2, 3, 4, 6, 8, 12"),
+        (["--pool-stride", "0"], 2, "hint: use one of 2, 3, 4, 6, 8, 12"),
         (["--pool-mode", "min"], 2, "'average', 'max'"),
     ],
 )

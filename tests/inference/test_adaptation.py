@@ -104,7 +104,7 @@ def test_a_factor_that_makes_no_sense_is_refused(factor: float) -> None:
 
 def test_a_factor_goes_on_no_other_scaling() -> None:
     text = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
-    with pytest.raises(UsageError, match="another kind of RoPE scaling: yarn"):
+    with pytest.raises(UsageError, match="RoPE scaling of another kind: yarn"):
         adapted(BASE | {"text_config": text}, 2)
 
 
