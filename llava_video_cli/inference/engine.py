@@ -81,7 +81,6 @@ class Engine:
         self._new: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._to_start = [("prepare", self._prepare), ("engine", self._work), ("text", self._write)]
         self._threads: list[threading.Thread] = []
         self._is_leaving = False
         self._asked_count = self._new_count = 0  # of what was put there, and taken from here
@@ -101,12 +100,11 @@ class Engine:
     def submit(self, row: Row) -> None:
         """Queue a request. Raises `RuntimeError` if no thread can be started."""
         with self._lock:
-            while self._to_start:
-                name, work = self._to_start[-1]
-                thread = threading.Thread(target=work, name=f"llvid-{name}", daemon=True)
+            works = {"text": self._write, "engine": self._work, "prepare": self._prepare}
+            for name in list(works)[len(self._threads) :]:
+                thread = threading.Thread(target=works[name], name=f"llvid-{name}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-                self._to_start.pop()
             _with_threads.add(self)
             self._asked_count += 1
         self._asked.put(row)
