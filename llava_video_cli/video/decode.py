@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _log = logging.getLogger(__name__)
-_IDR = 5  # nal_unit_type
+_SLICE, _IDR = 1, 5  # nal_unit_type
+_B = 1  # slice_type
+_UNIT_BYTES = 16  # of a unit's beginning, which has its slice's type
+_OFTEN_REORDERED = {"h264", "hevc", "vvc"}  # the others' probes decode no pictures anyway, or nothing is reordered
+_PROBED_PACKETS = 20  # FFmpeg's own probe decodes as many at most
+_MOST_REORDERED = 16  # pictures that H.264 allows
 _ALL_FLAGGED = {"apng"}  # FFmpeg's decoder calls every picture a keyframe
 _CHECKED_PICTURES = 250  # at most: up to the first B-frames, where a container may hold decoding stamps only
 
@@ -76,6 +82,15 @@ def use_threads(context: VideoCodecContext, count: int) -> None:
     context.thread_count = count
 
 
+def use_stamps(video: OpenVideo, index: PacketIndex) -> None:
+    """Let the decoder wait for so many pictures as the stamps say, if FFmpeg has not found it out.
+
+    Headers of H.264 need not tell it; those of other codecs do.
+    """
+    if video.codec == "h264" and not video.is_probed:
+        video.context.reorder_depth = max(video.context.reorder_depth, min(index.reorder_depth, _MOST_REORDERED))
+
+
 def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[tuple[int, VideoFrame]]:
     """Yield each target of the range with its picture. Packets that no target needs are not decoded.
 
@@ -88,6 +103,7 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     last = begin - 1
     first = True
     for frame in _decode_needed(video, index, packet_range, begin):
+        video.check_size(frame.width, frame.height)  # the header may say another one
         stamp = frame.pts
         if first and not _may_be_first(video, packet_range, frame):
             break
@@ -218,7 +234,7 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
     if index is None or index.has_stray_packet():
         return None
     ascending = bool((np.diff(index.stamps) > 0).all())  # with B-frames, that may be the order of decoding
-    reordered = bool(video.context.has_b_frames) and (ascending or video.codec in REORDERING) and len(index.stamps) > 1
+    reordered = len(index.stamps) > 1 and (ascending or video.codec in REORDERING) and _has_b_frames(video, index)
     stamps = index.timeline.stamps
     if len(index.keys) and int(stamps[0]) >= index.stamps[index.keys[0]] and not reordered:
         return index
@@ -234,6 +250,18 @@ def checked_index(video: OpenVideo) -> PacketIndex | None:
     if not given or len(given) < len(first) or given != sorted(set(given)):
         return None
     return index.shown_from(given[0])
+
+
+def _has_b_frames(video: OpenVideo, index: PacketIndex) -> bool:
+    """Return whether pictures may be shown in another order than they are decoded in, whatever the stamps say."""
+    if video.context.has_b_frames or video.is_probed or video.codec not in _OFTEN_REORDERED:
+        return video.context.has_b_frames
+    if video.codec == "h264":
+        first = PacketRange(0, min(len(index.stamps), _PROBED_PACKETS), ())
+        with suppress(MismatchError):
+            return any(map(_has_b_slice, _packets(video, index, first)))
+    with open_video(video.path, video.deadline) as probed:
+        return probed.context.has_b_frames
 
 
 def nearest(stamps: Stamps, target: int) -> int:
@@ -263,7 +291,9 @@ def _good_frames(
         if due is not None and packet.size and packet.dts is not None:
             due.append(packet.dts)
         try:
-            yield from packet.decode()
+            for frame in packet.decode():
+                video.check_size(frame.width, frame.height)
+                yield frame
         except av.error.FFmpegError as error:
             broken.append(reason(error))
         if packet.pos is not None:
@@ -306,15 +336,32 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
 
 def has_idr(packet: Packet[VideoStream]) -> bool:
     """Return whether an H.264 packet has an IDR slice: no later picture is shown before it (ITU-T H.264, 7.4.1.2.4)."""
+    return any(unit[0] & 0x1F == _IDR for unit in _units(packet))
+
+
+def _has_b_slice(packet: Packet[VideoStream]) -> bool:
+    """Return whether an H.264 packet has a B slice (ITU-T H.264, 7.3.3)."""
+    for unit in _units(packet):
+        if unit[0] & 0x1F in (_SLICE, _IDR):
+            value, left, number = int.from_bytes(unit[1:], "big"), 8 * len(unit) - 8, 0
+            for _ in range(2):  # first_mb_in_slice, slice_type: each has so many bits as zeros before it, and one more
+                left = max(0, 2 * value.bit_length() - left - 1)
+                number, value = (value >> left) - 1, value & ((1 << left) - 1)
+            if number % 5 == _B:
+                return True
+    return False
+
+
+def _units(packet: Packet[VideoStream]) -> Iterator[bytes]:
+    """Yield the beginnings of an H.264 packet's units that are not empty."""
     content = bytes(packet)
     if content[:3] == b"\0\0\1" or content[:4] == b"\0\0\0\1":
-        return any(unit[:1] and unit[0] & 0x1F == _IDR for unit in content.split(b"\0\0\1"))
+        yield from (unit[:_UNIT_BYTES] for unit in content.split(b"\0\0\1") if unit)
+        return
     at = 0  # mp4 and Matroska: a length of 4 bytes before each unit
     while at + 5 <= len(content):
-        if content[at + 4] & 0x1F == _IDR:
-            return True
+        yield content[at + 4 : at + 4 + _UNIT_BYTES]
         at += 4 + int.from_bytes(content[at : at + 4], "big")
-    return False
 
 
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:

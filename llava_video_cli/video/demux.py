@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -17,7 +17,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
-from .faults import file_fault
+from .faults import EBML, file_fault
 from .files import check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
@@ -40,6 +40,7 @@ FORMATS = (
     "amv,nuv,nsv,roq,smk,bink,flic,mgsts,lmlm4,ty,dhav,avif,mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,caf,au,wv,tta"
 )
 _ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
+_STAMPED = {"mp4", "matroska"}  # each packet has its presentation stamp, so that FFmpeg need not compute it
 _CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
@@ -70,8 +71,11 @@ class OpenStream(Generic[AnyStream]):
         return max(1, self.container.size)
 
 
+@dataclass(frozen=True, eq=False)
 class OpenVideo(OpenStream["VideoStream"]):
-    """An open video file and its main video stream."""
+    """An open video file and its main video stream. `is_probed` says that `open_video` has decoded some pictures."""
+
+    is_probed: bool = True
 
     @property
     def context(self) -> VideoCodecContext:
@@ -82,6 +86,10 @@ class OpenVideo(OpenStream["VideoStream"]):
     def codec(self) -> str:
         """The codec's usual name."""
         return self.context.codec.canonical_name
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise MediaError for pictures of a size that is beyond the limits."""
+        self.deadline.limits.check_size(self.path, width, height, self.deadline.limits.pixels)
 
     @property
     def is_strict(self) -> bool:
@@ -113,10 +121,16 @@ def media_errors(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_container(path: str, deadline: Deadline) -> Iterator[InputContainer]:
-    """Open a file with videos or sound for the `with` block. Raises MediaError for what FFmpeg can't open."""
+def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator[InputContainer]:
+    """Open a file with videos or sound for the `with` block. Raises MediaError for what FFmpeg can't open.
+
+    With `probe`, FFmpeg decodes some pictures to learn what the header does not say; it always does so of containers
+    that are not in `_STAMPED`.
+    """
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    if not probe and _is_stamped(file_of(path)):
+        options["skip_frame"] = "all"
     try:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
         container = av.open(
@@ -133,25 +147,40 @@ def open_container(path: str, deadline: Deadline) -> Iterator[InputContainer]:
 
 
 @contextmanager
-def open_video(path: str, deadline: Deadline) -> Iterator[OpenVideo]:
+def open_video(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator[OpenVideo]:
     """Open a video file for the `with` block.
 
-    The best video stream is used, never cover art. Raises MediaError for what is no readable video file, also where
-    FFmpeg finds that out inside the block.
+    The best video stream is used, never cover art. Without `probe`, FFmpeg decodes no pictures of mp4 and Matroska,
+    which takes up to 7 ms: then how many pictures are reordered has to be found out otherwise, and `is_probed` is
+    false. Raises MediaError for what is no readable video file, also where FFmpeg finds that out inside the block.
     """
-    with open_container(path, deadline) as container:
+    with ExitStack() as stack:
+        container = stack.enter_context(open_container(path, deadline, probe=probe))
+        if not probe and len(container.streams.video) > 1:  # FFmpeg decodes them to find the best one
+            probe = True
+            container = stack.enter_context(open_container(path, deadline))
         with media_errors(path):
             stream = _video_stream(path, container)
         context = stream.codec_context
-        deadline.limits.check_size(path, context.width, context.height, deadline.limits.pixels)
         if container.format.name in _ANIMATIONS:  # they are pictures, too
             seconds = min(deadline.limits.seconds or math.inf, _CLOCK_SECONDS * deadline.limits.still_seconds)
             deadline = replace(deadline, limits=replace(deadline.limits, seconds=seconds, cores=1))
         context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
-            yield OpenVideo(path, container, stream, deadline)
+            is_probed = probe or _STAMPED.isdisjoint(container.format.name.split(","))
+            video = OpenVideo(path, container, stream, deadline, is_probed)
+            video.check_size(context.width, context.height)
+            yield video
         except av.error.FFmpegError as error:
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
+
+
+def _is_stamped(path: str) -> bool:
+    """Return whether a file is of a container in `_STAMPED`."""
+    with suppress(OSError), Path(path).open("rb") as file:
+        head = file.read(8)
+        return head[:4] == EBML or head[4:] == b"ftyp"
+    return False
 
 
 def demux_all(opened: OpenStream[AnyStream], broken: list[str]) -> Iterator[Packet[AnyStream]]:
@@ -251,9 +280,14 @@ class PacketIndex:
     def _order(self) -> NDArray[np.int64]:
         return np.argsort(self.stamps, kind="stable")
 
+    @property
+    def reorder_depth(self) -> int:
+        """How many packets at most are decoded before one that is shown earlier."""
+        return int((self._order - np.arange(len(self.stamps))).max())
+
     def position(self, stamp: int) -> int | None:
         """Return the number of the packet that has this stamp, None if there is none."""
-        place = int(np.searchsorted(self.stamps, stamp, sorter=self._order))
+        place = int(self.stamps.searchsorted(stamp, sorter=self._order))
         if place == len(self.stamps):
             return None
         position = int(self._order[place])
@@ -264,7 +298,7 @@ class PacketIndex:
 
         A leading picture of an open GOP is shown before its keyframe and needs the keyframe before that one.
         """
-        last = int(np.searchsorted(self.keys, position, side="right"))
+        last = int(self.keys.searchsorted(position, side="right"))
         for key in self.keys[:last][::-1]:
             if self.stamps[key] <= target:
                 return int(key)

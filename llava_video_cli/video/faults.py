@@ -9,7 +9,8 @@ from typing import BinaryIO
 from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, track_fault
 
 _CUT = "the file is cut short"
-_EBML, _SEGMENT, _RIFF = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"RIFF"
+EBML = b"\x1aE\xdf\xa3"
+_SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
 
@@ -20,7 +21,7 @@ def file_fault(path: str) -> str | None:
             end = file.seek(0, 2)
             file.seek(0)
             start = file.read(4)
-            if start == _EBML:
+            if start == EBML:
                 return _CUT if _segment_end(file) > end else None
             if start == _RIFF:
                 return _CUT if _riff_end(file, end) > end else None

@@ -299,7 +299,8 @@ class _DecoderPool:
                     if video is None:
                         mine = self._video  # only the first worker's: a container serves one thread at a time
                         if worker > 0:
-                            mine = stack.enter_context(open_video(mine.path, mine.deadline))
+                            mine = stack.enter_context(open_video(mine.path, mine.deadline, probe=False))
+                            mine.context.reorder_depth = self._video.context.reorder_depth
                         _use_all(mine, threads, self._converter.decoder_options)
                         video = mine
                     for decoded in self._decode(video, number):

@@ -18,7 +18,16 @@ import av.error
 import numpy as np
 
 from ..errors import MediaError
-from .decode import DamageError, FullDecode, MismatchError, checked_index, decode_fully, decode_through, first_picture
+from .decode import (
+    DamageError,
+    FullDecode,
+    MismatchError,
+    checked_index,
+    decode_fully,
+    decode_through,
+    first_picture,
+    use_stamps,
+)
 from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .files import is_sequence
 from .limits import Clock, Deadline, Limits
@@ -81,7 +90,7 @@ def open_reader(
         progress(0.0)
         yield pictures
         return
-    with open_video(path, deadline) as video:
+    with open_video(path, deadline, probe=False) as video:
         progress(0.0)
         with media_errors(path):
             indexed = index or VideoIndex(checked_index(video))
@@ -317,6 +326,8 @@ class VideoReader(Reader):
         self._timeline = index.packets.timeline if index.packets else None
         self._converter, self._decoded = Converter(), index.decoded
         self._damaged, self._is_checked = False, is_checked
+        if self._packets:
+            use_stamps(video, self._packets)
 
     @property
     def timeline(self) -> Timeline:

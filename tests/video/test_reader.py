@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -17,20 +18,20 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from clips import digest, make_clip, sample
+from clips import copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Frames, iter_frames, probe, read_frames
-from llava_video_cli.video.decode import PacketRange
-from llava_video_cli.video.demux import PacketIndex
-from llava_video_cli.video.limits import Clock, Limits
+from llava_video_cli.video.decode import PacketRange, checked_index, use_stamps
+from llava_video_cli.video.demux import PacketIndex, open_video
+from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
 from llava_video_cli.video.parallel import plan_ranges, share_cores
 from llava_video_cli.video.sampling import Sampling, Timeline
 
 X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
-LARGE: dict[str, Any] = {"qp": "1", **X264}  # too many bytes to be decoded without threads
+LARGE: dict[str, Any] = {"qp": "1", "size": (192, 128), **X264}  # too many bytes to be decoded without threads
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_resized_frame_is_let_go_before_the_next_one_comes(long: Path, cores: 
     small = read_frames(long, sampling, limits=limits, resize=halve)
     single = [frame.image for frame in iter_frames(long, sampling, limits=limits, resize=halve)]
     assert len(seen) == 16 and [digest(image) for image in single] == digests(small)
-    assert small.images.shape == (8, 32, 48, 3)
+    assert small.images.shape == (8, 64, 96, 3)
 
 
 def test_leaving_early_closes_the_file(long: Path) -> None:
@@ -113,13 +114,13 @@ def test_progress_goes_from_start_to_end(long: Path, tmp_path: Path) -> None:
 def test_limits_are_kept(long: Path) -> None:
     for limits, words in (
         (Limits(seconds=1e-9), "not read within 1e-09 seconds"),
-        (Limits(pixels=96 * 64 - 1), "pictures of 96x64 are too large"),
-        (Limits(bytes=8 * 96 * 64 * 3 - 1), "8 frames of 96x64 need"),
+        (Limits(pixels=192 * 128 - 1), "pictures of 192x128 are too large"),
+        (Limits(bytes=8 * 192 * 128 * 3 - 1), "8 frames of 192x128 need"),
     ):
         with pytest.raises(MediaError, match=words):
             read_frames(long, Sampling(frames=8), limits=limits)
-    assert read_frames(long, Sampling(frames=8), limits=Limits(pixels=96 * 64, bytes=8 * 96 * 64 * 3)).images.any()
-    assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 96 * 64 * 3)))) == 8
+    assert read_frames(long, Sampling(frames=8), limits=Limits(pixels=192 * 128, bytes=8 * 192 * 128 * 3)).images.any()
+    assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 192 * 128 * 3)))) == 8
 
 
 def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
@@ -178,6 +179,38 @@ def test_no_table_is_made_up(tmp_path: Path, long: Path) -> None:
         broken = tmp_path / "broken.mp4"
         broken.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])
         sample_table(str(broken), 1)  # whatever it says, it says so
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("b_frames", [0, 1, 3])
+def test_reordering_is_seen_without_decoding(tmp_path: Path, suffix: str, b_frames: int) -> None:
+    options: dict[str, Any] = {"bf": str(b_frames), "g": "12", "b-pyramid": "normal", "b_strategy": "0"}
+    source = make_clip(tmp_path / "source.mp4", range(48), **options)
+    clip = copy_packets(source, tmp_path / f"clip.{suffix}")
+    deadline = Deadline(str(clip), Limits())
+    with open_video(str(clip), deadline, probe=False) as video, open_video(str(clip), deadline) as probed:
+        index = checked_index(video)
+        assert index is not None
+        video.context.reorder_depth = 0  # as in streams whose headers don't say
+        use_stamps(video, index)
+        assert (video.is_probed, probed.is_probed) == (False, True)
+        assert video.context.reorder_depth == probed.context.reorder_depth == min(b_frames, 2)
+    wrong = copy_packets(source, tmp_path / f"wrong.{suffix}", stamp=False)  # in the order of decoding
+    with open_video(str(wrong), deadline, probe=False) as video:
+        video.context.reorder_depth = 0
+        assert (checked_index(video) is None) == (b_frames > 0)
+
+
+def test_a_size_that_the_header_hides_is_checked(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", size=(960, 16), bf="2")
+    content = clip.read_bytes()
+    at = content.index(b"avc1", content.index(b"stsd")) + 28
+    assert content[at : at + 4] == struct.pack(">HH", 960, 16)
+    clip.write_bytes(content[:at] + struct.pack(">HH", 96, 64) + content[at + 4 :])
+    for limits in (Limits(pixels=960 * 15), Limits(aspect=59), Limits(side=959)):
+        for read in (probe, read_frames):
+            with pytest.raises(MediaError, match="pictures of 960x16 are too large"):
+                read(clip, limits=limits)
 
 
 def test_work_is_shared_where_that_is_faster() -> None:
