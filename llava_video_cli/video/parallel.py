@@ -27,9 +27,11 @@ _SEEK_COST = 4  # packets: what it costs to empty the decoder and to fill its th
 _GAIN = 1.25  # times fewer packets: what makes more seeks worth it
 _DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are passed on one at a time
 _DECODER_BYTES_PER_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
-_THREAD_GAIN = 0.8  # frame threads keep so much of a core busy; independent decoders keep all of it
-# What is below both is decoded in some 30 ms at most: threads and a second opening of the file gain nothing.
-_SMALL_PIXELS, _SMALL_BYTES = 100_000_000, 100_000
+_THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain nothing for skipped pictures
+# What decoding takes of a core, roughly, and what it must take for threads and a second opening of the file to be worth
+# their time: of each packet, too, as threads wait for each other in Python.
+_BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
+_SMALL_SECONDS, _PACKET_SECONDS = 0.01, 15e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,8 @@ def decode_ranges(
     hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
     packets = sum(each.length for each in ranges)
-    small = packets * video.pixels < _SMALL_PIXELS and packets * video.size_bytes < len(index.stamps) * _SMALL_BYTES
+    seconds = _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
+    small = packets * seconds < _SMALL_SECONDS + packets * _PACKET_SECONDS
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
@@ -236,9 +239,7 @@ class _DecoderPool:
     ) -> None:
         self._index, self._ranges, self._converter, self._most_waiting = index, ranges, converter, most_waiting
         self._video = replace(video, deadline=video.deadline.for_thread())
-        self._results: list[queue.Queue[DecodedFrame | Exception | None]] = [
-            queue.Queue(most_waiting or 0) for _ in ranges
-        ]
+        self._results: list[queue.Queue[DecodedFrame | Exception | None]] = []
         self._jobs = deque(range(len(ranges)))
         self._begun = threading.Semaphore(len(ranges))  # how many more ranges may be begun
         if most_waiting is None:  # the first range stays the first: it sets the geometry
@@ -254,6 +255,7 @@ class _DecoderPool:
         if workers == 1 and (threads == 1 or self._most_waiting == 1):
             _use_all(self._video, threads, self._converter.decoder_options)
             return
+        self._results = [queue.Queue(self._most_waiting or 0) for _ in self._ranges]
         if self._most_waiting is not None:
             self._begun = threading.Semaphore(workers + 1)
         self._threads = [
