@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cached_property
 from heapq import heapify, heapreplace
 from typing import Any, Literal, Protocol, get_args
 
@@ -200,7 +201,7 @@ class Timeline:
     keyframes: Stamps = ()
     zero: Fraction | None = None
 
-    @property
+    @cached_property
     def begin(self) -> Fraction:
         """The stamp that times are counted from: the first picture's, or that of sound before it."""
         first = Fraction(int(self.stamps[0]))
@@ -374,8 +375,9 @@ def _endpoints(here: range, count: int) -> list[int]:
 
 def _divide_frames(timeline: Timeline, start: Fraction, end: Fraction, count: int) -> list[int]:
     """Divide frames instead of ticks: on a constant rate the same moments, free of the stamps' rounding."""
-    begin, stop = _position(timeline, start), _position(timeline, end)
-    return [math.floor(begin + i * (stop - begin) / count) for i in range(count)]
+    begin = _position(timeline, start)
+    step = (_position(timeline, end) - begin) / count
+    return [math.floor(begin + i * step) for i in range(count)]
 
 
 def _position(timeline: Timeline, moment: Fraction) -> Fraction:
