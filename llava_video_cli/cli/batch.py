@@ -9,8 +9,8 @@ import typer
 
 from ..runs.requests import answer_file
 from . import console, decisions
-from .options import AnswerFlags, AnyModelFlags, FrameFlags, PresetFlag, RunFlags, TextFlags
-from .run import carry_out, confirm_overwrite, run_options
+from .options import AnswerFlags, AnyModelFlags, ClusterFlags, FrameFlags, PresetFlag, RunFlags, TextFlags
+from .run import carry_out, confirm_overwrite, executor, run_options
 from .settings import settle
 
 HELP = """Answer a file of requests, one JSON object per line.
@@ -18,6 +18,8 @@ HELP = """Answer a file of requests, one JSON object per line.
 Examples:
 
     llvid batch requests.jsonl -o answers.jsonl
+
+    llvid batch requests.jsonl -o answers.jsonl --ray auto --gpus 8
 
 A line of requests.jsonl, whose paths are relative to its folder:
 
@@ -42,17 +44,22 @@ def batch(
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
+    cluster: ClusterFlags,
     output: AnswerFlags,
 ) -> None:  # fmt: skip
     """Answer what is not answered yet, and say what came of it."""
-    settings = settle(preset, model, frames, text)
+    where = executor(cluster, settle(preset, model, frames, text), output)
+    settings = where.settings
     output.detail(*decisions.chosen(settings, preset, model))
     if run.overwrite:
         confirm_overwrite(Path(to), output)
     spinner = console.Progress(output.quiet)
     answers = answer_file(
         requests, to, preset=settings.undrawn_preset, model=settings.source_of(model), overwrite=run.overwrite,
-        options=run_options(settings, output, run, spinner),
+        options=run_options(settings, output, run, spinner), make_run=where.make_run,
     )  # fmt: skip
-    if code := carry_out(answers, settings.notes, output, spinner, noun="requests", verb="answered"):
+    code = carry_out(
+        answers, settings.notes, output, spinner, noun="requests", verb="answered", meter_of=where.meter_of
+    )
+    if code:
         raise typer.Exit(code)

@@ -197,12 +197,15 @@ def caption(
         if cluster != ClusterFlags():
             from .cluster import check_flags, on_cluster
 
-            if settings.remote is not None:
-                raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
+            check_flags(cluster, settings)
             for name, is_given in (("limit", limit is not None), ("paths", training.written_paths != "as-given")):
                 if is_given:
                     raise UsageError(f"--{name} can't be used with --ray")
-            check_flags(cluster, sidecars=bool(kinds), subtitles=subtitles is not None)
+            if kinds:
+                hint = "use -o; then run the same command with --sidecar, without --ray: it only writes the sidecars"
+                raise UsageError("--sidecar can't be used with --ray", hint)
+            if subtitles is not None:
+                raise UsageError("--subtitles can't be used with --ray: it needs exactly one video")
             task = caption_task(
                 settings.preset, source, window, settings.drawn_seed, allow_empty=allow_empty, form=training.form
             )

@@ -1,4 +1,4 @@
-"""`llvid caption --ray`: the same records and messages, from a Ray cluster."""
+"""`--ray`: the same records and messages, from a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..cluster import ClusterEstimate, ClusterOutput, caption_on_cluster, estimate, open_output
+from ..cluster import ClusterEstimate, ClusterOutput, ClusterRun, caption_on_cluster, estimate, open_output
 from ..cluster.failures import ClusterProgress, Stage
 from ..cluster.pipeline import LiveProgress
 from ..cluster.session import Cluster, ClusterSession
@@ -27,15 +27,29 @@ from ..runs.table import parse_where
 from ..video.limits import Limits
 from . import console
 from .options import ClusterFlags, OutputFlags, RunFlags
-from .run import Meter, confirm_overwrite, cut_off, exit_code, one_more_chance, show_outcome
+from .run import Executor, Meter, confirm_overwrite, cut_off, exit_code, one_more_chance, show_outcome
 from .settings import Settings
 
 _RATE_WINDOW_SECONDS = 10.0
 _VERBS: dict[Stage, str] = {"read": "reading", "answer": "answering"}
 
 
-def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None:
+def cluster_executor(flags: ClusterFlags, settings: Settings, output: OutputFlags) -> Executor:
+    """Return what answers requests on the cluster that flags name; raises UsageError."""
+    check_flags(flags, settings)
+    if flags.dry_run:
+        raise UsageError("--dry-run is for `llvid caption`")
+    progress = LiveProgress()
+    connect = partial(_connect, _cluster(flags, settings.loading.device), output)
+    return Executor(
+        settings.resolved(), partial(ClusterRun, connect=connect, progress=progress), partial(_ClusterMeter, progress)
+    )
+
+
+def check_flags(flags: ClusterFlags, settings: Settings) -> None:
     """Raise UsageError for flags that don't go together."""
+    if settings.remote is not None:
+        raise UsageError("use --ray or --server, not both", "several servers share a folder without Ray")
     if flags.ray is None:
         given = next(name for name in ("gpus", "readers", "dry_run") if getattr(flags, name)).replace("_", "-")
         raise UsageError(f"--{given} needs --ray", "add --ray auto or --ray local")
@@ -49,13 +63,6 @@ def check_flags(flags: ClusterFlags, *, sidecars: bool, subtitles: bool) -> None
         )
     if flags.ray not in ("auto", "local"):
         raise UsageError(f"--ray must be auto or local, got {flags.ray!r}")
-    if sidecars:
-        raise UsageError(
-            "--sidecar can't be used with --ray",
-            "use -o with --ray; then run the same command with --sidecar, without --ray: it only writes the sidecars",
-        )
-    if subtitles:
-        raise UsageError("--subtitles can't be used with --ray: it needs exactly one video")
 
 
 def on_cluster(
@@ -95,7 +102,7 @@ def on_cluster(
             _show(result, session, output)
             return 0
         stop, progress = Event(), LiveProgress()
-        meter, cut = _ClusterMeter(progress, quiet=output.quiet), CutNote()
+        meter, cut = _ClusterMeter(progress, 0, "videos", RunPace(), quiet=output.quiet), CutNote()
         run = caption_on_cluster(paths, task, session, records, stop=stop, progress=progress, **options)
         with closing(run) as outcomes, meter, meter.lines(), one_more_chance(stop, output) as signals:
             for outcome in outcomes:
@@ -167,14 +174,15 @@ def _count(number: int, noun: str) -> str:
 class _ClusterMeter(Meter):
     """A meter that also shows the rate of each stage."""
 
-    def __init__(self, progress: LiveProgress, *, quiet: bool) -> None:
-        super().__init__(0, "videos", RunPace(), quiet=quiet)
+    def __init__(self, progress: LiveProgress, total: int, noun: str, pace: RunPace, *, quiet: bool) -> None:
+        super().__init__(total, noun, pace, quiet=quiet)
         self._progress = progress
         self._before, self._before_at, self._words_shown = ClusterProgress(), time.monotonic(), list[str]()
 
     def show(self) -> None:
         """Update the display."""
-        self.expect(self._progress.latest.to_do)
+        if self._progress.latest.to_do:  # videos that workers have listed
+            self.expect(self._progress.latest.to_do)
         super().show()
 
     def _stages(self) -> list[str]:

@@ -27,8 +27,8 @@ from ..evaluation.sets import SETS, load_set
 from ..runs.formats import json_line
 from ..system.files import whole_file
 from . import console
-from .options import AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
-from .run import carry_out, confirm_overwrite, run_options
+from .options import AnyModelFlags, ClusterFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
+from .run import carry_out, confirm_overwrite, executor, run_options
 from .settings import Settings, settle
 
 HELP = f"""Score a model on a question set: a published one, whose files and videos are in --data FOLDER; a file of your
@@ -45,6 +45,8 @@ Examples:
     llvid eval videomme --data Video-MME/ -m llava-hf/LLaVA-NeXT-Video-7B-hf -o 7b.json
 
     llvid eval my.jsonl -o my.json --report my.html
+
+    llvid eval mlvu --data MLVU/ -o mlvu.json --ray auto --gpus 8
 
     llvid eval --compare 7b.json 34b.json
 
@@ -85,6 +87,7 @@ def eval(
     frames: FrameFlags,
     text: TextFlags,
     preset: PresetFlag,
+    cluster: ClusterFlags,
     output: OutputFlags,
 ) -> None:  # fmt: skip
     """Ask what is not answered yet, score it, and show the result."""
@@ -102,7 +105,8 @@ def eval(
                 f"--{flag.replace('_', '-')} can't be used with a question set: its questions are answered greedily"
             )
     questions = load_set(name, data, limit)
-    settings = _with_protocol(settle(preset, model, frames, text), questions, frames, text)
+    where = executor(cluster, _with_protocol(settle(preset, model, frames, text), questions, frames, text), output)
+    settings = where.settings
     evaluation = Evaluation(questions, settings.undrawn_preset, ways(by, not no_controls))
     target = to or Path(f"{questions.name}-{_slug(settings.model)}.json")
     if target.suffix.lower() != ".json":
@@ -114,9 +118,11 @@ def eval(
     spinner = console.Progress(output.quiet)
     asking = evaluate(
         evaluation, answers, model=settings.source_of(model), overwrite=run.overwrite,
-        options=run_options(settings, output, run, spinner),
+        options=run_options(settings, output, run, spinner), make_run=where.make_run,
     )  # fmt: skip
-    code = carry_out(asking, settings.notes, output, spinner, noun="questions", verb="answered")
+    code = carry_out(
+        asking, settings.notes, output, spinner, noun="questions", verb="answered", meter_of=where.meter_of
+    )
     if asking.stop.is_set():
         raise typer.Exit(code)
     document = result(evaluation, answers, asking.keys)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -17,12 +18,12 @@ from ..errors import LlvidError
 from ..model import Model
 from ..runs.answers import RunPace
 from ..runs.record import Failure, Record
-from ..runs.resumable import ResumableRun, RunOptions, Summary
+from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, Summary
 from ..video.limits import Limits
 from ..video.sampling import clock
 from . import console, decisions
 from .download import model_loader, prefetch
-from .options import OutputFlags, RunFlags
+from .options import ClusterFlags, OutputFlags, RunFlags
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -127,6 +128,24 @@ class Meter:
         return [f"slow: {self._stage}"] if self._stage else []
 
 
+@dataclass(frozen=True)
+class Executor:
+    """Where requests are answered, and by which settings: on this machine, or on a cluster."""
+
+    settings: Settings
+    make_run: MakeRun = AnsweredRun
+    meter_of: Callable[..., Meter] = Meter
+
+
+def executor(flags: ClusterFlags, settings: Settings, output: OutputFlags) -> Executor:
+    """Return where requests are answered; raises UsageError for flags that don't go together."""
+    if flags == ClusterFlags():
+        return Executor(settings)
+    from .cluster import cluster_executor
+
+    return cluster_executor(flags, settings, output)
+
+
 def run_options(settings: Settings, output: OutputFlags, flags: RunFlags, spinner: console.Progress) -> RunOptions:
     """Return the options of a run whose download and notes are shown."""
 
@@ -153,13 +172,15 @@ def carry_out(
     verb: str = "captioned",
     to_stdout: bool = False,
     show: Callable[[Record | Failure], object] | None = None,
+    meter_of: Callable[..., Meter] = Meter,
 ) -> int:
     """Show how far a run is and what came of it; return the exit code, that of `exit_code`.
 
-    With `to_stdout`, records are written there, and failures to stderr, or as `show` does it. Raises LlvidError for
-    what ends a run: a model that can't be loaded, a full disk, an error that all videos would share.
+    With `to_stdout`, records are written there, and failures to stderr, or as `show` does it. `meter_of` makes the
+    display. Raises LlvidError for what ends a run: a model that can't be loaded, a full disk, an error that all videos
+    would share.
     """
-    meter = Meter(run.summary.left, noun, run.pace, quiet=output.quiet)
+    meter = meter_of(run.summary.left, noun, run.pace, quiet=output.quiet)
     with run, meter.lines():
         try:
             if run.needs_model:

@@ -1,28 +1,37 @@
-"""A caption run on a Ray cluster, with the same records as on one machine, and an estimate of its cost.
+"""Runs on a Ray cluster, with the same records as on one machine, and an estimate of the cost of captions.
 
-Connect with `Cluster.connected`, open the output with `open_output`, and iterate over `caption_on_cluster`.
+For captions, connect with `Cluster.connected`, open the output with `open_output`, and iterate over
+`caption_on_cluster`. A `ClusterRun` takes the place of the `AnsweredRun` of a file of requests or a question set.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from ..errors import LlvidError, UsageError
+from ..inference import open_model as _open_model
+from ..inference import open_resize as _open_resize
+from ..model import Model
+from ..preset import Preset
 from ..runs.caption import Task
 from ..runs.formats import TABLES, check_parquet
 from ..runs.ledger import Errors
 from ..runs.parts import PartErrors, PartFiles, is_folder
+from ..runs.preflight import ModelSource
 from ..runs.record import Failure, Record
+from ..runs.resumable import ResumableRun, RunOptions, RunPlan
 from ..runs.storage import is_address
 from ..runs.table import Table, Where, open_table
-from .pipeline import LiveProgress, list_inputs, run
+from ..video.fit import FrameResize
+from .pipeline import LiveProgress, list_inputs, no_limit, run, run_jobs
 from .session import ClusterSession
 
 _SAMPLE_VIDEOS = 64  # that an estimate is measured on: enough to fill a batch
@@ -106,6 +115,48 @@ def caption_on_cluster(
     finally:
         if failures:
             failures.close()
+
+
+class ClusterRun(ResumableRun):
+    """A run whose requests are read and answered on a cluster; the first arguments are those of `AnsweredRun`.
+
+    `connect` is called if there is something to answer; what it opens is closed with the run. Workers load the model of
+    `source`, unless `open_model` and `open_resize` are given.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        source: ModelSource,
+        preset: Preset,
+        output: tuple[Table, Errors] | None = None,
+        *,
+        options: RunOptions,
+        opened: ExitStack | None = None,
+        connect: Callable[[ExitStack], ClusterSession],
+        progress: LiveProgress | None = None,
+        open_model: Callable[[], Model] | None = None,
+        open_resize: Callable[[], FrameResize] | None = None,
+    ) -> None:
+        super().__init__(plan, output, options=options, opened=opened)
+        self._preset, self._connect, self._progress = preset, connect, progress
+        self._open_model = open_model or partial(_open_model, source.name, source.loading, source.revision)
+        self._open_resize = open_resize or partial(_open_resize, source.name, source.revision)
+        self._session: ClusterSession | None = None
+
+    def _load(self) -> None:
+        self._session = self._connect(self._opened)
+
+    def _outcomes(self) -> Iterable[Record | Failure]:
+        if self._session is None:
+            return ()
+        settings: dict[str, Any] = {}
+        return run_jobs(
+            self._plan.jobs(settings, no_limit), settings, self._preset, self._session,
+            open_model=self._open_model, open_resize=self._open_resize, limits=self._options.limits,
+            batch_size=self._options.batch_size, stop=self.stop, progress=self._progress,
+            speech_models=tuple(dict.fromkeys(part.speech_model for _, part in self._plan.said)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

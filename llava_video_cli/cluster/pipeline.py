@@ -1,5 +1,7 @@
 """The stages of a run as a Ray Data pipeline: its workers list the input, read the videos, and answer.
 
+Where the jobs are known, as those of a file of requests, nothing is listed.
+
 Ray Data streams between the stages, slows a stage down when the next one is slower, changes the number of actors, and
 repeats what was lost with a worker or a node. The `AttemptLog` (failures.py) decides which videos to give up. Only
 records reach the process that started the run.
@@ -8,6 +10,7 @@ records reach the process that started the run.
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import uuid
 from bisect import bisect_left
@@ -15,17 +18,22 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from ..conversation import Request
 from ..errors import LlvidError, first_line, last_line
 from ..model import Model
+from ..preset import Preset
+from ..prompt.budget import Budget
 from ..runs.caption import CaptionJob, Task
 from ..runs.inputs import Part, parts
-from ..runs.prefetch import JobRequest, Result
+from ..runs.prefetch import Job, JobRequest, Result
 from ..runs.record import Failure, Record, path_to_text
 from ..video.fit import FrameResize
 from ..video.limits import Limits
+from ..video.sampling import Sampling
 from .failures import AttemptLog, ClusterProgress
 from .session import ClusterSession
 
@@ -46,11 +54,13 @@ class StageContext:
 
     `run_id` differs between runs that share a worker. Relative paths start at `working_folder`, where the run was
     started; keys use paths as seen from `output_folder`. `attempts` is the Ray actor that holds the `AttemptLog`,
-    `done` a Ray reference to the packed keys of finished videos.
+    `done` a Ray reference to the packed keys of finished videos. `task` is what is asked about each video, None where
+    each brings its job. `speech_models` are those that readers need.
     """
 
     run_id: str
-    task: Task
+    task: Task | None
+    preset: Preset
     working_folder: str
     output_folder: str
     limits: Limits
@@ -59,16 +69,21 @@ class StageContext:
     attempts: Any
     done: Any
     batch_size: int | None
-    as_video: bool
+    as_video: bool = False
+    speech_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class InputVideo:
-    """A video of the input, with the key of its record; one that can't be found has an error and no key."""
+    """A video of the input, with the key of its record; one that can't be found has an error and no key.
+
+    `job` says what is asked about it, unless that is the task of the run. Only readers have it.
+    """
 
     path: str
     key: str
     error: LlvidError | None = None
+    job: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,10 @@ class VideoMessage:
     error: LlvidError | None = None
     result: Result | None = None
     settings: Mapping[str, Any] | None = None
+
+
+Listing: TypeAlias = Callable[[set[str]], Any]  # the data set of a run's videos, without those of these keys
+JobOf: TypeAlias = Callable[[InputVideo, Mapping[str, Any]], Job]  # of a video, with the settings for its record
 
 
 def table(values: Iterable[Any]) -> Any:
@@ -146,28 +165,86 @@ def run(
     running is finished and nothing more begins. Raises LlvidError for what ends a run: a model that can't be loaded, a
     cluster that is lost.
     """
-    import ray
-
-    limits, folder = replace(limits or Limits(), cores=1), str(Path.cwd())
-    failed: set[str] = set()
+    sampling = task.preset.sampling
     with _attempt_log(stop or threading.Event(), progress or LiveProgress()) as attempts:
         context = StageContext(
-            uuid.uuid4().hex, task, folder, output_folder, limits, open_model, open_resize, attempts, None, batch_size,
-            as_video,
+            uuid.uuid4().hex, task, task.preset, str(Path.cwd()), output_folder, replace(limits or Limits(), cores=1),
+            open_model, open_resize, attempts, None, batch_size, as_video,
+            (sampling.speech_model,) if sampling.speech else (),
         )  # fmt: skip
-        while True:
-            count = 0
-            finished = done | {key for key in failed if len(key) == _KEY_DIGITS}
-            attempt = replace(context, done=_shared_keys(finished))
+
+        def listing(finished: set[str]) -> Any:
             inputs = list(enumerate(parts(paths, recursive=recursive, as_video=as_video)))
-            try:
-                messages = _answers(inputs, attempt, session, batch_size or _questions_per_call(task))
-                for outcome in _outcomes(messages, task, done, failed):
-                    count += 1
-                    yield outcome
-                return
-            except ray.exceptions.RayError as error:
-                _check_can_retry(error, count)  # Ray Data could not recover: run again with what is left
+            return _listing(inputs, replace(context, done=_shared_keys(finished))) if inputs else None
+
+        yield from _tried(listing, partial(_caption_job, task), context, session, done)
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    settings: dict[str, Any],
+    preset: Preset,
+    session: ClusterSession,
+    *,
+    open_model: Callable[[], Model],
+    open_resize: Callable[[], FrameResize],
+    limits: Limits,
+    batch_size: int | None = None,
+    speech_models: tuple[str, ...] = (),
+    stop: threading.Event,
+    progress: LiveProgress | None = None,
+) -> Generator[Record | Failure, None, None]:
+    """Yield the outcomes of jobs, whose requests count by `no_limit`, and whose records have these `settings`.
+
+    The model's own are added to them. The other arguments, and what is raised, are as of `run`.
+    """
+    import ray
+
+    by_key = {f"{number:0{_KEY_DIGITS}x}": job for number, job in enumerate(jobs)}
+
+    def listing(finished: set[str]) -> Any:
+        left = [InputVideo(job.name, key, job=job) for key, job in by_key.items() if key not in finished]
+        return ray.data.from_arrow([table(left)]) if left else None
+
+    def job_of(video: InputVideo, known: Mapping[str, Any]) -> Job:
+        settings.update(known)
+        return by_key[video.key]
+
+    with _attempt_log(stop, progress or LiveProgress()) as attempts:
+        context = StageContext(
+            uuid.uuid4().hex, None, preset, str(Path.cwd()), "", replace(limits, cores=1), open_model, open_resize,
+            attempts, None, batch_size, speech_models=speech_models,
+        )  # fmt: skip
+        yield from _tried(listing, job_of, context, session, set())
+
+
+def no_limit(request: Request) -> Budget:
+    """Stand in for `Model.budget` where there is no model: all that is said goes along, for the model to choose."""
+    return Budget(0, request.generation.max_new_tokens, sys.maxsize)
+
+
+def _caption_job(task: Task, video: InputVideo, settings: Mapping[str, Any]) -> Job:
+    return CaptionJob(video.path, video.key, task, settings, no_limit)
+
+
+def _tried(
+    listing: Listing, job_of: JobOf, context: StageContext, session: ClusterSession, done: set[str]
+) -> Iterator[Record | Failure]:
+    """Yield the outcomes; what Ray Data can't recover is run again, with what is left."""
+    import ray
+
+    failed: set[str] = set()
+    while True:
+        count = 0
+        try:
+            videos = listing(done | {key for key in failed if len(key) == _KEY_DIGITS})
+            messages = _answers(videos, context, session) if videos is not None else ()
+            for outcome in _outcomes(messages, job_of, done, failed):
+                count += 1
+                yield outcome
+            return
+        except ray.exceptions.RayError as error:
+            _check_can_retry(error, count)
 
 
 def list_inputs(
@@ -189,8 +266,8 @@ def list_inputs(
     inputs = list(enumerate(parts(paths, recursive=recursive, as_video=as_video)))
     with _attempt_log(threading.Event(), progress) as attempts:
         context = StageContext(
-            "", task, str(Path.cwd()), output_folder, Limits(), not_opened, not_opened, attempts, _shared_keys(done),
-            None, as_video,
+            "", task, task.preset, str(Path.cwd()), output_folder, Limits(), not_opened, not_opened, attempts,
+            _shared_keys(done), None, as_video,
         )  # fmt: skip
         try:
             for rows in _listing(inputs, context).iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -200,11 +277,9 @@ def list_inputs(
 
 
 def _outcomes(
-    messages: Iterable[VideoMessage | LlvidError], task: Task, done: set[str], failed: set[str]
+    messages: Iterable[VideoMessage | LlvidError], job_of: JobOf, done: set[str], failed: set[str]
 ) -> Iterator[Record | Failure]:
-    """Join the answers about each video to its outcome, and drop what an earlier attempt has yielded."""
-    from .workers import no_limit
-
+    """Join the answers about each video to its outcomes, and drop what an earlier attempt has yielded."""
     results: defaultdict[str, list[tuple[JobRequest, Result]]] = defaultdict(list)
     last: dict[str, VideoMessage] = {}
     settings: Mapping[str, Any] = {}
@@ -225,8 +300,7 @@ def _outcomes(
         if each.count is not None:
             last[name] = each
         if name in last and len(results[name]) == last[name].count:
-            job = CaptionJob(video.path, name, task, settings, no_limit)
-            for outcome in job.outcomes(results.pop(name), last.pop(name).error):
+            for outcome in job_of(video, settings).outcomes(results.pop(name), last.pop(name).error):
                 (done if isinstance(outcome, Record) else failed).add(name)
                 yield outcome
 
@@ -241,33 +315,25 @@ def _listing(inputs: list[tuple[int, Part]], context: StageContext) -> Any:
     return tables.map_batches(list_videos, batch_size=1, fn_args=(context,), num_cpus=1, **_TABLES)
 
 
-def _answers(
-    inputs: list[tuple[int, Part]], context: StageContext, session: ClusterSession, questions_per_call: int
-) -> Iterator[VideoMessage | LlvidError]:
+def _answers(videos: Any, context: StageContext, session: ClusterSession) -> Iterator[VideoMessage | LlvidError]:
     """Yield the output of the last stage, as it comes."""
     import ray
 
     from .workers import VIDEOS_PER_READ_TASK, ModelWorker, read
 
-    if not inputs:
-        return
     model_worker = {"num_gpus": 1} if session.on_gpus else {"num_cpus": session.cores_per_worker}
-    questions = (
-        _listing(inputs, context)
-        .repartition(target_num_rows_per_block=VIDEOS_PER_READ_TASK)
-        .map_batches(
-            read,
-            batch_size=VIDEOS_PER_READ_TASK,
-            fn_args=(context,),
-            num_cpus=1,
-            memory=_READER_BYTES + _SPEECH_BYTES * context.task.preset.sampling.speech,
-            concurrency=session.readers,
-            **_TABLES,
-        )
+    questions = videos.repartition(target_num_rows_per_block=VIDEOS_PER_READ_TASK).map_batches(
+        read,
+        batch_size=VIDEOS_PER_READ_TASK,
+        fn_args=(context,),
+        num_cpus=1,
+        memory=_READER_BYTES + _SPEECH_BYTES * len(context.speech_models),
+        concurrency=session.readers,
+        **_TABLES,
     )
     answers = questions.map_batches(
         ModelWorker,
-        batch_size=questions_per_call,
+        batch_size=context.batch_size or _questions_per_call(context.preset.sampling),
         fn_constructor_args=(context,),
         compute=ray.data.ActorPoolStrategy(min_size=session.min_workers, max_size=session.max_workers),
         **model_worker,
@@ -331,6 +397,6 @@ def _check_can_retry(error: Exception, outcomes: int) -> None:
         raise LlvidError(f"the cluster failed: {first_line(error)}", "run the same command to continue") from None
 
 
-def _questions_per_call(task: Task) -> int:
-    frames = task.preset.sampling.frames or 32
+def _questions_per_call(sampling: Sampling) -> int:
+    frames = sampling.frames or 32
     return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (frames * _FRAME_BYTES)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,14 +12,13 @@ from typing import Any
 
 import ray
 
-from ..conversation import Answer, Request
+from ..conversation import Answer
 from ..errors import LlvidError, MediaError, ModelError, described, first_line
 from ..model import Model
-from ..prompt.budget import Budget
 from ..runs.answers import answered
 from ..runs.caption import CaptionJob
 from ..runs.inputs import Part, found_in
-from ..runs.prefetch import JobEnded, JobRequest, ReadAhead, RequestRead, Result
+from ..runs.prefetch import Job, JobEnded, JobRequest, ReadAhead, RequestRead, Result
 from ..runs.record import settings_values
 from ..runs.storage import fetched, is_address
 from ..speech.transcripts import shared
@@ -29,7 +27,7 @@ from ..video.files import Found
 from ..video.fit import FrameResize
 from ..video.limits import Limits
 from .failures import MAX_CRASHES, Stage, Unit
-from .pipeline import InputVideo, PackedKeys, StageContext, VideoMessage, table, values_of
+from .pipeline import InputVideo, PackedKeys, StageContext, VideoMessage, no_limit, table, values_of
 
 VIDEOS_PER_READ_TASK = 16  # read one after the other: the fewest that are worth the cost of a task
 _TABLE_BYTES = 16 * 2**20  # of frames that are passed on together
@@ -59,6 +57,7 @@ def list_videos(rows: Any, context: StageContext) -> Iterator[Any]:
 
 
 def _videos(part: Part, context: StageContext) -> Iterator[InputVideo]:
+    assert context.task is not None, "jobs that are known are not listed"
     try:
         for found in found_in(part, as_video=context.as_video):
             if isinstance(found, Found):
@@ -92,8 +91,8 @@ def read(rows: Any, context: StageContext) -> Iterator[Any]:
     except LlvidError as error:
         yield table([error])
         return
-    if (sampling := context.task.preset.sampling).speech:
-        shared(sampling.speech_model, cores=1)  # others read beside it
+    for model in context.speech_models:
+        shared(model, cores=1)  # others read beside it
     held_bytes, ready = 0, list[VideoMessage]()
     units = {(video.key, 0): video for video in videos if not video.error}
     worker = str(ray.get_runtime_context().get_worker_id())
@@ -120,8 +119,8 @@ def _resize(context: StageContext) -> FrameResize:
 
 def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageContext) -> Iterator[VideoMessage]:
     """Read videos one after the other; the last question of each says how many there are."""
-    jobs = (_StoredVideoJob(video.path, video.key, context.task, {}, no_limit) for video in videos)
-    prefetch = ReadAhead(jobs, resize, context.limits, 1, _PREFETCH_BYTES)
+    prefetch = ReadAhead((_job(video, context) for video in videos), resize, context.limits, 1, _PREFETCH_BYTES)
+    videos = [replace(video, job=None) for video in videos]
     waiting: dict[int, VideoMessage] = {}
     try:
         while not prefetch.drained:
@@ -138,6 +137,13 @@ def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageConte
                 yield replace(last, count=event.count, error=event.error)
     finally:
         prefetch.stop()
+
+
+def _job(video: InputVideo, context: StageContext) -> Job:
+    if video.job is not None:
+        return video.job
+    assert context.task is not None, "or each video brings its job"
+    return _StoredVideoJob(video.path, video.key, context.task, {}, no_limit)
 
 
 class _StoredVideoJob(CaptionJob):
@@ -177,7 +183,7 @@ class ModelWorker:
         yield table(each for each in messages if isinstance(each, LlvidError) or not each.question)
         units = {(each.video.key, each.number): each for each in questions}
         for batch, failure in _attempts(self._context, "answer", self._id, units):
-            asked = [self._fitted(each, model) for each in batch]
+            asked = [_fitted(each, model) for each in batch]
             yield table(self._answers(asked, [failure] * len(asked) if failure else self._results(model, asked)))
 
     def _load(self) -> Model:
@@ -188,17 +194,9 @@ class ModelWorker:
                 "the machine may not have enough memory: use fewer workers, or `--quantize 4bit`",
             )
         self._model = self._context.open_model()
-        self._settings = settings_values(self._model, self._context.task.preset)
+        self._settings = settings_values(self._model, self._context.preset)
         ray.get(self._context.attempts.end_loading.remote(self._id))
         return self._model
-
-    def _fitted(self, each: VideoMessage, model: Model) -> VideoMessage:
-        """Return a question with as many lines of what is said as fit: the reader had no model to count with."""
-        task = self._context.task
-        if each.question is None or not task.preset.sampling.speech:
-            return each
-        (medium,) = each.question.request.media
-        return replace(each, question=task.question(medium, each.question.about, model.budget))
 
     def _results(self, model: Model, batch: Sequence[VideoMessage]) -> list[Result]:
         """Answer; an unknown error belongs to the one question that causes it, unless it makes the GPU unusable."""
@@ -215,8 +213,14 @@ class ModelWorker:
 
     def _answers(self, batch: Sequence[VideoMessage], results: Sequence[Result]) -> Iterator[VideoMessage]:
         for each, result in zip(batch, results, strict=True):
-            question = each.question and replace(each.question, request=replace(each.question.request, turns=()))
+            question = each.question and each.question.without_media
             yield replace(each, question=question, result=result, settings=self._settings)
+
+
+def _fitted(each: VideoMessage, model: Model) -> VideoMessage:
+    """Return a question with as many lines of what is said as fit: the reader had no model to count with."""
+    refit = each.question and each.question.refit
+    return replace(each, question=refit(model.budget)) if refit else each
 
 
 def _attempts(
@@ -252,8 +256,3 @@ def _enter_working_folder(context: StageContext) -> None:
     """Give relative paths the meaning that they had where the run was started, if this node has that folder."""
     with suppress(OSError):
         os.chdir(context.working_folder)
-
-
-def no_limit(request: Request) -> Budget:
-    """Stand in for `Model.budget` where there is no model: all that is said goes along, for the model to choose."""
-    return Budget(0, request.generation.max_new_tokens, sys.maxsize)

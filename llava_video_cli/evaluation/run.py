@@ -17,7 +17,7 @@ from ..runs.ledger import Errors, Ledger
 from ..runs.preflight import ModelSource
 from ..runs.record import path_to_text
 from ..runs.requests import BatchRequest, plan_requests
-from ..runs.resumable import AnsweredRun, ResumableRun, RunOptions, settle_run
+from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, settle_run
 from ..system.files import whole_file
 from .questions import Question, QuestionSet
 from .scores import accuracy, by_group
@@ -72,10 +72,12 @@ def evaluate(
     model: Model | ModelSource | str | None = None,
     overwrite: bool = False,
     options: RunOptions | None = None,
+    make_run: MakeRun = AnsweredRun,
 ) -> ResumableRun:
     """Return the run that asks all questions; iterate over it, then call `result`.
 
-    The answers stand in `answers` (.jsonl): the same call goes on where an earlier one ended. Raises as `answer_file`.
+    The answers stand in `answers` (.jsonl): the same call goes on where an earlier one ended. `make_run` and
+    what is raised are as of `answer_file`.
     """
     preset, source, drawn_seed = settle_run(evaluation.preset, model)
     options, batch = options or RunOptions(), list(evaluation.requests())
@@ -83,7 +85,7 @@ def evaluate(
         ledger = opened.enter_context(Ledger(answers, overwrite=overwrite))
         errors = opened.enter_context(Errors(answers, overwrite=overwrite))
         plan = plan_requests(batch, source, preset, drawn_seed, ledger.done)
-        return AnsweredRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
+        return make_run(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
 
 
 def result(evaluation: Evaluation, answers: Path, keys: Set[str]) -> dict[str, Any]:

@@ -189,7 +189,9 @@ class CaptionJob:
     def _question(self, media: Media) -> JobRequest:
         media = hear(media, self.task.preset.sampling)
         about = WindowMedia(*media.part_seconds, media_values(self.name, media))
-        return self.task.question(media, about, self.count)
+        question = self.task.question(media, about, self.count)
+        refit = partial(self.task.question, media, about) if self.task.preset.sampling.speech else None
+        return replace(question, refit=refit)
 
     def _segment(self, part: WindowMedia, text: str, scores: Scores | None) -> dict[str, Any]:
         """Return the JSON values of a window; where there are several, each has its own scores."""

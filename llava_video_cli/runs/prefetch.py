@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from ..conversation import Answer, Request
 from ..errors import LlvidError, MediaError, described
+from ..prompt.subtitles import Count
 from ..video import Resize
 from ..video.limits import Limits
 from .record import Failure, Record
@@ -28,15 +29,24 @@ def first_error(results: Sequence[tuple[JobRequest, Result]]) -> LlvidError | No
 
 @dataclass(frozen=True, eq=False)
 class JobRequest:
-    """A request ready for the model, and what the record will say of its media once they are gone."""
+    """A request ready for the model, and what the record will say of its media once they are gone.
+
+    Where lines of speech had to fit, `refit` makes it anew by another count: who reads may have no model to count with.
+    """
 
     request: Request
     about: Any = None
+    refit: Callable[[Count], JobRequest] | None = None
 
     @property
     def bytes(self) -> int:
         """What its media hold in memory."""
         return sum(medium.bytes for medium in self.request.media)
+
+    @property
+    def without_media(self) -> JobRequest:
+        """What is kept of it once it is answered."""
+        return replace(self, request=replace(self.request, turns=()), refit=None)
 
 
 class Job(Protocol):
@@ -77,9 +87,8 @@ class Answered:
     @property
     def without_media(self) -> tuple[JobRequest, Result]:
         """The question without its media, and the answer or the error."""
-        question = self.read.question
         assert isinstance(self.result, Answer | LlvidError)
-        return replace(question, request=replace(question.request, turns=())), self.result
+        return self.read.question.without_media, self.result
 
 
 @dataclass(frozen=True, eq=False)

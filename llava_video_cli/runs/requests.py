@@ -37,7 +37,7 @@ from .media import read_medium
 from .prefetch import JobRequest, Result
 from .preflight import ModelSource, placeholders
 from .record import Failure, Record, ask_values, media_values, medium_name
-from .resumable import AnsweredRun, ResumableRun, RunOptions, RunPlan, check_constraints, settle_run
+from .resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, RunPlan, check_constraints, settle_run
 
 _SHAPE: Shape = {
     "id": str | int, "video": Any, "media": list, "question": Text, "messages": list, "system": Text,
@@ -152,9 +152,8 @@ class RequestJob:
         media = [hear(medium, limits=limits) for medium in read]
         values = [media_values(path, medium) for path, medium in zip(first.paths, media, strict=True)]
         for request, key, _ in self.requests:
-            (made,), lines = fitting(media, partial(request.spoken_requests, media), self.count)
-            told = [{**each, "notes": [*each["notes"], *notes_of([lines])]} for each in values[:1]] + values[1:]
-            yield JobRequest(made, (key, told))
+            refit = partial(_question, request, key, media, values)
+            yield replace(refit(self.count), refit=refit if request.sampling.speech else None)
 
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
@@ -178,6 +177,15 @@ class RequestJob:
             yield Record({"id": request.id, **values, "key": key})
 
 
+def _question(
+    request: BatchRequest, key: str, media: Sequence[Media], values: Sequence[Mapping[str, Any]], count: Count
+) -> JobRequest:
+    """Return what is asked, with as much of what is said as fits by `count`."""
+    (made,), lines = fitting(media, partial(request.spoken_requests, media), count)
+    told = [{**each, "notes": [*each["notes"], *notes_of([lines])]} for each in values[:1]]
+    return JobRequest(made, (key, [*told, *values[1:]]))
+
+
 def answer_file(
     requests: str | Path,
     output: str | Path,
@@ -186,11 +194,13 @@ def answer_file(
     model: Model | ModelSource | str | None = None,
     overwrite: bool = False,
     options: RunOptions | None = None,
+    make_run: MakeRun = AnsweredRun,
 ) -> ResumableRun:
     """Return the run that answers a file of requests, one JSON object per line; iterate over it for the records.
 
     Records in `output` (.jsonl) are not made again, unless `overwrite`. What a request leaves out
-    is in the preset. Raises as `caption_folder` does, and `UsageError` for a line that is not understood.
+    is in the preset. `make_run` may make a `cluster.ClusterRun`. Raises as `caption_folder` does, and `UsageError` for
+    a line that is not understood.
     """
     options, to = options or RunOptions(), Path(output)
     if to.suffix.lower() != ".jsonl":
@@ -207,7 +217,7 @@ def answer_file(
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))
         plan = plan_requests(batch, source, preset, drawn_seed, ledger.done)
-        return AnsweredRun(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
+        return make_run(plan, source, preset, (ledger, errors), options=options, opened=opened.pop_all())
 
 
 def plan_requests(
@@ -226,7 +236,8 @@ def plan_requests(
             continue
         keys.add(key)
         if key not in done:
-            groups.setdefault((each.paths, tuple(each.sampling.values().items())), []).append((each, key, request_key))
+            frames = (each.paths, tuple(each.sampling.values().items())) if each.paths else key
+            groups.setdefault(frames, []).append((each, key, request_key))
     total = sum(map(len, groups.values()))
 
     def jobs(settings: Mapping[str, Any], count: Count) -> Iterator[RequestJob]:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Any, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 from ..checkpoint.adapter import adapter_key
 from ..conversation import Generation, Request
@@ -232,6 +232,23 @@ class ResumableRun:
     def _outcomes(self) -> Iterable[Record | Failure]:
         """Make the records."""
         raise NotImplementedError
+
+
+class MakeRun(Protocol):
+    """Makes the run of a plan, as `AnsweredRun` does."""
+
+    def __call__(
+        self,
+        plan: RunPlan,
+        source: ModelSource,
+        preset: Preset,
+        output: tuple[Table, Errors] | None = None,
+        /,
+        *,
+        options: RunOptions,
+        opened: ExitStack | None = None,
+    ) -> ResumableRun:
+        """Return the run; `opened` is closed with it."""
 
 
 class AnsweredRun(ResumableRun):

@@ -1,4 +1,4 @@
-"""`llvid caption --ray` before it connects to a cluster: what is refused, and how."""
+"""`--ray` before it connects to a cluster: what is refused, and how."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ def test_flags_that_are_refused(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["caption", str(tmp_path), "-m", "demo", *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize("command", [["eval", "demo"], ["batch", "requests.jsonl", "-o", "out.jsonl"]], ids=str)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--readers", "2"], "--readers needs --ray"),
+        (["--ray", "here"], "--ray must be auto or local, got 'here'"),
+        (["--ray", "local", "--dry-run"], "--dry-run is for `llvid caption`"),
+        (["--ray", "local", "--device", "cuda:1"], "--device cuda:1 can't be used with --ray"),
+    ],
+)
+def test_flags_that_runs_of_requests_refuse(
+    command: list[str], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "-m", "demo", *arguments]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {words}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,21 @@ from sounds import make_film
 from terminal import scene
 
 from llava_video_cli import Sampling, load_preset, open_model
-from llava_video_cli.cluster import caption_on_cluster, estimate, open_output
+from llava_video_cli.cluster import ClusterRun, caption_on_cluster, estimate, open_output
 from llava_video_cli.cluster.pipeline import LiveProgress, run
 from llava_video_cli.cluster.session import Cluster, ClusterSession
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.errors import LlvidError, UsageError
+from llava_video_cli.evaluation.questions import demo_questions
+from llava_video_cli.evaluation.run import Evaluation, evaluate
 from llava_video_cli.inference import open_resize
 from llava_video_cli.model import Model
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.answers import run as run_here
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.record import Failure, Record, settings_values
+from llava_video_cli.runs.requests import answer_file
+from llava_video_cli.runs.resumable import AnsweredRun
 from llava_video_cli.runs.table import parse_where
 from llava_video_cli.video.files import Found
 from llava_video_cli.video.files import find as find_files
@@ -232,3 +237,70 @@ def test_an_estimate_is_measured_on_a_sample_of_what_is_left(session: ClusterSes
     assert 0.05 <= got.answer_seconds < 5 and 0 < got.read_seconds < 10
     assert got.worker_hours == pytest.approx(20 * got.answer_seconds / 3600)
     assert got.hours(2, 1000) == pytest.approx(got.worker_hours / 2)
+
+
+def values_by_id(answers: Path) -> dict[Any, dict[str, Any]]:
+    """The records of a file, without what they took."""
+    found = {}
+    for values in map(json.loads, answers.read_text().splitlines()):
+        scores = {choice: pytest.approx(value, abs=1e-4) for choice, value in values.get("scores", {}).items()}
+        assert values["id"] not in found
+        found[values["id"]] = {**values, "scores": scores, "usage": None}
+    return found
+
+
+def connecting(session: ClusterSession, count: list[int]) -> Callable[[ExitStack], ClusterSession]:
+    def connect(_: ExitStack) -> ClusterSession:
+        count.append(1)
+        return session
+
+    return connect
+
+
+@pytest.mark.slow
+def test_a_question_set_has_the_same_records_and_resumes_either_way(session: ClusterSession, tmp_path: Path) -> None:
+    questions = demo_questions(6, folder=tmp_path)
+    gone = replace(questions.questions[0], id="gone", video=str(tmp_path / "gone.mp4"))
+    evaluation = Evaluation(replace(questions, questions=(*questions.questions, gone)), load_preset("demo"))
+    whole, mixed, connects = tmp_path / "whole.jsonl", tmp_path / "mixed.jsonl", list[int]()
+    failed = [outcome for outcome in evaluate(evaluation, whole, model="demo") if isinstance(outcome, Failure)]
+    one = replace(session, min_workers=1, max_workers=1, readers=1)
+    on_cluster = partial(ClusterRun, connect=connecting(one, connects))
+    for make_run, before, ends_after in ((AnsweredRun, 0, 3), (on_cluster, 3, 12)):
+        with evaluate(evaluation, mixed, model="demo", make_run=make_run) as asking:
+            assert asking.summary.done_before == before
+            for outcome in asking:
+                if isinstance(outcome, Failure):
+                    assert outcome.values in [each.values for each in failed]
+                if asking.summary.done == ends_after:
+                    break
+    asking = evaluate(evaluation, mixed, model="demo")
+    assert asking.summary.done_before == 15 and len(list(asking)) == 6
+    assert (asking.summary.done, asking.summary.failed) == (4, len(failed)) == (4, 2)
+    assert values_by_id(mixed) == values_by_id(whole)
+    rest = replace(evaluation, questions=questions)
+    assert not list(evaluate(rest, mixed, model="demo", make_run=on_cluster)) and connects == [1]
+
+
+def test_a_file_of_requests(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+    make_film(tmp_path / "film.mp4", [0.5, 1.5], seconds=3)
+    lines = [
+        {"id": 1, "video": str(folder / "00.mp4"), "question": "What?"},
+        {"id": 2, "video": str(folder / "00.mp4"), "question": "Where?", "frames": 2},
+        {"id": 3, "video": str(folder / "broken.mp4"), "question": "Who?"},
+        {"id": 4, "video": "film.mp4", "question": "Why?", "speech": True, "speech_model": "loudest", "frames": 2},
+        {"id": 5, "video": "film.mp4", "question": "When?", "frames": 2},
+    ]
+    requests, answers = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spoken = "Its subtitles, each line at the time when it is spoken:\n0.5s: beep 1\n"
+    model, resize = partial(Reciter, len(spoken) + len("Why?")), partial(open_hearing, tmp_path / "transcripts")
+    resize()  # here, a speech model's name is checked
+    on_cluster = partial(ClusterRun, connect=connecting(session, []), open_model=model, open_resize=resize)
+    outcomes = list(answer_file(requests, answers, preset=TASK.preset, model=model(), make_run=on_cluster))
+    found = values_by_id(answers)
+    texts = {number: values["answer"] for number, values in found.items()}
+    assert texts == {1: "What?", 2: "Where?", 4: f"{spoken}Why?", 5: "When?"}
+    assert found[4]["notes"] == ["only 1 of 2 subtitle lines fit the context; they are spread evenly"]
+    (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
+    assert failure.values["id"] == 3 and "broken.mp4" in failure.values["error"]
