@@ -3,6 +3,7 @@
 LlvidError                exit code 1
 ├── UsageError            exit code 2: an option, a question or a preset that makes no sense
 ├── MediaError            a video or picture that can't be read
+├── MissingExtraError     a package that is installed with one of our extras
 ├── ServerError           a server that can't be reached, refuses the key or has another model: every request would fail
 └── ModelError            a checkpoint that can't be loaded or can't run here
     ├── ContextError      a prompt that doesn't fit the checkpoint's context
@@ -37,6 +38,13 @@ class UsageError(LlvidError):
 
 class MediaError(LlvidError):
     """A video or picture can't be read."""
+
+
+class MissingExtraError(LlvidError):
+    """An optional package is not installed; `extra` is the extra of ours that brings it."""
+
+    def __init__(self, message: str, extra: str = "") -> None:  # unpickling gives no extra, and then sets the hint
+        super().__init__(message, extra_hint(extra))
 
 
 class ServerError(LlvidError):

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from ..errors import LlvidError, UsageError, extra_hint
+from ..errors import MissingExtraError, UsageError
 from ..remote import announce, is_loopback
 from ..server import GRACE_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, PORT
 from ..system.background import LOADING, Background
@@ -104,7 +104,7 @@ def serve(
         from ..server.serve import bind, url_of
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        raise LlvidError(f"llvid serve needs the extra 'serve' ({package} is missing)", extra_hint("serve")) from None
+        raise MissingExtraError(f"llvid serve needs the extra 'serve' ({package} is missing)", "serve") from None
     key = own.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise UsageError("an API key must be printable ASCII, without spaces at its ends")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LlvidError, UsageError, extra_hint, first_line
+from ..errors import LlvidError, MissingExtraError, UsageError, first_line
 from ..video.limits import Limits, cores
 
 _CONNECT_SECONDS = 10.0
@@ -150,7 +150,7 @@ def _import_ray() -> Any:
         import ray.data
         import ray.util.scheduling_strategies
     except ImportError:
-        raise LlvidError("--ray needs the package ray", extra_hint("ray")) from None
+        raise MissingExtraError("--ray needs the package ray", "ray") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Generation
-from ..errors import LlvidError, ModelError, UsageError, extra_hint
+from ..errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -30,7 +30,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 
 
 def check(generation: Generation) -> None:
-    """Raise `UsageError` for a schema or regex that can't be followed completely, `LlvidError` without the extra."""
+    """Raise `UsageError` for what can't be followed completely, `MissingExtraError` without the extra."""
     if not generation.is_constrained:
         return
     problem = _llguidance().LLMatcher.validate_grammar(_grammar(generation), limits=_limits())
@@ -87,7 +87,7 @@ class Grammars:
     def constraint(self, generation: Generation) -> Constraint | None:
         """Return what constrains an answer, or None if nothing does.
 
-        Raises `UsageError` for a schema or regex that can't be honoured, `LlvidError` if the extra is missing.
+        Raises `UsageError` for a schema or regex that can't be honoured, `MissingExtraError` if the extra is missing.
         """
         if not generation.is_constrained:
             return None
@@ -200,5 +200,5 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ModuleNotFoundError:
-        raise LlvidError("a schema needs the extra 'schema' (llguidance is missing)", extra_hint("schema")) from None
+        raise MissingExtraError("a schema needs the extra 'schema' (llguidance is missing)", "schema") from None
     return llguidance

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
-from ..errors import LlvidError, UsageError, extra_hint
+from ..errors import LlvidError, MissingExtraError, UsageError
 from ..system.files import whole_file
 from .record import Record, path_to_text, text_to_path
 
@@ -297,11 +297,11 @@ class Sidecars:
 
 
 def check_parquet() -> None:
-    """Raise LlvidError if the package for it is not there."""
+    """Raise MissingExtraError if the package for it is not there."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise LlvidError("Parquet needs the package pyarrow", extra_hint("parquet")) from None
+        raise MissingExtraError("Parquet needs the package pyarrow", "parquet") from None
 
 
 def parquet_rows(path: Path) -> int | None:

@@ -35,6 +35,7 @@ from ..validation import (
     read_object,
     shape_of,
 )
+from ..video import check_scenes
 from ..video.files import PictureList
 from ..video.sampling import MAX_FRAMES, Sampling
 from . import MAX_BODY_BYTES
@@ -226,6 +227,7 @@ def read_completion(values: Mapping[str, Any], models: Sequence[str], preset: Pr
     if generation.choices and stop:
         raise InputError("'stop' can't be used with 'choices'", field=".stop")
     for each in samplings:
+        check_scenes(each)
         if each.speech and not preset.sampling.speech:
             raise RequestError(
                 400, "this server does not transcribe speech", "start it with --speech", param="sampling"

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..conversation import Chunk, Scores, TokenLogprob, Usage
-from ..errors import ContextError, LlvidError, MediaError, OutOfMemoryError, UsageError
+from ..errors import ContextError, LlvidError, MediaError, MissingExtraError, OutOfMemoryError, UsageError
 from ..prompt.budget import AS_ONE_VIDEO
 from ..validation import InputError
 from ..video.limits import RAISE_HINT
@@ -30,6 +30,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _FIELDS = {"--frames": "num_frames", "--max-new-tokens": "max_tokens"}
 _STATUS = (
     (UsageError, 400, None),
+    (MissingExtraError, 400, "missing_extra"),  # not 501: clients try errors of servers again
     (MediaError, 400, "invalid_media"),
     (ContextError, 400, "context_length_exceeded"),
     (OutOfMemoryError, 503, "out_of_memory"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.config import check_name, looks_like_folder
 from ..checkpoint.hub import DownloadProgress, cached_files, fetch_files
-from ..errors import LlvidError, ModelError, UsageError, described, extra_hint, nearest
+from ..errors import LlvidError, MissingExtraError, ModelError, UsageError, described, nearest
 from ..system.files import fingerprint
 from ..system.machine import usable_cores
 from . import SpeechOptions, SpokenSegment, Word
@@ -54,11 +54,11 @@ _CUT_WINDOW_SECONDS = 0.1
 
 
 def check_installed() -> None:
-    """Raise LlvidError if faster-whisper is not there."""
+    """Raise MissingExtraError if faster-whisper is not there."""
     try:
         import faster_whisper  # noqa: F401
     except ImportError:
-        raise LlvidError("speech needs the package faster-whisper", extra_hint("speech")) from None
+        raise MissingExtraError("speech needs the package faster-whisper", "speech") from None
 
 
 def check_options(options: SpeechOptions) -> None:

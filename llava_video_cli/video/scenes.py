@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from ..errors import LlvidError, extra_hint, first_line
+from ..errors import LlvidError, MissingExtraError, first_line
 from .decode import PacketRange
 from .demux import PacketIndex
 from .parallel import Converter, DecodedFrame
@@ -35,12 +35,11 @@ _STEP = 8  # pixels: every eighth, both ways, is enough to measure a blend in
 
 
 def check_installed() -> None:
-    """Import PySceneDetect. Raises `LlvidError` where it is missing, or its OpenCV can't be loaded."""
+    """Import PySceneDetect. Raises `MissingExtraError`, or `LlvidError` where its OpenCV can't be loaded."""
     try:
         import scenedetect  # noqa: F401
     except ModuleNotFoundError as error:
-        message = f"scenes need the extra 'scenes' ({error.name} is missing)"
-        raise LlvidError(message, extra_hint("scenes")) from None
+        raise MissingExtraError(f"scenes need the extra 'scenes' ({error.name} is missing)", "scenes") from None
     except ImportError as error:  # libGL.so.1, which OpenCV's desktop build wants
         raise LlvidError(
             f"scenes need OpenCV, which can't be loaded: {first_line(error)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from schemas import fault
 from serving import QUESTION, Served, data_url, message, serving
 
 from llava_video_cli import Generation, Model, Request, Turn, join, open_model, open_remote
+from llava_video_cli.errors import extra_hint
 
 pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
@@ -83,6 +85,24 @@ def test_a_format_of_the_preset_is_given_up_for_text(model: Model, messages: Any
             for more in ({}, {"response_format": None}, {"response_format": {"type": "text"}})
         ]
     assert fault(answers[0], SHAPE) is None and answers[1] == answers[0] and answers[2] == "It is a circle."
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "body"),
+    [
+        ("llguidance", "schema", {"response_format": FORMAT | {"json_schema": {"schema": {"const": "new"}}}}),
+        ("llguidance", "schema", {"structured_outputs": {"regex": "new"}, "stream": True}),
+        ("scenedetect", "scenes", {"sampling": {"sampling": "scenes"}}),
+    ],
+)
+def test_an_extra_that_the_server_lacks_is_named(
+    package: str, extra: str, body: Any, served: Served, messages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    status, values = served.post({"messages": messages, **body})
+    assert status == 400 and values["error"]["code"] == "missing_extra"
+    assert f"the extra '{extra}'" in values["error"]["message"]
+    assert values["error"]["hint"] == extra_hint(extra)
 
 
 def test_openais_client_parses_answers_and_knows_which_are_cut(client: Any, messages: Any) -> None:
