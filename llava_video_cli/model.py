@@ -29,7 +29,8 @@ class Loading:
     `frames` is the expected number in a prompt, None for 32: it matters if there is little memory. `prefix_reuse` keeps
     the KV cache of the last prompt for the next one that begins with the same tokens; if several `conversations`
     alternate, it keeps one for each while there is memory. `rope_factor`, `pool_stride` and `pool_mode` replace those
-    of the config (see `adapted`); None keeps them. `adapter` is the folder or the hub id of a LoRA.
+    of the config (see `adapted`); None keeps them. `adapter` is the folder or the hub id of a LoRA. If answers will be
+    `constrained` by a schema or a regex, what that takes of the tokens is made while the weights are read.
     """
 
     quantize: Quantize = "auto"
@@ -43,6 +44,7 @@ class Loading:
     pool_mode: PoolMode | None = None
     conversations: int = 1
     adapter: str | None = None
+    constrained: bool = False
 
 
 class Model(Protocol):

@@ -184,7 +184,7 @@ def _answer(
     if (every := settle_every(own.windows, "--windows", settings.preset)) is not None:
         return ask_windows(paths, texts, every, settings, output, subtitles, show_questions=show_questions)
     # A server of this user may have the model loaded; options that say how to load it rule the server out.
-    is_free = settings.remote is None and settings.loading == Loading(frames=settings.loading.frames)
+    is_free = settings.remote is None and replace(settings.loading, frames=None, constrained=False) == Loading()
     if not output.quiet and is_free and (url := announced(settings.model)) is not None and is_new(url):
         output.note(
             f"your server at {url} has {settings.model} loaded: use it with --server {url} to load nothing here"

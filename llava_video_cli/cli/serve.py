@@ -6,6 +6,7 @@ import secrets
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -94,7 +95,10 @@ def serve(
 ) -> None:
     """Load the model and answer until Ctrl-C or SIGTERM."""
     settings = settle(preset, model, frames, text)
-    settings = replace(settings, loading=replace(settings.loading, conversations=_CONVERSATIONS))
+    loading = replace(  # a client's first schema should not stop the others' answers
+        settings.loading, conversations=_CONVERSATIONS, constrained=find_spec("llguidance") is not None
+    )
+    settings = replace(settings, loading=loading)
     for path in own.allow_media_dir or ():
         if not path.is_dir():
             raise UsageError(f"--allow-media-dir: {path} is not a folder")

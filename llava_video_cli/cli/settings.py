@@ -189,6 +189,7 @@ def settle(
         adapter=preset.adapter,
         frames=preset.sampling.frames if preset.sampling.fps is None else None,
         prefix_reuse=not model.no_prefix_reuse,
+        constrained=generation.is_constrained,
         **_without_none(**{name: getattr(model, name) for name in names}),
     )
     rope_auto = model.rope_factor == "auto"

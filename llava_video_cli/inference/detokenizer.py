@@ -135,13 +135,13 @@ class StopStrings:
         return text
 
 
-def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the generation config, the text config, the tokenizer.
+def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end an answer: those of the generation config, of a config for text, of the tokenizer.
 
     Raises `ModelError` for what can't be a token.
     """
     all_ids: list[int] = []
-    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
+    for source in (generation_config, config.get_text_config(), tokenizer):
         ids = getattr(source, "eos_token_id", None)
         all_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
     for each in all_ids:

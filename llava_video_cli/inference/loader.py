@@ -22,7 +22,9 @@ from ..demo import CHECKPOINT
 from ..errors import LlvidError, ModelError, UsageError, described, first_line, last_line
 from ..model import Loading
 from ..prompt.budget import TokenCounter
+from ..system.background import Background
 from ..system.machine import may_have_accelerator
+from .constraints import Vocabulary
 from .placement import (
     TRAINED_FRAMES,
     Placement,
@@ -37,7 +39,10 @@ CUDNN_ATTENTION = "LLVID_CUDNN_ATTENTION"  # in the environment: 1 lets SDPA tak
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run, its processor, and what was decided on the way. `notes` are for the user."""
+    """A model ready to run, its processor, and what was decided on the way. `notes` are for the user.
+
+    The `vocabulary` is there if answers were to be constrained.
+    """
 
     model: Any
     processor: Any
@@ -46,6 +51,7 @@ class Loaded:
     attention: str
     notes: tuple[str, ...] = ()
     adapter: Adapter | None = None
+    vocabulary: Vocabulary | None = None
 
     def answer_bytes(self, tokens: int) -> int:
         """Return about what an answer takes of the memory; `tokens` are those of its prompt and of itself."""
@@ -125,6 +131,9 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     if (stored := config.get("quantization_config")) is not None:
         # the precision of this machine, not of the one that stored it
         settings.quantization_config = {**stored, "bnb_4bit_compute_dtype": placement.dtype}
+    early: Background[Vocabulary] | None = None
+    if loading.constrained and plan.processor is not None:  # of other families, with the largest vocabularies
+        early = Background("llvid-vocabulary", _vocabulary, plan.processor.tokenizer, settings, folder)
     dtype = getattr(torch, placement.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | _device_map(placement)
     if placement.quantize != "none" and stored is None:
@@ -151,16 +160,20 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     if to_answer and placement.quantize == "4bit" and placement.device.kind == "cpu":
         with _loading_errors(name, folder, placement), memory.own_pages():
             prepare_layers(model)
-    _settle_generation(model, folder)
+    model.generation_config = _generation_config(folder, settings)
     processor, form = plan.processor, checkpoint.prompt_format
     if processor is None:
         from .processor import load_processor
 
         processor = load_processor(folder, model.config)
         form = prompt_format_of(config, "<|im_start|>" in processor.tokenizer.get_vocab())
+    vocabulary: Vocabulary | None = None
+    if loading.constrained:
+        vocabulary = early.result() if early else _vocabulary(processor.tokenizer, settings, folder)
     base = None if adapter is None else base_note(adapter, name)
     notes = tuple(note for note in (plan.note, placement.device.note, placement.note, slow, base) if note is not None)
-    return Loaded(model, processor, replace(checkpoint, prompt_format=form), placement, attention, notes, adapter)
+    checkpoint = replace(checkpoint, prompt_format=form)
+    return Loaded(model, processor, checkpoint, placement, attention, notes, adapter, vocabulary)
 
 
 def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) -> None:
@@ -293,20 +306,26 @@ def _loading_errors(name: str, folder: Path, placement: Placement) -> Iterator[N
     raise ModelError(message, "download config.json and the weights again, both from the same checkpoint") from failure
 
 
-def _settle_generation(model: Any, folder: Path) -> None:
-    """Take the checkpoint's own settings of generation, if it has them."""
+def _vocabulary(tokenizer: Any, settings: Any, folder: Path) -> Vocabulary:
+    from .detokenizer import stop_ids, token_bytes
+
+    tokens = token_bytes(tokenizer, settings.get_text_config().vocab_size)
+    return Vocabulary(tokens, stop_ids(_generation_config(folder, settings), settings, tokenizer))
+
+
+def _generation_config(folder: Path, settings: Any) -> Any:
+    """Return the checkpoint's own settings of generation, or those that transformers makes of its config."""
     import torch
     from transformers import GenerationConfig
 
     from .sampler import Sampler
 
     try:
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        Sampler(
-            Generation(temperature=1.0), model.generation_config, [], [], torch.device("cpu")
-        )  # it takes all of them
+        config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        Sampler(Generation(temperature=1.0), config, [], [], torch.device("cpu"))  # it takes all of them
+        return config
     except OSError:  # there are none
-        return
+        return GenerationConfig.from_model_config(settings)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"{folder / 'generation_config.json'} can't be used: {described(error)}") from None
 

@@ -213,6 +213,8 @@ def answer_file(
         raise UsageError(f"{requests}: there is no request in it")
     with placed(str(requests)):
         check_constraints((each.generation for each in batch), source)
+    if any(each.generation.is_constrained for each in batch):
+        source = replace(source, loading=replace(source.loading, constrained=True))
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(to, overwrite=overwrite))
         errors = opened.enter_context(Errors(to, overwrite=overwrite))

@@ -100,7 +100,10 @@ def settle_run(
         preset = load_preset(preset or ("demo" if model == "demo" else "default"))
     if model is None or isinstance(model, str):
         frames = preset.sampling.frames if preset.sampling.fps is None else None
-        source = ModelSource(model or preset.model, Loading(preset.quantize, frames=frames, adapter=preset.adapter))
+        loading = Loading(
+            preset.quantize, frames=frames, adapter=preset.adapter, constrained=preset.generation.is_constrained
+        )
+        source = ModelSource(model or preset.model, loading)
     elif isinstance(model, ModelSource):
         source = model
     else:

@@ -7,6 +7,7 @@ import re
 import resource
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from transformers import AutoTokenizer
 
 from llava_video_cli import Generation, LlvidError, Model, Request, Turn, UsageError, join, open_model
 from llava_video_cli.demo import CHECKPOINT
-from llava_video_cli.inference.constraints import Constraint, Grammars, check
+from llava_video_cli.inference.constraints import Constraint, Grammars, Vocabulary, check
 from llava_video_cli.inference.detokenizer import token_bytes
+from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.preset import Preset
+from llava_video_cli.runs.resumable import settle_run
 from llava_video_cli.runs.windows import window_requests
 
 SHAPE = {
@@ -50,7 +53,7 @@ def demo() -> Model:
 
 def grammars() -> Grammars:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    return Grammars(token_bytes(tokenizer, len(tokenizer)), [tokenizer.eos_token_id], " ")
+    return Grammars(Vocabulary(token_bytes(tokenizer, len(tokenizer)), [tokenizer.eos_token_id]), " ")
 
 
 def allowed(constraint: Constraint, count: int) -> list[int]:
@@ -173,6 +176,18 @@ def test_the_bytes_of_tokens_are_those_of_llguidance(layouts: dict[str, Path]) -
             special = (b"", b"\xff")  # a byte that no text has, which marks special tokens there
             wanted = special if theirs.is_special_token(number) else (theirs.decode_bytes([number]),)
             assert ours[number] in wanted
+
+
+def test_what_a_schema_takes_of_the_tokens_may_be_made_while_the_weights_are_read(demo: Model) -> None:
+    preset = Preset("p", "", "demo", generation=asked(schema=SHAPE).generation)
+    source = settle_run(preset, None)[1]
+    assert (
+        source.loading.constrained
+        and not settle_run(replace(preset, generation=Generation()), None)[1].loading.constrained
+    )
+    model = source.open()
+    assert isinstance(model, LlavaVideo) and model._loaded.vocabulary is not None  # noqa: SLF001 - when is what it is about
+    assert join(model.stream(asked(schema=SHAPE))).text == join(demo.stream(asked(schema=SHAPE))).text
 
 
 def test_a_compiled_schema_is_kept_and_the_oldest_one_goes() -> None:

@@ -22,7 +22,7 @@ from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choi
 from ...prompt.thinking import Thoughts
 from ...video.fit import FrameResize
 from .. import device_memory as memory
-from ..constraints import Grammars
+from ..constraints import Grammars, Vocabulary
 from ..cuda_graph import Capture
 from ..decode_step import Decoder, InputSource
 from ..detokenizer import Detokenizer, hidden_ids, stop_ids, token_bytes
@@ -57,7 +57,7 @@ class LlavaVideo:
         self._loaded, self._revision = loaded, revision
         self._model, self.tokenizer = loaded.model, loaded.processor.tokenizer
         self._tokenizer_lock = threading.Lock()  # it is changed while it is used
-        self._stop_ids = stop_ids(self._model, self.tokenizer)
+        self._stop_ids = stop_ids(self._model.generation_config, self._model.config, self.tokenizer)
         source = loaded.processor.chat_template or self.tokenizer.chat_template
         source = source.get("default") if isinstance(source, dict) else source
         self._template = chat_template(name, source or "", self.tokenizer.special_tokens_map)
@@ -165,13 +165,16 @@ class LlavaVideo:
         row.prompt_tokens = len(ids)
 
     @cached_property
-    def _tokens(self) -> list[bytes]:
+    def _tokens(self) -> Sequence[bytes]:
+        if self._loaded.vocabulary is not None:
+            return self._loaded.vocabulary.tokens
         with self._tokenizer_lock:
             return token_bytes(self.tokenizer, self._model.config.get_text_config().vocab_size)
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._tokens, self._stop_ids, answer_opening(self._rendered))
+        vocabulary = self._loaded.vocabulary or Vocabulary(self._tokens, self._stop_ids)
+        return Grammars(vocabulary, answer_opening(self._rendered))
 
     def _describe(self, number: int) -> tuple[str, bytes]:
         """Return the text of a token, or the name of a special one, and its bytes."""
