@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -214,6 +218,43 @@ def test_a_run_that_is_ended_goes_on_and_asks_nothing_twice(films: Path, tmp_pat
     other = find_moments(queries, films, ended, preset=PRESET, model=Seeing(), threshold=0.6)
     list(other)
     assert other.summary.done == 4, "another threshold is another search"
+
+
+class Killing(Seeing):
+    """Kills its process at the next question, once it is told to."""
+
+    is_armed = False
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        if self.is_armed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().stream(request)
+
+
+def search_until_killed(folder: str, output: str) -> None:
+    """Search with a model that kills this process behind the first new record, or the second one."""
+    model = Killing()
+    for number, _ in enumerate(find_moments("Is it lit?", folder, output, preset=PRESET, model=model)):
+        model.is_armed = True
+        if number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_killed_it_goes_on_to_the_same_file(films: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    list(find_moments("Is it lit?", films, whole, preset=PRESET, model=Seeing()))
+    call = f"import test_find; test_find.search_until_killed({str(films)!r}, {str(killed)!r})"
+    path = os.pathsep.join(filter(None, sys.path))
+    for least in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": path}, timeout=60, check=False
+        )
+        assert done.returncode == -signal.SIGKILL and len(killed.read_bytes().splitlines()) >= least
+    last = find_moments("Is it lit?", films, killed, preset=PRESET, model=Seeing())
+    list(last)
+    assert last.summary.done_before >= 2 and last.summary.done + last.summary.done_before == 4
+    assert sorted(killed.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
 
 
 def test_a_model_that_gives_no_probabilities_is_refused(films: Path) -> None:
