@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NewType, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, NoReturn, Protocol, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, nearest
 
@@ -135,6 +135,38 @@ def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"must be a JSON object, got {type(values).__name__}")
     return values
+
+
+class Numbered(Protocol):
+    """What a line of a file says; no two lines may have the same id."""
+
+    @property
+    def id(self) -> str | int:
+        """Its own, or the line's number."""
+
+
+Line = TypeVar("Line", bound=Numbered)
+
+
+def read_lines(path: Path, read: Callable[[dict[str, Any], int], Line]) -> Iterator[Line]:
+    """Yield what `read` makes of the object and the number of each line that is not empty.
+
+    Raises UsageError for the first line that is not understood, with its number, and for a file that can't be read.
+    """
+    ids = set[str | int]()
+    try:
+        with path.open("rb") as file:
+            for number, content in enumerate(file, start=1):
+                if not content.strip():
+                    continue
+                with placed(f"{path}, line {number}"):
+                    line = read(read_object(content), number)
+                    if line.id in ids:
+                        raise UsageError(f"the id {brief(line.id)} appears twice")
+                ids.add(line.id)
+                yield line
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
 def schema_text(schema: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..system.files import cache_folder, whole_file
-from ..validation import Shape, Text, brief, placed, read_fields, read_object
+from ..validation import Shape, Text, brief, read_fields, read_lines
 from ..video.files import may_be_media
 from .extraction import Extraction, ranked_letter, same_text, yes_or_no
 
@@ -86,24 +86,10 @@ def read_questions(path: Path) -> QuestionSet:
     Videos are relative to the file's folder. `answer` is one of the choices, its letter, or its index from 0. Choices
     other than yes and no are asked by letters. Raises UsageError for the first line that is not understood.
     """
-    questions: list[Question] = []
-    ids = set[str]()
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                with placed(f"{path}, line {number}"):
-                    question = _question(read_object(line), number, path.parent)
-                    if question.id in ids:
-                        raise UsageError(f"the id {brief(question.id)} appears twice")
-                ids.add(question.id)
-                questions.append(question)
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+    questions = tuple(read_lines(path, lambda values, number: _question(values, number, path.parent)))
     if not questions:
         raise UsageError(f"{path}: there is no question in it")
-    return QuestionSet(path.stem, tuple(questions), any_choice)
+    return QuestionSet(path.stem, questions, any_choice)
 
 
 def any_choice(text: str, question: Question) -> str | None:

@@ -25,7 +25,7 @@ from ..prompt.subtitles import Count, fitting, notes_of, with_speech
 from ..prompt.timestamps import request_of
 from ..speech.transcripts import check_speech, hear, listen
 from ..system.files import fingerprint
-from ..validation import Shape, Text, brief, placed, read_fields, read_object
+from ..validation import Shape, Text, brief, placed, read_fields, read_lines
 from ..video import Resize, check_scenes
 from ..video.files import PictureList, status_of
 from ..video.image import is_picture, read_image
@@ -99,33 +99,24 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
 
     Raises UsageError for the first line that is not understood to the last key, with its number.
     """
-    ids: set[str | int] = set()
     sampling, generation = sampling_shape(), generation_shape()
     shape = {**_SHAPE, **{key: sampling[key] for key in SAMPLING_OPTIONS}, **generation}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                with placed(f"{path}, line {number}"):
-                    values = read_object(line)
-                    read_fields(values, shape)  # they stay as they are written: a record's key holds 2, and not 2.0
-                    given = {key: values[key] for key in generation if key in values}
-                    request = BatchRequest(
-                        values.get("id", number),
-                        _drafts(values, path.parent, preset.system),
-                        with_sampling(preset.sampling, {key: values[key] for key in sampling if key in values}),
-                        replace(preset.generation, **generation_values(given, path.parent)),
-                        values.get("timestamps", preset.timestamps),
-                    )
-                    check_scenes(request.sampling)
-                    check_speech(request.sampling)
-                    if request.id in ids:
-                        raise UsageError(f"the id {brief(request.id)} appears twice")
-                ids.add(request.id)
-                yield request
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+
+    def read(values: dict[str, Any], number: int) -> BatchRequest:
+        read_fields(values, shape)  # they stay as they are written: a record's key holds 2, and not 2.0
+        given = {key: values[key] for key in generation if key in values}
+        request = BatchRequest(
+            values.get("id", number),
+            _drafts(values, path.parent, preset.system),
+            with_sampling(preset.sampling, {key: values[key] for key in sampling if key in values}),
+            replace(preset.generation, **generation_values(given, path.parent)),
+            values.get("timestamps", preset.timestamps),
+        )
+        check_scenes(request.sampling)
+        check_speech(request.sampling)
+        return request
+
+    yield from read_lines(path, read)
 
 
 @dataclass(frozen=True)
