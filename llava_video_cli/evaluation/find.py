@@ -22,7 +22,7 @@ from ..prompt.subtitles import Count, LineCount, fitting, notes_of
 from ..runs.answers import Answers, answered, read_ahead
 from ..runs.caption import RunFiles, RunTask, Task, caption_task, open_files
 from ..runs.formats import Sidecars
-from ..runs.prefetch import JobRequest, ReadAhead, Result, first_error
+from ..runs.prefetch import JobRequest, ReadAhead, Result, why_failed
 from ..runs.preflight import ModelSource, first_request, largest_requests
 from ..runs.record import Failure, Record, join_frames, media_values, path_to_text, total_usage
 from ..runs.resumable import AnsweredRun, RunOptions, RunPlan, settle_run
@@ -170,10 +170,7 @@ class FindJob:
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
         """Return what was answered for the run to go on with, or why that failed."""
-        error = error or first_error(results)
-        if error is None and not results:
-            error = MediaError(f"{self.name}: it was not read")
-        if error is not None:
+        if (error := why_failed(self.name, results, error)) is not None:
             return [self.failure(error)]
         return [Record({"seen": _Seen(self, [(each.about, result) for each, result in results])})]
 

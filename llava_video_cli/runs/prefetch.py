@@ -27,6 +27,12 @@ def first_error(results: Sequence[tuple[JobRequest, Result]]) -> LlvidError | No
     return next((result for _, result in results if isinstance(result, LlvidError)), None)
 
 
+def why_failed(name: str, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None) -> LlvidError | None:
+    """Return why a job of that name has no record, if that is so: each of its requests, and one at least, counts."""
+    error = error or first_error(results)
+    return error or (None if results else MediaError(f"{name}: it was not read"))
+
+
 @dataclass(frozen=True, eq=False)
 class JobRequest:
     """A request ready for the model, and what the record will say of its media once they are gone.

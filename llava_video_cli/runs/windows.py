@@ -20,7 +20,7 @@ from ..video import Frames, Resize, Video
 from ..video.limits import Limits
 from ..video.sampling import Sampling, clock
 from .answers import RunPace, run
-from .prefetch import Job, JobRequest, Result, first_error
+from .prefetch import Job, JobRequest, Result, first_error, why_failed
 from .record import Failure, Record, ask_values, join_frames, media_values, path_to_text, total_usage
 
 MOST_WINDOWS = 10_000  # of 10 seconds, more than a day
@@ -192,10 +192,7 @@ class _Window:
     def outcomes(
         self, results: Sequence[tuple[JobRequest, Result]], error: LlvidError | None
     ) -> Iterable[Record | Failure]:
-        error = error or first_error(results)
-        if error is None and not results:
-            error = MediaError(f"{self.name}: it was not read")
-        if error is not None:
+        if (error := why_failed(self.name, results, error)) is not None:
             return [Failure({"video_path": path_to_text(self.name)}, error)]
         answers = {question.about[0]: result for question, result in results if isinstance(result, Answer)}
         window = replace(results[0][0].about[1], answers=tuple(answers[number] for number in sorted(answers)))
