@@ -118,7 +118,19 @@ def ask(
 ) -> int:  # fmt: skip
     """Ask the questions and write the answers to stdout; return the exit code."""
     with failing_as(EXIT_NO_ANSWER) if own.exit_code else nullcontext():
-        answers = _answers(media, questions or (), own, model, frames, text, speech, preset, output)
+        _check_typed(media, questions or (), own)
+        written = None if own.messages is None else read_conversation(own.messages)
+        settings = settle(preset, model, frames, text, written)
+        output.detail(*decisions.chosen(settings, preset, model))
+        texts = [] if written is not None else _questions(questions or [settings.preset.prompt], output)
+        _check_exit_code(own, settings, len(texts) or 1)
+        if written is not None:
+            answers: Sequence[Answer] = [_answer_messages(written, settings, output)]
+        else:
+            if not questions:
+                output.note(f"no question was given, so the preset's is asked: {texts[0]}")
+            with typed_media([str(media), *(own.more_media or ())], output) as paths:
+                answers = _answer(paths, texts, own, settings, speech, output)
         if not own.exit_code:
             return 0
         sys.stdout.flush()
@@ -127,41 +139,19 @@ def ask(
         return list(scores).index(answers[0].text)
 
 
-def _answers(
-    media: str | None,
-    questions: Sequence[str],
-    own: AskFlags,
-    model: AnyModelFlags,
-    frames: FrameFlags,
-    text: TextFlags,
-    speech: SpeechFlag,
-    preset: PresetFlag,
-    output: OutputFlags,
-) -> Sequence[Answer]:
+def _check_typed(media: str | None, questions: Sequence[str], own: AskFlags) -> None:
+    """Raise UsageError for arguments that don't go together."""
     if own.messages is not None:
         if media is not None or own.more_media:
             raise UsageError(
                 "use --messages, or MEDIA and QUESTION, not both", "write the media and questions into the file"
             )
-        written = read_conversation(own.messages)
-        settings = settle(preset, model, frames, text, written)
-        output.detail(*decisions.chosen(settings, preset, model))
-        _check_exit_code(own, settings, 1)
-        return [_answer_messages(written, settings, output)]
+        return
     if media is None:
         raise UsageError("missing argument 'MEDIA'", "`llvid ask --help` shows how to use it")
-    typed = [media, *(own.more_media or ())]
-    if "-" in typed and "-" in questions:
+    if "-" in (media, *(own.more_media or ())) and "-" in questions:
         raise UsageError("stdin can be the video or a question, not both")
     check_order(media, questions)
-    settings = settle(preset, model, frames, text)
-    output.detail(*decisions.chosen(settings, preset, model))
-    texts = _questions(questions or [settings.preset.prompt], output)
-    _check_exit_code(own, settings, len(texts))
-    if not questions:
-        output.note(f"no question was given, so the preset's is asked: {texts[0]}")
-    with typed_media(typed, output) as paths:
-        return _answer(paths, texts, own, settings, speech, output)
 
 
 def _check_exit_code(own: AskFlags, settings: Settings, questions: int) -> None:
