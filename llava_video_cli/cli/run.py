@@ -262,7 +262,7 @@ def _sum_up(run: ResumableRun, noun: str, verb: str, *, can_resume: bool) -> Non
     if summary.failed:
         where = f" (see {run.errors_path})" if run.errors_path is not None else ""
         parts.append(f"{summary.failed} failed{where}")
-    if run.stop.is_set():
+    if run.stop.is_set() and summary.left:
         parts.append(f"{summary.left} left" + (": run the same command to continue" if can_resume else ""))
     console.note(", ".join(parts))
     if summary.replaced:
