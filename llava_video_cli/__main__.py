@@ -43,7 +43,12 @@ def main() -> None:
         # The rest of the buffer can't be written either; Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # Weights may still be loading, or a step running: nobody waits for them any more. And torch takes a second to end.
-    if "torch" in sys.modules or any(thread.name.startswith("llvid-") for thread in threading.enumerate()):
+    # And Ctrl-C while a string is executed, as dataclasses do it, would end Python by the signal, though it was caught.
+    if (
+        code > 128
+        or "torch" in sys.modules
+        or any(thread.name.startswith("llvid-") for thread in threading.enumerate())
+    ):
         sys.stderr.flush()
         remove_temporary()
         os._exit(code)

@@ -130,10 +130,10 @@ def run(arguments: list[str]) -> int:
     """Run a command line; return the exit code, after a line on stderr if it failed."""
     if "_LLVID_COMPLETE" in os.environ:
         app(prog_name="llvid")  # the shell asks for completions: Typer answers and exits
-    group = typer.main.get_command(app)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     try:
+        group = typer.main.get_command(app)
         # Typer's own main turns Ctrl-C into exit code 130, which a command that handled Ctrl-C itself returns too.
         with group.make_context("llvid", arguments) as context:
             code = group.invoke(context)()
