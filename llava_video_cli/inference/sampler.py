@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation import (
@@ -144,6 +145,9 @@ def _allowed(rows: Sequence[Sampler], count: int, device: torch.device) -> torch
     for at, row in enumerate(rows):
         if row.constraint is not None:
             row.constraint.fill(masks.data_ptr() + at * size_bytes, size_bytes)
+    if device.type == "cpu":  # where torch takes ten times as long
+        bytes_each = np.unpackbits(masks.numpy().view(np.uint8), axis=1, count=count, bitorder="little")
+        return torch.from_numpy(bytes_each).view(torch.bool)
     eights = masks.to(device, non_blocking=True).view(torch.uint8)  # a bit for each token
     bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).to(device)
     return (eights[:, :, None] & bits).ne(0).flatten(1)[:, :count]
