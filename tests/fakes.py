@@ -13,8 +13,8 @@ import torch
 
 from llava_video_cli import Answer, Chunk, Loading, Model, Request, join
 from llava_video_cli.inference.cuda_graph import Capture
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
+from llava_video_cli.inference.video_model import VideoModel
 
 
 def wrapped(loaded: Loaded, call: Callable[..., Any] | None = None, **methods: Callable[..., Any]) -> Loaded:
@@ -41,7 +41,7 @@ class Fails:
         loaded = load(folder, Loading(dtype="float32", device="cpu"))
         loaded.model.get_output_embeddings().register_forward_pre_hook(self._call)
         self._when, self._error = when, error
-        self.model = LlavaVideo("fails", loaded)
+        self.model = VideoModel("fails", loaded)
         self.rows: list[int] = []
 
     def _call(self, module: object, inputs: tuple[torch.Tensor, ...]) -> None:

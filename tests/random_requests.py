@@ -19,8 +19,8 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 from llava_video_cli import Answer, Chunk, Frames, Generation, Loading, Picture, Request, Turn, join
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.inference.detokenizer import Detokenizer
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.video_model import VideoModel
 
 NEAR_LOGITS, NEAR_BORDER = 1e-4, 1e-5
 MOST_TOKENS = 40
@@ -147,7 +147,7 @@ def drawn_case(draw: random.Random, reference: Reference) -> Case:
     return Case(request, leaves_after is not None or draw.random() < 0.5, wait_seconds, leaves_after)
 
 
-def wanted(case: Case, reference: Reference, model: LlavaVideo) -> tuple[str, int, float]:
+def wanted(case: Case, reference: Reference, model: VideoModel) -> tuple[str, int, float]:
     """Return the text and the number of tokens of the documented way, and the smallest gap."""
     generation = case.request.generation
     expected = reference.expected(case.request.turns, generation.temperature, generation.top_p, generation.seed)
@@ -160,7 +160,7 @@ def wanted(case: Case, reference: Reference, model: LlavaVideo) -> tuple[str, in
     return out + text.finish(), count, min(expected.gaps[:count])
 
 
-def run_cases(model: LlavaVideo, reference: Reference, count: int, seed: int) -> tuple[int, int]:
+def run_cases(model: VideoModel, reference: Reference, count: int, seed: int) -> tuple[int, int]:
     """Ask at random; return how many were checked, and how many of them differed at a near tie."""
     draw = random.Random(seed)
     cases = [drawn_case(draw, reference) for _ in range(count)]
@@ -186,8 +186,8 @@ def run_cases(model: LlavaVideo, reference: Reference, count: int, seed: int) ->
     return checked, near
 
 
-def opened(folder: Path, **options: Any) -> LlavaVideo:
-    return LlavaVideo(folder.name, load(folder, Loading(dtype="float32", device="cpu")), **options)
+def opened(folder: Path, **options: Any) -> VideoModel:
+    return VideoModel(folder.name, load(folder, Loading(dtype="float32", device="cpu")), **options)
 
 
 OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {

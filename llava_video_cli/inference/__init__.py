@@ -21,13 +21,9 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     folder = locate(model, revision)
     foresee(model, folder, loading)
 
-    if is_generic(read_config(folder)):
-        from .families.generic import GenericVideo
+    from .video_model import VideoModel
 
-        return GenericVideo.open(model, folder, loading)
-    from .families.llava_next_video import LlavaVideo
-
-    return LlavaVideo.open(model, folder, loading)
+    return VideoModel.open(model, folder, loading)
 
 
 def open_resize(model: str, revision: str | None = None) -> FrameResize:

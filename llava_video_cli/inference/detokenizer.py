@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
@@ -150,8 +150,8 @@ def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, 
     return tuple(dict.fromkeys(all_ids))
 
 
-def hidden_ids(tokenizer: Any, checkpoint: Checkpoint, stop_ids: Collection[int]) -> frozenset[int]:
-    """Return the special tokens that are no part of an answer's text.
+def hidden_ids(tokenizer: Any, checkpoint: Checkpoint) -> frozenset[int]:
+    """Return the special tokens that are no part of an answer's text, beside those that end it.
 
     What a fine-tune has added as special stands behind the media's tokens, the last ones of a published checkpoint: it
     may answer in these tokens (times, boxes), so they are shown, but for those with a part to play.
@@ -159,7 +159,7 @@ def hidden_ids(tokenizer: Any, checkpoint: Checkpoint, stop_ids: Collection[int]
     media = {checkpoint.image_token_id, checkpoint.video_token_id}
     roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(number for number in special if number <= max(media) or number in {*roles, *stop_ids})
+    return frozenset(number for number in special if number <= max(media) or number in roles)
 
 
 def token_bytes(tokenizer: Any, count: int) -> list[bytes]:

@@ -27,11 +27,17 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The ids of a prompt, and the media that stand in it. If it `is_whole`, its media can't be computed in parts."""
+    """The ids of a prompt, and the media that stand in it. If it `is_whole`, its media can't be computed in parts.
+
+    `media_tokens` are those of each medium where only the processor can tell. If it `opens_thought`, the answer begins
+    within one.
+    """
 
     ids: Sequence[int]
     spans: tuple[Span, ...] = ()
     is_whole: bool = False
+    media_tokens: tuple[int, ...] = ()
+    opens_thought: bool = False
 
     @property
     def media_end(self) -> int:

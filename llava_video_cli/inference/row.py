@@ -48,7 +48,6 @@ class Row:
     sent: Mapping[Media, SentPixels] = field(default_factory=dict)
     choices: Choices | None = None
     logprobs: Callable[[], list[float]] | None = None  # of the choices; waits for the device
-    media_tokens: tuple[int, ...] = ()
     is_cancelled: bool = False
     has_left: threading.Event = field(default_factory=threading.Event)
     ids: list[int] = field(default_factory=list)  # new ones
@@ -145,7 +144,7 @@ class Row:
             total_seconds=at - self.began_at,
             peak_memory_bytes=self.peak_bytes,
             thinking_tokens=self.text.thinking_tokens,
-            media_tokens=self.media_tokens,
+            media_tokens=self.prompt.media_tokens,
         )
 
     def _hold_logprobs(self, count: int) -> None:

@@ -26,7 +26,7 @@ from scenes import checkpoint
 
 from llava_video_cli import Generation, Request, Turn, join
 from llava_video_cli.conversation import Chunk
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.video_model import VideoModel
 
 PATIENCE_SECONDS = 60
 
@@ -60,7 +60,7 @@ def drawn(draw: random.Random) -> Request:
 class Asker:
     """A thread's requests, and what came of them."""
 
-    def __init__(self, model: LlavaVideo, expected: dict[Request, str], seed: int) -> None:
+    def __init__(self, model: VideoModel, expected: dict[Request, str], seed: int) -> None:
         self.model, self.expected, self.draw = model, expected, random.Random(seed)
         self.counts = dict.fromkeys(("asked", "answered", "failed", "left"), 0)
         self.thread = threading.Thread(target=self.work)
@@ -137,7 +137,7 @@ def main(seconds: float, seed: int) -> None:
     while time.monotonic() < until:
         faulthandler.dump_traceback_later(10 * PATIENCE_SECONDS, exit=True)
         failures.share, failures.alone = draw.choice(((0, 0), (0.05, 0), (0.3, 0.02), (0.02, 0.2)))
-        model = LlavaVideo("stress", loaded, prefix_reuse=draw.random() < 0.8, conversations=draw.choice((1, 4)))
+        model = VideoModel("stress", loaded, prefix_reuse=draw.random() < 0.8, conversations=draw.choice((1, 4)))
         askers = [Asker(model, expected, draw.randrange(2**32)) for _ in range(draw.randrange(1, 7))]
         del model
         for asker in askers:

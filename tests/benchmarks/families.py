@@ -3,7 +3,9 @@
     python tests/benchmarks/families.py [--runs 5] [FAMILY...]
 
 Tiny checkpoints with random weights. Whole processes, alternating, of the same frames, with the same number of new
-tokens. The questions are asked in one process, with and without reuse of what earlier prompts have computed.
+tokens. The questions are asked in one process, alternating too, with and without reuse of what earlier prompts have
+computed, after a prompt of each kind has warmed both up. Of all, seconds by the clock and seconds of the processors:
+only the latter mean something on a busy machine.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,49 +60,69 @@ print(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_
 """
 
 
-def whole(command: list[str]) -> tuple[float, str]:
-    """Return the seconds of a whole process, and what it wrote."""
-    began = time.perf_counter()
+Seconds = tuple[float, float]  # by the clock, and of the processors
+
+
+def whole(command: list[str]) -> tuple[Seconds, str]:
+    """Return the seconds of a whole process and its children, and what it wrote."""
+    began, used = time.perf_counter(), children_seconds()
     done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    return time.perf_counter() - began, done.stdout.decode("utf-8", "replace").strip()
+    seconds = time.perf_counter() - began, children_seconds() - used
+    return seconds, done.stdout.decode("utf-8", "replace").strip()
+
+
+def children_seconds() -> float:
+    """Return the seconds of the processors that children took which have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def medians(seconds: dict[str, list[Seconds]]) -> dict[str, object]:
+    """Return the medians of two kinds of runs, by the clock and of the processors, and the ratios of the second."""
+    (first, ones), (second, others) = seconds.items()
+    found: dict[str, object] = {}
+    for number, unit in enumerate(("clock", "processors")):
+        one, other = (statistics.median(run[number] for run in runs) for runs in (ones, others))
+        found[unit] = {first: round(one, 4), second: round(other, 4), "ratio": round(other / one, 2)}
+    return found
 
 
 def compare(folder: Path, clip: Path, runs: int) -> dict[str, object]:
-    """Return the medians of `llvid ask` and of the bare script."""
+    """Return the medians of the bare script and of `llvid ask`."""
     numbers = [str(FRAMES), str(NEW_TOKENS)]
     bare = [sys.executable, "-c", SCRIPT, str(folder), str(clip), *numbers]
     ours = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), "What happens?", "-q", "-m", str(folder)]
     ours += ["-n", numbers[0], "--max-new-tokens", numbers[1]]
-    seconds: dict[str, list[float]] = {"bare": [], "llvid": []}
+    seconds: dict[str, list[Seconds]] = {"bare": [], "llvid": []}
     texts = {}
     for _ in range(runs):
         for name, command in (("bare", bare), ("llvid", ours)):
             taken, texts[name] = whole(command)
             seconds[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
     # control characters are shown by llvid, not obeyed
     same = ["".join(c for c in text if c.isascii() and c.isprintable()) for text in texts.values()]
-    return {**medians, "ratio": medians["llvid"] / medians["bare"], "runs": seconds, "same": same[0] == same[1]}
+    return {**medians(seconds), "same": same[0] == same[1]}
 
 
-def reuse(folder: Path, clip: Path) -> dict[str, float]:
-    """Return the seconds of ten questions on one video, and of ten whose videos nothing is remembered of."""
+def reuse(folder: Path, clip: Path, runs: int) -> dict[str, object]:
+    """Return the medians of ten questions on one video, and of ten on videos of which nothing is remembered."""
     video = read_frames(str(clip), Sampling(frames=32))
-    seconds = {}
-    for name, prefix_reuse in (("one video", True), ("ten prompts", False)):
-        model = open_model(str(folder), Loading(prefix_reuse=prefix_reuse))
-        copies = [replace(video, images=video.images.copy()) for _ in range(QUESTIONS)]
-        media = [video] * QUESTIONS if prefix_reuse else copies
-        requests = [
-            Request((Turn("user", f"Question {number}: why?", (medium,)),), Generation(2))
-            for number, medium in enumerate(media)
-        ]
-        join(model.stream(Request((Turn("user", "Warm up"),), Generation(2))))
-        began = time.perf_counter()
-        for request in requests:
-            join(model.stream(request))
-        seconds[name] = time.perf_counter() - began
-    return {**seconds, "times": seconds["ten prompts"] / seconds["one video"]}
+    models = {
+        "one video": open_model(str(folder)),
+        "ten prompts": open_model(str(folder), Loading(prefix_reuse=False)),
+    }
+    seconds: dict[str, list[Seconds]] = {name: [] for name in models}
+    for run in range(runs + 1):
+        for name, model in models.items():
+            fresh = [replace(video, images=video.images + run + number) for number in range(QUESTIONS)]
+            media = fresh[:1] * QUESTIONS if name == "one video" else fresh
+            began, used = time.perf_counter(), time.process_time()
+            for number, medium in enumerate(media):
+                turns = (Turn("user", f"Question {number}: why?", (medium,)),)
+                join(model.stream(Request(turns, Generation(2))))
+            if run:  # the first one warms up
+                seconds[name].append((time.perf_counter() - began, time.process_time() - used))
+    return medians(seconds)
 
 
 def main() -> None:
@@ -113,7 +136,11 @@ def main() -> None:
         write_clip(clip, scene())
         for name in given.families or [name for name in TINY if name in FAMILIES]:
             folder = make_family(Path(temporary) / name, name)
-            found = {"family": name, "ask": compare(folder, clip, given.runs), "questions": reuse(folder, clip)}
+            found = {
+                "family": name,
+                "ask": compare(folder, clip, given.runs),
+                "questions": reuse(folder, clip, given.runs),
+            }
             print(json.dumps(found), flush=True)
 
 

@@ -28,8 +28,8 @@ from peers import snippet
 
 from llava_video_cli import Loading, load_preset
 from llava_video_cli.demo import CHECKPOINT
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
+from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.runs.answers import RunPace, run
 from llava_video_cli.runs.caption import CaptionJob, Task
 from llava_video_cli.runs.ledger import Ledger
@@ -88,7 +88,7 @@ def main() -> None:
     folder = options.videos / f"clips{options.height}"
     paths = clips(options.videos / "base.mkv", folder, options.height, options.clips)
     loaded = load(CHECKPOINT, Loading())
-    model = LlavaVideo("demo", loaded)
+    model = VideoModel("demo", loaded)
     preset = load_preset("demo")
     loop = Loop(loaded, preset.prompt, preset.sampling.frames, preset.generation.max_new_tokens)
     for path in paths[:3]:
@@ -129,7 +129,7 @@ def _write_loop(loop: Loop, paths: list[Path]) -> dict[str, str]:
     return found
 
 
-def _write_llvid(model: LlavaVideo, preset: Any, paths: list[Path], pace: RunPace) -> dict[str, str]:
+def _write_llvid(model: VideoModel, preset: Any, paths: list[Path], pace: RunPace) -> dict[str, str]:
     task, settings, found = Task(preset), settings_values(model, preset), {}
     jobs = [CaptionJob(str(path), task.key(path.name, path.stat()), task, settings, model.budget) for path in paths]
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "out.jsonl") as ledger:

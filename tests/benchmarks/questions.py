@@ -30,8 +30,8 @@ from transformers import DynamicCache
 
 from llava_video_cli import Frames, Generation, Loading, Request, Sampling, Turn, join, open_model, read_frames
 from llava_video_cli.inference.decode_step import cache_name
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import Loaded, load
+from llava_video_cli.inference.video_model import VideoModel
 
 TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
 VISION = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
@@ -121,7 +121,7 @@ def main() -> None:
         text = TEXT | {"num_key_value_heads": 12}
         folder = make_checkpoint(Path(name), "vicuna", text=text, vision=VISION | {"image_size": 224})
         loaded = load(folder, Loading())
-        model = LlavaVideo(str(folder), loaded)
+        model = VideoModel(str(folder), loaded)
         parameters = sum(weight.numel() for weight in loaded.model.parameters())
         frames = read_frames(options.video, Sampling(frames=FRAMES))
         bare, decode = Bare(loaded, frames), partial(loaded.processor.tokenizer.decode, skip_special_tokens=True)

@@ -17,8 +17,8 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration
 
 from llava_video_cli import Generation, Loading, Request, Turn, UsageError, join, open_model
 from llava_video_cli.checkpoint.config import adapted, describe
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.video_model import VideoModel
 
 REQUEST = Request((Turn("user", "What happens?", (VIDEO,)),), Generation(max_new_tokens=8))
 PROMPT = "USER: {}\nWhat happens? ASSISTANT:"
@@ -79,8 +79,8 @@ def test_a_rope_factor_gives_what_a_config_with_it_gives(
     ours, plain = load(layouts[layout], Loading(rope_factor=4.0)), load(layouts[layout], Loading())
     assert torch.equal(logits(ours.model), theirs)
     assert not torch.allclose(logits(plain.model), theirs)
-    answering = LlavaVideo(layout, ours)
-    rope_factors = [model.settings["rope_factor"] for model in (LlavaVideo(layout, plain), answering)]
+    answering = VideoModel(layout, ours)
+    rope_factors = [model.settings["rope_factor"] for model in (VideoModel(layout, plain), answering)]
     assert rope_factors == [own, 4.0]
     assert answering.budget(REQUEST).context_tokens == 4 * 4096
 

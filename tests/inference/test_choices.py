@@ -20,7 +20,7 @@ from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.choices import log_probabilities
 from llava_video_cli.inference.decode_step import Decoder
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.prompt.continuation import Choices
 
 CHOICES = ("Yes", "No", "a blue square", "Yes, it moves", "It stays still.")  # of one token, of several, a beginning
@@ -78,13 +78,13 @@ class Reference:
 
 
 @pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", "yi"])
-def pair(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> tuple[LlavaVideo, Reference]:
+def pair(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> tuple[VideoModel, Reference]:
     folder = checkpoint(request.param, layouts)
     return opened(folder), Reference(folder)
 
 
 @pytest.fixture(scope="module")
-def demo() -> tuple[LlavaVideo, Reference]:
+def demo() -> tuple[VideoModel, Reference]:
     return opened(CHECKPOINT), Reference(CHECKPOINT)
 
 
@@ -103,7 +103,7 @@ def check(answer: Answer, expected: dict[str, float], total: float = 1.0) -> Non
     assert answer.text == max(expected, key=expected.__getitem__)
 
 
-def test_each_logprob_is_that_of_transformers_logits(pair: tuple[LlavaVideo, Reference]) -> None:
+def test_each_logprob_is_that_of_transformers_logits(pair: tuple[VideoModel, Reference]) -> None:
     model, reference = pair
     request = asked("What happens in this video?", [VIDEO], CHOICES)
     check(join(model.stream(request)), reference.logprobs(request.turns, CHOICES))
@@ -111,7 +111,7 @@ def test_each_logprob_is_that_of_transformers_logits(pair: tuple[LlavaVideo, Ref
     check(join(model.stream(prefilled)), reference.logprobs(request.turns, ("square", "still"), "It is a "))
 
 
-def test_pictures_and_prompts_without_media_have_choices_too(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_pictures_and_prompts_without_media_have_choices_too(demo: tuple[VideoModel, Reference]) -> None:
     model, reference = demo
     several: list[list[Frames | Picture]] = [[STILL], [STILL, VIDEO], []]
     for media in several:
@@ -119,7 +119,7 @@ def test_pictures_and_prompts_without_media_have_choices_too(demo: tuple[LlavaVi
         check(join(model.stream(request)), reference.logprobs(request.turns, CHOICES))
 
 
-def test_videos_with_different_choices_are_scored_together(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_videos_with_different_choices_are_scored_together(demo: tuple[VideoModel, Reference]) -> None:
     model, reference = demo
     media: list[list[Frames | Picture]] = [[VIDEO], [OTHER], [moving_square(3, seed=8)], [moving_square(3, seed=9)]]
     requests = [
@@ -134,7 +134,7 @@ def test_videos_with_different_choices_are_scored_together(demo: tuple[LlavaVide
 
 
 def test_a_choice_that_goes_on_with_a_word_of_the_prefill_is_tokenized_with_it(
-    demo: tuple[LlavaVideo, Reference],
+    demo: tuple[VideoModel, Reference],
 ) -> None:
     model, _ = demo
     whole, cut = model.answer_all(
@@ -149,7 +149,7 @@ def test_a_choice_that_goes_on_with_a_word_of_the_prefill_is_tokenized_with_it(
     assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
 
 
-def test_more_choices_than_one_forward_takes(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_more_choices_than_one_forward_takes(demo: tuple[VideoModel, Reference]) -> None:
     model, _ = demo
     choices = tuple(
         f"It moves {way} and turns {color}, I think so, {number} times."
@@ -168,7 +168,7 @@ def test_more_choices_than_one_forward_takes(demo: tuple[LlavaVideo, Reference])
             assert found.logprobs[choice] == pytest.approx(logprob, abs=NEAR)
 
 
-def test_an_answer_begins_with_its_prefill(pair: tuple[LlavaVideo, Reference]) -> None:
+def test_an_answer_begins_with_its_prefill(pair: tuple[VideoModel, Reference]) -> None:
     model, reference = pair
     turns = (Turn("user", "What happens in this video?", (VIDEO,)),)
     prompt = reference.prompt(turns)
@@ -185,7 +185,7 @@ def test_an_answer_begins_with_its_prefill(pair: tuple[LlavaVideo, Reference]) -
     assert streamed[0].startswith("A red")
 
 
-def test_length_normalized_scores_are_means_over_tokens(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_length_normalized_scores_are_means_over_tokens(demo: tuple[VideoModel, Reference]) -> None:
     model, _ = demo
     choices = CHOICES
     plain, normalized = model.answer_all(
@@ -229,7 +229,7 @@ def test_choices_take_over_the_frames_of_an_earlier_question() -> None:
         assert (answer.usage.cached_tokens > 0) == (number > 0)
 
 
-def test_choices_survive_where_memory_runs_out(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_choices_survive_where_memory_runs_out(demo: tuple[VideoModel, Reference]) -> None:
     model, _ = demo
     requests = [asked("Does it move?", [moving_square(3, seed=seed)], CHOICES) for seed in range(6)]
     wanted = model.answer_all(requests)
@@ -258,7 +258,7 @@ def test_choices_that_make_no_sense_are_refused(values: dict[str, Any], message:
         Generation(**values)
 
 
-def test_choices_that_are_the_same_tokens_are_an_error_of_that_request(demo: tuple[LlavaVideo, Reference]) -> None:
+def test_choices_that_are_the_same_tokens_are_an_error_of_that_request(demo: tuple[VideoModel, Reference]) -> None:
     model, _ = demo
     with pytest.raises(ModelError, match="the same to the tokenizer"):
         join(model.stream(asked("Does it move?", [VIDEO], ("Yes", "Yes "))))

@@ -18,16 +18,16 @@ from transformers import DynamicCache
 
 from llava_video_cli import Loading, join, open_model
 from llava_video_cli.inference.decode_step import Decoder, LayerStep, TransformersStep, choose_step
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.kv_cache import SlotCache, causal_mask
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.video_model import VideoModel
 
 LAYOUTS = ["demo", "vicuna", "mistral", "yi"]
 
 
-def opened(folder: Path, capture: Any = None, **loading: Any) -> LlavaVideo:
+def opened(folder: Path, capture: Any = None, **loading: Any) -> VideoModel:
     settings = Loading(**loading)
-    return LlavaVideo(folder.name, load(folder, settings), prefix_reuse=settings.prefix_reuse, capture=capture)
+    return VideoModel(folder.name, load(folder, settings), prefix_reuse=settings.prefix_reuse, capture=capture)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -79,7 +79,7 @@ def test_a_step_that_can_not_be_captured_is_run_as_it_is(fault: str, layouts: di
 
         return replay
 
-    model, plain = LlavaVideo("mistral", loaded, capture=capture), opened(layouts["mistral"])
+    model, plain = VideoModel("mistral", loaded, capture=capture), opened(layouts["mistral"])
     requests = [asked(text, max_new_tokens=30) for text in ("Why?", "Who is it?")]
     assert [join(model.stream(one)).text for one in requests] == [join(plain.stream(one)).text for one in requests]
     assert 1 <= len(attempts) <= 2, "it is tried again, but later"
@@ -117,7 +117,7 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
 def test_other_models_go_through_transformers_own_forward(layouts: dict[str, Path]) -> None:
     loaded = load(layouts["mistral"], Loading(attention="eager"))
     assert isinstance(choose_step(loaded.model), TransformersStep)
-    eager = LlavaVideo("mistral", loaded)
+    eager = VideoModel("mistral", loaded)
     wanted = join(open_model(str(layouts["mistral"])).stream(asked("Why?", max_new_tokens=30))).text
     assert join(eager.stream(asked("Why?", max_new_tokens=30))).text == wanted
     batch = [asked("Why?", max_new_tokens=30), asked("Who is it?", STILL)]

@@ -23,9 +23,9 @@ from transformers import DynamicCache, Gemma4TextConfig, Qwen3_5TextConfig
 from llava_video_cli import Chunk, Generation, Loading, join
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.inference.decode_step import Decoder
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.sampler import Sampler, sample
+from llava_video_cli.inference.video_model import VideoModel
 
 REQUESTS = [
     asked(text, medium, max_new_tokens=tokens)
@@ -85,7 +85,7 @@ def test_what_one_of_several_causes_is_its_own_error(layouts: dict[str, Path]) -
         return model.get_video_features(pixels, **options)
 
     loaded = load(layouts["vicuna"], Loading(dtype="float32", device="cpu"))
-    model = LlavaVideo("fails", wrapped(loaded, get_video_features=encoded))
+    model = VideoModel("fails", wrapped(loaded, get_video_features=encoded))
     requests = [asked(text, medium) for text in ("Why?", "Who?") for medium in (VIDEO, moving_square(7), OTHER)]
     came = {number: event for number, event in events(model, requests) if isinstance(event, Exception)}
     assert set(came) == {1, 4} and all(isinstance(each, ArithmeticError) for each in came.values())

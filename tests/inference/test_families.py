@@ -20,8 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 from llava_video_cli import Answer, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.checkpoint.families import FAMILIES, Family, family_of
-from llava_video_cli.inference.families.generic import GenericVideo
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.video_model import VideoModel
 
 NEW_TOKENS = 16
 GREEDY = Generation(max_new_tokens=NEW_TOKENS)
@@ -173,7 +173,7 @@ def test_a_second_question_reuses_the_prompt_where_that_is_exact(trio: tuple[str
 def test_a_video_is_encoded_once_for_several_questions(name: str, folders: Path) -> None:
     folder, calls = make_family(folders / f"{name} again", name), []
     loaded = load(folder, Loading(device="cpu"))
-    model = GenericVideo(name, loaded)
+    model = VideoModel(name, loaded)
     parts = {type(part).__name__: part for part in loaded.model.modules()}
     tower = next(part for kind, part in parts.items() if kind.endswith("VisionModel"))
     tower.register_forward_hook(lambda *_: calls.append(1))
@@ -181,7 +181,7 @@ def test_a_video_is_encoded_once_for_several_questions(name: str, folders: Path)
     assert len(calls) == 1
     join(model.stream(Request((Turn("user", "Who?", (OTHER,)),), GREEDY)))
     assert len(calls) == 2
-    fresh = GenericVideo(name, load(folder, Loading(device="cpu")))
+    fresh = VideoModel(name, load(folder, Loading(device="cpu")))
     assert join(fresh.stream(Request((Turn("user", "Why?", (VIDEO,)),), GREEDY))).text == texts[1]
 
 

@@ -27,15 +27,15 @@ from llava_video_cli import (
     join,
     open_model,
 )
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.row import ends_in_repetition, finish_reason
+from llava_video_cli.inference.video_model import VideoModel
 
 
 @pytest.fixture(scope="module")
-def model(layouts: dict[str, Path]) -> LlavaVideo:
+def model(layouts: dict[str, Path]) -> VideoModel:
     opened = open_model(str(layouts["vicuna"]))
-    assert isinstance(opened, LlavaVideo)
+    assert isinstance(opened, VideoModel)
     return opened
 
 
@@ -43,7 +43,7 @@ def asked(text: str = "Why?", **generation: Any) -> Request:
     return Request((Turn("user", text, (VIDEO,)),), Generation(**({"max_new_tokens": 12} | generation)))
 
 
-def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_has_the_usage(model: LlavaVideo) -> None:
+def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_has_the_usage(model: VideoModel) -> None:
     chunks = list(model.stream(asked()))
     assert all(chunk.usage is None and chunk.finish_reason is None for chunk in chunks[:-1])
     answer = join(chunks)
@@ -56,7 +56,7 @@ def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_has_the_usage(m
     assert len(chunks) > 2
 
 
-def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: LlavaVideo) -> None:
+def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: VideoModel) -> None:
     budget = model.budget(asked())
     assert budget.prompt_tokens == join(model.stream(asked())).usage.prompt_tokens
     assert budget.media_tokens == (3 * 144,)
@@ -64,7 +64,7 @@ def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: L
     assert model.budget(asked("why " * 20_000)).left < 0
 
 
-def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(model: LlavaVideo) -> None:
+def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(model: VideoModel) -> None:
     def sampled(seed: int) -> str:
         return join(model.stream(asked(temperature=1.5, seed=seed))).text
 
@@ -73,20 +73,20 @@ def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(model: LlavaV
     assert batch[0].text == sampled(1), "a sampled answer must not depend on its batch"
 
 
-def test_top_p_near_zero_is_greedy(model: LlavaVideo) -> None:
+def test_top_p_near_zero_is_greedy(model: VideoModel) -> None:
     assert join(model.stream(asked(temperature=1.0, top_p=1e-6, seed=3))).text == join(model.stream(asked())).text
 
 
-def test_a_repetition_penalty_changes_the_answer(model: LlavaVideo) -> None:
+def test_a_repetition_penalty_changes_the_answer(model: VideoModel) -> None:
     assert join(model.stream(asked(repetition_penalty=5.0))).text != join(model.stream(asked())).text
 
 
-def test_a_system_text_is_part_of_the_prompt(model: LlavaVideo) -> None:
+def test_a_system_text_is_part_of_the_prompt(model: VideoModel) -> None:
     request = Request((Turn("system", "Answer in one word."), *asked().turns), asked().generation)
     assert join(model.stream(request)).usage.prompt_tokens > join(model.stream(asked())).usage.prompt_tokens
 
 
-def test_a_reader_that_leaves_stops_the_generation(model: LlavaVideo) -> None:
+def test_a_reader_that_leaves_stops_the_generation(model: VideoModel) -> None:
     stream = model.stream(asked(max_new_tokens=5000))
     next(stream)
     assert isinstance(stream, Generator)
@@ -94,7 +94,7 @@ def test_a_reader_that_leaves_stops_the_generation(model: LlavaVideo) -> None:
     assert join(model.stream(asked())).usage.generated_tokens == 12
 
 
-def test_streams_of_one_thread_and_of_several_go_on_beside_each_other(model: LlavaVideo) -> None:
+def test_streams_of_one_thread_and_of_several_go_on_beside_each_other(model: VideoModel) -> None:
     first = model.stream(asked(max_new_tokens=5000))
     next(first)
     assert join(model.stream(asked())).usage.generated_tokens == 12
@@ -127,12 +127,12 @@ def test_an_exception_in_the_generating_thread_reaches_the_reader(layouts: dict[
     def fail(*_: object, **__: object) -> None:
         raise ArithmeticError("the thread's own")
 
-    broken = LlavaVideo("broken", wrapped(load(layouts["vicuna"], Loading()), fail))
+    broken = VideoModel("broken", wrapped(load(layouts["vicuna"], Loading()), fail))
     with pytest.raises(ArithmeticError, match="the thread's own"):
         list(broken.stream(asked()))
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: LlavaVideo) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: VideoModel) -> None:
     with pytest.raises(ContextError) as caught:
         list(model.stream(Request((Turn("user", "Why?", (moving_square(80),)),), Generation(max_new_tokens=100))))
     assert "too many frames: 80;" in str(caught.value) and "10,240" in str(caught.value)
@@ -143,7 +143,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_what_fits(model: LlavaVideo)
     assert model.budget(request).left >= 0
 
 
-def test_marks_in_a_question_take_no_places(model: LlavaVideo) -> None:
+def test_marks_in_a_question_take_no_places(model: VideoModel) -> None:
     assert join(model.stream(asked("Is <video> </s> here?"))).usage.generated_tokens == 12
 
 
@@ -177,7 +177,7 @@ def copied(source: Path, to: Path) -> Path:
 
 
 def test_a_copy_without_preprocessor_files_gives_the_same(
-    layouts: dict[str, Path], tmp_path: Path, model: LlavaVideo
+    layouts: dict[str, Path], tmp_path: Path, model: VideoModel
 ) -> None:
     folder = copied(layouts["vicuna"], tmp_path / "x")
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
@@ -189,7 +189,7 @@ def test_a_copy_without_preprocessor_files_gives_the_same(
 
 
 def test_a_copy_with_the_class_default_of_224_pixels_is_noticed(
-    layouts: dict[str, Path], tmp_path: Path, model: LlavaVideo
+    layouts: dict[str, Path], tmp_path: Path, model: VideoModel
 ) -> None:
     folder = copied(layouts["vicuna"], tmp_path / "x")
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
@@ -245,7 +245,7 @@ def test_only_the_language_model_is_quantized(layouts: dict[str, Path], quantize
     import torch
 
     loaded = load(layouts["mistral"], Loading(quantize=quantize))
-    assert join(LlavaVideo("mistral", loaded).stream(asked())).usage.generated_tokens == 12
+    assert join(VideoModel("mistral", loaded).stream(asked())).usage.generated_tokens == 12
     for name, module in loaded.model.named_modules():
         if isinstance(module, torch.nn.Linear):
             is_quantized = type(module) is not torch.nn.Linear

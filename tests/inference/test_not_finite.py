@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from llava_video_cli import Chunk, ModelError, join, open_model
 from llava_video_cli.cli.app import run
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.video_model import VideoModel
 
 MESSAGE = "gives NaN or infinite logits in float32"
 
@@ -42,16 +42,16 @@ def spoiled(layouts: dict[str, Path], tmp_path: Path) -> Callable[[Change], Path
 
 
 @pytest.fixture
-def spoils_a_word(spoiled: Callable[[Change], Path], layouts: dict[str, Path]) -> LlavaVideo:
+def spoils_a_word(spoiled: Callable[[Change], Path], layouts: dict[str, Path]) -> VideoModel:
     """A model that only prompts with "w12345" make fail."""
     token = AutoTokenizer.from_pretrained(layouts["vicuna"])("w12345")["input_ids"][-1]
     folder = spoiled(lambda tensors: tensors["language_model.model.embed_tokens.weight"][token].fill_(math.nan))
     return opened(folder)
 
 
-def opened(folder: Path) -> LlavaVideo:
+def opened(folder: Path) -> VideoModel:
     model = open_model(str(folder))
-    assert isinstance(model, LlavaVideo)
+    assert isinstance(model, VideoModel)
     return model
 
 
@@ -81,7 +81,7 @@ def test_each_way_to_answer_says_so(
             model.answer_all([asked(f"What happens {attempt}?", **settings), asked("Why?", **settings)])
 
 
-def test_a_row_takes_no_other_row_down(spoils_a_word: LlavaVideo, layouts: dict[str, Path]) -> None:
+def test_a_row_takes_no_other_row_down(spoils_a_word: VideoModel, layouts: dict[str, Path]) -> None:
     requests = [asked("What happens?"), asked("w12345"), asked("Why?", max_new_tokens=30)]
     whole = opened(layouts["vicuna"])
     wanted = [whole.answer_all([request])[0].text for request in requests]
@@ -95,7 +95,7 @@ def test_a_row_takes_no_other_row_down(spoils_a_word: LlavaVideo, layouts: dict[
     assert join(spoils_a_word.stream(requests[0])).text == wanted[0], "nothing of it is left"
 
 
-def test_the_server_answers_500(spoils_a_word: LlavaVideo) -> None:
+def test_the_server_answers_500(spoils_a_word: VideoModel) -> None:
     with serving(spoils_a_word) as server:
         status, answer = server.post({"messages": [{"role": "user", "content": "w12345"}]})
         assert (status, MESSAGE in answer["error"]["message"]) == (500, True)

@@ -26,16 +26,16 @@ from llava_video_cli import (
     open_model,
 )
 from llava_video_cli.errors import OutOfMemoryError
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.prefix_cache import PrefixCache, Prompt, Span, common_tokens
+from llava_video_cli.inference.video_model import VideoModel
 
 GREEDY = Generation(max_new_tokens=8)
 
 
-def opened(layouts: dict[str, Path], name: str = "vicuna", reuse: bool = True, conversations: int = 1) -> LlavaVideo:
+def opened(layouts: dict[str, Path], name: str = "vicuna", reuse: bool = True, conversations: int = 1) -> VideoModel:
     model = open_model(str(checkpoint(name, layouts)), Loading(prefix_reuse=reuse, conversations=conversations))
-    assert isinstance(model, LlavaVideo)
+    assert isinstance(model, VideoModel)
     return model
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_failed_leaves_nothing(layouts: dict[str, Path]) -> None:
             raise MemoryError
         return real(**inputs)
 
-    model = LlavaVideo("vicuna", wrapped(load(checkpoint("vicuna", layouts), Loading()), call))
+    model = VideoModel("vicuna", wrapped(load(checkpoint("vicuna", layouts), Loading()), call))
     ask(model, "What moves?", VIDEO)
     assert model.cached_bytes > 0
     is_full = True

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from llava_video_cli import Generation, Request, Turn, join, open_model
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.sampler import Sampler, sample
+from llava_video_cli.inference.video_model import VideoModel
 
 LOGITS = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 2
 
@@ -65,7 +65,8 @@ def test_logprobs_are_those_of_transformers(name: str, layouts: dict[str, Path])
     folder = checkpoint(name, layouts)
     theirs = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model = open_model(str(folder))
-    assert isinstance(model, LlavaVideo)
+    assert isinstance(model, VideoModel)
+    describe = model.prompts.tokenizer.describe
     for generation in (
         Generation(8),
         Generation(8, 1.5, seed=3, repetition_penalty=1.3),
@@ -76,12 +77,12 @@ def test_logprobs_are_those_of_transformers(name: str, layouts: dict[str, Path])
         whole = model.answer_all([request])[0].logprobs
         assert [each.content for each in answer.logprobs] == [each.content for each in whole]
         ids = list[int]()
-        prompt = model._prompt(request)[0].ids  # noqa: SLF001
+        prompt = model.prompts.prompt(request)[0].ids
         for each in answer.logprobs:
             logits = theirs(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1].log_softmax(-1)
             values, numbers = logits.topk(3)
             assert [top.logprob for top in each.top] == pytest.approx(values.tolist(), abs=1e-4)
-            named = [n for n in range(len(logits)) if model._describe(n) == (each.token, each.content)]  # noqa: SLF001
+            named = [n for n in range(len(logits)) if describe(n) == (each.token, each.content)]
             new = min(named, key=lambda n: abs(float(logits[n]) - each.logprob))  # a byte may have two tokens
             assert each.logprob == pytest.approx(float(logits[new]), abs=1e-4)
             assert each.logprob <= each.top[0].logprob and len(numbers) == 3

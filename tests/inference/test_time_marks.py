@@ -17,7 +17,7 @@ from family_checkpoints import make_family
 
 from llava_video_cli import Frames, Request, Sampling, Turn, open_model, read_frames, with_times
 from llava_video_cli.checkpoint.families import FAMILIES
-from llava_video_cli.inference.families.generic import GenericVideo
+from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.preset import Preset
 
 MARKS = {
@@ -34,9 +34,9 @@ STAMPS = {  # in milliseconds
 
 
 @pytest.fixture(scope="module", params=MARKS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GenericVideo:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoModel:
     opened = open_model(str(make_family(tmp_path_factory.mktemp("marks") / request.param, request.param)))
-    assert isinstance(opened, GenericVideo)
+    assert isinstance(opened, VideoModel)
     return opened
 
 
@@ -53,10 +53,10 @@ def probed_seconds(path: Path) -> list[float]:
     return [float(frame["pts_time"]) - float(told["format"]["start_time"]) for frame in told["frames"]]
 
 
-def prompt(model: GenericVideo, frames: Frames, timestamps: bool = False) -> str:
+def prompt(model: VideoModel, frames: Frames, timestamps: bool = False) -> str:
     request = Preset("p", "", timestamps=timestamps).request("What happens?", [frames])
-    ids = model.processed(request)[0].ids
-    text: str = model.tokenizer.decode(ids)
+    ids = model.prompts.prompt(request)[0].ids
+    text: str = model.prompts.tokenizer.own.decode(ids)
     return text
 
 
@@ -67,7 +67,7 @@ def clock(seconds: float) -> str:
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="there is no ffprobe")
 @pytest.mark.parametrize("name", STAMPS)
 @pytest.mark.parametrize("count", [7, 4, 1])
-def test_marks_are_the_times_of_the_frames(model: GenericVideo, videos: dict[str, Path], name: str, count: int) -> None:
+def test_marks_are_the_times_of_the_frames(model: VideoModel, videos: dict[str, Path], name: str, count: int) -> None:
     frames = read_frames(videos[name], Sampling(frames=count))
     there = probed_seconds(videos[name])
     times = [there[int(np.abs(np.array(there) - time).argmin())] for time in frames.times_seconds]
@@ -83,7 +83,7 @@ def test_marks_are_the_times_of_the_frames(model: GenericVideo, videos: dict[str
     assert [float(each) for each in found] == pytest.approx(means, abs=0.0501)
 
 
-def test_timestamps_add_nothing_to_marks(model: GenericVideo, videos: dict[str, Path]) -> None:
+def test_timestamps_add_nothing_to_marks(model: VideoModel, videos: dict[str, Path]) -> None:
     frames = read_frames(videos["variable.mkv"], Sampling(frames=4))
     assert prompt(model, frames, timestamps=True) == prompt(model, frames)
 
@@ -95,6 +95,6 @@ def test_a_family_without_marks_is_told_the_times(tmp_path: Path, videos: dict[s
     assert turn.text in prompt(model, frames, timestamps=True)
     assert turn.text not in prompt(model, frames)
     assert (
-        model.processed(Request((turn,)))[0].ids
-        == model.processed(Preset("p", "", timestamps=True).request("What happens?", [frames]))[0].ids
+        model.prompts.prompt(Request((turn,)))[0].ids
+        == model.prompts.prompt(Preset("p", "", timestamps=True).request("What happens?", [frames]))[0].ids
     )

@@ -12,7 +12,7 @@ from fakes import events, joined
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
 
 from llava_video_cli import Frames, Generation, Picture, Request, Turn, join, open_model
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.video_model import VideoModel
 
 
 def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
@@ -21,16 +21,16 @@ def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
 
 
 @pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", "yi"])
-def model(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> LlavaVideo:
+def model(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> VideoModel:
     opened = open_model(str(checkpoint(request.param, layouts)))
-    assert isinstance(opened, LlavaVideo)
+    assert isinstance(opened, VideoModel)
     return opened
 
 
 @pytest.fixture(scope="module")
-def vicuna(layouts: dict[str, Path]) -> LlavaVideo:
+def vicuna(layouts: dict[str, Path]) -> VideoModel:
     opened = open_model(str(layouts["vicuna"]))
-    assert isinstance(opened, LlavaVideo)
+    assert isinstance(opened, VideoModel)
     return opened
 
 
@@ -46,7 +46,7 @@ MIXED = [
 ]
 
 
-def test_every_answer_is_the_same_as_alone(model: LlavaVideo) -> None:
+def test_every_answer_is_the_same_as_alone(model: VideoModel) -> None:
     alone = [join(model.stream(request)) for request in MIXED]
     together = joined(events(model, MIXED))
     assert sorted(together) == list(range(len(MIXED)))
@@ -57,7 +57,7 @@ def test_every_answer_is_the_same_as_alone(model: LlavaVideo) -> None:
     assert [answer.text for answer in model.answer_all(MIXED)] == [answer.text for answer in alone]
 
 
-def test_each_answer_has_its_own_end_and_usage(vicuna: LlavaVideo) -> None:
+def test_each_answer_has_its_own_end_and_usage(vicuna: VideoModel) -> None:
     requests = [asked(f"{tokens} words?", max_new_tokens=tokens) for tokens in (30, 4, 60, 8)]
     pieces = list(events(vicuna, requests))
     assert [number for number, chunk in pieces if chunk.usage] == [1, 3, 0, 2], "in the order of their ends"
@@ -69,7 +69,7 @@ def test_each_answer_has_its_own_end_and_usage(vicuna: LlavaVideo) -> None:
     assert all(0 < usage.first_token_seconds < usage.total_seconds for usage in usages)
 
 
-def test_a_cancelled_answer_ends_without_a_last_chunk(vicuna: LlavaVideo) -> None:
+def test_a_cancelled_answer_ends_without_a_last_chunk(vicuna: VideoModel) -> None:
     limits = {"Why?": 4000, "Who?": 20, "How?": 4000}
     requests = [asked(text, max_new_tokens=limit) for text, limit in limits.items()]
     cancels: list[Callable[[], None]] = []
@@ -88,7 +88,7 @@ def test_a_cancelled_answer_ends_without_a_last_chunk(vicuna: LlavaVideo) -> Non
     assert time.monotonic() - began < 5, "nothing else runs"
 
 
-def test_an_answer_that_comes_while_others_run_does_not_wait_for_them(vicuna: LlavaVideo) -> None:
+def test_an_answer_that_comes_while_others_run_does_not_wait_for_them(vicuna: VideoModel) -> None:
     cancels: list[Callable[[], None]] = []
     long = events(vicuna, [asked(text, max_new_tokens=8000) for text in ("Why?", "Who?", "How?")], cancels)
     next(long)
@@ -99,7 +99,7 @@ def test_an_answer_that_comes_while_others_run_does_not_wait_for_them(vicuna: Ll
     assert all(number in (0, 1, 2) for number, _ in [next(long)])
 
 
-def test_a_row_that_repeats_itself_ends_without_the_others(vicuna: LlavaVideo) -> None:
+def test_a_row_that_repeats_itself_ends_without_the_others(vicuna: VideoModel) -> None:
     """A penalty below 1 makes a token likelier each time it comes."""
     repeating = [asked(text, max_new_tokens=200, repetition_penalty=0.3) for text in ("Why?", "Who is it there?")]
     answers = vicuna.answer_all([*repeating, asked("How?")])

@@ -18,8 +18,8 @@ from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.world import frames as world_frames
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.runs.requests import RequestJob, read_requests
 
 PRESET = load_preset("demo")
@@ -107,7 +107,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         encoded += 1
         return real.get_video_features(*arguments, **more)
 
-    model = LlavaVideo("demo", wrapped(load(CHECKPOINT, Loading()), get_video_features=counted))
+    model = VideoModel("demo", wrapped(load(CHECKPOINT, Loading()), get_video_features=counted))
     job = RequestJob(tuple((each, str(each.id), "") for each in asked), model.settings, model.budget)
     media = [question.request.media for question in job.questions(model.shrink, Limits()) if question is not None]
     assert len({id(medium) for each in media for medium in each}) == 1

@@ -37,9 +37,8 @@ from ..decode_step import Decoder, Inputs, InputSource, cache_name
 from ..device_memory import is_out_of_memory
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span, number_of
-from ..row import Row
+from ..tokenizer import Tokenizer
 from ..vision import SentPixels
-from .llava_next_video import LlavaVideo
 
 _KEPT = 2  # lists of media whose pixels are remembered
 _MOST_WAITING_BYTES = (
@@ -85,7 +84,7 @@ def token_of(processor: Any, kind: str) -> str:
 class ProcessedPrompt(Prompt):
     """A prompt as a processor writes it: `text` and `media` are what it was made of, into the first `processed` tokens.
 
-    Behind its media, a token's position is its number and the `shift`. `places` are the tokens that stand for media.
+    Behind its media, a token's position is its number and the `shift`.
     `positions`, int64 (axes, 1, processed), are all positions, where they are not the tokens' numbers.
     """
 
@@ -93,16 +92,15 @@ class ProcessedPrompt(Prompt):
     media: tuple[Media, ...] = ()
     processed: int = 0
     shift: int = 0
-    places: int = 0
     positions: torch.Tensor | None = None
 
 
-class GenericVideo(LlavaVideo):
-    """A loaded checkpoint of any family that answers requests; see `LlavaVideo`."""
+class ProcessorPrompts:
+    """From requests to prompts, and what is computed of them; see `Prompts` and `InputSource`."""
 
-    def __init__(
-        self, name: str, loaded: Loaded, revision: str | None = None, prefix_reuse: bool = True, **more: Any
-    ) -> None:
+    def __init__(self, name: str, loaded: Loaded, prefix_reuse: bool) -> None:
+        self.tokenizer = Tokenizer(name, loaded)
+        self._name, self._checkpoint = name, loaded.checkpoint
         self._processor, self._processor_lock = loaded.processor, threading.Lock()
         self._marks = token_of(loaded.processor, "image"), token_of(loaded.processor, "video")
         self._remembered = [_Remembered(loaded.processor, part) for part in ("image_processor", "video_processor")]
@@ -110,25 +108,33 @@ class GenericVideo(LlavaVideo):
         self._shared = set.intersection(*names)  # of pictures and videos
         self._pixels: weakref.WeakKeyDictionary[ProcessedPrompt, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._numbers: weakref.WeakKeyDictionary[Media, str] = weakref.WeakKeyDictionary()
-        family = family_of(loaded.model.config.to_dict())
-        self._reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
+        self._family = family = family_of(loaded.model.config.to_dict())
+        self.reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
         self._features: dict[tuple[weakref.ref[Media], ...], dict[str, Any]] = {}  # only the engine's thread uses it
         has_features = "mm_encoder_outputs" in inspect.signature(loaded.model.forward).parameters
         self._takes_features = has_features and family.was_tried
         modules = loaded.model.modules()
         self._positioned = next((each for each in modules if hasattr(each, "get_rope_index")), None)
-        super().__init__(name, loaded, revision, self._reuses, **more)
+
+    @property
+    def hidden_ids(self) -> frozenset[int]:
+        """The special tokens, which are no part of an answer's text."""
+        return frozenset(number for number, token in self.tokenizer.own.added_tokens_decoder.items() if token.special)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was decided while loading."""
-        llava = ("rope_factor", "pool_stride", "pool_mode")
-        return {name: value for name, value in super().settings.items() if name not in llava}
+        """None: all is the processor's."""
+        return {}
+
+    @property
+    def source(self) -> InputSource:
+        """Itself: pixels are made with the prompt."""
+        return self
 
     @property
     def shrink(self) -> FrameResize:
         """Leaves frames in their own size, in which the processor gets them; only huge ones are shrunk."""
-        shape = shape_of_frames(self._processor.video_processor.to_dict(), self.family)
+        shape = shape_of_frames(self._processor.video_processor.to_dict(), self._family)
         return FrameResize(shape, shrunk)
 
     def budget(self, request: Request) -> Budget:
@@ -140,9 +146,9 @@ class GenericVideo(LlavaVideo):
             counts = [len(prompt.ids) - self._count(prompt.text.replace(image, "").replace(video, ""), ())]
         else:
             counts = [self._count(self._marks[each.is_video], (each,)) - self._count("", ()) for each in media]
-        return Budget(len(prompt.ids), longest, self._loaded.checkpoint.context_tokens, tuple(counts))
+        return Budget(len(prompt.ids), longest, self._checkpoint.context_tokens, tuple(counts))
 
-    def inputs(self, prompt: ProcessedPrompt) -> dict[str, Any]:
+    def pixels(self, prompt: ProcessedPrompt) -> dict[str, Any]:
         """Return what the processor made of a prompt, once: another time, it is made again."""
         return self._pixels.pop(prompt, None) or self._run(prompt.text, prompt.media)
 
@@ -151,7 +157,7 @@ class GenericVideo(LlavaVideo):
 
         None where a prompt's beginning is reused, so that nothing is encoded twice, or where the model can't take it.
         """
-        if self._reuses or not self._takes_features:
+        if self.reuses or not self._takes_features:
             return None
         key = tuple(weakref.ref(medium) for medium in media)
         found: dict[str, Any] = self._features.pop(key, {})
@@ -159,20 +165,13 @@ class GenericVideo(LlavaVideo):
         self._features = dict([*kept, (key, found)][-_KEPT:])
         return found
 
-    def _prepare(self, row: Row) -> None:
-        """Set what the engine needs of a request; in a thread of its own."""
-        super()._prepare(row)
-        prompt = cast("ProcessedPrompt", row.prompt)
-        row.media_tokens = (prompt.places,) if len(prompt.media) == 1 else ()
-        row.text.thoughts.is_thinking = opens_thought(prompt.text)
-
-    def _prompt(self, request: Request) -> tuple[Prompt, Choices | None]:
+    def prompt(self, request: Request) -> tuple[Prompt, Choices | None]:
         """Return a request's prompt and choices, checked against the context before anything is encoded."""
         prompt, inputs, choices, longest = self.processed(request)
-        checkpoint = self._loaded.checkpoint
+        checkpoint = self._checkpoint
         if len(prompt.ids) + longest > checkpoint.context_tokens:
             budget = self.budget(request)
-            raise too_long(self.name, checkpoint, budget, request.frame_counts, self._frames_that_fit(request, budget))
+            raise too_long(self._name, checkpoint, budget, request.frame_counts, self._frames_that_fit(request, budget))
         waiting = sum(each.nbytes for one in list(self._pixels.values()) for each in one.values())
         if prompt.media and waiting < _MOST_WAITING_BYTES:
             self._pixels[prompt] = inputs
@@ -198,10 +197,10 @@ class GenericVideo(LlavaVideo):
 
     def processed(self, request: Request) -> tuple[ProcessedPrompt, dict[str, Any], Choices | None, int]:
         """Return a request's prompt, what the processor makes of it, its choices, and its longest answer in tokens."""
-        checkpoint, media = self._loaded.checkpoint, request.media
-        turns = request.untimed if request.untimed and self.family.time_marks != "none" else request.turns
-        text, wholes = beginnings(self._rendered(turns), request.generation, self._special)
-        base, whole_ids = self._tokenized(text) if wholes else [], list(map(self._tokenized, wholes))
+        checkpoint, media = self._checkpoint, request.media
+        turns = request.untimed if request.untimed and self._family.time_marks != "none" else request.turns
+        text, wholes = beginnings(self.render(turns), request.generation, self._special)
+        base, whole_ids = self.tokenizer.ids(text) if wholes else [], list(map(self.tokenizer.ids, wholes))
         longest = answer_tokens(request.generation, base, whole_ids)
         inputs = self._run(text, media)
         ids, choices = inputs["input_ids"][0].numpy(), None
@@ -213,23 +212,35 @@ class GenericVideo(LlavaVideo):
         spans: tuple[Span, ...] = ()
         if media:
             if not len(places):
-                raise ModelError(f"the processor of {self.name} leaves no place in the prompt for its media")
+                raise ModelError(f"the processor of {self._name} leaves no place in the prompt for its media")
             spans = (Span(int(places[0]), int(places[-1]) + 1, media[0]),)
-            if self._reuses:
+            if self.reuses:
                 digest = blake2b(" ".join(map(self._number, media)).encode(), digest_size=8).digest()
                 marks[places] = -1 - int.from_bytes(digest, "big") // 2  # no id is below zero
         positions, shift = self._positions(inputs)
-        prompt = ProcessedPrompt(ids.tolist(), spans, bool(media), text, media, len(ids), shift, len(places), positions)
+        prompt = ProcessedPrompt(
+            ids.tolist(),
+            spans,
+            is_whole=bool(media),
+            media_tokens=(len(places),) if len(media) == 1 else (),
+            opens_thought=opens_thought(text),
+            text=text,
+            media=media,
+            processed=len(ids),
+            shift=shift,
+            positions=positions,
+        )
         prompt.marked(marks)
         return prompt, inputs, choices, longest
 
-    def _rendered(self, turns: Sequence[Turn]) -> str:
-        return render_own(self.name, turns, self._template, self._special, self._marks)
+    def render(self, turns: Sequence[Turn]) -> str:
+        """Return the text of a conversation, with the start of the next answer."""
+        return render_own(self._name, turns, self.tokenizer.template, self._special, self._marks)
 
     @cached_property
     def _special(self) -> list[str]:
         """The texts that are special to the tokenizer."""
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return [str(token) for token in self.tokenizer.own.added_tokens_decoder.values() if token.special]
 
     def _positions(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, int]:
         """Return M-RoPE's positions, and how far those behind the media are from the tokens' numbers.
@@ -250,16 +261,16 @@ class GenericVideo(LlavaVideo):
         videos = [self._video(medium) for medium in media if isinstance(medium, Frames)]
         images = [medium.pixels for medium in media if isinstance(medium, Picture)]
         try:
-            with self._processor_lock, tokenizer_errors(self.name):
+            with self._processor_lock, tokenizer_errors(self._name):
                 for part in self._remembered:
                     part.media = tuple(weakref.ref(medium) for medium in media)
                 inputs = process(self._processor, text, videos, images)
         except Exception as error:  # what it says to media that it can't take has many classes
             is_short = any(len(frames) == 1 for frames, _, _ in videos)
-            if is_short and not self.family.was_tried and self._least_frames == 1:
+            if is_short and not self._family.was_tried and self._least_frames == 1:
                 self._least_frames = 2  # as those need that put two frames into each token
                 return self._run(text, media)
-            raise ModelError(f"the processor of {self.name} fails: {first_line(error)}") from error
+            raise ModelError(f"the processor of {self._name} fails: {first_line(error)}") from error
         if videos and images and self._shared:  # the pixels of one kind have replaced those of the other
             parts = [self._run(self._marks[medium.is_video], (medium,)) for medium in media]
             inputs |= {name: torch.cat([part[name] for part in parts], dim=1) for name in self._shared & {*inputs}}
@@ -288,20 +299,6 @@ class GenericVideo(LlavaVideo):
             self._numbers[medium] = number
         return self._numbers[medium]
 
-    def _hidden_ids(self) -> frozenset[int]:
-        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset({*special, *self._stop_ids})
-
-    def _source(self) -> InputSource:
-        return _Source(weakref.proxy(self))  # the engine's threads must not keep the model that they belong to
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the engine gets what is computed of prompts."""
-
-    model: GenericVideo
-
     def send(self, media: Iterable[Media]) -> dict[Media, SentPixels]:
         """Send nothing beforehand: the processor has made the pixels, and the model's forward copies them."""
         del media
@@ -312,20 +309,22 @@ class _Source:
     ) -> Inputs:
         """Return what is computed of prompts of one length, from the `cached` tokens on."""
         del sent
-        found = _Prompts(self.model, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
+        found = _Prompts(self, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
         return Inputs(found.ids.shape[1], found.compute, found.shifts, found.together)
 
 
 class _Prompts:
     """What is computed of prompts of one length; see `Inputs`. With media, it is a single one."""
 
-    def __init__(self, model: GenericVideo, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int) -> None:
-        self._model, self._decoder, self._cached, self._prompts = model, decoder, cached, prompts
+    def __init__(
+        self, source: ProcessorPrompts, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int
+    ) -> None:
+        self._source, self._decoder, self._cached, self._prompts = source, decoder, cached, prompts
         self.ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
         self.shifts, self.together = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device), 0
         if prompts[0].media_end > cached:
             self.together = prompts[0].media_end
-            self._inputs = model.inputs(prompts[0])
+            self._inputs = source.pixels(prompts[0])
 
     def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
         """Compute a part; see `Inputs`."""
@@ -343,7 +342,7 @@ class _Prompts:
         del self._inputs
         if (positions := self._prompts[0].positions) is not None:  # else they would be computed again, on the device
             inputs["position_ids"] = positions[..., :end].to(self._decoder.device)
-        features = self._model.features(self._prompts[0].media)
+        features = self._source.features(self._prompts[0].media)
         if features:
             inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         if features is not None:
