@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,8 +84,8 @@ def token_of(processor: Any, kind: str) -> str:
 class ProcessedPrompt(Prompt):
     """A prompt as a processor writes it: `text` and `media` are what it was made of, into the first `processed` tokens.
 
-    Behind its media, a token's position is its number and the `shift`.
-    `positions`, int64 (axes, 1, processed), are all positions, where they are not the tokens' numbers.
+    Behind its media, a token's position is its number and the `shift`. `positions`, int64 (axes, 1, processed), are all
+    positions, where they are not the tokens' numbers, and were computed.
     """
 
     text: str = ""
@@ -110,7 +110,8 @@ class ProcessorPrompts:
         self._numbers: weakref.WeakKeyDictionary[Media, str] = weakref.WeakKeyDictionary()
         self._family = family = family_of(loaded.model.config.to_dict())
         self.reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
-        self._features: dict[tuple[weakref.ref[Media], ...], dict[str, Any]] = {}  # only the engine's thread uses it
+        self._shifts = _Recent()
+        self._features = _Recent()  # only the engine's thread uses it
         has_features = "mm_encoder_outputs" in inspect.signature(loaded.model.forward).parameters
         self._takes_features = has_features and family.was_tried
         modules = loaded.model.modules()
@@ -159,11 +160,8 @@ class ProcessorPrompts:
         """
         if self.reuses or not self._takes_features:
             return None
-        key = tuple(weakref.ref(medium) for medium in media)
-        found: dict[str, Any] = self._features.pop(key, {})
-        kept = [(other, each) for other, each in self._features.items() if all(one() for one in other)]
-        self._features = dict([*kept, (key, found)][-_KEPT:])
-        return found
+        features: dict[str, Any] = self._features.of(_references(media), dict)
+        return features
 
     def prompt(self, request: Request) -> tuple[Prompt, Choices | None]:
         """Return a request's prompt and choices, checked against the context before anything is encoded."""
@@ -217,7 +215,7 @@ class ProcessorPrompts:
             if self.reuses:
                 digest = blake2b(" ".join(map(self._number, media)).encode(), digest_size=8).digest()
                 marks[places] = -1 - int.from_bytes(digest, "big") // 2  # no id is below zero
-        positions, shift = self._positions(inputs)
+        positions, shift = self._positions(inputs, media)
         prompt = ProcessedPrompt(
             ids.tolist(),
             spans,
@@ -242,19 +240,32 @@ class ProcessorPrompts:
         """The texts that are special to the tokenizer."""
         return [str(token) for token in self.tokenizer.own.added_tokens_decoder.values() if token.special]
 
-    def _positions(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, int]:
+    def _positions(self, inputs: Mapping[str, Any], media: Sequence[Media]) -> tuple[torch.Tensor | None, int]:
         """Return M-RoPE's positions, and how far those behind the media are from the tokens' numbers.
 
-        `generate` goes on from the last position; the model's own `rope_deltas` would go on from the largest one, which
-        may be that of a video's last frame.
+        The latter is the same for all texts with these media, and often enough for a second question: then it comes
+        alone. `generate` goes on from the last position; the model's own `rope_deltas` would go on from the largest
+        one, which may be that of a video's last frame.
         """
+        positions = None
+
+        def shift() -> int:
+            nonlocal positions
+            positions = self.positions(inputs)
+            return 0 if positions is None else int(positions[0, 0, -1].item()) + 1 - positions.shape[-1]
+
+        found: int = self._shifts.of(_references(media), shift) if self.reuses else shift()
+        return positions, found
+
+    def positions(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return M-RoPE's positions, int64 (axes, 1, tokens); None where the tokens' numbers are their positions."""
         if self._positioned is None or not any(name.endswith("grid_thw") for name in inputs):
-            return None, 0
+            return None
         wanted = inspect.signature(self._positioned.get_rope_index).parameters
-        given = {name: value for name, value in inputs.items() if name in wanted}
-        positions, _ = self._positioned.get_rope_index(**given)  # (axes, 1, tokens)
-        last = int(positions[0, 0, -1].item())
-        return positions, last + 1 - positions.shape[-1]
+        positions: torch.Tensor = self._positioned.get_rope_index(
+            **{name: value for name, value in inputs.items() if name in wanted}
+        )[0]
+        return positions
 
     def _run(self, text: str, media: Sequence[Media]) -> dict[str, Any]:
         """Run the processor; what it made of the same media a moment ago is not made again."""
@@ -263,7 +274,7 @@ class ProcessorPrompts:
         try:
             with self._processor_lock, tokenizer_errors(self._name):
                 for part in self._remembered:
-                    part.media = tuple(weakref.ref(medium) for medium in media)
+                    part.media = _references(media)
                 inputs = process(self._processor, text, videos, images)
         except Exception as error:  # what it says to media that it can't take has many classes
             is_short = any(len(frames) == 1 for frames, _, _ in videos)
@@ -339,8 +350,11 @@ class _Prompts:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
         model = self._decoder.model
         inputs: dict[str, Any] = {name: self._placed(value, end) for name, value in self._inputs.items()}
+        positions = self._prompts[0].positions
+        if positions is None:
+            positions = self._source.positions(self._inputs)
         del self._inputs
-        if (positions := self._prompts[0].positions) is not None:  # else they would be computed again, on the device
+        if positions is not None:  # else they would be computed again, on the device
             inputs["position_ids"] = positions[..., :end].to(self._decoder.device)
         features = self._source.features(self._prompts[0].media)
         if features:
@@ -370,24 +384,34 @@ class _Prompts:
         return value.to(self._decoder.device, self._decoder.dtype if value.is_floating_point() else None)
 
 
+def _references(media: Sequence[Media]) -> tuple[weakref.ref[Media], ...]:
+    return tuple(weakref.ref(medium) for medium in media)
+
+
+class _Recent:
+    """What was made of the last lists of media, as long as they are there."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[weakref.ref[Media], ...], Any] = {}
+
+    def of(self, media: tuple[weakref.ref[Media], ...], make: Callable[[], Any]) -> Any:
+        """Return what was made of a list, or what `make` makes of it now."""
+        made = self._made.pop(media) if media in self._made else make()
+        kept = [(other, each) for other, each in self._made.items() if all(one() for one in other)]
+        self._made = dict([*kept, (media, made)][-_KEPT:])
+        return made
+
+
 class _Remembered:
     """A part of a processor that remembers what it made of the last lists of `media`; it takes the part's place."""
 
     def __init__(self, processor: Any, name: str) -> None:
-        self._part = getattr(processor, name)
+        self._part, self._recent = getattr(processor, name), _Recent()
         self.media: tuple[weakref.ref[Media], ...] = ()
-        self._made: dict[tuple[weakref.ref[Media], ...], Any] = {}
         setattr(processor, name, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)
 
     def __call__(self, *values: Any, **options: Any) -> Any:
-        made = self._made.pop(self.media, None)
-        self._made = {media: each for media, each in self._made.items() if all(one() for one in media)}
-        if made is None:
-            made = self._part(*values, **options)
-        self._made[self.media] = made
-        while len(self._made) > _KEPT:
-            del self._made[next(iter(self._made))]
-        return copy(made)
+        return copy(self._recent.of(self.media, lambda: self._part(*values, **options)))
