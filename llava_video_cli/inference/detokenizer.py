@@ -138,7 +138,8 @@ class StopStrings:
 def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that end an answer: those of the generation config, of a config for text, of the tokenizer.
 
-    Raises `ModelError` for what can't be a token.
+    One that the model can't write, as a config that was copied from a larger model may name, is none. Raises
+    `ModelError` for what can't be a token.
     """
     all_ids: list[int] = []
     for source in (generation_config, config.get_text_config(), tokenizer):
@@ -147,7 +148,8 @@ def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, 
     for each in all_ids:
         if type(each) is not int or each.bit_length() > 31:
             raise ModelError(f"the checkpoint's eos_token_id must be the number of a token, got {each!r}")
-    return tuple(dict.fromkeys(all_ids))
+    vocabulary = model.config.get_text_config().vocab_size
+    return tuple(each for each in dict.fromkeys(all_ids) if 0 <= each < vocabulary)
 
 
 def hidden_ids(tokenizer: Any, checkpoint: Checkpoint) -> frozenset[int]:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from family_checkpoints import make_family
+from transformers import AutoTokenizer, InstructBlipVideoProcessor, InstructBlipVideoVideoProcessor
 
 from llava_video_cli.checkpoint.families import FAMILIES
 from llava_video_cli.cli.app import run
+from llava_video_cli.errors import ModelError
+from llava_video_cli.inference.families.facts import load_processor
 
 TOKENS = ("--max-new-tokens", "6")
 
@@ -131,6 +134,26 @@ def test_too_many_frames_are_refused_with_a_number_that_fits(
     assert run(["ask", str(clip), "Why?", "-m", str(short), "-n", str(frames), "-q", *TOKENS]) == 0
     assert run(["ask", str(clip), "Why?", "-m", str(short), "-n", str(frames + 1), "-q", *TOKENS]) == 1
     capsys.readouterr()
+
+
+def test_an_end_token_beyond_the_vocabulary_is_none(
+    folders: dict[str, Path], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a small checkpoint whose config was copied from a large one: `no` and `nothing` differ by an end token."""
+    copied = shutil.copytree(folders["smolvlm"], tmp_path / "copied")
+    config = json.loads((copied / "generation_config.json").read_text())
+    choices = ("--choices", "no,nothing", "-n", 2)
+    known = asked(capsys, clip, "Why?", "-m", copied, *choices)
+    config["eos_token_id"] = [config["eos_token_id"], 151_645]
+    (copied / "generation_config.json").write_text(json.dumps(config))
+    assert asked(capsys, clip, "Why?", "-m", copied, *choices)["scores"] == known["scores"]
+
+
+def test_a_processor_that_takes_videos_in_a_way_of_its_own_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["smolvlm"])
+    InstructBlipVideoProcessor(InstructBlipVideoVideoProcessor(), tokenizer, tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"InstructBlipVideoProcessor in .+ takes no videos as"):
+        load_processor(tmp_path)
 
 
 def test_doctor_knows_what_it_needs(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

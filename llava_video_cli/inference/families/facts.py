@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def load_processor(folder: Path) -> Any:
         raise ModelError(f"the processor in {folder} can't be loaded: {first_line(error)}") from None
     if getattr(processor, "video_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"the checkpoint in {folder} takes no videos: it has a {type(processor).__name__}")
+    if "videos" not in inspect.signature(processor.__call__).parameters:  # InstructBlipVideo's takes four pictures
+        raise ModelError(f"the {type(processor).__name__} in {folder} takes no videos as those of other models do")
     return processor
 
 

@@ -373,7 +373,7 @@ class _Prompts:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise ModelError(f"the model can't take these media together: {first_line(error)}") from error
+            raise ModelError(f"the model can't take these media: {first_line(error)}") from error
         logits: torch.Tensor = output.logits[0].to(self._decoder.device)
         return logits
 
