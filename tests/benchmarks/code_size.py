@@ -22,7 +22,7 @@ HERE = Path(__file__).parents[2]
 ENGINE = (
     "inference/engine", "inference/row", "inference/decode_step", "inference/kv_cache", "inference/prefix_cache",
     "inference/prompt_batch", "inference/sampler", "inference/cuda_graph", "inference/vision",
-    "inference/families/llava_next_video",
+    "inference/families/llava_next_video", "inference/video_model", "inference/tokenizer",
 )  # fmt: skip
 CALLERS = ("model", "runs/batches", "runs/answers", "runs/prefetch", "server/scheduler", "cluster/workers")
 # What only a later feature has: definitions, and names whose lines are the feature's wherever they stand.
@@ -32,22 +32,22 @@ FEATURES = {
         "log_probabilities", "wholes", "whole_ids", "beginnings", "answer_tokens", "read_choices",
     },
     "schemas and regular expressions": {
-        "_allowed", "LlavaVideo._grammars", "Constraint", "constraint", "Grammars", "_grammars", "is_constrained",
+        "_allowed", "Constraint", "constraint", "Grammars", "_grammars", "is_constrained",
         "answer_opening",
     },
     "logprobs": {
-        "_note_logprobs", "Row._hold_logprobs", "LlavaVideo._tokens", "LlavaVideo._describe", "logprobs",
+        "_note_logprobs", "Row._hold_logprobs", "Tokenizer.tokens", "Tokenizer.describe", "logprobs",
         "held_logprobs", "top_logprobs", "describe", "TokenLogprob", "token_bytes",
     },
     "top-k, min-p, further penalties": {
         "CountPenalty", "top_k", "min_p", "presence_penalty", "frequency_penalty",
     },
     "other families": {
-        "InputSource", "SlotStates", "LlavaVideo._source", "LlavaVideo._hidden_ids", "shifts", "is_whole", "is_plain",
-        "sliding_window", "family_of",
+        "InputSource", "SlotStates", "Prompts", "LlavaPrompts.source", "LlavaPrompts.settings", "ProcessorPrompts",
+        "shifts", "is_whole", "is_plain", "media_tokens", "opens_thought", "sliding_window", "family_of",
     },
     "thoughts, adapters, --verbose, --fit": {
-        "LlavaVideo.reasons", "frame_resize", "Thoughts", "thoughts", "thinking_tokens", "adapter", "FrameResize",
+        "VideoModel.reasons", "frame_resize", "Thoughts", "thoughts", "thinking_tokens", "adapter", "FrameResize",
         "input_of",
     },
 }  # fmt: skip
