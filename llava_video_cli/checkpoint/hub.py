@@ -28,7 +28,8 @@ from .families import check_family, is_listed
 from .files import read_json
 
 # All that a checkpoint needs beside its weights, and its card, for the licence: no pickles, no code, no folders.
-SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "README.md")
+# a font: the video processor of ERNIE 4.5 VL writes times on frames
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.ttf", "README.md")
 DEMO_HINT = "`--model demo` needs no download"
 ROOM_HINT = "HF_HOME=FOLDER sets another folder for downloads; the part downloaded so far is kept"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -18,7 +18,7 @@ import pytest
 from hub import COMMIT, Faults, Hub, running_hub
 from terminal import Typed, failed, llvid
 
-SMALL = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json", "README.md")
+SMALL = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json", "Font.ttf", "README.md")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 # More than the ten MiB that huggingface_hub reads at a time, so that a part is left when the connection ends.
 LARGE_BYTES = 24 * 2**20
@@ -31,6 +31,7 @@ def source(folder: Path, large_bytes: int = 5000) -> Path:
     (folder / "config.json").write_text('{"model_type": "llava_next_video"}')
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "Font.ttf").write_bytes(b"letters")
     (folder / "README.md").write_text("---\nlicense: llama2\n---\n")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}))
     for name, size in zip(SHARDS, (large_bytes, 3000), strict=True):
