@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,20 @@ def test_a_second_question_reuses_the_prompt_where_that_is_exact(trio: tuple[str
         answer = join(model.stream(Request(turns, GREEDY)))
         check(answer, trio, turns)
     assert (answer.usage.cached_tokens > 0) == family(name).reuse
+
+
+def test_the_same_frames_read_again_are_recognized_and_others_are_not(folders: Path) -> None:
+    model = open_model(str(make_family(folders / "again", "internvl")))
+    video = moving_square(5, seed=3)
+    other = video.images.copy()
+    other[-1, 0, 0] ^= 255
+    cached = []
+    for medium in (video, replace(video, images=video.images.copy()), replace(video, images=other)):
+        answer = join(model.stream(Request((Turn("user", "What happens?", (medium,)),), Generation(2))))
+        cached.append(answer.usage.cached_tokens > 0)
+    later = replace(video, times_seconds=tuple(time + 1 for time in video.times_seconds))
+    assert not join(model.stream(Request((Turn("user", "Why?", (later,)),), Generation(2)))).usage.cached_tokens
+    assert cached == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "gemma4", "qwen3_vl"])

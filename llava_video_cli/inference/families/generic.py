@@ -7,6 +7,7 @@ in one piece; later tokens are computed as those of any model.
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ from ...video.image import Picture, shrunk
 from ..decode_step import Decoder, Inputs, InputSource, cache_name
 from ..device_memory import is_out_of_memory
 from ..loader import Loaded
-from ..prefix_cache import Prompt, Span, number_of
+from ..prefix_cache import Prompt, Span
 from ..tokenizer import Tokenizer
 from ..vision import SentPixels
 
@@ -107,7 +108,8 @@ class ProcessorPrompts:
         names = (set(part.model_input_names) for part in self._remembered)
         self._shared = set.intersection(*names)  # of pictures and videos
         self._pixels: weakref.WeakKeyDictionary[ProcessedPrompt, dict[str, Any]] = weakref.WeakKeyDictionary()
-        self._numbers: weakref.WeakKeyDictionary[Media, str] = weakref.WeakKeyDictionary()
+        self._numbers: weakref.WeakKeyDictionary[Media, int] = weakref.WeakKeyDictionary()
+        self._count_up = itertools.count()
         self._family = family = family_of(loaded.model.config.to_dict())
         self.reuses, self._least_frames = prefix_reuse and family.reuse, family.least_frames
         self._shifts = _Recent()
@@ -213,7 +215,7 @@ class ProcessorPrompts:
                 raise ModelError(f"the processor of {self._name} leaves no place in the prompt for its media")
             spans = (Span(int(places[0]), int(places[-1]) + 1, media[0]),)
             if self.reuses:
-                digest = blake2b(" ".join(map(self._number, media)).encode(), digest_size=8).digest()
+                digest = blake2b(str([*map(self._number, media)]).encode(), digest_size=8).digest()
                 marks[places] = -1 - int.from_bytes(digest, "big") // 2  # no id is below zero
         positions, shift = self._positions(inputs, media)
         prompt = ProcessedPrompt(
@@ -299,15 +301,15 @@ class ProcessorPrompts:
             images, times = np.repeat(images, repeats, axis=0), [time for time in times for _ in range(repeats)]
         return images, times, frames.info.duration_seconds
 
-    def _number(self, medium: Media) -> str:
-        """Return what stands for a medium's content, and for its times."""
+    def _number(self, medium: Media) -> int:
+        """Return what stands for a medium's content, and for its times.
+
+        Others that are there are compared with it, those of held prompts among them: that is quicker than a digest.
+        """
         if medium not in self._numbers:
-            if isinstance(medium, Picture):
-                number = str(number_of(medium.pixels, "picture"))
-            else:
-                own = medium.times_seconds, medium.info.duration_seconds, medium.sampling.fit
-                number = f"{number_of(medium.images, 'frames')} {own}"
-            self._numbers[medium] = number
+            others = list(self._numbers.items())
+            same = next((number for other, number in others if _is_same(medium, other)), None)
+            self._numbers[medium] = next(self._count_up) if same is None else same
         return self._numbers[medium]
 
     def send(self, media: Iterable[Media]) -> dict[Media, SentPixels]:
@@ -382,6 +384,14 @@ class _Prompts:
         if value.shape == self._inputs["input_ids"].shape:
             value = value[:, :end]
         return value.to(self._decoder.device, self._decoder.dtype if value.is_floating_point() else None)
+
+
+def _is_same(one: Media, other: Media) -> bool:
+    """Whether two media have the same content, and the same times."""
+    if isinstance(one, Picture) or isinstance(other, Picture):
+        return isinstance(one, Picture) and isinstance(other, Picture) and np.array_equal(one.pixels, other.pixels)
+    mine, theirs = ((each.times_seconds, each.info.duration_seconds, each.sampling.fit) for each in (one, other))
+    return mine == theirs and all(map(np.array_equal, one.images, other.images))
 
 
 def _references(media: Sequence[Media]) -> tuple[weakref.ref[Media], ...]:
