@@ -148,7 +148,7 @@ def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, 
     for each in all_ids:
         if type(each) is not int or each.bit_length() > 31:
             raise ModelError(f"the checkpoint's eos_token_id must be the number of a token, got {each!r}")
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = config.get_text_config().vocab_size
     return tuple(each for each in dict.fromkeys(all_ids) if 0 <= each < vocabulary)
 
 

@@ -22,7 +22,7 @@ from llava_video_cli import Generation, LlvidError, Model, Request, Turn, UsageE
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.inference.constraints import Constraint, Grammars, Vocabulary, check
 from llava_video_cli.inference.detokenizer import token_bytes
-from llava_video_cli.inference.families.llava_next_video import LlavaVideo
+from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.resumable import settle_run
 from llava_video_cli.runs.windows import window_requests
@@ -186,7 +186,7 @@ def test_what_a_schema_takes_of_the_tokens_may_be_made_while_the_weights_are_rea
         and not settle_run(replace(preset, generation=Generation()), None)[1].loading.constrained
     )
     model = source.open()
-    assert isinstance(model, LlavaVideo) and model._loaded.vocabulary is not None  # noqa: SLF001 - when is what it is about
+    assert isinstance(model, VideoModel) and model._loaded.vocabulary is not None  # noqa: SLF001 - when is what it is about
     assert join(model.stream(asked(schema=SHAPE))).text == join(demo.stream(asked(schema=SHAPE))).text
 
 
