@@ -69,8 +69,9 @@ def extra_hint(extra: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its class if it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+    """Return the first line of an error, with the next one if that says what it announces; or the error's class."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])
 
 
 def last_line(error: BaseException) -> str:

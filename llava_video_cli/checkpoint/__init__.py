@@ -39,17 +39,20 @@ def locate(model: str, revision: str | None = None) -> Path:
     folder = local_folder(model) or _from_hub(model, revision)
     read_config(folder)
     check_weights(folder)
-    names = weight_names(folder)
-    check_files(folder, names)
+    check_files(folder, weight_names(folder))
     if is_generic(read_config(folder)):  # how many parameters there should be, only torch can tell
         return folder
-    parameters = describe(read_config(folder)).parameters.total
-    if (stored := sum((folder / name).stat().st_size for name in names)) < _FEWEST_BYTES * parameters:
+    check_bytes(folder, describe(read_config(folder)).parameters.total)
+    return folder
+
+
+def check_bytes(folder: Path, parameters: int) -> None:
+    """Raise `ModelError` if a folder's weights are too few for a config's number of parameters."""
+    if (stored := sum((folder / name).stat().st_size for name in weight_names(folder))) < _FEWEST_BYTES * parameters:
         raise ModelError(
             f"the weights in {folder} have {stored:,} bytes, too few for the {parameters:,} parameters of config.json",
             "download config.json and the weights again, both from the same checkpoint",
         )
-    return folder
 
 
 def locate_config(model: str, revision: str | None) -> Path:

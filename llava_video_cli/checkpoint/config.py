@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,8 @@ _VISION_ABSENT = {
     "patch_size": 14,
 }  # fmt: skip
 _GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+_MOST_LAYERS = 2000  # of anything: building a million of them takes hours, without any memory for weights
+_LAYERS = re.compile(r"(.*_)?(layers|depth|blocks|experts)")
 _MOST_ROPE_FACTOR = 10**6  # as a float, the context must stay a whole number
 # RoPE scaling that a linear factor can be put on: none, or another linear one.
 _SCALABLE = ("default", "linear")
@@ -126,7 +128,21 @@ def _read(folder: Path, _: tuple[int, ...]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise unreadable(path, "it is not a mapping")
     check_family(config, str(folder))
+    for name, number in _numbers_of_layers(config):
+        if number > _MOST_LAYERS:
+            raise ModelError(f"the config in {folder} can't be used: {name} is {number:,}")
     return config
+
+
+def _numbers_of_layers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of layers of a config, of its parts too, with their names."""
+    waiting = [config]
+    while waiting:
+        for name, value in waiting.pop().items():
+            if isinstance(value, Mapping):
+                waiting.append(value)
+            elif isinstance(value, int) and _LAYERS.fullmatch(name):
+                yield name, value
 
 
 @lru_cache(maxsize=8)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .random_weights import has_random_weights
 # Those on the hub, whose vision tower is CLIP ViT-L/14 at 336 pixels: https://huggingface.co/llava-hf
 PUBLISHED_INPUT = FrameInput(336, 336, "crop", 336)
 PROCESSOR_HINT = "take preprocessor_config.json and video_preprocessor_config.json from the published checkpoint"
+MOST_EDGE = 4096  # pixels: published processors resize to 2,048 at the most
 _DEFAULT_EDGE = 224
 # In the order of transformers' `get_video_processor_dict`; the first may hold the video processor's values.
 _NESTED, *_FLAT = "processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"
@@ -42,7 +43,7 @@ def frame_input(model: str, revision: str | None = None) -> FrameInput | None:
         if folder is None:
             return None
     if is_generic(config := read_config(folder)):
-        return shape_of_frames(_video_values(folder), family_of(config))
+        return shape_of_frames(_video_values(folder), family_of(config), str(folder))
     side = describe(config).rates.image_size
     return input_of(_video_values(CHECKPOINT if has_random_weights(folder) else folder), side, str(folder))
 
@@ -53,7 +54,7 @@ def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
     What is missing is that of `LlavaNextVideoVideoProcessor`; one that crops to something else than a square of `side`
     gets the vision tower's size, as `load_processor` does it. Raises `ModelError` for values that make no sense.
     """
-    try:
+    with _sensible(name):
         size, crop = values.get("size", _DEFAULT_EDGE), values.get("crop_size")
         if crop != side and dict(crop or {}) != {"height": side, "width": side}:
             size = side
@@ -65,16 +66,29 @@ def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
         resample = int(values.get("resample") or PUBLISHED_INPUT.resample)
         is_cut = bool(crops and (edge or not resizes))
         return FrameInput(side, side, "crop" if is_cut else "stretch", edge, (red, green, blue), resample)
+
+
+@contextmanager
+def _sensible(name: str) -> Iterator[None]:
+    """Turn what values of other types raise into `ModelError`."""
+    try:
+        yield
     except (TypeError, ValueError, AttributeError) as error:
         message = f"the preprocessor's config in {name} can't be used: {described(error)}"
         raise ModelError(message, PROCESSOR_HINT) from None
 
 
-def shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
+def shape_of_frames(values: Mapping[str, Any], family: Family, name: str) -> FrameInput:
     """Return what the video processor of any family makes of a frame, as far as its values tell.
 
     One with a height and a width squeezes frames into these, unless it keeps the middle only; others keep their shape.
+    Raises `ModelError` for values that make no sense.
     """
+    with _sensible(name):
+        return _shape_of_frames(values, family)
+
+
+def _shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
     size, crop = (dict(values.get(name) or {}) for name in ("size", "crop_size"))
     crop = crop if values.get("do_center_crop") and crop.get("height") else {}
     side = crop or size
@@ -86,10 +100,11 @@ def shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
         size.get("shortest_edge") if crop else None,
         int(values.get("resample") or PUBLISHED_INPUT.resample),
     )
+    width, height = int(side["width"]), int(side["height"])
+    if not (1 <= width <= MOST_EDGE and 1 <= height <= MOST_EDGE):
+        raise ValueError(f"it makes frames of {width} x {height} pixels")
     way: Way = "crop" if crop else "stretch"
-    return FrameInput(
-        side["width"], side["height"], way, edge, (red, green, blue), resample, time_marks=family.time_marks
-    )
+    return FrameInput(width, height, way, edge, (red, green, blue), resample, time_marks=family.time_marks)
 
 
 def _video_values(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import locate_config
+from ..checkpoint import check_bytes, locate_config
 from ..checkpoint.adapter import Adapter, base_note, check_adapter, read_adapter, with_adapter
 from ..checkpoint.config import Checkpoint, prompt_format_of, read_checkpoint, read_config
 from ..checkpoint.families import is_generic
@@ -232,16 +232,24 @@ def _plan(folder: Path, loading: Loading, name: str) -> Plan:
         from .families.facts import load_processor, plan
 
         check_options(name, loading)
-        return plan(folder, load_processor(folder))
+        planned = plan(folder, load_processor(folder))
+        check_bytes(folder, planned.checkpoint.parameters.total)
+        return planned
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
     config, checkpoint = _config(folder, loading)
     try:
         settings = LlavaNextVideoConfig.from_dict(deepcopy(config))
+        without_kernels(settings)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
     unquantized = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start
     return Plan(config, checkpoint, settings, LlavaNextVideoForConditionalGeneration, unquantized)
+
+
+def without_kernels(settings: Any) -> None:
+    """Forget the implementations that a config wants: one named OWNER/NAME would be code, fetched from the hub."""
+    settings._attn_implementation = settings._experts_implementation = None  # noqa: SLF001 - in its parts, too
 
 
 def read_facts(name: str, folder: Path, loading: Loading) -> tuple[Mapping[str, Any], Checkpoint]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint.config import Checkpoint, read_config
 from ...checkpoint.families import family_of, untried
+from ...checkpoint.files import TOKENIZER_HINT
+from ...checkpoint.frame_input import MOST_EDGE
 from ...checkpoint.size import Parameters
 from ...checkpoint.tokens import SAMPLE, MeasuredRates
 from ...errors import ModelError, described, first_line, last_line
-from ..loader import Plan
+from ..loader import Plan, without_kernels
 
 # Tokens of a frame and of a picture, for memory, where no processor is there to tell: many families have about so many.
 _GUESSED = MeasuredRates(384, 14, 1, (), False, 256, 256)
@@ -23,9 +26,11 @@ def settings_of(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        without_kernels(settings)
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {last_line(error)}") from None
+    return settings
 
 
 def model_class(settings: Any) -> Any:
@@ -46,12 +51,29 @@ def load_processor(folder: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - a missing file raises other errors in each version
-        raise ModelError(f"the processor in {folder} can't be loaded: {first_line(error)}") from None
+        why = first_line(error).partition(". If you were trying")[0]  # ... to load it from the hub
+        raise ModelError(f"the processor in {folder} can't be loaded: {why}", TOKENIZER_HINT) from None
     if getattr(processor, "video_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise ModelError(f"the checkpoint in {folder} takes no videos: it has a {type(processor).__name__}")
+        kind = type(processor).__name__
+        raise ModelError(f"the checkpoint in {folder} takes no videos: it has a {kind}", TOKENIZER_HINT)
     if "videos" not in inspect.signature(processor.__call__).parameters:  # InstructBlipVideo's takes four pictures
         raise ModelError(f"the {type(processor).__name__} in {folder} takes no videos as those of other models do")
+    for part in (processor.video_processor, getattr(processor, "image_processor", None)):
+        _check_size(part, folder)
     return processor
+
+
+def _check_size(part: Any, folder: Path) -> None:
+    """Raise `ModelError` for sizes to which no published processor resizes: they take memory for nothing.
+
+    Beside a `longest_edge`, the `shortest_edge` of some is a number of pixels, the least that a picture is given.
+    """
+    size = getattr(part, "size", None) or {}
+    for name, value in dict(size).items():
+        is_area = name == "shortest_edge" and "longest_edge" in size
+        most = MOST_EDGE**2 if is_area else MOST_EDGE
+        if isinstance(value, int) and value > most and name in ("shortest_edge", "height", "width"):
+            raise ModelError(f"the processor in {folder} resizes to {value:,} pixels ({name})", TOKENIZER_HINT)
 
 
 def checkpoint_of(folder: Path) -> Checkpoint:
@@ -73,11 +95,14 @@ def plan(folder: Path, processor: Any) -> Plan:
     config, settings = read_config(folder), settings_of(folder)
     family, kind = family_of(config), model_class(settings)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd is an error, or harmless
             model = kind(settings)
         checkpoint = facts_of(model, settings, processor, _measured(processor, settings))
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
         raise ModelError(f"the config in {folder} can't be used: {described(error)}") from None
+    if checkpoint.position_count < 1:
+        raise ModelError(f"the config in {folder} can't be used: its context is {checkpoint.position_count}")
     note = None if family.was_tried else untried(family)
     return Plan(config, checkpoint, settings, kind, _unquantized(model), processor, note)
 

@@ -137,7 +137,7 @@ class ProcessorPrompts:
     @property
     def shrink(self) -> FrameResize:
         """Leaves frames in their own size, in which the processor gets them; only huge ones are shrunk."""
-        shape = shape_of_frames(self._processor.video_processor.to_dict(), self._family)
+        shape = shape_of_frames(self._processor.video_processor.to_dict(), self._family, self._name)
         return FrameResize(shape, shrunk)
 
     def budget(self, request: Request) -> Budget:
