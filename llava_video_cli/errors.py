@@ -7,6 +7,7 @@ LlvidError                exit code 1
 ├── ServerError           a server that can't be reached, refuses the key or has another model: every request would fail
 └── ModelError            a checkpoint that can't be loaded or can't run here
     ├── ContextError      a prompt that doesn't fit the checkpoint's context
+    ├── GrammarError      a schema or regex that is too complex to go on with
     └── OutOfMemoryError  an answer that needs more memory than is free: fewer at a time may fit
 """
 
@@ -57,6 +58,10 @@ class ModelError(LlvidError):
 
 class ContextError(ModelError):
     """The prompt doesn't fit the context that the checkpoint was trained for."""
+
+
+class GrammarError(ModelError):
+    """A schema or regex turned out to be too complex in the middle of an answer; a simpler one may do."""
 
 
 class OutOfMemoryError(ModelError):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Generation
-from ..errors import MissingExtraError, ModelError, UsageError
+from ..errors import GrammarError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -46,7 +46,7 @@ class Constraint:
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
-        self.failure: ModelError | None = None
+        self.failure: GrammarError | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -68,7 +68,9 @@ class Constraint:
     def _note(self) -> None:
         if self._matcher.is_error():
             words = _first_line(self._matcher.get_error())
-            self.failure = ModelError(f"the schema or regex of an answer is too complex: {words}", "use a simpler one")
+            self.failure = GrammarError(
+                f"the schema or regex of an answer is too complex: {words}", "use a simpler one"
+            )
 
 
 class Vocabulary:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..conversation import Chunk, Scores, TokenLogprob, Usage
-from ..errors import ContextError, LlvidError, MediaError, MissingExtraError, OutOfMemoryError, UsageError
+from ..errors import ContextError, GrammarError, LlvidError, MediaError, MissingExtraError, OutOfMemoryError, UsageError
 from ..prompt.budget import AS_ONE_VIDEO
 from ..validation import InputError
 from ..video.limits import RAISE_HINT
@@ -33,6 +33,7 @@ _STATUS = (
     (MissingExtraError, 400, "missing_extra"),  # not 501: clients try errors of servers again
     (MediaError, 400, "invalid_media"),
     (ContextError, 400, "context_length_exceeded"),
+    (GrammarError, 400, None),
     (OutOfMemoryError, 503, "out_of_memory"),
 )
 

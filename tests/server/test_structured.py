@@ -130,6 +130,8 @@ def test_openais_client_parses_answers_and_knows_which_are_cut(client: Any, mess
         ({"structured_outputs": {"grammar": "root ::= a"}}, "unknown key 'grammar'"),
         ({"structured_outputs": {"choice": []}}, "choice must be a non-empty list"),
         ({"structured_outputs": {"regex": "(?=a)"}}, "can't be followed"),
+        ({"structured_outputs": {"regex": "(a?){3000}a{3000}"}}, "too complex"),
+        ({"top_k": 2**31}, "top_k must be from 0 to 2147483647"),
         ({"schema": SHAPE}, "unknown key 'schema'"),
         ({"top_logprobs": 3}, "needs logprobs"),
         ({"logprobs": True, "choices": ["a", "b"]}, "logprobs are not given with choices"),

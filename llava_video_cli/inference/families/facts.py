@@ -48,6 +48,7 @@ def load_processor(folder: Path) -> Any:
     """Return the checkpoint's processor. Raises `ModelError` if it takes no videos, or can't be loaded."""
     from transformers import AutoProcessor
 
+    settings_of(folder)  # a processor reads the config, too: what is wrong there is told as such
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - a missing file raises other errors in each version
