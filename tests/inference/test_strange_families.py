@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from family_checkpoints import make_family
+from scenes import VIDEO
 
-from llava_video_cli import ModelError
+from llava_video_cli import Generation, ModelError, Request, Turn, join, open_model
 from llava_video_cli.checkpoint.frame_input import frame_input
 from llava_video_cli.errors import first_line
 from llava_video_cli.inference.loader import load
@@ -91,6 +92,14 @@ def test_an_implementation_from_the_hub_is_not_fetched(folder: Path) -> None:
     config = load(folder, Loading(attention="eager")).model.config
     used = {each._attn_implementation for each in (config, config.text_config, config.vision_config)}  # noqa: SLF001
     assert used == {"eager"}
+
+
+def test_beams_of_the_generation_config_change_nothing(folder: Path, original: Path) -> None:
+    beams = {"num_beams": 5, "num_return_sequences": 5, "min_new_tokens": 10**9, "prompt_lookup_num_tokens": 5}
+    change(folder / "generation_config.json", beams)
+    request = Request((Turn("user", "What happens?", (VIDEO,)),), Generation(max_new_tokens=4))
+    answers = [join(open_model(str(each)).stream(request)).text for each in (original, folder)]
+    assert answers[0] == answers[1] != ""
 
 
 def test_a_line_that_announces_the_next_has_it_beside() -> None:

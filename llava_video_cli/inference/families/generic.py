@@ -350,7 +350,9 @@ class _Prompts:
 
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
-        model = self._decoder.model
+        model = copy(self._decoder.model)
+        # What the checkpoint's own says of beams, lengths or guidance would count too; the sampler has read it.
+        model.generation_config = GenerationConfig()
         inputs: dict[str, Any] = {name: self._placed(value, end) for name, value in self._inputs.items()}
         positions = self._prompts[0].positions
         if positions is None:
