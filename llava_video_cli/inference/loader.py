@@ -362,5 +362,6 @@ def _quieten() -> None:
     transformers_logging.disable_progress_bar()
     # of a parameter that is in no module of its own: it is placed all the same
     warnings.filterwarnings("ignore", "The following device_map keys do not match any submodules")
+    warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # a config's sizes of 0 are an error soon
     warnings.filterwarnings("ignore", module="peft")  # of layers that share weights, which `lora` gives their own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each 8-bit product of float32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,7 @@ def plan(folder: Path, processor: Any) -> Plan:
     config, settings = read_config(folder), settings_of(folder)
     family, kind = family_of(config), model_class(settings)
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd is an error, or harmless
+        with torch.device("meta"):
             model = kind(settings)
         checkpoint = facts_of(model, settings, processor, _measured(processor, settings))
     except Exception as error:  # noqa: BLE001 - what it says to wrong values has many classes
