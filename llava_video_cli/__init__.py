@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .conversation import Answer, Chunk, Generation, Request, Scores, Segment, TokenLogprob, Turn, Usage, join
     from .errors import (
         ContextError,
+        GrammarError,
         LlvidError,
         MediaError,
         MissingExtraError,
@@ -49,8 +50,8 @@ _HOMES = {
         "Answer", "Chunk", "Generation", "Request", "Scores", "Segment", "TokenLogprob", "Turn", "Usage", "join",
     ),
     "errors": (
-        "ContextError", "LlvidError", "MediaError", "MissingExtraError", "ModelError", "OutOfMemoryError",
-        "ServerError", "UsageError",
+        "ContextError", "GrammarError", "LlvidError", "MediaError", "MissingExtraError", "ModelError",
+        "OutOfMemoryError", "ServerError", "UsageError",
     ),
     "evaluation.find": ("find_moments",),
     "video.image": ("Picture", "read_image"),
@@ -78,12 +79,12 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer", "Budget", "CaptionForm", "Chat", "Chunk", "ContextError", "Failure", "Frame", "Frames", "Generation",
-    "Limits", "LlvidError", "Loading", "MediaError", "MissingExtraError", "Model", "ModelError", "ModelSource",
-    "OutOfMemoryError", "Picture", "Preset", "Record", "RemoteModel", "Request", "ResumableRun", "RunOptions",
-    "Sampling", "Scores", "Segment", "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob", "Turn", "Usage",
-    "UsageError", "VideoInfo", "__version__", "answer_file", "caption_folder", "contact_sheet", "find_moments",
-    "iter_frames", "join", "load_preset", "open_model", "open_remote", "probe", "read_frames", "read_image",
-    "with_times",
+    "GrammarError", "Limits", "LlvidError", "Loading", "MediaError", "MissingExtraError", "Model", "ModelError",
+    "ModelSource", "OutOfMemoryError", "Picture", "Preset", "Record", "RemoteModel", "Request", "ResumableRun",
+    "RunOptions", "Sampling", "Scores", "Segment", "ServerError", "Session", "Sidecars", "Summary", "TokenLogprob",
+    "Turn", "Usage", "UsageError", "VideoInfo", "__version__", "answer_file", "caption_folder", "contact_sheet",
+    "find_moments", "iter_frames", "join", "load_preset", "open_model", "open_remote", "probe", "read_frames",
+    "read_image", "with_times",
 ]  # fmt: skip
 
 
