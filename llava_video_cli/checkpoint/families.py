@@ -30,7 +30,7 @@ class Family:
     the same. Where `equal_frames`, transformers needs the same number of frames in all videos of a batch (here each
     prompt is computed by itself). `positions` are 3D where a medium's tokens share their place in time (M-RoPE), and
     `cache` is what the layers keep: of `sliding` ones the last tokens only, of `linear` ones a state, which can't be
-    cut. `packages` are needed beside those that are always there.
+    cut. `packages` are needed beside those that are always there, and a transformers newer than `fails_with`.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Family:
     cache: Literal["plain", "sliding", "linear"] = "plain"
     reuse: bool = False
     packages: tuple[str, ...] = ()
+    fails_with: tuple[int, int] = (0, 0)
     was_tried: bool = True
 
 
@@ -54,7 +55,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
-    "smolvlm": Family("SmolVLM2", time_marks="clock", reuse=True, packages=("num2words",)),
+    "smolvlm": Family("SmolVLM2", time_marks="clock", reuse=True, packages=("num2words",), fails_with=(5, 17)),
     "gemma4": Family("Gemma 4", time_marks="clock", cache="sliding"),
     "internvl": Family("InternVL3", equal_frames=True, reuse=True),
     "llava_onevision": Family("LLaVA-OneVision", equal_frames=True, reuse=True),
@@ -96,6 +97,10 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
     if kind not in FAMILIES:
         _check_unlisted(config, kind, name)
     family = family_of(config)
+    major, minor, *_ = version("transformers").split(".")
+    if (int(major), int(minor)) <= family.fails_with:
+        least = f"transformers newer than {'.'.join(map(str, family.fails_with))}, got {major}.{minor}"
+        raise ModelError(f"{family.name} needs {least}", "pip install -U transformers")
     tower = config.get("vision_config")
     of_timm = isinstance(tower, Mapping) and str(tower.get("model_type", "")).startswith("timm")
     for package in (*family.packages, *(("timm",) if of_timm else ())):
