@@ -28,6 +28,8 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_HINT = "copy the tokenizer's files, and the processor's, from the checkpoint that it was trained from"
+_MOST_GROWTH = 64.0  # of a text by a tokenizer; those of the families make it three times as long at most
+_LEAST_OF_TABLE, _TABLE_CHARACTERS = 9.0, 2**13  # so that one table passes, as T5's with 316,000 in base64, but not two
 _STDERR_LOCK = threading.Lock()
 _MOST_HELD_BYTES = 2**20  # of what is written to stderr during a call of the tokenizer
 _AGAIN = "get the file again: `git lfs pull` in a clone of the repository, `llvid pull` for a checkpoint of the hub"
@@ -66,8 +68,41 @@ def check_files(folder: Path, weights: Sequence[str]) -> None:
     for path in mappings:
         if not isinstance(read_json(path), dict):
             raise unreadable(path, "it is not a mapping")
+    for path in tokenizers:
+        if path.name == "tokenizer.json":
+            _check_growth(path)
     for name in weights:
         read_weights_header(folder / name)
+
+
+def _check_growth(path: Path) -> None:
+    """Raise `ModelError` for a tokenizer of which a few steps, each harmless, make gigabytes of a short text."""
+    content = read_json(path)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        growth, steps = 1.0, [content.get(part) if isinstance(content, dict) else None]
+        while steps:
+            step = steps.pop()
+            if isinstance(step, dict):
+                growth *= max(1.0, _growth(step))
+                steps += step.values()
+            elif isinstance(step, list):
+                steps += step
+        if growth > _MOST_GROWTH:
+            raise ModelError(f"{path} makes a text up to {growth:.3g} times as long", TOKENIZER_HINT)
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """Return how many times as long a step of a tokenizer can make a text."""
+    kind, new = step.get("type"), step.get("content")
+    if kind == "Replace" and isinstance(new, str):
+        pattern = step.get("pattern")
+        old = pattern.get("String") if isinstance(pattern, dict) else None
+        return len(new) / len(old) if old and isinstance(old, str) else 1 + len(new)  # a regex may match nothing
+    if kind == "Precompiled":  # sentencepiece's table may have any text for a character
+        return max(_LEAST_OF_TABLE, len(str(step.get("precompiled_charsmap"))) / _TABLE_CHARACTERS)
+    if kind == "TemplateProcessing" and isinstance(step.get("single"), list):
+        return sum(isinstance(piece, dict) and "Sequence" in piece for piece in step["single"])
+    return 1.0
 
 
 @contextmanager

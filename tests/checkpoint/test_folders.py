@@ -263,6 +263,40 @@ def test_a_tokenizer_that_panics_is_an_error(folder: Path, capfd: pytest.Capture
     assert "panicked" not in capfd.readouterr().err
 
 
+LONGER = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 16}
+TABLE = {"type": "Precompiled", "precompiled_charsmap": "A" * 316_000}
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "times"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [LONGER] * 9}, "6.87e\\+10"),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 100}, "101"),
+        ("normalizer", {"type": "Sequence", "normalizers": [TABLE, TABLE]}, "1.49e\\+03"),
+        ("decoder", {"type": "Sequence", "decoders": [LONGER] * 2}, "256"),
+        (
+            "post_processor",
+            {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 99},
+            "99",
+        ),
+    ],
+)
+def test_a_tokenizer_that_makes_gigabytes_of_a_text_is_refused(
+    part: str, steps: dict[str, Any], times: str, folder: Path
+) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(values | {part: steps}))
+    with pytest.raises(ModelError, match=f"makes a text up to {times} times as long"):
+        open_model(str(folder))
+
+
+@pytest.mark.parametrize("normalizer", [TABLE, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}])
+def test_the_steps_of_published_tokenizers_are_not(normalizer: dict[str, Any], folder: Path) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": normalizer}))
+    assert locate(str(folder)) == folder
+
+
 def test_a_tokenizer_of_wrong_values_is_an_error(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"model_max_length": []}')
     with pytest.raises(ModelError, match=r"the tokenizer of .* fails: "):
