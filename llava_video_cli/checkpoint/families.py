@@ -97,10 +97,6 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
     if kind not in FAMILIES:
         _check_unlisted(config, kind, name)
     family = family_of(config)
-    major, minor, *_ = version("transformers").split(".")
-    if (int(major), int(minor)) <= family.fails_with:
-        least = f"transformers newer than {'.'.join(map(str, family.fails_with))}, got {major}.{minor}"
-        raise ModelError(f"{family.name} needs {least}", "pip install -U transformers")
     tower = config.get("vision_config")
     of_timm = isinstance(tower, Mapping) and str(tower.get("model_type", "")).startswith("timm")
     for package in (*family.packages, *(("timm",) if of_timm else ())):
@@ -108,6 +104,10 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
             version(package)
         except PackageNotFoundError:
             raise ModelError(f"{family.name} needs the package {package}", f"pip install {package}") from None
+    major, minor, *_ = version("transformers").split(".")
+    if (int(major), int(minor)) <= family.fails_with:
+        least = f"transformers newer than {'.'.join(map(str, family.fails_with))}, got {major}.{minor}"
+        raise ModelError(f"{family.name} needs {least}", "pip install -U transformers")
 
 
 def _check_unlisted(config: Mapping[str, Any], kind: str, name: str) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 from family_checkpoints import make_family
-from transformers import AutoTokenizer, InstructBlipVideoProcessor, InstructBlipVideoVideoProcessor
+from transformers import (
+    AutoTokenizer,
+    InstructBlipVideoConfig,
+    InstructBlipVideoProcessor,
+    InstructBlipVideoVideoProcessor,
+)
 
 from llava_video_cli.checkpoint.families import FAMILIES
 from llava_video_cli.cli.app import run
@@ -152,6 +157,7 @@ def test_an_end_token_beyond_the_vocabulary_is_none(
 def test_a_processor_that_takes_videos_in_a_way_of_its_own_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["smolvlm"])
     InstructBlipVideoProcessor(InstructBlipVideoVideoProcessor(), tokenizer, tokenizer).save_pretrained(tmp_path)
+    InstructBlipVideoConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"InstructBlipVideoProcessor in .+ takes no videos as"):
         load_processor(tmp_path)
 
