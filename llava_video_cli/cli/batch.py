@@ -48,8 +48,9 @@ def batch(
     output: AnswerFlags,
 ) -> None:  # fmt: skip
     """Answer what is not answered yet, and say what came of it."""
-    where = executor(cluster, settle(preset, model, frames, text), output)
-    settings = where.settings
+    settings = settle(preset, model, frames, text)
+    where = executor(cluster, settings, output)
+    settings = where.settled(settings)
     output.detail(*decisions.chosen(settings, preset, model))
     if run.overwrite:
         confirm_overwrite(Path(to), output)

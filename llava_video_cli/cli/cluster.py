@@ -41,9 +41,8 @@ def cluster_executor(flags: ClusterFlags, settings: Settings, output: OutputFlag
         raise UsageError("--dry-run is for `llvid caption`")
     progress = LiveProgress()
     connect = partial(_connect, _cluster(flags, settings.loading.device), output)
-    return Executor(
-        settings.resolved(), partial(ClusterRun, connect=connect, progress=progress), partial(_ClusterMeter, progress)
-    )
+    make_run = partial(ClusterRun, connect=connect, progress=progress)
+    return Executor(make_run, partial(_ClusterMeter, progress), Settings.resolved)
 
 
 def check_flags(flags: ClusterFlags, settings: Settings) -> None:

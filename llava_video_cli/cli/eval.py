@@ -104,13 +104,14 @@ def eval(
             raise UsageError(
                 f"--{flag.replace('_', '-')} can't be used with a question set: its questions are answered greedily"
             )
+    if to is not None and to.suffix.lower() != ".json":
+        raise UsageError(f"{to} must end in .json")
+    settings = settle(preset, model, frames, text)
+    where = executor(cluster, settings, output)
     questions = load_set(name, data, limit)
-    where = executor(cluster, _with_protocol(settle(preset, model, frames, text), questions, frames, text), output)
-    settings = where.settings
+    settings = where.settled(_with_protocol(settings, questions, frames, text))
     evaluation = Evaluation(questions, settings.undrawn_preset, ways(by, not no_controls))
     target = to or Path(f"{questions.name}-{_slug(settings.model)}.json")
-    if target.suffix.lower() != ".json":
-        raise UsageError(f"{target} must end in .json")
     answers = target.with_suffix(".answers.jsonl")
     if run.overwrite:
         confirm_overwrite(answers, output)

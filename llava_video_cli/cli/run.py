@@ -130,17 +130,17 @@ class Meter:
 
 @dataclass(frozen=True)
 class Executor:
-    """Where requests are answered, and by which settings: on this machine, or on a cluster."""
+    """Where requests are answered: on this machine, or on a cluster. `settled` returns the settings that it needs."""
 
-    settings: Settings
     make_run: MakeRun = AnsweredRun
     meter_of: Callable[..., Meter] = Meter
+    settled: Callable[[Settings], Settings] = lambda settings: settings
 
 
 def executor(flags: ClusterFlags, settings: Settings, output: OutputFlags) -> Executor:
     """Return where requests are answered; raises UsageError for flags that don't go together."""
     if flags == ClusterFlags():
-        return Executor(settings)
+        return Executor()
     from .cluster import cluster_executor
 
     return cluster_executor(flags, settings, output)
