@@ -156,6 +156,7 @@ def test_windows_are_joined_and_finished_videos_are_skipped(session: ClusterSess
     assert [values["key"] for values in again.values()] == [left] and failed_again == failed
 
 
+@pytest.mark.slow
 def test_folders_of_pictures_as_videos(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
     for place in ("a", "b/c"):
         (tmp_path / place).mkdir(parents=True)
@@ -169,6 +170,7 @@ def test_folders_of_pictures_as_videos(session: ClusterSession, folder: Path, tm
     assert ends == {"a": 1.0, "c": 1.0, "film.mp4": 2.0} and not outcomes[1]
 
 
+@pytest.mark.slow
 def test_what_is_said_goes_into_prompts(session: ClusterSession, tmp_path: Path) -> None:
     """Readers transcribe, and the models choose as many lines as fit."""
     make_film(tmp_path / "film.mp4", [0.5, 1.5], seconds=3)

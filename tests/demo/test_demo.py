@@ -192,6 +192,7 @@ def test_the_answers_about_pictures_are_right(demo: Model, stills: list[tuple[Sc
     assert share(demo, asked, ("picture_shape", "picture_color", "picture_describe")) >= WANTED
 
 
+@pytest.mark.slow
 def test_comparisons_are_right(demo: Model, fresh: list[Asked], stills: list[tuple[Scene, Picture]]) -> None:
     right = total = 0
     steady = [one for one in fresh if one.kind == "shape" and not one.scene.changes]

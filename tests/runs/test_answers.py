@@ -204,7 +204,7 @@ def test_leaving_the_iterator_ends_the_readers() -> None:
 
 
 def test_readers_wait_for_room() -> None:
-    jobs = entries(50, side=100)  # 30,000 bytes each
+    jobs = entries(15, side=100)  # 30,000 bytes each
     ahead = ReadAhead(jobs, lambda image: image, Limits(cores=1), workers=4, most_bytes=100_000)
     held: list[JobRequest] = []
     while (event := ahead.next(0.5 if len(held) >= 3 else 30)) is not None:
@@ -219,7 +219,7 @@ def test_readers_wait_for_room() -> None:
             held += [event.question] if isinstance(event, RequestRead) else []
         assert len(held) <= 3
         seen += len(held)
-    assert seen == 50
+    assert seen == 15
 
 
 def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:

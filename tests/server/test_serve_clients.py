@@ -215,7 +215,9 @@ def test_the_preset_has_the_system_text_unless_a_request_has_one() -> None:
     assert seen == [["Be brief.", "a"], ["Be kind.", "a"], ["a"]]
 
 
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("end", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
     end: signal.Signals, code: int, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
