@@ -92,6 +92,7 @@ def test_a_random_model_answers_to_its_longest_and_the_same_each_time(clip: Path
     assert models[0].settings["model"] == "random:tiny"
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_random_model(clip: Path) -> None:
     arguments = ("ask", str(clip), "What is it?", "--max-new-tokens", "4")
     result = llvid(*arguments, "-m", "random:tiny")

@@ -105,6 +105,7 @@ def test_ctrl_c_while_the_model_loads_leaves_the_terminal_in_order(start: Start)
     assert code == 130 and chat.echoes() and "Traceback" not in chat.shown, "or it was quick, and answered"
 
 
+@pytest.mark.slow
 def test_a_pipe_behind_it_gets_answers_only(start: Start) -> None:
     read, write = os.pipe()
     chat = start("red.mp4", "-m", "demo", stdout=write)

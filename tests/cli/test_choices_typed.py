@@ -115,6 +115,7 @@ def test_each_failure_is_2(clip: Path, arguments: list[str], capsys: pytest.Capt
     assert captured.out == "" and captured.err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_written_is_2(clip: Path) -> None:
     arguments = ["ask", str(clip), QUESTION.format("circle"), "-m", "demo", "--choices", "yes,no", "--exit-code"]
     command = [sys.executable, "-m", "llava_video_cli", *arguments]

@@ -16,6 +16,7 @@ from terminal import QUESTION, llvid
 from llava_video_cli.cli.app import run
 
 
+@pytest.mark.slow
 def test_no_color_and_pipes_get_plain_text(clip: Path, tmp_path: Path) -> None:
     missing = ("ask", str(tmp_path / "none.mp4"), "q", "-m", "demo")
     assert "\x1b[1;31m" in llvid(*missing, env={"FORCE_COLOR": "1"}).stderr

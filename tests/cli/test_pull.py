@@ -230,6 +230,7 @@ def test_a_terminal_shows_bytes_rate_and_time_left(hub: Hub, tmp_path: Path) -> 
         typed.close()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_that_the_connection_is_tried_again(hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(cut_after=10, cuts=3)  # too few bytes to be kept
     typed = Typed("pull", "org/large", cwd=tmp_path, env=environment(hub, tmp_path))

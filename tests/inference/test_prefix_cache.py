@@ -46,7 +46,7 @@ def ask(model: Model, text: str, *media: Frames | Picture, system: str | None = 
     return answer.text, answer.usage.cached_tokens, answer.usage.prompt_tokens
 
 
-@pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])
+@pytest.mark.parametrize("name", ["demo", "vicuna", pytest.param("mistral", marks=pytest.mark.slow), "yi"])
 def test_any_edits_leave_the_answers_as_they_are(name: str, layouts: dict[str, Path]) -> None:
     reusing, plain = opened(layouts, name), opened(layouts, name, reuse=False)
     wrong, tokens, reused = differences(reusing, plain, 30, random.Random(name))

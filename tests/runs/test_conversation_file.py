@@ -127,6 +127,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
             read_conversation(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_longest_file_is_read_in_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     for text in ("- " * 130_000, "a" * 2**18, "[" + "a, " * 80_000 + "]", "? " * 130_000, "- {a: b}\n" * 29_000):

@@ -51,10 +51,13 @@ def full_decode(name: str) -> list[tuple[int | None, str]]:
     return decode_all(sample(name), keep, damaged=name == "corrupted.mp4")
 
 
+LONGEST = {"long_1080p_lowbitrate.mp4", "edit_list.mp4"}  # to decode whole
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name == "long_1080p_lowbitrate.mp4" else name
+        pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name
         for name in sorted(set(TOTALS) - {"corrupted.mp4"})
     ],
 )
