@@ -8,7 +8,7 @@ setup:
 	$(BIN)/pip install -q -e '.[test,lint,docs]'
 
 test:
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint:
 	$(BIN)/ruff check .
