@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +22,9 @@ from family_checkpoints import TINY, make_family
 from scenes import OTHER, STILL, VIDEO, moving_square
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
-from llava_video_cli import Answer, Generation, Loading, Model, Picture, Request, Turn, join, open_model
+from llava_video_cli import Answer, Frames, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.checkpoint.families import FAMILIES, Family, family_of
+from llava_video_cli.inference.families.generic import _Recent
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.video_model import VideoModel
 
@@ -270,3 +273,18 @@ def test_a_model_that_nobody_holds_is_freed_and_its_threads_end(folders: Path) -
         gc.collect()
         time.sleep(0.05)
     assert gone() is None
+
+
+def test_what_was_made_of_media_is_remembered_in_several_threads_at_a_time() -> None:
+    recent, interval = _Recent(), sys.getswitchinterval()
+
+    def ask(video: Frames) -> None:
+        for _ in range(5_000):
+            assert recent.of((weakref.ref(video),), lambda: len(video.images)) == len(video.images)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, [moving_square(number) for number in range(2, 6)]))
+    finally:
+        sys.setswitchinterval(interval)

@@ -103,6 +103,7 @@ class ProcessorPrompts:
         self.tokenizer = Tokenizer(name, loaded)
         self._name, self._checkpoint = name, loaded.checkpoint
         self._processor, self._processor_lock = loaded.processor, threading.Lock()
+        self._lock = threading.Lock()  # of what is remembered of media and prompts
         self._marks = token_of(loaded.processor, "image"), token_of(loaded.processor, "video")
         self._remembered = [_Remembered(loaded.processor, part) for part in ("image_processor", "video_processor")]
         names = (set(part.model_input_names) for part in self._remembered)
@@ -153,7 +154,9 @@ class ProcessorPrompts:
 
     def pixels(self, prompt: ProcessedPrompt) -> dict[str, Any]:
         """Return what the processor made of a prompt, once: another time, it is made again."""
-        return self._pixels.pop(prompt, None) or self._run(prompt.text, prompt.media)
+        with self._lock:
+            made = self._pixels.pop(prompt, None)
+        return made or self._run(prompt.text, prompt.media)
 
     def features(self, media: Sequence[Media]) -> dict[str, Any] | None:
         """Return a mapping that `generate` fills with what it encodes of media, and takes instead of pixels.
@@ -172,9 +175,10 @@ class ProcessorPrompts:
         if len(prompt.ids) + longest > checkpoint.context_tokens:
             budget = self.budget(request)
             raise too_long(self._name, checkpoint, budget, request.frame_counts, self._frames_that_fit(request, budget))
-        waiting = sum(each.nbytes for one in list(self._pixels.values()) for each in one.values())
-        if prompt.media and waiting < _MOST_WAITING_BYTES:
-            self._pixels[prompt] = inputs
+        with self._lock:
+            waiting = sum(each.nbytes for one in self._pixels.values() for each in one.values())
+            if prompt.media and waiting < _MOST_WAITING_BYTES:
+                self._pixels[prompt] = inputs
         return prompt, choices
 
     def _frames_that_fit(self, request: Request, budget: Budget) -> int:
@@ -215,7 +219,9 @@ class ProcessorPrompts:
                 raise ModelError(f"the processor of {self._name} leaves no place in the prompt for its media")
             spans = (Span(int(places[0]), int(places[-1]) + 1, media[0]),)
             if self.reuses:
-                digest = blake2b(str([*map(self._number, media)]).encode(), digest_size=8).digest()
+                with self._lock:
+                    numbers = list(map(self._number, media))
+                digest = blake2b(str(numbers).encode(), digest_size=8).digest()
                 marks[places] = -1 - int.from_bytes(digest, "big") // 2  # no id is below zero
         positions, shift = self._positions(inputs, media)
         prompt = ProcessedPrompt(
@@ -401,16 +407,18 @@ def _references(media: Sequence[Media]) -> tuple[weakref.ref[Media], ...]:
 
 
 class _Recent:
-    """What was made of the last lists of media, as long as they are there."""
+    """What was made of the last lists of media, as long as they are there. Safe in threads."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._made: dict[tuple[weakref.ref[Media], ...], Any] = {}
 
     def of(self, media: tuple[weakref.ref[Media], ...], make: Callable[[], Any]) -> Any:
         """Return what was made of a list, or what `make` makes of it now."""
-        made = self._made.pop(media) if media in self._made else make()
-        kept = [(other, each) for other, each in self._made.items() if all(one() for one in other)]
-        self._made = dict([*kept, (media, made)][-_KEPT:])
+        with self._lock:
+            made = self._made.pop(media) if media in self._made else make()
+            kept = [(other, each) for other, each in self._made.items() if all(one() for one in other)]
+            self._made = dict([*kept, (media, made)][-_KEPT:])
         return made
 
 
