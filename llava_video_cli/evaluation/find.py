@@ -172,7 +172,7 @@ class FindJob:
         """Return what was answered for the run to go on with, or why that failed."""
         if (error := why_failed(self.name, results, error)) is not None:
             return [self.failure(error)]
-        return [Record({"seen": _Seen(self, [(each.about, result) for each, result in results])})]
+        return [Record({"seen": _SearchedVideo(self, [(each.about, result) for each, result in results])})]
 
     def failure(self, error: LlvidError) -> Failure:
         """Return why the video has no record."""
@@ -180,7 +180,7 @@ class FindJob:
 
 
 @dataclass
-class _Seen:
+class _SearchedVideo:
     """A video whose windows are answered; `found` are the moments of each query, group by group, as they come."""
 
     job: FindJob
@@ -263,7 +263,7 @@ class FindRun(AnsweredRun):
         """Look into what the windows of one video show, while those of others are read and asked about."""
         if self._ahead is None or self._model is None:
             return
-        waiting: deque[_Seen] = deque()
+        waiting: deque[_SearchedVideo] = deque()
         with ThreadPoolExecutor(_LOOKING, thread_name_prefix="llvid-look") as pool:
             try:
                 for outcome in Answers(self._ahead, self._model, self.stop, self.pace).outcomes():
@@ -279,7 +279,7 @@ class FindRun(AnsweredRun):
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _look(self, seen: _Seen, model: Model, pool: ThreadPoolExecutor) -> None:
+    def _look(self, seen: _SearchedVideo, model: Model, pool: ThreadPoolExecutor) -> None:
         """Begin to look into the windows of a video."""
         footage = replace(seen.results[0][0].footage, limits=self._options.limits)
         for number, query in enumerate(self.task.queries):
@@ -300,7 +300,7 @@ class FindRun(AnsweredRun):
                 raise result
         return [probability_of(result) for result in results if isinstance(result, Answer)]
 
-    def _outcome(self, seen: _Seen) -> Record | Failure:
+    def _outcome(self, seen: _SearchedVideo) -> Record | Failure:
         try:
             found: dict[int, list[Moment]] = {}
             for query, future in seen.found:
@@ -317,7 +317,7 @@ class FindRun(AnsweredRun):
         return Record(self._values(seen, moments, sheets))
 
     def _values(
-        self, seen: _Seen, moments: Sequence[tuple[int, Moment]], sheets: Sequence[str | None]
+        self, seen: _SearchedVideo, moments: Sequence[tuple[int, Moment]], sheets: Sequence[str | None]
     ) -> dict[str, Any]:
         """Return the JSON values of a record."""
         task, job = self.task, seen.job

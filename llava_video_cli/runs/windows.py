@@ -79,7 +79,7 @@ def answer_windows(
         if budget.is_exceeded:  # it would come out only at the end, hours later
             raise question_too_long(model.name, budget)
     brief = _short(preset)
-    jobs = (_Window(video, window, questions, brief, subtitles, model.budget) for window in windows)
+    jobs = (_WindowJob(video, window, questions, brief, subtitles, model.budget) for window in windows)
     for record in _done(jobs, model, pace):
         yield record.values["window"]
 
@@ -165,7 +165,7 @@ def window_notes(parts: Iterable[WindowAnswers]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Window:
+class _WindowJob:
     """A window as a job: its frames, and a question about them for each that was asked of the whole."""
 
     video: Video
