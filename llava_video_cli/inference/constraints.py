@@ -82,7 +82,7 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[bytes], stop_ids: Sequence[int]) -> None:
         llguidance, stop_ids = _llguidance(), [number for number in stop_ids if number < len(tokens)]
         self.tokens = tokens
-        wrapped = llguidance.TokenizerWrapper(_Tokenizer(tokens, stop_ids))
+        wrapped = llguidance.TokenizerWrapper(_GuidanceTokenizer(tokens, stop_ids))
         self.tree = llguidance.LLTokenizer(wrapped, eos_token=stop_ids)
 
 
@@ -134,7 +134,7 @@ class Grammars:
         return matcher
 
 
-class _Tokenizer:
+class _GuidanceTokenizer:
     """What llguidance asks of a tokenizer. It encodes text only to look for forced tokens, which are not used here."""
 
     bos_token_id = None

@@ -328,11 +328,11 @@ class ProcessorPrompts:
     ) -> Inputs:
         """Return what is computed of prompts of one length, from the `cached` tokens on."""
         del sent
-        found = _Prompts(self, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
+        found = _ProcessedInputs(self, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
         return Inputs(found.ids.shape[1], found.compute, found.shifts, found.together)
 
 
-class _Prompts:
+class _ProcessedInputs:
     """What is computed of prompts of one length; see `Inputs`. With media, it is a single one."""
 
     def __init__(
