@@ -174,7 +174,7 @@ def _named(path: str, recursive: bool, as_video: bool) -> Iterator[Found | Media
     try:
         status = os.stat(file_of(path))  # noqa: PTH116 - a Path would cost more than the call, 100,000 times
     except FileNotFoundError:
-        hint = "--as-video takes the pictures of a pattern as one video" if is_pattern(path) else None
+        hint = "`llvid caption --as-video` takes the pictures of a pattern as one video" if is_pattern(path) else None
         yield MediaError(f"{path}: no such file or folder", hint)
     except (OSError, ValueError) as error:
         yield MediaError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}")

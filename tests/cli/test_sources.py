@@ -86,7 +86,7 @@ def test_caption_takes_a_folder_as_a_video_on_demand(
     code, _, err = ran(capsys, "caption", str(folder), "-m", "demo", "--source-fps", "10")
     assert code == 2 and "--source-fps needs --as-video" in err
     code, _, err = ran(capsys, "caption", f"{folder}/*.png", "-m", "demo")
-    assert code == 1 and "--as-video takes the pictures of a pattern" in err
+    assert code == 1 and "`llvid caption --as-video` takes the pictures of a pattern" in err
     target = tmp_path / "frames.srt"
     arguments = ("--as-video", "--source-fps", "10", "--every", "1", "-o", str(target))
     assert ran(capsys, "caption", str(folder), "-m", "demo", *arguments)[0] == 0
