@@ -1,7 +1,8 @@
 """The server under load: answers a second of 1 and of 16 clients, how long they wait, and memory over many requests.
 
-`python tests/benchmarks/serve.py [--requests 10000]`: a server of its own with the demo checkpoint, asked over HTTP,
-each client about a clip of its own. The last line of stdout is one JSON document. Linux.
+`python tests/benchmarks/serve.py [--requests 10000] [--model 118M --max-tokens 48]`: a server of its own with the demo
+checkpoint, or with random parameters in the layout of the 7B, asked over HTTP, each client about a clip of its own. The
+last line of stdout is one JSON document. Linux.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from engine import random_checkpoint
 from serving import data_url, message
 from terminal import scene
 
@@ -51,7 +53,7 @@ def server(*options: str) -> Iterator[tuple[int, int]]:
         process.wait(30)
 
 
-def bodies(folder: Path) -> list[list[bytes]]:
+def bodies(folder: Path, max_tokens: int) -> list[list[bytes]]:
     """Return, for each client, the requests on its clip."""
     made = []
     for number in range(CLIENTS):
@@ -61,7 +63,8 @@ def bodies(folder: Path) -> list[list[bytes]]:
         path = folder / f"{number}.mp4"
         write_clip(path, look)
         url = data_url(path)
-        made.append([json.dumps({"messages": [message(question, url)]}).encode() for question in QUESTIONS])
+        each = [{"messages": [message(question, url)], "max_tokens": max_tokens} for question in QUESTIONS]
+        made.append([json.dumps(body).encode() for body in each])
     return made
 
 
@@ -73,7 +76,7 @@ def load(
     left, until = itertools.count(), time.monotonic() + (seconds or 1e9)
 
     def client(own: Sequence[bytes]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         for body in itertools.cycle(own):
             if time.monotonic() > until or (count is not None and next(left) >= count):
                 break
@@ -103,13 +106,18 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="for the memory")
+    parser.add_argument("--model", choices=("demo", "118M"), default="demo")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each part of a round")
     options = parser.parse_args()
     rates: dict[int, list[float]] = {1: [], CLIENTS: []}
     p50s, p95s = [], []
-    with tempfile.TemporaryDirectory() as name, server() as (pid, port):
-        requests = bodies(Path(name))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = "demo" if options.model == "demo" else str(random_checkpoint(folder))
+        pid, port = stack.enter_context(server("-m", model))
+        requests = bodies(folder, options.max_tokens)
         load(port, requests, 2.0)
         for _ in range(options.rounds):
             for clients in rates:
