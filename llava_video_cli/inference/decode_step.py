@@ -29,18 +29,35 @@ _BUCKET_TOKENS = 256
 Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any], torch.Tensor]
 
 
-@dataclass
-class Inputs:
-    """What is computed of prompts of one length: `tokens` of each.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How prompts stand beside each other: the `cached` tokens of each end where all its `new` ones begin.
 
-    `compute` appends the part `[begin, end)` to a cache of transformers' own kind, and returns the last logits, (rows,
-    vocabulary). The first part has at least `together` tokens: media. `shifts`, int64 (rows), is how far the positions
-    of later tokens are from their numbers.
+    What is left over before and behind them is padding. `shifts`, int64 (rows), is how far the positions of the new
+    tokens are from their numbers.
     """
 
-    tokens: int
-    compute: Callable[[int, int, Any], torch.Tensor]
+    cached: Sequence[int]
+    new: Sequence[int]
     shifts: torch.Tensor
+
+    @property
+    def is_even(self) -> bool:
+        """Whether nothing stands before the cached tokens: what comes behind the new ones is hidden by causality."""
+        return len({*self.cached}) == 1
+
+
+@dataclass
+class Inputs:
+    """What is computed of prompts.
+
+    `compute` appends the part `[begin, end)` of the new tokens to a cache of transformers' own kind, and returns the
+    logits behind the last token of each row that ends in it, (rows, vocabulary). The first part has at least
+    `together` tokens: media.
+    """
+
+    layout: Layout
+    compute: Callable[[int, int, Any], torch.Tensor]
     together: int = 0
 
 
@@ -51,9 +68,9 @@ class InputSource(Protocol):
         """Begin to copy pixels to the device, beside what it computes."""
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts of one length, from the `cached` tokens on."""
+        """Return what is computed of prompts, of each from its `cached` tokens on."""
 
 
 class TransformersStep:
@@ -204,19 +221,35 @@ class Decoder:
         return self.slots.is_plain and implementation in ("sdpa", "eager")
 
     def ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the ids of rows of one length on the device, int64 (rows, tokens)."""
-        return torch.tensor(rows, device=self.device)
+        """Return the ids of rows on the device, int64 (rows, tokens); shorter rows are filled up."""
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
 
     @torch.inference_mode()
-    def prefill(self, cache: Any, begin: int, shifts: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Append `input_ids` or `inputs_embeds` to a cache of transformers' own kind that holds `begin` tokens.
+    def prefill(self, cache: Any, layout: Layout, begin: int, **inputs: torch.Tensor) -> torch.Tensor:
+        """Append `input_ids` or `inputs_embeds` to a cache of transformers' own kind.
 
-        `shifts`, int64 (rows), is how far their positions are from their numbers. Returns the logits of the last ones,
-        (rows, vocabulary).
+        They are the layout's new tokens from `begin` on; the cache holds what stands before. Returns the logits behind
+        the last one of each row, if it is among them, (rows, vocabulary).
         """
         (tokens,) = (each.shape[1] for each in inputs.values())
-        positions = torch.arange(begin, begin + tokens, device=self.device) + shifts[:, None]
-        return self._append(cache, positions, logits_to_keep=1, **inputs)[:, -1]
+        width, end = max(layout.cached), begin + tokens
+        places = torch.arange(begin, end, device=self.device)
+        if layout.is_even:
+            positions = width + places + layout.shifts[:, None]
+        else:
+            cached = torch.tensor(layout.cached, device=self.device)[:, None]  # (rows, 1)
+            positions = cached + places + layout.shifts[:, None]
+            keys = torch.arange(width + end, device=self.device)
+            sees = (keys >= width - cached)[:, None] & (keys <= width + places[:, None])  # (rows, tokens, keys)
+            inputs["attention_mask"] = self._mask(sees)
+        lasts = [min(max(new, begin + 1), end) - begin - 1 for new in layout.new]
+        kept = sorted({*lasts})
+        if kept == [tokens - 1]:
+            return self._append(cache, positions, logits_to_keep=1, **inputs)[:, -1]
+        index = torch.tensor(kept, device=self.device)
+        logits = self._append(cache, positions, logits_to_keep=index, **inputs)
+        return torch.stack([logits[row, kept.index(last)] for row, last in enumerate(lasts)])
 
     @torch.inference_mode()
     def continue_from(
@@ -229,11 +262,14 @@ class Decoder:
         """
         mask = None
         if sees is not None:
-            hidden = functional.pad(~sees, (begin, 0)).to(self.device)[:, None]  # (rows, 1, tokens, begin + tokens)
-            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-            mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
+            mask = self._mask(functional.pad(sees, (begin, 0), value=True).to(self.device))
         ids = ids.to(self.device)
         return self._append(cache, positions, input_ids=ids, attention_mask=mask, logits_to_keep=0)
+
+    def _mask(self, sees: torch.Tensor) -> torch.Tensor:
+        """Return what to add to scores, (rows, 1, tokens, keys), of tokens that see these keys."""
+        mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)[:, None]
 
     def _append(self, cache: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         output = self.model(position_ids=positions, use_cache=True, **{self._cache_name: cache}, **inputs)

@@ -34,6 +34,8 @@ _MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
 _TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
 # The tokens of a prefill while answers are read, which must not stall.
 _CHUNK_TOKENS = 512
+# How far the lengths of prompts that are computed together may differ: a forward costs more than so much padding.
+_MOST_PADDING_TOKENS = 32
 # After this time of the oldest answer under way, no others join: what is under way is lost if a run is killed.
 _RUN_SECONDS = 60.0
 _EXIT_SECONDS = 10.0  # for a step or a prefill under way at exit
@@ -42,14 +44,14 @@ _GROWTH = 1.03  # with each answer, of the bound that is lowered after an error
 
 @dataclass(eq=False)
 class _Prefill:
-    """Rows of equal length whose prompts are being computed, from `done` on; `cache` is transformers' own.
+    """Rows whose prompts are being computed, from `done` of the new tokens on; `cache` is transformers' own.
 
-    `sources` are the held prompts that have their first `cached` tokens, if any.
+    `sources` are the held prompts that have the first `cached` tokens of each, if any.
     """
 
     rows: list[Row] = field(default_factory=list)
     sources: list[Prompt | None] = field(default_factory=list)
-    cached: int = 0
+    cached: list[int] = field(default_factory=list)
     inputs: Inputs = field(init=False)
     cache: Any = None
     done: int = 0
@@ -222,7 +224,7 @@ class Engine:
     # Letting rows in
 
     def _begin_prefill(self) -> bool:
-        """Take the oldest rows that wait, of one length, as many as there is room for; false if they have to wait."""
+        """Take the oldest rows that wait and go together, as many as there is room for; false if they have to wait."""
         places = self.most_rows - len(self._running)
         if not places:
             return False
@@ -236,17 +238,14 @@ class Engine:
         prefill = _Prefill()
         rows = prefill.rows
         for row in self._waiting:
-            length = len(row.prompt.ids)
-            if len(rows) >= places or (rows and (len(rows) + 1) * length > most_tokens):
+            if len(rows) >= places:
                 break
             source, cached = self._source(row)
-            is_alike = not rows or (length, cached) == (len(rows[0].prompt.ids), prefill.cached)
-            is_whole = rows and any(each.prompt.is_whole for each in (row, rows[0]))
-            if not is_alike or is_whole or self._shares(row, rows):
+            if rows and not self._goes_with(prefill, row, cached, most_tokens):
                 continue
             if self._size([*rows, row]) is None:
                 break
-            prefill.cached = cached
+            prefill.cached.append(cached)
             prefill.sources.append(source)
             rows.append(row)
         for row in rows:
@@ -261,10 +260,23 @@ class Engine:
         # the cost of one of many answers should not depend on which video came before
         return self._prefixes.best(row.prompt, same_media=row.prompt.is_whole or not row.in_pieces)
 
-    def _shares(self, row: Row, rows: Sequence[Row]) -> bool:
+    def _goes_with(self, prefill: _Prefill, row: Row, cached: int, most_tokens: int) -> bool:
+        """Whether a row is computed together with others, so many tokens with the padding at most."""
+        rows = list(zip((*prefill.rows, row), (*prefill.cached, cached), strict=True))
+        new = [len(each.prompt.ids) - start for each, start in rows]
+        if any(each.prompt.is_whole and each.prompt.media_end > start for each, start in rows):
+            return False
+        is_padded, is_even = len({*new}) > 1, len({*prefill.cached, cached}) == 1
+        if (is_padded or not is_even) and (not self._decoder.slots.is_plain or any(each.choices for each, _ in rows)):
+            return False
+        if max(new) - min(new) > _MOST_PADDING_TOKENS or not (is_even or self._decoder.takes_masks):
+            return False
+        return len(new) * max(new) <= most_tokens and not self._shares(row, cached, prefill.rows)
+
+    def _shares(self, row: Row, cached: int, rows: Sequence[Row]) -> bool:
         """Whether the row can take over media that one of these rows is about to compute."""
-        key = row.prompt.media_key if self._prefix_reuse and row.prompt.spans else None
-        return key is not None and any(key == other.prompt.media_key for other in rows)
+        is_new = self._prefix_reuse and row.prompt.media_end > cached
+        return is_new and any(other.prompt.key.startswith(row.prompt.media_key) for other in rows)
 
     def _size(self, rows: Sequence[Row]) -> tuple[int, int] | None:
         """Return the slots and their room for these rows beside those that run; None if memory does not suffice.
@@ -295,10 +307,9 @@ class Engine:
             return
         if prefill.cache is None:
             prefill.inputs = self._begun(prefill)
-        tokens = prefill.inputs.tokens
-        must_hurry = any(row.reads_each for row in self._running)
-        end = min(tokens, prefill.done + max(1, _CHUNK_TOKENS // len(prefill.rows))) if must_hurry else tokens
-        end = max(end, prefill.inputs.together)
+        end = tokens = max(prefill.inputs.layout.new)
+        if len(prefill.rows) == 1 and any(row.reads_each for row in self._running):
+            end = max(min(tokens, prefill.done + _CHUNK_TOKENS), prefill.inputs.together)
         logits = prefill.inputs.compute(prefill.done, end, prefill.cache)
         prefill.done = end
         if end == tokens:
@@ -319,9 +330,9 @@ class Engine:
         if size != (slots.slots, slots.room):
             self._prefixes.keep_within(*size)
             self._decoder.reserve(*size)
-        sources = [slot for held in prefill.sources if (slot := self._prefixes.slot_of(held)) is not None]
-        if len(sources) < len(rows):
-            prefill.cached = 0
+        sources = list(map(self._prefixes.slot_of, prefill.sources))
+        if any(cached and slot is None for cached, slot in zip(prefill.cached, sources, strict=True)):
+            prefill.cached = [0] * len(rows)
         prefill.cache = slots.prefix(sources, prefill.cached, self._decoder.model.config)
         sent = {medium: pixels for row in rows for medium, pixels in row.sent.items()}
         for row in rows:
@@ -330,7 +341,7 @@ class Engine:
 
     def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
         """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
-        slots, slot, cached = self._decoder.slots, len(self._running), prefill.cached
+        slots, slot, cached = self._decoder.slots, len(self._running), prefill.cached[number]
         held = prefill.sources[number] if cached else None
         source = self._prefixes.slot_of(held)
         is_continued = held is not None and source is not None and source >= slot and 2 * cached >= len(held.ids)
@@ -340,8 +351,10 @@ class Engine:
             slots.copy(slot, free, slots.room)
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
-        slots.fill(slot, prefill.cache, number, length, cached if source == slot == free else 0)
-        slots.shifts[slot] = prefill.inputs.shifts[number]
+        layout = prefill.inputs.layout
+        begin, padding = cached if source == slot == free else 0, max(layout.new) - layout.new[number]
+        slots.fill(slot, prefill.cache, number, length, begin, padding)
+        slots.shifts[slot] = layout.shifts[number]
         self._prefixes.drop(slot)
         if self._prefix_reuse and slots.is_plain:
             self._prefixes.hold(slot, row.prompt)
@@ -354,7 +367,7 @@ class Engine:
         choices = [row.choices for row in prefill.rows]
         if any(choices):
             length = len(prefill.rows[0].prompt.ids)
-            shifts, ends = prefill.inputs.shifts, tuple(self._stop_ids)
+            shifts, ends = prefill.inputs.layout.shifts, tuple(self._stop_ids)
             found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, shifts)
             for row, logprobs in zip(prefill.rows, found, strict=True):
                 row.logprobs = memory.copy_to_host(logprobs) if row.choices else None

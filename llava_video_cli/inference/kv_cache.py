@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,16 +60,17 @@ class SlotLayer(DynamicLayer):
         elif self.is_initialized:
             self.keys, self.values = (_resized(buffer, slots, room) for buffer in self.buffers)
 
-    def fill(self, slot: int, filled: Any, row: int, length: int, begin: int, slots: int, room: int) -> None:
-        """Copy a row of another cache's layer; `length` is the row's, of which the first `begin` are here."""
+    def fill(self, slot: int, filled: Any, row: int, part: range, padding: int, slots: int, room: int) -> None:
+        """Copy a part of a row of another cache's layer, which ends there with so much padding behind it."""
         if not self.is_initialized:
             self.device, self.dtype, self.is_initialized = filled.keys.device, filled.keys.dtype, True
             self.keys, self.values = (
                 old.new_zeros((slots, old.shape[1], room, old.shape[3])) for old in (filled.keys, filled.values)
             )
         for buffer, new in ((self.keys, filled.keys), (self.values, filled.values)):
-            start = max(begin, length - new.shape[2])  # a sliding window has the last ones alone
-            buffer[slot, :, start:length] = new[row, :, start - length :]
+            end = new.shape[2] - padding
+            start = max(part.start, part.stop - end)  # a sliding window has the last ones alone
+            buffer[slot, :, start : part.stop] = new[row, :, end - (part.stop - start) : end]
 
 
 class SlotStates:
@@ -93,9 +95,9 @@ class SlotStates:
         del room
         self._states = {key: _resized(state, slots) for key, state in self._states.items()} if slots else {}
 
-    def fill(self, slot: int, filled: Any, row: int, length: int, begin: int, slots: int, room: int) -> None:
+    def fill(self, slot: int, filled: Any, row: int, part: range, padding: int, slots: int, room: int) -> None:
         """Copy the states of a row of another cache's layer."""
-        del length, begin, room
+        del part, padding, room
         for kind in ("conv_states", "recurrent_states"):
             for number, state in getattr(filled, kind).items():
                 if state is not None:
@@ -149,20 +151,22 @@ class SlotCache(Cache):
         for layer in self._all:
             layer.begin(places)
 
-    def fill(self, slot: int, cache: Any, row: int, length: int, begin: int = 0) -> None:
-        """Copy a row of a filled cache; the first `begin` of its tokens are in the slot already."""
+    def fill(self, slot: int, cache: Any, row: int, length: int, begin: int = 0, padding: int = 0) -> None:
+        """Copy a row of a filled cache, where so much padding follows it; its first `begin` tokens are here already."""
         self.lengths[slot] = length
         for layer, filled in zip(self._all, cache.layers, strict=True):
             if isinstance(layer, SlotStates) or filled.is_initialized:  # layers may share those of others
-                layer.fill(slot, filled, row, length, begin, self.slots, self.room)
+                layer.fill(slot, filled, row, range(begin, length), padding, self.slots, self.room)
 
-    def prefix(self, slots: list[int], tokens: int, config: Any) -> Any:
-        """Return a cache of transformers' own kind that begins with the first `tokens` of these slots, a row each."""
-        cache = DynamicCache(config=config)
-        if tokens:
+    def prefix(self, slots: Sequence[int | None], tokens: Sequence[int], config: Any) -> Any:
+        """Return a cache of transformers' own kind that begins with the first tokens of these slots, a row each.
+
+        What is longest begins at the start; padding stands before the others. A row without tokens needs no slot.
+        """
+        cache, width = DynamicCache(config=config), max(tokens)
+        if width:
             for number, layer in enumerate(self._all):
-                parts = (torch.cat([buffer[one, None, :, :tokens] for one in slots]) for buffer in layer.buffers)
-                cache.update(*parts, number)
+                cache.update(*(_beginnings(buffer, slots, tokens, width) for buffer in layer.buffers), number)
         return cache
 
     def copy(self, source: int, target: int, tokens: int, swap: bool = False) -> None:
@@ -181,6 +185,16 @@ class SlotCache(Cache):
         for layer in self._all:
             for buffer in layer.buffers:
                 buffer[slot] = 0
+
+
+def _beginnings(buffer: torch.Tensor, slots: Sequence[int | None], tokens: Sequence[int], width: int) -> torch.Tensor:
+    """Return the first tokens of slots, (rows, KV heads, width, head width)."""
+    rows = buffer.new_empty((len(slots), buffer.shape[1], width, buffer.shape[3]))
+    for row, (slot, count) in enumerate(zip(slots, tokens, strict=True)):
+        rows[row, :, : width - count] = 0  # a mask does not hide a NaN
+        if count:
+            rows[row, :, width - count :] = buffer[slot, :, :count]
+    return rows
 
 
 def _resized(buffer: torch.Tensor, slots: int, room: int | None = None) -> torch.Tensor:

@@ -22,7 +22,7 @@ from ..video import Frames
 from ..video.fit import FrameResize
 from ..video.image import Picture, shrunk
 from . import device_memory as memory
-from .decode_step import Decoder, Inputs
+from .decode_step import Decoder, Inputs, Layout
 from .loader import Loaded
 from .prefix_cache import Prompt
 
@@ -98,24 +98,26 @@ class Vision:
         return [encoded[medium] for medium in media]
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts of one length, from the `cached` tokens on."""
-        spans = [[span for span in prompt.spans if span.stop > cached] for prompt in prompts]
+        """Return what is computed of prompts, of each from its `cached` tokens on."""
+        rows = list(zip(prompts, cached, strict=True))
+        spans = [[span for span in prompt.spans if span.stop > start] for prompt, start in rows]
         features = iter(self.encode((span.medium for each in spans for span in each), sent))
-        ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
-        embeddings = self._model.get_input_embeddings()(ids)  # (rows, tokens - cached, hidden)
-        for number, each in enumerate(spans):
+        new = [prompt.ids[start:] for prompt, start in rows]
+        ids = decoder.ids(new)
+        embeddings = self._model.get_input_embeddings()(ids)  # (rows, new tokens, hidden)
+        for number, (each, start) in enumerate(zip(spans, cached, strict=True)):
             for span in each:
-                begin = max(span.start, cached)
+                begin = max(span.start, start)
                 part = next(features)[begin - span.start :]
-                embeddings[number, begin - cached : span.stop - cached] = part.to(embeddings)
-        shifts = ids.new_zeros(len(ids))
+                embeddings[number, begin - start : span.stop - start] = part.to(embeddings)
+        layout = Layout(cached, list(map(len, new)), ids.new_zeros(len(ids)))
 
         def compute(begin: int, end: int, cache: Any) -> torch.Tensor:
-            return decoder.prefill(cache, cached + begin, shifts, inputs_embeds=embeddings[:, begin:end])
+            return decoder.prefill(cache, layout, begin, inputs_embeds=embeddings[:, begin:end])
 
-        return Inputs(ids.shape[1], compute, shifts)
+        return Inputs(layout, compute)
 
     def _pixels(self, video: Frames, frames: slice, sent: Mapping[Media, SentPixels] | None = None) -> torch.Tensor:
         """Return what the vision tower takes of some frames, float (frames, 3, side, side)."""

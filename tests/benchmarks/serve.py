@@ -53,7 +53,7 @@ def server(*options: str) -> Iterator[tuple[int, int]]:
         process.wait(30)
 
 
-def bodies(folder: Path, max_tokens: int) -> list[list[bytes]]:
+def bodies(folder: Path, max_tokens: int = 512) -> list[list[bytes]]:
     """Return, for each client, the requests on its clip."""
     made = []
     for number in range(CLIENTS):

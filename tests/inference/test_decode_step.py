@@ -17,7 +17,7 @@ from test_together import MIXED, asked
 from transformers import DynamicCache
 
 from llava_video_cli import Loading, join, open_model
-from llava_video_cli.inference.decode_step import Decoder, LayerStep, TransformersStep, choose_step
+from llava_video_cli.inference.decode_step import Decoder, LayerStep, Layout, TransformersStep, choose_step
 from llava_video_cli.inference.kv_cache import SlotCache, causal_mask
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.video_model import VideoModel
@@ -106,12 +106,41 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
             cache.reserve(4, 32)
             for number, ids in enumerate(rows):
                 filled = DynamicCache(config=model.config)
-                decoder.prefill(filled, 0, torch.tensor([0]), input_ids=ids)
+                decoder.prefill(filled, Layout([0], [ids.shape[1]], torch.tensor([0])), 0, input_ids=ids)
                 cache.fill(number, filled, 0, lengths[number])
             cache.begin(3, 12)
             mask = causal_mask(cache.lengths[:3], 12, torch.float32)
             got = one(token, cache.lengths[:3, None], mask, cache)
             torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_prompts_of_other_lengths_behind_other_beginnings_are_computed_together(layouts: dict[str, Path]) -> None:
+    model = load(layouts["mistral"], Loading()).model
+    decoder = Decoder(model)
+    torch.manual_seed(0)
+    cached, new = (3, 0, 7), (2, 6, 4)
+    rows = [torch.randint(3, 99, (1, a + b)) for a, b in zip(cached, new, strict=True)]
+    slots = SlotCache(model.config, torch.device("cpu"))
+    slots.reserve(6, 12)
+    for slot, (ids, count) in enumerate(zip(rows, cached, strict=True)):
+        whole = model(input_ids=ids[:, :count] if count else ids).past_key_values
+        slots.fill(slot, whole, 0, count)
+    for layer in slots.layers:  # what stands elsewhere counts nowhere
+        layer.keys[:, :, 7:] = layer.values[:, :, 7:] = torch.nan
+    held = [slot if count else None for slot, count in enumerate(cached)]
+    cache, layout = slots.prefix(held, cached, model.config), Layout(cached, new, torch.zeros(3, dtype=torch.int64))
+    ids = decoder.ids([row[0, count:].tolist() for row, count in zip(rows, cached, strict=True)])
+    first = decoder.prefill(cache, layout, 0, input_ids=ids[:, :3])
+    logits = decoder.prefill(cache, layout, 3, input_ids=ids[:, 3:])
+    for number, row in enumerate(rows):
+        wanted = model(input_ids=row)
+        got = first[number] if new[number] <= 3 else logits[number]
+        torch.testing.assert_close(got, wanted.logits[0, -1], rtol=1e-4, atol=1e-4)
+        length = row.shape[1]
+        slots.fill(3 + number, cache, number, length, padding=max(new) - new[number])
+        for layer, whole in zip(slots.layers, wanted.past_key_values.layers, strict=True):
+            torch.testing.assert_close(layer.keys[3 + number, :, :length], whole.keys[0], rtol=1e-4, atol=1e-4)
 
 
 def test_other_models_go_through_transformers_own_forward(layouts: dict[str, Path]) -> None:
@@ -138,7 +167,7 @@ def test_slots_keep_what_they_hold_when_they_are_moved_and_when_there_are_more(l
     cache.reserve(4, 16)
     cache.copy(1, 3, 3)
     for slot, row in ((0, 1), (1, 0), (3, 0)):
-        part = cache.prefix([slot], 3, model.config).layers[1]
+        part = cache.prefix([slot], [3], model.config).layers[1]
         assert torch.equal(part.keys[0], new[row] + 1) and torch.equal(part.values[0], -new[row])
     assert cache.lengths.tolist() == [3, 3, 0, 3] and cache.allocated_bytes == 2 * 2 * 4 * 4 * 16 * 16 * 4
     cache.clear(1)

@@ -34,7 +34,7 @@ from ...prompt.thinking import opens_thought
 from ...video import Frames
 from ...video.fit import FrameResize
 from ...video.image import Picture, shrunk
-from ..decode_step import Decoder, Inputs, InputSource, cache_name
+from ..decode_step import Decoder, Inputs, InputSource, Layout, cache_name
 from ..device_memory import is_out_of_memory
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span
@@ -324,24 +324,26 @@ class ProcessorPrompts:
         return {}
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: int, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts of one length, from the `cached` tokens on."""
+        """Return what is computed of prompts, of each from its `cached` tokens on."""
         del sent
         found = _ProcessedInputs(self, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
-        return Inputs(found.ids.shape[1], found.compute, found.shifts, found.together)
+        return Inputs(found.layout, found.compute, found.together)
 
 
 class _ProcessedInputs:
-    """What is computed of prompts of one length; see `Inputs`. With media, it is a single one."""
+    """What is computed of prompts; see `Inputs`. With media to be computed, it is a single one."""
 
     def __init__(
-        self, source: ProcessorPrompts, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: int
+        self, source: ProcessorPrompts, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: Sequence[int]
     ) -> None:
-        self._source, self._decoder, self._cached, self._prompts = source, decoder, cached, prompts
-        self.ids = decoder.ids([prompt.ids[cached:] for prompt in prompts])
-        self.shifts, self.together = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device), 0
-        if prompts[0].media_end > cached:
+        self._source, self._decoder, self._prompts = source, decoder, prompts
+        new = [prompt.ids[start:] for prompt, start in zip(prompts, cached, strict=True)]
+        self._ids, self.together = decoder.ids(new), 0
+        shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
+        self.layout = Layout(cached, list(map(len, new)), shifts)
+        if prompts[0].media_end > cached[0]:
             self.together = prompts[0].media_end
             self._inputs = source.pixels(prompts[0])
 
@@ -352,7 +354,7 @@ class _ProcessedInputs:
             logits = self._with_media(begin, cache)
             if begin == end:
                 return logits
-        return self._decoder.prefill(cache, self._cached + begin, self.shifts, input_ids=self.ids[:, begin:end])
+        return self._decoder.prefill(cache, self.layout, begin, input_ids=self._ids[:, begin:end])
 
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
