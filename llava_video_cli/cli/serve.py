@@ -22,7 +22,7 @@ from .options import FrameFlags, ModelFlags, PresetFlag, QuietFlag, TextFlags, f
 from .settings import settle
 
 _EXIT_TERMINATED = 143
-_CONVERSATIONS = 8  # whose KV caches are kept if there is enough memory
+_CONVERSATIONS = 16  # whose KV caches are kept if there is enough memory
 HELP = """Serve a loaded model over HTTP with an OpenAI-compatible API.
 
 POST /v1/chat/completions and /v1/responses (streamed or not, with video_url and image_url), GET

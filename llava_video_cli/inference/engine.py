@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
 _MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
 _TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
+# The room of slots grows in steps of this.
+_ROOM_TOKENS = 256
 # The tokens of a prefill while answers are read, which must not stall.
 _CHUNK_TOKENS = 512
 # How far the lengths of prompts that are computed together may differ: a forward costs more than so much padding.
@@ -291,9 +293,13 @@ class Engine:
         if needed <= slots.slots and room <= slots.room:
             return slots.slots, slots.room
         free = memory.free_bytes(self._decoder.device) + self.cached_bytes
-        for size in ((max(needed, self._least_slots, slots.slots), max(room, slots.room)), (needed, room)):
-            if size[0] * self._answer_bytes(size[1]) <= free:
-                return size
+        # each growth copies everything
+        grown = min(2 * slots.slots, self.most_rows) if needed > slots.slots else slots.slots
+        wanted = max(needed, self._least_slots, grown)
+        for tokens in (max(-(-room // _ROOM_TOKENS) * _ROOM_TOKENS, slots.room), room):
+            fit = int(min(wanted, free // self._answer_bytes(tokens)))
+            if fit >= needed:
+                return fit, tokens
         return (needed, room) if is_alone else None
 
     def _advance_prefill(self) -> None:
