@@ -354,7 +354,7 @@ class Engine:
         free = source if is_continued else self._prefixes.oldest(range(slot, slots.slots))
         assert free is not None
         if free != slot and slot in self._prefixes:
-            slots.copy(slot, free, slots.room)
+            slots.copy(slot, free, self._prefixes.tokens(slot))
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
         layout = prefill.inputs.layout

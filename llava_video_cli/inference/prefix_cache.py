@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,11 +52,8 @@ class Prompt:
         marks = np.array(self.ids, dtype=np.int64)
         for span in self.spans:
             medium, place = span.medium, marks[span.start : span.stop]
-            images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
-            # what is made of a frame is decided by its fit, too
-            kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
-            numbers = [number_of(image, kind) for image in images]
-            place[:] = np.repeat(numbers, len(place) // len(images))
+            numbers = _numbers(medium)
+            place[:] = np.repeat(numbers, len(place) // len(numbers))
         return marks
 
     @cached_property
@@ -75,6 +74,21 @@ class Prompt:
         """Return the prompt, with marks that were made elsewhere."""
         self.__dict__["marks"] = marks
         return self
+
+
+_numbers_lock = threading.Lock()
+_known_numbers: weakref.WeakKeyDictionary[Media, list[int]] = weakref.WeakKeyDictionary()
+
+
+def _numbers(medium: Media) -> list[int]:
+    """Return what stands for each image of a medium: questions on the same one come with the same object."""
+    with _numbers_lock:
+        if medium not in _known_numbers:
+            images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
+            # what is made of a frame is decided by its fit, too
+            kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
+            _known_numbers[medium] = [number_of(image, kind) for image in images]
+        return _known_numbers[medium]
 
 
 def number_of(image: NDArray[np.uint8], kind: str) -> int:
@@ -119,6 +133,10 @@ class PrefixCache:
     def slot_of(self, held: Prompt | None) -> int | None:
         """Return the slot in which this very prompt is held."""
         return next((slot for slot, prompt in self._held.items() if prompt is held), None)
+
+    def tokens(self, slot: int) -> int:
+        """Return how many tokens a slot holds."""
+        return len(self._held[slot].ids)
 
     def hold(self, slot: int, prompt: Prompt) -> None:
         """Take note of what a slot holds; if it held something before, it is as old as that."""
