@@ -24,7 +24,8 @@ from starlette.types import Receive, Scope, Send
 from .. import conversation
 from ..conversation import Chunk
 from ..errors import LlvidError
-from ..prompt.subtitles import fitting, notes_of, with_speech
+from ..prompt.budget import Budget
+from ..prompt.subtitles import LineCount, fitting, notes_of, with_speech
 from ..prompt.timestamps import request_of
 from ..runs.conversation_file import turns_of
 from ..runs.record import media_values
@@ -241,8 +242,11 @@ async def _prepared(
         turns = with_speech(turns_of(asked.drafts, media), spoken)
         return [request_of(turns, generation, service.preset.timestamps, asked.stop, asked.logprobs)]
 
-    (request,), lines = await asyncio.to_thread(fitting, media, make, service.model.budget)
-    budget = await asyncio.to_thread(service.model.budget, request)
+    def counted() -> tuple[conversation.Request, LineCount | None, Budget]:
+        (request,), lines = fitting(media, make, service.model.budget)
+        return request, lines, service.model.budget(request)
+
+    request, lines, budget = await asyncio.to_thread(counted)
     notes = notes_of([lines])
     left = 0 if generation.choices else budget.context_tokens - budget.prompt_tokens
     if not budget.is_estimate and 0 < left < generation.max_new_tokens:  # a longer prompt is refused by the model

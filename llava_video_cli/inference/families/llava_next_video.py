@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,10 @@ class LlavaPrompts:
     def __init__(self, name: str, loaded: Loaded, prefix_reuse: bool) -> None:
         self.tokenizer, self.reuses = Tokenizer(name, loaded), prefix_reuse
         self._name, self._checkpoint, self._vision = name, loaded.checkpoint, Vision(loaded)
+        self._lock = threading.Lock()
+        self._known: weakref.WeakKeyDictionary[Request, tuple[list[int], Choices | None, Budget]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     @property
     def hidden_ids(self) -> frozenset[int]:
@@ -62,7 +68,19 @@ class LlavaPrompts:
         return self._counted(request)[2]
 
     def _counted(self, request: Request) -> tuple[list[int], Choices | None, Budget]:
-        """Return the ids of a request's prompt, those of its choices, and what it takes of the context."""
+        """Return the ids of a request's prompt, those of its choices, and what it takes of the context.
+
+        A request that is counted before it is answered is counted once.
+        """
+        with self._lock:
+            known = self._known.get(request)
+        if known is None:
+            known = self._count(request)
+            with self._lock:
+                self._known[request] = known
+        return known
+
+    def _count(self, request: Request) -> tuple[list[int], Choices | None, Budget]:
         checkpoint, tokenized = self._checkpoint, self.tokenizer.ids
         media = tuple(medium.tokens(checkpoint.rates) for medium in request.media)
         generation = request.generation
