@@ -26,6 +26,7 @@ from llava_video_cli import (
     open_model,
 )
 from llava_video_cli.errors import OutOfMemoryError
+from llava_video_cli.inference import device_memory as memory
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.prefix_cache import PrefixCache, Prompt, Span, common_tokens
 from llava_video_cli.inference.video_model import VideoModel
@@ -131,6 +132,18 @@ def test_conversations_that_alternate_keep_their_caches(layouts: dict[str, Path]
     assert all(ask(model, "Why?", medium)[1] > 144 for medium in videos[:2])
     assert ask(model, "Why?", videos[2])[1] < 10 and ask(model, "Why?", videos[1])[1] > 144
     assert ask(model, "Why?", videos[0])[1] < 10, "the oldest of two had to go"
+
+
+def test_as_many_conversations_are_kept_as_memory_has_room_for(
+    layouts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(layouts, conversations=8)
+    room = load(checkpoint("vicuna", layouts), Loading()).answer_bytes(512)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 3.5 * room - model.cached_bytes)
+    videos = [replace(VIDEO, images=VIDEO.images // number) for number in range(1, 5)]
+    for video in videos:
+        ask(model, "What moves?", video)
+    assert [ask(model, "Why?", video)[1] > 144 for video in reversed(videos)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("name", ["demo", "vicuna", "mistral", "yi"])

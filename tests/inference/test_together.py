@@ -11,7 +11,8 @@ import pytest
 from fakes import events, joined
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
 
-from llava_video_cli import Frames, Generation, Picture, Request, Turn, join, open_model
+from llava_video_cli import Frames, Generation, Loading, Picture, Request, Turn, join, open_model
+from llava_video_cli.inference.decode_step import Decoder, Layout
 from llava_video_cli.inference.video_model import VideoModel
 
 
@@ -55,6 +56,30 @@ def test_every_answer_is_the_same_as_alone(model: VideoModel) -> None:
         assert (got.text, got.finish_reason) == (answer.text, answer.finish_reason)
         assert got.usage.generated_tokens == answer.usage.generated_tokens <= MIXED[number].generation.max_new_tokens
     assert [answer.text for answer in model.answer_all(MIXED)] == [answer.text for answer in alone]
+
+
+def test_questions_of_unequal_length_are_computed_together(vicuna: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [VIDEO, OTHER, moving_square(2)]
+    texts = ["Why?", "Where does it go in the end?", "What color is it?"]
+    rounds = [[asked(text, video) for text, video in zip(order, videos, strict=True)] for order in (texts, texts[::-1])]
+    alone = [join(vicuna.stream(request)).text for requests in rounds for request in requests]
+    model = open_model(str(vicuna.name), Loading(conversations=3))
+    assert isinstance(model, VideoModel)
+    computed: list[list[int]] = []
+    prefill = Decoder.prefill
+
+    def counted(decoder: Decoder, cache: Any, layout: Layout, begin: int, **inputs: Any) -> Any:
+        computed.append(list(layout.new))
+        return prefill(decoder, cache, layout, begin, **inputs)
+
+    monkeypatch.setattr(Decoder, "prefill", counted)
+    for _ in range(5):  # a first one may have begun before the others came
+        answers = [model.answer_all(requests) for requests in rounds]
+        assert [answer.text for each in answers for answer in each] == alone
+        assert all(answer.usage.cached_tokens for answer in answers[1]), "of beginnings of unequal length, too"
+        if any(len({*new}) == 3 for new in computed):
+            return
+    raise AssertionError(f"new tokens of those that were computed together: {computed}")
 
 
 def test_each_answer_has_its_own_end_and_usage(vicuna: VideoModel) -> None:
