@@ -188,7 +188,9 @@ class SlotCache(Cache):
 
 
 def _beginnings(buffer: torch.Tensor, slots: Sequence[int | None], tokens: Sequence[int], width: int) -> torch.Tensor:
-    """Return the first tokens of slots, (rows, KV heads, width, head width)."""
+    """Return the first tokens of slots, (rows, KV heads, width, head width); those of a single one are not copied."""
+    if len(slots) == 1:
+        return buffer[slots[0], None, :, :width]
     rows = buffer.new_empty((len(slots), buffer.shape[1], width, buffer.shape[3]))
     for row, (slot, count) in enumerate(zip(slots, tokens, strict=True)):
         rows[row, :, : width - count] = 0  # a mask does not hide a NaN

@@ -1,8 +1,8 @@
 """The server under load: answers a second of 1 and of 16 clients, how long they wait, and memory over many requests.
 
-`python tests/benchmarks/serve.py [--requests 10000] [--model 118M --max-tokens 48]`: a server of its own with the demo
-checkpoint, or with random parameters in the layout of the 7B, asked over HTTP, each client about a clip of its own. The
-last line of stdout is one JSON document. Linux.
+`python tests/benchmarks/serve.py [--requests 10000] [--model 118M --frames 8 --max-tokens 48]`: a server of its own
+with the demo checkpoint, or with random parameters in the layout of the 7B, asked over HTTP, each client about a clip
+of its own. The last line of stdout is one JSON document. Linux.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="for the memory")
     parser.add_argument("--model", choices=("demo", "118M"), default="demo")
+    parser.add_argument("--frames", type=int, help="of a clip; the default is the server's")
     parser.add_argument("--max-tokens", type=int, default=512, help="of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each part of a round")
@@ -116,7 +117,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = "demo" if options.model == "demo" else str(random_checkpoint(folder))
-        pid, port = stack.enter_context(server("-m", model))
+        frames = ("--frames", str(options.frames)) if options.frames else ()
+        pid, port = stack.enter_context(server("-m", model, *frames))
         requests = bodies(folder, options.max_tokens)
         load(port, requests, 2.0)
         for _ in range(options.rounds):
