@@ -36,12 +36,12 @@ def log_probabilities(
     logits: torch.Tensor,
     rows: Sequence[Choices | None],
     stop_ids: Sequence[int],
-    shifts: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Return the logarithm of the probability of each choice's tokens, float32 (choices), for each row.
 
-    `cache` holds the `begin` tokens of each row's prompt, and stays as it is; the positions behind it are `shifts`,
-    int64 (rows), from the tokens' numbers; `logits`, (rows, vocabulary), are those behind the last one. The end of a
+    `cache` holds the `begin` tokens of each row's prompt, and stays as it is; `positions`, int64 (rows), are those of
+    what follows, if they are not `begin`; `logits`, (rows, vocabulary), are those behind the last one. The end of a
     choice is any of the `stop_ids`. A row without choices gets an empty tensor.
     """
     first = logits.float().log_softmax(dim=-1)
@@ -53,8 +53,8 @@ def log_probabilities(
     for group in _groups(rows, most_tokens if decoder.takes_masks else 0):
         width = max(sum(len(branch.computed) for branch in branches) for branches in group)
         ids, offsets, sees = _packed(group, width)
-        positions = begin + offsets.to(first.device) + (0 if shifts is None else shifts[:, None])
-        answer = decoder.continue_from(_fork(cache), begin, ids, positions, sees if decoder.takes_masks else None)
+        places = offsets.to(first.device) + (begin if positions is None else positions[:, None])
+        answer = decoder.continue_from(_fork(cache), begin, ids, places, sees if decoder.takes_masks else None)
         steps = _steps(group, begins)
         row, place, next_id, choice = torch.tensor(steps, device=first.device).T
         scores = answer[row, place].float()

@@ -31,20 +31,16 @@ Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How prompts stand beside each other: the `cached` tokens of each end where all its `new` ones begin.
+    """How prompts stand beside each other: the `cached` tokens of each end where its `new` ones begin.
 
-    What is left over before and behind them is padding. `shifts`, int64 (rows), is how far the positions of the new
-    tokens are from their numbers.
+    What is left over before and behind them is padding. `ids`, int64 (rows, tokens), are the new ones, `starts`, int64
+    (rows), the positions of the first of these.
     """
 
     cached: Sequence[int]
     new: Sequence[int]
-    shifts: torch.Tensor
-
-    @property
-    def is_even(self) -> bool:
-        """Whether nothing stands before the cached tokens: what comes behind the new ones is hidden by causality."""
-        return len({*self.cached}) == 1
+    ids: torch.Tensor
+    starts: torch.Tensor
 
 
 @dataclass
@@ -56,7 +52,6 @@ class Inputs:
     `together` tokens: media.
     """
 
-    layout: Layout
     compute: Callable[[int, int, Any], torch.Tensor]
     together: int = 0
 
@@ -68,9 +63,9 @@ class InputSource(Protocol):
         """Begin to copy pixels to the device, beside what it computes."""
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts, of each from its `cached` tokens on."""
+        """Return what is computed of prompts, of each from its cached tokens on."""
 
 
 class TransformersStep:
@@ -220,10 +215,13 @@ class Decoder:
         implementation = self.model.get_decoder().config._attn_implementation  # noqa: SLF001 - stands nowhere else
         return self.slots.is_plain and implementation in ("sdpa", "eager")
 
-    def ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the ids of rows on the device, int64 (rows, tokens); shorter rows are filled up."""
-        longest = max(map(len, rows))
-        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
+    def layout(self, prompts: Sequence[Prompt], cached: Sequence[int]) -> Layout:
+        """Return how prompts are computed together."""
+        rows = [prompt.ids[start:] for prompt, start in zip(prompts, cached, strict=True)]
+        new = list(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (max(new) - len(row))] for row in rows], device=self.device)
+        starts = [start + prompt.shift for prompt, start in zip(prompts, cached, strict=True)]
+        return Layout(cached, new, ids, torch.tensor(starts, device=self.device))
 
     @torch.inference_mode()
     def prefill(self, cache: Any, layout: Layout, begin: int, **inputs: torch.Tensor) -> torch.Tensor:
@@ -235,13 +233,10 @@ class Decoder:
         (tokens,) = (each.shape[1] for each in inputs.values())
         width, end = max(layout.cached), begin + tokens
         places = torch.arange(begin, end, device=self.device)
-        if layout.is_even:
-            positions = width + places + layout.shifts[:, None]
-        else:
-            cached = torch.tensor(layout.cached, device=self.device)[:, None]  # (rows, 1)
-            positions = cached + places + layout.shifts[:, None]
-            keys = torch.arange(width + end, device=self.device)
-            sees = (keys >= width - cached)[:, None] & (keys <= width + places[:, None])  # (rows, tokens, keys)
+        positions = layout.starts[:, None] + places
+        if len({*layout.cached}) > 1:  # what comes behind is hidden by causality, what stands before is not
+            padding, keys = width - torch.tensor(layout.cached), torch.arange(width + end)
+            sees = (keys >= padding[:, None])[:, None] & (keys <= width + torch.arange(begin, end)[:, None])
             inputs["attention_mask"] = self._mask(sees)
         lasts = [min(max(new, begin + 1), end) - begin - 1 for new in layout.new]
         kept = sorted({*lasts})
@@ -262,14 +257,14 @@ class Decoder:
         """
         mask = None
         if sees is not None:
-            mask = self._mask(functional.pad(sees, (begin, 0), value=True).to(self.device))
+            mask = self._mask(functional.pad(sees, (begin, 0), value=True))
         ids = ids.to(self.device)
         return self._append(cache, positions, input_ids=ids, attention_mask=mask, logits_to_keep=0)
 
     def _mask(self, sees: torch.Tensor) -> torch.Tensor:
-        """Return what to add to scores, (rows, 1, tokens, keys), of tokens that see these keys."""
+        """Return what to add to scores, (rows, 1, tokens, keys), where `sees`, (rows, tokens, keys), is of the host."""
         mask = torch.zeros(sees.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)[:, None]
+        return mask.masked_fill_(~sees.to(self.device), torch.finfo(mask.dtype).min)[:, None]
 
     def _append(self, cache: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         output = self.model(position_ids=positions, use_cache=True, **{self._cache_name: cache}, **inputs)

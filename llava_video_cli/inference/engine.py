@@ -23,7 +23,7 @@ import torch
 from ..conversation import FinishReason
 from . import device_memory as memory
 from .choices import log_probabilities
-from .decode_step import Decoder, Inputs, InputSource
+from .decode_step import Decoder, Inputs, InputSource, Layout
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
 from .sampler import sample
@@ -54,6 +54,7 @@ class _Prefill:
     rows: list[Row] = field(default_factory=list)
     sources: list[Prompt | None] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
+    layout: Layout = field(init=False)
     inputs: Inputs = field(init=False)
     cache: Any = None
     done: int = 0
@@ -266,19 +267,16 @@ class Engine:
         """Whether a row is computed together with others, so many tokens with the padding at most."""
         rows = list(zip((*prefill.rows, row), (*prefill.cached, cached), strict=True))
         new = [len(each.prompt.ids) - start for each, start in rows]
-        if any(each.prompt.is_whole and each.prompt.media_end > start for each, start in rows):
+        is_even = len({start for _, start in rows}) == 1
+        is_whole = any(each.prompt.is_whole and each.prompt.media_end > start for each, start in rows)
+        is_shared = any(other.prompt.key.startswith(row.prompt.media_key) for other in prefill.rows)
+        if is_whole or (is_shared and self._prefix_reuse and row.prompt.media_end > cached):  # of what others compute
             return False
-        is_padded, is_even = len({*new}) > 1, len({*prefill.cached, cached}) == 1
-        if (is_padded or not is_even) and (not self._decoder.slots.is_plain or any(each.choices for each, _ in rows)):
+        is_alike = is_even and len({*new}) == 1
+        may_differ = self._decoder.slots.is_plain and not any(each.choices for each, _ in rows)
+        if not (is_alike or (may_differ and (is_even or self._decoder.takes_masks))):
             return False
-        if max(new) - min(new) > _MOST_PADDING_TOKENS or not (is_even or self._decoder.takes_masks):
-            return False
-        return len(new) * max(new) <= most_tokens and not self._shares(row, cached, prefill.rows)
-
-    def _shares(self, row: Row, cached: int, rows: Sequence[Row]) -> bool:
-        """Whether the row can take over media that one of these rows is about to compute."""
-        is_new = self._prefix_reuse and row.prompt.media_end > cached
-        return is_new and any(other.prompt.key.startswith(row.prompt.media_key) for other in rows)
+        return max(new) - min(new) <= _MOST_PADDING_TOKENS and len(new) * max(new) <= most_tokens
 
     def _size(self, rows: Sequence[Row]) -> tuple[int, int] | None:
         """Return the slots and their room for these rows beside those that run; None if memory does not suffice.
@@ -312,8 +310,8 @@ class Engine:
             self._prefill = None
             return
         if prefill.cache is None:
-            prefill.inputs = self._begun(prefill)
-        end = tokens = max(prefill.inputs.layout.new)
+            self._begin(prefill)
+        end = tokens = max(prefill.layout.new)
         if len(prefill.rows) == 1 and any(row.reads_each for row in self._running):
             end = max(min(tokens, prefill.done + _CHUNK_TOKENS), prefill.inputs.together)
         logits = prefill.inputs.compute(prefill.done, end, prefill.cache)
@@ -328,8 +326,8 @@ class Engine:
             self._sample(prefill.rows, logits, first)
             self._prefill = None
 
-    def _begun(self, prefill: _Prefill) -> Inputs:
-        """Allocate slots, begin the prefill's cache, and return what is computed of its prompts."""
+    def _begin(self, prefill: _Prefill) -> None:
+        """Allocate slots, begin the prefill's cache, and encode what its prompts hold."""
         slots, rows = self._decoder.slots, prefill.rows
         size = self._size(rows)
         assert size is not None
@@ -343,7 +341,9 @@ class Engine:
         sent = {medium: pixels for row in rows for medium, pixels in row.sent.items()}
         for row in rows:
             row.sent = {}
-        return self._vision.inputs(self._decoder, [row.prompt for row in rows], prefill.cached, sent)
+        prompts = [row.prompt for row in rows]
+        prefill.layout = self._decoder.layout(prompts, prefill.cached)
+        prefill.inputs = self._vision.inputs(self._decoder, prompts, prefill.layout, sent)
 
     def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
         """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
@@ -357,10 +357,9 @@ class Engine:
             slots.copy(slot, free, self._prefixes.tokens(slot))
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
-        layout = prefill.inputs.layout
-        begin, padding = cached if source == slot == free else 0, max(layout.new) - layout.new[number]
+        begin, padding = cached if source == slot == free else 0, max(prefill.layout.new) - prefill.layout.new[number]
         slots.fill(slot, prefill.cache, number, length, begin, padding)
-        slots.shifts[slot] = layout.shifts[number]
+        slots.shifts[slot] = row.prompt.shift
         self._prefixes.drop(slot)
         if self._prefix_reuse and slots.is_plain:
             self._prefixes.hold(slot, row.prompt)
@@ -372,9 +371,9 @@ class Engine:
         """Compute how likely the choices of the prefill's rows are."""
         choices = [row.choices for row in prefill.rows]
         if any(choices):
-            length = len(prefill.rows[0].prompt.ids)
-            shifts, ends = prefill.inputs.layout.shifts, tuple(self._stop_ids)
-            found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, shifts)
+            length, new = len(prefill.rows[0].prompt.ids), prefill.layout.new[0]
+            positions, ends = prefill.layout.starts + new, tuple(self._stop_ids)
+            found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, positions)
             for row, logprobs in zip(prefill.rows, found, strict=True):
                 row.logprobs = memory.copy_to_host(logprobs) if row.choices else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ class Prompt:
     """The ids of a prompt, and the media that stand in it. If it `is_whole`, its media can't be computed in parts.
 
     `media_tokens` are those of each medium where only the processor can tell. If it `opens_thought`, the answer begins
-    within one.
+    within one. Behind its media, a token's position is its number and the `shift`.
     """
 
     ids: Sequence[int]
@@ -40,6 +39,7 @@ class Prompt:
     is_whole: bool = False
     media_tokens: tuple[int, ...] = ()
     opens_thought: bool = False
+    shift: int = 0
 
     @property
     def media_end(self) -> int:
@@ -76,19 +76,17 @@ class Prompt:
         return self
 
 
-_numbers_lock = threading.Lock()
 _known_numbers: weakref.WeakKeyDictionary[Media, list[int]] = weakref.WeakKeyDictionary()
 
 
 def _numbers(medium: Media) -> list[int]:
     """Return what stands for each image of a medium: questions on the same one come with the same object."""
-    with _numbers_lock:
-        if medium not in _known_numbers:
-            images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
-            # what is made of a frame is decided by its fit, too
-            kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
-            _known_numbers[medium] = [number_of(image, kind) for image in images]
-        return _known_numbers[medium]
+    if medium not in _known_numbers:
+        images = [medium.pixels] if isinstance(medium, Picture) else list(medium.images)
+        # what is made of a frame is decided by its fit, too
+        kind = "picture" if isinstance(medium, Picture) else f"frame {medium.sampling.fit}"
+        _known_numbers[medium] = [number_of(image, kind) for image in images]
+    return _known_numbers[medium]
 
 
 def number_of(image: NDArray[np.uint8], kind: str) -> int:

@@ -98,26 +98,21 @@ class Vision:
         return [encoded[medium] for medium in media]
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts, of each from its `cached` tokens on."""
-        rows = list(zip(prompts, cached, strict=True))
-        spans = [[span for span in prompt.spans if span.stop > start] for prompt, start in rows]
-        features = iter(self.encode((span.medium for each in spans for span in each), sent))
-        new = [prompt.ids[start:] for prompt, start in rows]
-        ids = decoder.ids(new)
-        embeddings = self._model.get_input_embeddings()(ids)  # (rows, new tokens, hidden)
-        for number, (each, start) in enumerate(zip(spans, cached, strict=True)):
-            for span in each:
-                begin = max(span.start, start)
-                part = next(features)[begin - span.start :]
-                embeddings[number, begin - start : span.stop - start] = part.to(embeddings)
-        layout = Layout(cached, list(map(len, new)), ids.new_zeros(len(ids)))
+        """Return what is computed of prompts, of each from its cached tokens on."""
+        rows = enumerate(zip(prompts, layout.cached, strict=True))
+        spans = [(row, start, span) for row, (prompt, start) in rows for span in prompt.spans if span.stop > start]
+        features = self.encode((span.medium for _, _, span in spans), sent)
+        embeddings = self._model.get_input_embeddings()(layout.ids)  # (rows, new tokens, hidden)
+        for (row, start, span), feature in zip(spans, features, strict=True):
+            begin = max(span.start, start)
+            embeddings[row, begin - start : span.stop - start] = feature[begin - span.start :].to(embeddings)
 
         def compute(begin: int, end: int, cache: Any) -> torch.Tensor:
             return decoder.prefill(cache, layout, begin, inputs_embeds=embeddings[:, begin:end])
 
-        return Inputs(layout, compute)
+        return Inputs(compute)
 
     def _pixels(self, video: Frames, frames: slice, sent: Mapping[Media, SentPixels] | None = None) -> torch.Tensor:
         """Return what the vision tower takes of some frames, float (frames, 3, side, side)."""

@@ -44,7 +44,11 @@ FEATURES = {
     },
     "other families": {
         "InputSource", "SlotStates", "Prompts", "LlavaPrompts.source", "LlavaPrompts.settings", "ProcessorPrompts",
-        "shifts", "is_whole", "is_plain", "media_tokens", "opens_thought", "sliding_window", "family_of",
+        "shift", "shifts", "starts", "is_whole", "is_plain", "media_tokens", "opens_thought", "sliding_window",
+        "family_of",
+    },
+    "speech; eval and batch on Ray": {
+        "refit", "Count", "_fitted", "_job", "job", "speech_models", "why_failed", "first_error",
     },
     "thoughts, adapters, --verbose, --fit": {
         "VideoModel.reasons", "frame_resize", "Thoughts", "thoughts", "thinking_tokens", "adapter", "FrameResize",

@@ -19,7 +19,8 @@ from llava_video_cli import Answer, Frames, Generation, Picture, Request, Turn, 
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.choices import log_probabilities
-from llava_video_cli.inference.decode_step import Decoder, Layout
+from llava_video_cli.inference.decode_step import Decoder
+from llava_video_cli.inference.prefix_cache import Prompt
 from llava_video_cli.inference.video_model import VideoModel
 from llava_video_cli.prompt.continuation import Choices
 
@@ -208,7 +209,9 @@ def test_other_kinds_of_layers_compute_each_choice_by_itself(kind: str) -> None:
     decoder, cache = Decoder(model), DynamicCache(config=model.config)
     assert not decoder.takes_masks
     with torch.inference_mode():
-        logits = decoder.prefill(cache, Layout([0, 0], [9, 9], torch.tensor([0, 0])), 0, input_ids=prompt)
+        logits = decoder.prefill(
+            cache, decoder.layout([Prompt(row) for row in prompt.tolist()], [0, 0]), 0, input_ids=prompt
+        )
         for _ in range(2):  # the prompt's cache stays as it is
             got = log_probabilities(decoder, cache, 9, logits, [choices, choices], (1, 2))
             for row in range(2):

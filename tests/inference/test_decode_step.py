@@ -17,9 +17,10 @@ from test_together import MIXED, asked
 from transformers import DynamicCache
 
 from llava_video_cli import Loading, join, open_model
-from llava_video_cli.inference.decode_step import Decoder, LayerStep, Layout, TransformersStep, choose_step
+from llava_video_cli.inference.decode_step import Decoder, LayerStep, TransformersStep, choose_step
 from llava_video_cli.inference.kv_cache import SlotCache, causal_mask
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.prefix_cache import Prompt
 from llava_video_cli.inference.video_model import VideoModel
 
 LAYOUTS = ["demo", "vicuna", "mistral", "yi"]
@@ -106,7 +107,7 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
             cache.reserve(4, 32)
             for number, ids in enumerate(rows):
                 filled = DynamicCache(config=model.config)
-                decoder.prefill(filled, Layout([0], [ids.shape[1]], torch.tensor([0])), 0, input_ids=ids)
+                decoder.prefill(filled, decoder.layout([Prompt(ids[0].tolist())], [0]), 0, input_ids=ids)
                 cache.fill(number, filled, 0, lengths[number])
             cache.begin(3, 12)
             mask = causal_mask(cache.lengths[:3], 12, torch.float32)
@@ -129,10 +130,11 @@ def test_prompts_of_other_lengths_behind_other_beginnings_are_computed_together(
     for layer in slots.layers:  # what stands elsewhere counts nowhere
         layer.keys[:, :, 7:] = layer.values[:, :, 7:] = torch.nan
     held = [slot if count else None for slot, count in enumerate(cached)]
-    cache, layout = slots.prefix(held, cached, model.config), Layout(cached, new, torch.zeros(3, dtype=torch.int64))
-    ids = decoder.ids([row[0, count:].tolist() for row, count in zip(rows, cached, strict=True)])
-    first = decoder.prefill(cache, layout, 0, input_ids=ids[:, :3])
-    logits = decoder.prefill(cache, layout, 3, input_ids=ids[:, 3:])
+    cache = slots.prefix(held, cached, model.config)
+    layout = decoder.layout([Prompt(row[0].tolist()) for row in rows], cached)
+    assert layout.new == list(new)
+    first = decoder.prefill(cache, layout, 0, input_ids=layout.ids[:, :3])
+    logits = decoder.prefill(cache, layout, 3, input_ids=layout.ids[:, 3:])
     for number, row in enumerate(rows):
         wanted = model(input_ids=row)
         got = first[number] if new[number] <= 3 else logits[number]

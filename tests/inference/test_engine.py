@@ -22,8 +22,9 @@ from transformers import DynamicCache, Gemma4TextConfig, Qwen3_5TextConfig
 
 from llava_video_cli import Chunk, Generation, Loading, join
 from llava_video_cli.errors import OutOfMemoryError
-from llava_video_cli.inference.decode_step import Decoder, Layout
+from llava_video_cli.inference.decode_step import Decoder
 from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.prefix_cache import Prompt
 from llava_video_cli.inference.sampler import Sampler, sample
 from llava_video_cli.inference.video_model import VideoModel
 
@@ -189,8 +190,8 @@ def test_rows_of_other_kinds_of_layers_join_and_leave(kind: str) -> None:
 
     def join_slot(slot: int, number: int) -> None:
         cache = DynamicCache(config=model.config)
-        layout = Layout([0], [len(ids[number])], torch.tensor([0]))
-        logits = decoder.prefill(cache, layout, 0, input_ids=prompts[number])
+        layout = decoder.layout([Prompt(ids[number])], [0])
+        logits = decoder.prefill(cache, layout, 0, input_ids=layout.ids)
         decoder.slots.fill(slot, cache, 0, len(ids[number]))
         take(slot, number, logits[0])
 

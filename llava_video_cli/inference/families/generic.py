@@ -85,14 +85,13 @@ def token_of(processor: Any, kind: str) -> str:
 class ProcessedPrompt(Prompt):
     """A prompt as a processor writes it: `text` and `media` are what it was made of, into the first `processed` tokens.
 
-    Behind its media, a token's position is its number and the `shift`. `positions`, int64 (axes, 1, processed), are all
-    positions, where they are not the tokens' numbers, and were computed.
+    `positions`, int64 (axes, 1, processed), are all positions, where they are not the tokens' numbers, and were
+    computed.
     """
 
     text: str = ""
     media: tuple[Media, ...] = ()
     processed: int = 0
-    shift: int = 0
     positions: torch.Tensor | None = None
 
 
@@ -324,37 +323,32 @@ class ProcessorPrompts:
         return {}
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], cached: Sequence[int], sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
-        """Return what is computed of prompts, of each from its `cached` tokens on."""
+        """Return what is computed of prompts, of each from its cached tokens on."""
         del sent
-        found = _ProcessedInputs(self, decoder, cast("Sequence[ProcessedPrompt]", prompts), cached)
-        return Inputs(found.layout, found.compute, found.together)
+        found = _ProcessedInputs(self, decoder, cast("ProcessedPrompt", prompts[0]), layout)
+        return Inputs(found.compute, found.together)
 
 
 class _ProcessedInputs:
     """What is computed of prompts; see `Inputs`. With media to be computed, it is a single one."""
 
-    def __init__(
-        self, source: ProcessorPrompts, decoder: Decoder, prompts: Sequence[ProcessedPrompt], cached: Sequence[int]
-    ) -> None:
-        self._source, self._decoder, self._prompts = source, decoder, prompts
-        new = [prompt.ids[start:] for prompt, start in zip(prompts, cached, strict=True)]
-        self._ids, self.together = decoder.ids(new), 0
-        shifts = torch.tensor([prompt.shift for prompt in prompts], device=decoder.device)
-        self.layout = Layout(cached, list(map(len, new)), shifts)
-        if prompts[0].media_end > cached[0]:
-            self.together = prompts[0].media_end
-            self._inputs = source.pixels(prompts[0])
+    def __init__(self, source: ProcessorPrompts, decoder: Decoder, prompt: ProcessedPrompt, layout: Layout) -> None:
+        self._source, self._decoder, self._prompt, self._layout = source, decoder, prompt, layout
+        self.together = 0
+        if prompt.media_end > layout.cached[0]:
+            self.together = prompt.media_end
+            self._inputs = source.pixels(prompt)
 
     def compute(self, begin: int, end: int, cache: Any) -> torch.Tensor:
         """Compute a part; see `Inputs`."""
         if self.together and not begin:
-            begin = min(end, self._prompts[0].processed)
+            begin = min(end, self._prompt.processed)
             logits = self._with_media(begin, cache)
             if begin == end:
                 return logits
-        return self._decoder.prefill(cache, self.layout, begin, input_ids=self._ids[:, begin:end])
+        return self._decoder.prefill(cache, self._layout, begin, input_ids=self._layout.ids[:, begin:end])
 
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
@@ -362,13 +356,13 @@ class _ProcessedInputs:
         # What the checkpoint's own says of beams, lengths or guidance would count too; the sampler has read it.
         model.generation_config = GenerationConfig()
         inputs: dict[str, Any] = {name: self._placed(value, end) for name, value in self._inputs.items()}
-        positions = self._prompts[0].positions
+        positions = self._prompt.positions
         if positions is None:
             positions = self._source.positions(self._inputs)
         del self._inputs
         if positions is not None:  # else they would be computed again, on the device
             inputs["position_ids"] = positions[..., :end].to(self._decoder.device)
-        features = self._source.features(self._prompts[0].media)
+        features = self._source.features(self._prompt.media)
         if features:
             inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         if features is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ...conversation import Request, Turn
 from ...errors import ModelError
@@ -28,10 +27,7 @@ class LlavaPrompts:
     def __init__(self, name: str, loaded: Loaded, prefix_reuse: bool) -> None:
         self.tokenizer, self.reuses = Tokenizer(name, loaded), prefix_reuse
         self._name, self._checkpoint, self._vision = name, loaded.checkpoint, Vision(loaded)
-        self._lock = threading.Lock()
-        self._known: weakref.WeakKeyDictionary[Request, tuple[list[int], Choices | None, Budget]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._known: WeakKeyDictionary[Request, tuple[list[int], Choices | None, Budget]] = WeakKeyDictionary()
 
     @property
     def hidden_ids(self) -> frozenset[int]:
@@ -72,12 +68,7 @@ class LlavaPrompts:
 
         A request that is counted before it is answered is counted once.
         """
-        with self._lock:
-            known = self._known.get(request)
-        if known is None:
-            known = self._count(request)
-            with self._lock:
-                self._known[request] = known
+        known = self._known[request] = self._known.get(request) or self._count(request)
         return known
 
     def _count(self, request: Request) -> tuple[list[int], Choices | None, Budget]:
