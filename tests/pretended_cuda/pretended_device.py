@@ -33,6 +33,7 @@ class Card:
 
     `used_elsewhere` bytes are taken by other programs. Beyond `most_bytes` an allocation raises `out_of_memory`, though
     more may be said to be free. A card with a `broken` error raises it as soon as a context is made on it.
+    `highest_bytes` is the peak that no reset forgets.
     """
 
     total_bytes: int = 24 * 10**9
@@ -43,6 +44,7 @@ class Card:
     broken: Callable[[], BaseException] | None = None
     allocated_bytes: int = 0
     peak_bytes: int = 0
+    highest_bytes: int = 0
     failures: int = 0
     has_context: bool = False
     _allocations: WeakValueDictionary[int, Allocation] = field(default_factory=WeakValueDictionary, repr=False)
@@ -72,6 +74,7 @@ class Allocation:
         self._card, self._size = card, size
         card.allocated_bytes += size
         card.peak_bytes = max(card.peak_bytes, card.allocated_bytes)
+        card.highest_bytes = max(card.highest_bytes, card.allocated_bytes)
 
     def __del__(self) -> None:
         self._card.allocated_bytes -= self._size
