@@ -72,7 +72,7 @@ def _interrupt(kind: int, _: object) -> None:
 
 def _leave(kind: int, *_: object) -> NoReturn:
     with suppress(OSError):  # nobody reads it
-        if sys.stderr is not None and sys.stderr.isatty():
+        if os.isatty(2):
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
         if kind == signal.SIGINT:
             os.write(2, b"interrupted\n")

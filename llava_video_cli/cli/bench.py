@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +101,7 @@ def bench(
                 _write_tables(results, machine, settings.model)
             clip = {"name": path_to_text(video) if video else "10 s of 720p, generated"}
             what = {"machine": asdict(machine), "model": settings.model, "video": clip, "is_whole": is_whole}
-            if output.json or not sys.stdout.isatty():
+            if output.json or not console.stdout_is_terminal():
                 console.write_json(what | results.values)
             else:
                 output.note("--json writes these results as one JSON document")

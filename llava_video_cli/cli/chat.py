@@ -89,7 +89,7 @@ def chat(
             lines = ChatInput(None if no_history else state_folder() / "history", completions)
             terminal_chat = TerminalChat(session, settings, output, progress, stops=lines.interactive)
             terminal_chat.file = load
-            if lines.interactive and sys.stdout.isatty() and sys.stderr.isatty():
+            if lines.interactive and console.stdout_is_terminal() and sys.stderr.isatty():
                 terminal_chat.pictures = protocol(os.environ)
             terminal_chat.load_anyway()
             terminal_chat.media(session)
@@ -152,7 +152,7 @@ class ChatInput:
         self.interactive = sys.stdin.isatty()
         self._history = history if self.interactive else None
         # Python's input() edits lines only if both are terminals, and writes its prompt to stdout.
-        self._editor = _editor(complete) if self.interactive and sys.stdout.isatty() else None
+        self._editor = _editor(complete) if self.interactive and console.stdout_is_terminal() else None
         if self._history is not None and self._editor is not None:
             for line in read_history(self._history):
                 self._editor.add_history(line)

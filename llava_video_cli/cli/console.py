@@ -49,6 +49,11 @@ def write_json(value: Any) -> None:
     _put(json_line(value) + "\n")
 
 
+def stdout_is_terminal() -> bool:
+    """Whether stdout is a terminal, also while Rich shows a bar: what Rich 14 puts in its place denies it."""
+    return bool(getattr(sys.stdout, "rich_proxied_file", sys.stdout).isatty())
+
+
 def _put(text: str) -> None:
     # While Rich shows a bar on stderr, it prints on the terminal what is written to sys.stdout, also if that is a file.
     behind = getattr(sys.stdout, "rich_proxied_file", None)
@@ -67,7 +72,7 @@ class Prose:
     """
 
     def __init__(self, column: int = 0) -> None:
-        self._wraps = sys.stdout.isatty()
+        self._wraps = stdout_is_terminal()
         self._column, self._space, self._word = column, "", ""
 
     def write(self, text: str) -> None:

@@ -75,7 +75,7 @@ def _print(diagnosis: Diagnosis) -> None:
 
     for name, texts in _sections(diagnosis):
         rows = [console.shown(text, one_line=True) for text in texts]
-        lines = [row for text in rows for row in console.columns("", text, _LABEL, wraps=sys.stdout.isatty())]
+        lines = [row for text in rows for row in console.columns("", text, _LABEL, wraps=console.stdout_is_terminal())]
         for number, text in enumerate(lines):
             line("bold", f"{name if not number else '':<{_LABEL}}", text[_LABEL:])
     for problem in diagnosis.problems:

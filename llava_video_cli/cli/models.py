@@ -68,7 +68,7 @@ def _list(output: OutputFlags) -> None:
         parts = [console.size(model.bytes), model.family, licence, f"used {used}"]
         if model.lacks:
             parts.append(f"incomplete: `llvid pull {model.name}` completes it")
-        rows = console.columns(model.name, console.shown(", ".join(parts)), width, wraps=sys.stdout.isatty())
+        rows = console.columns(model.name, console.shown(", ".join(parts)), width, wraps=console.stdout_is_terminal())
         console.write("".join(f"{row}\n" for row in rows))
     if not found:
         output.note(f"no models in {cache_folder()}; `llvid pull 7b` downloads one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -55,8 +54,9 @@ def presets(
             console.write_json(_record(preset))
         return
     width = max(len(preset.name) for preset in all_presets)
+    wraps = console.stdout_is_terminal()
     for preset in all_presets:
-        for line in console.columns(preset.name, console.shown(preset.about), width + 2, wraps=sys.stdout.isatty()):
+        for line in console.columns(preset.name, console.shown(preset.about), width + 2, wraps=wraps):
             console.write(f"{line}\n")
     output.note(f"put your own presets into {preset_folders()[0]}; `llvid presets NAME` shows one")
 

@@ -239,7 +239,7 @@ def show_outcome(outcome: Record | Failure, *, as_json: bool) -> None:
     """Write a record to stdout, or a failure to stderr. On a terminal, a record is its name and its text."""
     if isinstance(outcome, Failure):
         console.error(outcome.cause)
-    elif as_json or not sys.stdout.isatty():
+    elif as_json or not console.stdout_is_terminal():
         console.write_json(outcome.values)
     else:
         name = console.shown(outcome.path, one_line=True)
@@ -284,7 +284,7 @@ def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[Sequence[int]]
     def interrupt(kind: int, _: object) -> None:
         signals.append(kind)
         if stop.is_set():
-            if sys.stderr.isatty():
+            if os.isatty(2):
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid
             os._exit(128 + kind)
         stop.set()

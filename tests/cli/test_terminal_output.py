@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from terminal import Typed
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.cli.ask import is_new
-from llava_video_cli.cli.console import Prose, columns
+from llava_video_cli.cli.console import Prose, columns, stdout_is_terminal
 from llava_video_cli.preset import preset_files
 
 
@@ -85,6 +87,31 @@ def test_captions_on_a_terminal_and_records_in_a_file(clip: Path, tmp_path: Path
             assert typed.end(60) == 0
             typed.close()
         assert len([json.loads(row) for row in file.read_text().splitlines()]) == count
+
+
+def test_a_terminal_stays_one_behind_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxy:
+        """What Rich 14 puts in the place of stdout."""
+
+        rich_proxied_file = Terminal()
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sys, "stdout", Proxy())
+    assert stdout_is_terminal()
+    with Path(os.devnull).open("w") as nothing:
+        monkeypatch.setattr(sys, "stdout", nothing)
+        assert not stdout_is_terminal()
+
+
+def test_ctrl_c_while_loading_shows_the_cursor_again(clip: Path, tmp_path: Path) -> None:
+    typed = Typed("ask", str(clip), "What?", "-m", "demo", cwd=tmp_path)
+    typed.until("loading demo")
+    typed.process.send_signal(signal.SIGINT)
+    assert typed.end() == 130
+    typed.close()
+    assert "\x1b[?25h" in typed.shown and typed.shown.rstrip().endswith("interrupted")
 
 
 def test_rows_keep_to_their_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
