@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,14 @@ from .demux import (
     sound_start,
     time_base_of,
 )
-from .sampling import Stamps, Timeline
+from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+_Stamps = tuple[int | None, int | None]  # of a packet: for decoding, for showing
 _log = logging.getLogger(__name__)
 _SLICE, _IDR = 1, 5  # nal_unit_type
 _B = 1  # slice_type
@@ -171,8 +173,9 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     """Decode a whole video to learn its timeline, without keeping the pictures. Raises MediaError if there is none.
 
     The stamps are the pictures' own if each has one and they ascend. Otherwise the packets are shown in the order of
-    their decoding stamps. Where that fails, too, pictures are counted at the rate in the header, or that of the packets
-    in files that have only decoding stamps (the rate in the header of AVI may be doubled).
+    their decoding stamps: those that are called so, or else the others if they ascend. Where that fails, too, pictures
+    are counted at the rate in the header, or that of the packets in files that have only decoding stamps (the rate in
+    the header of AVI may be doubled).
     """
     _log.debug("%r is decoded in full", video.path)
     broken: list[str] = []
@@ -180,7 +183,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     keys: list[int] = []
     last_duration = delay = 0
     use_threads(video.context, 1)
-    packets: list[int] = []
+    packets: list[_Stamps] = []
     for frame in _good_frames(video, broken, progress, packets):
         if not stamps:
             delay = max(0, len(packets) - 1)
@@ -191,18 +194,22 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     if not stamps:
         raise no_picture(video)
     given = [stamp for stamp in stamps if stamp is not None]
+    columns = [[stamp for stamp in column if stamp is not None] for column in zip(*packets, strict=True)]
     time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
     if is_unstamped(video) or len(given) < len(stamps) or given != sorted(set(given)):
         given = []
-        if len(packets) == len(stamps) > 1 and packets == sorted(set(packets)):
-            last_duration = packets[-1] - packets[-2]
-            # a packet has the time of the picture that is shown so many places before: decoders wait as long
-            given = [*packets[delay:], *(packets[-1] + last_duration * (k + 1) for k in range(delay))]
+        for column in columns:
+            if len(column) == len(stamps) > 1 and column == sorted(set(column)):
+                last_duration = column[-1] - column[-2]
+                pace = Fraction(column[-1] - column[0], len(column) - 1) if is_constant(column) else last_duration
+                # a packet has the time of the picture that is shown so many places before: decoders wait as long
+                given = [*column[delay:], *(column[-1] + round(pace * (k + 1)) for k in range(delay))]
+                break
     if given:
         zero = sound_start(video.container, video.stream)
         return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys], zero), broken)
     step = 1 / rate if rate else time_base
-    if is_unstamped(video) and len(packets) > 1 and (ticks := int(np.median(np.diff(packets)))) > 0:
+    if is_unstamped(video) and len(columns[0]) > 1 and (ticks := int(np.median(np.diff(columns[0])))) > 0:
         step = ticks * time_base
     return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken)
 
@@ -284,12 +291,12 @@ def first_picture(video: OpenVideo, broken: list[str], *, rewind: bool = False) 
 
 
 def _good_frames(
-    video: OpenVideo, broken: list[str], progress: Callable[[float], None], due: list[int] | None = None
+    video: OpenVideo, broken: list[str], progress: Callable[[float], None], read: list[_Stamps] | None = None
 ) -> Iterator[VideoFrame]:
-    """Yield the pictures that can be decoded; append the packets' decoding stamps to `due`."""
+    """Yield the pictures that can be decoded; append the stamps of each packet to `read`."""
     for packet in demux_all(video, broken):
-        if due is not None and packet.size and packet.dts is not None:
-            due.append(packet.dts)
+        if read is not None and packet.size:
+            read.append((packet.dts, packet.pts))
         try:
             for frame in packet.decode():
                 video.check_size(frame.width, frame.height)

@@ -314,6 +314,15 @@ def test_decoding_stamps_of_h264(tmp_path: Path, name: str) -> None:
     assert_like_a_full_decode(copy_packets(film, tmp_path / name, stamp=False), 48, 2.0)
 
 
+def test_a_wrong_rate_in_the_header_of_a_file_with_decoding_stamps(tmp_path: Path) -> None:
+    film = make_clip(tmp_path / "film.ts", range(48), **x264("keyint=8:bframes=2"))
+    clip = copy_packets(film, tmp_path / "copied.mkv", stamp=False)
+    name = b"\x23\xe3\x83\x84"  # DefaultDuration in ns, 4 bytes; PyAV 17 writes 24.4 pictures a second here
+    before, _, after = clip.read_bytes().partition(name)
+    clip.write_bytes(before + name + (50_000_000).to_bytes(4, "big") + after[4:])
+    assert_like_a_full_decode(clip, 48, 2.0)
+
+
 @pytest.mark.parametrize("name", ["mpeg2.mov", "refresh.mkv"])
 def test_first_pictures_that_no_flag_tells_of(tmp_path: Path, name: str) -> None:
     mpeg2: dict[str, Any] = {"codec": "mpeg2video", "bf": "2", "g": "8"}
