@@ -5,6 +5,7 @@ LLaVA-NeXT-Video has code of its own; all others go through the same code, which
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ class Family:
     the same. Where `equal_frames`, transformers needs the same number of frames in all videos of a batch (here each
     prompt is computed by itself). `positions` are 3D where a medium's tokens share their place in time (M-RoPE), and
     `cache` is what the layers keep: of `sliding` ones the last tokens only, of `linear` ones a state, which can't be
-    cut. `packages` are needed beside those that are always there, and a transformers newer than `fails_with`.
+    cut. `packages` are needed beside those that are always there, and `transformers` is the first version that works.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Family:
     cache: Literal["plain", "sliding", "linear"] = "plain"
     reuse: bool = False
     packages: tuple[str, ...] = ()
-    fails_with: tuple[int, int] = (0, 0)
+    transformers: tuple[int, int] = (0, 0)
     was_tried: bool = True
 
 
@@ -55,7 +56,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
-    "smolvlm": Family("SmolVLM2", time_marks="clock", reuse=True, packages=("num2words",), fails_with=(5, 17)),
+    "smolvlm": Family("SmolVLM2", time_marks="clock", reuse=True, packages=("num2words",), transformers=(5, 23)),
     "gemma4": Family("Gemma 4", time_marks="clock", cache="sliding"),
     "internvl": Family("InternVL3", equal_frames=True, reuse=True),
     "llava_onevision": Family("LLaVA-OneVision", equal_frames=True, reuse=True),
@@ -105,9 +106,13 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
         except PackageNotFoundError:
             raise ModelError(f"{family.name} needs the package {package}", f"pip install {package}") from None
     major, minor, *_ = version("transformers").split(".")
-    if (int(major), int(minor)) <= family.fails_with:
-        least = f"transformers newer than {'.'.join(map(str, family.fails_with))}, got {major}.{minor}"
-        raise ModelError(f"{family.name} needs {least}", "pip install -U transformers")
+    if (int(major), int(minor)) < family.transformers:
+        least = ".".join(map(str, family.transformers))
+        hint = "pip install -U transformers"
+        raise ModelError(
+            f"{family.name} needs transformers {least} or newer, got {major}.{minor}",
+            hint if sys.version_info >= (3, 11) else f"use Python 3.11 or newer, then: {hint}",
+        )
 
 
 def _check_unlisted(config: Mapping[str, Any], kind: str, name: str) -> None:

@@ -206,6 +206,21 @@ def test_a_config_is_read_once_as_long_as_it_is_the_same(tmp_path: Path, clip: P
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("installed", ["5.22.2", "5.23.0.dev0"])
+def test_a_transformers_that_is_too_old_is_one_line(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, number in (("transformers", installed), ("num2words", "0.5.14")):
+        (tmp_path / f"{package}-{number}.dist-info").mkdir()
+        (tmp_path / f"{package}-{number}.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: {number}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if installed >= "5.23":
+        return check_family({"model_type": "smolvlm", "vision_config": {}}, "it")
+    with pytest.raises(ModelError, match=r"SmolVLM2 needs transformers 5\.23 or newer, got 5\.22") as error:
+        check_family({"model_type": "smolvlm", "vision_config": {}}, "it")
+    assert str(error.value.hint).endswith("pip install -U transformers")
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
