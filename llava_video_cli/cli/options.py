@@ -290,13 +290,14 @@ class AnswerFlags(OutputFlags):
 
 def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
     """Return a function that takes the fields of a command's flag dataclasses as options, and returns the call."""
-    parameters, groups = [], {}
-    hints = get_type_hints(command, include_extras=True)
-    for name, parameter in inspect.signature(command).parameters.items():
-        if is_dataclass(hints[name]):
-            groups[name] = hints[name]
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    # `get_type_hints` of Python 3.10 hides an Annotated in an Optional where the default is None
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
         else:
-            parameters.append(parameter.replace(annotation=hints[name]))
+            parameters.append(parameter)
     for group in groups.values():
         kinds = get_type_hints(group)
         parameters += [
