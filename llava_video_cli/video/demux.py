@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import av
@@ -129,13 +129,13 @@ def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iter
     """
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    if not probe and _is_stamped(file_of(path)):
+    stamped = _stamped_format(file_of(path))
+    if stamped and not probe:
         options["skip_frame"] = "all"
     try:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
-        container = av.open(
-            f"file:{Path(file_of(path)).absolute()}", options=options, metadata_errors="ignore", timeout=deadline.left()
-        )
+        name = "file:" + os.path.join(os.getcwd(), file_of(path))  # noqa: PTH109, PTH118 - a Path costs more
+        container = av.open(name, format=stamped, options=options, metadata_errors="ignore", timeout=deadline.left())
     except av.error.FFmpegError as error:
         if fault := file_fault(file_of(path)):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
@@ -175,12 +175,12 @@ def open_video(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
 
 
-def _is_stamped(path: str) -> bool:
-    """Return whether a file is of a container in `_STAMPED`."""
-    with suppress(OSError), Path(path).open("rb") as file:
+def _stamped_format(path: str) -> str | None:
+    """Return the format of a file by its first bytes, if it is in `_STAMPED`."""
+    with suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
         head = file.read(8)
-        return head[:4] == EBML or head[4:] == b"ftyp"
-    return False
+        return "matroska" if head[:4] == EBML else "mp4" if head[4:] == b"ftyp" else None
+    return None
 
 
 def demux_all(opened: OpenStream[AnyStream], broken: list[str]) -> Iterator[Packet[AnyStream]]:
@@ -363,9 +363,10 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
         return None
     keys = set(table.keys.tolist())
     shift = index[0].timestamp - int(table.decoding[0])
-    for i in {round(k * (count - 1) / _COMPARED) for k in range(_COMPARED + 1)}:
+    compared = list({round(k * (count - 1) / _COMPARED) for k in range(_COMPARED + 1)})
+    for i, stamp in zip(compared, table.decoding[compared].tolist(), strict=True):
         entry = index[i]
-        if entry.timestamp - shift != table.decoding[i] or entry.is_keyframe != (i in keys) or entry.is_discard:
+        if entry.timestamp - shift != stamp or entry.is_keyframe != (i in keys) or entry.is_discard:
             return None
     try:
         first = next((packet for packet in container.demux(stream) if packet.size), None)

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, track_fault
+from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, top_boxes, track_fault
 
 _CUT = "the file is cut short"
 EBML = b"\x1aE\xdf\xa3"
@@ -27,7 +27,7 @@ def file_fault(path: str) -> str | None:
                 return _CUT if _riff_end(file, end) > end else None
             if start[:1] == b"G":
                 return ENCRYPTED if _is_scrambled(file) else None
-            return _mp4_fault(file, end)
+            return _mp4_fault(file)
     except BROKEN:
         return None
 
@@ -68,15 +68,13 @@ def _is_scrambled(file: BinaryIO) -> bool:
     return all(head[0] == 0x47 for head in heads) and 2 * sum(head[3] & 0xC0 != 0 for head in heads) > len(heads)
 
 
-def _mp4_fault(file: BinaryIO, end: int) -> str | None:
+def _mp4_fault(file: BinaryIO) -> str | None:
     try:
-        top = boxes_of(file, (0, end))
+        top = top_boxes(file)
     except CutBoxError as error:
         return _CUT if str(error) in ("mdat", "moov", "moof") else None
-    movie = boxes_of(file, top["moov"][0])
-    for span in movie["trak"]:
-        media = boxes_of(file, boxes_of(file, span)["mdia"][0])
-        file.seek(media["hdlr"][0][0] + 8)
-        if file.read(4) == b"vide":
-            return track_fault(file, boxes_of(file, media["minf"][0]))
+    for content in movie_boxes(file, top)["trak"]:
+        media = boxes_of(boxes_of(content)["mdia"][0])
+        if bytes(media["hdlr"][0][8:12]) == b"vide":
+            return track_fault(boxes_of(media["minf"][0]))
     return None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from ..errors import MediaError, UsageError
 from ..system.machine import usable_cores
@@ -15,13 +16,16 @@ from ..system.machine import usable_cores
 RAISE_HINT = "for a file that you trust, LLVID_LIMITS=10 makes the limits 10 times as high"
 STILL_PIXELS = 2**27  # with 16 bytes a pixel, which some decoders take, 2 GiB
 _MAX_FACTOR = 1000
+_usable_cores = cache(usable_cores)  # to read the quotas takes longer than to open a small file
 
 
 def _times(limit: int) -> Callable[[], int]:
     """Return what gives the limit as often as `LLVID_LIMITS` says, once by default."""
 
     def raised() -> int:
-        factor = os.environ.get("LLVID_LIMITS", "") or "1"
+        factor = os.environ.get("LLVID_LIMITS")
+        if not factor:
+            return limit
         if not (factor.isascii() and factor.isdigit() and 0 < int(factor) <= _MAX_FACTOR):
             raise UsageError(f"LLVID_LIMITS must be a whole number from 1 to {_MAX_FACTOR:,}, got {factor!r}")
         return limit * int(factor)
@@ -77,7 +81,7 @@ def cores(limits: Limits) -> int:
     """Return the number of cores to decode on: all that this process may use, within the limits."""
     if limits.cores == 1:  # the system need not be asked
         return 1
-    usable = usable_cores()
+    usable = _usable_cores()
     return max(1, min(usable, limits.cores or usable))
 
 

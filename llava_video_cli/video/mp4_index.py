@@ -7,9 +7,9 @@ not the presentation stamps.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -17,11 +17,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_MAX_MOVIE_BYTES = 2**29
 _MAX_BOXES = 1000  # side by side: a file made of box headers only would keep the reader busy
 _MAX_SAMPLES = 4_000_000  # 18 hours at 60 frames per second: some 300 MB of tables; FFmpeg reads what has more
 BROKEN = (OSError, ValueError, LookupError, ArithmeticError, struct.error)  # raised by reading a broken header
-_Span = tuple[int, int]  # where a box's content begins and ends in the file
-Boxes = dict[str, list[_Span]]
+Boxes = dict[str, list[memoryview]]  # the contents of boxes by their type
 ENCRYPTED = "the video is encrypted"
 
 
@@ -49,129 +49,153 @@ def sample_table(path: str, track_id: int) -> SampleTable | None:
     cut short or have a `track_fault`.
     """
     try:
-        with Path(path).open("rb") as file:
-            movie = boxes_of(file, boxes_of(file, (0, file.seek(0, 2)))["moov"][0])
-            tracks = [boxes_of(file, span) for span in movie["trak"]]
-            track = next((each for each in tracks if _number(file, each["tkhd"][0], 12, 20) == track_id), None)
-            return None if track is None else _read(file, movie, track)
+        with open(path, "rb") as file:  # noqa: PTH123 - a Path costs more
+            movie = movie_boxes(file, top_boxes(file))
+        tracks = map(boxes_of, movie["trak"])
+        track = next((each for each in tracks if _number(each["tkhd"][0], 12, 20) == track_id), None)
+        return None if track is None else _read(movie, track)
     except BROKEN:
         return None
 
 
-def track_fault(file: BinaryIO, information: Boxes) -> str | None:
+def track_fault(information: Boxes) -> str | None:
     """Return why a track can't be read: it is encrypted, or in another file. `information` is its `minf` box."""
-    begin, end = boxes_of(file, information["stbl"][0])["stsd"][0]
-    if "encv" in boxes_of(file, (begin + 8, end)):
+    if "encv" in boxes_of(boxes_of(information["stbl"][0])["stsd"][0][8:]):
         return ENCRYPTED
-    for span in information.get("dinf", []):
-        for begin, end in boxes_of(file, span).get("dref", []):
-            for kind, spans in boxes_of(file, (begin + 8, end)).items():
-                for start, stop in spans:
-                    file.seek(start)
-                    # FFmpeg takes the data of an "url " for this file's
-                    if not file.read(4)[3] & 1 and (kind != "url " or stop > start + 5):
-                        return "the pictures are in another file"
+    for content in information.get("dinf", []):
+        for references in boxes_of(content).get("dref", []):
+            for kind, entries in boxes_of(references[8:]).items():
+                # FFmpeg takes the data of an "url " for this file's
+                if any(not entry[3] & 1 and (kind != "url " or len(entry) > 5) for entry in entries):
+                    return "the pictures are in another file"
     return None
 
 
-def _read(file: BinaryIO, movie: Boxes, track: Boxes) -> SampleTable | None:
+def _read(movie: Boxes, track: Boxes) -> SampleTable | None:
     if "mvex" in movie:
         return None
-    media = boxes_of(file, track["mdia"][0])
-    information = boxes_of(file, media["minf"][0])
-    if track_fault(file, information):
+    media = boxes_of(track["mdia"][0])
+    information = boxes_of(media["minf"][0])
+    if track_fault(information):
         return None
-    tables = boxes_of(file, information["stbl"][0])
-    durations = _repeated(file, tables["stts"][0])
-    delays = _repeated(file, tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
-    if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(file, tables):
+    tables = boxes_of(information["stbl"][0])
+    durations = _repeated(tables["stts"][0])
+    delays = _repeated(tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
+    if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(tables):
         return None
-    keys = _entries(file, tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
+    keys = _entries(tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
     if len(keys) and not (keys[0] >= 0 and keys[-1] < len(durations) and (np.diff(keys) > 0).all()):
         return None
     decoding = np.concatenate(([0], np.cumsum(durations[:-1])))
     presentation = decoding + delays
     shown = int(presentation.min()), int(presentation.max())
-    ticks = Fraction(_number(file, media["mdhd"][0], 12, 20), _number(file, movie["mvhd"][0], 12, 20))
-    edits = boxes_of(file, track["edts"][0]).get("elst", []) if "edts" in track else []
-    if len(edits) > 1 or durations.min() <= 0 or (edits and not _only_shifts(file, edits[0], shown, ticks)):
+    ticks = Fraction(_number(media["mdhd"][0], 12, 20), _number(movie["mvhd"][0], 12, 20))
+    edits = boxes_of(track["edts"][0]).get("elst", []) if "edts" in track else []
+    if len(edits) > 1 or durations.min() <= 0 or (edits and not _only_shifts(edits[0], shown, ticks)):
         return None
     return SampleTable(decoding, presentation, durations, keys)
 
 
-def _has_empty_sample(file: BinaryIO, tables: Boxes) -> bool:
+def _has_empty_sample(tables: Boxes) -> bool:
     if "stsz" not in tables:
         return "stz2" not in tables
-    start, stop = tables["stsz"][0]
-    file.seek(start + 4)
-    size, count = struct.unpack(">II", file.read(8))
+    content = tables["stsz"][0]
+    size, count = struct.unpack_from(">II", content, 4)
     if size:
         return False
-    if count > _MAX_SAMPLES or start + 12 + 4 * count > stop:
+    if count > _MAX_SAMPLES or 12 + 4 * count > len(content):
         raise ValueError(f"{count} samples")
-    return not np.frombuffer(file.read(4 * count), ">u4").all()
+    return not np.frombuffer(content[12 : 12 + 4 * count], ">u4").all()
 
 
-def boxes_of(file: BinaryIO, span: _Span) -> Boxes:
-    """Return the boxes of a span by their type, without those inside them.
+def top_boxes(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """Return where the content of the first box of each type begins and ends in a file.
 
-    Raises CutBoxError for one that ends behind the span, ValueError for other broken ones.
+    Raises CutBoxError for one that ends behind the file, ValueError for other broken ones.
+    """
+
+    def read(at: int, count: int) -> bytes:
+        file.seek(at)
+        return file.read(count)
+
+    spans: dict[str, tuple[int, int]] = {}
+    for kind, start, stop in _spans(read, file.seek(0, 2)):
+        spans.setdefault(kind, (start, stop))
+    return spans
+
+
+def movie_boxes(file: BinaryIO, top: dict[str, tuple[int, int]]) -> Boxes:
+    """Return the boxes of an mp4 file's header."""
+    start, stop = top["moov"]
+    if stop - start > _MAX_MOVIE_BYTES:
+        raise ValueError(f"a header of {stop - start} bytes")
+    file.seek(start)
+    return boxes_of(memoryview(file.read(stop - start)))
+
+
+def boxes_of(content: memoryview) -> Boxes:
+    """Return the boxes inside a box by their type, without those inside them.
+
+    Raises CutBoxError for one that ends behind the content, ValueError for other broken ones.
     """
     boxes: Boxes = {}
-    at, end = span
+    for kind, start, stop in _spans(lambda at, count: content[at : at + count], len(content)):
+        boxes.setdefault(kind, []).append(content[start:stop])
+    return boxes
+
+
+def _spans(read: Callable[[int, int], bytes | memoryview], end: int) -> Iterator[tuple[str, int, int]]:
+    """Yield each box's type, and where its content begins and ends."""
+    at = 0
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
-            return boxes
-        file.seek(at)
-        size, kind, header = *struct.unpack(">I4s", file.read(8)), 8
+            return
+        size, code = struct.unpack(">I4s", read(at, 8))
+        kind, header = code.decode("latin-1"), 8
         if size == 1:
-            size, header = *struct.unpack(">Q", file.read(8)), 16
+            (size,), header = struct.unpack(">Q", read(at + 8, 8)), 16
         stop = at + size if size else end
         if size and size < header:
             raise ValueError(f"a box of {size} bytes at {at}")
         if stop > end:
-            raise CutBoxError(kind.decode("latin-1"))
-        boxes.setdefault(kind.decode("latin-1"), []).append((at + header, stop))
+            raise CutBoxError(kind)
+        yield kind, at + header, stop
         at = stop
     raise ValueError(f"more than {_MAX_BOXES} boxes")
 
 
-def _number(file: BinaryIO, span: _Span, short: int, long: int) -> int:
+def _number(content: memoryview, short: int, long: int) -> int:
     """Return a field of 32 bits of a full box: at `short` in version 0, at `long` in version 1."""
-    file.seek(span[0])
-    content = file.read(long + 4)
     return int(struct.unpack_from(">I", content, long if content[0] else short)[0])
 
 
-def _entries(file: BinaryIO, span: _Span, columns: int) -> NDArray[np.int64]:
+def _entries(content: memoryview, columns: int) -> NDArray[np.int64]:
     """Return the rows of a full box that holds their count and then numbers of 32 bits, as int64 (rows, columns)."""
-    file.seek(span[0] + 4)
-    (count,) = struct.unpack(">I", file.read(4))
-    size = count * columns * 4
-    if count > _MAX_SAMPLES or span[0] + 8 + size > span[1]:
+    (count,) = struct.unpack_from(">I", content, 4)
+    stop = 8 + count * columns * 4
+    if count > _MAX_SAMPLES or stop > len(content):
         raise ValueError(f"{count} entries")
-    return np.frombuffer(file.read(size), ">i4").reshape(count, columns).astype(np.int64)
+    return np.frombuffer(content[8:stop], ">i4").reshape(count, columns).astype(np.int64)
 
 
-def _repeated(file: BinaryIO, span: _Span) -> NDArray[np.int64]:
+def _repeated(content: memoryview) -> NDArray[np.int64]:
     """Return the values of a run-length coded table (stts, ctts), one for each sample."""
-    counts, values = _entries(file, span, 2).T
+    counts, values = _entries(content, 2).T
     if (counts < 0).any() or counts.sum() > _MAX_SAMPLES:
         raise ValueError(f"{counts.sum()} samples")
     return np.repeat(values, counts)
 
 
-def _only_shifts(file: BinaryIO, span: _Span, shown: tuple[int, int], ticks: Fraction) -> bool:
+def _only_shifts(content: memoryview, shown: tuple[int, int], ticks: Fraction) -> bool:
     """Return whether an edit list hides no picture: one edit of the whole track, alone or after an empty one.
 
     `shown` are the first and the last picture's times.
     """
-    file.seek(span[0])
-    version, count = struct.unpack(">B3xI", file.read(8))
+    version, count = struct.unpack_from(">B3xI", content)
     row = struct.Struct(">QqI" if version else ">IiI")
-    if span[1] - span[0] != 8 + count * row.size:
+    if len(content) != 8 + count * row.size:
         return False  # FFmpeg goes by the size, not by the count
-    edits = [row.unpack(file.read(row.size)) for _ in range(min(count, 3))]
+    edits = [row.unpack_from(content, 8 + number * row.size) for number in range(min(count, 3))]
     if len(edits) == 2 and edits[0][1] == -1:
         edits = edits[1:]
     if len(edits) != 1:

@@ -214,7 +214,9 @@ class Timeline:
 
     def seconds(self, stamp: int) -> float:
         """Return the time of a stamp on a player's clock."""
-        return float((int(stamp) - self.begin) * self.time_base)
+        begin, tick = self.begin, self.time_base  # of whole numbers: sums of fractions take ten times as long
+        ticks = int(stamp) * begin.denominator - begin.numerator
+        return ticks * tick.numerator / (begin.denominator * tick.denominator)
 
 
 @dataclass(frozen=True)
@@ -359,6 +361,8 @@ def _exact(value: float) -> Fraction:
 
 def _moment(begin: Fraction, seconds: float, tick: Fraction) -> Fraction:
     """Return a time in ticks; one that was printed from a stamp, as that of a cut, is that stamp."""
+    if not seconds:
+        return begin
     moment = begin + _exact(seconds) / tick
     nearest = round(moment)
     return Fraction(nearest) if abs(moment - nearest) < _ROUNDING else moment
@@ -375,9 +379,10 @@ def _endpoints(here: range, count: int) -> list[int]:
 
 def _divide_frames(timeline: Timeline, start: Fraction, end: Fraction, count: int) -> list[int]:
     """Divide frames instead of ticks: on a constant rate the same moments, free of the stamps' rounding."""
-    begin = _position(timeline, start)
-    step = (_position(timeline, end) - begin) / count
-    return [math.floor(begin + i * step) for i in range(count)]
+    begin, stop = _position(timeline, start), _position(timeline, end)
+    scale = math.lcm(begin.denominator, stop.denominator)  # whole numbers: fractions take ten times as long
+    first, length = int(begin * scale), int((stop - begin) * scale)
+    return [(first * count + i * length) // (scale * count) for i in range(count)]
 
 
 def _position(timeline: Timeline, moment: Fraction) -> Fraction:
