@@ -328,13 +328,18 @@ def _read(
         images: NDArray[np.uint8] | None = None
         stamps: list[int] = []
         small = resize is shrunk and reader.pixels < HUGE_PIXELS
-        for decoded in reader.frames(sampling, hold_all=resize is None or small, can_restart=True):
+        hold_all = resize is None or small
+        for decoded in reader.frames(sampling, hold_all=hold_all, can_restart=True, collect=resize is None):
             image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
-                images, stamps, reader.restarted = np.empty((reader.count, *image.shape), np.uint8), [], False
-            images[len(stamps)] = image
+                collected = reader.collected
+                images = np.empty((reader.count, *image.shape), np.uint8) if collected is None else collected
+                stamps, reader.restarted = [], False
+            row = images[len(stamps)]
+            if not np.may_share_memory(row, image):
+                row[:] = image
             stamps.append(decoded.stamp)
-            del decoded, image
+            del decoded, image, row
         assert images is not None, "a sampling selects at least one frame"
         kept = images[: len(stamps)]
         return Frames(

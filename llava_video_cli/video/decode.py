@@ -43,6 +43,8 @@ _Stamps = tuple[int | None, int | None]  # of a packet: for decoding, for showin
 _log = logging.getLogger(__name__)
 _SLICE, _IDR = 1, 5  # nal_unit_type
 _B = 1  # slice_type
+# First bytes of units that no other picture needs: slices of pictures that none refers to, and delimiters.
+_DISPOSABLE = {"h264": frozenset({0x01, 0x09}), "hevc": frozenset({*range(0x00, 0x20, 4), 0x46})}
 _UNIT_BYTES = 16  # of a unit's beginning, which has its slice's type
 _OFTEN_REORDERED = {"h264", "hevc", "vvc"}  # the others' probes decode no pictures anyway, or nothing is reordered
 _PROBED_PACKETS = 20  # FFmpeg's own probe decodes as many at most
@@ -314,6 +316,7 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     """
     context, targets = video.context, set(packet_range.targets)
     is_h264, is_av1 = video.codec == "h264", video.codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
+    disposable = _DISPOSABLE.get(video.codec) if context.thread_count > 1 else None
     sequence: SequenceHeader | None = None
     leading = None  # whether leading pictures may still come
     for packet in _packets(video, index, packet_range):
@@ -337,6 +340,8 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
                     if needed:
                         yield from context.decode(Packet(bytes(content[:needed])))
                     continue
+            if disposable and stamp not in targets and _has_only(packet, disposable):
+                continue  # the decoder would skip it, too, but with a thread, which waits for the one before
             yield from context.decode(packet)
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
 
@@ -359,16 +364,22 @@ def _has_b_slice(packet: Packet[VideoStream]) -> bool:
     return False
 
 
-def _units(packet: Packet[VideoStream]) -> Iterator[bytes]:
-    """Yield the beginnings of an H.264 packet's units that are not empty."""
+def _has_only(packet: Packet[VideoStream], beginnings: frozenset[int]) -> bool:
+    """Return whether all units of a packet of H.264 or HEVC begin with one of these bytes."""
+    units = _units(packet)
+    return bool(units) and all(unit[0] in beginnings for unit in units)
+
+
+def _units(packet: Packet[VideoStream]) -> list[bytes]:
+    """Return the beginnings of the units of a packet of H.264 or HEVC, but for empty ones; none if they are broken."""
     content = bytes(packet)
     if content[:3] == b"\0\0\1" or content[:4] == b"\0\0\0\1":
-        yield from (unit[:_UNIT_BYTES] for unit in content.split(b"\0\0\1") if unit)
-        return
-    at = 0  # mp4 and Matroska: a length of 4 bytes before each unit
+        return [unit[:_UNIT_BYTES] for unit in content.split(b"\0\0\1")[1:] if unit]
+    units, at = list[bytes](), 0  # mp4 and Matroska: a length of 4 bytes before each unit
     while at + 5 <= len(content):
-        yield content[at + 4 : at + 4 + _UNIT_BYTES]
+        units.append(content[at + 4 : at + 4 + _UNIT_BYTES])
         at += 4 + int.from_bytes(content[at : at + 4], "big")
+    return units if at == len(content) else []
 
 
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:

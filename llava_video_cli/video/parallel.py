@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import deque
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import av.error
+import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from .decode import DamageError, MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
@@ -19,7 +21,6 @@ from .limits import cores
 from .orientation import Geometry, replace_matrix
 
 if TYPE_CHECKING:
-    import numpy as np
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
@@ -31,15 +32,16 @@ _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain not
 # What decoding takes of a core, roughly, and what it must take for threads and a second opening of the file to be worth
 # their time: of each packet, too, as threads wait for each other in Python.
 _BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
-_SMALL_SECONDS, _PACKET_SECONDS = 0.01, 15e-6
+_SMALL_SECONDS, _PACKET_SECONDS = 0.01, 40e-6
+_RANGE_SECONDS = 0.003
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrame:
     """The picture for a target stamp. `stamp` is its own: it differs where the target's picture is lost.
 
-    `image` is a view of FFmpeg's buffer, uint8 (height, width, 3), RGB, upright: 25 MB at 2160p. Each generator drops
-    its reference before it asks for the next one (hence each `del decoded`), so that two are never in memory together.
+    `image`, uint8 (height, width, 3), RGB, upright, may be a view of FFmpeg's buffer: 25 MB at 2160p. Each generator
+    drops its reference before it asks for the next one (hence each `del decoded`), so that two are never in memory.
     """
 
     target: int
@@ -47,26 +49,28 @@ class DecodedFrame:
     image: NDArray[np.uint8]
 
 
-def plan_ranges(index: PacketIndex, targets: Sequence[int]) -> list[PacketRange]:
+def plan_ranges(index: PacketIndex, targets: Sequence[int], least: float = math.inf) -> list[PacketRange]:
     """Return the ranges of packets, in order of time, that give the targets, which ascend.
 
     Ranges with few packets between them are decoded as one, unless most of a range would be such packets, and the
-    container's own index makes seeks cheap: keyframes follow each other closely there.
+    container's own index makes seeks cheap: keyframes follow each other closely there. A range of `least` packets ends
+    before the next keyframe, so that decoders can share the work.
     """
     ranges = _ranges(index, targets, _SEEK_COST)
-    if not index.is_whole:
-        return ranges
-    fine = _ranges(index, targets, 1)
-    return fine if _GAIN * (sum(each.length + 1 for each in fine)) < sum(each.length for each in ranges) else ranges
+    if index.is_whole:
+        fine = _ranges(index, targets, 1)
+        if _GAIN * (sum(each.length + 1 for each in fine)) < sum(each.length for each in ranges):
+            return fine
+    return ranges if least == math.inf else _ranges(index, targets, _SEEK_COST, least)
 
 
-def _ranges(index: PacketIndex, targets: Sequence[int], seek_cost: int) -> list[PacketRange]:
+def _ranges(index: PacketIndex, targets: Sequence[int], seek_cost: int, least: float = math.inf) -> list[PacketRange]:
     ranges: list[PacketRange] = []
     for target in targets:
         position = index.position(target)
         assert position is not None, "targets are stamps of packets"
         start = index.entry(target, position)
-        if ranges and start < ranges[-1].stop + seek_cost:
+        if ranges and start < ranges[-1].stop + (seek_cost if ranges[-1].length < least else 0):
             last = ranges.pop()
             start, stop = min(last.start, start), max(last.stop, position + 1)
             ranges.append(PacketRange(start, stop, (*last.targets, target)))
@@ -93,7 +97,8 @@ def share_cores(ranges: Sequence[PacketRange], cores: int, most: int | None = No
 class Converter:
     """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
 
-    `decoder_options` are FFmpeg's, for pictures that need not be exact.
+    `decoder_options` are FFmpeg's, for pictures that need not be exact. With `collect`, the pixels are written to one
+    array, `collected`, uint8 (frames, height, width, 3): no buffers of FFmpeg wait to be copied.
     """
 
     decoder_options: ClassVar[Mapping[str, str]] = {}
@@ -104,6 +109,14 @@ class Converter:
         self._geometry: Geometry | None = None
         self._ready = threading.Event()
         self._own = threading.local()
+        self.collected: NDArray[np.uint8] | None = None
+        self._places: dict[int, int] = {}
+        self._count = self._most_bytes = 0
+
+    def collect(self, targets: Sequence[int], most_bytes: int) -> None:
+        """Write the pixels for each target to its place in one array, unless that takes more than so many bytes."""
+        self._places = {target: place for place, target in reversed(list(enumerate(targets)))}
+        self._count, self._most_bytes, self.collected = len(targets), most_bytes, None
 
     @property
     def geometry(self) -> Geometry:
@@ -116,12 +129,18 @@ class Converter:
         """Return a picture's pixels. One that does not lead waits until one that does has set the geometry."""
         if leads and self._geometry is None:
             self._geometry = Geometry.of(frame)
+            shape = (self._count, *self._geometry.shape)
+            if 0 < math.prod(shape) <= self._most_bytes:
+                self.collected = np.empty(shape, np.uint8)
             self._ready.set()
         self._ready.wait()
         self.resized = self.resized or not self.geometry.fits(frame)
         if matrix := replace_matrix(frame):
             self.matrix = matrix
-        return DecodedFrame(target, stamp, self.pixels(frame))
+        if self.collected is None or target not in self._places:
+            return DecodedFrame(target, stamp, self.pixels(frame))
+        place = self.collected[self._places[target]]
+        return DecodedFrame(target, stamp, self.geometry.pixels(frame, self.reformatter("rgb"), place))
 
     def pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return a picture's pixels, uint8 (height, width, 3), RGB, upright."""
@@ -147,7 +166,21 @@ def decode_targets(
     With `hold_all` any number of them may wait to be fetched, so that the longest ranges can begin first. Without, one
     for each range waits, and large pictures get fewer decoders. Raises MismatchError where the index turns out wrong.
     """
-    yield from decode_ranges(video, index, plan_ranges(index, targets), converter, None if hold_all else 1)
+    ranges = plan_ranges(index, targets)
+    if hold_all and not _is_small(video, index, ranges) and cores(video.deadline.limits) > 1:
+        ranges = plan_ranges(index, targets, _RANGE_SECONDS / _packet_seconds(video, index))
+    yield from decode_ranges(video, index, ranges, converter, None if hold_all else 1)
+
+
+def _packet_seconds(video: OpenVideo, index: PacketIndex) -> float:
+    """Return what decoding a packet takes of a core, roughly."""
+    return _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
+
+
+def _is_small(video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange]) -> bool:
+    """Return whether one decoder without threads is the fastest."""
+    packets = sum(each.length for each in ranges)
+    return packets * _packet_seconds(video, index) < _SMALL_SECONDS + packets * _PACKET_SECONDS
 
 
 def decode_ranges(
@@ -159,10 +192,10 @@ def decode_ranges(
     """
     hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
-    packets = sum(each.length for each in ranges)
-    seconds = _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
-    small = packets * seconds < _SMALL_SECONDS + packets * _PACKET_SECONDS
+    small = _is_small(video, index, ranges)
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
+    if workers < threads:
+        converter.collect((), 0)  # one thread would copy all pictures; the caller copies them while it decodes
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
@@ -222,7 +255,7 @@ def _from_start(
 
 def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
-    use_threads(video.context, threads)
+    use_threads(video.context, threads if threads == 1 else threads + 1)  # they wait for each other at times
     video.context.options |= {"err_detect": "explode", **options}
 
 

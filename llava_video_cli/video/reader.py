@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
+_NO_SAMPLING = Sampling()  # before `select`
 _DETECTION = 0.9  # of the work, where the shots have to be found first
 # A frame is static if so many percent of the pixels of a small copy differ by no more than so many of 255 levels.
 _STATIC_PERCENT, _STATIC_LEVELS, _STATIC_SIDE = 99.5, 10, 128
@@ -115,10 +116,10 @@ class Reader(ABC):
     ) -> None:
         self.path, self.deadline, self.restarted = path, deadline, False
         self._progress, self._shots = progress, shots
-        self._sampling, self._selection = Sampling(), Selection(())
+        self._sampling, self._selection = _NO_SAMPLING, Selection(())
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
-        self._replaced = False
+        self._replaced = self._collect = False
         self._static = 0  # frames that were left out
 
     @property
@@ -159,6 +160,11 @@ class Reader(ABC):
     @abstractmethod
     def _file_notes(self) -> list[str]:
         """Return what a user should know about the file, once all frames have been yielded."""
+
+    @property
+    def collected(self) -> NDArray[np.uint8] | None:
+        """The array that has frame k in row k, unless a frame is elsewhere; None if there is none."""
+        return None
 
     @property
     def count(self) -> int:
@@ -226,12 +232,16 @@ class Reader(ABC):
         except MediaError as error:
             raise MediaError(f"{self.path}: {error}", error.hint) from None
 
-    def frames(self, sampling: Sampling, *, hold_all: bool, can_restart: bool) -> Generator[DecodedFrame, None, None]:
+    def frames(
+        self, sampling: Sampling, *, hold_all: bool, can_restart: bool, collect: bool = False
+    ) -> Generator[DecodedFrame, None, None]:
         """Return the frames that the sampling selects. With `hold_all` all may be in memory at the same time.
 
+        With `collect`, they are written to the rows of one array where that is possible.
         Where the packets' stamps turn out wrong on the way, they begin again from the first one if they may. If not,
         that raises MediaError.
         """
+        self._collect = collect
         self._frames = self._without_other_errors(sampling, hold_all, can_restart)
         return self._frames
 
@@ -366,6 +376,11 @@ class VideoReader(Reader):
         return frame
 
     @property
+    def collected(self) -> NDArray[np.uint8] | None:
+        """The array that has frame k in row k, unless a frame is elsewhere; None if there is none."""
+        return self._converter.collected
+
+    @property
     def pixels(self) -> int:
         """The number of pixels of a picture, as the header says."""
         return self._video.pixels
@@ -419,6 +434,8 @@ class VideoReader(Reader):
         if self._packets and not self._is_checked and self._selection.stamps[0] > self.timeline.stamps[0]:
             self._first_picture()  # otherwise it is the first frame
             self.select(sampling)
+        if self._collect:
+            self._converter.collect(self._selection.stamps, self.deadline.limits.bytes)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._selection.stamps))
             decoding = decode_targets(self._video, packets, targets, self._converter, hold_all=hold_all)
@@ -436,6 +453,7 @@ class VideoReader(Reader):
             self._use(full)
             self._shots.clear()
             self.select(sampling)
+            self._converter.collect((), 0)  # places are those of the stamps before
             self.restarted = bool(self._yielded)
             if self.restarted and not can_restart:
                 raise MediaError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import struct
 import subprocess
@@ -74,6 +75,24 @@ def test_a_resized_frame_is_let_go_before_the_next_one_comes(long: Path, cores: 
     single = [frame.image for frame in iter_frames(long, sampling, limits=limits, resize=halve)]
     assert len(seen) == 16 and [digest(image) for image in single] == digests(small)
     assert small.images.shape == (8, 64, 96, 3)
+
+
+@pytest.mark.parametrize("keyframes", ["8", "120"])
+def test_frames_are_the_same_on_any_number_of_cores(tmp_path: Path, keyframes: str) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", range(120), **{**LARGE, "g": keyframes})
+    every = digests(read_frames(clip, Sampling(frames=120), limits=Limits(cores=1)))
+    assert len(set(every)) == 120
+    for sampling in (
+        Sampling(frames=120),
+        Sampling(frames=32),
+        Sampling(fps=30),
+        Sampling(frames=32, skip_static=True),
+    ):
+        expected = read_frames(clip, sampling, limits=Limits(cores=1))
+        for cores in (2, 3):
+            assert digests(read_frames(clip, sampling, limits=Limits(cores=cores))) == digests(expected)
+        if not sampling.fps:
+            assert digests(expected) == [every[k * 120 // sampling.frames] for k in range(sampling.frames)]
 
 
 def test_leaving_early_closes_the_file(long: Path) -> None:
@@ -224,15 +243,17 @@ def test_work_is_shared_where_that_is_faster() -> None:
 
 
 def test_close_keyframes_are_read_without_what_lies_between() -> None:
-    def ranges(keys: range, *, is_whole: bool = True) -> list[tuple[int, int]]:
+    def ranges(keys: range, *, is_whole: bool = True, least: float = math.inf) -> list[tuple[int, int]]:
         stamps = np.arange(24)
         timeline = Timeline(list(range(24)), 24, Fraction(1, 24))
         index = PacketIndex(stamps, stamps, np.array(keys), timeline, is_whole=is_whole)
-        return [(each.start, each.stop) for each in plan_ranges(index, range(0, 24, 3))]
+        return [(each.start, each.stop) for each in plan_ranges(index, range(0, 24, 3), least)]
 
     assert ranges(range(24)) == [(k, k + 1) for k in range(0, 24, 3)]
     assert ranges(range(24), is_whole=False) == [(0, 22)]  # each seek may read much of the file
     assert ranges(range(0, 24, 12)) == [(0, 22)]
+    assert ranges(range(0, 24, 6), least=3) == [(0, 4), (6, 10), (12, 16), (18, 22)]  # for decoders that share them
+    assert ranges(range(0, 24, 6), least=5) == [(0, 10), (12, 22)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
