@@ -332,8 +332,10 @@ def _read(
         for decoded in reader.frames(sampling, hold_all=hold_all, can_restart=True, collect=resize is None):
             image = decoded.image if resize is None else resize(decoded.image)
             if images is None or reader.restarted:
-                collected = reader.collected
-                images = np.empty((reader.count, *image.shape), np.uint8) if collected is None else collected
+                single = reader.count == 1 and resize is None  # it need not be copied
+                images = image[np.newaxis] if single else reader.collected
+                if images is None or not (images.flags.c_contiguous and images.flags.writeable):
+                    images = np.empty((reader.count, *image.shape), np.uint8)
                 stamps, reader.restarted = [], False
             row = images[len(stamps)]
             if not np.may_share_memory(row, image):

@@ -80,14 +80,18 @@ def _read(movie: Boxes, track: Boxes) -> SampleTable | None:
         return None
     tables = boxes_of(information["stbl"][0])
     durations = _repeated(tables["stts"][0])
-    delays = _repeated(tables["ctts"][0]) if "ctts" in tables else np.zeros(len(durations), np.int64)
-    if not 0 < len(durations) == len(delays) or len(track.get("edts", [])) > 1 or _has_empty_sample(tables):
+    decoding = durations.cumsum() - durations
+    presentation = decoding
+    if "ctts" in tables:
+        delays = _repeated(tables["ctts"][0])
+        if len(delays) != len(durations):
+            return None
+        presentation = decoding + delays
+    if not len(durations) or len(track.get("edts", [])) > 1 or _has_empty_sample(tables):
         return None
     keys = _entries(tables["stss"][0], 1)[:, 0] - 1 if "stss" in tables else np.arange(len(durations))
     if len(keys) and not (keys[0] >= 0 and keys[-1] < len(durations) and (np.diff(keys) > 0).all()):
         return None
-    decoding = np.concatenate(([0], np.cumsum(durations[:-1])))
-    presentation = decoding + delays
     shown = int(presentation.min()), int(presentation.max())
     ticks = Fraction(_number(media["mdhd"][0], 12, 20), _number(movie["mvhd"][0], 12, 20))
     edits = boxes_of(track["edts"][0]).get("elst", []) if "edts" in track else []
@@ -181,9 +185,10 @@ def _entries(content: memoryview, columns: int) -> NDArray[np.int64]:
 def _repeated(content: memoryview) -> NDArray[np.int64]:
     """Return the values of a run-length coded table (stts, ctts), one for each sample."""
     counts, values = _entries(content, 2).T
-    if (counts < 0).any() or counts.sum() > _MAX_SAMPLES:
-        raise ValueError(f"{counts.sum()} samples")
-    return np.repeat(values, counts)
+    total = int(counts.sum())
+    if total > _MAX_SAMPLES:
+        raise ValueError(f"{total} samples")
+    return np.repeat(values, counts)  # raises ValueError for negative counts
 
 
 def _only_shifts(content: memoryview, shown: tuple[int, int], ticks: Fraction) -> bool:

@@ -105,7 +105,8 @@ def open_reader(
 class Reader(ABC):
     """An open video.
 
-    `restarted` is set when the frames so far are void and the first one comes again.
+    `restarted` is set when the frames so far are void and the first one comes again. `collected` is the array that has
+    frame k in row k, unless it is elsewhere; None if there is none.
 
     Its methods raise MediaError for a video that has no picture that can be decoded, has nothing at the sampling's
     start, or exceeds the limits.
@@ -120,6 +121,7 @@ class Reader(ABC):
         self._frames: Generator[DecodedFrame, None, None] | None = None
         self._yielded: list[tuple[int, int]] = []  # each frame's target and stamp
         self._replaced = self._collect = False
+        self.collected: NDArray[np.uint8] | None = None
         self._static = 0  # frames that were left out
 
     @property
@@ -160,11 +162,6 @@ class Reader(ABC):
     @abstractmethod
     def _file_notes(self) -> list[str]:
         """Return what a user should know about the file, once all frames have been yielded."""
-
-    @property
-    def collected(self) -> NDArray[np.uint8] | None:
-        """The array that has frame k in row k, unless a frame is elsewhere; None if there is none."""
-        return None
 
     @property
     def count(self) -> int:
@@ -376,11 +373,6 @@ class VideoReader(Reader):
         return frame
 
     @property
-    def collected(self) -> NDArray[np.uint8] | None:
-        """The array that has frame k in row k, unless a frame is elsewhere; None if there is none."""
-        return self._converter.collected
-
-    @property
     def pixels(self) -> int:
         """The number of pixels of a picture, as the header says."""
         return self._video.pixels
@@ -434,7 +426,7 @@ class VideoReader(Reader):
         if self._packets and not self._is_checked and self._selection.stamps[0] > self.timeline.stamps[0]:
             self._first_picture()  # otherwise it is the first frame
             self.select(sampling)
-        if self._collect:
+        if self._collect and self.count > 1:
             self._converter.collect(self._selection.stamps, self.deadline.limits.bytes)
         if packets := self._packets:
             targets = list(dict.fromkeys(self._selection.stamps))
@@ -443,6 +435,7 @@ class VideoReader(Reader):
                 try:
                     for frame in self._in_order(pictures, hold_all):
                         self._progress(len(self._yielded) / self.count)
+                        self.collected = self._converter.collected
                         yield frame
                         del frame
                     return
@@ -453,7 +446,8 @@ class VideoReader(Reader):
             self._use(full)
             self._shots.clear()
             self.select(sampling)
-            self._converter.collect((), 0)  # places are those of the stamps before
+            self._converter.collect((), 0)  # its places are those of the stamps before
+            self.collected = None
             self.restarted = bool(self._yielded)
             if self.restarted and not can_restart:
                 raise MediaError(
