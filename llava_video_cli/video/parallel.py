@@ -33,7 +33,7 @@ _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain not
 # their time: of each packet, too, as threads wait for each other in Python.
 _BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
 _SMALL_SECONDS, _PACKET_SECONDS = 0.01, 40e-6
-_RANGE_SECONDS = 0.003
+_RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 
 
 @dataclass(frozen=True, eq=False)
