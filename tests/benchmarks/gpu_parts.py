@@ -422,7 +422,7 @@ def server(tell: Callable[..., None], size: str) -> None:
 
     options = ["-m", f"random:{size}", "--max-new-tokens", "32"]
     with tempfile.TemporaryDirectory() as name, serve.server(*options) as (_, port):
-        requests = serve.bodies(Path(name))
+        requests = serve.bodies(Path(name), 32)
         serve.load(port, requests, None, count=16)
         for clients in (1, 16):
             span = 8.0 if HAS_GPU else 4.0

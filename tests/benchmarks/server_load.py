@@ -117,7 +117,7 @@ def main() -> None:
         folder = Path(outer.enter_context(tempfile.TemporaryDirectory()))
         slow = slow_picture(folder / "slow.jpg")
         content, numbers = slow.read_bytes(), itertools.count()
-        requests = bodies(folder)
+        requests = bodies(folder, 8)
         _, port = outer.enter_context(server())
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, own_limit[1]), own_limit[1]))
         honest(port, requests, 2 * options.seconds, 0)  # the first batches take longer
