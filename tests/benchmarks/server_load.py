@@ -34,8 +34,6 @@ IDLE, SLOW = 1000, 2
 MAX_GROWTH = 3.0
 ANSWER_SECONDS = 120.0
 _JSON = {"Content-Type": "application/json"}
-
-
 _HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -131,9 +129,7 @@ def main() -> None:
                     while not over.is_set():
                         slow.write_bytes(content + str(next(numbers)).encode())  # another picture, to any cache
                         body = json.dumps({"messages": [message("What is it?", data_url(slow, "image/jpeg"))]}).encode()
-                        head = (
-                            f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-                        )
+                        head = f"{_HEAD}Content-Length: {len(body)}\r\n\r\n"
                         with suppress(OSError):
                             connection = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS)
                             stack.enter_context(connection)
