@@ -400,7 +400,7 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
             elif packet.size and packet.pts is not None and (position := index.position(packet.pts)) is not None:
                 if position > start:
                     break  # the seek landed too late
-                started = position == start
+                started = position == start and index.lists(packet, position)
             if started:
                 if not any_yet and (palette := index.palette(start)) and not packet.has_sidedata("palette"):
                     packet.set_sidedata(palette)  # containers give it once, with the first packet that is read

@@ -243,7 +243,8 @@ class PacketIndex:
     `stamps` and `decoding`, int64 (packets,), are their presentation and decoding stamps. `keys`, int64 (keyframes,),
     are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
     number. `timeline` has the pictures that are shown, without those that an edit list hides. `is_whole` says that the
-    container's header was read, and names no fault of the file.
+    container's header was read, and names no fault of the file. `sizes`, int64 (packets,), are the packets' bytes; None
+    if a seek finds each packet as it is listed.
     """
 
     stamps: NDArray[np.int64]
@@ -252,6 +253,7 @@ class PacketIndex:
     timeline: Timeline
     palettes: dict[int, PacketSideData] = field(default_factory=dict)
     is_whole: bool = False
+    sizes: NDArray[np.int64] | None = None
 
     def palette(self, position: int) -> PacketSideData | None:
         """Return the palette that counts at a packet; None if the container has none."""
@@ -292,6 +294,13 @@ class PacketIndex:
             return None
         position = int(self._order[place])
         return position if self.stamps[position] == stamp else None
+
+    def lists(self, packet: Packet[VideoStream], position: int) -> bool:
+        """Return whether a packet with the stamp of `position` is that one.
+
+        A seek in an MPEG program stream lands within a picture, and the first packets get the stamps of later ones.
+        """
+        return self.sizes is None or packet.size == self.sizes[position]
 
     def entry(self, target: int, position: int) -> int:
         """Return the packet where decoding has to start for the picture `target`, which is packet `position`.
@@ -389,16 +398,18 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:
     hidden_vp8 = video.codec == "vp8"
-    rows: list[tuple[int | None, int | None, int, bool, bool]] = []
+    rows: list[tuple[int | None, int | None, int, int, bool, bool]] = []
     palettes: dict[int, PacketSideData] = {}
     for packet in demux_all(video, []):
         if packet.size and not (hidden_vp8 and _is_alternate_reference(packet)):
             if packet.has_sidedata("palette"):
                 palettes[len(rows)] = packet.get_sidedata("palette")
-            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            rows.append(
+                (packet.pts, packet.dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard)
+            )
     if not rows or any(stamp is None for stamp, *_ in rows):
         return None
-    stamps, dts, durations, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
+    stamps, dts, durations, sizes, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
     stamps = stamps.astype(np.int64)
     decoding = np.array([s if d is None else d for s, d in zip(stamps.tolist(), dts.tolist(), strict=True)], np.int64)
     shown = stamps[~hidden]
@@ -414,7 +425,7 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     timeline = make_timeline(
         ordered, last_duration, time_base_of(video.stream), keyframes, sound_start(video.container, video.stream)
     )
-    return PacketIndex(stamps, decoding, keys, timeline, palettes)
+    return PacketIndex(stamps, decoding, keys, timeline, palettes, sizes=sizes)
 
 
 def _is_alternate_reference(packet: Packet[VideoStream]) -> bool:

@@ -388,3 +388,13 @@ def test_damage_that_only_a_strict_decoder_reports_is_told(tmp_path: Path) -> No
     frames = read_frames(clip, Sampling(frames=48))
     assert frames.frame_count == 48
     assert any("damage" in note or "broken" in note for note in frames.notes)
+
+
+def test_a_seek_that_lands_within_a_picture(tmp_path: Path) -> None:
+    """An MPEG program stream: behind such a seek, the first packets have the stamps of later ones."""
+    clip = make_clip(tmp_path / "film.mpg", range(75), codec="mpeg1video", size=(160, 120), g="12")
+    oracle = [fingerprint for _, fingerprint in decode_all(clip)]
+    for number in range(75):
+        start = number / 24
+        frames = read_frames(clip, Sampling(frames=1, start_seconds=start + 0.01, end_seconds=start + 0.02))
+        assert digest(frames.images[0]) == oracle[number]
