@@ -82,7 +82,9 @@ def preset_folders() -> tuple[Path, ...]:
 
 def preset_files() -> dict[str, Path]:
     """Return the presets by name, sorted; the user's own replace the package's."""
-    files = {path.stem: path for folder in reversed(preset_folders()) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+    # of a home that this user may not search, as in many containers, a Path would raise
+    folders = [folder for folder in reversed(preset_folders()) if os.path.isdir(folder)]  # noqa: PTH112
+    files = {path.stem: path for folder in folders for path in sorted(folder.glob(f"*{_SUFFIX}"))}
     return dict(sorted(files.items()))
 
 

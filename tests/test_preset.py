@@ -52,6 +52,12 @@ def test_the_users_own_preset_hides_a_shipped_one(tmp_path: Path, monkeypatch: p
     assert load_preset("default").generation.max_new_tokens == 512
 
 
+def test_a_home_that_may_not_be_searched_has_no_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs with another user's HOME; a name that is too long raises for everybody."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/{'n' * 300}")
+    assert load_preset("demo").model == "demo"
+
+
 def test_a_file_in_the_current_folder_is_never_meant_by_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "default.yaml").write_text("about: a trap\nmodel: evil/model\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -20,6 +21,11 @@ from . import console
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
 _EXIT_INTERRUPTED = 130
+# What a file system says of a path that the user named: no bug of ours.
+_OF_PATHS = {
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.EIO, errno.ESTALE,
+}  # fmt: skip
 _NUMBERS = {"int": "a whole number", "float": "a number"}
 EXIT_NO_ANSWER = 2  # with --exit-code, as `grep` has it: 1 is an answer there
 ABOUT = {
@@ -95,12 +101,21 @@ def failing_as(exit_code: int) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as failure:
-        error = LlvidError(f"can't write the answer: {failure.strerror or failure}")
+        error = _of_the_system(failure) or LlvidError(f"can't write the answer: {failure.strerror or failure}")
         error.exit_code = exit_code
         raise error from None
     except Exception as failure:  # noqa: BLE001 - a bug: Python would exit with 1, the second choice
         traceback.print_exception(failure)
         raise typer.Exit(exit_code) from None
+
+
+def _of_the_system(failure: OSError) -> LlvidError | None:
+    """Return what to say of a failure that is the system's, or None for a bug."""
+    if failure.filename is None and failure.errno is not None:
+        return LlvidError(f"can't write the answer: {failure.strerror}")
+    if failure.errno in _OF_PATHS:
+        return LlvidError(f"{os.fsdecode(failure.filename)}: {failure.strerror}")
+    return None
 
 
 def _version(show: bool) -> None:
@@ -162,12 +177,15 @@ def run(arguments: list[str]) -> int:
                 message, hint = message[: guess.start()], f"did you mean {guess[1].replace(', ', ' or ')}?"
             if where == "llvid" and arguments and os.path.exists(arguments[0]):  # noqa: PTH110 - quick
                 hint = f"name a command: llvid ask {shlex.join(arguments)}"
+            for name in arguments:
+                if name.startswith("-") and os.path.exists(name):  # noqa: PTH110
+                    hint = f"for the file of that name, write {shlex.quote(f'./{name}')}"
             console.error(message, hint)
         return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE
     except OSError as failure:
-        if failure.filename is None and failure.errno is not None:  # the answer could not be written
-            console.error(f"can't write the answer: {failure.strerror}")
-            return 1
-        raise
+        if (error := _of_the_system(failure)) is None:
+            raise
+        console.error(error)
+        return error.exit_code

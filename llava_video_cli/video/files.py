@@ -316,6 +316,8 @@ def check_file(path: str, wanted: Literal["video", "picture", "file of subtitles
     try:
         status = os.stat(file_of(path))  # noqa: PTH116 - a Path costs more
     except FileNotFoundError:
+        if Path(path).is_symlink():
+            raise MediaError(f"{path}: a link to {Path(path).readlink()}, which is no file") from None
         raise MediaError(f"{path}: no such file", _hint(path)) from None
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else error

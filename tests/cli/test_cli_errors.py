@@ -120,6 +120,38 @@ def test_a_wrong_value_gets_the_nearest_right_one(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().err.splitlines()[1:] == [f"hint: {hint}"], arguments
 
 
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize("arguments", [
+    ["ask", "CLIP", "q", "-m", LONG], ["ask", "CLIP", "q", "-m", "demo", "-p", LONG],
+    ["ask", "CLIP", "q", "-m", "demo", "--adapter", f"./{LONG}"],
+    ["caption", "CLIP", "-o", f"{LONG}.jsonl", "-m", "demo"],
+    ["find", "q", "CLIP", "-o", f"{LONG}.jsonl", "-m", "demo"],
+    ["frames", "CLIP", "-o", f"{LONG}.png"], ["frames", "CLIP", "-o", f"{LONG}/"], ["report", f"{LONG}.jsonl"],
+    ["transcribe", f"{LONG}.mp4"], ["presets", LONG], ["models", "rm", LONG],
+])  # fmt: skip
+def test_a_name_that_no_file_can_have(arguments: list[str], clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a question of the kind `is it a folder?` nor writing it is a traceback."""
+    assert run([str(clip) if each == "CLIP" else each for each in arguments]) in (1, 2)
+    assert sum(line.startswith("error: ") for line in capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_whose_name_begins_with_a_dash(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-q.mp4").touch()
+    assert run(["ask", "-q.mp4", "What?"]) == 2
+    assert "hint: for the file of that name, write ./-q.mp4" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_no_file_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").symlink_to("gone.mp4")
+    assert run(["ask", str(tmp_path / "a.mp4"), "What?", "-m", "demo"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'a.mp4'}: a link to gone.mp4, which is no file\n"
+
+
 WRONG = [
     (["ask"], "missing argument"),
     (["ask", "x.mp4", "q", "--messages", "talk.yaml"], "not both"),
