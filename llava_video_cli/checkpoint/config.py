@@ -241,6 +241,10 @@ def describe(config: Mapping[str, Any]) -> Checkpoint:
             f"the config leaves no tokens for a frame: {rates.image_size} pixels, patches of {rates.patch_size}, "
             f"pooled by {rates.pool_stride}"
         )
+    chosen, layers = config.get("vision_feature_layer", -2), vision["num_hidden_layers"]
+    for layer in chosen if isinstance(chosen, list) else [chosen]:  # of the embeddings and the output of each layer
+        if isinstance(layer, int) and not -layers - 1 <= layer <= layers:
+            raise ModelError(f"the config's vision_feature_layer is {layer}, of a tower of {layers} layers")
     is_yi = text["vocab_size"] >= _YI_VOCABULARY or _YI_END in _ids(text.get("eos_token_id"))
     return Checkpoint(
         prompt_format=prompt_format_of(config, is_yi and text["model_type"] == "llama"),

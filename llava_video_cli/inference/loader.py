@@ -187,11 +187,11 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) 
         raise ModelError(f"the weights in {folder} are quantized in a way that llvid can't load: {packed[0]}", hint)
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, wanted = mismatched[0]
-        is_resized = "embed_tokens" in name or "lm_head" in name
-        hint = f"the embeddings were resized: set vocab_size in its text_config to {stored[0]}"
+        hint = "copy both again"
+        if stored and ("embed_tokens" in name or "lm_head" in name):
+            hint = f"the embeddings were resized: set vocab_size in its text_config to {stored[0]}"
         raise ModelError(
-            f"the weights in {folder} don't fit its config.json: {name} is {_shape(stored)}, not {_shape(wanted)}",
-            hint if is_resized else "copy both again",
+            f"the weights in {folder} don't fit its config.json: {name} is {_shape(stored)}, not {_shape(wanted)}", hint
         )
     if missing := sorted(info["missing_keys"]):
         message = f"the weights in {folder} are incomplete: {len(missing)} tensors missing, such as {missing[0]}"
@@ -203,7 +203,7 @@ def _check_loaded(folder: Path, info: Mapping[str, Any], scaled: Sequence[str]) 
 
 
 def _shape(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
+    return " x ".join(map(str, sizes)) or "a single number"
 
 
 def _config(folder: Path, loading: Loading) -> tuple[dict[str, Any], Checkpoint]:

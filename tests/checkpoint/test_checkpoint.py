@@ -128,6 +128,8 @@ def test_a_tokenizer_that_was_looked_into_has_the_last_word() -> None:
         ({"vision_config": VISION | {"patch_size": 0}}, "patch_size must be"),
         ({"vision_config": VISION | {"image_size": 8}}, "no tokens for a frame: 8 pixels, patches of 14, pooled by 2"),
         ({"spatial_pool_stride": 0}, "spatial_pool_stride must be"),
+        ({"vision_feature_layer": -99}, "vision_feature_layer is -99, of a tower of"),
+        ({"vision_feature_layer": [-2, 99]}, "vision_feature_layer is 99, of a tower of"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_an_error_of_one_line(change: dict[str, Any], words: str) -> None:

@@ -151,6 +151,11 @@ WHILE_LOADING: dict[str, tuple[Change, str, str]] = {
         r"(embed_tokens|lm_head).weight is 32100 x 64, not 32064 x 64",
         "vocab_size in its text_config to 32100",
     ),
+    "a number": (
+        tensors(lambda t: {k: torch.zeros(()) if k.endswith("lm_head.weight") else v for k, v in t.items()}),
+        r"lm_head.weight is a single number, not 32064 x 64",
+        "copy both again",
+    ),
     "prefix": (
         tensors(lambda t: {f"module.{k}": v for k, v in t.items()}),
         r"65 tensors missing, such as",
