@@ -117,6 +117,14 @@ def read_yaml(content: bytes | str) -> object:
         raise InputError(f"{where}not YAML: {getattr(error, 'problem', None) or error}") from None
 
 
+def parse_json(content: bytes | str) -> Any:
+    """Return the values of JSON that a program wrote; raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
     """Return the values of JSON; raises UsageError, also for a key that appears twice, and for NaN."""
     try:

@@ -161,6 +161,7 @@ def _address(url: str) -> httpx2.URL:
     text = url.strip()
     try:
         address = httpx2.URL(text if "://" in text else f"http://{text}")
+        address.host.encode("idna")  # as a name server is asked; raises for a part that is empty, or too long
         usable = address.scheme in ("http", "https") and _HOST.fullmatch(address.host)
     except (httpx2.InvalidURL, ValueError, TypeError):
         usable = None

@@ -16,6 +16,7 @@ from ..conversation import Segment
 from ..errors import LlvidError, nearest
 from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
+from ..validation import parse_json
 from ..video.files import PictureList
 from ..video.sampling import clock
 
@@ -92,7 +93,7 @@ def path_of(video: str) -> str:
     """Return the path that a line's `video_path` is the text of; pictures that are one video are a list in JSON."""
     if video.startswith("["):
         with suppress(ValueError):
-            names = json.loads(video)
+            names = parse_json(video)
             if names and all(isinstance(name, str) for name in names):
                 return PictureList([text_to_path(name) for name in names])
     return text_to_path(video)

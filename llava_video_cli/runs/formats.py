@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, MissingExtraError, UsageError
 from ..system.files import whole_file
+from ..validation import parse_json
 from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -49,7 +50,7 @@ class JsonLines:
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a line's object. Raises ValueError for what is no row of ours."""
-        values = json.loads(row)
+        values = parse_json(row)
         if not isinstance(values, dict):
             raise ValueError("not an object")
         return values
@@ -106,7 +107,7 @@ class Csv:
     def decode(self, row: bytes) -> dict[str, Any]:
         """Return a row's values."""
         cells = dict(zip(self.columns, self._cells(row), strict=True))
-        nested = {name: json.loads(cells[name]) for name in self._nested}
+        nested = {name: parse_json(cells[name]) for name in self._nested}
         texts = {name: re.sub(f"^'(?={_FORMULA_TEXT})", "", cell) for name, cell in cells.items()}
         paths = {
             name: path_to_text(text_to_path(re.sub(rf"^\./(?={_FORMULA_PATH})", "", cells[name])))

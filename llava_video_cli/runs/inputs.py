@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 from ..errors import MediaError, first_line
+from ..validation import parse_json
 from ..video.files import Found, find
 from .formats import check_parquet
 from .storage import is_address, opened, videos
@@ -123,7 +123,7 @@ def _lines(part: ListLines) -> Iterator[str | MediaError]:
 
 def _named(line: bytes, path: str) -> str | MediaError:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         name = value if isinstance(value, str) else next(value[column] for column in _COLUMNS if column in value)
         if isinstance(name, str) and name:
             return _beside(path, name)

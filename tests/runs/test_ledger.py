@@ -58,7 +58,7 @@ def test_a_torn_last_row_is_cut_off_wherever_it_was_torn(tmp_path: Path, form: s
     [
         ("a.jsonl", b"shopping\n"), ("a.jsonl", b"shopping"), ("a.jsonl", b'{"video_path": "a", "caption": "b"}\n'),
         ("a.jsonl", b'{"x": 1}'), ("a.csv", b"a,b\n1,2\n"), ("a.csv", b"a,b"), ("a.jsonl", b"\x00\xff\n"),
-        ("a.jsonl", b"[]\n"), ("a.csv", b"video_path,caption\n"),
+        ("a.jsonl", b"[]\n"), ("a.jsonl", b"[" * 100_000 + b"\n"), ("a.csv", b"video_path,caption\n"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path: Path, name: str, content: bytes) -> None:
@@ -279,7 +279,7 @@ def errors_of(path: Path) -> list[str]:
     return [json.loads(line)["video_path"] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("content", [FOREIGN, WORDS])
+@pytest.mark.parametrize("content", [FOREIGN, WORDS, b'{"a":' * 100_000 + b"\n"], ids=["foreign", "words", "nested"])
 def test_a_file_of_errors_of_somebody_else_is_left_alone(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "out.errors.jsonl").write_bytes(content)
     for failures in (1, 0):
