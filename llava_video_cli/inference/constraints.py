@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Generation
@@ -41,11 +41,11 @@ def check(generation: Generation) -> None:
 class Constraint:
     """What may come next in one answer, for one thread: `fill`, then `take`, for each token.
 
-    `failure` is set once the grammar can't go on: the answer can't be ended well.
+    `failure` is set once the grammar can't go on: the answer can't be ended well. `fails` is called then.
     """
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, fails: Callable[[], object] = lambda: None) -> None:
+        self._matcher, self._fails = matcher, fails
         self.failure: GrammarError | None = None
 
     @property
@@ -71,6 +71,7 @@ class Constraint:
             self.failure = GrammarError(
                 f"the schema or regex of an answer is too complex: {words}", "use a simpler one"
             )
+            self._fails()
 
 
 class Vocabulary:
@@ -109,7 +110,8 @@ class Grammars:
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return Constraint(self._kept[key].deep_copy())
+        # one that gets too complex in mid-answer has taken 150 MB, which its copies share
+        return Constraint(self._kept[key].deep_copy(), lambda: self._kept.pop(key, None))
 
     @property
     def size(self) -> int:

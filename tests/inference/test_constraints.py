@@ -200,3 +200,13 @@ def test_a_compiled_schema_is_kept_and_the_oldest_one_goes() -> None:
     for each in schemas:
         made.constraint(each)
     assert len(made._kept) == 16  # noqa: SLF001 - memory is what it is about
+
+
+def test_a_regex_that_gets_too_complex_in_mid_answer_is_not_kept() -> None:
+    made = grammars()
+    constraint = made.constraint(Generation(regex="(a{999}){999}"))
+    assert constraint is not None
+    constraint.take(allowed(constraint, 448)[0])
+    allowed(constraint, 448)
+    assert constraint.failure is not None
+    assert not made._kept  # noqa: SLF001 - it holds 150 MB
