@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, UsageError, extra_hint
-from .config import ADAPTER, Checkpoint, adapter_base, looks_like_folder
+from .config import ADAPTER, Checkpoint, adapter_base, check_weights, looks_like_folder
 from .files import read_json, read_weights_header, unreadable
 from .hub import explained, fetch_files, resolve
 
@@ -93,6 +93,7 @@ def check_adapter(name: str | None, folder: Path) -> None:
     of its own: weights that were merged would get it twice, and others would lack it.
     """
     if (folder / ADAPTER).is_file() and (name is None or not _is_same(name, folder)):
+        check_weights(folder)  # as trainers write it, there may be a config and a tokenizer, and no whole weights
         if name is not None:
             raise ModelError(f"{folder} has an adapter of its own beside its weights", f"move {ADAPTER} away")
         raise ModelError(

@@ -21,7 +21,7 @@ from llava_video_cli import Generation, Loading, ModelError, Request, Turn, open
 from llava_video_cli.checkpoint.adapter import read_adapter, with_adapter
 from llava_video_cli.checkpoint.config import ADAPTER, describe, read_config
 from llava_video_cli.demo import CHECKPOINT
-from llava_video_cli.inference.loader import load
+from llava_video_cli.inference.loader import foresee, load
 
 pytest.importorskip("peft", reason="the extra lora is not installed")
 WEIGHTS = "adapter_model.safetensors"
@@ -207,7 +207,15 @@ def test_one_beside_whole_weights_is_used_when_asked_for_and_else_refused(
     assert answers(folder, folder) == answers(merged)
 
 
-def test_an_adapter_as_the_model_is_told_how_to_be_used(adapter: Path) -> None:
-    with pytest.raises(ModelError, match="is an adapter for somebody/vicuna, not a whole checkpoint") as error:
-        open_model(str(adapter))
-    assert error.value.hint == f"`-m somebody/vicuna --adapter {adapter}` loads both"
+def test_an_adapter_as_the_model_is_told_how_to_be_used(
+    adapter: Path, vicuna: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Alone, and with a config and a tokenizer beside it, as trainers write it."""
+    folder = Path(shutil.copytree(vicuna[0], tmp_path / "trained"))
+    (folder / "model.safetensors").unlink()
+    shutil.copytree(adapter, folder, dirs_exist_ok=True)
+    for each in (adapter, folder):
+        for check in (lambda folder: open_model(str(folder)), lambda folder: foresee("its name", folder, Loading())):
+            with pytest.raises(ModelError, match="is an adapter for somebody/vicuna, not a whole checkpoint") as error:
+                check(each)
+            assert error.value.hint == f"`-m somebody/vicuna --adapter {each}` loads both"
