@@ -93,7 +93,8 @@ def _sections(diagnosis: Diagnosis) -> Iterator[tuple[str, list[str]]]:
     if diagnosis.processor is not None:
         cpu = diagnosis.processor
         bfloat16 = "bfloat16 in hardware" if cpu.has_bfloat16 else "no bfloat16 in hardware"
-        yield "processor", [f"{cpu.name}, {cpu.cores} cores, {bfloat16}"]
+        cores = "1 core" if cpu.cores == 1 else f"{cpu.cores} cores"
+        yield "processor", [f"{cpu.name}, {cores}, {bfloat16}"]
     if diagnosis.memory is not None:
         yield "memory", [f"{size(diagnosis.memory.total_bytes)}, {size(diagnosis.memory.free_bytes)} free"]
     if diagnosis.accelerators is not None:
