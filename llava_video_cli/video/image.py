@@ -111,6 +111,9 @@ def read_image(
     if most_pixels is not None:
         limits = replace(limits, still_pixels=min(most_pixels, limits.still_pixels))
     check_file(name, "picture")
+    if Path(name).suffix.lower() in (".mjpeg", ".mjpg"):  # Pillow would read the first one, without a word
+        hint = "give them times: `ffmpeg -f mjpeg -framerate 25 -i FILE -c copy FILE.mkv`"
+        raise MediaError(f"{name}: pictures in a row, without times", hint)
     try:
         with _opened(name, limits) as image:
             return Picture(_pixels(image), name)

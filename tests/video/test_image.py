@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
@@ -335,6 +336,16 @@ def test_an_animation_is_a_video(tmp_path: Path, suffix: str) -> None:
     frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:], duration=100)
     assert is_picture(tmp_path / f"still.{suffix}")
     assert not is_picture(tmp_path / f"moving.{suffix}")
+
+
+def test_pictures_in_a_row_are_not_read_as_the_first_one(tmp_path: Path) -> None:
+    one = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(one, "JPEG")
+    path = tmp_path / "camera.mjpeg"
+    path.write_bytes(3 * one.getvalue())
+    with pytest.raises(MediaError, match="pictures in a row") as caught:
+        read_image(path)
+    assert caught.value.hint is not None and "-framerate" in caught.value.hint
 
 
 def test_an_animated_webp_is_whatever_can_be_shown(tmp_path: Path) -> None:
