@@ -373,13 +373,18 @@ def _has_only(packet: Packet[VideoStream], beginnings: frozenset[int]) -> bool:
 def _units(packet: Packet[VideoStream]) -> list[bytes]:
     """Return the beginnings of the units of a packet of H.264 or HEVC, but for empty ones; none if they are broken."""
     content = bytes(packet)
-    if content[:3] == b"\0\0\1" or content[:4] == b"\0\0\0\1":
+    if content[:4] == b"\0\0\0\1" or (content[:3] == b"\0\0\1" and not _has_lengths(packet)):
         return [unit[:_UNIT_BYTES] for unit in content.split(b"\0\0\1")[1:] if unit]
     units, at = list[bytes](), 0  # mp4 and Matroska: a length of 4 bytes before each unit
     while at + 5 <= len(content):
         units.append(content[at + 4 : at + 4 + _UNIT_BYTES])
         at += 4 + int.from_bytes(content[at : at + 4], "big")
     return units if at == len(content) else []
+
+
+def _has_lengths(packet: Packet[VideoStream]) -> bool:
+    """Return whether its stream's units begin with lengths: one of 256 to 511 bytes looks like a start code."""
+    return (packet.stream.codec_context.extradata or b"\0\0")[:2] != b"\0\0"
 
 
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:

@@ -95,6 +95,31 @@ def test_frames_are_the_same_on_any_number_of_cores(tmp_path: Path, keyframes: s
             assert digests(expected) == [every[k * 120 // sampling.frames] for k in range(sampling.frames)]
 
 
+def test_lengths_that_look_like_start_codes(tmp_path: Path) -> None:
+    """With threads, packets that no other needs are left out: 00 00 01 01 is a length, and no such packet."""
+    film = make_clip(tmp_path / "film.mp4", range(48), qp="48", g="48", bf="0")
+    clip, length = tmp_path / "clip.mp4", 257
+    with av.open(str(film)) as reading, av.open(str(clip), "w") as writing:
+        copied = writing.add_stream_from_template(reading.streams.video[0])
+        padded = 0
+        for packet in (each for each in reading.demux(video=0) if each.size):
+            unit = bytes(packet)[4:]
+            if packet.is_keyframe or len(unit) > length:
+                packet.stream = copied
+                writing.mux(packet)
+                continue
+            padded += 1
+            longer = av.Packet(length.to_bytes(4, "big") + unit.ljust(length, b"\0"))
+            longer.pts, longer.dts, longer.time_base, longer.stream = packet.pts, packet.dts, packet.time_base, copied
+            writing.mux(longer)
+    assert padded > 10, "the test needs them"
+    with clip.open("ab") as file:
+        file.write(struct.pack(">I4s", 2_000_008, b"free") + bytes(2_000_000))  # by their bytes, packets take long
+    sampling = Sampling(frames=2, start_seconds=1.5)
+    expected = read_frames(clip, sampling, limits=Limits(cores=1))
+    assert digests(read_frames(clip, sampling, limits=Limits(cores=2))) == digests(expected)
+
+
 def test_leaving_early_closes_the_file(long: Path) -> None:
     gc.collect()  # what earlier tests left open
     before = open_files()
