@@ -56,6 +56,16 @@ def test_the_stream_joined_is_the_answer_and_only_the_last_chunk_has_the_usage(m
     assert len(chunks) > 2
 
 
+def test_lists_do_where_the_types_say_tuples(model: VideoModel) -> None:
+    media: Any = [VIDEO]
+    turns: Any = [Turn("user", "Why?", media)]
+    request = Request(turns, Generation(max_new_tokens=12))
+    assert join(model.stream(request)).text == join(model.stream(asked())).text
+    before = model.budget(request).prompt_tokens
+    turns[0] = Turn("user", "Why does it move?", (VIDEO,))
+    assert model.budget(request).prompt_tokens > before
+
+
 def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: VideoModel) -> None:
     budget = model.budget(asked())
     assert budget.prompt_tokens == join(model.stream(asked())).usage.prompt_tokens

@@ -68,7 +68,10 @@ class LlavaPrompts:
 
         A request that is counted before it is answered is counted once.
         """
-        known = self._known[request] = self._known.get(request) or self._count(request)
+        try:
+            known = self._known[request] = self._known.get(request) or self._count(request)
+        except TypeError:  # a list of turns, say, which can change before the answer
+            known = self._count(request)
         return known
 
     def _count(self, request: Request) -> tuple[list[int], Choices | None, Budget]:
