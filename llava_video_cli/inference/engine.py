@@ -336,7 +336,9 @@ class Engine:
             self._decoder.reserve(*size)
         sources = list(map(self._prefixes.slot_of, prefill.sources))
         if any(cached and slot is None for cached, slot in zip(prefill.cached, sources, strict=True)):
-            prefill.cached = [0] * len(rows)
+            self._waiting.extendleft(reversed(rows[1:]))  # without what was lost, they may not go together
+            del rows[1:], sources[1:], prefill.sources[1:], prefill.cached[1:]
+            prefill.cached[0] = 0 if sources[0] is None else prefill.cached[0]
         prefill.cache = slots.prefix(sources, prefill.cached, self._decoder.model.config)
         sent = {medium: pixels for row in rows for medium, pixels in row.sent.items()}
         for row in rows:

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 from llava_video_cli import Answer, Frames, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 from llava_video_cli.checkpoint.families import FAMILIES, Family, family_of
+from llava_video_cli.inference import device_memory as memory
 from llava_video_cli.inference.families.generic import _Recent
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.video_model import VideoModel
@@ -205,6 +206,24 @@ def test_a_video_is_encoded_once_for_several_questions(name: str, folders: Path)
     assert len(calls) == 2
     fresh = VideoModel(name, load(folder, Loading(device="cpu")))
     assert join(fresh.stream(Request((Turn("user", "Why?", (VIDEO,)),), GREEDY))).text == texts[1]
+
+
+def test_videos_that_had_to_go_for_longer_answers_are_computed_one_by_one(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(make_family(folders / "internvl gone", "internvl")), Loading(conversations=8))
+    assert isinstance(model, VideoModel)
+    room = load(folders / "internvl gone", Loading()).answer_bytes(1024)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 3.5 * room - model.cached_bytes)
+    videos = [moving_square(2, seed) for seed in range(6)]
+    for video in videos:
+        join(model.stream(Request((Turn("user", "Who?", (video,)),), Generation(2))))
+    failures: list[Exception] = []
+    monkeypatch.setattr(memory, "is_out_of_memory", failures.append)  # asked of each error
+    longer = [Request((Turn("user", "Why?", (video,)),), Generation(800)) for video in videos[3:]]
+    answers = model.answer_all(longer)
+    assert not failures
+    assert [answer.text for answer in answers] == [join(model.stream(request)).text for request in longer]
 
 
 def test_choices_are_scored_behind_media(trio: tuple[str, Model, Any, Any]) -> None:
