@@ -130,7 +130,7 @@ def decode_range_strictly(
 
     Raises MismatchError or an FFmpegError where one is.
     """
-    _log.debug("a part of %r is decoded again", video.path)
+    _log.debug("%r is decoded again from packet %d on", video.path, packet_range.start)
     due, shown = list(packet_range.targets), index.timeline.stamps
     upcoming = bisect_left(shown, int(index.stamps[packet_range.start]))
     if upcoming == len(shown):

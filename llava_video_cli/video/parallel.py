@@ -166,10 +166,10 @@ def decode_targets(
     With `hold_all` any number of them may wait to be fetched, so that the longest ranges can begin first. Without, one
     for each range waits, and large pictures get fewer decoders. Raises MismatchError where the index turns out wrong.
     """
-    ranges = plan_ranges(index, targets)
+    ranges = wholes = plan_ranges(index, targets)
     if hold_all and not _is_small(video, index, ranges) and cores(video.deadline.limits) > 1:
         ranges = plan_ranges(index, targets, _RANGE_SECONDS / _packet_seconds(video, index))
-    yield from decode_ranges(video, index, ranges, converter, None if hold_all else 1)
+    yield from decode_ranges(video, index, ranges, converter, None if hold_all else 1, wholes)
 
 
 def _packet_seconds(video: OpenVideo, index: PacketIndex) -> float:
@@ -184,11 +184,17 @@ def _is_small(video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange
 
 
 def decode_ranges(
-    video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange], converter: Converter, most_waiting: int | None
+    video: OpenVideo,
+    index: PacketIndex,
+    ranges: Sequence[PacketRange],
+    converter: Converter,
+    most_waiting: int | None,
+    wholes: Sequence[PacketRange] = (),
 ) -> Generator[DecodedFrame, None, None]:
     """Yield the pictures of ranges, which are in order of time; of each range, `most_waiting` may wait to be fetched.
 
-    Raises MismatchError where the index turns out wrong.
+    If the ranges are parts of `wholes`, one that fails is decoded again from where its whole begins. Raises
+    MismatchError where the index turns out wrong.
     """
     hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
@@ -207,7 +213,9 @@ def decode_ranges(
                     yield decoded
                     del decoded
             except (MismatchError, av.error.FFmpegError):
-                yield from _retry(video, index, packet_range, left, converter)
+                # a decoder that begins within damage shows whatever was in its memory
+                start = max(each.start for each in wholes or ranges if each.start <= packet_range.start)
+                yield from _retry(video, index, replace(packet_range, start=start), left, converter)
                 if left:
                     left += [target for later in ranges[number + 1 :] for target in later.targets]
                     yield from _from_start(video, index, left, converter)

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from clips import copy_packets, digest, make_clip, sample
+from clips import break_packets, copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
@@ -93,6 +94,17 @@ def test_frames_are_the_same_on_any_number_of_cores(tmp_path: Path, keyframes: s
             assert digests(read_frames(clip, sampling, limits=Limits(cores=cores))) == digests(expected)
         if not sampling.fps:
             assert digests(expected) == [every[k * 120 // sampling.frames] for k in range(sampling.frames)]
+
+
+def test_a_shared_part_that_is_damaged_is_decoded_again_with_what_comes_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A decoder that begins at a damaged keyframe has no earlier picture to show in place of what is lost."""
+    clip = break_packets(make_clip(tmp_path / "clip.mp4", range(120), **{**LARGE, "g": "40"}), [90])
+    caplog.set_level("DEBUG", "llava_video_cli.video")
+    alone, shared = (read_frames(clip, Sampling(frames=120), limits=Limits(cores=cores)) for cores in (1, 2))
+    assert digests(shared) == digests(alone)
+    assert set(re.findall("decoded again from packet ([0-9]+)", caplog.text)) == {"0"}
 
 
 def test_lengths_that_look_like_start_codes(tmp_path: Path) -> None:
