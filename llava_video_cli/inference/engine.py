@@ -30,7 +30,7 @@ from .sampler import sample
 
 _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
-_MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 32}, 256
+_MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 48}, 256
 _TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
 # The room of slots grows in steps of this.
 _ROOM_TOKENS = 256
