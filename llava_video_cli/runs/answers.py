@@ -20,6 +20,7 @@ from .record import Failure, Record
 
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
 _READ_AHEAD_BYTES = 2**30
+_TOGETHER, _TOGETHER_SECONDS = 8, 0.5  # requests that the model gets at once, and how long the first waits for others
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Answers:
     def __init__(self, ahead: ReadAhead, model: Model, stop: Event, pace: RunPace) -> None:
         self._ahead, self._model, self._stop, self._pace = ahead, model, stop, pace
         self._read: list[RequestRead] = []  # that the model does not have yet
+        self._read_at = 0.0  # when the first of them came
         self._cancels: dict[RequestRead, Callable[[], None]] = {}  # of those that it has
         self._results: dict[int, list[Answered]] = {}
         self._ended: dict[int, JobEnded] = {}
@@ -89,6 +91,9 @@ class Answers:
     def _submit(self) -> None:
         most = self._pace.most or self._model.at_a_time
         self._ahead.most_questions = max(self._ahead.most_questions, 2 * most)
+        are_few = len(self._read) < min(_TOGETHER, most) and time.monotonic() < self._read_at + _TOGETHER_SECONDS
+        if are_few and self._ahead.is_reading:  # prompts cost less together, and on a CPU, readers get what is saved
+            return
         while self._read and len(self._cancels) < most:
             ready = self._read.pop(0)
             self._cancels[ready] = lambda: None  # the answer may come at once
@@ -109,6 +114,7 @@ class Answers:
         else:
             self._pace.generating_seconds += seconds
         if isinstance(event, RequestRead):
+            self._read_at = self._read_at if self._read else time.monotonic()
             self._read.append(event)
         elif isinstance(event, JobEnded):
             self._ended[event.number] = event
