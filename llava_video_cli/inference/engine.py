@@ -29,7 +29,7 @@ from .row import Row
 from .sampler import sample
 
 _log = logging.getLogger(__name__)
-# The most rows at a time, and the most tokens of prompts together: on a CPU more don't pay.
+# The most rows at a time, and the most tokens of prompts together: on a CPU, more gain little, or nothing.
 _MOST_ROWS, _MOST_ROWS_ELSEWHERE = {"cpu": 48}, 256
 _TOGETHER_TOKENS, _TOGETHER_TOKENS_ELSEWHERE = {"cpu": 2048}, 8192
 # The room of slots grows in steps of this.
@@ -239,9 +239,9 @@ class Engine:
                 return False
         most_tokens = _CHUNK_TOKENS if is_read and self._running else self._together_tokens
         prefill = _Prefill()
-        rows = prefill.rows
+        rows, longest = prefill.rows, 0
         for row in self._waiting:
-            if len(rows) >= places:
+            if len(rows) >= places or (len(rows) + 1) * longest > most_tokens:
                 break
             source, cached = self._source(row)
             if rows and not self._goes_with(prefill, row, cached, most_tokens):
@@ -251,6 +251,7 @@ class Engine:
             prefill.cached.append(cached)
             prefill.sources.append(source)
             rows.append(row)
+            longest = max(longest, len(row.prompt.ids) - cached)
         for row in rows:
             self._waiting.remove(row)
         self._prefill = prefill if rows else None

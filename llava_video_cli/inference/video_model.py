@@ -149,8 +149,11 @@ class VideoModel:
 
     @property
     def at_a_time(self) -> int:
-        """How many requests keep it busy: those that are answered together, and as many that wait."""
-        return 2 * self._engine.most_rows
+        """How many requests keep it busy: those that are answered together, and a third as many that wait.
+
+        All of them are finished when a run is stopped.
+        """
+        return 4 * self._engine.most_rows // 3
 
     @property
     def shrink(self) -> FrameResize:
