@@ -30,8 +30,8 @@ Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """How prompts stand beside each other: the `cached` tokens of each end where its `new` ones begin.
+class PromptBatch:
+    """Prompts that are computed together: the `cached` tokens of each end at one place, where its `new` ones begin.
 
     What is left over before and behind them is padding. `ids`, int64 (rows, tokens), are the new ones, `starts`, int64
     (rows), the positions of the first of these.
@@ -63,7 +63,7 @@ class InputSource(Protocol):
         """Begin to copy pixels to the device, beside what it computes."""
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], batch: PromptBatch, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
         """Return what is computed of prompts, of each from its cached tokens on."""
 
@@ -215,30 +215,30 @@ class Decoder:
         implementation = self.model.get_decoder().config._attn_implementation  # noqa: SLF001 - stands nowhere else
         return self.slots.is_plain and implementation in ("sdpa", "eager")
 
-    def layout(self, prompts: Sequence[Prompt], cached: Sequence[int]) -> Layout:
-        """Return how prompts are computed together."""
+    def batch(self, prompts: Sequence[Prompt], cached: Sequence[int]) -> PromptBatch:
+        """Return prompts as a batch, of each the tokens behind its `cached` ones."""
         rows = [prompt.ids[start:] for prompt, start in zip(prompts, cached, strict=True)]
         new = list(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (max(new) - len(row))] for row in rows], device=self.device)
         starts = [start + prompt.shift for prompt, start in zip(prompts, cached, strict=True)]
-        return Layout(cached, new, ids, torch.tensor(starts, device=self.device))
+        return PromptBatch(cached, new, ids, torch.tensor(starts, device=self.device))
 
     @torch.inference_mode()
-    def prefill(self, cache: Any, layout: Layout, begin: int, **inputs: torch.Tensor) -> torch.Tensor:
+    def prefill(self, cache: Any, batch: PromptBatch, begin: int, **inputs: torch.Tensor) -> torch.Tensor:
         """Append `input_ids` or `inputs_embeds` to a cache of transformers' own kind.
 
-        They are the layout's new tokens from `begin` on; the cache holds what stands before. Returns the logits behind
+        They are the batch's new tokens from `begin` on; the cache holds what stands before. Returns the logits behind
         the last one of each row, if it is among them, (rows, vocabulary).
         """
         (tokens,) = (each.shape[1] for each in inputs.values())
-        width, end = max(layout.cached), begin + tokens
+        width, end = max(batch.cached), begin + tokens
         places = torch.arange(begin, end, device=self.device)
-        positions = layout.starts[:, None] + places
-        if len({*layout.cached}) > 1:  # what comes behind is hidden by causality, what stands before is not
-            padding, keys = width - torch.tensor(layout.cached), torch.arange(width + end)
+        positions = batch.starts[:, None] + places
+        if len({*batch.cached}) > 1:  # what comes behind is hidden by causality, what stands before is not
+            padding, keys = width - torch.tensor(batch.cached), torch.arange(width + end)
             sees = (keys >= padding[:, None])[:, None] & (keys <= width + torch.arange(begin, end)[:, None])
             inputs["attention_mask"] = self._mask(sees)
-        lasts = [min(max(new, begin + 1), end) - begin - 1 for new in layout.new]
+        lasts = [min(max(new, begin + 1), end) - begin - 1 for new in batch.new]
         kept = sorted({*lasts})
         if kept == [tokens - 1]:
             return self._append(cache, positions, logits_to_keep=1, **inputs)[:, -1]

@@ -23,7 +23,7 @@ import torch
 from ..conversation import FinishReason
 from . import device_memory as memory
 from .choices import log_probabilities
-from .decode_step import Decoder, Inputs, InputSource, Layout
+from .decode_step import Decoder, Inputs, InputSource, PromptBatch
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
 from .sampler import sample
@@ -54,7 +54,7 @@ class _Prefill:
     rows: list[Row] = field(default_factory=list)
     sources: list[Prompt | None] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
-    layout: Layout = field(init=False)
+    batch: PromptBatch = field(init=False)
     inputs: Inputs = field(init=False)
     cache: Any = None
     done: int = 0
@@ -312,7 +312,7 @@ class Engine:
             return
         if prefill.cache is None:
             self._begin(prefill)
-        end = tokens = max(prefill.layout.new)
+        end = tokens = max(prefill.batch.new)
         if len(prefill.rows) == 1 and any(row.reads_each for row in self._running):
             end = max(min(tokens, prefill.done + _CHUNK_TOKENS), prefill.inputs.together)
         logits = prefill.inputs.compute(prefill.done, end, prefill.cache)
@@ -345,8 +345,8 @@ class Engine:
         for row in rows:
             row.sent = {}
         prompts = [row.prompt for row in rows]
-        prefill.layout = self._decoder.layout(prompts, prefill.cached)
-        prefill.inputs = self._vision.inputs(self._decoder, prompts, prefill.layout, sent)
+        prefill.batch = self._decoder.batch(prompts, prefill.cached)
+        prefill.inputs = self._vision.inputs(self._decoder, prompts, prefill.batch, sent)
 
     def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
         """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
@@ -360,7 +360,7 @@ class Engine:
             slots.copy(slot, free, self._prefixes.tokens(slot))
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
-        begin, padding = cached if source == slot == free else 0, max(prefill.layout.new) - prefill.layout.new[number]
+        begin, padding = cached if source == slot == free else 0, max(prefill.batch.new) - prefill.batch.new[number]
         slots.fill(slot, prefill.cache, number, length, begin, padding)
         slots.shifts[slot] = row.prompt.shift
         self._prefixes.drop(slot)
@@ -374,8 +374,8 @@ class Engine:
         """Compute how likely the choices of the prefill's rows are."""
         choices = [row.choices for row in prefill.rows]
         if any(choices):
-            length, new = len(prefill.rows[0].prompt.ids), prefill.layout.new[0]
-            positions, ends = prefill.layout.starts + new, tuple(self._stop_ids)
+            length, new = len(prefill.rows[0].prompt.ids), prefill.batch.new[0]
+            positions, ends = prefill.batch.starts + new, tuple(self._stop_ids)
             found = log_probabilities(self._decoder, prefill.cache, length, logits, choices, ends, positions)
             for row, logprobs in zip(prefill.rows, found, strict=True):
                 row.logprobs = memory.copy_to_host(logprobs) if row.choices else None

@@ -22,7 +22,7 @@ from ..video import Frames
 from ..video.fit import FrameResize
 from ..video.image import Picture, shrunk
 from . import device_memory as memory
-from .decode_step import Decoder, Inputs, Layout
+from .decode_step import Decoder, Inputs, PromptBatch
 from .loader import Loaded
 from .prefix_cache import Prompt
 
@@ -98,19 +98,19 @@ class Vision:
         return [encoded[medium] for medium in media]
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], batch: PromptBatch, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
         """Return what is computed of prompts, of each from its cached tokens on."""
-        rows = enumerate(zip(prompts, layout.cached, strict=True))
+        rows = enumerate(zip(prompts, batch.cached, strict=True))
         spans = [(row, start, span) for row, (prompt, start) in rows for span in prompt.spans if span.stop > start]
         features = self.encode((span.medium for _, _, span in spans), sent)
-        embeddings = self._model.get_input_embeddings()(layout.ids)  # (rows, new tokens, hidden)
+        embeddings = self._model.get_input_embeddings()(batch.ids)  # (rows, new tokens, hidden)
         for (row, start, span), feature in zip(spans, features, strict=True):
             begin = max(span.start, start)
             embeddings[row, begin - start : span.stop - start] = feature[begin - span.start :].to(embeddings)
 
         def compute(begin: int, end: int, cache: Any) -> torch.Tensor:
-            return decoder.prefill(cache, layout, begin, inputs_embeds=embeddings[:, begin:end])
+            return decoder.prefill(cache, batch, begin, inputs_embeds=embeddings[:, begin:end])
 
         return Inputs(compute)
 

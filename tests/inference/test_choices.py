@@ -210,7 +210,7 @@ def test_other_kinds_of_layers_compute_each_choice_by_itself(kind: str) -> None:
     assert not decoder.takes_masks
     with torch.inference_mode():
         logits = decoder.prefill(
-            cache, decoder.layout([Prompt(row) for row in prompt.tolist()], [0, 0]), 0, input_ids=prompt
+            cache, decoder.batch([Prompt(row) for row in prompt.tolist()], [0, 0]), 0, input_ids=prompt
         )
         for _ in range(2):  # the prompt's cache stays as it is
             got = log_probabilities(decoder, cache, 9, logits, [choices, choices], (1, 2))

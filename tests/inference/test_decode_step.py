@@ -107,7 +107,7 @@ def test_the_layers_written_out_do_what_transformers_does(name: str, layouts: di
             cache.reserve(4, 32)
             for number, ids in enumerate(rows):
                 filled = DynamicCache(config=model.config)
-                decoder.prefill(filled, decoder.layout([Prompt(ids[0].tolist())], [0]), 0, input_ids=ids)
+                decoder.prefill(filled, decoder.batch([Prompt(ids[0].tolist())], [0]), 0, input_ids=ids)
                 cache.fill(number, filled, 0, lengths[number])
             cache.begin(3, 12)
             mask = causal_mask(cache.lengths[:3], 12, torch.float32)
@@ -131,10 +131,10 @@ def test_prompts_of_other_lengths_behind_other_beginnings_are_computed_together(
         layer.keys[:, :, 7:] = layer.values[:, :, 7:] = torch.nan
     held = [slot if count else None for slot, count in enumerate(cached)]
     cache = slots.prefix(held, cached, model.config)
-    layout = decoder.layout([Prompt(row[0].tolist()) for row in rows], cached)
-    assert layout.new == list(new)
-    first = decoder.prefill(cache, layout, 0, input_ids=layout.ids[:, :3])
-    logits = decoder.prefill(cache, layout, 3, input_ids=layout.ids[:, 3:])
+    batch = decoder.batch([Prompt(row[0].tolist()) for row in rows], cached)
+    assert batch.new == list(new)
+    first = decoder.prefill(cache, batch, 0, input_ids=batch.ids[:, :3])
+    logits = decoder.prefill(cache, batch, 3, input_ids=batch.ids[:, 3:])
     for number, row in enumerate(rows):
         wanted = model(input_ids=row)
         got = first[number] if new[number] <= 3 else logits[number]

@@ -190,8 +190,8 @@ def test_rows_of_other_kinds_of_layers_join_and_leave(kind: str) -> None:
 
     def join_slot(slot: int, number: int) -> None:
         cache = DynamicCache(config=model.config)
-        layout = decoder.layout([Prompt(ids[number])], [0])
-        logits = decoder.prefill(cache, layout, 0, input_ids=layout.ids)
+        batch = decoder.batch([Prompt(ids[number])], [0])
+        logits = decoder.prefill(cache, batch, 0, input_ids=batch.ids)
         decoder.slots.fill(slot, cache, 0, len(ids[number]))
         take(slot, number, logits[0])
 

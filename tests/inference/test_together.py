@@ -12,7 +12,7 @@ from fakes import events, joined
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
 
 from llava_video_cli import Frames, Generation, Loading, Picture, Request, Turn, join, open_model
-from llava_video_cli.inference.decode_step import Decoder, Layout
+from llava_video_cli.inference.decode_step import Decoder, PromptBatch
 from llava_video_cli.inference.video_model import VideoModel
 
 
@@ -68,9 +68,9 @@ def test_questions_of_unequal_length_are_computed_together(vicuna: VideoModel, m
     computed: list[list[int]] = []
     prefill = Decoder.prefill
 
-    def counted(decoder: Decoder, cache: Any, layout: Layout, begin: int, **inputs: Any) -> Any:
-        computed.append(list(layout.new))
-        return prefill(decoder, cache, layout, begin, **inputs)
+    def counted(decoder: Decoder, cache: Any, batch: PromptBatch, begin: int, **inputs: Any) -> Any:
+        computed.append(list(batch.new))
+        return prefill(decoder, cache, batch, begin, **inputs)
 
     monkeypatch.setattr(Decoder, "prefill", counted)
     for _ in range(5):  # a first one may have begun before the others came

@@ -34,7 +34,7 @@ from ...prompt.thinking import opens_thought
 from ...video import Frames
 from ...video.fit import FrameResize
 from ...video.image import Picture, shrunk
-from ..decode_step import Decoder, Inputs, InputSource, Layout, cache_name
+from ..decode_step import Decoder, Inputs, InputSource, PromptBatch, cache_name
 from ..device_memory import is_out_of_memory
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span
@@ -323,21 +323,21 @@ class ProcessorPrompts:
         return {}
 
     def inputs(
-        self, decoder: Decoder, prompts: Sequence[Prompt], layout: Layout, sent: Mapping[Media, SentPixels]
+        self, decoder: Decoder, prompts: Sequence[Prompt], batch: PromptBatch, sent: Mapping[Media, SentPixels]
     ) -> Inputs:
         """Return what is computed of prompts, of each from its cached tokens on."""
         del sent
-        found = _ProcessedInputs(self, decoder, cast("ProcessedPrompt", prompts[0]), layout)
+        found = _ProcessedInputs(self, decoder, cast("ProcessedPrompt", prompts[0]), batch)
         return Inputs(found.compute, found.together)
 
 
 class _ProcessedInputs:
     """What is computed of prompts; see `Inputs`. With media to be computed, it is a single one."""
 
-    def __init__(self, source: ProcessorPrompts, decoder: Decoder, prompt: ProcessedPrompt, layout: Layout) -> None:
-        self._source, self._decoder, self._prompt, self._layout = source, decoder, prompt, layout
+    def __init__(self, source: ProcessorPrompts, decoder: Decoder, prompt: ProcessedPrompt, batch: PromptBatch) -> None:
+        self._source, self._decoder, self._prompt, self._batch = source, decoder, prompt, batch
         self.together = 0
-        if prompt.media_end > layout.cached[0]:
+        if prompt.media_end > batch.cached[0]:
             self.together = prompt.media_end
             self._inputs = source.pixels(prompt)
 
@@ -348,7 +348,7 @@ class _ProcessedInputs:
             logits = self._with_media(begin, cache)
             if begin == end:
                 return logits
-        return self._decoder.prefill(cache, self._layout, begin, input_ids=self._layout.ids[:, begin:end])
+        return self._decoder.prefill(cache, self._batch, begin, input_ids=self._batch.ids[:, begin:end])
 
     def _with_media(self, end: int, cache: Any) -> torch.Tensor:
         """Compute the first tokens as `generate` does it, with pixels; return the last one's logits."""
