@@ -18,7 +18,7 @@ from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
 from .faults import EBML, file_fault
-from .files import check_file, file_of
+from .files import JPEG_STREAMS, check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
@@ -41,6 +41,7 @@ FORMATS = (
 )
 _ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
 _STAMPED = {"mp4", "matroska"}  # each packet has its presentation stamp, so that FFmpeg need not compute it
+_JPEG = b"\xff\xd8\xff"
 _CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
@@ -129,13 +130,13 @@ def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iter
     """
     check_file(path, "video")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    stamped = _stamped_format(file_of(path))
-    if stamped and not probe:
+    kind = _format_of(file_of(path))
+    if kind in _STAMPED and not probe:
         options["skip_frame"] = "all"
     try:
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
         name = "file:" + os.path.join(os.getcwd(), file_of(path))  # noqa: PTH109, PTH118 - a Path costs more
-        container = av.open(name, format=stamped, options=options, metadata_errors="ignore", timeout=deadline.left())
+        container = av.open(name, format=kind, options=options, metadata_errors="ignore", timeout=deadline.left())
     except av.error.FFmpegError as error:
         if fault := file_fault(file_of(path)):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
@@ -175,10 +176,12 @@ def open_video(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
 
 
-def _stamped_format(path: str) -> str | None:
-    """Return the format of a file by its first bytes, if it is in `_STAMPED`."""
+def _format_of(path: str) -> str | None:
+    """Return the format of a file by its first bytes, if FFmpeg need not look for it, or would take another one."""
     with suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
         head = file.read(8)
+        if head[:3] == _JPEG:  # if it is no picture, as its name says
+            return "mjpeg" if path.lower().endswith(JPEG_STREAMS) else None
         return "matroska" if head[:4] == EBML else "mp4" if head[4:] == b"ftyp" else None
     return None
 

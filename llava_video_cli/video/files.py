@@ -21,10 +21,12 @@ from typing import Literal, Protocol
 from ..errors import MediaError, nearest
 from ..system.files import fingerprint
 
+JPEG_STREAMS = (".mjpeg", ".mjpg")  # pictures one behind the other; a program for pictures reads the first one
 # Endings that the system's table may lack, or give to something else (.ts is a language too).
 _VIDEO_ENDINGS = {
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv",
     ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+    *JPEG_STREAMS,
 }  # fmt: skip
 _PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _LISTED_FOLDERS = 1000  # in search of a video that may have been meant

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..errors import MediaError
-from .files import check_file, file_of, is_sequence
+from .files import JPEG_STREAMS, check_file, file_of, is_sequence
 from .limits import RAISE_HINT, STILL_PIXELS, Limits
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     from PIL import UnidentifiedImageError
 
     name = os.fspath(path)
-    if is_sequence(name):
+    if is_sequence(name) or Path(name).suffix.lower() in JPEG_STREAMS:
         return False
     try:
         check_file(name, "picture")
@@ -111,9 +111,6 @@ def read_image(
     if most_pixels is not None:
         limits = replace(limits, still_pixels=min(most_pixels, limits.still_pixels))
     check_file(name, "picture")
-    if Path(name).suffix.lower() in (".mjpeg", ".mjpg"):  # Pillow would read the first one, without a word
-        hint = "give them times: `ffmpeg -f mjpeg -framerate 25 -i FILE -c copy FILE.mkv`"
-        raise MediaError(f"{name}: pictures in a row, without times", hint)
     try:
         with _opened(name, limits) as image:
             return Picture(_pixels(image), name)

@@ -142,6 +142,28 @@ def test_the_model_gets_as_many_at_a_time_as_keep_it_busy(most: int | None, want
     assert most_under_way == wanted
 
 
+def test_where_reading_takes_the_time_the_model_gets_several_at_once() -> None:
+    read: list[int] = []
+    read_by_then: list[int] = []
+
+    class Counts(Echo):
+        def submit(
+            self, request: Request, deliver: Callable[[Any], None], in_pieces: bool = True
+        ) -> Callable[[], None]:
+            read_by_then.append(len(read))
+            return super().submit(request, deliver, in_pieces)
+
+    def slow() -> None:
+        time.sleep(0.01)
+        read.append(1)
+
+    done, _ = split(run(entries(20, before=slow), Counts(), workers=1))
+    assert len(done) == 20 and read_by_then[0] >= 8
+    read_by_then.clear()
+    done, _ = split(run(entries(2, before=lambda: time.sleep(0.6)), Counts(), workers=1))
+    assert len(done) == 2 and len(read_by_then) == 2, "the first does not wait for as many"
+
+
 def test_one_that_never_fits_takes_no_other_down() -> None:
     def check(text: str) -> None:
         if text == "v13":

@@ -16,6 +16,7 @@ from clips import make_clip, picture, sample
 from PIL import EpsImagePlugin, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from llava_video_cli import Sampling
 from llava_video_cli.errors import MediaError, UsageError
 from llava_video_cli.video import read_frames
 from llava_video_cli.video.image import is_picture, read_image
@@ -338,14 +339,14 @@ def test_an_animation_is_a_video(tmp_path: Path, suffix: str) -> None:
     assert not is_picture(tmp_path / f"moving.{suffix}")
 
 
-def test_pictures_in_a_row_are_not_read_as_the_first_one(tmp_path: Path) -> None:
-    one = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(one, "JPEG")
-    path = tmp_path / "camera.mjpeg"
-    path.write_bytes(3 * one.getvalue())
-    with pytest.raises(MediaError, match="pictures in a row") as caught:
-        read_image(path)
-    assert caught.value.hint is not None and "-framerate" in caught.value.hint
+def test_pictures_in_a_row_are_a_video(tmp_path: Path) -> None:
+    path, content = tmp_path / "camera.mjpeg", io.BytesIO()
+    for number in range(50):
+        Image.effect_noise((320, 240), 5 * number).convert("RGB").save(content, "JPEG")
+    path.write_bytes(content.getvalue())
+    assert not is_picture(path)
+    frames = read_frames(path, Sampling(frames=5))
+    assert frames.times_seconds == (0.0, 0.4, 0.8, 1.2, 1.6) and len({image.std() for image in frames.images}) == 5
 
 
 def test_an_animated_webp_is_whatever_can_be_shown(tmp_path: Path) -> None:
