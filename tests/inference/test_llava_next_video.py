@@ -74,6 +74,22 @@ def test_the_budget_is_what_the_prompt_takes_even_where_it_does_not_fit(model: V
     assert model.budget(asked("why " * 20_000)).left < 0
 
 
+def test_a_request_that_was_counted_is_not_rendered_again(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[Any] = []
+    template = model.prompts.tokenizer.template
+
+    def counting(messages: list[dict[str, Any]]) -> str:
+        rendered.append(messages)
+        return template(messages)
+
+    monkeypatch.setattr(model.prompts.tokenizer, "template", counting)
+    request = Request((Turn("user", "Why does it move?", (VIDEO,)),), Generation(max_new_tokens=2))
+    counted = model.budget(request).prompt_tokens
+    assert join(model.stream(request)).usage.prompt_tokens == counted and len(rendered) == 1
+    model.budget(Request((Turn("user", "Why not?", (VIDEO,)),)))
+    assert len(rendered) == 2
+
+
 def test_a_seed_repeats_a_sampled_answer_and_another_seed_does_not(model: VideoModel) -> None:
     def sampled(seed: int) -> str:
         return join(model.stream(asked(temperature=1.5, seed=seed))).text
