@@ -71,13 +71,14 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a still picture by its content, whatever its name ends in.
 
     An animation (GIF, WebP, PNG of several frames) is a video if the video reader can decode it; otherwise its first
-    frame is the picture. A broken file, or one that only its name calls a picture, is one if it is no video, so that
-    `read_image` says what is wrong with it. False for all else.
+    frame is the picture. A JPEG file is a video if its name says that others follow the first. A broken file, or one
+    that only its name calls a picture, is one if it is no video, so that `read_image` says what is wrong with it. False
+    for all else.
     """
     from PIL import UnidentifiedImageError
 
     name = os.fspath(path)
-    if is_sequence(name) or Path(name).suffix.lower() in JPEG_STREAMS:
+    if is_sequence(name):
         return False
     try:
         check_file(name, "picture")
@@ -85,6 +86,8 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         with _opened(name, Limits()) as image:
+            if image.format == "JPEG" and Path(name).suffix.lower() in JPEG_STREAMS:
+                return False
             moves = getattr(image, "is_animated", False)
     except MediaError:
         return True  # it is one; `read_image` says what is wrong with it
