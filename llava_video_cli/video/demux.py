@@ -17,7 +17,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
-from .faults import EBML, file_fault
+from .faults import EBML, JPEG, file_fault
 from .files import JPEG_STREAMS, check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
@@ -41,7 +41,6 @@ FORMATS = (
 )
 _ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
 _STAMPED = {"mp4", "matroska"}  # each packet has its presentation stamp, so that FFmpeg need not compute it
-_JPEG = b"\xff\xd8\xff"
 _CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
@@ -180,7 +179,7 @@ def _format_of(path: str) -> str | None:
     """Return the format of a file by its first bytes, if FFmpeg need not look for it, or would take another one."""
     with suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
         head = file.read(8)
-        if head[:3] == _JPEG:  # if it is no picture, as its name says
+        if head[:3] == JPEG:  # if it is no picture, as its name says
             return "mjpeg" if path.lower().endswith(JPEG_STREAMS) else None
         return "matroska" if head[:4] == EBML else "mp4" if head[4:] == b"ftyp" else None
     return None

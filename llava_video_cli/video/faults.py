@@ -9,6 +9,8 @@ from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, to
 
 _CUT = "the file is cut short"
 EBML = b"\x1aE\xdf\xa3"
+JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
 _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
@@ -27,6 +29,8 @@ def file_fault(path: str) -> str | None:
                 return _CUT if _riff_end(file, end) > end else None
             if start[:1] == b"G":
                 return ENCRYPTED if _is_scrambled(file) else None
+            if start[:3] == JPEG:
+                return None if _has_whole_end(file, end) else _CUT
             return _mp4_fault(file) if kind.isalpha() else None  # every first box of mp4 has such a name
     except BROKEN:
         return None
@@ -58,6 +62,13 @@ def _riff_end(file: BinaryIO, end: int) -> int:
             break
         at += 8 + size + size % 2
     return at - 1  # the last byte may be padding
+
+
+def _has_whole_end(file: BinaryIO, end: int) -> bool:
+    """Return whether the last of some JPEG pictures has its end (ITU-T T.81, section B.1.1.3)."""
+    file.seek(max(0, end - _JPEG_PADDING_BYTES))
+    content = file.read(_JPEG_PADDING_BYTES)
+    return content.rfind(_JPEG_END) > content.rfind(JPEG)
 
 
 def _is_scrambled(file: BinaryIO) -> bool:

@@ -347,6 +347,9 @@ def test_pictures_in_a_row_are_a_video(tmp_path: Path) -> None:
     assert not is_picture(path)
     frames = read_frames(path, Sampling(frames=5))
     assert frames.times_seconds == (0.0, 0.4, 0.8, 1.2, 1.6) and len({image.std() for image in frames.images}) == 5
+    assert not frames.notes
+    path.write_bytes(content.getvalue()[:-1000])
+    assert "the file is cut short" in read_frames(path, Sampling(frames=5)).notes
     Image.effect_noise((32, 24), 5).save(tmp_path / "still.mjpeg", "PNG")
     assert is_picture(tmp_path / "still.mjpeg")
 
