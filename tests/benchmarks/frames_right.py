@@ -67,11 +67,15 @@ def check(path: str) -> tuple[int, list[str]]:
 
 
 def truth(path: str, seconds: float, tried: list[Sampling]) -> tuple[Timeline, dict[int, str]]:
-    """The timeline of a sequential decode, and the fingerprint of the picture at each stamp."""
+    """The timeline of a sequential decode, and the fingerprint of the picture at each stamp.
+
+    Its 0:00 is a player's, where the sound begins before the pictures.
+    """
     with av.open(path, metadata_errors="ignore") as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         tick, rate = stream.time_base or Fraction(1, 1000), stream.average_rate
+        sounds = [Fraction(max(0, each.start_time or 0)) * (each.time_base or 1) for each in container.streams.audio]
         stamps = [p.pts for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard]
     keep = None
     if len(stamps) > MANY:
@@ -87,8 +91,12 @@ def truth(path: str, seconds: float, tried: list[Sampling]) -> tuple[Timeline, d
     shown = [stamp for stamp, _ in decoded if stamp is not None]
     if len(shown) < len(decoded) or any(after <= before for before, after in pairwise(shown)):
         shown, tick = list(range(len(decoded))), 1 / rate if rate else tick
-    end = shown[0] + round(Fraction(str(seconds)) / tick)
-    return Timeline(shown, end, tick), dict(zip(shown, (fingerprint for _, fingerprint in decoded), strict=True))
+        sounds = []
+    zero = min(sounds) / tick if sounds else None
+    begin = Timeline(shown, 0, tick, zero=zero).begin
+    end = round(begin + Fraction(str(seconds)) / tick)
+    prints = dict(zip(shown, (fingerprint for _, fingerprint in decoded), strict=True))
+    return Timeline(shown, end, tick, zero=zero), prints
 
 
 def main() -> None:
