@@ -11,6 +11,7 @@ _CUT = "the file is cut short"
 EBML = b"\x1aE\xdf\xa3"
 JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
+_GIF = b"GIF8"
 _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
@@ -27,7 +28,7 @@ def file_fault(path: str) -> str | None:
                 return _CUT if _segment_end(file) > end else None
             if start == _RIFF:
                 return _CUT if _riff_end(file, end) > end else None
-            if start[:1] == b"G":
+            if start[:1] == b"G" and start != _GIF:
                 return ENCRYPTED if _is_scrambled(file) else None
             if start[:3] == JPEG:
                 return None if _has_whole_end(file, end) else _CUT
