@@ -390,13 +390,9 @@ def _has_lengths(packet: Packet[VideoStream]) -> bool:
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of the range, wherever the container's seek really lands."""
     start, stop = packet_range.start, packet_range.stop
-    earlier = int(np.searchsorted(index.keys, start)) - 1
-    before = [index.keys[i] for i in (earlier, earlier - 1, 0) if 0 <= i <= earlier]
-    # the container may seek by decoding time, which is the smaller one
-    stamps = (index.stamps[start], index.decoding[start], *(index.stamps[key] for key in before))
     end = int(index.stamps[stop]) if stop < len(index.stamps) else None
-    for landing in stamps:
-        video.container.seek(int(landing), stream=video.stream, backward=True)
+    for landing in _landings(index, start):
+        video.container.seek(landing, stream=video.stream, backward=True)
         started = any_yet = False
         for packet in demux(video):
             if started:
@@ -414,3 +410,13 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
         if started:
             return
     raise MismatchError
+
+
+def _landings(index: PacketIndex, start: int) -> Iterator[int]:
+    """Yield the stamps that a seek may have to be given to land at a packet or before it, the likeliest first."""
+    yield int(index.stamps[start])
+    yield int(index.decoding[start])  # the container may seek by decoding time, which is the smaller one
+    earlier = int(np.searchsorted(index.keys, start)) - 1
+    for i in (earlier, earlier - 1, 0):
+        if 0 <= i <= earlier:
+            yield int(index.stamps[index.keys[i]])

@@ -33,6 +33,11 @@ _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain not
 # their time: of each packet, too, as threads wait for each other in Python.
 _BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
 _SMALL_SECONDS, _PACKET_SECONDS = 0.01, 40e-6
+# What a pixel takes to be converted and copied, of 8 bits a colour and of more, and what a thread for it costs for each
+# picture that is handed over, and for each packet.
+_BITS, _CONVERSION_SECONDS, _DEEP_SECONDS = 8, 7e-10, 2.5e-9
+_HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
+_PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 
 
@@ -202,6 +207,8 @@ def decode_ranges(
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
     if workers < threads:
         converter.collect((), 0)  # one thread would copy all pictures; the caller copies them while it decodes
+    if workers == threads == 1:
+        most_waiting = _PICTURES_WAITING if most_waiting != 1 and _gains_by_a_thread(video, ranges) else 1
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
@@ -267,8 +274,23 @@ def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None
     video.context.options |= {"err_detect": "explode", **options}
 
 
+def _gains_by_a_thread(video: OpenVideo, ranges: Sequence[PacketRange]) -> bool:
+    """Return whether it is faster to decode small pictures in a thread while the caller converts those before."""
+    if cores(video.deadline.limits) == 1:
+        return False
+    kind = video.context.format
+    is_deep = kind is not None and kind.components[0].bits > _BITS
+    count, packets = sum(len(each.targets) for each in ranges), sum(each.length for each in ranges)
+    gain = (count - 1) * video.pixels * (_DEEP_SECONDS if is_deep else _CONVERSION_SECONDS)
+    return gain > _HANDOVER_SECONDS * (count + len(ranges)) + _SWITCH_SECONDS * packets
+
+
 class _DecoderPool:
-    """Worker threads that each hold a decoder and decode one range after the other."""
+    """Worker threads that each hold a decoder and decode one range after the other.
+
+    They convert their pictures, too, but for a single one without threads of its own: then the caller converts them
+    while it decodes.
+    """
 
     def __init__(
         self,
@@ -280,7 +302,7 @@ class _DecoderPool:
     ) -> None:
         self._index, self._ranges, self._converter, self._most_waiting = index, ranges, converter, most_waiting
         self._video = replace(video, deadline=video.deadline.for_thread())
-        self._results: list[queue.Queue[DecodedFrame | Exception | None]] = []
+        self._results: list[queue.Queue[DecodedFrame | tuple[int, VideoFrame] | Exception | None]] = []
         self._jobs = deque(range(len(ranges)))
         self._begun = threading.Semaphore(len(ranges))  # how many more ranges may be begun
         if most_waiting is None:  # the first range stays the first: it sets the geometry
@@ -289,11 +311,8 @@ class _DecoderPool:
         self._threads: list[threading.Thread] = []
 
     def start(self, workers: int, threads: int) -> None:
-        """Begin to decode. A single decoder works in the caller's thread where nothing would be done at the same time.
-
-        That is with a single core, or where pictures can't wait to be fetched.
-        """
-        if workers == 1 and (threads == 1 or self._most_waiting == 1):
+        """Begin to decode. A single decoder works in the caller's thread where only one picture may wait."""
+        if workers == self._most_waiting == 1:
             _use_all(self._video, threads, self._converter.decoder_options)
             return
         self._results = [queue.Queue(self._most_waiting or 0) for _ in self._ranges]
@@ -309,13 +328,15 @@ class _DecoderPool:
     def results(self, number: int) -> Iterator[DecodedFrame]:
         """Yield a range's pictures as they come; raise the error that stopped it."""
         if not self._threads:
-            yield from self._decode(self._video, number)
+            for target, frame in decode_range(self._video, self._index, self._ranges[number]):
+                yield self._converted(number, target, frame)
+                del frame
             return
         try:
             while (item := self._results[number].get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield item
+                yield self._converted(number, *item) if isinstance(item, tuple) else item
                 del item
         finally:
             self._begun.release()
@@ -346,19 +367,18 @@ class _DecoderPool:
                             mine.context.reorder_depth = self._video.context.reorder_depth
                         _use_all(mine, threads, self._converter.decoder_options)
                         video = mine
-                    for decoded in self._decode(video, number):
-                        self._put(number, decoded)
-                        del decoded
+                    alone = len(self._threads) == threads == 1
+                    for target, frame in decode_range(video, self._index, self._ranges[number]):
+                        self._put(number, (target, frame) if alone else self._converted(number, target, frame))
+                        del frame
                     self._put(number, None)
                 except Exception as error:  # noqa: BLE001 - raised again where the range's results are read
                     self._put(number, error)
 
-    def _decode(self, video: OpenVideo, number: int) -> Iterator[DecodedFrame]:
-        for target, frame in decode_range(video, self._index, self._ranges[number]):
-            yield self._converter.convert(target, target, frame, leads=number == 0)
-            del frame
+    def _converted(self, number: int, target: int, frame: VideoFrame) -> DecodedFrame:
+        return self._converter.convert(target, target, frame, leads=number == 0)
 
-    def _put(self, number: int, item: DecodedFrame | Exception | None) -> None:
+    def _put(self, number: int, item: DecodedFrame | tuple[int, VideoFrame] | Exception | None) -> None:
         while True:
             try:
                 return self._results[number].put(item, timeout=0.05)
