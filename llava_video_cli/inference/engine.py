@@ -58,7 +58,6 @@ class _Prefill:
     inputs: Inputs = field(init=False)
     cache: Any = None
     done: int = 0
-    is_joining: bool = False
 
 
 class Engine:
@@ -319,13 +318,13 @@ class Engine:
         prefill.done = end
         if end == tokens:
             self._score(prefill, logits)
-            prefill.is_joining = True
             first = len(self._running)
-            for number, row in enumerate(prefill.rows):
-                self._join(row, number, prefill)
+            self._prefill = None
+            self._running += prefill.rows
+            for number in range(len(prefill.rows)):
+                self._join(prefill, number, first + number)
             self._note_peak()
             self._sample(prefill.rows, logits, first)
-            self._prefill = None
 
     def _begin(self, prefill: _Prefill) -> None:
         """Allocate slots, begin the prefill's cache, and encode what its prompts hold."""
@@ -348,9 +347,9 @@ class Engine:
         prefill.batch = self._decoder.batch(prompts, prefill.cached)
         prefill.inputs = self._vision.inputs(self._decoder, prompts, prefill.batch, sent)
 
-    def _join(self, row: Row, number: int, prefill: _Prefill) -> None:
-        """Give a row that is prefilled the next slot; what that holds is moved to the one that is missed least."""
-        slots, slot, cached = self._decoder.slots, len(self._running), prefill.cached[number]
+    def _join(self, prefill: _Prefill, number: int, slot: int) -> None:
+        """Give a row that is prefilled its slot; what that holds is moved to the one that is missed least."""
+        slots, row, cached = self._decoder.slots, prefill.rows[number], prefill.cached[number]
         held = prefill.sources[number] if cached else None
         source = self._prefixes.slot_of(held)
         is_continued = held is not None and source is not None and source >= slot and 2 * cached >= len(held.ids)
@@ -368,7 +367,6 @@ class Engine:
             self._prefixes.hold(slot, row.prompt)
         row.cached_tokens = cached if not row.ids else row.cached_tokens
         row.joined_at = time.perf_counter()
-        self._running.append(row)
 
     def _score(self, prefill: _Prefill, logits: torch.Tensor) -> None:
         """Compute how likely the choices of the prefill's rows are."""
@@ -460,9 +458,9 @@ class Engine:
         slots, is_memory = self._decoder.slots, memory.is_out_of_memory(error)
         prefill, self._prefill = self._prefill, None
         rows = prefill.rows if prefill else []
-        everyone = list(dict.fromkeys((*self._running, *rows)))
+        everyone = [*self._running, *rows]
         is_alone = len(everyone) == 1
-        if not prefill or prefill.is_joining or not slots.slots or (is_memory and not self._running):
+        if not prefill or not slots.slots or (is_memory and not self._running):
             rows = everyone  # what the slots hold may be incomplete, or takes the memory
             self._running.clear()
             self._unread.clear()
