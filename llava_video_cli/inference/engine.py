@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -42,6 +42,8 @@ _MOST_PADDING_TOKENS = 32
 _RUN_SECONDS = 60.0
 _EXIT_SECONDS = 10.0  # for a step or a prefill under way at exit
 _GROWTH = 1.03  # with each answer, of the bound that is lowered after an error
+# New tokens of a row, why its answer ends or the error that ends it, if it does, and when they came.
+_NewTokens: TypeAlias = "tuple[Row, Sequence[int], FinishReason | Exception | None, float]"
 
 
 @dataclass(eq=False)
@@ -83,7 +85,7 @@ class Engine:
         self._together_tokens = _TOGETHER_TOKENS.get(decoder.device.type, _TOGETHER_TOKENS_ELSEWHERE)
         self._asked: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._new: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-        self._written: queue.SimpleQueue[list[tuple[Row, Any, FinishReason | None, float]] | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[list[_NewTokens] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._is_leaving = False
@@ -206,12 +208,12 @@ class Engine:
                 self._write_one(*each)
             del rows, each  # or the last one would be kept until the next comes
 
-    def _write_one(self, row: Row, what: Any, reason: FinishReason | None, at: float) -> None:
+    def _write_one(self, row: Row, ids: Sequence[int], end: FinishReason | Exception | None, at: float) -> None:
         """Turn new tokens of a row into text, or deliver its error."""
         if row.is_cancelled:
             return
         try:
-            event = self._told(row, what) if isinstance(what, Exception) else row.written_out(what, reason, at)
+            event = self._told(row, end) if isinstance(end, Exception) else row.written_out(ids, end, at)
         except Exception as error:  # noqa: BLE001 - a tokenizer's, perhaps
             event = error
         if isinstance(event, Exception):
@@ -400,19 +402,15 @@ class Engine:
         for _ in range(count):
             rows, wait = self._unread.pop(0)
             ids, now = wait(), time.perf_counter()
-            written: list[tuple[Row, Any, FinishReason | None, float]] = []
-            ended: list[Row] = []
+            written: list[_NewTokens] = []
             for row, new_id in zip(rows, ids, strict=True):
                 if row.has_left.is_set() or row.is_cancelled:
                     continue
                 row.first_at = row.first_at or now
                 end = row.take(new_id, self._stop_ids)
-                if end is not None:
-                    ended.append(row)
-                if isinstance(end, Exception):
-                    written.append((row, end, None, now))
-                elif end is not None or row.reads_each:
+                if end is not None or row.reads_each:
                     written.append((row, (new_id,) if row.reads_each else row.ids, end, now))
+            ended = [row for row, _, end, _ in written if end is not None]
             if ended:
                 self._note_peak()
             if written:
@@ -441,7 +439,7 @@ class Engine:
 
     def _fail(self, row: Row, error: Exception) -> None:
         row.has_left.set()
-        self._written.put([(row, error, None, 0.0)])
+        self._written.put([(row, (), error, 0.0)])
 
     def _note_peak(self) -> None:
         """Count the peak of the memory since the last time for all rows that are here."""
