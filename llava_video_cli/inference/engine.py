@@ -88,7 +88,6 @@ class Engine:
         self._written: queue.SimpleQueue[list[_NewTokens] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._is_leaving = False
         self._asked_count = self._new_count = 0  # of what was put there, and taken from here
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []  # the row of slot n is number n
@@ -121,7 +120,6 @@ class Engine:
 
     def leave(self, deadline: float) -> None:
         """End the threads after what each is doing now, or stop waiting for them at this time of `time.monotonic`."""
-        self._is_leaving = True
         for line in (self._asked, self._new, self._written):
             line.put(None)
         for thread in self._threads:
@@ -143,8 +141,15 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        while self._take_new() and not self._is_leaving:
-            self._turn_safely()
+        failure: Exception | None = None
+        while self._take_new():
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - those who asked get it, whatever it is
+                failure = error
+            if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
+                self._recover(failure)
+                failure = None  # its traceback holds this frame
         self._written.put(None)
 
     def _take_new(self) -> bool:
@@ -169,16 +174,6 @@ class Engine:
     def _is_read(self) -> bool:
         """Whether somebody reads along with an answer, who should not wait for others."""
         return any(row.reads_each for row in (*self._waiting, *self._running))
-
-    def _turn_safely(self) -> None:
-        failure = None
-        try:
-            self._turn()
-        except Exception as error:  # noqa: BLE001 - those who asked get it, whatever it is
-            failure = error
-        if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
-            self._recover(failure)
-            failure = None  # its traceback holds this frame
 
     def _turn(self) -> None:
         for row in [row for row in self._waiting if row.is_cancelled]:
