@@ -353,15 +353,15 @@ class Engine:
         free = source if is_continued else self._prefixes.oldest(range(slot, slots.slots))
         assert free is not None
         if free != slot and slot in self._prefixes:
-            slots.copy(slot, free, self._prefixes.tokens(slot))
+            slots.copy(slot, free, len(self._prefixes[slot].ids))
             self._prefixes.exchange(slot, free)
         length = len(row.prompt.ids)
         begin, padding = cached if source == slot == free else 0, max(prefill.batch.new) - prefill.batch.new[number]
         slots.fill(slot, prefill.cache, number, length, begin, padding)
         slots.shifts[slot] = row.prompt.shift
-        self._prefixes.drop(slot)
+        self._prefixes.pop(slot, None)
         if self._prefix_reuse and slots.is_plain:
-            self._prefixes.hold(slot, row.prompt)
+            self._prefixes[slot] = row.prompt
         row.cached_tokens = cached if not row.ids else row.cached_tokens
         row.joined_at = time.perf_counter()
 
@@ -421,10 +421,10 @@ class Engine:
         self._most_tokens *= _GROWTH
         slots, slot, last = self._decoder.slots, self._running.index(row), len(self._running) - 1
         if not row.is_sound:
-            self._prefixes.drop(slot)
+            self._prefixes.pop(slot, None)
             slots.clear(slot)  # a mask would not hide a NaN from the next row
         elif slot in self._prefixes:
-            self._prefixes.hold(slot, row.prompt.extended(row.ids[row.in_prompt : -1]))
+            self._prefixes[slot] = row.prompt.extended(row.ids[row.in_prompt : -1])
         if slot != last:
             longest = max(row.length, self._running[last].length) + 1
             slots.copy(last, slot, min(longest, slots.room), swap=slot in self._prefixes)

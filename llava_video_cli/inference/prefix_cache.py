@@ -103,11 +103,11 @@ def common_tokens(one: Prompt, other: Prompt) -> int:
     return int(differs.argmax()) if differs.any() else count
 
 
-class PrefixCache:
-    """The prompts, answers included, that slots hold from their start on. Not for several threads at a time."""
+class PrefixCache(dict[int, Prompt]):
+    """The prompts, answers included, that slots hold from their start on, by slot: the oldest first.
 
-    def __init__(self) -> None:
-        self._held: dict[int, Prompt] = {}  # the latest last
+    If a slot held something before, what it holds now is as old as that. Not for several threads at a time.
+    """
 
     def best(self, prompt: Prompt, same_media: bool) -> tuple[Prompt | None, int]:
         """Return what is held that begins with the most of the prompt's tokens, and how many: never all of them.
@@ -116,7 +116,7 @@ class PrefixCache:
         """
         least = prompt.media_end if same_media and prompt.spans else _LEAST_TOKENS
         best: tuple[Prompt | None, int] = None, 0
-        for held in self._held.values():
+        for held in self.values():
             if same_media and prompt.spans and not held.key.startswith(prompt.media_key):
                 continue
             count = min(common_tokens(held, prompt), len(prompt.ids) - 1)
@@ -126,40 +126,24 @@ class PrefixCache:
 
     def has_media(self, prompt: Prompt) -> bool:
         """Whether a slot holds all media of a prompt; in any thread, so it may have changed a moment later."""
-        return any(held.key.startswith(prompt.media_key) for held in list(self._held.values()))
+        return any(held.key.startswith(prompt.media_key) for held in list(self.values()))
 
     def slot_of(self, held: Prompt | None) -> int | None:
         """Return the slot in which this very prompt is held."""
-        return next((slot for slot, prompt in self._held.items() if prompt is held), None)
-
-    def tokens(self, slot: int) -> int:
-        """Return how many tokens a slot holds."""
-        return len(self._held[slot].ids)
-
-    def hold(self, slot: int, prompt: Prompt) -> None:
-        """Take note of what a slot holds; if it held something before, it is as old as that."""
-        self._held[slot] = prompt
-
-    def drop(self, slot: int) -> None:
-        """Forget a slot."""
-        self._held.pop(slot, None)
+        return next((slot for slot, prompt in self.items() if prompt is held), None)
 
     def oldest(self, slots: Iterable[int]) -> int:
         """Return the slot to be overwritten next: one that holds nothing, else the one that has done so for longest."""
-        ages = {slot: age for age, slot in enumerate(self._held)}
+        ages = {slot: age for age, slot in enumerate(self)}
         return min(slots, key=lambda slot: (ages.get(slot, -1), slot))
 
     def exchange(self, one: int, other: int) -> None:
         """Take note that two slots have exchanged what they hold."""
-        self._held = {{one: other, other: one}.get(slot, slot): prompt for slot, prompt in self._held.items()}
+        exchanged = {{one: other, other: one}.get(slot, slot): prompt for slot, prompt in self.items()}
+        self.clear()
+        self.update(exchanged)
 
     def keep_within(self, slots: int, room: int) -> None:
         """Forget what will not be there with so many slots of so many tokens."""
-        self._held = {slot: held for slot, held in self._held.items() if slot < slots and len(held.ids) <= room}
-
-    def __contains__(self, slot: int) -> bool:
-        return slot in self._held
-
-    def clear(self) -> None:
-        """Forget all slots."""
-        self._held.clear()
+        for slot in [slot for slot, held in self.items() if slot >= slots or len(held.ids) > room]:
+            del self[slot]

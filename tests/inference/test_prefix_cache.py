@@ -202,7 +202,7 @@ def test_tokens_in_common_are_counted_by_what_is_seen_there() -> None:
 def test_the_slot_that_is_missed_least_is_overwritten_first() -> None:
     cache = PrefixCache()
     for slot, first in ((2, 5), (0, 6), (1, 7)):
-        cache.hold(slot, Prompt([first] * 40))
+        cache[slot] = Prompt([first] * 40)
     assert cache.oldest(range(4)) == 3 and cache.oldest(range(3)) == 2 and cache.oldest(range(2)) == 0
     cache.exchange(0, 2)
     held, count = cache.best(Prompt([6] * 50), same_media=False)
