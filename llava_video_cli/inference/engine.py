@@ -347,11 +347,10 @@ class Engine:
     def _join(self, prefill: _Prefill, number: int, slot: int) -> None:
         """Give a row that is prefilled its slot; what that holds is moved to the one that is missed least."""
         slots, row, cached = self._decoder.slots, prefill.rows[number], prefill.cached[number]
-        held = prefill.sources[number] if cached else None
-        source = self._prefixes.slot_of(held)
-        is_continued = held is not None and source is not None and source >= slot and 2 * cached >= len(held.ids)
-        free = source if is_continued else self._prefixes.oldest(range(slot, slots.slots))
-        assert free is not None
+        source = self._prefixes.slot_of(prefill.sources[number])
+        free = self._prefixes.oldest(range(slot, slots.slots))
+        if source is not None and source >= slot and 2 * cached >= len(self._prefixes[source].ids):
+            free = source  # the prompt continues most of what stands there
         if free != slot and slot in self._prefixes:
             slots.copy(slot, free, len(self._prefixes[slot].ids))
             self._prefixes.exchange(slot, free)
