@@ -80,7 +80,8 @@ class Engine:
         slots: int = 1,
     ) -> None:
         self._decoder, self._vision, self._answer_bytes, self._told = decoder, vision, answer_bytes, told
-        self._stop_ids, self._prefix_reuse, self._least_slots = frozenset(stop_ids), prefix_reuse, slots
+        self._stop_ids, self._least_slots = frozenset(stop_ids), slots
+        self._prefix_reuse = prefix_reuse and decoder.slots.is_plain
         self.most_rows = _MOST_ROWS.get(decoder.device.type, _MOST_ROWS_ELSEWHERE)
         self._together_tokens = _TOGETHER_TOKENS.get(decoder.device.type, _TOGETHER_TOKENS_ELSEWHERE)
         self._asked: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
@@ -131,7 +132,7 @@ class Engine:
                 row.prepare(row)
                 if self._prefix_reuse:
                     row.prompt.media_key  # noqa: B018 - frames are hashed here, so that no step waits for it
-                if self._may_send and not (self._prefix_reuse and self._prefixes.has_media(row.prompt)):
+                if self._may_send and not self._prefixes.has_media(row.prompt):
                     row.sent = self._vision.send(span.medium for span in row.prompt.spans)
             except Exception as error:  # noqa: BLE001 - who asked gets it, whatever it is
                 self._fail(row, error)
@@ -239,7 +240,8 @@ class Engine:
         for row in self._waiting:
             if len(rows) >= places or (len(rows) + 1) * longest > most_tokens:
                 break
-            source, cached = self._source(row)
+            # the cost of one of many answers should not depend on which video came before
+            source, cached = self._prefixes.best(row.prompt, same_media=row.prompt.is_whole or not row.in_pieces)
             if rows and not self._goes_with(prefill, row, cached, most_tokens):
                 continue
             if self._size([*rows, row]) is None:
@@ -253,21 +255,14 @@ class Engine:
         self._prefill = prefill if rows else None
         return bool(rows)
 
-    def _source(self, row: Row) -> tuple[Prompt | None, int]:
-        """Return the held prompt that the row's one may begin with, and how many of its tokens."""
-        if not self._prefix_reuse or not self._decoder.slots.is_plain:
-            return None, 0
-        # the cost of one of many answers should not depend on which video came before
-        return self._prefixes.best(row.prompt, same_media=row.prompt.is_whole or not row.in_pieces)
-
     def _goes_with(self, prefill: _Prefill, row: Row, cached: int, most_tokens: int) -> bool:
         """Whether a row is computed together with others, so many tokens with the padding at most."""
         rows = list(zip((*prefill.rows, row), (*prefill.cached, cached), strict=True))
         new = [len(each.prompt.ids) - start for each, start in rows]
         is_even = len({start for _, start in rows}) == 1
         is_whole = any(each.prompt.is_whole and each.prompt.media_end > start for each, start in rows)
-        is_shared = any(other.prompt.key.startswith(row.prompt.media_key) for other in prefill.rows)
-        if is_whole or (is_shared and self._prefix_reuse and row.prompt.media_end > cached):  # of what others compute
+        waits = self._prefix_reuse and row.prompt.media_end > cached  # if others compute the same media
+        if is_whole or (waits and any(other.prompt.key.startswith(row.prompt.media_key) for other in prefill.rows)):
             return False
         is_alike = is_even and len({*new}) == 1
         may_differ = self._decoder.slots.is_plain and not any(each.choices for each, _ in rows)
@@ -359,7 +354,7 @@ class Engine:
         slots.fill(slot, prefill.cache, number, length, begin, padding)
         slots.shifts[slot] = row.prompt.shift
         self._prefixes.pop(slot, None)
-        if self._prefix_reuse and slots.is_plain:
+        if self._prefix_reuse:
             self._prefixes[slot] = row.prompt
         row.cached_tokens = cached if not row.ids else row.cached_tokens
         row.joined_at = time.perf_counter()

@@ -12,6 +12,7 @@ from fakes import events, joined
 from scenes import OTHER, STILL, VIDEO, checkpoint, moving_square
 
 from llava_video_cli import Frames, Generation, Loading, Picture, Request, Turn, join, open_model
+from llava_video_cli.inference import prefix_cache
 from llava_video_cli.inference.decode_step import Decoder, PromptBatch
 from llava_video_cli.inference.video_model import VideoModel
 
@@ -56,6 +57,22 @@ def test_every_answer_is_the_same_as_alone(model: VideoModel) -> None:
         assert (got.text, got.finish_reason) == (answer.text, answer.finish_reason)
         assert got.usage.generated_tokens == answer.usage.generated_tokens <= MIXED[number].generation.max_new_tokens
     assert [answer.text for answer in model.answer_all(MIXED)] == [answer.text for answer in alone]
+
+
+def test_frames_are_hashed_only_to_be_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    number_of = prefix_cache.number_of
+
+    def noted(image: Any, kind: str) -> int:
+        hashed.append(kind)
+        return number_of(image, kind)
+
+    monkeypatch.setattr(prefix_cache, "number_of", noted)
+    requests = [asked(text, video) for video in (moving_square(2), moving_square(3)) for text in ("Why?", "Who?")]
+    open_model("demo", Loading(prefix_reuse=False)).answer_all(requests)
+    assert not hashed
+    open_model("demo").answer_all(requests)
+    assert hashed == ["frame auto"] * 5, "of each video once"
 
 
 def test_questions_of_unequal_length_are_computed_together(vicuna: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
