@@ -169,9 +169,7 @@ def ends_in_repetition(ids: Sequence[int]) -> bool:
     """Return whether the ids end in one block of tokens, repeated."""
     for length in range(1, _LONGEST_BLOCK_TOKENS + 1):
         span = max(_LEAST_REPEATS * length, _LEAST_REPEATED_TOKENS)
-        if len(ids) < span:
-            continue
         tail = ids[-span:]
-        if all(tail[i] == tail[i + length] for i in range(span - length)):
+        if len(tail) == span and tail[length:] == tail[:-length]:
             return True
     return False
