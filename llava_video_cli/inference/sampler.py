@@ -44,8 +44,8 @@ class Sampler:
         self.top_k, self.top_p, self.min_p = generation.top_k, generation.top_p, generation.min_p
         self._processors = _processors(generation, config, stop_ids, len(ids), device)
         self._ids = torch.tensor([ids] if self._processors else [[]], dtype=torch.int64, device=device)
-        self._prompt_ids, self._random = self._ids, random.Random(generation.seed)
-        self._begin = self._random.getstate() if self.temperature else None
+        self._prompt_ids, self._seed = self._ids, generation.seed
+        self._random = random.Random(self._seed)
         self.top_logprobs = logprobs
         self.logprobs: list[Sequence[tuple[int, float]]] = []  # of each token, and of the likeliest in its place
 
@@ -53,10 +53,9 @@ class Sampler:
         """Begin anew behind these new tokens, whatever was taken since; a constraint takes them by itself."""
         if self._processors:
             self._ids = torch.cat([self._prompt_ids, self._prompt_ids.new_tensor([new_ids])], dim=1)
-        if self._begin is not None:
-            self._random.setstate(self._begin)
-            for _ in new_ids:
-                self._random.random()
+        self._random = random.Random(self._seed)
+        for _ in new_ids:
+            self._random.random()
         del self.logprobs[len(new_ids) :]
 
     @property
