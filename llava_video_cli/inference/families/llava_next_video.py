@@ -12,8 +12,6 @@ from ...errors import ModelError
 from ...prompt.budget import Budget, too_long
 from ...prompt.chat_template import IMAGE, VIDEO, render
 from ...prompt.continuation import Choices, answer_tokens, beginnings, read_choices
-from ...video.fit import FrameResize
-from ..decode_step import InputSource
 from ..detokenizer import hidden_ids
 from ..loader import Loaded
 from ..prefix_cache import Prompt, Span
@@ -26,13 +24,10 @@ class LlavaPrompts:
 
     def __init__(self, name: str, loaded: Loaded, prefix_reuse: bool) -> None:
         self.tokenizer, self.reuses = Tokenizer(name, loaded), prefix_reuse
-        self._name, self._checkpoint, self._vision = name, loaded.checkpoint, Vision(loaded)
+        self._name, self._checkpoint, self.source = name, loaded.checkpoint, Vision(loaded)
+        self.hidden_ids = hidden_ids(self.tokenizer.own, loaded.checkpoint)
+        self.shrink = self.source.shrink
         self._known: WeakKeyDictionary[Request, tuple[list[int], Choices | None, Budget]] = WeakKeyDictionary()
-
-    @property
-    def hidden_ids(self) -> frozenset[int]:
-        """The special tokens that are no part of an answer's text."""
-        return hidden_ids(self.tokenizer.own, self._checkpoint)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -43,16 +38,6 @@ class LlavaPrompts:
             "pool_stride": checkpoint.rates.pool_stride,
             "pool_mode": checkpoint.pool_mode,
         }
-
-    @property
-    def shrink(self) -> FrameResize:
-        """Makes frames what the vision tower takes, uint8 (side, side, 3), resized as the processor does it."""
-        return self._vision.shrink
-
-    @property
-    def source(self) -> InputSource:
-        """The vision tower."""
-        return self._vision
 
     def render(self, turns: Sequence[Turn]) -> str:
         """Return the text of a conversation, with the start of the next answer."""
