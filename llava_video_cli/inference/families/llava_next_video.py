@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,8 +85,6 @@ class LlavaPrompts:
         places = [at for at, token in enumerate(ids) if token in marks]
         if len(places) != sum(counts):
             raise ModelError(f"the prompt has {len(places)} placeholders for {sum(counts)} features")
-        spans, begin = [], 0
-        for medium, count in zip(request.media, counts, strict=True):
-            spans.append(Span(places[begin], places[begin + count - 1] + 1, medium))
-            begin += count
+        ends = zip(request.media, counts, accumulate(counts), strict=True)
+        spans = (Span(places[end - count], places[end - 1] + 1, medium) for medium, count, end in ends)
         return Prompt(ids, tuple(spans)), choices
