@@ -96,7 +96,6 @@ class Answers:
             return
         while self._read and len(self._cancels) < most:
             ready = self._read.pop(0)
-            self._cancels[ready] = lambda: None  # the answer may come at once
             self._cancels[ready] = self._model.submit(ready.question.request, partial(self._deliver, ready), False)
 
     def _deliver(self, ready: RequestRead, event: ModelEvent) -> None:
