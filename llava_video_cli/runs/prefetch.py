@@ -149,10 +149,10 @@ class ReadAhead:
         with self._changed:
             return bool(self._tasks)
 
-    def post(self, answered: Answered) -> None:
-        """Queue an answer between what is read; in any thread."""
+    def post(self, event: RequestRead | JobEnded | Answered) -> None:
+        """Queue what is read, or an answer; in any thread."""
         with self._changed:
-            self._events.append(answered)
+            self._events.append(event)
             self._changed.notify_all()
 
     def next(self, timeout_seconds: float) -> RequestRead | JobEnded | Answered | None:
@@ -210,8 +210,7 @@ class ReadAhead:
                 if task.number not in self._tasks:
                     return  # given up: another thread has taken this one's place
                 del self._tasks[task.number]
-                self._events.append(JobEnded(task.number, task.job, task.count, error))
-                self._changed.notify_all()
+                self.post(JobEnded(task.number, task.job, task.count, error))
 
     def _begin(self) -> _ReadTask | None:
         with self._changed:
@@ -233,11 +232,10 @@ class ReadAhead:
             if task.number not in self._tasks:
                 return False
             task.touched = time.monotonic()
-            self._events.append(RequestRead(task.number, question, task.count))
-            task.count += 1
             self._held += question.bytes
             self._count += 1
-            self._changed.notify_all()
+            self.post(RequestRead(task.number, question, task.count))
+            task.count += 1
             return True
 
     def _has_room(self, question: JobRequest) -> bool:
@@ -253,5 +251,5 @@ class ReadAhead:
         for task in [task for task in self._tasks.values() if task.touched < late]:
             del self._tasks[task.number]
             error = MediaError(f"{task.job.name}: given up after {seconds:g} seconds: its decoder hangs")
-            self._events.append(JobEnded(task.number, task.job, task.count, error))
+            self.post(JobEnded(task.number, task.job, task.count, error))
             self._start_worker()
