@@ -19,6 +19,7 @@ from .vision import SentPixels
 # An answer ends when it repeats a block of up to 48 tokens, at least 6 times and over at least 64 tokens.
 _LEAST_REPEATS, _LEAST_REPEATED_TOKENS, _LONGEST_BLOCK_TOKENS = 6, 64, 48
 _CHECK_EVERY_TOKENS = 16
+_LEAVE_SECONDS = 2.0  # how long a reader that leaves waits for the step under way; a prefill on a CPU may take minutes
 
 
 class NotFiniteError(ArithmeticError):
@@ -86,6 +87,11 @@ class Row:
     def cancel(self) -> None:
         """End it without a further word; in any thread."""
         self.is_cancelled = True
+
+    def leave(self) -> None:
+        """End it as a reader that leaves does: the device should be free then."""
+        self.cancel()
+        self.has_left.wait(_LEAVE_SECONDS)
 
     def put_back(self) -> None:
         """Let it begin once more, behind the tokens that were read."""

@@ -33,8 +33,6 @@ from .row import NotFiniteError, Row
 from .sampler import Sampler
 from .tokenizer import Tokenizer
 
-_LEAVE_SECONDS = 2.0  # how long a reader that leaves waits for the step under way; a prefill on a CPU may take minutes
-
 
 class Prompts(Protocol):
     """From requests to prompts, as a family has it."""
@@ -207,17 +205,7 @@ class VideoModel:
 
         Raises what `submit` delivers.
         """
-
-        def submit(request: Request, deliver: Callable[[Event], None], in_pieces: bool) -> Callable[[], None]:
-            row = self._submit(request, deliver, in_pieces)
-
-            def leave() -> None:
-                row.cancel()
-                row.has_left.wait(_LEAVE_SECONDS)  # the device should be free when the iterator has ended
-
-            return leave
-
-        return streamed(submit, request)
+        return streamed(lambda *asked: self._submit(*asked).leave, request)
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers in the requests' order; raises what `submit` delivers for any of them."""
