@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 from ..checkpoint.files import tokenizer_errors
@@ -31,15 +31,10 @@ class Tokenizer:
             ids: list[int] = self.own(text, add_special_tokens=not has_opening)["input_ids"]
         return ids
 
-    def decoder(self, hidden: frozenset[int]) -> Callable[[list[int]], str]:
-        """Return what makes text of ids, without those that are hidden."""
-        tokenizer = self.own
-
-        def decode(ids: list[int]) -> str:
-            text: str = tokenizer.decode([token for token in ids if token not in hidden], skip_special_tokens=False)
-            return text
-
-        return decode
+    def decode(self, ids: list[int], hidden: frozenset[int]) -> str:
+        """Return the text of ids, without those that are hidden."""
+        text: str = self.own.decode([token for token in ids if token not in hidden], skip_special_tokens=False)
+        return text
 
     @cached_property
     def tokens(self) -> Sequence[bytes]:

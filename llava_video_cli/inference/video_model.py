@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +93,8 @@ class VideoModel:
         kind = ProcessorPrompts if is_generic(config) else LlavaPrompts
         self.prompts: Prompts = kind(name, loaded, prefix_reuse)
         self._stop_ids = stop_ids(self._model.generation_config, self._model.config, self.prompts.tokenizer.own)
-        self.decode = self.prompts.tokenizer.decoder(self.prompts.hidden_ids | {*self._stop_ids})
+        hidden = self.prompts.hidden_ids | {*self._stop_ids}
+        self.decode: Callable[[list[int]], str] = partial(self.prompts.tokenizer.decode, hidden=hidden)
         self._device = self._model.get_input_embeddings().weight.device
         self._engine = Engine(
             Decoder(self._model, capture),
