@@ -126,11 +126,9 @@ def _read(videos: Sequence[InputVideo], resize: FrameResize, context: StageConte
         while not prefetch.drained:
             event = prefetch.next(1.0)
             if isinstance(event, RequestRead):
-                before = waiting.get(event.number)
-                if before:
-                    yield before
-                number = before.number + 1 if before else 0
-                waiting[event.number] = VideoMessage(videos[event.number], number, event.question)
+                if event.number in waiting:
+                    yield waiting[event.number]
+                waiting[event.number] = VideoMessage(videos[event.number], event.place, event.question)
                 prefetch.release(event.question)
             elif isinstance(event, JobEnded):
                 last = waiting.pop(event.number, VideoMessage(videos[event.number]))
