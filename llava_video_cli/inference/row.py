@@ -121,17 +121,16 @@ class Row:
             return self._chosen(at)
         self._hold_logprobs(len(ids))
         self.written += len(ids)
-        text = self.text.push(ids)
+        self.held_text += self.text.push(ids)
         if reason is None and not self.text.is_stopped:
-            self.held_text += text
-            if not (self.in_pieces and text):
+            if not (self.in_pieces and self.held_text):
                 return None
+            text, self.held_text = self.held_text, ""
             logprobs, self.held_logprobs = tuple(self.held_logprobs), []
             return Chunk(text, logprobs=logprobs)
-        text += self.text.finish()
-        whole = text if self.in_pieces else self.held_text + text
+        text = self.held_text + self.text.finish()
         reason = "stop" if self.text.is_stopped else reason
-        return Chunk(whole, reason, self._usage(self.written, at), logprobs=tuple(self.held_logprobs))
+        return Chunk(text, reason, self._usage(self.written, at), logprobs=tuple(self.held_logprobs))
 
     def _chosen(self, at: float) -> Chunk:
         assert self.choices is not None and self.logprobs is not None, "the prefill computes them"
