@@ -83,7 +83,7 @@ class Vision:
         What was `sent` is not copied again. Raises `ModelError` if they are not as many as the prompt has places for.
         """
         media = list(media)
-        parts: dict[Media, list[torch.Tensor]] = {medium: [] for medium in media}
+        parts = {each: [self._picture(each)] if isinstance(each, Picture) else [] for each in dict.fromkeys(media)}
         videos = [medium for medium in parts if isinstance(medium, Frames)]
         for chunk in chunks([len(video.images) for video in videos], FRAMES_AT_ONCE):
             pixels = torch.cat([self._pixels(videos[number], frames, sent) for number, frames in chunk])
@@ -91,11 +91,7 @@ class Vision:
             features = _checked(self._features("video", pixel_values=pixels[None]), sum(counts))
             for (number, _), part in zip(chunk, torch.split(features, counts), strict=True):
                 parts[videos[number]].append(part)
-        encoded = {
-            medium: self._picture(medium) if isinstance(medium, Picture) else torch.cat(parts[medium])
-            for medium in parts
-        }
-        return [encoded[medium] for medium in media]
+        return [torch.cat(parts[medium]) for medium in media]
 
     def inputs(
         self, decoder: Decoder, prompts: Sequence[Prompt], batch: PromptBatch, sent: Mapping[Media, SentPixels]
