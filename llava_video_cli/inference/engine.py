@@ -189,12 +189,11 @@ class Engine:
         # which token comes next may hang on the last one
         runs_ahead = self._decoder.runs_ahead and not any(row.sampler.constraint for row in self._running)
         if not runs_ahead:
-            self._read(len(self._unread))
-        count = len(self._unread)
-        if any(row.sampled < row.limit for row in self._running):
+            self._read()
+        has_more = any(row.sampled < row.limit for row in self._running)
+        if has_more:
             self._step()
-            count += not runs_ahead
-        self._read(count)
+        self._read(left=int(has_more and runs_ahead))
         if not self._running:
             self._unread.clear()  # rows hold the model, which would keep this thread
 
@@ -386,9 +385,9 @@ class Engine:
             row.sampled += 1
         self._unread.append((rows, memory.copy_to_host(checked_ids)))
 
-    def _read(self, count: int) -> None:
-        """Wait for the tokens of the oldest `count` steps, and pass them on to be written; rows that end leave."""
-        for _ in range(count):
+    def _read(self, left: int = 0) -> None:
+        """Wait for tokens and pass them on to be written, until so many steps are left; rows that end leave."""
+        while len(self._unread) > left:
             rows, wait = self._unread.pop(0)
             ids, now = wait(), time.perf_counter()
             written: list[_NewTokens] = []
