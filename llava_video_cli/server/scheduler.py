@@ -115,8 +115,7 @@ class Scheduler:
         """Start nothing more: waiting requests get an error, running answers go on."""
         with self._lock:
             self._closed = True
-            waiting = list(self._waiting)
-            self._waiting.clear()
+            waiting, self._waiting = self._waiting, deque()
         for ticket in waiting:
             ticket.deliver(_shutting_down())
 
