@@ -88,7 +88,7 @@ class VideoModel:
         conversations: int = 1,
     ) -> None:
         config = loaded.model.config.to_dict()
-        self.name, self.family = name, family_of(config)
+        self.name, self.family, self.notes = name, family_of(config), loaded.notes
         self._loaded, self._revision, self._model = loaded, revision, loaded.model
         kind = ProcessorPrompts if is_generic(config) else LlavaPrompts
         self.prompts: Prompts = kind(name, loaded, prefix_reuse)
@@ -113,11 +113,6 @@ class VideoModel:
         """Load a checkpoint's folder; raises `ModelError` or `UsageError`."""
         loaded, revision = load(folder, loading, name), revision_of(folder)
         return cls(name, loaded, revision, loading.prefix_reuse, conversations=loading.conversations)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about how it was loaded."""
-        return self._loaded.notes
 
     @property
     def reasons(self) -> dict[str, str]:
