@@ -26,7 +26,7 @@ class Sampler:
     """What picks a row's tokens: greedy at temperature 0, else sampled by temperature, top-k, top-p and min-p.
 
     `ids` are those of the prompt. What the checkpoint's own generation config forbids is forbidden
-    here, too, by transformers' own processors. `constraint` decides which tokens may come next. `logprobs` is
+    here, too, by transformers' own `processors`. `constraint` decides which tokens may come next. `logprobs` is
     how many of the likeliest tokens are noted with each one; None notes nothing.
     """
 
@@ -42,8 +42,8 @@ class Sampler:
     ) -> None:
         self.temperature, self.constraint = generation.temperature, constraint
         self.top_k, self.top_p, self.min_p = generation.top_k, generation.top_p, generation.min_p
-        self._processors = _processors(generation, config, stop_ids, len(ids), device)
-        self._ids = torch.tensor([ids] if self._processors else [[]], dtype=torch.int64, device=device)
+        self.processors = _processors(generation, config, stop_ids, len(ids), device)
+        self._ids = torch.tensor([ids] if self.processors else [[]], dtype=torch.int64, device=device)
         self._prompt_ids, self._seed = self._ids, generation.seed
         self._random = random.Random(self._seed)
         self.top_logprobs = logprobs
@@ -51,17 +51,12 @@ class Sampler:
 
     def restart(self, new_ids: Sequence[int]) -> None:
         """Begin anew behind these new tokens, whatever was taken since; a constraint takes them by itself."""
-        if self._processors:
+        if self.processors:
             self._ids = torch.cat([self._prompt_ids, self._prompt_ids.new_tensor([new_ids])], dim=1)
         self._random = random.Random(self._seed)
         for _ in new_ids:
             self._random.random()
         del self.logprobs[len(new_ids) :]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it takes the likeliest token of the logits as they are."""
-        return not self.temperature and not self._processors
 
     def draw(self) -> float:
         """Return the next random number of the row, in [0, 1)."""
@@ -69,12 +64,12 @@ class Sampler:
 
     def process(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores of the row, float32 (1, vocabulary), with penalties and without what is forbidden."""
-        processed: torch.Tensor = self._processors(self._ids, scores) if self._processors else scores
+        processed: torch.Tensor = self.processors(self._ids, scores)
         return processed
 
     def take(self, new_id: torch.Tensor) -> None:
         """Take note of the row's new token, int64 (1)."""
-        if self._processors:
+        if self.processors:
             self._ids = torch.cat([self._ids, new_id[None]], dim=1)
 
 
@@ -86,7 +81,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Sampler]) -> tuple[torch.Tensor,
     """
     scores = unchanged = logits.float()
     is_finite = scores.sum(dim=-1).isfinite()
-    if not all(row.is_plain for row in rows):
+    if any(row.processors for row in rows):
         scores = torch.cat([row.process(scores[at : at + 1]) for at, row in enumerate(rows)])
     if any(row.constraint for row in rows):
         scores = scores.masked_fill(~_allowed(rows, scores.shape[1], scores.device), -torch.inf)
