@@ -15,7 +15,7 @@ from ..model import Event as ModelEvent
 from ..model import Model, results
 from ..video import Resize
 from ..video.limits import Limits, cores
-from .prefetch import Answered, Job, JobEnded, ReadAhead, RequestRead
+from .prefetch import Answered, Job, JobEnded, JobRequest, ReadAhead, RequestRead, Result
 from .record import Failure, Record
 
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
@@ -71,7 +71,7 @@ class Answers:
         self._read: list[RequestRead] = []  # that the model does not have yet
         self._read_at = 0.0  # when the first of them came
         self._cancels: dict[RequestRead, Callable[[], None]] = {}  # of those that it has
-        self._results: dict[int, list[Answered]] = {}
+        self._results: dict[int, dict[int, tuple[JobRequest, Result]]] = {}  # by job and place, without the media
         self._ended: dict[int, JobEnded] = {}
 
     def outcomes(self) -> Iterator[Record | Failure]:
@@ -122,13 +122,13 @@ class Answers:
             del self._cancels[event.read]
             if not isinstance(event.result, Answer | ModelError):
                 raise event.result  # of the whole run, as that of a server that is gone
-            self._results.setdefault(event.read.number, []).append(event)
+            results = self._results.setdefault(event.read.number, {})
+            results[event.read.place] = event.read.question.without_media, event.result
 
     def _finished(self) -> Iterator[Record | Failure]:
         for number in [number for number, ended in self._ended.items() if self._is_done(ended)]:
-            ended, results = self._ended.pop(number), self._results.pop(number, [])
-            results.sort(key=lambda each: each.read.place)
-            yield from ended.job.outcomes([each.without_media for each in results], ended.error)
+            ended, results = self._ended.pop(number), self._results.pop(number, {})
+            yield from ended.job.outcomes([results[place] for place in range(ended.count)], ended.error)
 
     def _await_ends(self) -> None:
         """Learn which of the jobs that are answered so far have no further questions: readers tell a moment later."""

@@ -90,12 +90,6 @@ class Answered:
     read: RequestRead
     result: Answer | Exception
 
-    @property
-    def without_media(self) -> tuple[JobRequest, Result]:
-        """The question without its media, and the answer or the error."""
-        assert isinstance(self.result, Answer | LlvidError)
-        return self.read.question.without_media, self.result
-
 
 @dataclass(frozen=True, eq=False)
 class JobEnded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from answering import Answering
 from llava_video_cli import Answer, Budget, Chunk, Generation, MediaError, Picture, Request, Turn, Usage
 from llava_video_cli.errors import LlvidError, OutOfMemoryError
 from llava_video_cli.runs.answers import RunPace, run
-from llava_video_cli.runs.prefetch import JobRequest, ReadAhead, RequestRead, Result
+from llava_video_cli.runs.prefetch import FEWEST_REQUESTS, JobRequest, ReadAhead, RequestRead, Result
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.video import Resize
 from llava_video_cli.video.fit import FrameInput, FrameResize
@@ -103,6 +104,26 @@ def split(outcomes: Iterable[Record | Failure]) -> tuple[dict[str, int], dict[st
         else:
             failed[values["video_path"]] = values["error"]
     return done, failed
+
+
+def test_media_are_given_back_with_their_answer() -> None:
+    """A film's windows are questions of one job: the frames of those that were answered are not kept until its end."""
+    pictures: weakref.WeakSet[Picture] = weakref.WeakSet()
+    most = 0
+
+    @dataclass
+    class Film(Entry):
+        def questions(self, shrink: Resize, limits: Limits) -> Iterator[JobRequest]:
+            nonlocal most
+            for question in super().questions(shrink, limits):
+                pictures.update(medium for medium in question.request.media if isinstance(medium, Picture))
+                yield question
+                most = max(most, len(pictures))
+
+    count = 4 * FEWEST_REQUESTS
+    done, failed = split(run([Film("film", list(map(str, range(count))))], Echo(), workers=1))
+    assert (done, failed) == ({"film": count}, {})
+    assert most <= FEWEST_REQUESTS + 10, "those that wait, and some under way"
 
 
 def test_every_job_comes_to_something_once() -> None:
