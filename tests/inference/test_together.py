@@ -100,14 +100,14 @@ def test_questions_of_unequal_length_are_computed_together(vicuna: VideoModel, m
 
 
 def test_each_answer_has_its_own_end_and_usage(vicuna: VideoModel) -> None:
-    requests = [asked(f"{tokens} words?", max_new_tokens=tokens) for tokens in (30, 4, 60, 8)]
+    requests = [asked(f"{tokens} words?", max_new_tokens=tokens) for tokens in (150, 4, 300, 8)]
     pieces = list(events(vicuna, requests))
     assert [number for number, chunk in pieces if chunk.usage] == [1, 3, 0, 2], "in the order of their ends"
     for number in range(4):
         mine = [chunk for at, chunk in pieces if at == number]
         assert all(chunk.usage is None and chunk.finish_reason is None for chunk in mine[:-1]) and len(mine) > 1
     usages = [joined(pieces)[number].usage for number in (1, 3, 0, 2)]
-    assert [usage.generated_tokens for usage in usages] == [4, 8, 30, 60]
+    assert [usage.generated_tokens for usage in usages] == [4, 8, 150, 300]
     assert all(0 < usage.first_token_seconds < usage.total_seconds for usage in usages)
 
 
