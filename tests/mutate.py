@@ -1,10 +1,14 @@
-"""Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N]`.
+"""Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N] [--pictures] [--keep FOLDER]`.
 
 Bits are flipped, pieces cut out, doubled or swapped, boxes swapped, and numbers in headers made absurd; or the pictures
 stay as they are, and the container says something wrong of them: keyframe flags, second boxes, colours, sizes. Every
 file has to give frames or a MediaError that names it once, in time, with all its handles closed. A frame that is none
-of the pictures of a full decode is counted as wrong, unless a note or the full decode says that something is broken.
-The last line is one JSON document.
+of the pictures of a full decode is counted as wrong, unless a note says that something is broken. With `--keep`, each
+such file is copied to the folder, as `SEED-NUMBER` and the suffix of its kind. The last line is one JSON document.
+
+With `--pictures`, the containers are whole, and only coded pictures are damaged, of clips so large that decoders share
+the work. Each is read on one core, and twice on two. A picture of the whole clip is right as well: behind damage, a
+full decode may lose more than one that begins at the next keyframe.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import struct
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +39,10 @@ from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
 
 LIMITS = Limits(seconds=4.0, pixels=4096 * 2304, bytes=2**28)
+LONG = 60  # pictures of a large clip
 ABSURD = (0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 HARMLESS = ("used once", "keyframe", "no movement")  # notes on the sampling, not on the file
+WRONG = ("wrong", "frames that differ from run to run")
 BOXES = (b"mvhd", b"tkhd", b"mdhd", b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"stss", b"elst", b"avc1", b"vp09",
          b"moof", b"tfhd", b"trun", b"avih", b"strh", b"strf", b"idx1", b"avcC", b"hdlr", b"stsd", b"colr", b"edts",
          b"dref", b"mp4v")  # fmt: skip
@@ -41,10 +50,10 @@ PARENTS = {b"moov": 8, b"trak": 8, b"edts": 8, b"mdia": 8, b"minf": 8, b"dinf": 
            b"avc1": 86, b"mp4v": 86}  # fmt: skip
 
 
-def seeds(folder: Path) -> list[bytes]:
+def seeds(folder: Path) -> list[Path]:
     """One small file of each kind."""
     x264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
-    made = [
+    return [
         make_clip(folder / "plain.mp4", **x264),
         make_clip(folder / "late.mkv", [k + 50 for k in range(24)], **x264),
         make_clip(folder / "variable.mp4", [0, 40, 90, 200, 240, 700], Fraction(1, 1000), **x264),
@@ -67,7 +76,57 @@ def seeds(folder: Path) -> list[bytes]:
         make_indexed(folder / "palette.mov", "smc"),
         make_clip(folder / "thin.mkv", codec="mjpeg", size=(16, 1500)),
     ]
-    return [path.read_bytes() for path in made]
+
+
+def large(folder: Path) -> list[Path]:
+    """One file of each codec that takes more than one decoder."""
+    size: dict[str, Any] = {"stamps": range(LONG), "size": (320, 192)}
+    x264: dict[str, Any] = size | {"preset": "ultrafast", "qp": "2"}
+    x265: dict[str, Any] = size | {"codec": "libx265", "preset": "ultrafast"}
+    older: dict[str, Any] = size | {"qmin": "1", "qmax": "1", "b": "50M", "g": "12"}
+    return [
+        make_clip(folder / "cavlc.mp4", g="12", bf="2", **x264),
+        make_clip(folder / "cabac.mkv", g="12", bf="2", coder="cabac", **x264),
+        make_clip(folder / "slices.mp4", g="20", bf="0", slices="4", **x264),
+        make_clip(folder / "one_gop.mp4", g="250", bf="2", coder="cabac", **x264),
+        make_clip(folder / "open.ts", g="12", bf="2", **x264 | {"x264-params": "open-gop=1"}),
+        make_clip(folder / "refresh.mkv", g="12", bf="0", **x264 | {"intra-refresh": "1"}),
+        make_clip(folder / "hevc.mp4", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0:open-gop=0"}),
+        make_clip(folder / "hevc_open.mkv", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0"}),
+        make_clip(folder / "hevc_slices.mp4", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0:slices=3"}),
+        make_clip(folder / "vp9.webm", codec="libvpx-vp9", deadline="realtime", crf="0", b="9M", g="12", **size),
+        make_clip(folder / "vp8.webm", codec="libvpx", deadline="realtime", qmin="0", qmax="2", b="9M", g="12", **size),
+        make_clip(folder / "av1.mp4", codec="libsvtav1", preset="12", crf="2", g="12", **size),
+        make_clip(folder / "mpeg2.ts", codec="mpeg2video", bf="2", **older),
+        make_clip(folder / "mpeg1.mpg", codec="mpeg1video", bf="2", **older),
+        make_clip(folder / "mpeg4.mp4", codec="mpeg4", bf="2", **older),
+        make_clip(folder / "packed.avi", codec="mpeg4", bf="0", **older),
+        make_clip(folder / "wmv.asf", codec="wmv2", **older),
+        make_clip(folder / "microsoft.avi", codec="msmpeg4", **older),
+        make_clip(folder / "h263.avi", codec="h263p", **older),
+        make_clip(folder / "jpeg.mov", codec="mjpeg", **older),
+        make_clip(folder / "ffv1.mkv", codec="ffv1", **size),
+        make_clip(folder / "prores.mov", codec="prores_ks", **size),
+    ]
+
+
+def with_damaged_pictures(path: Path, draw: random.Random) -> bytes:
+    """A copy of the file with flipped bits, overwritten bytes or zeros in some of its packets."""
+    damaged = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos]
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        at, size = draw.choice(packets)
+        size = min(size, len(damaged) - at)
+        start = at + draw.randrange(size)
+        length = min(draw.choice((1, 40, size)), at + size - start)
+        kind = draw.randrange(4)
+        if kind == 0:
+            for _ in range(draw.choice((1, 3, 30))):
+                damaged[at + draw.randrange(size)] ^= 1 << draw.randrange(8)
+        else:
+            damaged[start : start + length] = (bytes(length), b"\xff" * length, draw.randbytes(length))[kind - 1]
+    return bytes(damaged)
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
@@ -210,21 +269,31 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first file: for runs in parts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", action="store_true", help="damage only coded pictures, of large clips")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to copy the files with wrong frames")
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
-    slowest, handles, wrong = 0.0, set[int](), list[int]()
+    slowest, handles, wrong = 0.0, set[int](), dict[int, str]()
     av.logging.set_level(None)
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        originals = seeds(Path(name))
+        originals = (large if options.pictures else seeds)(Path(name))
+        damage = with_damaged_pictures if options.pictures else lambda path, draw: mutated(path.read_bytes(), draw)
+        cores = (1, 2, 2) if options.pictures else (None,)
+        whole = {path: _pictures(path) if options.pictures else frozenset() for path in originals}
         for number in range(options.first, options.first + options.files):
             draw = random.Random(f"{options.seed}/{number}")
             path = Path(name) / "damaged.bin"
-            path.write_bytes(mutated(draw.choice(originals), draw))
+            original = draw.choice(originals)
+            path.write_bytes(damage(original, draw))
             start = time.monotonic()
-            for outcome in (_read(str(path), draw), _probe(str(path))):
+            for outcome in (*_read(str(path), draw, cores, whole[original]), _probe(str(path))):
                 outcomes[outcome] += 1
-                if outcome.startswith("wrong"):
-                    wrong.append(number)
+                if outcome in WRONG:
+                    wrong[number] = f"{outcome}: {original.name}"
+                    if options.keep:
+                        shutil.copyfile(path, options.keep / f"{options.seed}-{number}{original.suffix}")
             slowest = max(slowest, time.monotonic() - start)
             handles.add(len(list(Path("/proc/self/fd").iterdir())))
     print(  # noqa: T201
@@ -242,32 +311,34 @@ def main() -> None:
     )
 
 
-def _read(path: str, draw: random.Random) -> str:
+def _read(path: str, draw: random.Random, cores: Sequence[int | None], whole: frozenset[str]) -> list[str]:
     sampling = Sampling(frames=draw.choice((1, 4, 32)), mode=draw.choice(("uniform", "endpoints", "keyframes")))
     try:
-        if draw.random() < 0.3:
+        if draw.random() < 0.3 and len(cores) == 1:
             single = iter_frames(path, sampling, limits=LIMITS)
             next(single)
             single.close()  # a reader that leaves early
-            return "left early"
-        frames = read_frames(path, sampling, limits=LIMITS)
-        told = any(not any(words in note for words in HARMLESS) for note in frames.notes)
-        return "frames with a note" if told else _compare(frames)
+            return ["left early"]
+        read = [read_frames(path, sampling, limits=replace(LIMITS, cores=count)) for count in cores]
     except MediaError as error:
         assert str(error).startswith(f"{path}: ") and str(error).count(path) == 1, error
-        return "in time" if "not read within" in str(error) else "refused"
+        return ["in time" if "not read within" in str(error) else "refused"]
+    silent = [frames for frames in read if all(any(words in note for words in HARMLESS) for note in frames.notes)]
+    told = ["frames with a note"] * (len(read) - len(silent))
+    if any(not np.array_equal(one.images, other.images) for one, other in pairwise(read)):
+        told.append("readings that differ, without a note" if silent else "readings that differ, with notes")
+    return [*told, *_compare(Path(path), silent, whole)] if silent else told
 
 
-def _compare(frames: Frames) -> str:
+def _compare(path: Path, read: list[Frames], whole: frozenset[str]) -> list[str]:
     """Look for the frames among the pictures of a full decode; the decoder may give others the next time."""
-    mine = {_unordered(image) for image in frames.images}
-    pictures, again = (
-        {each for _, each in decode_all(Path(frames.path), fingerprint=lambda frame: _unordered(stored(frame)))}
-        for _ in range(2)
-    )
-    if mine <= pictures:
-        return "frames"
-    return "wrong" if pictures == again else "frames that differ from run to run"
+    pictures, again = _pictures(path), _pictures(path)
+    wrong = WRONG[0] if pictures == again else WRONG[1]
+    return ["frames" if {*map(_unordered, frames.images)} <= pictures | whole else wrong for frames in read]
+
+
+def _pictures(path: Path) -> frozenset[str]:
+    return frozenset(each for _, each in decode_all(path, fingerprint=lambda frame: _unordered(stored(frame))))
 
 
 def _unordered(pixels: Pixels) -> str:

@@ -44,7 +44,7 @@ def main() -> None:
         for number in range(options.files):
             draw = random.Random(f"{options.seed}/{number}")
             paths.append(folder / f"damaged{number:04d}.bin")
-            paths[-1].write_bytes(mutated(draw.choice(originals), draw))
+            paths[-1].write_bytes(mutated(draw.choice(originals).read_bytes(), draw))
         jobs = [CaptionJob(str(path), task.key(path.name, path.stat()), task, settings, model.budget) for path in paths]
         handles, slowest, last = _handles(), 0.0, time.monotonic()
         for outcome in run(jobs, model, limits=Limits(seconds=20.0, pixels=4096 * 2304, bytes=2**28)):
