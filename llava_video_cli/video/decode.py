@@ -102,57 +102,98 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     opened with `err_detect=explode`, which turns its warnings into errors (of references lost by a seek, for example).
     """
     due = list(packet_range.targets)
-    window = set(index.stamps[packet_range.start : packet_range.stop].tolist())
+    stamps = index.stamps[packet_range.start : packet_range.stop]
+    window, latest = set(stamps.tolist()), int(stamps.max())
     begin = int(index.stamps[packet_range.start])
     last = begin - 1
     first = True
+    held: list[tuple[int, VideoFrame]] = []
     for frame in _decode_needed(video, index, packet_range, begin):
         video.check_size(frame.width, frame.height)  # the header may say another one
         stamp = frame.pts
-        if first and not _may_be_first(video, packet_range, frame):
-            break
+        if (first and not _may_be_first(video, packet_range, frame)) or frame.is_corrupt:
+            raise MismatchError
         first = False
-        if stamp is None or stamp <= last or stamp not in window or stamp > due[0] or frame.is_corrupt:
-            break
+        if held:
+            continue
+        if stamp is None or stamp <= last or stamp not in window or stamp > due[0]:
+            raise MismatchError
         last = stamp
         if stamp == due[0]:
+            if len(due) == 1 and stamp < latest:
+                held.append((due.pop(), frame))  # it may refer to pictures that are shown later, and are damaged
+                continue
             yield due.pop(0), frame
             del frame
             if not due:
                 return
-    raise MismatchError
+    if not held:
+        raise MismatchError
+    yield from held
 
 
 def decode_range_strictly(
-    video: OpenVideo, index: PacketIndex, packet_range: PacketRange
+    video: OpenVideo, index: PacketIndex, packet_range: PacketRange, lead_in: int | None = None
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield each target of the range with its picture, and check that no picture before it is missing.
 
-    Raises MismatchError or an FFmpegError where one is.
+    With `lead_in`, an earlier packet, decoding begins there, and all of the range has to be whole. What is before the
+    range may fail, as it may refer to what is before `lead_in`; then the range has to begin with an I-frame, which
+    refers to nothing. Raises MismatchError or an FFmpegError where a picture is missing.
     """
-    _log.debug("%r is decoded again from packet %d on", video.path, packet_range.start)
+    start = packet_range.start if lead_in is None else lead_in
+    _log.debug("%r is decoded again from packet %d on", video.path, start)
     due, shown = list(packet_range.targets), index.timeline.stamps
     upcoming = bisect_left(shown, int(index.stamps[packet_range.start]))
     if upcoming == len(shown):
         raise MismatchError
     begin = int(shown[upcoming])
-    to_end = PacketRange(packet_range.start, len(index.stamps), packet_range.targets)
-    first = True
+    latest = begin if lead_in is None else int(index.stamps[packet_range.start : packet_range.stop].max())
+    held: list[tuple[int, VideoFrame]] = []
+    to_end = PacketRange(start, len(index.stamps), packet_range.targets)
+    first, may_fail, has_failed = True, lead_in is not None and not video.context.codec.intra_only, False
     for packet in _packets(video, index, to_end):
-        for frame in packet.decode():
-            if first and not _may_be_first(video, packet_range, frame):
+        may_fail = may_fail and packet.pts != index.stamps[packet_range.start]
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            if not may_fail:
+                raise
+            has_failed = True
+            continue
+        for frame in frames:
+            if first and not _may_be_first(video, to_end, frame):
                 raise MismatchError
             first = False
             if frame.pts is not None and frame.pts < begin:
+                has_failed = has_failed or frame.is_corrupt
                 continue
             if upcoming == len(shown) or frame.pts != shown[upcoming] or frame.is_corrupt:
                 raise MismatchError
+            if has_failed and frame.pict_type != PictureType.I:
+                raise MismatchError
+            has_failed = False
             upcoming += 1
-            if frame.pts == due[0]:
-                yield due.pop(0), frame
-                if not due:
-                    return
-    raise MismatchError
+            if due and frame.pts == due[0]:
+                if len(due) == 1:
+                    held.append((due.pop(), frame))
+                else:
+                    yield due.pop(0), frame
+            if held and frame.pts >= latest:
+                yield from held
+                return
+    if not held:
+        raise MismatchError
+    yield from held
+
+
+def lacks_references(video: OpenVideo, index: PacketIndex) -> bool:
+    """Return whether a file may begin with errors because it was cut out of a longer one, at a picture of H.264.
+
+    A keyframe that is no IDR picture may order changes to earlier pictures, which were cut off.
+    """
+    start = int(index.keys[0]) if len(index.keys) else 0
+    return video.codec == "h264" and not has_idr(next(_packets(video, index, PacketRange(start, start + 1, ()))))
 
 
 def _may_be_first(video: OpenVideo, packet_range: PacketRange, frame: VideoFrame) -> bool:
@@ -165,10 +206,14 @@ def _may_be_first(video: OpenVideo, packet_range: PacketRange, frame: VideoFrame
 
 @dataclass(frozen=True)
 class FullDecode:
-    """The result of decoding a whole file: when its pictures are shown, and the errors on the way."""
+    """The result of decoding a whole file: when its pictures are shown, and the errors on the way.
+
+    `is_damaged` says that the decoder marked pictures as damaged.
+    """
 
     timeline: Timeline
     broken: list[str]
+    is_damaged: bool = False
 
 
 def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDecode:
@@ -184,6 +229,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     stamps: list[int | None] = []
     keys: list[int] = []
     last_duration = delay = 0
+    is_damaged = False
     use_threads(video.context, 1)
     packets: list[_Stamps] = []
     for frame in _good_frames(video, broken, progress, packets):
@@ -192,6 +238,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         if frame.key_frame:
             keys.append(len(stamps))
         stamps.append(frame.pts)
+        is_damaged = is_damaged or frame.is_corrupt
         last_duration = frame.duration or 0
     if not stamps:
         raise no_picture(video)
@@ -209,11 +256,12 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
                 break
     if given:
         zero = sound_start(video.container, video.stream)
-        return FullDecode(make_timeline(given, last_duration, time_base, [given[key] for key in keys], zero), broken)
+        timeline = make_timeline(given, last_duration, time_base, [given[key] for key in keys], zero)
+        return FullDecode(timeline, broken, is_damaged)
     step = 1 / rate if rate else time_base
     if is_unstamped(video) and len(columns[0]) > 1 and (ticks := int(np.median(np.diff(columns[0])))) > 0:
         step = ticks * time_base
-    return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken)
+    return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken, is_damaged)
 
 
 def decode_through(

@@ -15,7 +15,15 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from .decode import DamageError, MismatchError, PacketRange, decode_range, decode_range_strictly, use_threads
+from .decode import (
+    DamageError,
+    MismatchError,
+    PacketRange,
+    decode_range,
+    decode_range_strictly,
+    lacks_references,
+    use_threads,
+)
 from .demux import OpenVideo, PacketIndex, open_video
 from .limits import cores
 from .orientation import Geometry, replace_matrix
@@ -39,6 +47,7 @@ _BITS, _CONVERSION_SECONDS, _DEEP_SECONDS = 8, 7e-10, 2.5e-9
 _HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
+_STRICT = {"err_detect": "explode"}  # each warning of the decoder becomes an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +112,14 @@ class Converter:
     """Turns decoded pictures into pixels, all of the size and the orientation of the video's first one.
 
     `decoder_options` are FFmpeg's, for pictures that need not be exact. With `collect`, the pixels are written to one
-    array, `collected`, uint8 (frames, height, width, 3): no buffers of FFmpeg wait to be copied.
+    array, `collected`, uint8 (frames, height, width, 3): no buffers of FFmpeg wait to be copied. `damaged` is set where
+    the decoder reports damage: parts of some pictures may be wrong.
     """
 
     decoder_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self) -> None:
-        self.resized = False
+        self.resized = self.damaged = False
         self.matrix: int | None = None  # a colour matrix that was replaced
         self._geometry: Geometry | None = None
         self._ready = threading.Event()
@@ -236,16 +246,25 @@ def _retry(
 ) -> Generator[DecodedFrame, None, None]:
     """Yield those of a range's pictures that are left, and remove them from the list.
 
-    The range is decoded without threads, which hide errors in their own way, then once more from the keyframe before.
+    The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
+    decoder may only lack what its first pictures refer to. If there are still errors, the range is damaged: the decoder
+    hides them, beginning where the range does, or else at the keyframe before.
     """
     before = index.keys[index.keys < packet_range.start]
-    for start in (packet_range.start, *before[-1:].tolist()):
+    earlier = int(before[-1]) if len(before) else 0
+    attempts: list[tuple[int, int | None]] = [(packet_range.start, None)]
+    if earlier < packet_range.start:
+        attempts = [(packet_range.start, earlier), *attempts, (earlier, None)]
+    for start, lead_in in attempts:
         with open_video(video.path, video.deadline) as again, suppress(MismatchError, av.error.FFmpegError):
             use_threads(again.context, 1)
-            for target, frame in decode_range_strictly(
-                again, index, PacketRange(start, packet_range.stop, tuple(left))
-            ):
+            if lead_in is not None:
+                again.context.options |= _STRICT
+            hides_errors = lead_in is None and (len(before) > 0 or not lacks_references(again, index))
+            attempted = PacketRange(start, packet_range.stop, tuple(left))
+            for target, frame in decode_range_strictly(again, index, attempted, lead_in):
                 left.remove(target)
+                converter.damaged = converter.damaged or hides_errors
                 yield converter.convert(target, target, frame)
             return
 
@@ -271,7 +290,7 @@ def _from_start(
 def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
     use_threads(video.context, threads if threads == 1 else threads + 1)  # they wait for each other at times
-    video.context.options |= {"err_detect": "explode", **options}
+    video.context.options |= {**_STRICT, **options}
 
 
 def _gains_by_a_thread(video: OpenVideo, ranges: Sequence[PacketRange]) -> bool:

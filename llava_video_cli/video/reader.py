@@ -471,7 +471,8 @@ class VideoReader(Reader):
         if self._decoded and (broken := len(self._decoded.broken)):
             packets = "1 broken packet" if broken == 1 else f"{broken} broken packets"
             notes.append(f"{packets} skipped" + ("; the nearest good frames were used" if self._replaced else ""))
-        if self._damaged and not (self._decoded and self._decoded.broken):
+        damaged = self._damaged or self._converter.damaged or (self._decoded and self._decoded.is_damaged)
+        if damaged and not (self._decoded and self._decoded.broken):
             notes.append("the decoder reports damage: parts of some frames may be wrong")
         if not (self._packets and self._packets.is_whole) and (fault := self._video.fault):
             notes.append(fault)

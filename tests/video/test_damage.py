@@ -1,0 +1,130 @@
+"""Damaged pictures: a frame that is unlike the pictures of a full decode comes with a note. Whole files get none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from clips import copy_packets, decode_all, digest, faulty, make_clip
+
+from llava_video_cli.video import Frames, read_frames
+from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.sampling import Sampling
+
+NOTE = "the decoder reports damage: parts of some frames may be wrong"
+SAMPLINGS = [Sampling(frames=count, mode=mode) for count in (1, 4, 32) for mode in ("uniform", "endpoints")]
+
+
+def packets(clip: Path) -> list[tuple[int, int]]:
+    """Where each packet begins in the file, and its size."""
+    with av.open(str(clip)) as container:
+        return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def overwrite(clip: Path, at: int, content: bytes) -> Path:
+    damaged = bytearray(clip.read_bytes())
+    damaged[at : at + len(content)] = content
+    clip.write_bytes(damaged)
+    return clip
+
+
+def are_like(frames: Frames, whole: Sequence[tuple[int | None, str]]) -> bool:
+    return {digest(image) for image in frames.images} <= {each for _, each in whole}
+
+
+def readings(clip: Path, samplings: Sequence[Sampling]) -> list[Frames]:
+    return [read_frames(clip, each, limits=Limits(cores=cores)) for each in samplings for cores in (1, 2)]
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4", "mpeg2video"])
+def test_what_a_decoder_hides_is_told(tmp_path: Path, codec: str) -> None:
+    """Where decoding begins at another picture than a full decode, it hides errors with other pictures."""
+    clip = make_clip(tmp_path / "clip.mkv", range(48), codec=codec, g="8", qmin="2", qmax="2", b="20M")
+    for number in (8, 9, 16, 24, 40):
+        at, size = packets(clip)[number]
+        overwrite(clip, at + size // 2, b"\xaa\x55" * (size // 4))
+    full, notes = decode_all(clip), set[str]()
+    for frames in readings(clip, SAMPLINGS):
+        assert frames.notes or are_like(frames, full)
+        notes |= {*frames.notes}
+    assert NOTE in notes
+
+
+def test_pictures_that_the_decoder_marks_as_damaged_are_told(tmp_path: Path) -> None:
+    """ProRes: each slice is decoded by itself, and a broken one is no error."""
+    clip = make_clip(tmp_path / "clip.mov", codec="prores_ks", size=(320, 192))
+    at, size = packets(clip)[6]
+    overwrite(clip, at + size // 4, random.Random(1).randbytes(size // 2))
+    for sampling in (Sampling(frames=24), Sampling(frames=1, start_seconds=6.1 / 24, end_seconds=6.3 / 24)):
+        assert NOTE in read_frames(clip, sampling).notes
+    assert not read_frames(clip, Sampling(frames=4, start_seconds=0.5)).notes
+
+
+@pytest.mark.parametrize("coder", ["cavlc", "cabac"])
+def test_a_picture_that_refers_to_a_damaged_one_that_is_shown_later(tmp_path: Path, coder: str) -> None:
+    """H.264 hides a slice that ends too early, and marks its picture, which comes behind those that refer to it."""
+    x264: dict[str, Any] = {"bf": "2", "g": "8", "qp": "20", "coder": coder, "x264-params": "scenecut=0:b-pyramid=0"}
+    clip = make_clip(tmp_path / "clip.mp4", preset="ultrafast", **x264)
+    whole, content, places = decode_all(clip), clip.read_bytes(), packets(clip)
+    at, size = places[9]
+    damages = [(9, place, bytes([content[at + place] ^ 0x10])) for place in range(20, size, max(1, size // 24))]
+    # no errors with cabac, and marked pictures:
+    hidden = bytes.fromhex("fe2438335bd774993dfdc52d807ff23aee31993f004e1c22f85387c2de012a16af6e4b40f1c6a1ba")
+    damages += [(4, 54, bytes(40)), (17, 84, b"\xf8"), (12, 397, hidden)]
+    told = list[bool]()
+    for number, place, damage in damages:  # here, the packet behind each is the picture of the packet's own number
+        clip.write_bytes(content)
+        overwrite(clip, places[number][0] + place, damage)
+        moment = Sampling(frames=1, start_seconds=(number + 0.1) / 24, end_seconds=(number + 0.3) / 24)
+        frames = read_frames(clip, moment)
+        assert frames.notes or are_like(frames, [*decode_all(clip), *whole])
+        told.append(NOTE in frames.notes)
+    assert sum(told) > 5 and (coder == "cavlc" or all(told[-3:]))
+
+
+def test_damage_before_a_part_that_refers_to_it(tmp_path: Path) -> None:
+    """With intra refresh, pictures refer to those before the keyframe, until all is refreshed."""
+    x264: dict[str, Any] = {"g": "12", "bf": "0", "preset": "ultrafast", "qp": "20", "intra-refresh": "1"}
+    clip = make_clip(tmp_path / "clip.mkv", range(60), **x264)
+    content, places = clip.read_bytes(), packets(clip)
+    told = 0
+    for number in range(1, 12):
+        at, size = places[number]
+        clip.write_bytes(content)
+        overwrite(clip, at + size // 2, random.Random(number).randbytes(min(60, size // 3)))
+        full = decode_all(clip)
+        for moment in range(number + 1, 36, 4):
+            frames = read_frames(clip, Sampling(frames=1, start_seconds=moment / 24, end_seconds=(moment + 0.5) / 24))
+            assert frames.notes or are_like(frames, full)
+            told += NOTE in frames.notes
+    assert told
+
+
+@pytest.mark.parametrize("name", ["refresh.mkv", "h264.ts", "mpeg2.ts", "hevc.mkv", "h263.avi", "part2.mp4"])
+@pytest.mark.parametrize("skip", [0, 5])
+def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str, skip: int) -> None:
+    """Decoders report errors, too, where a seek or a cut has lost what a picture refers to."""
+    options: dict[str, dict[str, Any]] = {
+        "refresh.mkv": {"intra-refresh": "1", "g": "12", "bf": "0"},
+        "h264.ts": {"g": "12", "x264-params": "open-gop=1:bframes=3:b-pyramid=normal:ref=4"},
+        "mpeg2.ts": {"codec": "mpeg2video", "bf": "2", "g": "12"},
+        "hevc.mkv": {"codec": "libx265", "x265-params": "keyint=12:open-gop=1:log-level=0"},
+        "h263.avi": {"codec": "h263p", "g": "12"},
+        "part2.mp4": {"codec": "mpeg4", "bf": "2", "g": "12"},
+    }
+    clip = make_clip(tmp_path / name, range(72), **options[name])
+    if skip:
+        clip = copy_packets(clip, tmp_path / f"cut_{name}", skip=skip)
+    full = decode_all(clip)
+    for frames in readings(clip, SAMPLINGS):
+        assert not any("damage" in note or "broken" in note for note in frames.notes), frames.notes
+        assert are_like(frames, full) or skip
+
+
+def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
+    for frames in readings(faulty("open_gop_h264_cut.ts"), SAMPLINGS):
+        assert not any("damage" in note or "broken" in note for note in frames.notes)
