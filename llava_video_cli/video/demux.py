@@ -58,12 +58,13 @@ _COMPARED = 64  # samples of the header's table that are compared with FFmpeg's 
 
 @dataclass(frozen=True, eq=False)
 class OpenStream(Generic[AnyStream]):
-    """An open file and one of its streams."""
+    """An open file and one of its streams. Packets of fewer than `least_bytes` are not read."""
 
     path: str
     container: InputContainer
     stream: AnyStream
     deadline: Deadline
+    least_bytes: int = field(default=1, kw_only=True)
 
     @property
     def size_bytes(self) -> int:
@@ -168,11 +169,21 @@ def open_video(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator
         context.options = {"max_pixels": str(deadline.limits.pixels_of_buffers)}
         try:
             is_probed = probe or _STAMPED.isdisjoint(container.format.name.split(","))
-            video = OpenVideo(path, container, stream, deadline, is_probed)
+            video = OpenVideo(path, container, stream, deadline, is_probed, least_bytes=_least_bytes(context))
             video.check_size(context.width, context.height)
             yield video
         except av.error.FFmpegError as error:
             raise MediaError(f"{path}: can't be read: {reason(error)}") from error
+
+
+def _least_bytes(context: VideoCodecContext) -> int:
+    """Return how many bytes each packet needs.
+
+    Where one of uncompressed pictures with a palette has fewer, FFmpeg would show what happened to be in memory.
+    """
+    if context.name != "rawvideo" or context.pix_fmt != "pal8":
+        return 1
+    return max(1, context.height * (context.width * context.bits_per_coded_sample // 8))
 
 
 def _format_of(path: str) -> str | None:
@@ -201,11 +212,13 @@ def demux_all(opened: OpenStream[AnyStream], broken: list[str]) -> Iterator[Pack
 
 def demux(opened: OpenStream[AnyStream]) -> Iterator[Packet[AnyStream]]:
     """Yield the stream's packets from the current position on, then the empty one; check the deadline meanwhile."""
+    least_bytes = opened.least_bytes
     try:
         for number, packet in enumerate(opened.container.demux(opened.stream)):
             if number % _DEADLINE_PACKETS == 0:
                 opened.deadline.left()
-            if packet.size or packet.dts is None:  # an empty one would flush the decoder too early
+            # an empty one would flush the decoder too early
+            if packet.size >= least_bytes or (packet.dts is None and not packet.size):
                 yield packet
     except IndexError:  # PyAV's, where a damaged transport stream renumbers its streams: no packet follows
         return

@@ -9,8 +9,9 @@ from typing import Any
 
 import av
 import pytest
-from clips import copy_packets, decode_all, digest, faulty, make_clip
+from clips import copy_packets, decode_all, digest, faulty, make_clip, make_indexed
 
+from llava_video_cli.errors import MediaError
 from llava_video_cli.video import Frames, read_frames
 from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
@@ -102,6 +103,15 @@ def test_damage_before_a_part_that_refers_to_it(tmp_path: Path) -> None:
             assert frames.notes or are_like(frames, full)
             told += NOTE in frames.notes
     assert told
+
+
+def test_fewer_bytes_than_a_picture_needs(tmp_path: Path) -> None:
+    """FFmpeg would show what happened to be in memory."""
+    clip = make_indexed(tmp_path / "raw.avi", "rawvideo")
+    assert not read_frames(clip, Sampling(frames=24)).notes
+    overwrite(clip, clip.read_bytes().index(b"strf") + 12, (4096).to_bytes(4, "little"))
+    with pytest.raises(MediaError, match="no frame can be decoded"):
+        read_frames(clip)
 
 
 @pytest.mark.parametrize("name", ["refresh.mkv", "h264.ts", "mpeg2.ts", "hevc.mkv", "h263.avi", "part2.mp4"])
