@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 from clips import Pixels, copy_packets, decode_all, digest, make_clip, make_indexed, stored
 
@@ -325,8 +326,9 @@ def _read(path: str, draw: random.Random, cores: Sequence[int | None], whole: fr
         return ["in time" if "not read within" in str(error) else "refused"]
     silent = [frames for frames in read if all(any(words in note for words in HARMLESS) for note in frames.notes)]
     told = ["frames with a note"] * (len(read) - len(silent))
-    if any(not np.array_equal(one.images, other.images) for one, other in pairwise(read)):
-        told.append("readings that differ, without a note" if silent else "readings that differ, with notes")
+    for words, (one, other) in zip(("one and two cores differ", "two runs differ"), pairwise(read), strict=False):
+        if not np.array_equal(one.images, other.images):
+            told.append(words + (", without a note" if silent else ", with notes"))
     return [*told, *_compare(Path(path), silent, whole)] if silent else told
 
 
@@ -338,7 +340,14 @@ def _compare(path: Path, read: list[Frames], whole: frozenset[str]) -> list[str]
 
 
 def _pictures(path: Path) -> frozenset[str]:
-    return frozenset(each for _, each in decode_all(path, fingerprint=lambda frame: _unordered(stored(frame))))
+    return frozenset(each for _, each in decode_all(path, fingerprint=_fingerprint))
+
+
+def _fingerprint(frame: av.VideoFrame) -> str:
+    try:
+        return _unordered(stored(frame))
+    except av.error.FFmpegError:  # colours that swscale refuses
+        return ""
 
 
 def _unordered(pixels: Pixels) -> str:
