@@ -35,6 +35,7 @@ from .demux import (
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
+    from av.stream import Stream
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -386,12 +387,23 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
                 needed = needed_bytes(content, sequence)
                 if needed < len(content):
                     if needed:
-                        yield from context.decode(Packet(bytes(content[:needed])))
+                        yield from context.decode(_copied(content[:needed]))
                     continue
             if disposable and stamp not in targets and _has_only(packet, disposable):
                 continue  # the decoder would skip it, too, but with a thread, which waits for the one before
             yield from context.decode(packet)
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
+
+
+def _copied(content: memoryview) -> Packet[Stream]:
+    """Return a packet with memory of FFmpeg's own.
+
+    One that holds Python's needs the interpreter to let it go: a thread of dav1d would wait for that forever while the
+    interpreter waits for the thread, to close the decoder.
+    """
+    packet = Packet(len(content))
+    packet.update(bytes(content))
+    return packet
 
 
 def has_idr(packet: Packet[VideoStream]) -> bool:

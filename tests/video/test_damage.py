@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,20 @@ def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str, skip:
 def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
     for frames in readings(faulty("open_gop_h264_cut.ts"), SAMPLINGS):
         assert not any("damage" in note or "broken" in note for note in frames.notes)
+
+
+def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
+    """A thread of dav1d would wait for the interpreter to let a packet go, and the interpreter for the thread."""
+    av1: dict[str, Any] = {"codec": "libsvtav1", "preset": "12", "crf": "2", "g": "12", "size": (320, 192)}
+    clip = make_clip(tmp_path / "clip.mp4", range(60), **av1)
+    at, size = packets(clip)[16]
+    assert size == 3  # it shows a frame that was decoded before
+    overwrite(clip, at + 2, b"\x18")
+    code = f"""
+from llava_video_cli.video import read_frames
+from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.sampling import Sampling
+for count in (4, 4, 32) * 20:
+    read_frames({str(clip)!r}, Sampling(frames=count, mode="endpoints"), limits=Limits(cores=2))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
