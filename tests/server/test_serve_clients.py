@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
@@ -218,7 +219,7 @@ def test_the_preset_has_the_system_text_unless_a_request_has_one() -> None:
 @pytest.mark.parametrize(
     ("end", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
+def test_the_program_says_when_it_is_ready_keeps_16_conversations_and_finishes_running_answers(
     end: signal.Signals, code: int, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -229,6 +230,11 @@ def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
     match = re.search(r"demo answers at (http://127\.0\.0\.1:(\d+))/v1", line)
     assert match, line
     assert announced("demo") == match[1]
+    texts = [f"{number}: {QUESTION * 4}" for number in range(16)]
+    requests = [{"messages": [message(text)], "max_tokens": 1} for text in texts]
+    usages = [_usage(match[1], values) for values in (*requests, *requests)]
+    computed = [usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] for usage in usages[16:]]
+    assert computed == [1] * 16, "of each conversation (docs/server.md), only the last token"
     body = json.dumps(
         {"messages": [message("Describe the video.", data_url(clip))], "max_tokens": 2000, "temperature": 9, "seed": 1}
     ).encode()
@@ -236,7 +242,7 @@ def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
     with socket.create_connection(("127.0.0.1", int(match[2])), timeout=60) as connection:
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         metrics = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        until(lambda: "llvid_batch_size_count 1.0" in _got(int(match[2]), metrics))
+        until(lambda: "llvid_batch_size_count 33.0" in _got(int(match[2]), metrics))
         os.kill(process.pid, end)
         answer = b""
         while more := connection.recv(65536):
@@ -246,6 +252,14 @@ def test_the_program_says_when_it_is_ready_and_finishes_running_answers(
     assert announced("demo") is None
     out, err = process.communicate()
     assert out == "" and err.splitlines() in ([], ["interrupted"])
+
+
+def _usage(url: str, values: object) -> dict[str, Any]:
+    asked = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(values).encode())
+    asked.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(asked, timeout=60) as response:
+        usage: dict[str, Any] = json.load(response)["usage"]
+    return usage
 
 
 def _got(port: int, request: str) -> str:
