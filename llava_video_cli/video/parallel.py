@@ -323,6 +323,7 @@ class _DecoderPool:
         self._video = replace(video, deadline=video.deadline.for_thread())
         self._results: list[queue.Queue[DecodedFrame | tuple[int, VideoFrame] | Exception | None]] = []
         self._jobs = deque(range(len(ranges)))
+        self._left: set[int] = set()  # ranges whose further pictures nobody fetches
         self._begun = threading.Semaphore(len(ranges))  # how many more ranges may be begun
         if most_waiting is None:  # the first range stays the first: it sets the geometry
             rest = sorted(range(1, len(ranges)), key=lambda number: -ranges[number].length)
@@ -358,6 +359,7 @@ class _DecoderPool:
                 yield self._converted(number, *item) if isinstance(item, tuple) else item
                 del item
         finally:
+            self._left.add(number)
             self._begun.release()
 
     def close(self) -> None:
@@ -402,5 +404,5 @@ class _DecoderPool:
             try:
                 return self._results[number].put(item, timeout=0.05)
             except queue.Full:
-                if self._video.deadline.stopped.is_set():
+                if self._video.deadline.stopped.is_set() or number in self._left:
                     return None

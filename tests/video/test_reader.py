@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import math
@@ -15,7 +16,7 @@ import time
 import weakref
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -29,7 +30,7 @@ from llava_video_cli.video.decode import PacketRange, checked_index, use_stamps
 from llava_video_cli.video.demux import PacketIndex, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
-from llava_video_cli.video.parallel import plan_ranges, share_cores
+from llava_video_cli.video.parallel import Converter, DecodedFrame, decode_targets, plan_ranges, share_cores
 from llava_video_cli.video.sampling import Sampling, Timeline
 
 X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
@@ -144,6 +145,38 @@ def test_leaving_early_closes_the_file(long: Path) -> None:
     assert open_files() == before
     assert not decoding_threads()
     assert most == min(2, usable_cores()) or usable_cores() == 1
+
+
+@pytest.mark.skipif(usable_cores() == 1, reason="one core converts and decodes in turn")
+def test_a_picture_that_is_not_converted_keeps_no_decoder_waiting(tmp_path: Path) -> None:
+    """Its range is decoded again, and nobody fetches what the decoder still has of it: it goes on with the next."""
+    clip = make_clip(tmp_path / "clip.mp4", range(80), size=(640, 360), g="30", bf="0", qp="48")
+
+    class FailsOnce(Converter):
+        threads: ClassVar[list[threading.Thread]] = []
+
+        def convert(self, *arguments: Any, **options: Any) -> DecodedFrame:
+            self.threads.append(threading.current_thread())
+            if len(self.threads) == 1:
+                raise av.error.MemoryError(errno.ENOMEM, "no memory for a moment")
+            return super().convert(*arguments, **options)
+
+    with open_video(str(clip), Deadline(str(clip), Limits(cores=2)), probe=False) as video:
+        index = checked_index(video)
+        assert index is not None
+        use_stamps(video, index)
+        targets = index.stamps[[*range(9), *range(60, 69)]].tolist()
+        found: list[int] = []
+
+        def decode() -> None:
+            frames = decode_targets(video, index, targets, FailsOnce(), hold_all=True)
+            found.extend(frame.target for frame in frames)
+
+        reader = threading.Thread(target=decode, daemon=True)
+        reader.start()
+        reader.join(20)
+    assert {*FailsOnce.threads} == {reader}, "it converts, while one thread decodes"
+    assert found == targets and not reader.is_alive()
 
 
 def test_threads_don_t_disturb_each_other(long: Path) -> None:
