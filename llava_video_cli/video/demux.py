@@ -138,6 +138,7 @@ def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iter
         name = "file:" + os.path.join(os.getcwd(), file_of(path))  # noqa: PTH109, PTH118 - a Path costs more
         container = av.open(name, format=kind, options=options, metadata_errors="ignore", timeout=deadline.left())
     except av.error.FFmpegError as error:
+        deadline.left()  # FFmpeg says "invalid data" where it was stopped while it looked at the file
         if fault := file_fault(file_of(path)):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
         raise MediaError(f"{path}: not a video, or its header is broken or missing{_words(error)}") from error

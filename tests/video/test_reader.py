@@ -208,6 +208,9 @@ def test_limits_are_kept(long: Path) -> None:
     ):
         with pytest.raises(MediaError, match=words):
             read_frames(long, Sampling(frames=8), limits=limits)
+    for seconds in (1e-4, 2e-4, 4e-4, 1e-3) * 4:  # over while the file is opened
+        with pytest.raises(MediaError, match="not read within"):
+            read_frames(long, Sampling(frames=120), limits=Limits(seconds=seconds))
     assert read_frames(long, Sampling(frames=8), limits=Limits(pixels=192 * 128, bytes=8 * 192 * 128 * 3)).images.any()
     assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 192 * 128 * 3)))) == 8
 
