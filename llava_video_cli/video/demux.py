@@ -18,7 +18,7 @@ from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
 from .faults import EBML, JPEG, file_fault
-from .files import JPEG_STREAMS, check_file, file_of
+from .files import check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
@@ -192,7 +192,9 @@ def _format_of(path: str) -> str | None:
     with suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
         head = file.read(8)
         if head[:3] == JPEG:  # if it is no picture, as its name says
-            return "mjpeg" if path.lower().endswith(JPEG_STREAMS) else None
+            from .image import is_jpeg_stream
+
+            return "mjpeg" if is_jpeg_stream(path) else None
         return "matroska" if head[:4] == EBML else "mp4" if head[4:] == b"ftyp" else None
     return None
 

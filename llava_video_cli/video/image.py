@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..errors import MediaError
-from .files import JPEG_STREAMS, check_file, file_of, is_sequence
+from .faults import JPEG
+from .files import JPEG_STREAMS, check_file, file_of, is_sequence, may_be_picture
 from .limits import RAISE_HINT, STILL_PIXELS, Limits
 
 if TYPE_CHECKING:
@@ -71,9 +73,8 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a still picture by its content, whatever its name ends in.
 
     An animation (GIF, WebP, PNG of several frames) is a video if the video reader can decode it; otherwise its first
-    frame is the picture. A JPEG file is a video if its name says that others follow the first. A broken file, or one
-    that only its name calls a picture, is one if it is no video, so that `read_image` says what is wrong with it. False
-    for all else.
+    frame is the picture. For JPEG, see `is_jpeg_stream`. A broken file, or one that only its name calls a picture, is
+    one if it is no video, so that `read_image` says what is wrong with it. False for all else.
     """
     from PIL import UnidentifiedImageError
 
@@ -86,7 +87,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         with _opened(name, Limits()) as image:
-            if image.format == "JPEG" and Path(name).suffix.lower() in JPEG_STREAMS:
+            if image.format == "JPEG" and is_jpeg_stream(name):
                 return False
             moves = getattr(image, "is_animated", False)
     except MediaError:
@@ -96,6 +97,16 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     except Exception:  # noqa: BLE001 - Pillow raises whatever it stumbles over
         return not _is_video(name)
     return not (moves and _is_video(name))
+
+
+def is_jpeg_stream(path: str) -> bool:
+    """Return whether a JPEG file is a video: its name says so, or says nothing, and another picture follows the first.
+
+    Where it says that it is a picture, what follows may be a preview. Streams from stdin, and files at a server, come
+    without a name.
+    """
+    suffix = Path(path).suffix.lower()
+    return suffix in JPEG_STREAMS or (not may_be_picture(suffix) and _first_jpeg(path)[1])
 
 
 def read_image(
@@ -205,7 +216,7 @@ def _formats() -> tuple[str, ...]:
 def _passes(path: str, image: ImageFile, limits: Limits) -> int:
     """Return how often the decoders go over the area of a picture: for each of its scans, or frames."""
     if image.format in ("JPEG", "MPO"):
-        return _scans(Path(file_of(path)).read_bytes())
+        return _first_jpeg(path)[0]
     if image.format == "PNG":
         return Path(file_of(path)).read_bytes().count(b"fcTL")  # the header may tell fewer frames than there are
     if image.format == "TIFF":
@@ -217,13 +228,14 @@ def _passes(path: str, image: ImageFile, limits: Limits) -> int:
     return frames
 
 
-def _scans(content: bytes) -> int:
-    """Return the number of scans of the first picture in a JPEG file."""
-    scans, position = 0, 2
-    while (marker := _MARKER.search(content, position)) and marker[0] != _END_OF_IMAGE:
-        scans += marker[0] == _START_OF_SCAN
-        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-    return scans
+def _first_jpeg(path: str) -> tuple[int, bool]:
+    """Return the number of scans of the first picture in a JPEG file, and whether another one follows at once."""
+    with open(file_of(path), "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:  # noqa: PTH123
+        scans, position = 0, 2
+        while (marker := _MARKER.search(content, position)) and marker[0] != _END_OF_IMAGE:
+            scans += marker[0] == _START_OF_SCAN
+            position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        return scans, marker is not None and content[marker.end() : marker.end() + len(JPEG)] == JPEG
 
 
 def _pixels(image: ImageFile) -> NDArray[np.uint8]:

@@ -201,6 +201,16 @@ def test_the_seed_repeats_a_sampled_answer(served: Served, clip: Path) -> None:
     assert again["choices"] == first["choices"]
 
 
+def test_a_raw_stream_of_jpeg_pictures_is_a_video(served: Served, model: Model, clip: Path) -> None:
+    """The server reads it where it has no name: from a data: URL, and by the handle of a file that was checked."""
+    stream, question = clip.parent / "stream.mjpeg", "Describe the video."
+    with stream.open("wb") as file:
+        for image in read_frames(clip, Sampling(8)).images:
+            Image.fromarray(image).save(file, "JPEG", quality=95)
+    for url in (stream.as_uri(), data_url(stream, "video/x-motion-jpeg")):
+        assert served.answer(url, question) == asked(model, stream, question) != asked(model, stream, question, 1)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The frames of a circle that moves right, ten a second."""

@@ -348,6 +348,13 @@ def test_pictures_in_a_row_are_a_video(tmp_path: Path) -> None:
     frames = read_frames(path, Sampling(frames=5))
     assert frames.times_seconds == (0.0, 0.4, 0.8, 1.2, 1.6) and len({image.std() for image in frames.images}) == 5
     assert not frames.notes
+    for name, is_stream in (("handle", True), ("clip.mp4", True), ("preview.jpg", False), ("PREVIEW.JPE", False)):
+        other = path.with_name(name)  # without a name of its own, by what follows the first picture
+        other.write_bytes(content.getvalue())
+        assert is_picture(other) != is_stream
+        assert not is_stream or read_frames(other, Sampling(frames=5)).times_seconds == frames.times_seconds
+    Image.new("RGB", (32, 24)).save(path.with_name("one"), "JPEG", progressive=True)
+    assert is_picture(path.with_name("one"))
     path.write_bytes(content.getvalue()[:-1000])
     assert "the file is cut short" in read_frames(path, Sampling(frames=5)).notes
     Image.effect_noise((32, 24), 5).save(tmp_path / "still.mjpeg", "PNG")
