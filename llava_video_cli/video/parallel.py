@@ -367,7 +367,7 @@ class _DecoderPool:
         self._video.deadline.stopped.set()
         self._converter.release()
         for thread in self._threads:
-            if thread.ident is not None:  # Ctrl-C may come before it is started
+            if thread.is_alive():  # Ctrl-C may come before it is started; then it ends by itself
                 thread.join()
 
     def _work(self, worker: int, threads: int) -> None:
