@@ -17,8 +17,8 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import LlvidError, MediaError
-from .faults import EBML, JPEG, file_fault
-from .files import check_file, file_of
+from .faults import EBML, file_fault
+from .files import JPEG, check_file, file_of
 from .limits import Deadline
 from .mp4_index import sample_table
 from .sampling import Stamps, Timeline, is_constant
@@ -117,6 +117,8 @@ def media_errors(path: str) -> Iterator[None]:
     except LlvidError:
         raise
     except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Ctrl-C within a lock of Python's, which then fails
+            raise error.__context__ from None
         words = reason(error) if isinstance(error, av.error.FFmpegError) else f"{type(error).__name__}: {error}"
         raise MediaError(f"{path}: can't be read: {words}") from error
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
+from .files import JPEG
 from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, top_boxes, track_fault
 
 _CUT = "the file is cut short"
 EBML = b"\x1aE\xdf\xa3"
-JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_END = b"\xff\xd9"
 _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
 _GIF = b"GIF8"
 _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"

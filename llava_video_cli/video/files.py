@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from ..errors import MediaError, nearest
 from ..system.files import fingerprint
 
+JPEG = b"\xff\xd8\xff"  # how such a picture begins
 JPEG_STREAMS = (".mjpeg", ".mjpg")  # pictures one behind the other; a program for pictures reads the first one
 # Endings that the system's table may lack, or give to something else (.ts is a language too).
 _VIDEO_ENDINGS = {

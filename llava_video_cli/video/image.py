@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..errors import MediaError
-from .faults import JPEG
-from .files import JPEG_STREAMS, check_file, file_of, is_sequence, may_be_picture
+from .files import JPEG, JPEG_STREAMS, check_file, file_of, is_sequence, may_be_picture
 from .limits import RAISE_HINT, STILL_PIXELS, Limits
 
 if TYPE_CHECKING:
@@ -41,6 +39,8 @@ HUGE_PIXELS = 2**24  # a frame of so many is shrunk before it is resized for a m
 _STRIP_PIXELS = 2**20
 _TILE_WIDTH, _TILE_HEIGHT, _STRIP_BYTES, _TILE_BYTES = 322, 323, 279, 325  # tags of TIFF
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # of JPEG, but for those without content
+_JPEG_BYTES = 2**26  # that are looked at: more than a picture of the largest size has
+_FEWEST_PICTURES = 3  # in a row
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 
@@ -100,13 +100,20 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def is_jpeg_stream(path: str) -> bool:
-    """Return whether a JPEG file is a video: its name says so, or says nothing, and another picture follows the first.
+    """Return whether a JPEG file is a video: its name says so, or says nothing, and several pictures follow each other.
 
-    Where it says that it is a picture, what follows may be a preview. Streams from stdin, and files at a server, come
-    without a name.
+    A second one alone may be a preview, and so may all where the name says that it is a picture. Streams from stdin,
+    and files at a server, come without a name.
     """
     suffix = Path(path).suffix.lower()
-    return suffix in JPEG_STREAMS or (not may_be_picture(suffix) and _first_jpeg(path)[1])
+    if suffix in JPEG_STREAMS or may_be_picture(suffix):
+        return suffix in JPEG_STREAMS
+    content, position = _beginning(path), 0
+    for _ in range(_FEWEST_PICTURES - 1):
+        _, position = _scans(content, position)
+        if content[position : position + len(JPEG)] != JPEG:
+            return False
+    return True
 
 
 def read_image(
@@ -216,7 +223,7 @@ def _formats() -> tuple[str, ...]:
 def _passes(path: str, image: ImageFile, limits: Limits) -> int:
     """Return how often the decoders go over the area of a picture: for each of its scans, or frames."""
     if image.format in ("JPEG", "MPO"):
-        return _first_jpeg(path)[0]
+        return _scans(_beginning(path), 0)[0]
     if image.format == "PNG":
         return Path(file_of(path)).read_bytes().count(b"fcTL")  # the header may tell fewer frames than there are
     if image.format == "TIFF":
@@ -228,14 +235,18 @@ def _passes(path: str, image: ImageFile, limits: Limits) -> int:
     return frames
 
 
-def _first_jpeg(path: str) -> tuple[int, bool]:
-    """Return the number of scans of the first picture in a JPEG file, and whether another one follows at once."""
-    with open(file_of(path), "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:  # noqa: PTH123
-        scans, position = 0, 2
-        while (marker := _MARKER.search(content, position)) and marker[0] != _END_OF_IMAGE:
-            scans += marker[0] == _START_OF_SCAN
-            position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-        return scans, marker is not None and content[marker.end() : marker.end() + len(JPEG)] == JPEG
+def _beginning(path: str) -> bytes:
+    with open(file_of(path), "rb") as file:  # noqa: PTH123 - a Path costs more
+        return file.read(_JPEG_BYTES)
+
+
+def _scans(content: bytes, position: int) -> tuple[int, int]:
+    """Return the number of scans of the picture that begins at a position in a JPEG file, and where it ends."""
+    scans, position = 0, position + 2
+    while (marker := _MARKER.search(content, position)) and marker[0] != _END_OF_IMAGE:
+        scans += marker[0] == _START_OF_SCAN
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return scans, marker.end() if marker else len(content)
 
 
 def _pixels(image: ImageFile) -> NDArray[np.uint8]:

@@ -355,6 +355,8 @@ def test_pictures_in_a_row_are_a_video(tmp_path: Path) -> None:
         assert not is_stream or read_frames(other, Sampling(frames=5)).times_seconds == frames.times_seconds
     Image.new("RGB", (32, 24)).save(path.with_name("one"), "JPEG", progressive=True)
     assert is_picture(path.with_name("one"))
+    path.with_name("two").write_bytes(2 * path.with_name("one").read_bytes())
+    assert is_picture(path.with_name("two")), "the second one may be a preview"
     path.write_bytes(content.getvalue()[:-1000])
     assert "the file is cut short" in read_frames(path, Sampling(frames=5)).notes
     Image.effect_noise((32, 24), 5).save(tmp_path / "still.mjpeg", "PNG")

@@ -27,7 +27,7 @@ from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Frames, iter_frames, probe, read_frames
 from llava_video_cli.video.decode import PacketRange, checked_index, use_stamps
-from llava_video_cli.video.demux import PacketIndex, open_video
+from llava_video_cli.video.demux import PacketIndex, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
 from llava_video_cli.video.parallel import Converter, DecodedFrame, decode_targets, plan_ranges, share_cores
@@ -345,3 +345,12 @@ def test_keyframes_only(long: Path) -> None:
     every = read_frames(long, Sampling(frames=120))
     assert digests(frames) == [digests(every)[k] for k in (0, 24, 56, 88)]
     assert probe(long).average_fps == pytest.approx(24)
+
+
+def test_ctrl_c_within_a_lock_stays_ctrl_c() -> None:
+    """Python's locks fail where it comes between their steps: with "release unlocked lock"."""
+    with pytest.raises(KeyboardInterrupt), media_errors("a.mp4"):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
