@@ -111,6 +111,7 @@ class Engine:
                 thread = threading.Thread(target=works[name], name=f"llvid-{name}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
+                _threads.add(thread)
             _with_threads.add(self)
             self._asked_count += 1
         self._asked.put(row)
@@ -119,12 +120,10 @@ class Engine:
         """End the threads, when they have nothing left to do."""
         self._asked.put(None)
 
-    def leave(self, deadline: float) -> None:
-        """End the threads after what each is doing now, or stop waiting for them at this time of `time.monotonic`."""
+    def leave(self) -> None:
+        """End the threads after what each is doing now."""
         for line in (self._asked, self._new, self._written):
             line.put(None)
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _prepare(self) -> None:
         while (row := self._asked.get()) is not None:
@@ -472,6 +471,9 @@ class Engine:
 
 
 _with_threads: weakref.WeakSet[Engine] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = (
+    weakref.WeakSet()
+)  # the last ones of a model that is gone free its weights
 
 
 @atexit.register
@@ -479,4 +481,6 @@ def _leave() -> None:
     """End all threads: one that came back from torch while the interpreter ends would abort the process."""
     deadline = time.monotonic() + _EXIT_SECONDS
     for engine in list(_with_threads):
-        engine.leave(deadline)
+        engine.leave()
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
