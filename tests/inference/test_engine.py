@@ -234,3 +234,21 @@ def test_a_program_may_end_while_a_model_answers(layouts: dict[str, Path]) -> No
     # a thread that comes back from torch while the interpreter ends aborts it
     ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_program_ends_when_the_weights_of_a_model_that_is_gone_are_free(layouts: dict[str, Path]) -> None:
+    program = (
+        "import gc, os, sys, time\n"
+        "from llava_video_cli import Loading, Request, Turn, open_model\n"
+        "class Weights:\n"
+        "    def __del__(self):\n"
+        "        time.sleep(0.5)\n"
+        "        os.write(1, b'free')\n"
+        "model = open_model(sys.argv[1], Loading(device='cpu'))\n"
+        "list(model.stream(Request((Turn('user', 'Why?'),))))\n"
+        "model._engine._decoder.weights = Weights()\n"
+        "del model\n"
+        "gc.collect()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"free", b"")
