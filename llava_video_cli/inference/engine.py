@@ -27,6 +27,7 @@ from .decode_step import Decoder, Inputs, InputSource, PromptBatch
 from .prefix_cache import PrefixCache, Prompt
 from .row import Row
 from .sampler import sample
+from .speed import choose_threads
 
 _log = logging.getLogger(__name__)
 # The most rows at a time, and the most tokens of prompts together: on a CPU, more gain little, or nothing.
@@ -141,6 +142,7 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        choose_threads(self._decoder.model)
         failure: Exception | None = None
         while self._take_new():
             try:

@@ -1,7 +1,8 @@
-"""Speed: what a device can do at most, and how long an answer takes on a CPU."""
+"""Speed: what a device can do at most, how long an answer takes on a CPU, and how many cores gain something."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -23,6 +24,7 @@ _ANSWER_TOKENS, _SHORT_SECONDS = 100, 15.0  # such an answer that takes no longe
 _SIDE, _ROWS = 2048, 512  # of the layer that is measured, and of a part of a prompt
 _HEAD, _VISION_HEAD = 128, 64  # elements of an attention head: of the published language models, of CLIP
 _COPIES = 32  # of that layer; caches don't hold them, even in 4 bits
+_ONE_CORE_BYTES = 2**23  # of weights: with fewer, torch's threads take longer to wake than they save
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
     side = _MATRIX_SIDE.get(device.type, 2048)
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     return 2 * side**3 / _seconds(lambda: left @ right, 5, device)
+
+
+def choose_threads(model: torch.nn.Module) -> None:
+    """Have torch use one core for what this thread computes, if that is faster; threads that come later have all."""
+    count, weights = torch.get_num_threads(), list(model.parameters())
+    if weights[0].device.type != "cpu" or sum(weight.nbytes for weight in weights) >= _ONE_CORE_BYTES:
+        return
+    torch.set_num_threads(1)  # of this thread, and of all that have computed nothing yet
+    restore = threading.Thread(target=torch.set_num_threads, args=(count,), daemon=True)
+    restore.start()
+    restore.join()
 
 
 def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str | None:

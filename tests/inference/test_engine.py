@@ -21,6 +21,7 @@ from test_together import asked
 from transformers import DynamicCache, Gemma4TextConfig, Qwen3_5TextConfig
 
 from llava_video_cli import Chunk, Generation, Loading, join
+from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.errors import OutOfMemoryError
 from llava_video_cli.inference.decode_step import Decoder
 from llava_video_cli.inference.loader import load
@@ -252,3 +253,21 @@ def test_a_program_ends_when_the_weights_of_a_model_that_is_gone_are_free(layout
     )
     ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"free", b"")
+
+
+def test_a_tiny_model_is_computed_on_one_core_and_its_owner_keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen, before = opened(CHECKPOINT), list[int](), torch.get_num_threads()
+    advance = Decoder.advance
+
+    def seeing(*given: Any, **named: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return advance(*given, **named)
+
+    monkeypatch.setattr(Decoder, "advance", seeing)
+    try:
+        torch.set_num_threads(2)
+        join(model.stream(REQUESTS[0]))
+        assert {*seen} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.random_weights import random_folder
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.placement import Device, Placement, choose_placement
-from llava_video_cli.inference.speed import CpuRates, estimate_speed, measure_rates, slow_note
+from llava_video_cli.inference.speed import CpuRates, choose_threads, estimate_speed, measure_rates, slow_note
 from llava_video_cli.inference.weights import weights
 
 CPU = Device("cpu", (0,), (64e9,), bfloat16=False)
@@ -188,3 +189,28 @@ print(first == join(model.stream(few)).text)
     message, _, hint = line.partition(" | ")
     assert message == "out of memory on cpu" and "--quantize 4bit; or close other programs that use memory" in hint
     assert after == "True"
+
+
+@pytest.mark.parametrize(("side", "cores"), [(1000, 1), (1500, 3)])
+def test_a_small_model_computes_on_one_core_and_other_threads_on_theirs(side: int, cores: int) -> None:
+    """4 and 9 MB of weights."""
+    seen: list[int] = []
+
+    def compute() -> None:
+        torch.set_num_threads(3)
+        choose_threads(torch.nn.Linear(side, side))
+        for number in (1, 2):
+            thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            seen.append(torch.get_num_threads())
+            assert len(seen) == 2 * number
+
+    before = torch.get_num_threads()
+    try:
+        thread = threading.Thread(target=compute)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3, cores, 3, cores]
