@@ -263,7 +263,7 @@ def iter_frames(
 ) -> Generator[Frame, None, None]:
     """Yield the frames that `read_frames` returns one at a time, so that they are not all in memory together.
 
-    If there is a `resize`, what it returns is yielded, and the decoded frame is released before the next is decoded.
+    If there is a `resize`, what it returns is yielded. Of small videos, some pictures are decoded ahead.
     Raises what `read_frames` raises, where it happens, and MediaError where the times in the file turn out wrong after
     the first frame: `read_frames` then begins again.
     """
