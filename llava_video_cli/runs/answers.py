@@ -20,7 +20,7 @@ from .record import Failure, Record
 
 _LAST_WORDS_SECONDS = 2.0  # how long a stopped run waits for readers to say that a job has ended
 _READ_AHEAD_BYTES = 2**30
-_TOGETHER, _TOGETHER_SECONDS = 8, 0.5  # requests that the model gets at once, and how long the first waits for others
+_TOGETHER, _TOGETHER_SECONDS = 16, 0.5  # requests that the model gets at once, and how long the first waits for others
 
 
 @dataclass
