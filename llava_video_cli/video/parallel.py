@@ -47,7 +47,7 @@ _BITS, _CONVERSION_SECONDS, _DEEP_SECONDS = 8, 7e-10, 2.5e-9
 _HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
-_MOST_TOGETHER, _PIXELS_TOGETHER = 16, 2**23
+_MOST_TOGETHER, _PIXELS_TOGETHER = 16, 2**22
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 _STRICT = {"err_detect": "explode"}  # each warning of the decoder becomes an error
 
@@ -306,14 +306,16 @@ def _gains_by_a_thread(video: OpenVideo, ranges: Sequence[PacketRange]) -> bool:
     return gain > _HANDOVER_SECONDS * (count + len(ranges)) + _SWITCH_SECONDS * packets
 
 
-def together(decoded: Iterator[tuple[int, VideoFrame]], most: int) -> Generator[tuple[int, VideoFrame], None, None]:
-    """Yield what comes of decoding, but decode up to `most` pictures, and one at least, before the first of them."""
+def together(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, VideoFrame], None, None]:
+    """Yield what comes of decoding, but decode some pictures, of large ones only one, before the first of them."""
     waiting: deque[tuple[int, VideoFrame]] = deque()
     error: Exception | None = None
     while error is None:
         try:
-            while len(waiting) < max(1, most):
+            pixels = 0
+            while len(waiting) < _MOST_TOGETHER and pixels < _PIXELS_TOGETHER:
                 waiting.append(next(decoded))
+                pixels += waiting[-1][1].width * waiting[-1][1].height
         except (StopIteration, MismatchError, av.error.FFmpegError) as stopped:
             error = stopped
         while waiting:
@@ -366,8 +368,7 @@ class _DecoderPool:
     def results(self, number: int) -> Iterator[DecodedFrame]:
         """Yield a range's pictures as they come; raise the error that stopped it."""
         if not self._threads:
-            most = min(_MOST_TOGETHER, _PIXELS_TOGETHER // max(1, self._video.pixels))
-            for target, frame in together(decode_range(self._video, self._index, self._ranges[number]), most):
+            for target, frame in together(decode_range(self._video, self._index, self._ranges[number])):
                 yield self._converted(number, target, frame)
                 del frame
             return

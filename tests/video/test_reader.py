@@ -27,7 +27,7 @@ from clips import break_packets, copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
-from llava_video_cli.video import Frames, iter_frames, parallel, probe, read_frames
+from llava_video_cli.video import Frames, iter_frames, probe, read_frames
 from llava_video_cli.video.decode import MismatchError, PacketRange, checked_index, use_stamps
 from llava_video_cli.video.demux import PacketIndex, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
@@ -81,40 +81,23 @@ def test_a_resized_frame_is_let_go_before_the_next_one_comes(long: Path, cores: 
     assert small.images.shape == (8, 64, 96, 3)
 
 
-@pytest.mark.parametrize(("most", "decoded"), [(0, 1), (1, 1), (3, 3), (9, 5)])
-def test_pictures_that_were_decoded_come_before_the_error_behind_them(most: int, decoded: int) -> None:
-    frame, begun = VideoFrame(16, 16), list[int]()
+@pytest.mark.parametrize(("side", "ahead"), [(64, 16), (1024, 4), (1500, 2), (2048, 1), (4096, 1)])
+def test_pictures_that_were_decoded_come_before_the_error_behind_them(side: int, ahead: int) -> None:
+    frame, begun = VideoFrame(side, side), list[int]()
 
     def decoding() -> Iterator[tuple[int, VideoFrame]]:
-        for number in range(5):
+        for number in range(20):
             begun.append(number)
             yield number, frame
         raise MismatchError
 
-    got = together(decoding(), most)
+    got = together(decoding())
     assert next(got)[0] == 0
-    assert len(begun) == decoded
-    assert [next(got)[0] for _ in range(4)] == [1, 2, 3, 4]
+    assert len(begun) == ahead, "4 million pixels, or 16 pictures"
+    assert [next(got)[0] for _ in range(19)] == [*range(1, 20)]
     with pytest.raises(MismatchError):
         next(got)
-    assert [number for number, _ in together(iter([(7, frame)]), most)] == [7]
-
-
-@pytest.mark.parametrize(("side", "most"), [(64, 16), (1024, 8), (2880, 1), (2912, 0)])
-def test_fewer_of_large_pictures_are_decoded_ahead(
-    side: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """8 million pixels at most, or one picture."""
-    path, waiting = make_clip(tmp_path / "video.mp4", range(3), size=(side, side), preset="ultrafast"), list[int]()
-    told = parallel.together
-
-    def seeing(decoded: Iterator[tuple[int, VideoFrame]], most: int) -> Iterator[tuple[int, VideoFrame]]:
-        waiting.append(most)
-        return told(decoded, most)
-
-    monkeypatch.setattr(parallel, "together", seeing)
-    read_frames(path, Sampling(frames=2), limits=Limits(cores=1))
-    assert waiting and {*waiting} == {most}
+    assert [number for number, _ in together(iter([(7, frame)]))] == [7]
 
 
 @pytest.mark.parametrize("keyframes", ["8", "120"])
