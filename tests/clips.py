@@ -27,7 +27,7 @@ INPUTS = Path(os.environ.get("LLVID_SAMPLE_INPUTS") or SAMPLES.parent / "inputs"
 Pixels = NDArray[np.uint8]
 PIXEL_FORMATS = {
     "mjpeg": "yuvj420p", "cinepak": "rgb24", "rpza": "rgb555le", "flashsv": "bgr24", "qtrle": "rgb24", "apng": "rgb24",
-    "prores_ks": "yuv422p10le",
+    "prores_ks": "yuv422p10le", "gif": "rgb8",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from .demux import (
     PacketIndex,
     demux,
     demux_all,
+    held_packets,
     is_unstamped,
     make_timeline,
     no_picture,
@@ -450,6 +451,13 @@ def _has_lengths(packet: Packet[VideoStream]) -> bool:
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of the range, wherever the container's seek really lands."""
     start, stop = packet_range.start, packet_range.stop
+    if video.held:
+        video.context.flush_buffers()  # as a seek does
+        for number, packet in enumerate(held_packets(video, start, stop)):
+            if number == 0:
+                _give_palette(index, start, packet)
+            yield packet
+        return
     end = int(index.stamps[stop]) if stop < len(index.stamps) else None
     for landing in _landings(index, start):
         video.container.seek(landing, stream=video.stream, backward=True)
@@ -463,13 +471,19 @@ def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) ->
                     break  # the seek landed too late
                 started = position == start and index.lists(packet, position)
             if started:
-                if not any_yet and (palette := index.palette(start)) and not packet.has_sidedata("palette"):
-                    packet.set_sidedata(palette)  # containers give it once, with the first packet that is read
+                if not any_yet:
+                    _give_palette(index, start, packet)
                 any_yet = True
                 yield packet
         if started:
             return
     raise MismatchError
+
+
+def _give_palette(index: PacketIndex, position: int, packet: Packet[VideoStream]) -> None:
+    """Give a packet the palette that counts there: containers give it once, with the first packet that is read."""
+    if (palette := index.palette(position)) and not packet.has_sidedata("palette"):
+        packet.set_sidedata(palette)
 
 
 def _landings(index: PacketIndex, start: int) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -43,6 +43,7 @@ _ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
 _STAMPED = {"mp4", "matroska"}  # each packet has its presentation stamp, so that FFmpeg need not compute it
 _CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
+_HELD_BYTES, _PACKET_BYTES = 2**23, 400  # of all packets that are kept, and what each takes beside its content
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
 UNSTAMPED = {"avi", "h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "h263", "h261", "dirac", "obu"}
@@ -74,9 +75,14 @@ class OpenStream(Generic[AnyStream]):
 
 @dataclass(frozen=True, eq=False)
 class OpenVideo(OpenStream["VideoStream"]):
-    """An open video file and its main video stream. `is_probed` says that `open_video` has decoded some pictures."""
+    """An open video file and its main video stream. `is_probed` says that `open_video` has decoded some pictures.
+
+    `held` are all packets of a small file once they were read for its index, and `places` where the listed ones are.
+    """
 
     is_probed: bool = True
+    held: list[Packet[VideoStream]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
     @property
     def context(self) -> VideoCodecContext:
@@ -217,9 +223,19 @@ def demux_all(opened: OpenStream[AnyStream], broken: list[str]) -> Iterator[Pack
 
 def demux(opened: OpenStream[AnyStream]) -> Iterator[Packet[AnyStream]]:
     """Yield the stream's packets from the current position on, then the empty one; check the deadline meanwhile."""
+    return _checked(opened, opened.container.demux(opened.stream))
+
+
+def held_packets(video: OpenVideo, start: int, stop: int) -> Iterator[Packet[VideoStream]]:
+    """Yield the `held` packets that are listed as `[start, stop)`, and others between them, as `demux` does."""
+    end = video.places[stop] if stop < len(video.places) else None
+    return _checked(video, video.held[video.places[start] : end])
+
+
+def _checked(opened: OpenStream[AnyStream], packets: Iterable[Packet[AnyStream]]) -> Iterator[Packet[AnyStream]]:
     least_bytes = opened.least_bytes
     try:
-        for number, packet in enumerate(opened.container.demux(opened.stream)):
+        for number, packet in enumerate(packets):
             if number % _DEADLINE_PACKETS == 0:
                 opened.deadline.left()
             # an empty one would flush the decoder too early
@@ -420,10 +436,18 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     hidden_vp8 = video.codec == "vp8"
     rows: list[tuple[int | None, int | None, int, int, bool, bool]] = []
     palettes: dict[int, PacketSideData] = {}
-    for packet in demux_all(video, []):
+    held: list[Packet[VideoStream]] = []
+    places, held_bytes, broken = list[int](), 0, list[str]()
+    for packet in demux_all(video, broken):
+        held_bytes += packet.size + _PACKET_BYTES
+        if held_bytes > _HELD_BYTES:
+            held.clear()
+        else:
+            held.append(packet)
         if packet.size and not (hidden_vp8 and _is_alternate_reference(packet)):
             if packet.has_sidedata("palette"):
                 palettes[len(rows)] = packet.get_sidedata("palette")
+            places.append(len(held) - 1)
             rows.append(
                 (packet.pts, packet.dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard)
             )
@@ -445,6 +469,8 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     timeline = make_timeline(
         ordered, last_duration, time_base_of(video.stream), keyframes, sound_start(video.container, video.stream)
     )
+    if not broken:
+        video.held[:], video.places[:] = held, places
     return PacketIndex(stamps, decoding, keys, timeline, palettes, sizes=sizes)
 
 

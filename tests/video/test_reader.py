@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,9 +28,9 @@ from clips import break_packets, copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
-from llava_video_cli.video import Frames, iter_frames, probe, read_frames
+from llava_video_cli.video import Frames, demux, iter_frames, parallel, probe, read_frames
 from llava_video_cli.video.decode import MismatchError, PacketRange, checked_index, use_stamps
-from llava_video_cli.video.demux import PacketIndex, media_errors, open_video
+from llava_video_cli.video.demux import PacketIndex, held_packets, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
 from llava_video_cli.video.parallel import Converter, DecodedFrame, decode_targets, plan_ranges, share_cores, together
@@ -98,6 +99,56 @@ def test_pictures_that_were_decoded_come_before_the_error_behind_them(side: int,
     with pytest.raises(MismatchError):
         next(got)
     assert [number for number, _ in together(iter([(7, frame)]))] == [7]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("film.ts", "libx264", X264),
+        ("film.mkv", "libx264", X264),
+        ("film.webm", "libvpx", {"g": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("film.gif", "gif", {}),
+        ("film.avi", "mpeg4", {"g": "8"}),
+    ],
+)
+def test_packets_that_were_kept_give_what_a_seek_gives(
+    name: str, codec: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hidden pictures of VP8, and keyframes between which a decoder begins anew."""
+    clip = make_clip(tmp_path / name, range(48), codec=codec, **options)
+
+    def frames() -> list[list[str]]:
+        return [
+            digests(read_frames(clip, Sampling(frames=count), limits=Limits(cores=cores)))
+            for count in (1, 3, 48)
+            for cores in (1, 2)
+        ]
+
+    monkeypatch.setattr(parallel, "_retry", None)  # each is decoded right at once
+    kept = frames()
+    assert len({*kept[-1]}) == 48
+    monkeypatch.setattr(demux, "_HELD_BYTES", 0)
+    assert frames() == kept
+
+
+def test_packets_are_kept_of_small_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make_clip(tmp_path / "film.ts", range(48))
+    for most, kept in ((2**23, 49), (10_000, 0)):
+        monkeypatch.setattr(demux, "_HELD_BYTES", most)
+        with open_video(str(clip), Deadline(str(clip), Limits())) as video:
+            assert checked_index(video) is not None
+            assert len(video.held) == kept, "with the empty one at the end"
+
+
+def test_the_limit_of_time_holds_for_packets_that_were_kept(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "film.ts", range(48))
+    with open_video(str(clip), Deadline(str(clip), Limits())) as video:
+        index = checked_index(video)
+        assert index is not None
+        late = replace(video, deadline=Deadline(str(clip), Limits(seconds=0.001)))
+        time.sleep(0.01)
+        with pytest.raises(MediaError, match=r"not read within 0\.001 seconds"):
+            list(held_packets(late, 0, 48))
 
 
 @pytest.mark.parametrize("keyframes", ["8", "120"])
