@@ -25,6 +25,7 @@ _SIDE, _ROWS = 2048, 512  # of the layer that is measured, and of a part of a pr
 _HEAD, _VISION_HEAD = 128, 64  # elements of an attention head: of the published language models, of CLIP
 _COPIES = 32  # of that layer; caches don't hold them, even in 4 bits
 _ONE_CORE_BYTES = 2**23  # of weights: with fewer, torch's threads take longer to wake than they save
+_choosing = threading.Lock()  # another model's thread would take the one core for what the user chose
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,16 @@ def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 def choose_threads(model: torch.nn.Module) -> None:
     """Have torch use one core for what this thread computes, if that is faster; threads that come later have all."""
-    count, weights = torch.get_num_threads(), list(model.parameters())
-    if weights[0].device.type != "cpu" or sum(weight.nbytes for weight in weights) >= _ONE_CORE_BYTES:
-        return
-    torch.set_num_threads(1)  # of this thread, and of all that have computed nothing yet
-    restore = threading.Thread(target=torch.set_num_threads, args=(count,), daemon=True)
-    restore.start()
-    restore.join()
+    weights = list(model.parameters())
+    is_large = weights[0].device.type != "cpu" or sum(weight.nbytes for weight in weights) >= _ONE_CORE_BYTES
+    with _choosing:
+        count = torch.get_num_threads()  # a large model's thread has its own from here on
+        if is_large:
+            return
+        torch.set_num_threads(1)  # of this thread, and of all that have computed nothing yet
+        restore = threading.Thread(target=torch.set_num_threads, args=(count,), daemon=True)
+        restore.start()
+        restore.join()
 
 
 def slow_note(checkpoint: Checkpoint, placement: Placement, frames: int) -> str | None:

@@ -214,3 +214,29 @@ def test_a_small_model_computes_on_one_core_and_other_threads_on_theirs(side: in
     finally:
         torch.set_num_threads(before)
     assert seen == [3, cores, 3, cores]
+
+
+def test_models_that_are_first_asked_at_once_leave_later_threads_their_cores() -> None:
+    models = [torch.nn.Linear(10, 10), torch.nn.Linear(10, 10), torch.nn.Linear(1500, 1500)]
+    seen: list[int] = []
+    before = torch.get_num_threads()
+
+    def compute(model: torch.nn.Linear) -> None:
+        choose_threads(model)
+        if model.in_features == 1500:
+            seen.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(3)
+        for _ in range(200):
+            threads = [threading.Thread(target=compute, args=(model,)) for model in models]
+            threads.append(threading.Thread(target=lambda: seen.append(torch.get_num_threads())))
+            for thread in threads[:-1]:
+                thread.start()
+            for thread in threads[:-1]:
+                thread.join()
+            threads[-1].start()
+            threads[-1].join()
+    finally:
+        torch.set_num_threads(before)
+    assert {*seen} == {3}
