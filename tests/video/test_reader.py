@@ -140,6 +140,16 @@ def test_packets_are_kept_of_small_files_only(tmp_path: Path, monkeypatch: pytes
             assert len(video.held) == kept, "with the empty one at the end"
 
 
+def test_packets_of_a_large_file_are_not_kept_however_small_they_are(tmp_path: Path) -> None:
+    """As those of WebM with alpha, whose second picture is not counted as the packet's content."""
+    clip = make_clip(tmp_path / "film.ts", range(48))
+    with clip.open("ab") as file:
+        file.write((b"\x47\x1f\xff\x10" + bytes(184)) * (2**23 // 188))
+    with open_video(str(clip), Deadline(str(clip), Limits())) as video:
+        assert checked_index(video) is not None
+        assert not video.held
+
+
 def test_the_limit_of_time_holds_for_packets_that_were_kept(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "film.ts", range(48))
     with open_video(str(clip), Deadline(str(clip), Limits())) as video:
