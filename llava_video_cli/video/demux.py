@@ -43,6 +43,8 @@ _ANIMATIONS = ("gif", "apng", "webp", "jpegxl_anim")
 _STAMPED = {"mp4", "matroska"}  # each packet has its presentation stamp, so that FFmpeg need not compute it
 _CLOCK_SECONDS = 3  # by the clock for one of a core, as a machine may have other work
 MAX_READ_ERRORS = 100
+# Of other containers, a seek that fails tells that the stamps are wrong.
+_HELD_FORMATS = {"gif", "matroska"}
 _HELD_BYTES, _PACKET_BYTES = 2**23, 400  # of the file and all kept packets; of each, beside its content
 _DEADLINE_PACKETS = 8  # the deadline is checked once for so many: a check costs as much as a packet
 # Their stamps give the order of decoding, which is the order of showing only without B-frames.
@@ -438,7 +440,8 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     palettes: dict[int, PacketSideData] = {}
     held: list[Packet[VideoStream]] = []
     places, broken = list[int](), list[str]()
-    held_bytes = 0 if video.size_bytes <= _HELD_BYTES else _HELD_BYTES  # alpha is beside it
+    is_held = not _HELD_FORMATS.isdisjoint(video.container.format.name.split(","))
+    held_bytes = 0 if is_held and video.size_bytes <= _HELD_BYTES else _HELD_BYTES
     for packet in demux_all(video, broken):
         held_bytes += packet.size + _PACKET_BYTES
         if held_bytes > _HELD_BYTES:

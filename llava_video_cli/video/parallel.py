@@ -15,6 +15,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ..errors import MediaError
 from .decode import (
     DamageError,
     MismatchError,
@@ -47,7 +48,9 @@ _BITS, _CONVERSION_SECONDS, _DEEP_SECONDS = 8, 7e-10, 2.5e-9
 _HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
+# Only of codecs whose decoders tell of damage: others show what is in the buffer of a picture that was let go.
 _MOST_TOGETHER, _PIXELS_TOGETHER = 16, 2**22
+_TOLD = {"h264"}
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 _STRICT = {"err_detect": "explode"}  # each warning of the decoder becomes an error
 
@@ -316,7 +319,7 @@ def together(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, 
             while len(waiting) < _MOST_TOGETHER and pixels < _PIXELS_TOGETHER:
                 waiting.append(next(decoded))
                 pixels += waiting[-1][1].width * waiting[-1][1].height
-        except (StopIteration, MismatchError, av.error.FFmpegError) as stopped:
+        except (StopIteration, MediaError, MismatchError, av.error.FFmpegError) as stopped:
             error = stopped
         while waiting:
             yield waiting.popleft()
@@ -368,7 +371,8 @@ class _DecoderPool:
     def results(self, number: int) -> Iterator[DecodedFrame]:
         """Yield a range's pictures as they come; raise the error that stopped it."""
         if not self._threads:
-            for target, frame in together(decode_range(self._video, self._index, self._ranges[number])):
+            decoding = decode_range(self._video, self._index, self._ranges[number])
+            for target, frame in together(decoding) if self._video.codec in _TOLD else decoding:
                 yield self._converted(number, target, frame)
                 del frame
             return
