@@ -32,6 +32,7 @@ from .demux import (
     reason,
     sound_start,
     time_base_of,
+    up_to,
 )
 from .sampling import Stamps, Timeline, is_constant
 
@@ -369,7 +370,7 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     disposable = _DISPOSABLE.get(video.codec) if context.thread_count > 1 else None
     sequence: SequenceHeader | None = None
     leading = None  # whether leading pictures may still come
-    for packet in _packets(video, index, packet_range):
+    for packet in up_to(_packets(video, index, packet_range), int(index.stamps[packet_range.stop - 1])):
         stamp = packet.pts
         if packet.size and stamp is not None:
             if leading is None:

@@ -247,6 +247,14 @@ def _checked(opened: OpenStream[AnyStream], packets: Iterable[Packet[AnyStream]]
         return
 
 
+def up_to(packets: Iterator[Packet[VideoStream]], stamp: int) -> Iterator[Packet[VideoStream]]:
+    """Yield packets up to the one with a stamp: the next one would cost time, and at a file's end PyAV loses Ctrl-C."""
+    for packet in packets:
+        yield packet
+        if packet.size and packet.pts == stamp:
+            return
+
+
 def no_picture(video: OpenVideo) -> MediaError:
     """Return the error for a video without a picture that can be decoded."""
     fault = video.fault

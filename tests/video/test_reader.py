@@ -28,9 +28,9 @@ from clips import break_packets, copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
-from llava_video_cli.video import Frames, demux, iter_frames, parallel, probe, read_frames
+from llava_video_cli.video import Frames, decode, demux, iter_frames, parallel, probe, read_frames
 from llava_video_cli.video.decode import MismatchError, PacketRange, checked_index, use_stamps
-from llava_video_cli.video.demux import PacketIndex, held_packets, media_errors, open_video
+from llava_video_cli.video.demux import OpenVideo, PacketIndex, held_packets, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
 from llava_video_cli.video.parallel import Converter, DecodedFrame, decode_targets, plan_ranges, share_cores, together
@@ -143,6 +143,22 @@ def test_packets_are_kept_of_small_files_only(tmp_path: Path, monkeypatch: pytes
         with open_video(str(clip), Deadline(str(clip), Limits())) as video:
             assert checked_index(video) is not None
             assert len(video.held) == kept, "with the empty one at the end"
+
+
+def test_no_packet_is_read_behind_the_last_one_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a file's end, PyAV loses a Ctrl-C that comes just then: one of 300 where a small file is read in a loop."""
+    clip, seen = make_clip(tmp_path / "film.mp4", range(48), **X264), list[int]()
+
+    def seeing(video: OpenVideo) -> Iterator[Any]:
+        for packet in demux.demux(video):
+            seen.append(packet.size)
+            yield packet
+
+    monkeypatch.setattr(decode, "demux", seeing)
+    for count, most in ((48, 48), (2, 48)):
+        seen.clear()
+        read_frames(clip, Sampling(frames=count), limits=Limits(cores=1))
+        assert 0 < len(seen) <= most and all(seen)
 
 
 def test_packets_are_not_kept_where_a_seek_tells_of_wrong_stamps(tmp_path: Path) -> None:
