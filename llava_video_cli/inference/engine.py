@@ -473,9 +473,8 @@ class Engine:
 
 
 _with_threads: weakref.WeakSet[Engine] = weakref.WeakSet()
-_threads: weakref.WeakSet[threading.Thread] = (
-    weakref.WeakSet()
-)  # the last ones of a model that is gone free its weights
+# The last threads of a model that is gone free its weights.
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @atexit.register

@@ -49,8 +49,8 @@ _HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
 # Only of codecs whose decoders tell of damage: others show what is in the buffer of a picture that was let go.
-_MOST_TOGETHER, _PIXELS_TOGETHER = 16, 2**22
-_TOLD = {"h264"}
+_MOST_AHEAD, _PIXELS_AHEAD = 16, 2**22
+_REPORT_DAMAGE = {"h264"}
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 _STRICT = {"err_detect": "explode"}  # each warning of the decoder becomes an error
 
@@ -309,14 +309,14 @@ def _gains_by_a_thread(video: OpenVideo, ranges: Sequence[PacketRange]) -> bool:
     return gain > _HANDOVER_SECONDS * (count + len(ranges)) + _SWITCH_SECONDS * packets
 
 
-def together(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, VideoFrame], None, None]:
+def decoded_ahead(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, VideoFrame], None, None]:
     """Yield what comes of decoding, but decode some pictures, of large ones only one, before the first of them."""
     waiting: deque[tuple[int, VideoFrame]] = deque()
     error: Exception | None = None
     while error is None:
         try:
             pixels = 0
-            while len(waiting) < _MOST_TOGETHER and pixels < _PIXELS_TOGETHER:
+            while len(waiting) < _MOST_AHEAD and pixels < _PIXELS_AHEAD:
                 waiting.append(next(decoded))
                 pixels += waiting[-1][1].width * waiting[-1][1].height
         except (StopIteration, MediaError, MismatchError, av.error.FFmpegError) as stopped:
@@ -372,7 +372,7 @@ class _DecoderPool:
         """Yield a range's pictures as they come; raise the error that stopped it."""
         if not self._threads:
             decoding = decode_range(self._video, self._index, self._ranges[number])
-            for target, frame in together(decoding) if self._video.codec in _TOLD else decoding:
+            for target, frame in decoded_ahead(decoding) if self._video.codec in _REPORT_DAMAGE else decoding:
                 yield self._converted(number, target, frame)
                 del frame
             return

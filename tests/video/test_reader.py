@@ -33,7 +33,14 @@ from llava_video_cli.video.decode import MismatchError, PacketRange, checked_ind
 from llava_video_cli.video.demux import OpenVideo, PacketIndex, held_packets, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
 from llava_video_cli.video.mp4_index import sample_table
-from llava_video_cli.video.parallel import Converter, DecodedFrame, decode_targets, plan_ranges, share_cores, together
+from llava_video_cli.video.parallel import (
+    Converter,
+    DecodedFrame,
+    decode_targets,
+    decoded_ahead,
+    plan_ranges,
+    share_cores,
+)
 from llava_video_cli.video.sampling import Sampling, Timeline
 
 X264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
@@ -95,13 +102,13 @@ def test_pictures_that_were_decoded_come_before_the_error_behind_them(
             yield number, frame
         raise error("it is too large")
 
-    got = together(decoding())
+    got = decoded_ahead(decoding())
     assert next(got)[0] == 0
     assert len(begun) == ahead, "4 million pixels, or 16 pictures"
     assert [next(got)[0] for _ in range(19)] == [*range(1, 20)]
     with pytest.raises(error):
         next(got)
-    assert [number for number, _ in together(iter([(7, frame)]))] == [7]
+    assert [number for number, _ in decoded_ahead(iter([(7, frame)]))] == [7]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +150,22 @@ def test_packets_are_kept_of_small_files_only(tmp_path: Path, monkeypatch: pytes
         with open_video(str(clip), Deadline(str(clip), Limits())) as video:
             assert checked_index(video) is not None
             assert len(video.held) == kept, "with the empty one at the end"
+
+
+@pytest.mark.parametrize(("codec", "is_ahead"), [("libx264", True), ("libvpx", False), ("ffv1", False)])
+def test_only_pictures_whose_decoder_reports_damage_are_decoded_ahead(
+    codec: str, is_ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others show in damaged parts what is in a buffer: with more pictures alive, something else."""
+    clip, used = make_clip(tmp_path / "film.mkv", range(24), codec=codec), list[bool]()
+
+    def seeing(decoded: Iterator[tuple[int, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
+        used.append(True)
+        return decoded_ahead(decoded)
+
+    monkeypatch.setattr(parallel, "decoded_ahead", seeing)
+    read_frames(clip, Sampling(frames=3), limits=Limits(cores=1))
+    assert bool(used) == is_ahead
 
 
 def test_no_packet_is_read_behind_the_last_one_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
