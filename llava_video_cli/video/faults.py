@@ -12,7 +12,8 @@ _CUT = "the file is cut short"
 EBML = b"\x1aE\xdf\xa3"
 _JPEG_END = b"\xff\xd9"
 _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
-_GIF = b"GIF8"
+_GIF, _GIF_END = b"GIF8", b"\0;"  # the end of the last block, then the trailer (GIF89a, section 27)
+_GIF_PADDING_BYTES = 2**10  # that may follow
 _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
@@ -29,7 +30,10 @@ def file_fault(path: str) -> str | None:
                 return _CUT if _segment_end(file) > end else None
             if start == _RIFF:
                 return _CUT if _riff_end(file, end) > end else None
-            if start[:1] == b"G" and start != _GIF:
+            if start == _GIF:
+                file.seek(max(0, end - _GIF_PADDING_BYTES))
+                return None if file.read().rstrip(b"\0\r\n").endswith(_GIF_END) else _CUT
+            if start[:1] == b"G":
                 return ENCRYPTED if _is_scrambled(file) else None
             if start[:3] == JPEG:
                 return None if _has_whole_end(file, end) else _CUT

@@ -413,3 +413,13 @@ def test_a_seek_that_lands_within_a_picture(tmp_path: Path) -> None:
         start = number / 24
         frames = read_frames(clip, Sampling(frames=1, start_seconds=start + 0.01, end_seconds=start + 0.02))
         assert digest(frames.images[0]) == oracle[number]
+
+
+def test_a_gif_that_is_cut_short_is_told(tmp_path: Path) -> None:
+    """FFmpeg decodes what there is of the last frame, over the one before, and reports nothing."""
+    whole = make_clip(tmp_path / "film.gif", range(12), codec="gif").read_bytes()
+    for content, is_cut in ((whole, False), (whole + bytes(100), False), (whole[:-300], True), (whole[:-1], True)):
+        path = tmp_path / "given.gif"
+        path.write_bytes(content)
+        notes = read_frames(path, Sampling(frames=2)).notes
+        assert ("the file is cut short" in notes) == is_cut, len(content)
