@@ -5,10 +5,12 @@ from __future__ import annotations
 from ..checkpoint.config import read_config
 from ..checkpoint.families import is_generic
 from ..model import Loading, Model
+from ..system.garbage import few_collections
 from ..video.fit import FrameResize
 from .loader import foresee
 
 
+@few_collections()
 def open_model(model: str, loading: Loading | None = None, revision: str | None = None) -> Model:
     """Return the model of a name: `demo`, `random:SIZE`, a checkpoint's folder, or a hub id.
 
@@ -26,6 +28,7 @@ def open_model(model: str, loading: Loading | None = None, revision: str | None 
     return VideoModel.open(model, folder, loading)
 
 
+@few_collections()
 def open_resize(model: str, revision: str | None = None) -> FrameResize:
     """Return the `shrink` of a checkpoint without its weights: for a process that only reads frames.
 

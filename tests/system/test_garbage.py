@@ -1,0 +1,82 @@
+"""Python's garbage collector while large libraries are imported."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from llava_video_cli.inference import open_model
+from llava_video_cli.inference.video_model import VideoModel
+from llava_video_cli.system.garbage import few_collections
+
+
+@pytest.fixture(autouse=True)
+def own_thresholds() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
+def full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+def test_all_objects_are_not_looked_through_again_and_again() -> None:
+    before = full_collections()
+    kept = [[number] for number in range(300_000)]
+    assert full_collections() > before, "as Python does it by itself"
+    with few_collections():
+        before = full_collections()
+        kept += [[number] for number in range(1_000_000)]
+        assert full_collections() == before
+
+
+def test_cycles_are_still_freed() -> None:
+    class Node:
+        alive = 0
+
+        def __init__(self) -> None:
+            self.me = self
+            Node.alive += 1
+
+        def __del__(self) -> None:
+            Node.alive -= 1
+
+    with few_collections():
+        for _ in range(100_000):
+            Node()
+        assert Node.alive < 50_000
+
+
+def test_what_was_there_comes_back_after_the_last_of_many_threads() -> None:
+    gc.set_threshold(701, 11, 12)
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def load(fails: bool) -> None:
+        with suppress(ValueError), few_collections():
+            inside.wait()
+            leave.wait()
+            if fails:
+                raise ValueError("no weights")
+
+    threads = [threading.Thread(target=load, args=(fails,)) for fails in (False, True)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    assert gc.get_threshold() != (701, 11, 12)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert gc.get_threshold() == (701, 11, 12)
+
+
+def test_a_model_is_opened_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(VideoModel, "open", lambda *_: seen.append(gc.get_threshold()))
+    open_model("demo")
+    assert seen[0][2] > 10 and gc.get_threshold() == (700, 10, 10)
