@@ -45,15 +45,14 @@ def talked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return Talked(monkeypatch, capsys)
 
 
-def test_a_chat_from_a_pipe(folder: Path) -> None:
+def test_a_chat_from_a_pipe(folder: Path, talked: Talked) -> None:
     lines = "What shape is it?\n\n/image red.png\nIs it the same color?\n//frames\n"
     result = llvid("chat", "red.mp4", "-m", "demo", input=lines, cwd=folder)
     first, second, third = result.stdout.splitlines()
     assert (result.returncode, first) == (0, "It is a circle.") and second.endswith(": yes.") and third
     assert "red.png: a picture" in result.stderr and " of 4,096 tokens" in result.stderr
     assert "> " not in result.stdout and "\x1b" not in result.stdout + result.stderr
-    quiet = llvid("chat", "red.mp4", "-m", "demo", "-q", input="What shape is it?\n/exit\n/bad\n", cwd=folder)
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "It is a circle.\n", "")
+    assert talked("What shape is it? | /exit | /bad", "red.mp4", "-q") == (0, ["It is a circle."], "")
 
 
 @pytest.mark.usefixtures("folder")

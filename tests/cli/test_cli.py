@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from clips import sample
-from terminal import QUESTION, asked, llvid, scene
+from terminal import QUESTION, asked, scene
 
 from llava_video_cli.cli.app import ABOUT, command, run
 from llava_video_cli.demo.world import write_clip as write_scene
@@ -75,9 +76,9 @@ def test_a_picture_and_a_picture_beside_a_video(clip: Path, tmp_path: Path, caps
     assert record["with"][0]["path"] == str(clip) and record["with"][0]["frames"]["count"] == 8
 
 
-def test_a_question_from_stdin(clip: Path) -> None:
-    result = llvid("ask", str(clip), "-", "-m", "demo", input=f"{QUESTION}\n")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "It is a circle.\n", "")
+def test_a_question_from_stdin(clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{QUESTION}\n".encode())))
+    assert asked(capsys, str(clip), "-") == (0, "It is a circle.\n", "")
 
 
 def test_notes_go_to_stderr_and_quiet_takes_them_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

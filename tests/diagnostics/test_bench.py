@@ -15,6 +15,7 @@ from answering import Answering
 from terminal import Typed, llvid
 
 from llava_video_cli import Answer, Budget, Chunk, Frames, Request, Usage
+from llava_video_cli.cli.app import run
 from llava_video_cli.diagnostics.bench import (
     Bench,
     BenchModel,
@@ -171,10 +172,11 @@ def test_the_first_run_counts_where_the_time_is_up() -> None:
     )
 
 
-def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
-    result = llvid("bench", str(clip), "--random-weights", "tiny", "--quick", "--quantize", "4bit")
-    assert result.returncode == 0, result.stderr
-    (line,) = result.stdout.splitlines()
+def test_the_last_line_of_stdout_is_one_document(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["bench", str(clip), "--random-weights", "tiny", "--quick", "--quantize", "4bit"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    (line,) = out.splitlines()
     document = json.loads(line)
     cells = {(cell["what"], cell["frames"], cell["batch"]): cell for cell in document["cells"]}
     assert document["is_whole"] and document["model"] == "random:tiny" and document["video"]["name"] == str(clip)
@@ -186,7 +188,7 @@ def test_the_last_line_of_stdout_is_one_document(clip: Path) -> None:
         ("videos", 8, 1), ("videos", 8, 8), ("peak memory", None, None),
     ]:  # fmt: skip
         assert cells[key]["median"] > 0, key
-    assert "videos/s" in result.stderr and "4bit" in result.stderr and document["machine"]["cpu"] in result.stderr
+    assert "videos/s" in err and "4bit" in err and document["machine"]["cpu"] in err
 
 
 @pytest.mark.parametrize(
