@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest -m gpu"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage: each would look through a million objects."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
