@@ -54,7 +54,15 @@ class Reference:
         self.processor.num_additional_image_tokens = 1
         self.expected = cache(self._expected)
 
-    def _expected(self, turns: tuple[Turn, ...], temperature: float, top_p: float, seed: int | None) -> Expected:
+    def of(self, request: Request) -> Expected:
+        """Return the first tokens: all that are asked for, or, where a text may end the answer, the most."""
+        chosen = request.generation
+        count = MOST_TOKENS if request.stop else chosen.max_new_tokens
+        return self.expected(request.turns, chosen.temperature, chosen.top_p, chosen.seed, count)
+
+    def _expected(
+        self, turns: tuple[Turn, ...], temperature: float, top_p: float, seed: int | None, count: int
+    ) -> Expected:
         conversation = [
             {
                 "role": turn.role,
@@ -73,7 +81,7 @@ class Reference:
         length = inputs["input_ids"].shape[1]
         chosen = Chosen(temperature, top_p, random.Random(seed))
         output = self.model.generate(
-            **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, use_cache=True, logits_processor=[chosen]
+            **inputs, max_new_tokens=count, do_sample=False, use_cache=True, logits_processor=[chosen]
         )
         ids = output[0, length:].tolist()
         return Expected(ids, chosen.gaps[: len(ids)])
@@ -139,7 +147,7 @@ def drawn_case(draw: random.Random, reference: Reference) -> Case:
     )
     request = Request(tuple(turns), generation)
     if draw.random() < 0.2:
-        ids = reference.expected(request.turns, generation.temperature, generation.top_p, generation.seed).ids
+        ids = reference.of(replace(request, stop=("any",))).ids
         words = reference.processor.tokenizer.decode(ids, skip_special_tokens=True).split()
         request = replace(request, stop=(draw.choice(words or ["x"]), "nothing of the kind"))
     leaves_after = draw.randrange(4) if draw.random() < 0.15 else None
@@ -150,7 +158,7 @@ def drawn_case(draw: random.Random, reference: Reference) -> Case:
 def wanted(case: Case, reference: Reference, model: VideoModel) -> tuple[str, int, float]:
     """Return the text and the number of tokens of the documented way, and the smallest gap."""
     generation = case.request.generation
-    expected = reference.expected(case.request.turns, generation.temperature, generation.top_p, generation.seed)
+    expected = reference.of(case.request)
     text, out, count = Detokenizer(model.decode, case.request.stop), "", 0
     for token in expected.ids[: generation.max_new_tokens]:
         count += 1

@@ -41,7 +41,7 @@ def asked(text: str = "What shape is it?", **generation: Any) -> Request:
     return Request((Turn("user", text, (VIDEO,)),), Generation(**({"max_new_tokens": 300} | generation)))
 
 
-@pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", "yi"])
+@pytest.fixture(scope="module", params=["demo", "vicuna", pytest.param("mistral", marks=pytest.mark.slow), "yi"])
 def model(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> Model:
     return open_model(str(checkpoint(request.param, layouts)))
 

@@ -31,7 +31,9 @@ def opened(folder: Path, capture: Any = None, **loading: Any) -> VideoModel:
     return VideoModel(folder.name, load(folder, settings), prefix_reuse=settings.prefix_reuse, capture=capture)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", ["demo", "vicuna", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS[2:])]
+)
 def test_a_captured_step_gives_the_same_answers(name: str, layouts: dict[str, Path]) -> None:
     folder = checkpoint(name, layouts)
     capture = Replayed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,11 +167,14 @@ def execute(cuda: PretendedCuda, func: Any, args: tuple[Any, ...], kwargs: dict[
 
 def decomposed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do an operation that is made of others one by one; return NotImplemented for any other."""
+    return func.decompose(*args, **kwargs) if _is_composite(func) else NotImplemented
+
+
+@cache
+def _is_composite(func: Any) -> bool:
     keys = torch._C.DispatchKey  # noqa: SLF001
-    is_composite = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
-    if not is_composite or func.has_kernel_for_dispatch_key(keys.CompositeExplicitAutograd):
-        return NotImplemented
-    return func.decompose(*args, **kwargs)
+    is_implicit: bool = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
+    return is_implicit and not func.has_kernel_for_dispatch_key(keys.CompositeExplicitAutograd)
 
 
 def _is_of_a_card(value: Any) -> bool:
@@ -235,7 +239,7 @@ def leaves(*values: Any) -> list[Any]:
     """Return what an operation's arguments hold, out of lists, tuples and dictionaries."""
     found: list[Any] = []
     for value in values:
-        if isinstance(value, list | tuple | dict):
+        if isinstance(value, (list, tuple, dict)):  # quicker than with a union
             found += leaves(*(value.values() if isinstance(value, dict) else value))
         else:
             found.append(value)

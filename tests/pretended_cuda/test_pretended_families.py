@@ -13,7 +13,7 @@ from llava_video_cli import Generation, Loading, Request, Turn, join, open_model
 
 pytestmark = pytest.mark.cuda_pretended
 
-GENERATION = Generation(max_new_tokens=12)
+GENERATION = Generation(max_new_tokens=6)
 REQUESTS = [
     Request((Turn("user", "What happens?", (VIDEO,)),), GENERATION),
     Request((Turn("user", "Why is that?", (VIDEO,)),), GENERATION),

@@ -351,12 +351,12 @@ def test_limits_are_kept(long: Path) -> None:
 def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
     clock = Clock()
     with clock.paused():
-        time.sleep(1.0)
-        assert clock.seconds < 0.8
-    assert clock.seconds < 0.8
+        time.sleep(0.5)
+        assert clock.seconds < 0.4
+    assert clock.seconds < 0.4
     seen = 0
     for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
-        time.sleep(0.4)
+        time.sleep(0.3)
         seen += 1
     assert seen == 8
 
@@ -463,8 +463,9 @@ def test_close_keyframes_are_read_without_what_lies_between() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
-def test_damaged_files_cost_an_error_at_most() -> None:
-    command = [sys.executable, str(Path(__file__).parents[1] / "mutate.py"), "--files", "200", "--seed", "1"]
+@pytest.mark.parametrize("count", [100, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_files_cost_an_error_at_most(count: int) -> None:
+    command = [sys.executable, str(Path(__file__).parents[1] / "mutate.py"), "--files", str(count), "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
