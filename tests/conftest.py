@@ -12,6 +12,8 @@ import pytest
 
 # Before torch is imported: threads that wait in a loop slow everything down where other tests' processes run beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tiny models gain nothing by a second thread, and the other test process has the other core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
