@@ -1,4 +1,4 @@
-"""Python's garbage collector where it would find nothing and take long."""
+"""When Python's garbage collector looks for garbage: seldom where there is none."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Objects more than there were, before those made since the last time are looked at, and how many times the younger
-# ones are before the older: 700, 10 and 10 of Python 3.11 look at all a dozen times while torch is imported.
+# Of `gc.set_threshold`. With Python 3.11's own, 700, 10 and 10, all objects are looked at six times while torch and
+# transformers are imported, at the end 390,000 of them.
 _THRESHOLDS = 20_000, 50, 1_000
 _changing = threading.Lock()
-_nested: list[tuple[int, int, int]] = []  # for each that is inside, what was there before the first
+_before: list[tuple[int, int, int]] = []  # for each call that is inside, the thresholds before the first
 
 
 @contextmanager
@@ -22,12 +22,12 @@ def few_collections() -> Iterator[None]:
     time: the last one to leave restores what was there before the first.
     """
     with _changing:
-        _nested.append(_nested[0] if _nested else gc.get_threshold())
+        _before.append(_before[0] if _before else gc.get_threshold())
         gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
         with _changing:
-            before = _nested.pop()
-            if not _nested:
-                gc.set_threshold(*before)
+            thresholds = _before.pop()
+            if not _before:
+                gc.set_threshold(*thresholds)

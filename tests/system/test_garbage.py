@@ -62,23 +62,25 @@ def test_cycles_are_still_freed() -> None:
 
 def test_what_was_there_comes_back_after_the_last_of_many_threads() -> None:
     gc.set_threshold(701, 11, 12)
-    inside, leave = threading.Barrier(3), threading.Event()
+    inside, leave = threading.Barrier(3), [threading.Event(), threading.Event()]
 
-    def load(fails: bool) -> None:
+    def load(number: int) -> None:
         with suppress(ValueError), few_collections():
             inside.wait()
-            leave.wait()
-            if fails:
+            leave[number].wait(10)
+            if number:
                 raise ValueError("no weights")
 
-    threads = [threading.Thread(target=load, args=(fails,)) for fails in (False, True)]
+    threads = [threading.Thread(target=load, args=(number,), daemon=True) for number in range(2)]
     for thread in threads:
         thread.start()
     inside.wait()
-    assert gc.get_threshold() != (701, 11, 12)
-    leave.set()
-    for thread in threads:
-        thread.join()
+    raised = gc.get_threshold()
+    leave[0].set()
+    threads[0].join()
+    assert gc.get_threshold() == raised != (701, 11, 12)
+    leave[1].set()
+    threads[1].join()
     assert gc.get_threshold() == (701, 11, 12)
 
 
