@@ -25,7 +25,8 @@ class Detokenizer:
     """Decodes a growing sequence of ids; the pieces joined are the decoded whole, without outer white space.
 
     With `skip`, white space stays, and so many characters at the beginning are left out. The first of the strings
-    `stop` ends the text, and is no part of it; neither are `thoughts`, if they are not shown.
+    `stop` ends the text, and is no part of it; neither are `thoughts`, if they are not shown. The text of `byte_ids`
+    waits for another token: a run of them that is not UTF-8 is decoded to U+FFFD throughout.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class Detokenizer:
         stop: Sequence[str] = (),
         skip: int | None = None,
         thoughts: Thoughts | None = None,
+        byte_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._decode, self._stop, self._skip = decode, StopStrings(stop), skip
+        self._decode, self._stop, self._skip, self._byte_ids = decode, StopStrings(stop), skip, byte_ids
         self.thoughts = thoughts or Thoughts(are_shown=True)
         self._ids: list[int] = []
         self._given = 0  # ids up to here are of the prompt
@@ -92,6 +94,8 @@ class Detokenizer:
         return sum(tokens(stop) - max(0, tokens(start + 1) - 1) for start, stop in self.thoughts.parts)
 
     def _decode_new(self, final: bool = False) -> None:
+        if not final and self._byte_ids.intersection(self._ids[-1:]):
+            return
         before = self._decode(self._ids[self._start : self._decoded])
         text = self._decode(self._ids[self._start :])
         if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not final):
@@ -162,6 +166,13 @@ def hidden_ids(tokenizer: Any, checkpoint: Checkpoint) -> frozenset[int]:
     roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(number for number in special if number <= max(media) or number in roles)
+
+
+def byte_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that are a single byte of text, as Llama's tokenizer has them for what its words lack."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    ids = zip(names, tokenizer.convert_tokens_to_ids(names), strict=True)
+    return frozenset(number for name, number in ids if number is not None and number != tokenizer.unk_token_id)
 
 
 def token_bytes(tokenizer: Any, count: int) -> list[bytes]:

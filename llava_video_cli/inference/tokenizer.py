@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ..checkpoint.files import tokenizer_errors
 from ..prompt.chat_template import chat_template
-from .detokenizer import token_bytes
+from .detokenizer import byte_ids, token_bytes
 from .loader import Loaded
 
 
@@ -18,6 +18,7 @@ class Tokenizer:
     def __init__(self, name: str, loaded: Loaded) -> None:
         self.name, self.own = name, loaded.processor.tokenizer
         self._lock = threading.Lock()  # it is changed while it is used
+        self.byte_ids = byte_ids(self.own)
         self._vocabulary, self._size = loaded.vocabulary, loaded.model.config.get_text_config().vocab_size
         source = loaded.processor.chat_template or self.own.chat_template
         source = source.get("default") if isinstance(source, dict) else source

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import random
+from pathlib import Path
 
-from llava_video_cli.inference.detokenizer import Detokenizer
+import pytest
+from transformers import AutoTokenizer
+
+from llava_video_cli.inference.detokenizer import Detokenizer, byte_ids
 
 
 def pieces_of(text: str) -> list[str]:
@@ -26,6 +30,23 @@ def pieces_of(text: str) -> list[str]:
 )
 def test_pieces_join_to_the_text(text: str) -> None:
     assert "".join(pieces_of(text)) == text.strip()
+
+
+def test_bytes_that_are_no_text_are_the_same_however_the_tokens_come(layouts: dict[str, Path]) -> None:
+    """As where an answer is cut within the second of two emoji."""
+    tokenizer = AutoTokenizer.from_pretrained(layouts["vicuna"])
+    single, draw = byte_ids(tokenizer), random.Random(1)
+    assert len(single) == 256
+    emoji = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "😀😀".encode()]
+    words = tokenizer.convert_tokens_to_ids(["▁w1", "▁w2", "%", "▁"])
+    for _ in range(300):
+        ids = draw.choices([*single, *5 * emoji, *50 * words], k=12) + emoji[: draw.randrange(9)]
+        text, shown = Detokenizer(tokenizer.decode, byte_ids=single), ""
+        left = list(ids)
+        while left:
+            count = draw.choice((1, 1, 2, 5))
+            shown, left = shown + text.push(left[:count]), left[count:]
+        assert shown + text.finish() == tokenizer.decode(ids).strip(), ids
 
 
 def test_pieces_are_whole_words() -> None:
