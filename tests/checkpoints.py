@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration, PreTrainedTokenizerFast
 
 LAYOUTS = ("vicuna", "vicuna-dpo", "mistral", "yi", "yi-dpo")  # 7B, 7B-DPO, 7B-32K, 34B, 34B-DPO
+WORDS = 4000  # of the vocabularies of most tests: published ones take most of the time of a tiny model
 GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 HIDDEN = 64
 
@@ -41,15 +42,22 @@ TEMPLATES = {
 
 
 def make_checkpoint(
-    folder: Path, layout: str, seed: int = 0, text: dict[str, int] | None = None, vision: dict[str, int] | None = None
+    folder: Path,
+    layout: str,
+    seed: int = 0,
+    text: dict[str, int] | None = None,
+    vision: dict[str, int] | None = None,
+    words: int | None = None,
 ) -> Path:
     """Write a checkpoint in a published layout: config, tokenizer, processor files, safetensors.
 
-    `text` and `vision` go over the values of the language model's and the vision tower's config.
+    `text` and `vision` go over the values of the language model's and the vision tower's config. `words` is how many
+    tokens there are before the special ones that pictures and videos need; None for as many as are published.
     """
     folder.mkdir(parents=True, exist_ok=True)
     layout, _, dpo = layout.partition("-")
-    config = _config(layout)
+    words = words or (64000 if layout == "yi" else 32000)
+    config = _config(layout, words)
     seed += bool(dpo)  # the same layout with other weights
     config["text_config"] |= text or {}
     config["vision_config"] |= vision or {}
@@ -62,7 +70,7 @@ def make_checkpoint(
                 weight.normal_(0, 0.6 / weight.shape[-1] ** 0.5 * (4.0 if "lm_head" in name else 2.0))
     model.save_pretrained(folder)
     _write(folder / "config.json", {"architectures": ["LlavaNextVideoForConditionalGeneration"], **config})
-    _tokenizer(layout).save_pretrained(folder)
+    _tokenizer(layout, words).save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     _write(folder / "chat_template.json", {"chat_template": TEMPLATES[layout]})
     _write(folder / "preprocessor_config.json", preprocessor)
@@ -76,7 +84,7 @@ def make_checkpoint(
     return folder
 
 
-def _config(layout: str) -> dict[str, Any]:
+def _config(layout: str, words: int) -> dict[str, Any]:
     text: dict[str, Any] = {
         "model_type": "mistral" if layout == "mistral" else "llama",
         "hidden_size": HIDDEN,
@@ -84,7 +92,7 @@ def _config(layout: str) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4 if layout == "vicuna" else 2,
-        "vocab_size": 64064 if layout == "yi" else 32064,
+        "vocab_size": words + 64 if words >= 32000 else words + 8,
         "rms_norm_eps": 1e-05,
         "pad_token_id": 0,
     }
@@ -114,7 +122,7 @@ def _config(layout: str) -> dict[str, Any]:
         "projection_dim": 32,
         "vocab_size": 32000,
     }
-    first = 64003 if layout == "yi" else 32000
+    first = words + 3 if layout == "yi" else words
     return {
         "model_type": "llava_next_video",
         "text_config": text,
@@ -152,9 +160,8 @@ def _preprocessor(side: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(layout: str) -> PreTrainedTokenizerFast:
-    """A tokenizer like Llama's: bytes as a fallback, `▁` for spaces, made-up words up to the published size."""
-    base = 64000 if layout == "yi" else 32000
+def _tokenizer(layout: str, count: int) -> PreTrainedTokenizerFast:
+    """A tokenizer like Llama's: bytes as a fallback, `▁` for spaces, made-up words up to the size that is wanted."""
     specials = ["<unk>", "<|startoftext|>", "<|endoftext|>"] if layout == "yi" else ["<unk>", "<s>", "</s>"]
     if layout == "yi":
         specials += ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<|im_start|>", "<|im_end|>"]
@@ -164,7 +171,7 @@ def _tokenizer(layout: str) -> PreTrainedTokenizerFast:
         + [chr(code) for code in range(33, 127)]
         + ["▁", "é", "日", "本"]
     )
-    words += [f"▁w{number}" for number in range(base - len(words))]
+    words += [f"▁w{number}" for number in range(count - len(words))]
     tokenizer = Tokenizer(
         models.BPE({word: index for index, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True)
     )
@@ -178,7 +185,7 @@ def _tokenizer(layout: str) -> PreTrainedTokenizerFast:
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, words.index(bos))]
         )
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in specials])
-    # The published ids lie behind the base vocabulary: 32000 and 32001, and, for Yi, 64003 and 64004.
+    # They lie behind the words: the published ids are 32000 and 32001, and, for Yi, 64003 and 64004.
     more = ["<pad0>", "<pad1>", "<pad2>", "<video>", "<image>"] if layout == "yi" else ["<video>", "<image>", "<pad>"]
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in more])
     return PreTrainedTokenizerFast(

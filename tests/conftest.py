@@ -57,11 +57,12 @@ def only_what_is_needed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder with a tiny random checkpoint for each published layout."""
-    from checkpoints import LAYOUTS, make_checkpoint
+    """A folder with a tiny random checkpoint for each published layout; those of DPO have vocabularies as published."""
+    from checkpoints import LAYOUTS, WORDS, make_checkpoint
 
     base = tmp_path_factory.mktemp("layouts")
-    return {layout: make_checkpoint(base / layout, layout) for layout in LAYOUTS}
+    words = {layout: None if layout.endswith("-dpo") else WORDS for layout in LAYOUTS}
+    return {layout: make_checkpoint(base / layout, layout, words=words[layout]) for layout in LAYOUTS}
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import make_adapter
-from checkpoints import make_checkpoint
+from checkpoints import WORDS, make_checkpoint
 from family_checkpoints import make_family
 from safetensors.torch import load_file, save_file
 from scenes import VIDEO
@@ -39,7 +39,7 @@ def answers(folder: Path, adapter: Path | None = None, **loading: Any) -> list[s
 @pytest.fixture(scope="module")
 def vicuna(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A checkpoint, an adapter for it, and the two merged."""
-    base = make_checkpoint((folder := tmp_path_factory.mktemp("lora")) / "vicuna", "vicuna")
+    base = make_checkpoint((folder := tmp_path_factory.mktemp("lora")) / "vicuna", "vicuna", words=WORDS)
     return base, make_adapter(base, folder / "adapter", folder / "merged"), folder / "merged"
 
 

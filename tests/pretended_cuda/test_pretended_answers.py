@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import WORDS, make_checkpoint
 from pretended_device import Card, PretendedCuda, pretend
 from scenes import OTHER, STILL, VIDEO, moving_square
 
@@ -59,7 +59,7 @@ def of_the_cpu(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def vicuna(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_checkpoint(tmp_path_factory.mktemp("vicuna"), "vicuna"))
+    return str(make_checkpoint(tmp_path_factory.mktemp("vicuna"), "vicuna", words=WORDS))
 
 
 @pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.slow), "vicuna"])
@@ -176,7 +176,7 @@ def test_one_failed_capture_does_not_turn_captures_off(cuda: PretendedCuda, vicu
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
     text = {"num_hidden_layers": 5, "intermediate_size": 6000}  # more than its embeddings, so that it can be shared
-    return str(make_checkpoint(tmp_path_factory.mktemp("deep"), "mistral", text=text))
+    return str(make_checkpoint(tmp_path_factory.mktemp("deep"), "mistral", text=text, words=WORDS))
 
 
 @pytest.fixture
