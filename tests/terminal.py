@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import Scene
 
 QUESTION = "What shape is it?"
+PROGRAM = (sys.executable, "-m", "llava_video_cli")  # or `light_program.LIGHT`, where the model decides nothing
 
 
 def scene(**changes: Any) -> Scene:
@@ -28,11 +30,18 @@ def scene(**changes: Any) -> Scene:
     return Scene(**(values | changes))
 
 
-def llvid(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def llvid(
+    *arguments: str, env: dict[str, str] | None = None, program: Sequence[str] = PROGRAM, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the program in a process of its own."""
-    command = [sys.executable, "-m", "llava_video_cli", *arguments]
     return subprocess.run(
-        command, env=os.environ | (env or {}), capture_output=True, text=True, timeout=120, check=False, **options
+        [*program, *arguments],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
     )
 
 
@@ -40,17 +49,22 @@ class Typed:
     """The program on a terminal of its own, with somebody who types; everything it shows is in `shown`."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, stdout: int | None = None, env: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        cwd: Path,
+        stdout: int | None = None,
+        env: dict[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         import pty
 
         self._master, terminal = pty.openpty()
         self.terminal = os.ttyname(terminal)
-        command = [sys.executable, "-m", "llava_video_cli", *arguments]
         quiet = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
         environment = os.environ | quiet | {"PYTHONPATH": str(Path(__file__).parents[1])} | (env or {})
         for name in {"TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL"} - set(env or {}):
             environment.pop(name, None)
+        command = [*program, *arguments]
         self.process = subprocess.Popen(
             command, stdin=terminal, stdout=stdout or terminal, stderr=terminal, cwd=cwd, env=environment,
             start_new_session=True, preexec_fn=_controlling_terminal,

@@ -9,15 +9,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clips import SAMPLES, make_sound, sample
+from light_program import LIGHT
 from records import NAMES
-from terminal import scene
+from terminal import PROGRAM, scene
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip as write_scene
@@ -313,17 +313,21 @@ def test_frames_that_never_fit_end_the_run(
     assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    ("kind", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("program", [LIGHT, pytest.param(PROGRAM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(
-    kind: signal.Signals, code: int, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: signal.Signals,
+    code: int,
+    program: tuple[str, ...],
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     clips, out = tmp_path / "clips", tmp_path / "out.jsonl"
     clips.mkdir()
     for number in range(160):  # more than the model gets at a time
         (clips / f"{number:03d}.mp4").hardlink_to(clip)
-    command = [sys.executable, "-m", "llava_video_cli", "caption", str(clips), "-m", "demo", "-o", str(out)]
+    command = [*program, "caption", str(clips), "-m", "demo", "-o", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (out.exists() and out.stat().st_size) and time.monotonic() < until:
@@ -342,15 +346,18 @@ def test_ctrl_c_finishes_what_is_running_and_the_next_run_goes_on(
     assert len(records(out)) == 160
 
 
-def test_killed_at_any_moment_and_resumed_nothing_is_lost_or_there_twice(clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [LIGHT, pytest.param(PROGRAM, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed_nothing_is_lost_or_there_twice(
+    program: tuple[str, ...], clip: Path, tmp_path: Path
+) -> None:
     """`tests/benchmarks/kill.py` does it ten times on 300 clips."""
     clips, out = tmp_path / "clips", tmp_path / "out.jsonl"
     clips.mkdir()
     for number in range(100):
         (clips / f"{number:03d}.mp4").hardlink_to(clip)
-    command = [sys.executable, "-m", "llava_video_cli", "caption", str(clips), "-m", "demo", "-o", str(out), "-q"]
+    command = [*program, "caption", str(clips), "-m", "demo", "-o", str(out), "-q"]
     size = 0
-    for more in (1, 5000):
+    for more in (1, 5000, 20000):
         process = subprocess.Popen(command)
         while process.poll() is None and (out.stat().st_size if out.exists() else 0) < size + more:
             time.sleep(0.005)

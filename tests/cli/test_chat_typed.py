@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_program import LIGHT
 from terminal import Typed, scene
 
 from llava_video_cli.cli.chat import read_history
@@ -64,7 +65,7 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
     assert len(read_conversation(tmp_path / "talk.yaml").drafts) == 12
     history = tmp_path / "state" / "llvid" / "history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600 and history.read_text().splitlines()[-1] == "/save talk.yaml"
-    chat = start("--load", "talk.yaml", "--no-history")
+    chat = start("--load", "talk.yaml", "--no-history", program=LIGHT)
     chat.until("> ")
     chat.type("What shape is it?\r")
     chat.until("s to the first token")
@@ -72,8 +73,8 @@ def test_a_conversation_typed_saved_and_gone_on_with(start: Start, tmp_path: Pat
     assert chat.end() == 0 and "/exit" not in history.read_text()
 
 
-def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start, layouts: dict[str, Path]) -> None:
-    chat = start("red.mp4", "-m", str(layouts["vicuna"]), "-n", "2", "--max-new-tokens", "5000")
+def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start) -> None:
+    chat = start("red.mp4", "-m", "demo", program=LIGHT)
     chat.until("> ")
     chat.type("half a quest")  # while the model loads
     chat.until("half a quest")
@@ -84,7 +85,7 @@ def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start, layouts: dict[
     chat.until("system: Be brief.")
     chat.type("What?\r")
     chat.until("What?")
-    chat.until(" w")  # the words of these checkpoints are w0, w1, ...; no folder's name has a blank
+    chat.until(" w")  # as the long answer begins; no folder's name has a blank
     chat.type("\x03")
     chat.until("stopped; ")
     chat.until("> ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from clips import SAMPLES
 from hub import running_hub
+from light_program import LIGHT
 from terminal import QUESTION, asked, failed, llvid, scene
 
 from llava_video_cli.cli.app import run
@@ -80,14 +82,21 @@ def bad_files(folder: Path) -> dict[str, Path]:
 
 
 def test_a_bad_file_gives_one_line_before_any_model_is_imported(tmp_path: Path) -> None:
-    program = (
-        "import sys; from llava_video_cli.cli.app import run; code = run(sys.argv[1:]);"
-        "assert not {'torch', 'transformers', 'torchvision'} & set(sys.modules), 'a model was imported'; sys.exit(code)"
-    )
-    for name, path in bad_files(tmp_path).items():
-        command = [sys.executable, "-c", program, "ask", str(path), QUESTION, "-m", "demo"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert str(path) in failed(result, 1), name
+    files = bad_files(tmp_path)
+    program = f"""
+import sys
+from llava_video_cli.cli.app import run
+for path in sys.argv[1:]:
+    assert run(["ask", path, {QUESTION!r}, "-m", "demo"]) == 1
+    print("---", file=sys.stderr)
+assert not {{'torch', 'transformers', 'torchvision'}} & set(sys.modules), 'a model was imported'
+"""
+    command = [sys.executable, "-c", program, *map(str, files.values())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    said = done.stderr.split("---\n")[:-1]
+    assert done.stdout == "" and len(said) == len(files)
+    for (name, path), error in zip(files.items(), said, strict=True):
+        assert str(path) in failed(subprocess.CompletedProcess(command, 1, "", error), 1), name
 
 
 def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
@@ -207,10 +216,11 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
     assert results[-1][0] == 2 and "ask" in results[-1][2]
 
 
-def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = failed(llvid("ask", str(clip), "q", "-q", "-m", "nobody/nothing"), 1)
+    assert "isn't in the local cache and the hub isn't used in offline mode" in line
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     for model, words in (
-        ("nobody/nothing", "isn't in the local cache and the hub isn't used in offline mode"),
         ("./nothing", "the model folder ./nothing doesn't exist"),
         (str(clip), "is a file, not a checkpoint folder"),
         (str(clip.parent), "has no config.json"),
@@ -218,9 +228,9 @@ def test_a_model_that_is_not_there(clip: Path, tmp_path: Path) -> None:
         ("not a name", "there is no model 'not a name'"),
         ("not/a name", "neither a folder nor a hub id"),
     ):
-        result = llvid("ask", str(clip), "q", "-q", "-m", model)
-        assert words in failed(result, 1)
-        assert "demo" in result.stderr or "LLaVA-NeXT-Video" in result.stderr
+        code, out, err = asked(capsys, str(clip), "q", "-q", "-m", model)
+        assert words in failed(subprocess.CompletedProcess((), code, out, err), 1)
+        assert "demo" in err or "LLaVA-NeXT-Video" in err
 
 
 def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +248,7 @@ def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest
 
 
 def test_closed_streams_are_no_tracebacks(clip: Path) -> None:
-    ask = f'"{sys.executable}" -m llava_video_cli ask "{clip}" -m demo'
+    ask = shlex.join([*LIGHT, "ask", str(clip), "-m", "demo"])
     for command, code, words in (
         (f"{ask} - <&-", 2, "stdin is closed"),
         (f'{ask} "{QUESTION}" >&-', 1, "stdout is closed"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import QUESTION, llvid
+from light_program import LIGHT
+from terminal import PROGRAM, QUESTION, llvid
 
 from llava_video_cli.cli.app import run
 
@@ -27,7 +28,7 @@ def test_no_color_and_pipes_get_plain_text(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(clip: Path) -> None:
-    program = f'"{sys.executable}" -m llava_video_cli'
+    program = shlex.join(LIGHT)
     for arguments in (f'ask "{clip}" "Describe the video." "Again?" -m demo', "presets -q", "--help"):
         command = f"{program} {arguments} | head -c 5; echo; echo ${{PIPESTATUS[0]}}"
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
@@ -41,7 +42,7 @@ def test_a_reader_that_leaves_early_is_no_error(clip: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_one_line(clip: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), QUESTION, "-m", "demo"]
+        command = [*LIGHT, "ask", str(clip), QUESTION, "-m", "demo"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert result.returncode == 1 and result.stderr == "error: can't write the answer: No space left on device\n"
 
@@ -59,10 +60,9 @@ def wait_for_start(process: subprocess.Popen[Any]) -> None:
 
 @pytest.mark.parametrize("after_seconds", [0.0, 0.3, 0.9, None])  # None: once the answer comes
 def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], after_seconds: float | None) -> None:
-    command = [sys.executable, "-m", "llava_video_cli", "ask", str(clip), QUESTION, "-m", str(layouts["vicuna"])]
-    process = subprocess.Popen(
-        [*command, "--max-new-tokens", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [*PROGRAM, "ask", str(clip), QUESTION, "-m", str(layouts["vicuna"])]
+    command += ["--max-new-tokens", "3500", "--temperature", "1", "--seed", "1"]  # without end
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if after_seconds is None:
         assert process.stdout is not None and process.stdout.read(1)
     else:

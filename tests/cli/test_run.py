@@ -6,11 +6,11 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from light_program import LIGHT
 from terminal import scene
 
 from llava_video_cli.cli.app import run
@@ -105,7 +105,7 @@ def test_a_killed_run_that_overwrites_leaves_the_old_rows(clip: Path, tmp_path: 
     assert run(command) == 0
     old = out.read_bytes()
     command += ["--overwrite", "--frames", "4"]
-    process = subprocess.Popen([sys.executable, "-m", "llava_video_cli", *command])
+    process = subprocess.Popen([*LIGHT, *command])
     until = time.monotonic() + 60
     while not any(path.stat().st_size for path in tmp_path.glob(".llvid-*")) and time.monotonic() < until:
         time.sleep(0.01)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_program import LIGHT
 from PIL import Image
 from terminal import QUESTION, llvid, scene
 from test_cli_streams import wait_for_start
@@ -121,12 +122,13 @@ def test_frames_shows_pictures_and_stdin(folder: Path, clip: Path, tmp_path: Pat
 
 def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
     """An mp4 whose header is at its end."""
+    env = {"TMPDIR": str(tmp_path)}
     for arguments, code, words in (
         ((QUESTION, "--windows", "1"), 0, "It is a "), (("-",), 2, "the video or a question"),
         ((QUESTION, "--subtitles", "auto"), 1, "standard input"),
     ):  # fmt: skip
         with clip.open("rb") as stdin:
-            result = llvid("ask", "-", *arguments, "-m", "demo", "-q", stdin=stdin, env={"TMPDIR": str(tmp_path)})
+            result = llvid("ask", "-", *arguments, "-m", "demo", "-q", stdin=stdin, env=env, program=LIGHT)
         assert result.returncode == code and words in result.stdout + result.stderr, result
         assert str(tmp_path) not in result.stderr and not list(tmp_path.glob("llvid-*"))
 

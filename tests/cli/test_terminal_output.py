@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from light_program import LIGHT
 from terminal import Typed
 
 from llava_video_cli.cli.app import run
@@ -75,14 +76,14 @@ def test_captions_on_a_terminal_and_records_in_a_file(clip: Path, tmp_path: Path
     (tmp_path / "clips").mkdir()
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / "clips" / name).write_bytes(clip.read_bytes())
-    typed = Typed("caption", "clips", "-m", "demo", cwd=tmp_path)
+    typed = Typed("caption", "clips", "-m", "demo", cwd=tmp_path, program=LIGHT)
     shown = typed.until("2 captioned")
     typed.close()
     assert "clips/a.mp4: A red circle" in shown and "clips/b.mp4: A red circle" in shown and "{" not in shown
 
     file = tmp_path / "out"
     with file.open("wb") as out:
-        typed = Typed("caption", "clips", "-m", "demo", cwd=tmp_path, stdout=out.fileno())
+        typed = Typed("caption", "clips", "-m", "demo", cwd=tmp_path, stdout=out.fileno(), program=LIGHT)
         assert typed.end(60) == 0
         typed.close()
     assert len([json.loads(row) for row in file.read_text().splitlines()]) == 2
