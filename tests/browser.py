@@ -69,7 +69,7 @@ class Browser:
         deadline = time.monotonic() + 10
         while not (value := self.run(script)):
             assert time.monotonic() < deadline, f"never true: {script}"
-            time.sleep(0.05)
+            time.sleep(0.02)
         return value
 
     def type(self, text: str) -> None:
