@@ -16,7 +16,6 @@ from zlib import crc32
 import numpy as np
 from answering import Answering
 from numpy.typing import NDArray
-from whisper import LoudestSeconds
 
 from llava_video_cli import Budget, Chunk, Frames, Request, Usage
 from llava_video_cli.speech import SpeechOptions
@@ -76,6 +75,8 @@ class Reciter(Sleeper):
 
 def open_hearing(cache: Path) -> FrameResize:
     """As `open_small`; where it is opened, the speech model `loudest` hears beeps."""
+    from whisper import LoudestSeconds  # here, as each worker imports this module
+
     share("loudest", Transcripts(SpeechOptions(), LoudestSeconds(), cache=cache))
     return open_small()
 
