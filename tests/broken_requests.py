@@ -106,7 +106,7 @@ def _types(grounds: Grounds, rng: random.Random) -> list[Case]:
         "temperature": (-1, "hot", True, [1], {}, 1e400),
         "top_p": (0, 2, -0.5, "x", [], False),
         "max_tokens": (0, -5, 1.5, "many", [], {}, 10**30, True),
-        "max_completion_tokens": (0, "x", 2.5, 10**9),
+        "max_completion_tokens": (0, "x", 2.5, 2**31),
         "repetition_penalty": (0, -2, "x", {}),
         "seed": (-1, 2**63, 1.5, "x", [1], True),
         "stop": (1, {}, [1], [""], "", ["x"] * 17, ["y" * 300], [None]),

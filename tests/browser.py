@@ -29,6 +29,7 @@ _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 ]  # fmt: skip
+_SIZE = {"width": 1440, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
 class Browser:
@@ -68,13 +69,29 @@ class Browser:
         deadline = time.monotonic() + 10
         while not (value := self.run(script)):
             assert time.monotonic() < deadline, f"never true: {script}"
-            time.sleep(0.05)
+            time.sleep(0.02)
         return value
 
     def type(self, text: str) -> None:
         """Press and release keys, one by one, where the focus is."""
         keys = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
         self.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": keys}]})
+
+    @contextmanager
+    def emulating(self, width: int, height: int, color_scheme: str = "light") -> Iterator[None]:
+        """Show pages as a screen of that size would, whose user prefers that color scheme; go back at the end."""
+        self.command("Emulation.setDeviceMetricsOverride", _SIZE | {"width": width, "height": height})
+        features = [{"name": "prefers-color-scheme", "value": color_scheme}]
+        self.command("Emulation.setEmulatedMedia", {"features": features})
+        try:
+            yield
+        finally:
+            self.command("Emulation.setEmulatedMedia", {"features": []})
+            self.command("Emulation.setDeviceMetricsOverride", _SIZE)
+
+    def command(self, name: str, values: dict[str, Any]) -> None:
+        """Send a command of the DevTools protocol."""
+        self.call("POST", "/goog/cdp/execute", {"cmd": name, "params": values})
 
     def save(self, picture: Path) -> None:
         picture.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
@@ -85,8 +102,8 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) -> Iterator[Browser]:
-    """Give a window of that size; skip the test if there is no chromedriver."""
+def browser(profile: Path) -> Iterator[Browser]:
+    """Give a window; skip the test if there is no chromedriver."""
     driver = shutil.which("chromedriver")
     if driver is None:
         pytest.skip("chromedriver is not installed")
@@ -95,11 +112,11 @@ def browser(profile: Path, width: int = 1440, height: int = 900, *flags: str) ->
         assert process.stdout is not None
         line = next((line for line in process.stdout if "successfully on port" in line), "")
         root = Browser(f"http://127.0.0.1:{line.rsplit(maxsplit=1)[-1].rstrip('.')}/session")
-        size = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1, "mobile": False, "touch": False}}
-        options = {"args": [*_FLAGS, f"--user-data-dir={profile}", *flags], "mobileEmulation": size}
+        options = {"args": [*_FLAGS, f"--user-data-dir={profile}"]}
         capabilities = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         session = root.call("POST", "", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
         window = Browser(f"{root.address}/{session}")
+        window.command("Emulation.setDeviceMetricsOverride", _SIZE)
         try:
             yield window
         finally:

@@ -92,7 +92,7 @@ def grounds(model: Model, folder: Path) -> Iterator[Grounds]:
     (allowed / "empty.mp4").touch()
     os.mkfifo(allowed / "pipe")
     with _malicious_host() as port:
-        sources = MediaSources([allowed], [f"localhost:{port}", "allowed.invalid"], max_bytes=2**20, fetch_seconds=1.0)
+        sources = MediaSources([allowed], [f"localhost:{port}", "allowed.invalid"], max_bytes=2**20, fetch_seconds=0.6)
         bounds = (MAX_BODY_BYTES, SLOW_SECONDS)
         with (
             serving(model, None, Auth(), BodyReader(*bounds), sources, SLOW_SECONDS) as opened,
@@ -135,7 +135,7 @@ def _malicious_host() -> Iterator[int]:
             """Say nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server.server_address[1]
     finally:

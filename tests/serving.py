@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -62,6 +63,16 @@ class Served:
         return text
 
 
+class _Server(Server):
+    """The server, which looks every 10 ms whether it is to stop."""
+
+    async def main_loop(self) -> None:
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+
 @contextmanager
 def serving(
     model: Model,
@@ -76,7 +87,7 @@ def serving(
     """Give a running server, which is stopped at the end of the block."""
     service = open_service(model, preset or load_preset("demo"), auth, body_reader, sources, **options)
     bound, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(app(service), service, bound, ready.set, 10.0, head_seconds, connections)
+    server = _Server(app(service), service, bound, ready.set, 10.0, head_seconds, connections)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     assert ready.wait(20)

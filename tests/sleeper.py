@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from answering import Answering
 from numpy.typing import NDArray
-from whisper import LoudestSeconds
 
 from llava_video_cli import Budget, Chunk, Frames, Request, Usage
 from llava_video_cli.speech import SpeechOptions
@@ -28,7 +28,10 @@ USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
 
 @dataclass
 class Sleeper(Answering):
-    """Says which part of the video it saw; dies over one of a certain width, as in a crash, and writes that down."""
+    """Says which part of the video it saw, and which pictures; dies over one of a certain width, and writes that down.
+
+    It dies as in a crash.
+    """
 
     seconds: float = 0.0
     deaths: Path | None = None
@@ -41,7 +44,7 @@ class Sleeper(Answering):
         if self.deaths is not None and medium.info.width == ANSWERS_NO_WIDER:
             _die(self.deaths, f"answering {self.under_way}")
         time.sleep(self.seconds)
-        yield Chunk(f"from {medium.part_seconds[0]} s", "stop", USAGE)
+        yield Chunk(f"from {medium.part_seconds[0]} s: {crc32(medium.images.tobytes()):08x}", "stop", USAGE)
 
     def budget(self, request: Request) -> Budget:
         return Budget(1, request.generation.max_new_tokens, 4096)
@@ -72,6 +75,8 @@ class Reciter(Sleeper):
 
 def open_hearing(cache: Path) -> FrameResize:
     """As `open_small`; where it is opened, the speech model `loudest` hears beeps."""
+    from whisper import LoudestSeconds  # here, as each worker imports this module
+
     share("loudest", Transcripts(SpeechOptions(), LoudestSeconds(), cache=cache))
     return open_small()
 

@@ -54,6 +54,12 @@ def session() -> Iterator[ClusterSession]:
 
 
 @pytest.fixture(scope="module")
+def one(session: ClusterSession) -> ClusterSession:
+    """Its smallest part: each process takes seconds to start."""
+    return replace(session, min_workers=1, max_workers=1, readers=1)
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips of the demo's world, and a file that is not a video."""
     path = tmp_path_factory.mktemp("scale")
@@ -111,21 +117,22 @@ def _beside(path: str, folder: Path) -> str:
     return f"{place}/{Path(path).name}"
 
 
-@pytest.mark.parametrize("schema", [None, pytest.param(ANY_SHAPE, marks=pytest.mark.slow)])
-def test_records_are_the_same_as_without_ray(schema: str | None, session: ClusterSession, folder: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", [None, ANY_SHAPE])
+def test_records_are_the_same_as_without_ray(schema: str | None, one: ClusterSession, folder: Path) -> None:
+    """By default, the test of a video that kills workers compares those of the Sleeper."""
     preset = load_preset("demo")
     task = Task(replace(preset, generation=replace(preset.generation, schema=schema)))
-    one = replace(session, min_workers=1, max_workers=1, readers=1)
     outcomes = split(on_ray([folder], task, one, folder, *DEMO))
     assert len(outcomes[0]) == 20 and outcomes == here(folder, task, open_model("demo"))
 
 
 @pytest.mark.slow
-def test_choices_are_scored_and_where_sorts_the_records(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+def test_choices_are_scored_and_where_sorts_the_records(one: ClusterSession, folder: Path, tmp_path: Path) -> None:
     preset = load_preset("demo")
     generation = replace(preset.generation, choices=("circle", "square", "triangle"), prefill="It is a ")
     task = Task(replace(preset, prompt="What shape is it?", generation=generation))
-    one, paths = replace(session, min_workers=1, max_workers=1, readers=1), [folder / f"{n:02d}.mp4" for n in range(6)]
+    paths = [folder / f"{n:02d}.mp4" for n in range(6)]
     where = parse_where("square>0.8", generation.choices)
     with open_output(str(tmp_path / "out.jsonl"), scored=True, where=where) as output:
         outcomes = list(
@@ -184,19 +191,23 @@ def test_what_is_said_goes_into_prompts(session: ClusterSession, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "widths", [[ANSWERS_NO_WIDER], pytest.param([ANSWERS_NO_WIDER, READS_NO_WIDER], marks=pytest.mark.slow)]
+    ("workers", "widths"),
+    [(1, [ANSWERS_NO_WIDER]), pytest.param(2, [ANSWERS_NO_WIDER, READS_NO_WIDER], marks=pytest.mark.slow)],
 )
 def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(
-    widths: list[int], session: ClusterSession, folder: Path, tmp_path: Path
+    workers: int, widths: list[int], session: ClusterSession, folder: Path, tmp_path: Path
 ) -> None:
+    """The records of the others are the same as without Ray."""
+    some = replace(session, min_workers=workers, max_workers=workers, readers=workers)
     answered, *read = (make_clip(tmp_path / f"{width}.mp4", range(8), size=(width, 64)) for width in widths)
     deaths = tmp_path / "deaths"
     paths = [*read, *sorted(folder.glob("*.mp4")), answered]  # read by different tasks
     models = partial(Sleeper, deaths=deaths), partial(open_small, deaths)
-    done, failed = split(on_ray(paths, TASK, session, tmp_path, *models))
-    assert len(done) == 20 and set(failed) == {str(folder / "broken.mp4"), str(answered), *map(str, read)}
+    done, failed = split(on_ray(paths, TASK, some, folder, *models))
     for path in (answered, *read):
-        assert failed[str(path)] == f"{path}: given up: 2 workers died while they processed it"
+        assert failed.pop(str(path)) == f"{path}: given up: 2 workers died while they processed it"
+    assert len({values["caption"] for values in done.values()}) == 20 and list(failed) == [str(folder / "broken.mp4")]
+    assert (done, failed) == here(folder, TASK, Sleeper())
     died = deaths.read_text().splitlines()
     assert died.count("reading") == 2 * len(read) and len(died) == 2 + 2 * len(read)
     first, second = (int(line.split()[1]) for line in died if line != "reading")
@@ -216,10 +227,10 @@ def test_a_stop_only_finishes_what_is_running(session: ClusterSession, folder: P
     assert 1 <= count < 75
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_run(session: ClusterSession, folder: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run(one: ClusterSession, folder: Path) -> None:
     broken = partial(open_model, str(folder / "none"))
     with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):
-        list(on_ray([folder], TASK, session, folder, broken))
+        list(on_ray([folder], TASK, one, folder, broken))
 
 
 @pytest.mark.slow
@@ -261,13 +272,12 @@ def connecting(session: ClusterSession, count: list[int]) -> Callable[[ExitStack
 
 
 @pytest.mark.slow
-def test_a_question_set_has_the_same_records_and_resumes_either_way(session: ClusterSession, tmp_path: Path) -> None:
+def test_a_question_set_has_the_same_records_and_resumes_either_way(one: ClusterSession, tmp_path: Path) -> None:
     questions = demo_questions(6, folder=tmp_path)
     gone = replace(questions.questions[0], id="gone", video=str(tmp_path / "gone.mp4"))
     evaluation = Evaluation(replace(questions, questions=(*questions.questions, gone)), load_preset("demo"))
     whole, mixed, connects = tmp_path / "whole.jsonl", tmp_path / "mixed.jsonl", list[int]()
     failed = [outcome for outcome in evaluate(evaluation, whole, model="demo") if isinstance(outcome, Failure)]
-    one = replace(session, min_workers=1, max_workers=1, readers=1)
     on_cluster = partial(ClusterRun, connect=connecting(one, connects))
     for make_run, before, ends_after in ((AnsweredRun, 0, 3), (on_cluster, 3, 12)):
         with evaluate(evaluation, mixed, model="demo", make_run=make_run) as asking:
@@ -285,7 +295,7 @@ def test_a_question_set_has_the_same_records_and_resumes_either_way(session: Clu
     assert not list(evaluate(rest, mixed, model="demo", make_run=on_cluster)) and connects == [1]
 
 
-def test_a_file_of_requests(session: ClusterSession, folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_requests(one: ClusterSession, folder: Path, tmp_path: Path) -> None:
     make_film(tmp_path / "film.mp4", [0.5, 1.5], seconds=3)
     lines = [
         {"id": 1, "video": str(folder / "00.mp4"), "question": "What?"},
@@ -299,7 +309,7 @@ def test_a_file_of_requests(session: ClusterSession, folder: Path, tmp_path: Pat
     spoken = "Its subtitles, each line at the time when it is spoken:\n0.5s: beep 1\n"
     model, resize = partial(Reciter, len(spoken) + len("Why?")), partial(open_hearing, tmp_path / "transcripts")
     resize()  # here, a speech model's name is checked
-    on_cluster = partial(ClusterRun, connect=connecting(session, []), open_model=model, open_resize=resize)
+    on_cluster = partial(ClusterRun, connect=connecting(one, []), open_model=model, open_resize=resize)
     outcomes = list(answer_file(requests, answers, preset=TASK.preset, model=model(), make_run=on_cluster))
     found = values_by_id(answers)
     texts = {number: values["answer"] for number, values in found.items()}

@@ -126,16 +126,16 @@ def test_a_missing_video_is_counted(questions: QuestionSet, tmp_path: Path) -> N
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["eval", "demo", "-m", "demo", "--limit", "6"]) == 0
+    assert run(["eval", "demo", "-m", "demo", "--limit", "3"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "demo: 6 questions about 6 videos" and "demo-demo.json has the result" in err
+    assert lines[0] == "demo: 3 questions about 3 videos" and "demo-demo.json has the result" in err
     assert "  by probabilities: 100.0% (" in out and "  a random choice: 50.0%" in out
-    assert run(["eval", "demo", "-m", "demo", "--limit", "6", "--json", "-q", "-o", "x.json", "--by", "choices"]) == 0
+    assert run(["eval", "demo", "-m", "demo", "--limit", "3", "--json", "-q", "-o", "x.json", "--by", "choices"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(Path("x.json").read_text()) and set(document["scores"]) == {"choices"}
     assert run(["eval", "--compare", "demo-demo.json", "x.json"]) == 0
-    assert "difference: +0.0 points (+0.0 to +0.0), p = 1, 6 questions" in capsys.readouterr().out
+    assert "difference: +0.0 points (+0.0 to +0.0), p = 1, 3 questions" in capsys.readouterr().out
     for arguments, code, words in (
         ((), 2, "give a question set"), (("demo", "--compare", "a.json", "b.json"), 2, "takes two results"),
         (("--compare", "x.json", "x.answers.jsonl"), 2, "not a result of `llvid eval`"),

@@ -194,7 +194,7 @@ def test_sheets_of_pictures_and_of_very_narrow_images_stay_small(tmp_path: Path)
     write_picture(tmp_path / "p.png", scene(width=1600, height=1200))
     Image.new("RGB", (3, 3000)).save(tmp_path / "sliver.png")
     noise = np.random.default_rng(1).integers(0, 256, (1080, 1920, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=0)
     names = ("p.png", "sliver.png", "noise.png")
     page = reported(write(tmp_path / "p.jsonl", *(line(str(tmp_path / name), frames=None) for name in names)))
     for index in range(3):
@@ -279,19 +279,18 @@ def test_a_file_without_results_gives_one_clear_error(
     assert not list(tmp_path.glob(".*")) and (tmp_path / "there.html").read_text() == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")
 def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
-    program = (
-        "import resource, sys; from llava_video_cli.cli.app import run; run(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    program = (  # ru_maxrss would begin with what this process takes
+        "import sys; from pathlib import Path; from llava_video_cli.cli.app import run; run(sys.argv[1:]);"
+        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     )
     peaks = []
-    for count in (10, 5000):
+    for count in (10, 3000):
         results = tmp_path / f"{count}.jsonl"
-        with results.open("w") as file:
-            for number in range(count):
-                file.write(json.dumps(line(f"clips/{number}.mp4", "A red circle moves. " * 50)) + "\n")
+        write(results, *(line(f"clips/{number}.mp4", "A red circle moves. " * 50) for number in range(count)))
         command = [sys.executable, "-c", program, "report", str(results), "-q", "-o", str(results.with_suffix(".html"))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         peaks.append(int(done.stdout.split()[-1]))
         assert results.with_suffix(".html").stat().st_size > 1000 * count
-    assert peaks[1] < 1.2 * peaks[0], peaks
+    assert peaks[1] < 1.15 * peaks[0], peaks

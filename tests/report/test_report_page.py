@@ -213,10 +213,10 @@ def test_thousands_of_rows_are_rendered_lazily(window: Browser, tmp_path: Path) 
     assert window.run("(t => { apply(); return performance.now() - t; })(performance.now())") < 500
 
 
-def test_a_phone_in_dark_mode(tmp_path: Path) -> None:
+def test_a_phone_in_dark_mode(window: Browser, tmp_path: Path) -> None:
     name = "a_folder_of_a_very_long_name_without_any_break_in_it_at_all/" * 3 + "x" * 120 + ".mp4"
-    with browser(tmp_path / "profile", 390, 844, "--force-dark-mode") as window:
+    with window.emulating(390, 844, "dark"):
         opened(window, tmp_path, line(name, settings={"k" * 90: "v" * 90}), line("b.mp4", notes="n" * 200))
         window.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-        assert window.run("document.documentElement.scrollWidth <= innerWidth")
+        assert window.run("innerWidth") == 390 and window.run("document.documentElement.scrollWidth <= innerWidth")
         assert window.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 21, 19)"

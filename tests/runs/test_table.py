@@ -90,7 +90,8 @@ def test_a_foreign_file_in_its_place_is_left_alone(tmp_path: Path) -> None:
     assert rest_path(out).read_text() == '{"mine": 1}\n' and not out.exists()
 
 
-def test_kills_lose_no_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_kills_lose_no_record(tmp_path: Path, kills: int) -> None:
     out, count, draw = tmp_path / "out.jsonl", 1000, random.Random(1)
     write(out, *(record(n, (n % 100) / 100) for n in range(count)))
     program = (
@@ -98,7 +99,7 @@ def test_kills_lose_no_record(tmp_path: Path) -> None:
         "print('go', flush=True); out, sign, value = sys.argv[1:]\n"
         "with open_table(Path(out), where=Where('yes', sign, float(value))) as table: table.begin()"
     )
-    for number in range(5):
+    for number in range(kills):
         command = [sys.executable, "-c", program, str(out), ">" if number % 2 else "<", str(draw.random())]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None and running.stdout.readline() == "go\n"

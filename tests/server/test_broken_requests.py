@@ -21,9 +21,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grounds]:
         yield ready
 
 
-def test_each_broken_request_gets_its_4xx_and_the_next_request_its_answer(ground: Grounds) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
+def test_each_broken_request_gets_its_4xx_and_the_next_request_its_answer(ground: Grounds, count: int) -> None:
     lines: list[str] = []
-    assert run(ground, 60, 1, lines.append) == 0, lines
+    assert run(ground, count, 1, lines.append) == 0, lines
 
 
 @pytest.mark.parametrize("kind", [paths, heads, hosts])

@@ -49,9 +49,13 @@ def asked(model: Model, path: Path, question: str, frames: int = 8) -> str:
 def test_openais_client_gets_the_answers_of_ask(client: Any, model: Model, clip: Path, tmp_path: Path) -> None:
     picture = tmp_path / "square.png"
     write_picture(picture, scene(shape="square", x=0.5))
-    cases = [(clip, "video/mp4"), (picture, "image/png"), (sample("bikes.mp4"), "video/mp4")]
-    for path, kind in cases:
-        for question in (QUESTION, "Describe the video."):
+    describe = "Describe the video."
+    cases = [
+        (clip, "video/mp4", (QUESTION, describe)), (picture, "image/png", (QUESTION,)),
+        (sample("bikes.mp4"), "video/mp4", (describe,)),
+    ]  # fmt: skip
+    for path, kind, questions in cases:
+        for question in questions:
             messages = [message(question, data_url(path, kind))]
             whole = client.chat.completions.create(model="demo", messages=messages)
             stream = client.chat.completions.create(

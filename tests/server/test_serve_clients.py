@@ -19,10 +19,11 @@ from typing import Any, NoReturn, cast
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
-from terminal import asked, failed, llvid
+from terminal import asked, failed
 from waiting_model import WaitingModel
 
 from llava_video_cli import Chunk, Request, open_model
+from llava_video_cli.cli.app import run
 from llava_video_cli.errors import ContextError
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote import announced
@@ -280,18 +281,25 @@ def test_without_the_extra_it_says_how_to_install_it() -> None:
     ]  # fmt: skip
 
 
-def test_wrong_options_are_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
-    result = llvid("serve", "-m", "nowhere/nothing", "--host", "0.0.0.0", "--port", "80")
+def test_wrong_options_are_reported_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = run(["serve", *arguments])
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    result = serve("-m", "nowhere/nothing", "--host", "0.0.0.0", "--port", "80")
     assert "needs an API key" in failed(result, 2)
     assert re.search(r"`LLVID_API_KEY=\w{32} llvid serve --host 0\.0\.0\.0`", result.stderr)
     assert re.search(r"docker run -e LLVID_API_KEY=\w{32} -p 80:80 IMAGE serve --host 0\.0\.0\.0`", result.stderr)
-    assert "--allow-origin http://a.example" in llvid("serve", "--allow-origin", "http://a.example/").stderr
-    assert "is not a folder" in failed(llvid("serve", "-m", "demo", "--allow-media-dir", str(tmp_path / "absent")), 2)
+    nowhere = ("-m", "nowhere/nothing")
+    assert "--allow-origin http://a.example" in serve(*nowhere, "--allow-origin", "http://a.example/").stderr
+    assert "is not a folder" in failed(serve(*nowhere, "--allow-media-dir", str(tmp_path / "absent")), 2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert f"port {port}: Address already in use" in failed(llvid("serve", "-m", "demo", "--port", port), 1)
+        assert f"port {port}: Address already in use" in failed(serve(*nowhere, "--port", port), 1)
 
 
 def test_a_cancellation_while_an_event_is_sent_is_not_lost() -> None:
