@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _TEMPLATE = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
+_CLOSING = "</script>\n"
 _SHOWN_FRAMES = 8
 _SHEET_PIXELS, _CELL_PIXELS = 640, 320  # width of a sheet and of a cell, at most
 _PICTURE_PIXELS = 480  # of a still picture, on its longer side
@@ -80,7 +81,10 @@ def write_report(
         "notes": results.notes,
     }
     file.write(before + _block("head", _json(head)))
-    file.write(_block("rows", "[\n" + ",\n".join(_json(row) for row in _rows(results, folder, sheets)) + "\n]"))
+    file.write(_opening("rows") + "[")
+    for number, row in enumerate(_rows(results, folder, sheets)):
+        file.write((",\n" if number else "\n") + _json(row))
+    file.write("\n]" + _CLOSING)
     file.write(between)
     unreadable = done = 0
     if sheets:
@@ -107,8 +111,12 @@ def _template() -> list[str]:
     return re.split("{{(?:rows|sheets)}}", html)
 
 
+def _opening(name: str, more: str = "", kind: str = "application/json") -> str:
+    return f'<script type="{kind}" id="{name}"{more and " " + more}>'
+
+
 def _block(name: str, text: str, more: str = "", kind: str = "application/json") -> str:
-    return f'<script type="{kind}" id="{name}"{more and " " + more}>{text}</script>\n'
+    return _opening(name, more, kind) + text + _CLOSING
 
 
 def _json(value: Any) -> str:
