@@ -82,8 +82,8 @@ def write_report(
     }
     file.write(before + _block("head", _json(head)))
     file.write(_opening("rows") + "[")
-    for number, row in enumerate(_rows(results, folder, sheets)):
-        file.write((",\n" if number else "\n") + _json(row))
+    for index, row in enumerate(_rows(results, folder, sheets)):
+        file.write((",\n" if index else "\n") + _json(row))
     file.write("\n]" + _CLOSING)
     file.write(between)
     unreadable = done = 0
