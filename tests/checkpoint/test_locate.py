@@ -55,7 +55,7 @@ def find(
 
 
 def test_a_hub_id_is_fetched_once_pinned_to_its_commit_and_found_offline(
-    layouts: dict[str, Path], tmp_path: Path
+    layouts: dict[str, Path], tmp_path: Path, find: Callable[..., tuple[str, str]]
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -70,7 +70,7 @@ def test_a_hub_id_is_fetched_once_pinned_to_its_commit_and_found_offline(
         assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.json"} <= names
         assert not {"pytorch_model.bin", "modeling_evil.py"} & names, "neither pickles nor code are fetched"
         asked.clear()
-        again, err = located(address, tmp_path / "home", "org/vicuna")
+        again, err = find(address, "org/vicuna", cache="home/hub")
         assert again == out and err == "" and not any("safetensors" in path for path in asked)
     offline, err = located("http://127.0.0.1:9", tmp_path / "home", "org/vicuna", offline=True)
     assert offline == out and err == ""
