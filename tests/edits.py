@@ -26,8 +26,8 @@ MEDIA: tuple[Media, ...] = (
     moving_square(2),
     moving_square(2, seed=3),
     moving_square(3, seed=7),
-    still(),
-    still(seed=6, height=90),
+    still(height=20),
+    still(seed=6, height=30),
 )
 QUESTIONS = ("What moves?", "What shape is it?", "Is it the same shape as before?", "Why?", "And then?")
 SYSTEMS = (None, "Be brief.", "Be brief and kind.")

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".bin", "tokenizer.model")  # what the real one keeps in its large storage
 
@@ -48,6 +50,22 @@ class Hub:
     faults: Faults
     sent: list[int]
     commit: str = COMMIT  # what `main` stands for
+
+
+def use_hub(patch: pytest.MonkeyPatch, address: str, cache: Path, offline: bool = False) -> None:
+    """Have this process ask the hub at an address, without a proxy, and use a cache of the test's own.
+
+    huggingface_hub reads its settings when it is imported.
+    """
+    from huggingface_hub import constants
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        patch.delenv(name, raising=False)
+        patch.delenv(name.upper(), raising=False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from hub import running_hub
-from huggingface_hub import constants
+from hub import running_hub, use_hub
 
-from llava_video_cli.checkpoint import cached_folder
+from llava_video_cli.checkpoint import cached_folder, hub
 from llava_video_cli.checkpoint.hub import fetch, resolve
 from llava_video_cli.errors import ModelError
 
@@ -41,45 +40,32 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """The hub may be asked, without a proxy, and the cache is an empty folder."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return monkeypatch
-
-
-def use(patch: pytest.MonkeyPatch, address: str) -> None:
-    patch.setattr(constants, "ENDPOINT", address)
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-
-
 @pytest.mark.parametrize("kind", ["refused", "silent", "no name"])
-def test_the_error_comes_soon(kind: str, online: pytest.MonkeyPatch) -> None:
+def test_the_error_comes_soon(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with ExitStack() as opened:
         port = {"refused": closed_port, "silent": silent_port}.get(kind)
         host = f"127.0.0.1:{opened.enter_context(port())}" if port else "nothing.invalid"
-        use(online, f"http://{host}")
+        use_hub(monkeypatch, f"http://{host}", tmp_path / "cache")
+        if kind == "silent":
+            assert hub._REACH_SECONDS < SECONDS  # noqa: SLF001 - all of it would be waited for
+            monkeypatch.setattr(hub, "_REACH_SECONDS", 0.5)
         began = time.monotonic()
         with pytest.raises(ModelError, match="isn't in the local cache and the hub can't be reached"):
             fetch("org/small")
         assert time.monotonic() - began < (SECONDS if kind == "silent" else 1.5)
 
 
-def test_what_is_in_the_cache_is_used(tmp_path: Path, online: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text('{"model_type": "llava_next_video"}')
     (source / "tokenizer.json").write_text("{}")
     (source / "model.safetensors").write_bytes(b"weights")
-    with running_hub({"org/7B": source}) as hub:
-        use(online, hub.address)
+    with running_hub({"org/7B": source}) as running:
+        use_hub(monkeypatch, running.address, tmp_path / "cache")
         folder = fetch("org/7B").folder
     with closed_port() as port:
-        use(online, f"http://127.0.0.1:{port}")
+        use_hub(monkeypatch, f"http://127.0.0.1:{port}", tmp_path / "cache")
         began = time.monotonic()
         assert resolve("org/7B", None) == folder == cached_folder("org/7B")
         assert not fetch("org/7B").is_checked

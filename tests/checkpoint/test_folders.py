@@ -238,11 +238,15 @@ LOADED: dict[str, Change] = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain_answer(layouts: dict[str, Path]) -> str:
+    return join(open_model(str(layouts["vicuna"])).stream(REQUEST)).text
+
+
 @pytest.mark.parametrize("name", LOADED)
-def test_what_transformers_loads_is_loaded(folder: Path, layouts: dict[str, Path], name: str) -> None:
-    wanted = join(open_model(str(layouts["vicuna"])).stream(REQUEST)).text
+def test_what_transformers_loads_is_loaded(folder: Path, plain_answer: str, name: str) -> None:
     LOADED[name](folder)
-    assert join(open_model(str(folder)).stream(REQUEST)).text == wanted
+    assert join(open_model(str(folder)).stream(REQUEST)).text == plain_answer
 
 
 def test_fp8_weights_answer_as_in_transformers(folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hub import COMMIT, hub
+from hub import COMMIT, hub, use_hub
 from safetensors.torch import save_file
 
 LOCATE = """
@@ -36,8 +37,25 @@ def located(address: str, home: Path, *arguments: str, offline: bool = False) ->
     return result.stdout.strip(), result.stderr.strip()
 
 
+@pytest.fixture
+def find(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[str, str]]:
+    """`located` without a process of its own, which takes half a second."""
+
+    def call(address: str, *arguments: str, cache: str = "cache", offline: bool = False) -> tuple[str, str]:
+        use_hub(monkeypatch, address, tmp_path / cache, offline)
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        capfd.readouterr()
+        exec(LOCATE, {})
+        out, err = capfd.readouterr()
+        return out.strip(), err.strip()
+
+    return call
+
+
 def test_a_hub_id_is_fetched_once_pinned_to_its_commit_and_found_offline(
-    layouts: dict[str, Path], tmp_path: Path
+    layouts: dict[str, Path], tmp_path: Path, find: Callable[..., tuple[str, str]]
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -52,19 +70,21 @@ def test_a_hub_id_is_fetched_once_pinned_to_its_commit_and_found_offline(
         assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.json"} <= names
         assert not {"pytorch_model.bin", "modeling_evil.py"} & names, "neither pickles nor code are fetched"
         asked.clear()
-        again, err = located(address, tmp_path / "home", "org/vicuna")
+        again, err = find(address, "org/vicuna", cache="home/hub")
         assert again == out and err == "" and not any("safetensors" in path for path in asked)
     offline, err = located("http://127.0.0.1:9", tmp_path / "home", "org/vicuna", offline=True)
     assert offline == out and err == ""
 
 
-def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path: Path) -> None:
+def test_another_architecture_is_refused_before_its_weights_are_fetched(
+    tmp_path: Path, find: Callable[..., tuple[str, str]]
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text('{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}')
     (source / "model.safetensors").write_bytes(b"0" * 1000)
     with hub({"org/other": source}) as (address, asked):
-        out, _ = located(address, tmp_path / "home", "org/other")
+        out, _ = find(address, "org/other")
         assert "its architecture is LlavaForConditionalGeneration" in out
         assert not any("safetensors" in path for path in asked)
 
@@ -79,13 +99,13 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path
     ],
 )
 def test_what_the_hub_refuses_is_one_clear_line(
-    arguments: tuple[str, ...], status: int | None, words: str, tmp_path: Path
+    arguments: tuple[str, ...], status: int | None, words: str, tmp_path: Path, find: Callable[..., tuple[str, str]]
 ) -> None:
     for name in ("known", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "known" / "config.json").write_text('{"model_type": "llava_next_video"}')
     with hub({"org/known": tmp_path / "known", "org/empty": tmp_path / "empty"}, status) as (address, _):
-        out, err = located(address, tmp_path / "home", *arguments)
+        out, err = find(address, *arguments)
     assert out.startswith("ModelError: ") and words in out and err == ""
     assert len(out.splitlines()) == 2
 
@@ -99,7 +119,9 @@ def test_a_model_that_is_not_cached_while_offline(tmp_path: Path) -> None:
     assert "llvid pull org/model" in out and "--model demo" in out
 
 
-def test_an_adapter_is_fetched_without_pickles_and_named_by_its_commit(tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_without_pickles_and_named_by_its_commit(
+    tmp_path: Path, find: Callable[..., tuple[str, str]]
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -107,15 +129,15 @@ def test_an_adapter_is_fetched_without_pickles_and_named_by_its_commit(tmp_path:
     for name in ("adapter_model.bin", "training_args.bin", "tokenizer.json"):
         (source / name).write_bytes(b"not wanted")
     with hub({"her/lora": source}) as (address, asked):
-        name, folder, names = located(address, tmp_path / "home", "adapter", "her/lora")[0].split("\n")
+        name, folder, names = find(address, "adapter", "her/lora")[0].split("\n")
         assert (name, Path(folder).name) == (f"her/lora@{COMMIT}", COMMIT)
         assert names == "['adapter_config.json', 'adapter_model.safetensors']"
         asked.clear()
-        assert located(address, tmp_path / "home", "adapter", name)[0].split("\n")[0] == name
+        assert find(address, "adapter", name)[0].split("\n")[0] == name
         assert not any("safetensors" in path for path in asked)
-        assert "has no revision 'v9'" in located(address, tmp_path / "home", "adapter", "her/lora@v9")[0]
+        assert "has no revision 'v9'" in find(address, "adapter", "her/lora@v9")[0]
         (source / "adapter_model.safetensors").unlink()
-        lacking = located(address, tmp_path / "other", "adapter", "her/lora")[0]
+        lacking = find(address, "adapter", "her/lora", cache="other")[0]
         assert "her/lora on the hub lacks adapter_model.safetensors" in lacking
-    offline = located("http://127.0.0.1:9", tmp_path / "home", "adapter", "her/lora", offline=True)
+    offline = find("http://127.0.0.1:9", "adapter", "her/lora", offline=True)
     assert offline[0].split("\n")[:2] == [name, folder]

@@ -51,7 +51,7 @@ def own_answer(folder: Path, stride: int, mode: str) -> tuple[int, str]:
 @pytest.mark.parametrize("mode", ["average", "max"])
 def test_each_pooling_answers_as_transformers_does(layouts: dict[str, Path], mode: Any) -> None:
     folder, seen = layouts["vicuna"], set()
-    for stride in (2, 3, 4, 8):
+    for stride in (2, 3, 4, 8) if mode == "average" else (2, 8):
         model = open_model(str(folder), Loading(pool_stride=stride, pool_mode=mode))
         answer = join(model.stream(REQUEST))
         assert (answer.usage.prompt_tokens, answer.text) == own_answer(folder, stride, mode)
@@ -62,7 +62,7 @@ def test_each_pooling_answers_as_transformers_does(layouts: dict[str, Path], mod
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model(input_ids=torch.arange(100, 400)[None]).logits
+        found: torch.Tensor = model(input_ids=torch.arange(100, 160)[None]).logits
     return found
 
 

@@ -68,9 +68,10 @@ class Reference:
         for choice in choices:
             inputs = self.inputs(prompt + space + prefill + choice, turns)
             whole = inputs["input_ids"][0]
-            logprobs = self.model(**inputs).logits[0].double().log_softmax(-1)
             ids[choice] = whole[begun:].tolist()
-            found[choice] = sum(float(logprobs[at - 1, whole[at]]) for at in range(begun, len(whole)))
+            logits = self.model(**inputs, logits_to_keep=len(ids[choice]) + 1).logits[0]
+            logprobs = logits.double().log_softmax(-1)  # after the prompt, and after each token of the choice
+            found[choice] = sum(float(logprobs[at, token]) for at, token in enumerate(ids[choice]))
             found[f"end of {choice}"] = float(logprobs[-1, self.ends].logsumexp(-1))
         for choice in choices:
             if any(other[: len(ids[choice])] == ids[choice] != other for other in ids.values()):

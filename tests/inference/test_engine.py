@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,8 +29,8 @@ from llava_video_cli.inference.video_model import VideoModel
 
 REQUESTS = [
     asked(text, medium, max_new_tokens=tokens)
-    for text, tokens in (("Why?", 30), ("Who?", 50), ("What happens in the end?", 20))
-    for medium in (VIDEO, OTHER, moving_square(2))
+    for text, tokens in (("Why?", 12), ("Who?", 20), ("What happens in the end?", 8))
+    for medium in (moving_square(1), moving_square(1, seed=3), moving_square(2))
 ]
 
 
@@ -50,7 +48,7 @@ def test_where_memory_runs_out_fewer_go_on_and_then_more_again(layouts: dict[str
         assert [got[number].text for number in range(len(REQUESTS))] == wanted
     assert max(fails.rows) > 3
     most = 100
-    for _ in range(6):
+    for _ in range(2):
         fails.rows.clear()
         assert [answer.text for answer in fails.model.answer_all(REQUESTS)] == wanted
     assert max(fails.rows) > 3, "it is tried again"
@@ -62,10 +60,10 @@ def test_one_that_runs_out_of_memory_alone_is_an_error_and_the_next_is_answered(
     came = dict(events(fails.model, REQUESTS[:3]))
     assert len(came) == 3 and all(isinstance(each, OutOfMemoryError) for each in came.values())
     is_full = False
-    assert join(fails.model.stream(REQUESTS[0])).usage.generated_tokens == 30
+    assert join(fails.model.stream(REQUESTS[0])).usage.generated_tokens == 12
 
 
-@pytest.mark.parametrize(("count", "least"), [(15, 8), pytest.param(30, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "least"), [(10, 5), pytest.param(30, 20, marks=pytest.mark.slow)])
 def test_random_failures_lose_nothing_and_change_nothing(count: int, least: int, layouts: dict[str, Path]) -> None:
     calls: Iterator[int] = iter(range(1_000_000))
     fails = Fails(layouts["mistral"], lambda rows: rows > 1 and next(calls) % 7 == 3, out_of_memory)
@@ -78,7 +76,7 @@ def test_an_error_of_another_kind_is_that_of_the_rows_in_the_step(layouts: dict[
     fails = Fails(layouts["vicuna"], lambda rows: rows == 1 and bool(failures) and failures.pop(), ArithmeticError)
     (event,) = (event for _, event in events(fails.model, REQUESTS[:1]))
     assert isinstance(event, ArithmeticError)
-    assert join(fails.model.stream(REQUESTS[0])).usage.generated_tokens == 30
+    assert join(fails.model.stream(REQUESTS[0])).usage.generated_tokens == 12
 
 
 def test_what_one_of_several_causes_is_its_own_error(layouts: dict[str, Path]) -> None:
@@ -105,7 +103,7 @@ def test_text_that_can_not_be_decoded_is_an_error_of_its_own(layouts: dict[str, 
     (event,) = events(model, REQUESTS[:1])
     model.decode = decode
     assert isinstance(event[1], ArithmeticError)
-    assert join(model.stream(REQUESTS[1])).usage.generated_tokens == 30
+    assert join(model.stream(REQUESTS[1])).usage.generated_tokens == 12
 
 
 def test_a_model_that_is_gone_after_an_error_leaves_no_thread(layouts: dict[str, Path]) -> None:
@@ -145,7 +143,7 @@ def test_a_reader_whose_delivery_fails_takes_no_other_down(layouts: dict[str, Pa
 
     model.submit(REQUESTS[0], refuse)
     answer = join(model.stream(REQUESTS[1]))
-    assert done.wait(20) and answer.usage.generated_tokens == 30
+    assert done.wait(20) and answer.usage.generated_tokens == 12
 
 
 def test_the_memory_stays_as_it_is_over_many_requests(layouts: dict[str, Path]) -> None:
@@ -219,41 +217,6 @@ def test_rows_of_other_kinds_of_layers_join_and_leave(kind: str) -> None:
                 for slot, number in enumerate(rows):
                     take(slot, number, logits[slot])
     assert ids == [each.tolist() for each in wanted]
-
-
-def test_a_program_may_end_while_a_model_answers(layouts: dict[str, Path]) -> None:
-    program = (
-        "import sys, threading\n"
-        "from llava_video_cli import Loading, Request, Turn, open_model\n"
-        "model, begun = open_model(sys.argv[1], Loading(device='cpu')), threading.Event()\n"
-        "def answer():\n"
-        "    while True:\n"
-        "        for _ in model.stream(Request((Turn('user', 'Why?'),))):\n"
-        "            begun.set()\n"
-        "threading.Thread(target=answer, daemon=True).start()\n"
-        "begun.wait()\n"
-    )
-    # a thread that comes back from torch while the interpreter ends aborts it
-    ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, b"")
-
-
-def test_a_program_ends_when_the_weights_of_a_model_that_is_gone_are_free(layouts: dict[str, Path]) -> None:
-    program = (
-        "import gc, os, sys, time\n"
-        "from llava_video_cli import Loading, Request, Turn, open_model\n"
-        "class Weights:\n"
-        "    def __del__(self):\n"
-        "        time.sleep(0.5)\n"
-        "        os.write(1, b'free')\n"
-        "model = open_model(sys.argv[1], Loading(device='cpu'))\n"
-        "list(model.stream(Request((Turn('user', 'Why?'),))))\n"
-        "model._engine._decoder.weights = Weights()\n"
-        "del model\n"
-        "gc.collect()\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program, layouts["vicuna"]], capture_output=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"free", b"")
 
 
 def test_a_tiny_model_is_computed_on_one_core_and_its_owner_keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from llava_video_cli.inference.families.generic import _Recent
 from llava_video_cli.inference.loader import load
 from llava_video_cli.inference.video_model import VideoModel
 
-NEW_TOKENS = 16
+NEW_TOKENS = 10
 GREEDY = Generation(max_new_tokens=NEW_TOKENS)
 SEVEN, ONE = moving_square(7), moving_square(1)
 CONVERSATIONS: dict[str, tuple[Turn, ...]] = {
@@ -167,11 +167,12 @@ def test_answers_in_company_equal_the_documented_way(
 
 def test_answers_depend_on_the_frames(trio: tuple[str, Model, Any, Any]) -> None:
     """Parity would mean little if a checkpoint said the same to everything."""
-    seen = {
+    answers = (
         join(trio[1].stream(Request((Turn("user", "What is it?", (moving_square(2, seed),)),), GREEDY))).text
         for seed in range(6)
-    }
-    assert len(seen) > 1
+    )
+    first = next(answers)
+    assert any(answer != first for answer in answers)
 
 
 def test_a_second_question_reuses_the_prompt_where_that_is_exact(trio: tuple[str, Model, Any, Any]) -> None:
@@ -230,7 +231,8 @@ def test_videos_that_had_to_go_for_longer_answers_are_computed_one_by_one(
         join(model.stream(Request((Turn("user", "Who?", (video,)),), Generation(2))))
     failures: list[Exception] = []
     monkeypatch.setattr(memory, "is_out_of_memory", failures.append)  # asked of each error
-    longer = [Request((Turn("user", "Why?", (video,)),), Generation(800)) for video in videos[3:]]
+    # 800 tokens have to have room, four are enough to compare
+    longer = [Request((Turn("user", "Why?", (video,)),), Generation(800, regex="[a-z]{4}")) for video in videos[3:]]
     answers = model.answer_all(longer)
     assert not failures
     assert [answer.text for answer in answers] == [join(model.stream(request)).text for request in longer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,14 @@ LAYOUTS: list[tuple[str, list[Callable[[Path], None]]]] = [
 ]
 
 
+def numbered(cases: Sequence[tuple[Any, ...]], slow: Container[int]) -> list[Any]:
+    """Cases that begin with the name of a layout, by that and their numbers."""
+    return [
+        pytest.param(*case, id=f"{case[0]}-{number}", marks=pytest.mark.slow if number in slow else ())
+        for number, case in enumerate(cases)
+    ]
+
+
 @cache
 def whole(folder: Path) -> tuple[Any, Any]:
     """transformers' model and processor of a checkpoint that lacks nothing but what the documentation fills in."""
@@ -114,11 +122,7 @@ def copied(folder: Path, to: Path, *changes: Callable[[Path], None]) -> Path:
     return to
 
 
-@pytest.mark.parametrize(
-    ("layout", "changes"),
-    LAYOUTS,
-    ids=[f"{layout}-{number}" for number, (layout, _) in enumerate(LAYOUTS)],
-)
+@pytest.mark.parametrize(("layout", "changes"), numbered(LAYOUTS, slow=(4, 6)))  # the others have each change, too
 def test_each_file_layout_answers_as_the_documented_way(
     layouts: dict[str, Path], tmp_path: Path, layout: str, changes: list[Callable[[Path], None]]
 ) -> None:
@@ -167,11 +171,8 @@ QUIRKS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "template", "turns", "safe"),
-    QUIRKS,
-    ids=[f"{quirk[0]}-{number}" for number, quirk in enumerate(QUIRKS)],
-)
+# test_chat_template compares those two forms by default
+@pytest.mark.parametrize(("layout", "template", "turns", "safe"), numbered(QUIRKS, slow=(2, 5)))
 def test_a_template_with_a_mistake_is_answered_as_the_safe_form_is(
     layouts: dict[str, Path], tmp_path: Path, layout: str, template: str, turns: tuple[Turn, ...], safe: str
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,16 @@ def of_vision(value: float) -> Change:
     return lambda tensors: tensors["vision_tower.embeddings.patch_embedding.weight"].fill_(value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [of_head, of_last_layer, of_vision])
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 0.5, "top_p": 0.5}])
+VALUES = (math.nan, math.inf, -math.inf)
+PLACES = (of_head, of_last_layer, of_vision)
+SETTINGS: tuple[dict[str, Any], ...] = ({}, {"temperature": 1.0, "seed": 1}, {"temperature": 0.5, "top_p": 0.5})
+WAYS = [  # by default each two of a value, a place and settings
+    pytest.param(*way, marks=() if sum(numbers) % 3 == 0 else pytest.mark.slow)
+    for numbers, way in zip(product(range(3), repeat=3), product(SETTINGS, PLACES, VALUES), strict=True)
+]
+
+
+@pytest.mark.parametrize(("settings", "place", "value"), WAYS)
 def test_each_way_to_answer_says_so(
     spoiled: Callable[[Change], Path], place: Callable[[float], Change], value: float, settings: dict[str, Any]
 ) -> None:

@@ -77,11 +77,12 @@ def test_batched_answers_equal_the_documented_way(pair: tuple[Model, Any, Any]) 
 def test_answers_depend_on_the_frames(pair: tuple[Model, Any, Any]) -> None:
     """Parity would mean little if a checkpoint said the same to everything."""
     _, theirs, processor = pair
-    seen = {
-        tuple(documented_ids(theirs, processor, (Turn("user", "What is it?", (moving_square(1, seed),)),))[1])
+    answers = (
+        documented_ids(theirs, processor, (Turn("user", "What is it?", (moving_square(1, seed),)),))
         for seed in range(8)
-    }
-    assert len(seen) > 1
+    )
+    first = next(answers)
+    assert any(answer != first for answer in answers)
 
 
 def test_videos_of_different_lengths_share_a_prompt(pair: tuple[Model, Any, Any]) -> None:

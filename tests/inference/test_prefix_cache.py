@@ -51,8 +51,7 @@ def ask(model: Model, text: str, *media: Frames | Picture, system: str | None = 
     ("name", "edits"),
     [
         ("demo", 30),
-        ("vicuna", 20),
-        ("yi", 20),
+        ("vicuna", 12),
         *(pytest.param(name, 30, marks=pytest.mark.slow) for name in ("vicuna", "mistral", "yi")),
     ],
 )
@@ -154,7 +153,10 @@ def test_as_many_conversations_are_kept_as_memory_has_room_for(
     assert [ask(model, "Why?", video)[1] > 144 for video in reversed(videos)] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("name", ["demo", "vicuna", pytest.param("mistral", marks=pytest.mark.slow), "yi"])
+NAMES = ["demo", "vicuna", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "yi"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_batches_that_repeat_media_compute_them_once(name: str, layouts: dict[str, Path]) -> None:
     model, plain = opened(layouts, name, conversations=2), opened(layouts, name, reuse=False)
     asked = [
@@ -178,7 +180,7 @@ def test_batches_that_repeat_media_compute_them_once(name: str, layouts: dict[st
     assert [answer.text for answer in model.answer_all(asked)] == wanted
 
 
-@pytest.mark.parametrize("name", ["demo", "vicuna", pytest.param("mistral", marks=pytest.mark.slow), "yi"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_on_few_videos_computes_each_once(name: str, layouts: dict[str, Path]) -> None:
     model, plain = opened(layouts, name), opened(layouts, name, reuse=False)
     asked = [

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_clip(folder / name, stamps, time_base=base) for name, stamps in STAMPS.items()}
 
 
+@cache
 def probed_seconds(path: Path) -> list[float]:
     """The times of all frames, from the start of the file on, as a player counts them."""
     command = ["ffprobe", "-v", "error", "-show_entries", "frame=pts_time:format=start_time", "-of", "json", str(path)]

@@ -22,7 +22,7 @@ def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
     return Request((Turn("user", text, media or (VIDEO,)),), settings)
 
 
-@pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", "yi"])
+@pytest.fixture(scope="module", params=["demo", "vicuna", "mistral", pytest.param("yi", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, layouts: dict[str, Path]) -> VideoModel:
     opened = open_model(str(checkpoint(request.param, layouts)))
     assert isinstance(opened, VideoModel)
@@ -38,10 +38,10 @@ def vicuna(layouts: dict[str, Path]) -> VideoModel:
 
 MIXED = [
     asked("What happens?"),
-    asked("Why?", moving_square(2), max_new_tokens=40),
+    asked("Why?", moving_square(2), max_new_tokens=24),
     asked("Who?", temperature=1.2, seed=3),
     asked("Why?", STILL, max_new_tokens=3),
-    asked("Where does it go in the end?", OTHER, max_new_tokens=25),
+    asked("Where does it go in the end?", OTHER, max_new_tokens=16),
     asked("What shape is it?", max_new_tokens=1),
     asked("What shape is it?", repetition_penalty=1.5),
     asked("What color is it?", repetition_penalty=1.5),

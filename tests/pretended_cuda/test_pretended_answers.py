@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from checkpoints import WORDS, make_checkpoint
 from pretended_device import Card, PretendedCuda, pretend
-from scenes import OTHER, STILL, VIDEO, moving_square
+from scenes import OTHER, STILL, VIDEO, moving_square, still
 
 from llava_video_cli import Frames, Generation, Loading, Model, Picture, Request, Turn, join, open_model
 
@@ -20,16 +20,16 @@ pytestmark = pytest.mark.cuda_pretended
 
 
 def asked(text: str, *media: Frames | Picture, **generation: Any) -> Request:
-    settings = Generation(**({"max_new_tokens": 24} | generation))
+    settings = Generation(**({"max_new_tokens": 10} | generation))
     return Request((Turn("user", text, media or (VIDEO,)),), settings)
 
 
 MIXED = [
     asked("What happens?"),
-    asked("Why?", moving_square(2), max_new_tokens=32),
+    asked("Why?", moving_square(2), max_new_tokens=14),
     asked("Who?", temperature=1.2, seed=3),
     asked("Why?", STILL, max_new_tokens=3),
-    asked("Where does it go in the end?", OTHER, max_new_tokens=25),
+    asked("Where does it go in the end?", OTHER, max_new_tokens=11),
     asked("What shape is it?", max_new_tokens=1),
     asked("What shape is it?", repetition_penalty=1.5),
     asked("What color is it?", VIDEO, STILL, temperature=0.7, top_p=0.9, seed=5),
@@ -79,7 +79,7 @@ def test_answers_are_those_of_the_cpu(name: str) -> None:
     with pretend(Card()) as cuda:
         model = opened(name)
         assert model.settings["device"] == "cuda:0"
-        assert alone(model, MIXED) == wanted
+        assert alone(model, MIXED[::2]) == wanted[::2]
         assert together(model, MIXED) == wanted
         assert name == "demo" or cuda.replays > 10 * cuda.captures > 0
 
@@ -114,19 +114,19 @@ def test_requests_of_many_threads_come_and_go(vicuna: str) -> None:
 def test_an_answer_waits_once_for_each_token(cuda: PretendedCuda, vicuna: str) -> None:
     """Once the frames are encoded and the step is captured: no other wait, and no copy from pageable memory."""
     model, waits = opened(vicuna), []
-    for tokens in (40, 20, 40):
+    for tokens in (24, 14, 24):
         cuda.notes.clear()
         answer = join(model.stream(asked("What happens?", max_new_tokens=tokens)))
         assert answer.usage.generated_tokens == tokens
         waits.append(cuda.counts)
     more = waits[2] - waits[1]
-    assert more == {"event wait": 20, "pinned copy": 20}, cuda.notes
+    assert more == {"event wait": 10, "pinned copy": 10}, cuda.notes
 
 
 def test_frames_are_copied_beside_what_is_computed(cuda: PretendedCuda, vicuna: str) -> None:
     """Pixels lie in pinned memory and travel on a stream of their own: nothing of the vision tower's is awaited."""
     model = opened(vicuna)
-    requests = [asked("Why?", moving_square(2, seed)) for seed in range(12)]
+    requests = [asked("Why?", moving_square(2, seed)) for seed in range(6)]
     wanted = alone(opened(vicuna, "cpu"), requests[:2])
     cuda.notes.clear()
     answers = model.answer_all(requests)
@@ -160,7 +160,7 @@ def test_an_answer_goes_on_where_its_step_can_not_be_captured(cuda: PretendedCud
     cuda.captures_to_fail = 1000
     model = opened(vicuna)
     assert alone(model, [MIXED[1], MIXED[4]]) == wanted == together(model, [MIXED[1], MIXED[4]])
-    assert cuda.captures == 0 < 1000 - cuda.captures_to_fail < 20, "it is not tried for each answer"
+    assert cuda.captures == 0 < 1000 - cuda.captures_to_fail < 5, "it is not tried for each answer"
 
 
 def test_one_failed_capture_does_not_turn_captures_off(cuda: PretendedCuda, vicuna: str) -> None:
@@ -168,8 +168,7 @@ def test_one_failed_capture_does_not_turn_captures_off(cuda: PretendedCuda, vicu
     cuda.captures_to_fail = 1
     model = opened(vicuna)
     assert [*alone(model, [MIXED[1]]), *alone(model, [MIXED[1]])] == 2 * wanted
-    for seed in range(4):
-        alone(model, [asked("What happens?", moving_square(2, seed), max_new_tokens=40)])
+    alone(model, [asked("What happens?", moving_square(2, 1), max_new_tokens=40)])  # after some steps it is tried again
     assert cuda.captures > 0 == cuda.captures_to_fail
 
 
@@ -188,7 +187,10 @@ def two_cards() -> Iterator[PretendedCuda]:
 
 
 def test_two_cards_share_a_model(two_cards: PretendedCuda, deep: str) -> None:
-    requests = [replace(each, generation=replace(each.generation, max_new_tokens=6)) for each in MIXED[1:4]]
+    requests = [
+        asked("Why?", moving_square(1), max_new_tokens=6),
+        asked("Who?", still(height=20), max_new_tokens=3, temperature=1.2, seed=3),
+    ]
     wanted = alone(opened(deep, "cpu"), requests)
     model = opened(deep, frames=3)
     assert model.notes == ("weights in float32 (0.0 GB), shared by cuda:0, cuda:1",)
@@ -202,9 +204,9 @@ def test_two_cards_share_a_model(two_cards: PretendedCuda, deep: str) -> None:
 @pytest.mark.usefixtures("two_cards")
 def test_two_cards_share_a_batch(deep: str) -> None:
     """Answers of several lengths, about two clips: rows leave, and what they begin with is shared."""
+    one, other = moving_square(1), moving_square(1, seed=3)
     requests = [
-        asked(*each[:2], max_new_tokens=each[2])
-        for each in (("Why?", OTHER, 5), ("Who?", VIDEO, 8), ("How?", VIDEO, 3))
+        asked(*each[:2], max_new_tokens=each[2]) for each in (("Why?", other, 5), ("Who?", one, 8), ("How?", one, 3))
     ]
     wanted = together(opened(deep, "cpu"), requests)
     assert together(opened(deep, frames=3), requests) == wanted

@@ -27,7 +27,14 @@ TALKED = (
 )
 
 
-@pytest.mark.parametrize("name", ["demo", "vicuna", "vicuna-dpo", "mistral", "yi", "yi-dpo"])
+@pytest.fixture(scope="module")
+def counters(layouts: dict[str, Path]) -> dict[str, TokenCounter]:
+    return {name: token_counter(str(folder), Loading()) for name, folder in layouts.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "vicuna", pytest.param("vicuna-dpo", marks=pytest.mark.slow), "mistral", "yi", "yi-dpo"]
+)
 def test_a_request_takes_what_it_takes_with_the_weights(layouts: dict[str, Path], name: str) -> None:
     model = "demo" if name == "demo" else str(layouts[name])
     loaded, counter = open_model(model), token_counter(model, Loading())
@@ -56,10 +63,9 @@ def test_a_picture_takes_what_the_processor_counts(layouts: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("text", ["", " " * 999, "日本語" * 99, "\x00\x01" * 99, "<video>" * 99, "w1 w2 w3 " * 99])
-def test_a_bound_is_one(layouts: dict[str, Path], text: str) -> None:
+def test_a_bound_is_one(counters: dict[str, TokenCounter], text: str) -> None:
     request = Request((Turn("user", text, (VIDEO,)),))
-    for folder in layouts.values():
-        counter = token_counter(str(folder), Loading())
+    for counter in counters.values():
         assert counter.bound(request).prompt_tokens >= counter.budget(request).prompt_tokens
 
 
