@@ -348,15 +348,18 @@ def test_limits_are_kept(long: Path) -> None:
     assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 192 * 128 * 3)))) == 8
 
 
-def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
+def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     clock = Clock()
+    now[0] = 1.0
     with clock.paused():
-        time.sleep(0.5)
-        assert clock.seconds < 0.4
-    assert clock.seconds < 0.4
+        now[0] = 6.0
+        assert clock.seconds == 1.0
+    assert clock.seconds == 1.0
     seen = 0
     for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
-        time.sleep(0.3)
+        now[0] += 0.3
         seen += 1
     assert seen == 8
 
@@ -463,13 +466,13 @@ def test_close_keyframes_are_read_without_what_lies_between() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
-@pytest.mark.parametrize("count", [100, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_damaged_files_cost_an_error_at_most(count: int) -> None:
     command = [sys.executable, str(Path(__file__).parents[1] / "mutate.py"), "--files", str(count), "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["outcomes"]["frames"] > 20 and result["outcomes"]["refused"] > 20
+    assert result["outcomes"]["frames"] > 8 and result["outcomes"]["refused"] > 8
     assert len(result["handles"]) == 1 and result["threads"] == ["MainThread"]
     assert result["slowest_seconds"] < 15 and result["peak_memory_mib"] < 1500
 
