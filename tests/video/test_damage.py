@@ -144,8 +144,8 @@ def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
 
 def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
     """A thread of dav1d would wait for the interpreter to let a packet go, and the interpreter for the thread."""
-    av1: dict[str, Any] = {"codec": "libsvtav1", "preset": "12", "crf": "2", "g": "12", "size": (320, 192)}
-    clip = make_clip(tmp_path / "clip.mp4", range(60), **av1)
+    av1: dict[str, Any] = {"codec": "libsvtav1", "preset": "12", "crf": "2", "g": "12"}
+    clip = make_clip(tmp_path / "clip.mp4", **av1)
     at, size = packets(clip)[16]
     assert size == 3  # it shows a frame that was decoded before
     overwrite(clip, at + 2, b"\x18")
@@ -153,7 +153,7 @@ def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
 from llava_video_cli.video import read_frames
 from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
-for count in (4, 4, 32) * 20:
+for count in (4, 4, 32) * 4:  # it was the first of them, mostly
     read_frames({str(clip)!r}, Sampling(frames=count, mode="endpoints"), limits=Limits(cores=2))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
