@@ -124,9 +124,9 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 def picture(number: int, width: int = 96, height: int = 64) -> Pixels:
     """Return a picture that differs from those of other numbers: a texture on the move over a changing colour."""
-    rows, columns = np.indices((height, width))
-    texture = (np.sin((columns + 3 * number) / 7.0) * np.cos((rows - 2 * number) / 5.0) * 60).astype(int)
-    colour = np.array([40 + 11 * number % 170, 60 + 7 * number % 150, 200 - 13 * number % 160])
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    texture = (np.sin((columns + 3 * number) / 7.0) * np.cos((rows - 2 * number) / 5.0) * 60).astype(np.int16)
+    colour = np.array([40 + 11 * number % 170, 60 + 7 * number % 150, 200 - 13 * number % 160], np.int16)
     pixels: Pixels = np.clip(texture[..., None] + colour, 0, 255).astype(np.uint8)
     return pixels
 
@@ -159,6 +159,7 @@ def make_clip(
     with same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24, options=options)
         assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1  # several of libvpx wait for each other in a loop
         stream.width, stream.height = size
         stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.time_base = stream.codec_context.time_base = time_base

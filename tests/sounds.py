@@ -65,6 +65,7 @@ def make_film(
         packets = []
         if video is not None:
             assert isinstance(video, av.VideoStream)
+            video.codec_context.thread_count = 1  # several of libvpx wait for each other in a loop
             video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
             video.time_base = video.codec_context.time_base = Fraction(1, 24)
             for number in stamps:

@@ -72,6 +72,7 @@ def make_film(
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(RATE), options=QUICK.get(codec, {}) | options)
         stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.codec_context.thread_count = 1  # several of libvpx wait for each other in a loop
         for image in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
