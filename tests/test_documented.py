@@ -50,9 +50,13 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page in SEEN if commands(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "with_mentions", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["blocks", "all that is written"]
+)
 def test_the_commands_of_a_page(
-    page: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path, with_mentions: bool, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those that stand within a sentence are parsed by default, and run in the slow suite."""
     if "--subtitles" not in page.read_text(encoding="utf-8"):
         (here / "film.srt").unlink()  # a caption's file may have its name
     for command in commands(page):
@@ -62,7 +66,7 @@ def test_the_commands_of_a_page(
         except typer.TyperException as error:
             assert command.mention and type(error).__name__ in ("MissingParameter", "BadOptionUsage"), where
             continue
-        if not can_run(command):
+        if not can_run(command) or (command.mention and not with_mentions):
             continue
         if command.text.startswith(
             "llvid demo"

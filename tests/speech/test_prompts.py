@@ -109,16 +109,23 @@ def test_a_part(film: Path, fake: LoudestSeconds) -> None:
     assert record.values["notes"] == ["nothing is said in this part"]
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More films than are usually kept in memory, and a broken one."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(20):
+        make_film(folder / f"{number}.mp4", [0.2 + number / 100], seconds=0.5)
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    return folder
+
+
 @pytest.mark.parametrize("is_short", [False, True])
-def test_where_memory_is_short_all_is_transcribed_before_the_model_is_loaded(is_short: bool, tmp_path: Path) -> None:
+def test_where_memory_is_short_all_is_transcribed_before_the_model_is_loaded(
+    is_short: bool, tmp_path: Path, clips: Path
+) -> None:
     fake = LoudestSeconds(10**18 if is_short else 0)
     share("loudest", Transcripts(SpeechOptions(), fake, cache=tmp_path / "file" / "cache"))
     (tmp_path / "file").write_text("nothing can be kept on the disk")
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(20):  # more than are usually kept in memory
-        make_film(clips / f"{number}.mp4", [0.2 + number / 100], seconds=0.5)
-    (clips / "broken.mp4").write_bytes(b"nothing")
     loaded_after, told = list[int](), list[str]()
     options = RunOptions(notify=told.append, limits=Limits(cores=1))
     run = caption_folder(clips, preset=preset(), model=ModelSource("demo", Loading(device="cpu")), options=options)

@@ -39,7 +39,7 @@ def transcripts(cache: Path, transcriber: LoudestSeconds, language: str | None =
     return Transcripts(SpeechOptions(language=language), transcriber, cache=cache)
 
 
-@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("words", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_text_and_times_are_those_of_faster_whisper(whisper: Path, film: Path, words: bool) -> None:
     from faster_whisper import WhisperModel
 
@@ -65,7 +65,7 @@ def test_batches_are_those_of_faster_whisper(whisper: Path, tmp_path: Path) -> N
     """As on a GPU: the detector finds the stretches, here in vowels."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-    film = write_voices(tmp_path / "voices.wav", 120.0)
+    film = write_voices(tmp_path / "voices.wav", 60.0)
     weights = local_weights(str(whisper))
     assert weights is not None
     options = SpeechOptions(str(whisper), language="de")
@@ -81,7 +81,7 @@ def test_silence_needs_no_voice_detector(whisper: Path) -> None:
     weights = local_weights(str(whisper))
     assert weights is not None
     model = WhisperTranscriber(weights, "cpu")
-    silence = [SoundChunk(np.zeros(RATE * 60, np.float32), 60.0 * number) for number in range(60 * 3)]
+    silence = [SoundChunk(np.zeros(RATE * 60, np.float32), 60.0 * number) for number in range(65)]  # more than a piece
     assert list(model.transcribe(silence, SpeechOptions())) == []
     noise = SoundChunk(np.random.default_rng(0).normal(0, 0.01, RATE).astype(np.float32), 0.0)
     assert list(model.transcribe([noise], SpeechOptions())) == [], "the voice activity detector finds no speech"
@@ -145,10 +145,10 @@ def test_no_sound_needs_no_model(tmp_path: Path, clip: Path) -> None:
 
 
 def test_pieces_are_bounded_and_cut_where_it_is_quiet() -> None:
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0).normal(0, 0.3, 2 * RATE).astype(np.float32)
     chunks, quiet = [], 3570
     for number in range(1900):
-        samples = rng.normal(0, 0.3, 2 * RATE).astype(np.float32)
+        samples = noise.copy()
         if number == quiet // 2:
             samples[RATE // 2 : RATE] = 0
         chunks.append(SoundChunk(samples, 2.0 * number))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from clips import picture
+from clips import Pixels, picture
 
 from llava_video_cli.errors import UsageError
 from llava_video_cli.video import Frames, VideoInfo
@@ -19,7 +19,9 @@ def made_frames(count: int, width: int = 64, height: int = 36, step: float = 0.5
     return Frames(images, tuple(number * step for number in range(count)), info, Sampling(frames=count))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 32, 64, 100])
+@pytest.mark.parametrize(
+    "count", [1, 2, 5, 13, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8, 32, 64))]
+)
 @pytest.mark.parametrize("size", [(64, 36), (36, 64), (50, 50), (200, 20)])
 def test_every_frame_is_there_once_with_a_readable_shape(count: int, size: tuple[int, int]) -> None:
     sheet = contact_sheet(made_frames(count, *size))
@@ -27,8 +29,8 @@ def test_every_frame_is_there_once_with_a_readable_shape(count: int, size: tuple
     assert sheet.mode == "RGB"
     assert 150 < sheet.height < 4000
     red, green, _ = np.moveaxis(np.asarray(sheet), -1, 0)
-    seen = np.unique(red[green == 180])
-    assert set(range(100, 100 + count)) <= set(seen.tolist())
+    seen = np.bincount(red[green == 180], minlength=256)
+    assert seen[100 : 100 + count].all()
 
 
 def test_frames_thinner_than_a_cell_stand_in_its_middle() -> None:
@@ -90,15 +92,19 @@ def test_columns_that_make_no_sense() -> None:
     assert contact_sheet(made_frames(3), columns=50).width == 1280
 
 
+def colours(sheet: Pixels) -> set[tuple[int, int, int]]:
+    numbers = np.unique(sheet.reshape(-1, 3).astype(np.int32) @ (65536, 256, 1))
+    return {(n >> 16, n >> 8 & 255, n & 255) for n in numbers.tolist()}
+
+
 def test_what_the_model_does_not_get_is_shaded_unless_it_was_cut_off_before() -> None:
     frames = replace(made_frames(2), input=FrameInput(36, 36, "crop", 36))
     plain, shaded = (np.asarray(contact_sheet(each, width_pixels=640)) for each in (made_frames(2), frames))
     assert shaded.shape[0] > plain.shape[0], "a line tells the size"
-    colours = {tuple(pixel) for pixel in shaded.reshape(-1, 3).tolist()}
-    assert {(100, 180, 60), (101, 180, 60)} < colours and (50, 78, 36) in colours
+    assert {(100, 180, 60), (101, 180, 60), (50, 78, 36)} < colours(shaded)
     padded = np.asarray(contact_sheet(replace(frames, sampling=Sampling(2, fit="pad")), width_pixels=640))
-    assert {(123, 117, 104), (100, 180, 60)} < {tuple(pixel) for pixel in padded.reshape(-1, 3).tolist()}
+    assert {(123, 117, 104), (100, 180, 60)} < colours(padded)
     small = replace(frames, images=frames.images[:, :, 14:50])
-    unshaded = {tuple(pixel) for pixel in np.asarray(contact_sheet(small, width_pixels=640)).reshape(-1, 3).tolist()}
+    unshaded = colours(np.asarray(contact_sheet(small, width_pixels=640)))
     assert (100, 180, 60) in unshaded and (50, 78, 36) not in unshaded
     assert contact_sheet(frames, columns=1, width_pixels=60).width == 60

@@ -117,24 +117,23 @@ def test_fewer_bytes_than_a_picture_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["refresh.mkv", "h264.ts", "mpeg2.ts", "hevc.mkv", "h263.avi", "part2.mp4"])
-@pytest.mark.parametrize("skip", [0, 5])
-def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str, skip: int) -> None:
+def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str) -> None:
     """Decoders report errors, too, where a seek or a cut has lost what a picture refers to."""
     options: dict[str, dict[str, Any]] = {
         "refresh.mkv": {"intra-refresh": "1", "g": "12", "bf": "0"},
         "h264.ts": {"g": "12", "x264-params": "open-gop=1:bframes=3:b-pyramid=normal:ref=4"},
         "mpeg2.ts": {"codec": "mpeg2video", "bf": "2", "g": "12"},
-        "hevc.mkv": {"codec": "libx265", "x265-params": "keyint=12:open-gop=1:log-level=0"},
+        "hevc.mkv": {"codec": "libx265", "preset": "ultrafast", "x265-params": "keyint=12:open-gop=1:log-level=0"},
         "h263.avi": {"codec": "h263p", "g": "12"},
         "part2.mp4": {"codec": "mpeg4", "bf": "2", "g": "12"},
     }
     clip = make_clip(tmp_path / name, range(72), **options[name])
-    if skip:
-        clip = copy_packets(clip, tmp_path / f"cut_{name}", skip=skip)
     full = decode_all(clip)
     for frames in readings(clip, SAMPLINGS):
         assert not any("damage" in note or "broken" in note for note in frames.notes), frames.notes
-        assert are_like(frames, full) or skip
+        assert are_like(frames, full)
+    for frames in readings(copy_packets(clip, tmp_path / f"cut_{name}", skip=5), SAMPLINGS):
+        assert not any("damage" in note or "broken" in note for note in frames.notes), frames.notes
 
 
 def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
@@ -144,8 +143,8 @@ def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
 
 def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
     """A thread of dav1d would wait for the interpreter to let a packet go, and the interpreter for the thread."""
-    av1: dict[str, Any] = {"codec": "libsvtav1", "preset": "12", "crf": "2", "g": "12", "size": (320, 192)}
-    clip = make_clip(tmp_path / "clip.mp4", range(60), **av1)
+    av1: dict[str, Any] = {"codec": "libsvtav1", "preset": "12", "crf": "2", "g": "12"}
+    clip = make_clip(tmp_path / "clip.mp4", **av1)
     at, size = packets(clip)[16]
     assert size == 3  # it shows a frame that was decoded before
     overwrite(clip, at + 2, b"\x18")
@@ -153,7 +152,7 @@ def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
 from llava_video_cli.video import read_frames
 from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
-for count in (4, 4, 32) * 20:
+for count in (4, 4, 32) * 4:  # it was the first of them, mostly
     read_frames({str(clip)!r}, Sampling(frames=count, mode="endpoints"), limits=Limits(cores=2))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -24,12 +24,15 @@ from llava_video_cli.errors import MediaError
 from llava_video_cli.video import Frames, check_video, iter_frames, probe, read_frames
 from llava_video_cli.video.sampling import Sampling
 
-QCIF = (176, 144)  # H.261 and H.263 know few sizes
+QCIF = (176, 144)
+SIZES = {"h261": QCIF, "h263": (128, 96), "cinepak": (48, 32)}  # the first two know few, and one encodes slowly
 FALSE_KEYFRAMES = {
     "h263.avi": "h263", "h263.3gp": "h263", "h261.avi": "h261", "mpeg4.mp4": "mpeg4", "msmpeg4v2.avi": "msmpeg4v2",
     "msmpeg4v3.avi": "msmpeg4", "wmv1.avi": "wmv1", "wmv2.avi": "wmv2", "flv1.flv": "flv", "cinepak.mov": "cinepak",
     "rpza.mov": "rpza", "flashsv.flv": "flashsv", "qtrle.mov": "qtrle", "apng.apng": "apng",
 }  # fmt: skip
+# Their encoders need nothing of earlier pictures, as all of each of our pictures changes.
+WHOLE = {"cinepak.mov", "rpza.mov", "flashsv.flv", "qtrle.mov"}
 
 
 def x264(parameters: str) -> dict[str, Any]:
@@ -70,6 +73,8 @@ def assert_like_a_full_decode(clip: Path, total: int, seconds: float) -> None:
         frames = read_frames(clip, Sampling(frames=n))
         assert_same(frames, oracle, evenly(total, min(n, total)))
         assert frames.info.duration_seconds == pytest.approx(seconds, abs=0.002)
+        if n == 2:
+            continue
         small = read_frames(clip, Sampling(frames=n), resize=lambda image: image[::2, ::2].copy())
         assert [digest(image) for image in small.images] == [digest(image[::2, ::2]) for image in frames.images]
         single = list(iter_frames(clip, Sampling(frames=n)))
@@ -83,9 +88,12 @@ def assert_like_a_full_decode(clip: Path, total: int, seconds: float) -> None:
     assert probe(clip).duration_seconds == pytest.approx(seconds, abs=0.002)
 
 
-@pytest.mark.parametrize("name", FALSE_KEYFRAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in WHOLE else name for name in FALSE_KEYFRAMES]
+)
 def test_a_keyframe_flag_alone_is_not_believed(tmp_path: Path, name: str) -> None:
-    clip = flag_all(make_clip(tmp_path / name, range(48), codec=FALSE_KEYFRAMES[name], size=QCIF, g="12"))
+    codec = FALSE_KEYFRAMES[name]
+    clip = flag_all(make_clip(tmp_path / name, range(48), codec=codec, size=SIZES.get(codec, (96, 64)), g="12"))
     with av.open(str(clip)) as container:
         assert name == "apng.apng" or all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
     assert_like_a_full_decode(clip, 48, 2.0)
@@ -394,14 +402,14 @@ def test_a_scrambled_transport_stream_is_told(tmp_path: Path) -> None:
 
 def test_damage_that_only_a_strict_decoder_reports_is_told(tmp_path: Path) -> None:
     options: dict[str, Any] = {"codec": "mpeg2video", "size": (640, 480), "g": "24", "qmax": "2", "b": "50M"}
-    clip = make_clip(tmp_path / "film.ts", range(48), **options)
+    clip = make_clip(tmp_path / "film.ts", range(24), **options)
     content = bytearray(clip.read_bytes())
     for at in range(len(content) // 4, len(content), len(content) // 20):
         content[at : at + 4] = b"\xaa\x55\xaa\x55"
     clip.write_bytes(content)
-    assert len(decode_all(clip)) == 48
-    frames = read_frames(clip, Sampling(frames=48))
-    assert frames.frame_count == 48
+    assert len(decode_all(clip, keep=())) == 24
+    frames = read_frames(clip, Sampling(frames=24))
+    assert frames.frame_count == 24
     assert any("damage" in note or "broken" in note for note in frames.notes)
 
 

@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from llava_video_cli import Sampling
 from llava_video_cli.errors import MediaError, UsageError
-from llava_video_cli.video import read_frames
+from llava_video_cli.video import image, read_frames
 from llava_video_cli.video.image import is_picture, read_image
 from llava_video_cli.video.limits import Limits
 
@@ -253,26 +253,38 @@ def test_texts_of_a_png_that_inflate_are_refused(tmp_path: Path) -> None:
             read_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
-@pytest.mark.parametrize("mode", ["RGB", "I;16"])
-def test_a_large_picture_is_shrunk_as_it_is_read(tmp_path: Path, suffix: str, mode: str) -> None:
-    if mode == "RGB":
-        image = corners(8001, 4300)  # more than 2**25 pixels
-    elif suffix in ("jpg", "webp"):
-        pytest.skip("no 16 bits")
-    else:
-        image = Image.fromarray(np.full((4300, 8001), 100 * 257, np.uint16))
+LARGE = [(mode, suffix) for suffix in ("png", "jpg", "webp", "tiff") for mode in ("RGB", "I;16")]
+LARGE = [case for case in LARGE if case not in (("I;16", "jpg"), ("I;16", "webp"))]  # they have no 16 bits
+
+
+@pytest.mark.parametrize(("mode", "suffix"), LARGE)
+@pytest.mark.parametrize("part", [32, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_large_picture_is_shrunk_as_it_is_read(
+    tmp_path: Path, suffix: str, mode: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of 34 million pixels, or one whose sides are a 32nd of it, with limits to match."""
+    for name in ("_MAX_KEPT_PIXELS", "_STRIP_PIXELS"):
+        monkeypatch.setattr(image, name, getattr(image, name) // part**2)
+    width, height = 8001 // part, 4300 // part
+    large = corners(width, height) if mode == "RGB" else Image.fromarray(np.full((height, width), 25_700, np.uint16))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be rotated
-    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    large.save(tmp_path / f"a.{suffix}", exif=exif)
     pixels = read_image(tmp_path / f"a.{suffix}").pixels
-    assert pixels.shape == (4001, 2150, 3)
+    assert pixels.shape == (-(-width // 2), -(-height // 2), 3)
     if mode == "RGB":
-        assert np.abs(pixels[10, -10].astype(int) - BLUE).max() < 12
-        assert np.abs(pixels[10, 10].astype(int) - RED).max() < 12
+        edge = 10 // min(part, 5)
+        assert np.abs(pixels[edge, -edge].astype(int) - BLUE).max() < 12
+        assert np.abs(pixels[edge, edge].astype(int) - RED).max() < 12
         assert np.abs(pixels[-1, -1].astype(int) - RED).max() < 12
     else:
         assert (pixels == 100).all()
+
+
+def test_a_picture_of_more_than_33_million_pixels_is_shrunk(tmp_path: Path) -> None:
+    for width, factor in ((8192, 1), (8193, 2)):
+        corners(width, 4096).save(tmp_path / "a.jpg")
+        assert read_image(tmp_path / "a.jpg").pixels.shape == (4096 // factor, -(-width // factor), 3)
 
 
 def test_formats_whose_decoders_take_more_memory_may_have_half_as_many_pixels(tmp_path: Path) -> None:

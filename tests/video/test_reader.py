@@ -270,7 +270,7 @@ def test_leaving_early_closes_the_file(long: Path) -> None:
     gc.collect()  # what earlier tests left open
     before = open_files()
     most = 0
-    for _ in range(60):  # a worker that took another's container crashed in one of ten
+    for _ in range(40):  # a worker that took another's container crashed in one of ten
         frames = iter_frames(long, Sampling(frames=8), limits=Limits(cores=2))
         next(frames)
         most = max(most, len(decoding_threads()))
@@ -283,7 +283,7 @@ def test_leaving_early_closes_the_file(long: Path) -> None:
 @pytest.mark.skipif(usable_cores() == 1, reason="one core converts and decodes in turn")
 def test_a_picture_that_is_not_converted_keeps_no_decoder_waiting(tmp_path: Path) -> None:
     """Its range is decoded again, and nobody fetches what the decoder still has of it: it goes on with the next."""
-    clip = make_clip(tmp_path / "clip.mp4", range(80), size=(640, 360), g="30", bf="0", qp="48")
+    clip = make_clip(tmp_path / "clip.mp4", range(80), size=(640, 360), preset="ultrafast", g="30", bf="0", qp="48")
 
     class FailsOnce(Converter):
         threads: ClassVar[list[threading.Thread]] = []
@@ -348,21 +348,27 @@ def test_limits_are_kept(long: Path) -> None:
     assert len(list(iter_frames(long, Sampling(frames=8), limits=Limits(bytes=2 * 192 * 128 * 3)))) == 8
 
 
-def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path) -> None:
+def test_the_limit_of_time_leaves_out_what_the_caller_does(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     clock = Clock()
+    now[0] = 1.0
     with clock.paused():
-        time.sleep(0.5)
-        assert clock.seconds < 0.4
-    assert clock.seconds < 0.4
+        now[0] = 6.0
+        assert clock.seconds == 1.0
+    assert clock.seconds == 1.0
     seen = 0
     for _ in iter_frames(long, Sampling(frames=8), limits=Limits(seconds=2.0)):
-        time.sleep(0.3)
+        now[0] += 0.3
         seen += 1
     assert seen == 8
 
 
 def test_a_size_that_grows_on_the_way_keeps_the_limit(tmp_path: Path) -> None:
-    small, large = make_clip(tmp_path / "a.ts", **X264), make_clip(tmp_path / "b.ts", range(24, 48), size=(960, 640))
+    small, large = (
+        make_clip(tmp_path / "a.ts", **X264),
+        make_clip(tmp_path / "b.ts", range(24, 48), size=(960, 640), preset="ultrafast"),
+    )
     both = tmp_path / "both.ts"
     both.write_bytes(small.read_bytes() + large.read_bytes())
     assert read_frames(both, Sampling(frames=8)).images.shape == (8, 64, 96, 3)
@@ -463,13 +469,13 @@ def test_close_keyframes_are_read_without_what_lies_between() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
-@pytest.mark.parametrize("count", [100, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_damaged_files_cost_an_error_at_most(count: int) -> None:
     command = [sys.executable, str(Path(__file__).parents[1] / "mutate.py"), "--files", str(count), "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["outcomes"]["frames"] > 20 and result["outcomes"]["refused"] > 20
+    assert result["outcomes"]["frames"] > 8 and result["outcomes"]["refused"] > 8
     assert len(result["handles"]) == 1 and result["threads"] == ["MainThread"]
     assert result["slowest_seconds"] < 15 and result["peak_memory_mib"] < 1500
 

@@ -65,7 +65,7 @@ def test_gaps_are_silent_and_repetitions_are_left_out(tmp_path: Path) -> None:
     assert max(jumps) == pytest.approx(7.0, abs=0.1) and sorted(jumps)[-2] < 1e-6
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "mp3"])
+@pytest.mark.parametrize("suffix", ["mp4", pytest.param("mkv", marks=pytest.mark.slow), "ts", "mp3"])
 def test_a_part_is_what_the_whole_has_there(tmp_path: Path, suffix: str) -> None:
     codec = "libmp3lame" if suffix == "mp3" else "aac"
     video = None if suffix == "mp3" else "libx264"

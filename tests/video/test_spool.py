@@ -7,6 +7,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def web() -> Iterator[Web]:
     server = Web()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -152,7 +153,9 @@ def test_what_is_no_video_from_stdin_is_one_line() -> None:
         pass
 
 
-def test_what_never_ends_is_refused_as_soon_as_it_is_known_to_be_no_video(clip: bytes, tmp_path: Path) -> None:
+def test_what_never_ends_is_refused_as_soon_as_it_is_known_to_be_no_video(
+    clip: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     endless = itertools.repeat(bytes(2**20))
     no_video = pytest.raises(MediaError, match=r"^standard input: not a video")
@@ -167,6 +170,8 @@ def test_what_never_ends_is_refused_as_soon_as_it_is_known_to_be_no_video(clip: 
     stream = make_clip(tmp_path / "a.ts").read_bytes()
     message, hint = refused("-", piped(itertools.repeat(stream)), Limits(download_bytes=70 * 2**20))
     assert message.startswith("more than") and "ffmpeg -t 60" in hint
+    moments = itertools.chain([0.0, 0.0], itertools.repeat(0.9))  # but for a tenth of a second, the time is over
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     message, hint = refused("-", piped(waiting(clip)), Limits(download_seconds=1))
     assert message == "standard input did not end within 1 seconds" and "ffmpeg -t 60" in hint
 
