@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Tiny models gain nothing by a second thread, and the other test process has the other core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # until everything is imported: see system/garbage.py
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +34,7 @@ def pytest_collection_finish() -> None:
     """Leave what all the imports made out of garbage collections: it stays, and looking through it takes long."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
