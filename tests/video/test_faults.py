@@ -400,7 +400,7 @@ def test_a_scrambled_transport_stream_is_told(tmp_path: Path) -> None:
         read_frames(clip)
 
 
-def test_damage_that_only_a_strict_decoder_reports_is_told(tmp_path: Path) -> None:
+def test_pictures_with_damage_are_kept_and_told(tmp_path: Path) -> None:
     options: dict[str, Any] = {"codec": "mpeg2video", "size": (640, 480), "g": "24", "qmax": "2", "b": "50M"}
     clip = make_clip(tmp_path / "film.ts", range(24), **options)
     content = bytearray(clip.read_bytes())

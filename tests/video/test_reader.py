@@ -476,7 +476,7 @@ def test_damaged_files_cost_an_error_at_most(count: int) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["outcomes"]["frames"] > 8 and result["outcomes"]["refused"] > 8
-    assert len(result["handles"]) == 1 and result["threads"] == ["MainThread"]
+    assert not result["wrong"] and len(result["handles"]) == 1 and result["threads"] == ["MainThread"]
     assert result["slowest_seconds"] < 15 and result["peak_memory_mib"] < 1500
 
 
