@@ -167,8 +167,8 @@ class VideoModel:
         return self._submit(request, deliver, in_pieces).cancel
 
     def _submit(self, request: Request, deliver: Callable[[Event], None], in_pieces: bool) -> Row:
-        thoughts, single = Thoughts(are_shown=request.generation.show_thinking), self.prompts.tokenizer.byte_ids
-        text = Detokenizer(self.decode, request.stop, thoughts=thoughts, byte_ids=single)
+        thoughts, byte_ids = Thoughts(are_shown=request.generation.show_thinking), self.prompts.tokenizer.byte_ids
+        text = Detokenizer(self.decode, request.stop, thoughts=thoughts, byte_ids=byte_ids)
         row = Row(request, self._prepare, text, deliver, in_pieces, self.prompts.tokenizer.describe)
         try:
             self._engine.submit(row)
