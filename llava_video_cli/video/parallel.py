@@ -42,10 +42,6 @@ _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain not
 # their time: of each packet, too, as threads wait for each other in Python.
 _BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
 _SMALL_SECONDS, _PACKET_SECONDS = 0.01, 40e-6
-# What a pixel takes to be converted and copied, of 8 bits a colour and of more, and what a thread for it costs for each
-# picture that is handed over, and for each packet.
-_BITS, _CONVERSION_SECONDS, _DEEP_SECONDS = 8, 7e-10, 2.5e-9
-_HANDOVER_SECONDS, _SWITCH_SECONDS = 50e-6, 15e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
 # Only of codecs whose decoders tell of damage: others show what is in the buffer of a picture that was let go.
@@ -220,10 +216,8 @@ def decode_ranges(
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
     small = _is_small(video, index, ranges)
     workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
-    if workers < threads:
-        converter.collect((), 0)  # one thread would copy all pictures; the caller copies them while it decodes
-    if workers == threads == 1:
-        most_waiting = _PICTURES_WAITING if most_waiting != 1 and _gains_by_a_thread(video, ranges) else 1
+    if workers == 1 and most_waiting != 1:
+        most_waiting = 1 if threads == 1 else _PICTURES_WAITING
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
@@ -294,19 +288,8 @@ def _from_start(
 
 def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
-    use_threads(video.context, threads if threads == 1 else threads + 1)  # they wait for each other at times
+    use_threads(video.context, threads)
     video.context.options |= {**_STRICT, **options}
-
-
-def _gains_by_a_thread(video: OpenVideo, ranges: Sequence[PacketRange]) -> bool:
-    """Return whether it is faster to decode small pictures in a thread while the caller converts those before."""
-    if cores(video.deadline.limits) == 1:
-        return False
-    kind = video.context.format
-    is_deep = kind is not None and kind.components[0].bits > _BITS
-    count, packets = sum(len(each.targets) for each in ranges), sum(each.length for each in ranges)
-    gain = (count - 1) * video.pixels * (_DEEP_SECONDS if is_deep else _CONVERSION_SECONDS)
-    return gain > _HANDOVER_SECONDS * (count + len(ranges)) + _SWITCH_SECONDS * packets
 
 
 def decoded_ahead(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, VideoFrame], None, None]:
@@ -330,8 +313,7 @@ def decoded_ahead(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[
 class _DecoderPool:
     """Worker threads that each hold a decoder and decode one range after the other.
 
-    They convert their pictures, too, but for a single one without threads of its own: then the caller converts them
-    while it decodes.
+    They convert their pictures, too, but for a single one: the caller converts what that has decoded.
     """
 
     def __init__(
@@ -356,7 +338,8 @@ class _DecoderPool:
     def start(self, workers: int, threads: int) -> None:
         """Begin to decode. A single decoder works in the caller's thread where only one picture may wait."""
         if workers == self._most_waiting == 1:
-            _use_all(self._video, threads, self._converter.decoder_options)
+            ahead = threads if threads == 1 else threads + 1  # they go on while the caller is busy with a picture
+            _use_all(self._video, ahead, self._converter.decoder_options)
             return
         self._results = [queue.Queue(self._most_waiting or 0) for _ in self._ranges]
         if self._most_waiting is not None:
@@ -412,7 +395,7 @@ class _DecoderPool:
                             mine.context.reorder_depth = self._video.context.reorder_depth
                         _use_all(mine, threads, self._converter.decoder_options)
                         video = mine
-                    alone = len(self._threads) == threads == 1
+                    alone = len(self._threads) == 1
                     for target, frame in decode_range(video, self._index, self._ranges[number]):
                         self._put(number, (target, frame) if alone else self._converted(number, target, frame))
                         del frame
