@@ -4,10 +4,11 @@
     python tests/benchmarks/frames.py --videos /tmp/videos [--cells 10min 2h] [--frames 8 32] [--runs 5]
     python tests/benchmarks/frames.py --real [--cells sample] [--readers "torchcodec exact" decord] [--runs 15]
 
-With --real, the files are those of ../shared/videos. All readers take turns within one run, with a short pause between
-two; medians of whole calls, from the path to the pixels. The right frames are those of a sequential decode, by number
-or by time; a reader that is far behind when its frames are checked against them is not called again, but for the best
-of them. The last line is the same as one JSON document.
+With --real, the files are those of ../shared/videos. Each reader has a process of its own, so that none pays for what
+another leaves in memory, and they take turns in random order, with a short pause between two; medians of whole calls,
+from the path to the pixels. The right frames are those of a sequential decode, by number or by time; a reader that is
+far behind when its frames are checked against them is not called again, but for the best of them. The last line is the
+same as one JSON document.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import random
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +42,7 @@ FILES = {
 COUNTS = (8, 32)
 WARM_UP = VIDEOS / "bikes.mp4"
 FAR_BEHIND = 2.0  # a reader that takes this many times ours when its frames are checked is measured there only
-PAUSE_SECONDS = 0.05  # so that none pays for what the one before leaves to be done: torchcodec costs the next one 10 ms
+PAUSE_SECONDS = 0.05  # so that what one leaves to be done is done before the next begins
 RIGHT = ("same", "same by time")
 WRAPPERS = ("transformers decord", "transformers opencv", "transformers torchcodec")  # timed as what they wrap
 
@@ -55,6 +59,11 @@ def main() -> None:
     parser.add_argument("--readers", nargs="*", default=[""], help="parts of the names of the readers")
     options = parser.parse_args()
     results = []
+    readers = {
+        name: Timed(name)
+        for name in peers.READERS
+        if name == "llvid" or (name not in WRAPPERS and any(part in name for part in options.readers))
+    }
     files = {path.name: path.name for path in sorted(VIDEOS.iterdir())} if options.real else FILES
     for label, name in files.items():
         path = next((folder / name for folder in (options.videos or VIDEOS, VIDEOS) if (folder / name).exists()), None)
@@ -67,14 +76,8 @@ def main() -> None:
             print(f"{label}: no video")
             continue
         for count in options.frames:
-            readers = {
-                reader_name: Timed(reader)
-                for reader_name, reader in peers.READERS.items()
-                if reader_name == "llvid"
-                or (reader_name not in WRAPPERS and any(part in reader_name for part in options.readers))
-            }
             for reader in readers.values():
-                reader.prepare(str(WARM_UP))
+                reader.seconds.clear()
             wrong = {n: verdict for n, r in readers.items() if (verdict := truth.verdict(r, count)) not in RIGHT}
             if "llvid" in wrong:
                 print(f"{label}, {count} frames: left out, our own frames are {wrong['llvid']}")
@@ -93,24 +96,32 @@ def main() -> None:
 
 
 class Timed:
-    """A reader, and the seconds of each of its calls."""
+    """A reader in a process of its own, and the seconds of each of its calls."""
 
-    def __init__(self, reader: peers.Reader) -> None:
-        self._reader = reader
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self.seconds: list[float] = []
+        with suppress(Exception):  # what it can't read is seen later
+            self(str(WARM_UP), 1)  # imports what the reader needs
 
     def __call__(self, path: str, count: int) -> peers.Pixels:
         """Read as the reader does."""
-        start = time.perf_counter()
-        try:
-            return self._reader(path, count)
-        finally:
-            self.seconds.append(time.perf_counter() - start)
+        pixels, seconds = self._process.submit(timed, self._name, path, count).result()
+        self.seconds.append(seconds)
+        return pixels
 
-    def prepare(self, path: str) -> None:
-        """Import what the reader needs."""
-        with suppress(Exception):  # what it can't read is seen later
-            self._reader(path, 1)
+    def time(self, path: str, count: int) -> None:
+        """Let the reader read, and leave the frames there."""
+        self.seconds.append(self._process.submit(timed, self._name, path, count, is_kept=False).result()[1])
+
+
+def timed(name: str, path: str, count: int, *, is_kept: bool = True) -> tuple[peers.Pixels, float]:
+    """Return what a reader gives, or nothing of it, and the seconds that it took."""
+    start = time.perf_counter()
+    pixels = peers.READERS[name](path, count)
+    seconds = time.perf_counter() - start
+    return pixels if is_kept else pixels[:0], seconds
 
 
 def measure(
@@ -124,9 +135,9 @@ def measure(
     for reader in running.values():
         reader.seconds.clear()
     for _ in range(runs):
-        for reader in running.values():
+        for reader in random.sample(list(running.values()), len(running)):
             time.sleep(PAUSE_SECONDS)
-            reader(path, count)
+            reader.time(path, count)
     seconds = {name: reader.seconds for name, reader in right.items()}
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     mine = medians["llvid"]
