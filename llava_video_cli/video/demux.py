@@ -168,7 +168,7 @@ def open_video(path: str, deadline: Deadline, *, probe: bool = True) -> Iterator
     """
     with ExitStack() as stack:
         container = stack.enter_context(open_container(path, deadline, probe=probe))
-        if not probe and len(container.streams.video) > 1:  # FFmpeg decodes them to find the best one
+        if not probe and len(_films(container)) > 1:  # FFmpeg decodes them to find the best one
             probe = True
             container = stack.enter_context(open_container(path, deadline))
         with media_errors(path):
@@ -272,7 +272,7 @@ def _words(error: av.error.FFmpegError) -> str:
 
 def _video_stream(path: str, container: InputContainer) -> VideoStream:
     best = container.streams.best("video")
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    films = _films(container)
     if not films:
         fault = " (only cover art)" if best else f": {fault}" if (fault := file_fault(file_of(path))) else ""
         raise MediaError(f"{path}: no video stream{fault}")
@@ -280,6 +280,14 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec is unknown to FFmpeg")
     return stream
+
+
+def _films(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams that are no cover art; of mp4, those that have packets, if there are any."""
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if len(films) > 1 and "mp4" in container.format.name:
+        return [film for film in films if len(film.index_entries)] or films
+    return films
 
 
 @dataclass(frozen=True, eq=False)
