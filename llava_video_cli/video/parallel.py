@@ -188,6 +188,20 @@ def decode_targets(
     yield from decode_ranges(video, index, ranges, converter, None if hold_all else 1, wholes)
 
 
+def has_false_keyframe(video: OpenVideo, index: PacketIndex, targets: Sequence[int]) -> bool:
+    """Return whether one of the targets, which the container calls keyframes, is none by the decoder's own word."""
+    if video.is_strict:
+        return False
+    with open_video(video.path, video.deadline) as again:
+        use_threads(again.context, 1)
+        try:
+            for each in _ranges(index, targets, 0):
+                next(decode_range(again, index, each))
+        except (MismatchError, av.error.FFmpegError):
+            return True
+    return False
+
+
 def _packet_seconds(video: OpenVideo, index: PacketIndex) -> float:
     """Return what decoding a packet takes of a core, roughly."""
     return _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
@@ -251,9 +265,9 @@ def _retry(
     """
     before = index.keys[index.keys < packet_range.start]
     earlier = int(before[-1]) if len(before) else 0
-    attempts: list[tuple[int, int | None]] = [(packet_range.start, None)]
+    attempts: list[tuple[int, int | None]] = [(packet_range.start, earlier), (packet_range.start, None)]
     if earlier < packet_range.start:
-        attempts = [(packet_range.start, earlier), *attempts, (earlier, None)]
+        attempts.append((earlier, None))
     for start, lead_in in attempts:
         with open_video(video.path, video.deadline) as again, suppress(MismatchError, av.error.FFmpegError):
             use_threads(again.context, 1)

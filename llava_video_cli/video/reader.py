@@ -32,7 +32,7 @@ from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
 from .files import is_sequence
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
-from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets
+from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets, has_false_keyframe
 from .sampling import Sampling, Selection, Shot, Timeline, part_of, select_stamps
 
 if TYPE_CHECKING:
@@ -219,8 +219,7 @@ class Reader(ABC):
         """Return the stamps of all pictures of the sampling's part, and the stamp of its end."""
         start, stop = self._part(sampling)
         stamps = self.timeline.stamps
-        here = range(bisect_left(stamps, start), bisect_left(stamps, stop))
-        return [int(stamps[index]) for index in here], stop
+        return [int(stamps[k]) for k in range(bisect_left(stamps, start), bisect_left(stamps, stop))], stop
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -426,10 +425,13 @@ class VideoReader(Reader):
         if self._packets and not self._is_checked and self._selection.stamps[0] > self.timeline.stamps[0]:
             self._first_picture()  # otherwise it is the first frame
             self.select(sampling)
+        stamps, packets = self._selection.stamps, self._packets
+        if sampling.mode == "keyframes" and packets and has_false_keyframe(self._video, packets, stamps):
+            packets = None  # all is decoded to learn the true ones
         if self._collect and self.count > 1:
-            self._converter.collect(self._selection.stamps, self.deadline.limits.bytes)
-        if packets := self._packets:
-            targets = list(dict.fromkeys(self._selection.stamps))
+            self._converter.collect(stamps, self.deadline.limits.bytes)
+        if packets:
+            targets = list(dict.fromkeys(stamps))
             decoding = decode_targets(self._video, packets, targets, self._converter, hold_all=hold_all)
             with closing(decoding) as pictures:
                 try:
@@ -494,6 +496,5 @@ class VideoReader(Reader):
 
 def _contradicts(full: FullDecode, indexed: Timeline) -> bool:
     """Return whether the decoded pictures are others than those in the packet index, apart from lost ones."""
-    decoded = full.timeline.stamps
-    lost = set(indexed.stamps) - set(decoded)
-    return len(lost) + len(decoded) > len(indexed.stamps) or (bool(lost) and not full.broken)
+    lost = set(indexed.stamps) - set(full.timeline.stamps)
+    return len(lost) + len(full.timeline.stamps) > len(indexed.stamps) or (bool(lost) and not full.broken)

@@ -22,6 +22,7 @@ from clips import (
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.video import Frames, check_video, iter_frames, probe, read_frames
+from llava_video_cli.video.limits import Limits
 from llava_video_cli.video.sampling import Sampling
 
 QCIF = (176, 144)
@@ -104,11 +105,32 @@ def test_inputs_with_false_keyframes(name: str) -> None:
     assert_like_a_full_decode(faulty(name), 50, 2.0)
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_false_keyframes_are_no_damage(tmp_path: Path, cores: int) -> None:
+    """A part that begins at one is decoded again, without an error."""
+    clip = flag_all(make_clip(tmp_path / "clip.mp4", range(60), codec="mpeg4", size=(320, 192), g="20", b="40M"))
+    frames = read_frames(clip, Sampling(frames=30), limits=Limits(cores=cores))
+    assert_same(frames, decode_all(clip), evenly(60, 30))
+    assert frames.notes == ()
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "mpeg4"), ("clip.avi", "mpeg4"), ("clip.flv", "flv")])
+def test_keyframes_are_those_that_the_decoder_calls_so(tmp_path: Path, name: str, codec: str) -> None:
+    clip = flag_all(make_clip(tmp_path / name, range(48), codec=codec, g="12"))
+    with av.open(str(clip)) as container:
+        keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert 1 < len(keys) < 8
+    frames = read_frames(clip, Sampling(frames=48, mode="keyframes"))
+    assert_same(frames, decode_all(clip), keys)
+    single = iter_frames(clip, Sampling(frames=48, mode="keyframes"))
+    assert [digest(frame.image) for frame in single] == [digest(image) for image in frames.images]
+
+
 def test_a_phone_s_h263() -> None:
     clip = faulty("mp4parser_MOV00006.3gp")
     frames = read_frames(clip, Sampling(frames=8))
     assert_same(frames, decode_all(clip), [0, 24, 53, 80, 106, 132, 161, 187])
-    assert frames.notes == ()
+    assert frames.notes == read_frames(clip, Sampling(frames=32)).notes == ()
 
 
 @pytest.mark.usefixtures("only_what_is_needed")
