@@ -94,7 +94,7 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import numpy as np
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture = Image.fromarray(image)
     picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     return np.asarray(picture)
 
