@@ -123,7 +123,6 @@ def _read_stdin(stdin: BinaryIO | None, file: Path, limits: Limits, progress: Pr
             target.write(piece)
             if size >= _TRIED_BYTES and not is_tried:
                 is_tried = True
-                target.flush()
                 _try(file, limits)
             progress(STDIN, size, None)
     if not size:

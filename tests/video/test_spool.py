@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from clips import make_clip
+from clips import make_clip, picture
+from PIL import Image
+from sounds import make_film
 
 from llava_video_cli import Limits, LlvidError, MediaError, Sampling, UsageError, read_frames
+from llava_video_cli.video import spool
 from llava_video_cli.video.files import file_of
-from llava_video_cli.video.spool import redirect_rule, spooled
+from llava_video_cli.video.image import is_picture
+from llava_video_cli.video.spool import begins_as_medium, redirect_rule, spooled
 
 
 class Web(ThreadingHTTPServer):
@@ -136,6 +140,38 @@ def test_any_container_comes_from_a_pipe(tmp_path: Path, name: str) -> None:
     assert seen[-1] == ("standard input", path.stat().st_size, None)
 
 
+def test_a_file_may_be_stdin(tmp_path: Path, clip: bytes) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clip)
+    with path.open("rb") as file, spooled(["-"], file, limits=Limits(download_bytes=len(clip))) as (source,):
+        assert Path(file_of(source)).read_bytes() == clip
+    with path.open("ab") as written:
+        assert refused("-", written)[0] == "standard input can't be read: Bad file descriptor"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", None), ("a.mkv", None), ("a.avi", None), ("a.flv", None), ("a.ts", None), ("a.asf", "wmv2"),
+        ("a.ogv", "libvpx"), ("a.mpg", "mpeg1video"), ("a.m1v", "mpeg1video"), ("a.wav", "pcm_s16le"),
+        ("a.aiff", "pcm_s16be"), ("a.flac", "flac"), ("a.mp3", "libmp3lame"), ("a.aac", "aac"), ("a.ogg", "libopus"),
+    ],
+)  # fmt: skip
+def test_the_first_bytes_of_media(tmp_path: Path, name: str, codec: str | None) -> None:
+    path = tmp_path / name
+    if path.suffix in (".wav", ".aiff", ".flac", ".mp3", ".aac", ".ogg"):
+        make_film(path, (), 0.5, codec=codec or "", video_codec=None)
+    else:
+        make_clip(path, range(8), codec=codec or "libx264")
+    assert begins_as_medium(path.read_bytes()[:200])
+    assert begins_as_medium(b"RIFF\n\n\0\0AVI "), "a size may have any byte"
+
+
+@pytest.mark.parametrize("text", [b"a.mp4\nb.mp4\n", b"Group one.mp4\n" * 20, b"RIFFs/one.mp4\n", b"# ftyp\n"])
+def test_lists_of_paths_are_no_media(text: bytes) -> None:
+    assert not begins_as_medium(text)
+
+
 def test_what_is_no_video_from_stdin_is_one_line() -> None:
     assert refused("-", None) == ("can't read the video: standard input is closed", "")
     assert refused("-", piped(b""))[0] == "nothing came from standard input"
@@ -176,6 +212,22 @@ def test_what_never_ends_is_refused_as_soon_as_it_is_known_to_be_no_video(
     assert message == "standard input did not end within 1 seconds" and "ffmpeg -t 60" in hint
 
 
+def test_the_beginning_of_what_never_ends_tells_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_TRIED_BYTES", 2**16)
+    assert "a web page" in refused("-", piped(itertools.chain([b"<html>"], itertools.repeat(bytes(2**16)))))[0]
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    padded = (tmp_path / "a.png").read_bytes() + bytes(2**18)
+    with piped(padded) as pipe, spooled(["-"], pipe) as (source,):
+        assert is_picture(source)
+
+
+def test_the_time_may_be_over_before_the_next_bytes_come(monkeypatch: pytest.MonkeyPatch, clip: bytes) -> None:
+    moments = itertools.chain([0.0, 0.0], itertools.repeat(2.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    message, _ = refused("-", piped(clip), Limits(download_seconds=1))
+    assert message == "standard input did not end within 1 seconds"
+
+
 def test_a_terminal_is_no_video() -> None:
     class Terminal(io.BytesIO):
         def isatty(self) -> bool:
@@ -189,6 +241,8 @@ PLAYLISTS = {
     "live.m3u8": (b"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nfile:///etc/passwd\n", "a live stream", "-t 60"),
     "film.m3u8": (b"#EXTM3U\n#EXTINF:4,\nSECRET\n#EXT-X-ENDLIST\n", "a playlist", "ffmpeg -i"),
     "master.m3u8": (b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nlow.m3u8\n", "a playlist", "ffmpeg -i"),
+    "marked.m3u8": (b"\xef\xbb\xbf#EXTM3U\n#EXTINF:4,\na.ts\n#EXT-X-ENDLIST\n", "a playlist", "ffmpeg -i"),
+    "long.m3u8": (b"#EXTM3U\n" + b"#EXTINF:4,\na.ts\n" * 1000 + b"#EXT-X-ENDLIST\n", "a playlist", "ffmpeg -i"),
     "live.mpd": (b'<?xml version="1.0"?><MPD type="dynamic"></MPD>', "a live stream", "-t 60"),
     "film.mpd": (b'<?xml version="1.0"?><MPD type="static"></MPD>', "a playlist", "ffmpeg -i"),
 }
@@ -226,9 +280,28 @@ def test_a_url_is_fetched_and_nothing_stays(web: Web, clip: bytes) -> None:
         with spooled([typed], None, progress=lambda *each: seen.append(each)) as (source,):
             assert read_frames(source, Sampling(2)).images.shape == (2, 64, 96, 3)
             assert oct(Path(file_of(source)).stat().st_mode)[-3:] == "600"
-        assert "secret" not in source and "word" not in source and source.startswith(web.url)
+        assert source == f"{web.url}/{'old' if typed.endswith('old.mp4') else 'clip'}.mp4", "no password, no token"
     assert seen[-1][1:] == (len(clip), len(clip))
     assert [headers["Authorization"] for headers in web.asked] == [None, None, "Basic bWU6d29yZA=="]
+
+
+@pytest.mark.parametrize(
+    ("user", "sent"), [("me", "Basic bWU6"), ("me%40home:a%2Fb", "Basic bWVAaG9tZTphL2I=")], ids=["name", "coded"]
+)
+def test_credentials_as_they_are_sent(web: Web, clip: bytes, user: str, sent: str) -> None:
+    web.serve("/clip.mp4", clip)
+    with spooled([f"http://{user}@{web.url[7:]}/clip.mp4"], None):
+        assert web.asked[0]["Authorization"] == sent
+
+
+def test_nothing_is_fetched_before_all_is_checked(web: Web, clip: bytes) -> None:
+    web.serve("/clip.mp4", clip)
+    with (
+        pytest.raises(UsageError, match="ftp:// can't be read"),
+        spooled([f"{web.url}/clip.mp4", "ftp://host/a"], None),
+    ):
+        pass
+    assert not web.asked
 
 
 def test_credentials_are_not_sent_on(web: Web, clip: bytes) -> None:
@@ -244,12 +317,21 @@ def test_a_file_url_is_a_path(tmp_path: Path, clip: bytes) -> None:
     path.write_bytes(clip)
     with spooled([path.as_uri(), f"file://localhost{path}".replace(" ", "%20"), "x.mp4"], None) as paths:
         assert paths == [str(path), str(path), "x.mp4"] and {type(each) for each in paths} == {str}
-    assert "must look like file:///PATH" in refused("file://elsewhere/a.mp4")[0]
+    with spooled(["FILE:///a.mp4", "file:///%ff.mp4"], None) as paths:
+        assert paths == ["/a.mp4", os.fsdecode(b"/\xff.mp4")]
+    for url in ("file://elsewhere/a.mp4", "file://localhost"):
+        assert "must look like file:///PATH" in refused(url)[0]
 
 
 @pytest.mark.parametrize(
     "url",
-    ["https://www.youtube.com/watch?v=a&t=1", "https://youtu.be/abc", "https://vimeo.com/1", "http://user:pw@x.com/a"],
+    [
+        "https://www.youtube.com/watch?v=a&t=1",
+        "https://youtu.be/abc",
+        "https://vimeo.com/1",
+        "http://user:pw@x.com/a",
+        "https://www.youtube.com./watch?v=a",
+    ],
 )
 def test_pages_get_the_line_to_type(url: str) -> None:
     message, hint = refused(url)
@@ -258,8 +340,14 @@ def test_pages_get_the_line_to_type(url: str) -> None:
     assert "pw" not in message + hint
 
 
+def test_a_host_may_end_as_a_page_s_does() -> None:
+    assert redirect_rule("https://netflix.com/a.mp4")("https://netflix.com/a.mp4").name == "netflix.com", "not x.com"
+
+
 def test_a_page_is_known_by_its_type(web: Web) -> None:
     web.serve("/watch?v=1", b"<html>", "text/html; charset=utf-8")
+    web.serve("/strict", b"", "application/xhtml+xml")
+    assert "a web page" in refused(f"{web.url}/strict")[0]
     assert refused(f"{web.url}/watch?v=1")[1] == f"yt-dlp -o - '{web.url}/watch?v=1' | llvid ask - \"...\""
 
 
@@ -274,7 +362,8 @@ def test_schemes_of_live_streams_and_others(web: Web) -> None:
         assert "a live stream" in message and hint.startswith("ffmpeg -t 60 -i ")
     assert "ftp:// can't be read" in refused("ftp://host/a.mp4")[0]
     web.serve("/camera", b"--frame", "multipart/x-mixed-replace; boundary=frame")
-    assert "a live stream" in refused(f"{web.url}/camera")[0]
+    message, hint = refused(f"{web.url}/camera")
+    assert "a live stream" in message and hint.startswith(f"ffmpeg -t 60 -i {web.url}/camera ")
 
 
 def test_a_download_is_bounded(web: Web) -> None:
@@ -303,9 +392,12 @@ def test_what_fails_on_the_way_is_one_line(web: Web, clip: bytes) -> None:
     assert "answered with status 404" in refused(f"{web.url}/gone")[0]
     assert "redirects more than" in refused(f"{web.url}/circle")[0]
     assert "there is no host nowhere.invalid" in refused("http://nowhere.invalid/a.mp4")[0]
-    for target in ("file:///etc/passwd", "ftp://host/a", "rtsp://host/a"):
+    for target, words in (
+        ("file:///etc/passwd", "not on the web"), ("file://localhost/etc/passwd", "not on the web"),
+        ("ftp://host/a", "can't be read"), ("rtsp://host/a", "a live stream"),
+    ):  # fmt: skip
         web.serve("/away", b"", status=302, Location=target)
-        refused(f"{web.url}/away")
+        assert words in refused(f"{web.url}/away")[0]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +411,7 @@ def test_no_redirect_leads_into_a_private_network(inside: str) -> None:
         rule(inside)
     typed = redirect_rule("http://192.168.1.2/")
     assert typed("http://192.168.1.2/").is_private
+    typed("https://93.184.216.34/")
     typed(inside)  # whoever types a private address means that network
 
 
