@@ -155,7 +155,8 @@ def _frames(
     """Yield the frames from the start, or from somewhat before the container's time `seek_to` if it can be found."""
     container, stream, tick = sound.container, sound.stream, float(time_base_of(sound.stream))
     if seek_to is not None and any(name in container.format.name for name in _SEEKABLE):
-        target = max(0, round((seek_to - _PREROLL_SECONDS) / tick))
+        # also below 0, where the packets are that a decoder begins with
+        target = round((seek_to - _PREROLL_SECONDS) / tick)
         with suppress(av.error.FFmpegError):
             container.seek(target, stream=stream)
             frames = _decoded(sound, errors, progress)
@@ -271,5 +272,5 @@ class _Resampler:
 
 def _part(chunk: SoundChunk, start_seconds: float | None, end_seconds: float | None) -> SoundChunk:
     begin = 0 if start_seconds is None else max(0, round((start_seconds - chunk.start_seconds) * RATE))
-    stop = None if end_seconds is None else max(0, round((end_seconds - chunk.start_seconds) * RATE))
-    return SoundChunk(chunk.samples[begin:stop], chunk.start_seconds + begin / RATE) if begin or stop else chunk
+    stop = None if end_seconds is None else round((end_seconds - chunk.start_seconds) * RATE)
+    return SoundChunk(chunk.samples[begin:stop], chunk.start_seconds + begin / RATE)
