@@ -88,18 +88,18 @@ def plan_all(index: PacketIndex, stamps: Sequence[int]) -> list[PacketRange]:
     The time that it takes to empty a decoder counts little beside a range.
     """
     ranges: list[PacketRange] = []
-    targets, start, stop = list[int](), 0, 0
+    targets, start, stop, last = list[int](), 0, 0, 0
     for stamp in stamps:
         position = index.position(stamp)
         assert position is not None, "the stamps are those of packets"
         entry = index.entry(stamp, position)
-        if len(targets) >= _FEWEST_PICTURES and entry > start:
+        if len(targets) >= _FEWEST_PICTURES and entry > last:
             ranges.append(PacketRange(start, stop, tuple(targets)))
             targets.clear()
         if not targets:
             start, stop = entry, 0
         targets.append(stamp)
-        start, stop = min(start, entry), max(stop, position + 1)
+        start, stop, last = min(start, entry), max(stop, position + 1), entry
     return [*ranges, PacketRange(start, stop, tuple(targets))]
 
 
@@ -125,7 +125,7 @@ def find_shots(pictures: Iterable[DecodedFrame], timeline: Timeline, sampling: S
     if start is None or position is None:
         return ()
     blends.finish([first + cut.pts for cut in detector.post_process(position)])
-    cuts = [blend for blend in blends.found if start < blend.cut < end]
+    cuts = [blend for blend in blends.found if blend.cut > start]
     bounds = [_Blend(start, start, start), *cuts, _Blend(end, end, end)]
     return tuple(
         Shot(before.cut, after.cut, before.end, after.start)

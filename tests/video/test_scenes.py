@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -18,8 +18,11 @@ from clips import Pixels, break_packets, sample
 
 from llava_video_cli.errors import LlvidError, MediaError
 from llava_video_cli.video import inspect, iter_frames, read_frames
+from llava_video_cli.video.demux import PacketIndex
 from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.parallel import DecodedFrame
 from llava_video_cli.video.sampling import Sampling, Shot, Timeline, parse_every, select_stamps
+from llava_video_cli.video.scenes import SmallConverter, find_shots, plan_all, reduced
 
 SCENES = Sampling(mode="scenes")
 RATE = 24
@@ -115,6 +118,7 @@ class FakeFrameTimecode:
     pts: int = field(init=False)
 
     def __post_init__(self) -> None:
+        assert self.fps > 0
         object.__setattr__(self, "pts", self.timecode.pts)
 
 
@@ -213,6 +217,114 @@ def test_progress_reaches_the_end_and_never_goes_back(tmp_path: Path) -> None:
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(1)
 
 
+class ToldDetector(FakeDetector):
+    """It tells of the cuts that a test gives: by the number of the picture at which it does; None is the end."""
+
+    told: ClassVar[dict[int | None, list[int]]]
+
+    def process_frame(self, position: Any, pixels: Pixels) -> list[Any]:
+        super().process_frame(position, pixels)
+        return self._cuts(len(FakeDetector.positions) - 1)
+
+    def post_process(self, position: Any) -> list[Any]:
+        del position
+        return self._cuts(None)
+
+    def _cuts(self, number: int | None) -> list[Any]:
+        return [FakeTimecode(cut, Fraction(1, RATE)) for cut in self.told.get(number, [])]
+
+
+FIRST = 1000  # a stamp
+Bounds = tuple[int, int, int, int]
+
+
+@pytest.fixture
+def shots_of(fake_extra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Bounds]]:
+    """What gives the shots of pictures of these levels, and of the cuts that are told, as numbers of pictures."""
+    del fake_extra
+    monkeypatch.setattr(sys.modules["scenedetect"], "AdaptiveDetector", ToldDetector)
+
+    def found(
+        levels: Sequence[float], told: dict[int | None, list[int]], rate: int = RATE, step: int = 1
+    ) -> list[Bounds]:
+        ToldDetector.told = told
+        stamps = [FIRST + step * number for number in range(len(levels))]
+        images = [np.full((16, 16, 3), round(level), np.uint8) for level in levels]
+        pictures = [DecodedFrame(stamp, stamp, image) for stamp, image in zip(stamps, images, strict=True)]
+        end = FIRST + step * len(levels)
+        shots = find_shots(pictures, Timeline(stamps or [FIRST], end, Fraction(1, rate * step)), SCENES, end)
+        return [
+            (each.start - FIRST, each.end - FIRST, each.clear_start - FIRST, each.clear_end - FIRST) for each in shots
+        ]
+
+    return found
+
+
+def test_at_a_hard_cut_an_eighth_of_a_second_counts_as_blend(shots_of: Callable[..., list[Bounds]]) -> None:
+    levels, hard = [50] * 30 + [200] * 30, [(0, 30, 0, 27), (30, 60, 33, 60)]
+    assert shots_of(levels, {30: [30]}) == shots_of(levels, {35: [30]}) == shots_of(levels, {None: [30]}) == hard
+    assert shots_of(levels, {59: [0, 30]}) == hard, "no cut at the first picture"
+    assert shots_of([50] * 5 + [200] * 5, {5: [5]}, rate=2) == [(0, 5, 0, 4), (5, 10, 6, 10)], "one picture at least"
+
+
+def test_a_blend_is_followed_to_both_sides(
+    shots_of: Callable[..., list[Bounds]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fade = [*[50] * 60, *np.linspace(50, 200, 24), *[200] * 60]
+    assert shots_of(fade, {72: [72]}) == [(0, 72, 0, 60), (72, 144, 84, 144)]
+    halting = [*[50] * 60, *np.linspace(50, 200, 6).repeat(4), *[200] * 60]
+    assert shots_of(halting, {72: [72]}) == [(0, 72, 0, 61), (72, 144, 83, 144)]
+    pausing = [*[50] * 60, *np.linspace(50, 125, 9), *[125] * 3, *np.linspace(125, 200, 9), *[200] * 60]
+    for cut in (63, 75):  # nearer to one of its ends
+        assert shots_of(pausing, {cut: [cut]}) == [(0, cut, 0, 60), (cut, 141, 81, 141)]
+    monkeypatch.setattr(FakeDetector, "event_buffer_length", 20)
+    long = [*[50] * 60, *np.linspace(50, 200, 60), *[200] * 60]
+    assert shots_of(long, {110: [90]}) == shots_of(long, {90: [90]}), "told late"
+
+
+def test_shots_shorter_than_their_blends_are_used_whole(shots_of: Callable[..., list[Bounds]]) -> None:
+    levels = [50] * 30 + [200] * 6 + [100] * 30
+    assert shots_of(levels, {65: [30, 36]})[1] == (30, 36, 30, 36)
+
+
+@pytest.mark.filterwarnings("error")
+def test_cuts_without_a_blend(shots_of: Callable[..., list[Bounds]]) -> None:
+    assert shots_of([50] * 60, {30: [30]}) == [(0, 30, 0, 30), (30, 60, 30, 60)], "both sides are alike"
+    assert shots_of([50] * 60, {30: [61]}, step=2) == [(0, 61, 0, 61), (61, 120, 61, 120)], "no picture has its time"
+    assert shots_of([50] * 2 + [200] * 58, {3: [2]})[1][:2] == (2, 60), "at once"
+
+
+def test_a_blend_does_not_reach_behind_the_cut_before(shots_of: Callable[..., list[Bounds]]) -> None:
+    """The large step of the hard cut would hide the small ones of the blend."""
+    levels = [*[229] * 41, *[70] * 12, *np.linspace(70, 27, 15), *[27] * 60]
+    shots = shots_of(levels, {41: [41], 60: [60]})
+    assert shots == [(0, 41, 0, 38), (41, 60, 44, 53), (60, 128, 68, 128)]
+
+
+def test_one_picture_is_one_shot_and_none_is_none(shots_of: Callable[..., list[Bounds]]) -> None:
+    assert shots_of([50], {}) == [(0, 1, 0, 1)]
+    assert shots_of([], {}) == []
+
+
+def test_small_pictures_keep_their_size() -> None:
+    for (width, height), shape in (((64, 36), (36, 64, 3)), ((4096, 2), (1, 256, 3)), ((512, 256), (128, 256, 3))):
+        frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+        assert SmallConverter().convert(0, 0, frame).image.shape == shape
+    assert reduced(np.zeros((36, 64, 3), np.uint8), 100).shape == (36, 64, 3)
+
+
+def test_ranges_of_all_pictures_begin_at_keyframes() -> None:
+    def ranges(stamps: Sequence[int], keys: Sequence[int], targets: Sequence[int]) -> list[tuple[int, int]]:
+        timeline = Timeline(sorted(stamps), len(stamps), Fraction(1, 24))
+        index = PacketIndex(np.array(stamps), np.arange(len(stamps)), np.array(keys), timeline)
+        return [(each.start, each.stop) for each in plan_all(index, targets)]
+
+    assert ranges(range(250), range(0, 250, 30), range(250)) == [(0, 120), (120, 240), (240, 250)]
+    assert ranges(range(250), [0], range(250)) == [(0, 250)]
+    assert ranges([0, 2, 1], [0], range(3)) == [(0, 3)], "the last one that is shown is not the last packet"
+    assert ranges([0, 7, 5, 6, 8], [0, 2], [5, 6, 7, 8]) == [(0, 5)], "a keyframe before another one's pictures"
+
+
 @pytest.mark.parametrize(
     ("name", "detector"),
     [
@@ -240,7 +352,6 @@ def test_hard_cuts_are_found_where_the_library_finds_them(name: str, detector: A
 def test_real_files_have_the_cuts_that_the_library_finds_in_the_same_pictures(name: str) -> None:
     library = pytest.importorskip("scenedetect", reason="needs the extra 'scenes'")
     from llava_video_cli.video.reader import open_reader
-    from llava_video_cli.video.scenes import SmallConverter
 
     path, detector, cuts = sample(name), library.AdaptiveDetector(), [0.0]
     converter = SmallConverter()
