@@ -251,7 +251,7 @@ def up_to(packets: Iterator[Packet[VideoStream]], stamp: int) -> Iterator[Packet
     """Yield packets up to the one with a stamp: the next one would cost time, and at a file's end PyAV loses Ctrl-C."""
     for packet in packets:
         yield packet
-        if packet.size and packet.pts == stamp:
+        if packet.pts == stamp:
             return
 
 
