@@ -312,6 +312,68 @@ def test_a_picture_that_is_not_converted_keeps_no_decoder_waiting(tmp_path: Path
     assert found == targets and not reader.is_alive()
 
 
+def test_pictures_of_another_size_take_that_of_the_first() -> None:
+    converter, small, large = Converter(), VideoFrame(96, 64, "rgb24"), VideoFrame(192, 128, "rgb24")
+    later: list[DecodedFrame] = []
+    waiting = threading.Thread(target=lambda: later.append(converter.convert(1, 1, large, leads=False)), daemon=True)
+    waiting.start()
+    waiting.join(0.02)
+    assert not later, "it waits for the first"
+    assert converter.convert(0, 0, small).image.shape == (64, 96, 3)
+    waiting.join()
+    assert later[0].image.shape == (64, 96, 3)
+    converter.convert(2, 2, small)
+    assert converter.resized, "one of them was"
+
+
+@pytest.mark.parametrize("is_enough", [True, False])
+def test_frames_have_one_array_if_there_is_room(is_enough: bool) -> None:
+    converter, frame = Converter(), VideoFrame(96, 64, "rgb24")
+    converter.collect([5, 5, 7], 3 * 96 * 64 * 3 - (not is_enough))
+    images = [converter.convert(stamp, stamp, frame).image for stamp in (5, 6, 7)]
+    assert [np.shares_memory(image, converter.collected) for image in images if converter.collected is not None] == (
+        [True, False, True] if is_enough else []
+    )
+    if converter.collected is not None:
+        assert np.shares_memory(images[0], converter.collected[0]), "the first of the same"
+
+
+def test_decoders_that_wait_for_a_picture_are_let_go_where_none_comes(long: Path) -> None:
+    class Fails(Converter):
+        def convert(self, target: int, stamp: int, frame: VideoFrame, leads: bool = True) -> DecodedFrame:
+            if leads:
+                raise RuntimeError("it can't be converted")
+            return super().convert(target, stamp, frame, leads)
+
+    raised: list[str] = []
+
+    def decode() -> None:
+        with open_video(str(long), Deadline(str(long), Limits(cores=2))) as video:
+            index = checked_index(video)
+            assert index is not None
+            try:
+                list(decode_targets(video, index, sorted(index.stamps.tolist()), Fails(), hold_all=True))
+            except RuntimeError as error:
+                raised.append(str(error))
+
+    reader = threading.Thread(target=decode, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert raised == ["it can't be converted"] and not decoding_threads()
+
+
+@pytest.mark.skipif(usable_cores() == 1, reason="one core has one decoder")
+def test_large_pictures_one_at_a_time_get_fewer_decoders(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for most_bytes in (2**30, 0):
+        monkeypatch.setattr(parallel, "_DECODERS_BYTES", most_bytes)
+        frames = iter_frames(long, Sampling(frames=8), limits=Limits(cores=2))
+        next(frames)
+        counts.append(len(decoding_threads()))
+        frames.close()
+    assert counts == [2, 0], "a single one works in the caller's thread"
+
+
 def test_threads_don_t_disturb_each_other(long: Path) -> None:
     expected = digests(read_frames(long, Sampling(frames=16)))
     found: list[list[str]] = []
@@ -450,6 +512,7 @@ def test_work_is_shared_where_that_is_faster() -> None:
     assert share_cores(even, 2) == (2, 1)
     assert share_cores(even, 4) == (4, 1)
     assert share_cores(even, 16) == (8, 2)
+    assert share_cores(even, 16, most=3) == (2, 8)
     assert share_cores(even[:1], 8) == (1, 8)
     assert share_cores([PacketRange(0, 251, (0,)), PacketRange(251, 261, (9,))], 2) == (1, 2)
 
