@@ -69,7 +69,7 @@ class Generation:
             (is_greedy or self.temperature >= 1e-6, "temperature", "0, or 0.000001 or more", self.temperature),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
             (0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "from 0.01 to 100", self.repetition_penalty),
-            (self.seed is None or 0 <= self.seed < 2**63, "seed", "0 or more", self.seed),
+            (self.seed is None or 0 <= self.seed < 2**63, "seed", f"from 0 to {2**63 - 1}", self.seed),
             (0 <= self.top_k < 2**31, "top_k", f"from 0 to {2**31 - 1}", self.top_k),
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p),
             (-100 <= self.presence_penalty <= 100, "presence_penalty", "from -100 to 100", self.presence_penalty),

@@ -90,7 +90,7 @@ def described(error: BaseException) -> str:
     return words if words == type(error).__name__ else f"{type(error).__name__} {words}"
 
 
-def nearest(word: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
+def nearest(word: str, known: Iterable[str], *, least: float = 0.6) -> str | None:
     """Return a hint with the known word that is most similar to a mistyped one; None below the similarity `least`."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=least)
     return f"did you mean {close[0]!r}?" if close else None

@@ -199,7 +199,7 @@ def test_a_file_that_is_not_a_video_is_reported(window: Browser, served: Served,
     path = tmp_path / "<img src=x onerror=alert(1)>.mp4"
     path.write_bytes(b"no video")
     window.choose("#file", path)
-    assert window.wait(ERROR).startswith("Not a video, or its header is broken or missing")
+    assert window.wait(ERROR).startswith("Not a video or a picture, or its header is broken or missing")
     assert window.run("document.getElementById('ask').disabled")
     assert window.run("document.querySelectorAll('main img').length") == 1
 
