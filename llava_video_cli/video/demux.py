@@ -151,7 +151,8 @@ def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iter
         deadline.left()  # FFmpeg says "invalid data" where it was stopped while it looked at the file
         if fault := file_fault(file_of(path)):
             raise MediaError(f"{path}: no video that can be read: {fault}") from error
-        raise MediaError(f"{path}: not a video or a picture, or its header is broken or missing{_words(error)}") from error
+        why = f"not a video or a picture, or its header is broken or missing{_words(error)}"
+        raise MediaError(f"{path}: {why}") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: can't be opened: {error}") from error
     with container:

@@ -81,8 +81,8 @@ def test_settings_are_checked() -> None:
         ("sampling", "endpoint", "must be one of uniform"), ("skip_static", "maybe", "must be true or false"),
         ("start", "x", "not a time"), ("frames", "none", "must be a whole number"),
         ("temprature", "1", "no setting 'temprature'"), ("temperature", "hot", "must be a number, got 'hot'"),
-        ("frames", "2.5", "must be a whole number"), ("frames", "0", "from 1 to"), ("seed", "-1", "from 0 to 9223372036854775807"),
-        ("temperature", "nan", "from 0 to 9223372036854775807"), ("top_p", "2", "at most 1"), ("seed", "9" * 5000, "a whole number"),
+        ("frames", "2.5", "must be a whole number"), ("frames", "0", "from 1 to"), ("seed", "-1", "from 0 to 9"),
+        ("temperature", "nan", "0 or more"), ("top_p", "2", "at most 1"), ("seed", "9" * 5000, "a whole number"),
         ("fit", "wide", "fit must be one of auto, crop, pad, stretch, got 'wide'"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
