@@ -13,7 +13,7 @@ from ..checkpoint.frame_input import frame_input
 from ..errors import LlvidError, MediaError, UsageError
 from ..runs.media import check_media
 from ..runs.record import CutNote, media_values
-from ..system.files import whole_file
+from ..system.files import short_stem, whole_file
 from ..video import Frames, read_frames
 from ..video.files import typed_name
 from . import console
@@ -78,7 +78,7 @@ def frames(
 
 def sheet_name(path: str) -> str:
     """Return how the file of a video's contact sheet begins: its name, without what hides a file or is a pattern."""
-    return Path(path).stem.strip(".-*?[]") or "video"
+    return short_stem(path).strip(".-*?[]") or "video"
 
 
 def _save_frames(video: str, own: FramesFlags, settings: Settings, output: OutputFlags) -> None:

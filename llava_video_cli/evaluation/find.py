@@ -27,7 +27,7 @@ from ..runs.preflight import ModelSource, first_request, largest_requests
 from ..runs.record import Failure, Record, join_frames, media_values, path_to_text, total_usage
 from ..runs.resumable import AnsweredRun, RunOptions, RunPlan, settle_run
 from ..speech.transcripts import check_speech, hear, listen
-from ..system.files import fingerprint, whole_file
+from ..system.files import fingerprint, short_stem, whole_file
 from ..video import Frames, Resize, check_scenes, inspect, read_frames
 from ..video.contact_sheet import sheet_of, thumbnail
 from ..video.image import is_picture
@@ -366,7 +366,7 @@ class FindRun(AnsweredRun):
             frames=_SHEET_FRAMES, fps=None, mode="uniform",
         )  # fmt: skip
         frames = read_frames(job.name, part, limits=self._options.limits, resize=thumbnail)
-        name = f"{Path(job.name).stem}-{self.task.request_key(job.name)[:8]}-{number}.png"
+        name = f"{short_stem(job.name)}-{self.task.request_key(job.name)[:8]}-{number}.png"
         path = self.task.sheets / name
         with whole_file(path) as beside:
             sheet_of(frames, width_pixels=_SHEET_PIXELS).save(beside, format="png")

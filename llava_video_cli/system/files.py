@@ -13,6 +13,7 @@ from stat import S_IFDIR
 
 from ..errors import LlvidError
 
+_STEM_BYTES = 200
 TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
 
 
@@ -103,6 +104,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def short_stem(path: str) -> str:
+    """Return a file's name without its ending, cut so that some can be added: file systems take 255 bytes of a name."""
+    return os.fsencode(Path(path).stem)[:_STEM_BYTES].decode(errors="ignore")
 
 
 def flush_folder(folder: Path) -> None:

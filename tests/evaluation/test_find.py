@@ -288,6 +288,15 @@ def test_what_cuts_the_moments_out(films: Path, tmp_path: Path) -> None:
         write_cuts(tmp_path / "cuts.txt", records)
 
 
+def test_sheets_of_names_as_long_as_file_systems_allow(films: Path, tmp_path: Path) -> None:
+    film = next(films.glob("*0.mp4"))
+    longest = film.rename(tmp_path / f"{'ü' * 125}b.mp4")
+    assert len(longest.name.encode()) == 255
+    output, sheets = tmp_path / "moments.jsonl", tmp_path / "sheets"
+    list(find_moments("Is it lit?", [longest], output, preset=PRESET, model=Seeing(), sheets=sheets))
+    assert all(sheet.name.startswith("ü" * 100 + "-") for sheet in sheets.iterdir()) and any(sheets.iterdir())
+
+
 def test_the_report_has_a_row_for_each_moment(films: Path, tmp_path: Path) -> None:
     output = tmp_path / "moments.jsonl"
     lamp(films / "dark.mp4", [False] * 50)
