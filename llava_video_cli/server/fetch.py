@@ -33,6 +33,7 @@ def fetch(
 
 def _allowed(url: str, hosts: Sequence[str]) -> Host:
     try:
+        url.encode()  # JSON may have half a character, which can't be sent
         parts = urlsplit(url)
         port = parts.port
     except ValueError:

@@ -386,11 +386,11 @@ def _path_of(url: str) -> str:
     """Return the path in a `file:` URL."""
     try:
         parts = urlsplit(url)
-    except ValueError:
+        raw = unquote_to_bytes(parts.path)
+    except ValueError:  # also for half a character, which JSON may have
         raise RequestError(400, "not a URL", code="invalid_url") from None
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise RequestError(400, "a file: URL must look like file:///PATH", code="invalid_url")
-    raw = unquote_to_bytes(parts.path)
     if b"\0" in raw or not raw.startswith(b"/"):
         raise RequestError(400, "a file: URL must have an absolute path", code="invalid_url")
     return os.fsdecode(raw)

@@ -43,7 +43,7 @@ class Host:
             ip_address(self.name)
         except ValueError:
             return False
-        return True
+        return self.name.isascii()  # the zone of an IPv6 address may have any letter
 
     @cached_property
     def addresses(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Host:
             return (self.name,)
         try:
             entries = socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):  # a name that can't be written for a name server is a ValueError
             raise MediaError(f"there is no host {self.name}") from None
         return tuple(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
@@ -94,7 +94,7 @@ def download(
         with _response(urlsplit(url), host, bounds, credentials) as response:
             credentials = None
             if response.is_redirect:
-                url = urljoin(url, response.headers.get("location", ""))
+                url = _redirected(url, response.headers.get("location", ""), host)
                 continue
             if response.status_code != 200:
                 raise MediaError(f"{host.name} answered with status {response.status_code}")
@@ -103,18 +103,27 @@ def download(
     raise MediaError(f"{host.name} redirects more than {_MAX_REDIRECTS} times")
 
 
+def _redirected(url: str, location: str, host: Host) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise MediaError(f"{host.name} redirects to a broken address: {location[:200]}") from None
+
+
 @contextmanager
 def _response(
     parts: SplitResult, host: Host, bounds: DownloadBounds, credentials: tuple[str, str] | None
 ) -> Iterator[httpx2.Response]:
     """Ask the first of the host's addresses that answers."""
+    addresses = host.addresses  # a name that has none may also be one that a header can't have
     place = parts.netloc.rpartition("@")[2]
+    place = place if place.isascii() else place.encode("idna").decode()
     headers = {"host": place, "accept-encoding": "identity", "user-agent": "llvid"}
     timeout = httpx2.Timeout(bounds.stall_seconds)
     auth = httpx2.BasicAuth(*credentials) if credentials else None
     try:
         with httpx2.Client(trust_env=False, timeout=timeout) as client:
-            for number, address in enumerate(host.addresses, start=1):
+            for number, address in enumerate(addresses, start=1):
                 name = f"[{address}]" if ":" in address else address
                 name += f":{parts.port}" * (parts.port is not None)
                 url = parts._replace(netloc=name, fragment="").geturl()
@@ -123,7 +132,7 @@ def _response(
                     response = client.send(request, auth=auth, stream=True)
                     break
                 except (httpx2.ConnectError, httpx2.ConnectTimeout):
-                    if number == len(host.addresses):
+                    if number == len(addresses):
                         raise
             try:
                 yield response

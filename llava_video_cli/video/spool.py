@@ -176,7 +176,12 @@ def redirect_rule(url: str) -> Callable[[str], Host]:
     hosts: list[Host] = []
 
     def allow(each: str) -> Host:
-        parts = _check_url(each)
+        try:
+            parts = _check_url(each)
+        except UsageError as error:
+            if not hosts:
+                raise
+            raise MediaError(f"{_name(url)} redirects to a wrong address: {error}") from None
         if parts is None or parts.hostname is None or parts.scheme.lower() == "file":
             raise MediaError(f"{_name(url)} redirects to {each}, which is not on the web")
         host = Host(parts.hostname, parts.port or (443 if parts.scheme.lower() == "https" else 80))
@@ -220,6 +225,8 @@ def _check_url(typed: str) -> SplitResult | None:
     try:
         parts = urlsplit(typed)
         host, _ = (parts.hostname or "").rstrip("."), parts.port
+        if scheme != "file":
+            typed.encode()  # a byte that is not UTF-8 can't be sent; a path may have it
     except ValueError:
         raise UsageError(f"not a URL: {_USER.sub('//', typed)}") from None
     if scheme in _LIVE_SCHEMES:
