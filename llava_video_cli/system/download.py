@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx2
@@ -25,6 +27,7 @@ from ..errors import MediaError
 _MAX_REDIRECTS = 3
 # Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
 _IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_SLACK_SECONDS = 0.01  # after the end of the time, so that what fails then is known to be late
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
 
@@ -64,11 +67,63 @@ class Host:
 
 @dataclass(frozen=True)
 class DownloadBounds:
-    """What a download may cost: bytes, seconds in all, and seconds in which nothing comes."""
+    """What a download may cost: bytes, seconds in all, with redirects, and seconds in which nothing comes."""
 
     bytes: int
     seconds: float
     stall_seconds: float = 10.0
+
+
+class _Watch:
+    """Ends a download when its time is over, whatever it waits for.
+
+    A socket's timeout begins again with each byte, so a server could send its headers forever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline, self._seconds = time.monotonic() + seconds, seconds
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    @property
+    def left_seconds(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def check(self, host: Host) -> None:
+        """Raise MediaError if the time is over."""
+        if self.left_seconds <= 0:
+            raise MediaError(f"{host.name} sends too slowly: not all came within {self._seconds:g} seconds")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Shut the connection down when the time is over, in the `with` block."""
+        timer = threading.Timer(max(self.left_seconds, 0), self._shut_down)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._replace(None)
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Take the connection from httpx2, which tells when it is made."""
+        if event == "connection.connect_tcp.complete":
+            # a second handle of it: TLS takes the first one
+            self._replace(info["return_value"].get_extra_info("socket").dup())
+
+    def _replace(self, connection: socket.socket | None) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = connection
+        if self.left_seconds <= 0:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        with self._lock, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def download(
@@ -88,10 +143,10 @@ def download(
     server announces; what they raise ends the download. The user's name and password of `credentials` are sent to the
     first host alone. Raises MediaError.
     """
-    deadline = time.monotonic() + bounds.seconds
+    watch = _Watch(bounds.seconds)
     for _ in range(_MAX_REDIRECTS + 1):
         host = allow(url)
-        with _response(urlsplit(url), host, bounds, credentials) as response:
+        with watch.running(), _response(urlsplit(url), host, bounds, watch, credentials) as response:
             credentials = None
             if response.is_redirect:
                 url = _redirected(url, response.headers.get("location", ""), host)
@@ -99,7 +154,7 @@ def download(
             if response.status_code != 200:
                 raise MediaError(f"{host.name} answered with status {response.status_code}")
             accept(response.headers.get("content-type", "").partition(";")[0].strip().lower())
-            return _write(response, host.name, target, bounds, deadline, progress)
+            return _write(response, host, target, bounds, watch, progress)
     raise MediaError(f"{host.name} redirects more than {_MAX_REDIRECTS} times")
 
 
@@ -112,22 +167,25 @@ def _redirected(url: str, location: str, host: Host) -> str:
 
 @contextmanager
 def _response(
-    parts: SplitResult, host: Host, bounds: DownloadBounds, credentials: tuple[str, str] | None
+    parts: SplitResult, host: Host, bounds: DownloadBounds, watch: _Watch, credentials: tuple[str, str] | None
 ) -> Iterator[httpx2.Response]:
     """Ask the first of the host's addresses that answers."""
     addresses = host.addresses  # a name that has none may also be one that a header can't have
     place = parts.netloc.rpartition("@")[2]
     place = place if place.isascii() else place.encode("idna").decode()
     headers = {"host": place, "accept-encoding": "identity", "user-agent": "llvid"}
-    timeout = httpx2.Timeout(bounds.stall_seconds)
     auth = httpx2.BasicAuth(*credentials) if credentials else None
     try:
-        with httpx2.Client(trust_env=False, timeout=timeout) as client:
+        with httpx2.Client(trust_env=False) as client:
             for number, address in enumerate(addresses, start=1):
                 name = f"[{address}]" if ":" in address else address
                 name += f":{parts.port}" * (parts.port is not None)
                 url = parts._replace(netloc=name, fragment="").geturl()
-                request = client.build_request("GET", url, headers=headers, extensions={"sni_hostname": host.name})
+                watch.check(host)
+                request = client.build_request(
+                    "GET", url, headers=headers, timeout=min(bounds.stall_seconds, watch.left_seconds + _SLACK_SECONDS),
+                    extensions={"sni_hostname": host.name, "trace": watch.trace},
+                )  # fmt: skip
                 try:
                     response = client.send(request, auth=auth, stream=True)
                     break
@@ -139,22 +197,23 @@ def _response(
             finally:
                 response.close()
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+        watch.check(host)
         reason = _ERRNO.sub("", str(error))[:200] or type(error).__name__
         raise MediaError(f"the connection to {host.name} failed: {reason}") from None
 
 
 def _write(
     response: httpx2.Response,
-    name: str,
+    host: Host,
     target: Path,
     bounds: DownloadBounds,
-    deadline: float,
+    watch: _Watch,
     progress: Callable[[int, int | None], None],
 ) -> str:
     digest, size = hashlib.blake2b(digest_size=16), 0
     length = response.headers.get("content-length", "")
     announced = int(length) if length.isascii() and length.isdigit() else None
-    too_large = MediaError(f"the file from {name} is larger than {bounds.bytes:,} bytes")
+    too_large = MediaError(f"the file from {host.name} is larger than {bounds.bytes:,} bytes")
     if announced is not None and announced > bounds.bytes:
         raise too_large
     with target.open("wb") as file:
@@ -163,10 +222,10 @@ def _write(
             progress(size, announced)
             if size > bounds.bytes:
                 raise too_large
-            if time.monotonic() > deadline:
-                raise MediaError(f"{name} sends too slowly: not all came within {bounds.seconds:g} seconds")
+            watch.check(host)
             digest.update(piece)
             file.write(piece)
+    watch.check(host)  # the end of a file without a length may be that of the time
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from llava_video_cli import Limits, LlvidError, MediaError
 from llava_video_cli.server.fetch import fetch
 from llava_video_cli.server.media import MediaSources
 from llava_video_cli.server.responses import RequestError
+from llava_video_cli.system.download import DownloadBounds, Host, download
 from llava_video_cli.video.spool import spooled
 
 Answering = Callable[..., str]
@@ -96,3 +97,32 @@ def test_a_host_may_have_other_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 9))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
     assert "failed: Connection refused" in str(failure("http://b\u00fccher.test:9/a.mp4"))
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["status", "headers", "content"]
+)
+@pytest.mark.parametrize("redirected", [False, True])
+def test_the_time_of_a_download_covers_all_of_an_answer(
+    answering: Answering, begun: bytes, redirected: bool, tmp_path: Path
+) -> None:
+    url = answering(begun, *[b"x"] * 100, every_seconds=0.02)
+    if redirected:
+        url = answering(redirect(url))
+    began = time.monotonic()
+    with pytest.raises(MediaError, match=r"sends too slowly: not all came within 0\.1 seconds"):
+        download(url, tmp_path / "media", DownloadBounds(1000, 0.1), lambda _: Host("127.0.0.1", 0))
+    assert time.monotonic() - began < 1
+
+
+def test_the_time_of_a_download_covers_the_beginning_of_tls(answering: Answering, tmp_path: Path) -> None:
+    hello = b"\x16\x03\x03\x40\x00" + b"\x02\x00\x3f\xfc\x03\x03"  # of a record of 16 KB
+    url = answering(hello, *[b"x"] * 100, every_seconds=0.02).replace("http:", "https:")
+    with pytest.raises(MediaError, match="sends too slowly"):
+        download(url, tmp_path / "media", DownloadBounds(1000, 0.1), lambda _: Host("127.0.0.1", 0))
+
+
+def test_a_stop_in_an_answer_is_shorter_than_its_time(answering: Answering, tmp_path: Path) -> None:
+    url = answering(b"HTTP/1.1 200 OK\r\n", b"\r\n", every_seconds=0.15)
+    with pytest.raises(MediaError, match="failed: timed out"):
+        download(url, tmp_path / "media", DownloadBounds(1000, 5, 0.05), lambda _: Host("127.0.0.1", 0))
