@@ -25,6 +25,8 @@ import httpx2
 from ..errors import MediaError
 
 _MAX_REDIRECTS = 3
+_REDIRECTS = (300, 301, 302, 303, 307, 308)  # 304 and 305 are none that a first request can follow
+_CUT_SHORT = ("peer ", "Server disconnected")  # how httpx2 and h11 begin to tell that a server has left
 # Addresses that lead to the IPv4 address in their last 32 bits: mapped, compatible (RFC 4291), NAT64 (RFC 6052).
 _IPV4_IN_LAST_BITS = tuple(map(IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
 _SLACK_SECONDS = 0.01  # after the end of the time, so that what fails then is known to be late
@@ -148,7 +150,7 @@ def download(
         host = allow(url)
         with watch.running(), _response(urlsplit(url), host, bounds, watch, credentials) as response:
             credentials = None
-            if response.is_redirect:
+            if response.status_code in _REDIRECTS:
                 url = _redirected(url, response.headers.get("location", ""), host)
                 continue
             if response.status_code != 200:
@@ -159,6 +161,8 @@ def download(
 
 
 def _redirected(url: str, location: str, host: Host) -> str:
+    if not location:
+        raise MediaError(f"{host.name} redirects without an address")
     try:
         return urljoin(url, location)
     except ValueError:
@@ -198,6 +202,8 @@ def _response(
                 response.close()
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         watch.check(host)
+        if isinstance(error, httpx2.RemoteProtocolError) and not str(error).startswith(_CUT_SHORT):
+            raise MediaError(f"the answer of {host.name} is not valid HTTP") from None
         reason = _ERRNO.sub("", str(error))[:200] or type(error).__name__
         raise MediaError(f"the connection to {host.name} failed: {reason}") from None
 

@@ -126,3 +126,23 @@ def test_a_stop_in_an_answer_is_shorter_than_its_time(answering: Answering, tmp_
     url = answering(b"HTTP/1.1 200 OK\r\n", b"\r\n", every_seconds=0.15)
     with pytest.raises(MediaError, match="failed: timed out"):
         download(url, tmp_path / "media", DownloadBounds(1000, 5, 0.05), lambda _: Host("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "127.0.0.1 redirects without an address"),
+        (redirect(""), "127.0.0.1 redirects without an address"),
+        (redirect("/a.mp4", "304 Not Modified"), "127.0.0.1 answered with status 304"),
+        (b"HTTP/1.1 300 Choose\r\n\r\n", "127.0.0.1 redirects without an address"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "the answer of 127.0.0.1 is not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nno header\r\n\r\n", "the answer of 127.0.0.1 is not valid HTTP"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nwords\r\n",
+            "the answer of 127.0.0.1 is not valid HTTP",
+        ),
+        (b"", "the connection to 127.0.0.1 failed: Server disconnected without sending a response."),
+    ],
+)
+def test_an_error_says_what_the_server_did(answering: Answering, answer: bytes, words: str) -> None:
+    assert str(failure(answering(answer))) == words
