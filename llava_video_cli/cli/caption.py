@@ -181,6 +181,9 @@ def caption(
         check_text(added, "what is added to captions")
     window = settle_every(every, "--every", settings.preset)
     is_url = len(paths) == 1 and paths[0] != "-" and cluster == ClusterFlags() and is_spooled(paths[0])
+    if len(paths) > 1 and any(path != "-" and is_spooled(path) for path in paths):
+        hint = "download the videos into a folder, then: llvid caption FOLDER"
+        raise UsageError(f"llvid caption takes one URL alone, got {len(paths)} paths", hint)
     if is_url and sidecar:
         raise UsageError("--sidecar needs files: a URL has no folder", "write one file with -o")
     with typed_media(paths if is_url else (), output) as fetched:

@@ -160,6 +160,9 @@ def test_urls_count_only_where_they_are_typed(tmp_path: Path, capsys: pytest.Cap
     assert code == 1 and "the connection to 127.0.0.1 failed" in err
     code, _, err = ran(capsys, "caption", url, "-m", "demo", "--sidecar", "txt")
     assert code == 2 and "--sidecar needs files" in err
+    for paths in ((url, url), ("x.mp4", url), ("-", url)):
+        code, _, err = ran(capsys, "caption", *paths, "-m", "demo")
+        assert code == 2 and "llvid caption takes one URL alone, got 2 paths" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
