@@ -133,7 +133,8 @@ class SequenceReader(Reader):
         from PIL import Image, ImageOps
 
         self._sizes_differ = True
-        return np.asarray(ImageOps.pad(Image.fromarray(pixels), self._size[::-1]), np.uint8)
+        padded = ImageOps.pad(Image.fromarray(pixels), self._size[::-1])
+        return np.array(padded, np.uint8)  # a copy: that of `asarray` is read-only, which torch warns of
 
     def _file_notes(self) -> list[str]:
         count = len(self._paths)
