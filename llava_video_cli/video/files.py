@@ -30,6 +30,19 @@ _VIDEO_ENDINGS = {
     *JPEG_STREAMS,
 }  # fmt: skip
 _PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Endings that a system's table may call video or sound. They are subtitles, lists of files or links, notes for
+# instruments, and formats that FFmpeg can't read.
+_OTHER_ENDINGS = {
+    ".ass", ".idx", ".lrc", ".sbv", ".smi", ".srt", ".ssa", ".sub", ".sup", ".ttml", ".vtt",
+    ".asx", ".cue", ".lsx", ".m3u", ".m3u8", ".m4u", ".mpcpl", ".mxu", ".pls", ".plj", ".ram", ".smil", ".wax", ".wmx",
+    ".wpl", ".wvx", ".xspf",
+    ".csd", ".dls", ".it", ".kar", ".mid", ".midi", ".multitrack", ".mxmf", ".orc", ".psid", ".rmi", ".s3m", ".sco",
+    ".sf2", ".sid", ".sofa", ".xm", ".xmf",
+    ".726", ".aa3", ".aal", ".acn", ".at3", ".atx", ".bk2", ".dts", ".dtshd", ".dvb", ".ecelp4800", ".ecelp7470",
+    ".ecelp9600", ".enw", ".eol", ".evb", ".evc", ".evw", ".fvt", ".gl", ".koz", ".l16", ".lbc", ".loas", ".lvp",
+    ".mhas", ".mlp", ".mng", ".nim", ".omg", ".qcp", ".rip", ".s11", ".s14", ".s1m", ".s1q", ".sd2", ".smo", ".smov",
+    ".smp", ".smp3", ".smpg", ".smv", ".ssw", ".sswf", ".vbk", ".viv", ".xhe", ".yt",
+}  # fmt: skip
 _LISTED_FOLDERS = 1000  # in search of a video that may have been meant
 _LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
 _SIMILARITY = 0.75  # names of videos share their ending at least
@@ -302,6 +315,8 @@ def status_of(path: str) -> Status:
 @cache
 def may_be_media(suffix: str) -> bool:
     """Return whether files with that ending, in small letters, are videos, sound or pictures."""
+    if suffix in _OTHER_ENDINGS:
+        return False
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return suffix in _VIDEO_ENDINGS or may_be_picture(suffix) or kind.startswith(("video/", "audio/"))
 
