@@ -216,7 +216,8 @@ def read_subtitles(path: str) -> Subtitles:
     if size > _MOST_BYTES:
         raise MediaError(f"{path}: {size / 2**20:.0f} MiB is too large for subtitles")
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        # FFmpeg would end the file, or a line, at a NUL
+        text = Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
     except UnicodeDecodeError:
         raise MediaError(
             f"{path}: not UTF-8 text", "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"

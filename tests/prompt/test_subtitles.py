@@ -111,6 +111,14 @@ def test_three_formats(tmp_path: Path) -> None:
     assert read_subtitles(write(tmp_path / "odd name.srt", SRT.replace("\n", "\r\n"))).lines[0].text.endswith("and you")
 
 
+def test_a_nul_ends_neither_the_file_nor_a_line(tmp_path: Path) -> None:
+    cues = [f"{n}\n00:00:0{n},000 --> 00:00:0{n},500\nline {n}\n" for n in range(1, 5)]
+    for broken in range(4):
+        text = "\n".join(cue.replace("ne", "n\0e") if n == broken else cue for n, cue in enumerate(cues))
+        lines = read_subtitles(write(tmp_path / "a.srt", text)).lines
+        assert [line.text for line in lines] == ["line 1", "line 2", "line 3", "line 4"]
+
+
 def test_what_is_none_is_one_clear_error(tmp_path: Path, clip: Path) -> None:
     latin = tmp_path / "latin.srt"
     latin.write_bytes(SRT.replace("Hello", "Señor").encode("cp1252", "replace"))
