@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_left
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,10 @@ _SUFFIXES = (".srt", ".vtt", ".ass")
 _FORMATS = "srt,webvtt,ass"  # FFmpeg's names; none of these formats refers to another file
 _TEXT_CODECS = ("subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text")
 _USE_SPEECH = "--speech transcribes what is said"
+_ENCODING_HINT = (
+    "`iconv -f ENCODING -t UTF-8 FILE > NEW_FILE` converts it, if you know its encoding: "
+    "WINDOWS-1252, CP1251, SHIFT-JIS or another"
+)
 _DEADLINE_PACKETS = 8
 _MOST_BYTES = 16 * 2**20  # the lines of a film take 100 KB, with effects some megabytes
 LONGEST_LINE = 500  # characters: nobody speaks a longer line
@@ -207,21 +212,24 @@ def read_track(video: str, language: str | None = None) -> Subtitles | None:
 
 
 def read_subtitles(path: str) -> Subtitles:
-    """Return the lines of a SubRip, WebVTT or ASS file in UTF-8, without markup and control characters.
+    """Return the lines of a SubRip, WebVTT or ASS file without markup and control characters.
 
-    Raises MediaError for any other file, and for one that is too large.
+    It is in UTF-8, or in UTF-16 with a byte order mark. Raises MediaError for any other file, and for one that is too
+    large.
     """
     check_file(path, "file of subtitles")
     size = Path(path).stat().st_size
     if size > _MOST_BYTES:
         raise MediaError(f"{path}: {size / 2**20:.0f} MiB is too large for subtitles")
     try:
+        content = Path(path).read_bytes()
+        is_utf16 = content.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
         # FFmpeg would end the file, or a line, at a NUL
-        text = Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
-    except UnicodeDecodeError:
-        raise MediaError(
-            f"{path}: not UTF-8 text", "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
-        ) from None
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig").replace("\0", "")
+    except UnicodeDecodeError as error:
+        if error.encoding.startswith("utf-16"):
+            raise MediaError(f"{path}: broken UTF-16 text") from None
+        raise MediaError(f"{path}: not UTF-8 text", _ENCODING_HINT) from None
     except OSError as error:
         raise MediaError(f"{path}: can't be read: {error.strerror}") from None
     lines = sorted(_lines(path, text.encode()), key=lambda line: line.start_seconds)

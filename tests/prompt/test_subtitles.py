@@ -119,6 +119,25 @@ def test_a_nul_ends_neither_the_file_nor_a_line(tmp_path: Path) -> None:
         assert [line.text for line in lines] == ["line 1", "line 2", "line 3", "line 4"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_says_itself_what_it_is(tmp_path: Path, encoding: str) -> None:
+    text = SRT.replace("Hello", "Señor 你好 🙂")
+    path = write(tmp_path / "a.srt", "\ufeff" + text, encoding)
+    assert read_subtitles(path).lines == read_subtitles(write(tmp_path / "b.srt", text)).lines
+    (tmp_path / "a.srt").write_bytes((tmp_path / "a.srt").read_bytes()[:-1])
+    with pytest.raises(MediaError, match=r"a\.srt: broken UTF-16 text"):
+        read_subtitles(path)
+
+
+def test_the_hint_for_other_encodings_names_no_single_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.srt"
+    path.write_bytes("1\n00:00:01,000 --> 00:00:02,000\nПривет\n".encode("cp1251"))
+    with pytest.raises(MediaError) as caught:
+        read_subtitles(str(path))
+    assert caught.value.hint is not None
+    assert all(word in caught.value.hint for word in ("if you know", "WINDOWS-1252", "CP1251", "SHIFT-JIS"))
+
+
 def test_what_is_none_is_one_clear_error(tmp_path: Path, clip: Path) -> None:
     latin = tmp_path / "latin.srt"
     latin.write_bytes(SRT.replace("Hello", "Señor").encode("cp1252", "replace"))
