@@ -205,6 +205,8 @@ def settle_subtitles(flag: SpeechFlag, paths: Sequence[str], preset: Preset) -> 
     """Return the subtitles that --subtitles asks for; raises `UsageError` or `MediaError`."""
     if flag.subtitles is None:
         return None
+    if not flag.subtitles.strip():
+        raise UsageError("--subtitles is empty", "name a file, or write auto or track")
     if preset.sampling.speech:
         raise UsageError("use --subtitles or --speech, not both", "--no-speech turns off what a preset says")
     if len(paths) != 1:

@@ -286,6 +286,13 @@ def test_subtitles_are_for_one_video(clip: Path, tmp_path: Path, capsys: pytest.
         assert out == "" and err.startswith("error: ") and words in err
 
 
+@pytest.mark.parametrize("command", [["ask"], ["caption"]])
+def test_an_empty_name_is_told(clip: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert run([*command, str(clip), "-m", "demo", "--subtitles", ""]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "error: --subtitles is empty\n" in err
+
+
 HEADER = b"""[Script Info]
 ScriptType: v4.00+
 
