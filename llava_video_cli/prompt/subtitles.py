@@ -30,6 +30,7 @@ _ENCODING_HINT = (
 _DEADLINE_PACKETS = 8
 _MOST_BYTES = 16 * 2**20  # the lines of a film take 100 KB, with effects some megabytes
 LONGEST_LINE = 500  # characters: nobody speaks a longer line
+_CUT = "\N{HORIZONTAL ELLIPSIS}"  # the end of a cut line tells the model and the notes of it
 _FIRST_TRY = 16
 _OVERRIDE = re.compile(r"(\{[^{}]*\})")  # of ASS: {\i1}, {\an8}
 _BREAK = re.compile(r"\\[Nnh]|[\s\x00-\x1f\x7f-\x9f]+")  # of ASS, and control characters
@@ -41,10 +42,11 @@ Count: TypeAlias = Callable[[Request], Budget]
 
 @dataclass(frozen=True)
 class LineCount:
-    """How many subtitle lines a part of a video has, and how many of them are `used` in the prompt."""
+    """How many subtitle lines a part of a video has, how many are `used` in the prompt, how many of those are `cut`."""
 
     used: int
     total: int
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Subtitles:
         those that do are spread evenly over the part. The questions and the longest answers still fit.
         """
         lines = self.between(*video.part_seconds)
-        return _fitting(len(lines), lambda number: make(thinned(lines, number)), count)
+        return _fitting([line.text for line in lines], lambda number: make(thinned(lines, number)), count)
 
     @cached_property
     def _starts(self) -> list[float]:
@@ -83,15 +85,17 @@ class Subtitles:
         return max((line.end_seconds - line.start_seconds for line in self.lines), default=0.0)
 
 
-def _fitting(total: int, make: Callable[[int], Sequence[Request]], count: Count) -> tuple[Sequence[Request], LineCount]:
-    """Return the requests that `make` makes with as many of `total` lines as fit into each of them."""
+def _fitting(
+    texts: Sequence[str], make: Callable[[int], Sequence[Request]], count: Count
+) -> tuple[Sequence[Request], LineCount]:
+    """Return the requests that `make` makes with as many of the lines as fit into each of them."""
 
     def left(number: int) -> int:
         return min(count(request).left for request in make(number))
 
-    most = min(total, max(0, left(0)))  # a line takes at least one token
+    most = min(len(texts), max(0, left(0)))  # a line takes at least one token
     used = largest(lambda number: left(number) >= 0, most)
-    return make(used), LineCount(used, total)
+    return make(used), LineCount(used, len(texts), sum(map(_is_cut, thinned(texts, used))))
 
 
 def fitting(
@@ -101,8 +105,8 @@ def fitting(
 
     `make` makes the requests with that number of lines, as `with_speech` puts them in; `count` is `Model.budget`.
     """
-    total = sum(len(medium.speech or ()) for medium in media if isinstance(medium, Frames))
-    return _fitting(total, make, count) if total else (make(0), None)
+    lines = [Segment(*line) for medium in media if isinstance(medium, Frames) for line in medium.speech or ()]
+    return _fitting([line.text for line in lines], make, count) if lines else (make(0), None)
 
 
 def with_speech(turns: Sequence[Turn], number: int) -> tuple[Turn, ...]:
@@ -129,7 +133,11 @@ def notes_of(parts: Iterable[LineCount | None]) -> list[str]:
     used, total = sum(part.used for part in counts), sum(part.total for part in counts)
     if counts and not total:
         return ["the subtitles have no lines in this part"]
-    return [f"only {used} of {total} subtitle lines fit the context; they are spread evenly"] if used < total else []
+    notes = [f"only {used} of {total} subtitle lines fit the context; they are spread evenly"] if used < total else []
+    if cut := sum(part.cut for part in counts):
+        lines = "1 subtitle line is" if cut == 1 else f"{cut} subtitle lines are"
+        notes.append(f"{lines} longer than {LONGEST_LINE} characters; only the beginning is used")
+    return notes
 
 
 def with_lines(text: str, lines: Sequence[Segment], whose: str = "Its") -> str:
@@ -154,6 +162,15 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 def thinned(lines: Sequence[Line], count: int) -> tuple[Line, ...]:
     """Return `count` of the lines, spread evenly."""
     return tuple(lines[index * len(lines) // count] for index in range(count))
+
+
+def shortened(text: str) -> str:
+    """Return a line, cut after `LONGEST_LINE` characters, of which the last one then is an ellipsis."""
+    return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 1] + _CUT
+
+
+def _is_cut(text: str) -> bool:
+    return len(text) == LONGEST_LINE and text.endswith(_CUT)
 
 
 def find_subtitles(video: str) -> Subtitles:
@@ -255,7 +272,7 @@ def _lines(path: str, content: bytes) -> Iterator[Segment]:
 def _line(packet: Any, zero_seconds: float = 0.0) -> Segment | None:
     if packet.pts is None or packet.time_base is None:
         return None
-    text = " ".join(filter(None, map(_plain, packet.decode())))
+    text = shortened(" ".join(filter(None, map(_plain, packet.decode()))))
     start = float(packet.pts * packet.time_base) - zero_seconds
     return Segment(start, start + float((packet.duration or 0) * packet.time_base), text) if text else None
 
@@ -269,4 +286,4 @@ def _plain(event: object) -> str:
             draws = bool(re.search(r"\\p[1-9]", part)) or (draws and r"\p0" not in part)
         elif not draws:
             text += part
-    return " ".join(_BREAK.sub(" ", text).split())[:LONGEST_LINE]
+    return " ".join(_BREAK.sub(" ", text).split())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..conversation import Media, Segment
 from ..errors import LlvidError, ModelError
-from ..prompt.subtitles import LONGEST_LINE, Subtitles
+from ..prompt.subtitles import Subtitles, shortened
 from ..system.background import Background
 from ..system.files import cache_folder, fingerprint, whole_file
 from ..video import Frames
@@ -49,7 +49,7 @@ class Transcript:
 
     def lines(self, path: str) -> Subtitles:
         """Return what goes into a prompt; `path` is the file's."""
-        texts = ((each, " ".join(each.text.split())[:LONGEST_LINE]) for each in self.segments)
+        texts = ((each, shortened(" ".join(each.text.split()))) for each in self.segments)
         return Subtitles(
             path, tuple(Segment(each.start_seconds, each.end_seconds, text) for each, text in texts if text)
         )

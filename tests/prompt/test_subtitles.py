@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,8 @@ from llava_video_cli.prompt.subtitles import (
     thinned,
 )
 from llava_video_cli.runs.caption import Task
+from llava_video_cli.speech import SpokenSegment
+from llava_video_cli.speech.transcripts import Transcript
 
 SRT = """1
 00:00:00,500 --> 00:00:00,900
@@ -117,6 +120,27 @@ def test_a_nul_ends_neither_the_file_nor_a_line(tmp_path: Path) -> None:
         text = "\n".join(cue.replace("ne", "n\0e") if n == broken else cue for n, cue in enumerate(cues))
         lines = read_subtitles(write(tmp_path / "a.srt", text)).lines
         assert [line.text for line in lines] == ["line 1", "line 2", "line 3", "line 4"]
+
+
+def test_a_line_that_is_cut_is_told(tmp_path: Path) -> None:
+    lengths = (500, 501, 20, 10_000)
+    cues = (f"{n}\n00:00:{n:02},000 --> 00:00:{n:02},500\n{'x' * length}\n" for n, length in enumerate(lengths))
+    subtitles = read_subtitles(write(tmp_path / "a.srt", "\n".join(cues)))
+    whole, cut, short, _ = (line.text for line in subtitles.lines)
+    assert (whole, cut, short) == ("x" * 500, "x" * 499 + "…", "x" * 20)
+
+    def noted(part: Frames, said: Subtitles | None) -> list[str]:
+        def count(request: Request) -> Budget:
+            return Budget(0, request.generation.max_new_tokens, 10_000)
+
+        return notes_of([Preset("p", "").requests(("Why?",), (part,), said, count)[1]])
+
+    one = ["1 subtitle line is longer than 500 characters; only the beginning is used"]
+    assert noted(video(0, 3), subtitles) == one and not noted(video(2, 3), subtitles)
+    assert noted(video(0, 9), subtitles)[0].startswith("2 subtitle lines are longer")
+    heard = Transcript((SpokenSegment(0.0, 9.0, "word " * 101, "en"),)).lines("a.mp4").lines
+    spoken_of = replace(video(), speech=tuple((each.start_seconds, each.end_seconds, each.text) for each in heard))
+    assert noted(spoken_of, None) == one
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
