@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ def test_questions_without_their_video_are_left_out_and_told(tmp_path: Path) -> 
     (tmp_path / video).unlink()
     with pytest.raises(LlvidError, match="none of the 2 questions' videos"):
         load_set("videomme", tmp_path)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    (tmp_path / "b.json").symlink_to("gone")
+    (tmp_path / "c.parquet").mkdir()
+    with pytest.raises(LlvidError, match="no file below"):
+        load_set("videomme", tmp_path)
+    write(tmp_path / "q.jsonl", [CASES["videomme"][1]])
+    empty(tmp_path / CASES["videomme"][2])
+    assert len(load_set("videomme", tmp_path).questions) == 1
 
 
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
