@@ -6,6 +6,7 @@ A shape has the keys that are allowed, and the type of each. Any other key is an
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from types import NoneType
 from typing import Any, Literal, NewType, NoReturn, Protocol, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, nearest
+from .system.files import bounded_lines, is_special
 
 MOST_BYTES = 2**18  # of a file or a conversation: twice the text that the longest context (32,768 tokens) holds
 _MOST_SHOWN = 100  # characters of a value in an error
@@ -163,9 +165,12 @@ def read_lines(path: Path, read: Callable[[dict[str, Any], int], Line]) -> Itera
     Raises UsageError for the first line that is not understood, with its number, and for a file that can't be read.
     """
     ids = set[str | int]()
+    # what a shell passes as an open descriptor, as `<(command)` does, is read
+    if is_special(path) and not os.fspath(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):
+        raise UsageError(f"{path} can't be read: not a regular file")
     try:
         with path.open("rb") as file:
-            for number, content in enumerate(file, start=1):
+            for number, content in enumerate(bounded_lines(file, UsageError), start=1):
                 if not content.strip():
                     continue
                 with placed(f"{path}, line {number}"):

@@ -18,7 +18,7 @@ from ..runs.preflight import ModelSource
 from ..runs.record import path_to_text
 from ..runs.requests import BatchRequest, plan_requests
 from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, settle_run
-from ..system.files import whole_file
+from ..system.files import is_special, whole_file
 from .questions import Question, QuestionSet
 from .scores import accuracy, by_group
 
@@ -176,6 +176,8 @@ def write_document(document: Mapping[str, Any], path: Path) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """Read a result that `write_document` wrote; raises UsageError."""
+    if is_special(path):
+        raise UsageError(f"{path} can't be read: not a regular file")
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:

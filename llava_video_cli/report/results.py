@@ -16,6 +16,7 @@ from ..conversation import Segment
 from ..errors import LlvidError, nearest
 from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
+from ..system.files import bounded_lines, is_special
 from ..validation import parse_json
 from ..video.files import PictureList
 from ..video.sampling import clock
@@ -130,9 +131,11 @@ class _Line:
 
 
 def _lines_of(path: Path, notes: list[str]) -> Iterator[_Line]:
+    if is_special(path):
+        raise LlvidError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(bounded_lines(file), start=1):
                 where = f"{path}, line {number}"
                 if not line.strip():
                     continue

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, MissingExtraError, UsageError
-from ..system.files import whole_file
+from ..system.files import MOST_LINE_BYTES, bounded_lines, is_special, whole_file
 from ..validation import parse_json
 from .record import Record, path_to_text, text_to_path
 
@@ -72,7 +72,7 @@ class JsonLines:
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the lines; the last one has no line end if it is torn."""
-        yield from file
+        yield from bounded_lines(file)
 
     def may_begin_with(self, row: bytes) -> bool:
         """Whether a torn first row can be ours: it begins as our records do."""
@@ -127,8 +127,10 @@ class Csv:
     def split(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the rows, as `JsonLines` does: a line end between quotes belongs to a cell."""
         row = b""
-        for line in file:
+        for line in bounded_lines(file):
             row += line
+            if len(row) > MOST_LINE_BYTES:
+                raise LlvidError(f"{file.name}: a row is longer than {MOST_LINE_BYTES:,} bytes")
             if row.count(b'"') % 2 == 0:
                 yield row
                 row = b""
@@ -265,6 +267,8 @@ def is_metadata(output: Path) -> bool:
 
 def _begins_with(path: Path, header: bytes) -> bool:
     try:
+        if is_special(path):
+            return False
         with path.open("rb") as file:
             return file.read(len(header)) == header
     except OSError:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import LlvidError, UsageError
-from ..system.files import flush_folder, lock, whole_file
+from ..system.files import bounded_lines, flush_folder, is_special, lock, whole_file
 from .formats import JsonLines, table_format
 from .record import Failure, Record
 
@@ -318,8 +318,13 @@ def errors_path(output: Path) -> Path:
 def _failures(path: Path) -> dict[str, bytes] | None:
     """Return the rows of a file of errors by what they are about; None if it is not one of ours."""
     try:
-        return failure_rows(path.read_bytes().splitlines(keepends=True)) if path.exists() else {}
-    except OSError:
+        if is_special(path):
+            return None
+        if not path.exists():
+            return {}
+        with path.open("rb") as file:
+            return failure_rows(bounded_lines(file))
+    except (OSError, LlvidError):
         return None
 
 
@@ -347,6 +352,9 @@ def _name(values: Mapping[str, Any]) -> str:
 
 def _open(path: Path) -> BinaryIO:
     """Return a file, locked, to read and write it; it is made if necessary."""
+    irregular = UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
+    if is_special(path):
+        raise irregular
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -354,7 +362,7 @@ def _open(path: Path) -> BinaryIO:
     file = os.fdopen(descriptor, "rb+", buffering=0)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(f"{path} is not a regular file, so a run can't resume", "choose a file with -o")
+            raise irregular
         lock(descriptor, str(path))
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # one that has just ended
             raise LlvidError(f"another run is writing {path}", "run the command again")

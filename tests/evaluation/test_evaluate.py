@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert run(["eval", *arguments]) == code
         out, err = capsys.readouterr()
         assert out == "" and words in err.splitlines()[0], err
+
+
+def test_only_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    for path in (tmp_path / "a.json", Path("/dev/zero")):
+        assert run(["eval", "--compare", str(path), str(path)]) == 2
+        assert "not a regular file" in capsys.readouterr().err
 
 
 def test_the_wrong_answers_have_a_page(

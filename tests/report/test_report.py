@@ -45,6 +45,23 @@ def test_stdout_has_the_path_and_stderr_the_notes(
     }
 
 
+def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    endless = tmp_path / "long.jsonl"
+    with endless.open("wb") as file:
+        file.truncate(2**34)  # a hole: takes no room on the disk
+    for path, words in (
+        (Path("/dev/zero"), "/dev/zero: not a regular file"),
+        (tmp_path / "pipe.jsonl", "pipe.jsonl: not a regular file"),
+        (endless, "long.jsonl, line 1: longer than 67,108,864 bytes"),
+    ):
+        assert run(["report", str(path), "-o", str(tmp_path / "page.html")]) == 1
+        assert words in capsys.readouterr().err
+    results = write(tmp_path / "out.jsonl", line("a.mp4"))
+    os.mkfifo(tmp_path / "out.errors.jsonl")
+    assert len(reported(results, "--no-sheets").rows) == 1
+
+
 def test_a_row_has_the_values_of_its_line(tmp_path: Path) -> None:
     segments = [{"start_seconds": k, "end_seconds": k + 1, "text": f"part {k}"} for k in range(2)]
     results = write(

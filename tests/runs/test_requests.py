@@ -178,6 +178,37 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "is the file of requests" in capsys.readouterr().err and good.read_text()
 
 
+def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe, hole = tmp_path / "pipe.jsonl", tmp_path / "long.jsonl"
+    os.mkfifo(pipe)
+    with hole.open("wb") as file:
+        file.truncate(2**34)
+    good = write(tmp_path / "g.jsonl", {"video": "a", "question": "x"})
+    for requests, out, words in (
+        (Path("/dev/zero"), "o.jsonl", "/dev/zero can't be read: not a regular file"),
+        (pipe, "o.jsonl", "pipe.jsonl can't be read: not a regular file"),
+        (hole, "o.jsonl", "long.jsonl, line 1: longer than 67,108,864 bytes"),
+        (good, "pipe.jsonl", "is not a regular file, so a run can't resume"),
+    ):
+        assert run(["batch", str(requests), "-o", str(tmp_path / out), "-m", "demo"]) == 2
+        assert words in capsys.readouterr().err
+    assert run(["batch", str(good), "-o", str(hole), "-m", "demo"]) == 1
+    assert "longer than 67,108,864 bytes" in capsys.readouterr().err
+    # an open descriptor, as `<(command)` gives one, is no pipe that one waits for
+    reading, writing = os.pipe()
+    os.write(writing, b'{"video": "a", "qestion": "x"}\n')
+    os.close(writing)
+    assert run(["batch", f"/dev/fd/{reading}", "-o", str(tmp_path / "o.jsonl")]) == 2
+    os.close(reading)
+    assert "unknown key 'qestion'" in capsys.readouterr().err
+
+
+def test_a_pipe_with_the_name_of_an_output_is_not_opened(clip: Path, tmp_path: Path) -> None:
+    for name in ("metadata.csv", "o.csv", "o.jsonl"):
+        os.mkfifo(tmp_path / name)
+        assert run(["caption", str(clip), "-m", "demo", "-o", str(tmp_path / name)]) == 2
+
+
 def test_a_list_of_pictures_is_one_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, image in enumerate(world_frames(scene()), start=1):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
