@@ -67,8 +67,15 @@ def _values(diagnosis: Diagnosis) -> dict[str, object]:
     return values
 
 
+class _Output(Console):
+    """A console that leaves a closed pipe to the program: Rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # Rich calls it where it handles the BrokenPipeError
+
+
 def _print(diagnosis: Diagnosis) -> None:
-    out = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True, emoji=False)
+    out = _Output(file=sys.stdout, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
     def line(style: str, first: str, rest: str) -> None:
         out.print(Text.assemble((console.shown(first, one_line=True), style), console.shown(rest, one_line=True)))
