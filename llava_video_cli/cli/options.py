@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from ..errors import UsageError
 from ..model import Attention, DType, PoolMode, Quantize, Send
 from ..video.fit import Fit
 from ..video.sampling import Detector, Mode
@@ -288,6 +290,13 @@ class AnswerFlags(OutputFlags):
             self.note(*lines)
 
 
+def _check_finite(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that is no finite number: no comparison with a limit finds `nan`."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+
+
 def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
     """Return a function that takes the fields of a command's flag dataclasses as options, and returns the call."""
     parameters: list[inspect.Parameter] = []
@@ -312,6 +321,7 @@ def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Re
 
     @wraps(command)
     def parsed(**values: Any) -> Callable[[], Result]:
+        _check_finite(values)
         for keyword, group in groups.items():
             values[keyword] = group(**{each.name: values.pop(each.name) for each in fields(group)})
         return partial(command, **values)

@@ -14,7 +14,8 @@ from hub import running_hub
 from light_program import LIGHT
 from terminal import QUESTION, asked, failed, llvid, scene
 
-from llava_video_cli.cli.app import run
+from llava_video_cli.cli import app
+from llava_video_cli.cli.app import ABOUT, run
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 
@@ -127,6 +128,27 @@ def test_a_wrong_value_gets_the_nearest_right_one(capsys: pytest.CaptureFixture[
     ):
         assert run(arguments) == 2
         assert capsys.readouterr().err.splitlines()[1:] == [f"hint: {hint}"], arguments
+
+
+def test_every_option_that_is_a_number_is_a_finite_one(capsys: pytest.CaptureFixture[str]) -> None:
+    found = set()
+    for name in ABOUT:
+        parameters = app.command(name).params
+        needed = [
+            word
+            for each in parameters
+            if each.required
+            for word in ([*each.opts[:1], "x"] if each.opts[0].startswith("-") else ["x"])
+        ]
+        for option in parameters:
+            if option.type.name.startswith("float"):
+                found.add(option.opts[0])
+                for value in ("nan", "inf", "1e400", "-inf"):
+                    assert run([name, *needed, f"{option.opts[0]}={value}"]) == 2, (name, option.opts)
+                    err = capsys.readouterr().err
+                    assert err.startswith("error: ") and ("must be a finite number" in err or "range" in err), err
+                    assert option.opts[0] in err
+    assert found >= {"--seconds", "--timeout", "--fps", "--temperature", "--threshold", "--grace"}
 
 
 LONG = "n" * 300
