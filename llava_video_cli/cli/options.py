@@ -20,6 +20,7 @@ from . import console
 from .completion import models_for, presets_for
 
 Result = TypeVar("Result")
+_OUTPUTS = {"to": "--output", "output_dir": "--output-dir", "sheets": "--sheets", "cuts": "--cuts"}
 
 
 def option(help: str, *names: str, **more: Any) -> Any:
@@ -297,6 +298,13 @@ def _check_finite(values: Mapping[str, Any]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
 
 
+def _check_outputs(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for an output without a name: as a path, it would be the current folder."""
+    for name, option in _OUTPUTS.items():
+        if values.get(name) == "":
+            raise UsageError(f"the output has no name: {option} is empty")
+
+
 def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
     """Return a function that takes the fields of a command's flag dataclasses as options, and returns the call."""
     parameters: list[inspect.Parameter] = []
@@ -322,6 +330,7 @@ def takes_flags(command: Callable[..., Result]) -> Callable[..., Callable[[], Re
     @wraps(command)
     def parsed(**values: Any) -> Callable[[], Result]:
         _check_finite(values)
+        _check_outputs(values)
         for keyword, group in groups.items():
             values[keyword] = group(**{each.name: values.pop(each.name) for each in fields(group)})
         return partial(command, **values)

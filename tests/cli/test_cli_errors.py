@@ -151,6 +151,43 @@ def test_every_option_that_is_a_number_is_a_finite_one(capsys: pytest.CaptureFix
     assert found >= {"--seconds", "--timeout", "--fps", "--temperature", "--threshold", "--grace"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["frames", "CLIP"],
+            ["caption", "CLIP"],
+            ["find", "q", "CLIP"],
+            ["transcribe", "CLIP"],
+            ["report", "r.jsonl"],
+        ),
+        *(["batch", "r.jsonl"], ["demo"], ["eval", "demo"]),
+    ],
+)
+def test_an_output_needs_a_name(
+    arguments: list[str],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*(str(clip) if each == "CLIP" else each for each in arguments), "-o", ""]) == 2
+    words = "must end in .json" if arguments[0] == "eval" else "the output has no name"
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_output_needs_a_name(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["caption", str(clip), "--sidecar", "txt", "--output-dir", ""],
+        ["transcribe", str(clip), "--sidecar", "txt", "--output-dir", ""],
+        ["find", "q", str(clip), "--sheets", ""],
+        ["find", "q", str(clip), "--cuts", ""],
+    ):
+        assert run(arguments) == 2
+        assert f"the output has no name: {arguments[-2]} is empty" in capsys.readouterr().err
+
+
 LONG = "n" * 300
 
 
