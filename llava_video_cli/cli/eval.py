@@ -29,7 +29,7 @@ from ..system.files import whole_file
 from . import console
 from .options import AnyModelFlags, ClusterFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, executor, run_options
-from .settings import Settings, settle
+from .settings import Settings, check_scene_flags, settle
 
 HELP = f"""Score a model on a question set: a published one, whose files and videos are in --data FOLDER; a file of your
 own; or `demo`, 200 questions about clips of the demo checkpoint's world.
@@ -107,6 +107,7 @@ def eval(
     if to is not None and to.suffix.lower() != ".json":
         raise UsageError(f"{to} must end in .json")
     settings = settle(preset, model, frames, text)
+    check_scene_flags(frames, settings.preset)
     where = executor(cluster, settings, output)
     questions = load_set(name, data, limit)
     settings = where.settled(_with_protocol(settings, questions, frames, text))

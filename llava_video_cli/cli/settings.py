@@ -120,6 +120,8 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
     if flags.frames is not None:
         changes["fps"] = None
     sampling = replace(preset.sampling, **changes)
+    if flags.scene_min_content is not None and sampling.scene_detector != "adaptive":
+        raise UsageError("--scene-min-content is for --scene-detector adaptive only")
     check_scenes(sampling)
     return sampling
 
@@ -129,6 +131,16 @@ def settle_speech(sampling: Sampling, flags: TextFlags) -> Sampling:
     sampling = replace(sampling, **_without_none(speech=flags.speech, speech_model=flags.speech_model))
     check_speech(sampling)
     return sampling
+
+
+def check_scene_flags(flags: FrameFlags, preset: Preset, every: str | None = None) -> None:
+    """Raise `UsageError` for options of the cuts where none are looked for, which nothing later can change."""
+    if preset.sampling.mode == "scenes" or every == "scene":
+        return
+    for name in ("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"):
+        if getattr(flags, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} means nothing where no cuts are looked for", "add --sampling scenes")
 
 
 def settle_every(text: str | None, name: str, preset: Preset) -> Every | None:

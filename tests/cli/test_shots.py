@@ -87,6 +87,24 @@ def test_a_line_of_a_batch_and_a_preset_say_it_too(film: Path, tmp_path: Path) -
     assert run(["frames", str(film), "-p", str(preset), "-o", str(sheet), "-q"]) == 0 and sheet.exists()
 
 
+def test_options_of_cuts_that_nobody_looks_for_are_refused(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ["-m", "demo"]
+    for command in (["ask", str(clip), "q"], ["caption", str(clip)], ["find", "q", str(clip)], ["frames", str(clip)]):
+        for option, value in (
+            ("--scene-threshold", "3"), ("--scene-min-content", "3"), ("--scene-min-frames", "3"),
+            ("--scene-detector", "content"),
+        ):  # fmt: skip
+            assert run([*command, *about, option, value]) == 2
+            assert f"{option} means nothing where no cuts are looked for" in capsys.readouterr().err
+    scenes = ["--sampling", "scenes", "--scene-detector", "content", "--scene-min-content", "3"]
+    assert run(["frames", str(clip), *about, *scenes]) == 2
+    assert "is for --scene-detector adaptive only" in capsys.readouterr().err
+    every = ["--every", "scene", "--scene-threshold", "3", "-o", "/dev/null/x.jsonl"]
+    for command in (["caption", str(clip)], ["find", "q", str(clip)]):
+        assert run([*command, *about, *every]) in (1, 2)
+        assert "means nothing" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
