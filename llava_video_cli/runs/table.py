@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import LlvidError, UsageError, nearest
+from ..system.files import is_special
 from .formats import check_parquet, parquet_rows, write_parquet
 from .ledger import Ledger
 from .record import Record
@@ -165,6 +166,9 @@ def open_table(
 def _parquet(path: Path, overwrite: bool, where: Where | None) -> Iterator[Ledger]:
     check_parquet()
     beside, rest = path.with_name(f"{path.name}.jsonl"), rest_path(path)
+    for each in (path, rest):
+        if is_special(each):
+            raise UsageError(f"{each} is not a regular file, so a run can't resume", "choose a file with -o")
     rows = parquet_rows(path)
     if not overwrite and (rows is None or (rows and not beside.exists())):
         words = "is not a table of llvid" if rows is None else f"has lost its records, {beside.name}"

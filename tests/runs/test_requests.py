@@ -204,7 +204,7 @@ def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_pipe_with_the_name_of_an_output_is_not_opened(clip: Path, tmp_path: Path) -> None:
-    for name in ("metadata.csv", "o.csv", "o.jsonl"):
+    for name in ("metadata.csv", "o.csv", "o.jsonl", "o.parquet"):
         os.mkfifo(tmp_path / name)
         assert run(["caption", str(clip), "-m", "demo", "-o", str(tmp_path / name)]) == 2
 
