@@ -34,8 +34,9 @@ def test_a_reader_that_leaves_early_is_no_error(clip: Path) -> None:
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         first, code, _ = result.stdout.rsplit("\n", 2)
         assert (len(first), result.stderr) == (5, "") and code in ("0", "141"), arguments  # 0 if it was quicker
-    command = [*LIGHT, "doctor", "-m", "demo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as doctor:
+    with subprocess.Popen(
+        [*LIGHT, "doctor", "-m", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as doctor:
         assert doctor.stdout is not None and doctor.stderr is not None
         doctor.stdout.close()
         assert (doctor.wait(120), doctor.stderr.read()) == (141, "")
