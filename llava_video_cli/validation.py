@@ -13,13 +13,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from types import NoneType
-from typing import Any, Literal, NewType, NoReturn, Protocol, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    BinaryIO,
+    Literal,
+    NewType,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from .errors import UsageError, nearest
-from .system.files import bounded_lines, is_special
+from .errors import LlvidError, UsageError, nearest
 
 MOST_BYTES = 2**18  # of a file or a conversation: twice the text that the longest context (32,768 tokens) holds
+MOST_LINE_BYTES = 2**26  # a record has some MB at most
 _MOST_SHOWN = 100  # characters of a value in an error
 _MOST_NESTED = 32
 _MOST_DIGITS = 1000  # of a YAML number: Python shows none of more than 4,300
@@ -66,6 +79,25 @@ def encodable(text: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{text[error.start]!r} is only half of a character") from None
     return text
+
+
+def is_special(path: Path) -> bool:
+    """Return whether a path is a pipe, a device or a socket: opening one could wait forever, reading it never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says why it can't be opened
+        return False
+    return not S_ISREG(mode) and not S_ISDIR(mode)
+
+
+def bounded_lines(file: BinaryIO, failure: type[LlvidError] = LlvidError) -> Iterator[bytes]:
+    """Yield the lines of a file; raises `failure` for one of more than MOST_LINE_BYTES, without reading all of it."""
+    number = 0
+    while line := file.readline(MOST_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MOST_LINE_BYTES:
+            raise failure(f"{file.name}, line {number}: longer than {MOST_LINE_BYTES:,} bytes")
+        yield line
 
 
 def read_file(path: Path, kind: str) -> bytes:

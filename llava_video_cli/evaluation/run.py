@@ -18,7 +18,8 @@ from ..runs.preflight import ModelSource
 from ..runs.record import path_to_text
 from ..runs.requests import BatchRequest, plan_requests
 from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, settle_run
-from ..system.files import is_special, whole_file
+from ..system.files import whole_file
+from ..validation import is_special
 from .questions import Question, QuestionSet
 from .scores import accuracy, by_group
 

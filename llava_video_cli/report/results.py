@@ -16,8 +16,7 @@ from ..conversation import Segment
 from ..errors import LlvidError, nearest
 from ..runs.ledger import errors_path
 from ..runs.record import text_to_path
-from ..system.files import bounded_lines, is_special
-from ..validation import parse_json
+from ..validation import bounded_lines, is_special, parse_json
 from ..video.files import PictureList
 from ..video.sampling import clock
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from ..errors import LlvidError, MissingExtraError, UsageError
-from ..system.files import MOST_LINE_BYTES, bounded_lines, is_special, whole_file
-from ..validation import parse_json
+from ..system.files import whole_file
+from ..validation import MOST_LINE_BYTES, bounded_lines, is_special, parse_json
 from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import LlvidError, UsageError
-from ..system.files import bounded_lines, flush_folder, is_special, lock, whole_file
+from ..system.files import flush_folder, lock, whole_file
+from ..validation import bounded_lines, is_special
 from .formats import JsonLines, table_format
 from .record import Failure, Record
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import LlvidError, UsageError, nearest
-from ..system.files import is_special
+from ..validation import is_special
 from .formats import check_parquet, parquet_rows, write_parquet
 from .ledger import Ledger
 from .record import Record

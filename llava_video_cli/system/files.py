@@ -9,12 +9,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_IFDIR, S_ISDIR, S_ISREG
-from typing import BinaryIO
+from stat import S_IFDIR
 
 from ..errors import LlvidError
 
-MOST_LINE_BYTES = 2**26  # a record has some MB at most
 _STEM_BYTES = 200
 TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
 
@@ -51,25 +49,6 @@ def runtime_folder() -> Path:
 def _base(variable: str) -> Path | None:
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
-
-
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe, a device or a socket: opening it could wait for ever, and reading it never end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says why it can't be opened
-        return False
-    return not S_ISREG(mode) and not S_ISDIR(mode)
-
-
-def bounded_lines(file: BinaryIO, failure: type[LlvidError] = LlvidError) -> Iterator[bytes]:
-    """Yield the lines of a file; raises `failure` for one of more than MOST_LINE_BYTES, without reading all of it."""
-    number = 0
-    while line := file.readline(MOST_LINE_BYTES + 1):
-        number += 1
-        if len(line) > MOST_LINE_BYTES:
-            raise failure(f"{file.name}, line {number}: longer than {MOST_LINE_BYTES:,} bytes")
-        yield line
 
 
 _TEMPORARY = set[Path]()  # that `remove_temporary` removes
