@@ -103,6 +103,9 @@ def _save_frames(video: str, own: FramesFlags, settings: Settings, output: Outpu
     output.note(size or unknown, *CutNote().lines(values["frames"]))
     if into_folder:
         written = _write_files(read, Path(target), own.overwrite)
+        if others := set(Path(target).glob("[0-9]*_*s.png")) - set(written):
+            frames = "1 frame" if len(others) == 1 else f"{len(others)} frames"
+            output.note(f"{target} has {frames} of another run, too")
     else:
         from ..video.contact_sheet import contact_sheet
 

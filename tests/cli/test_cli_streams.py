@@ -120,6 +120,9 @@ def test_frames_as_a_sheet_and_as_files(clip: Path, tmp_path: Path, capsys: pyte
     names = [Path(path).name for path in record["files"]]
     assert names == ["0001_0.000s.png", "0002_0.500s.png", "0003_1.000s.png", "0004_1.500s.png"]
     assert Image.open(record["files"][0]).size == (120, 120)
+    assert "of another run" not in capsys.readouterr().err
+    assert run(["frames", str(clip), "-n", "2", "-o", folder, "--overwrite"]) == 0
+    assert f"{folder} has 3 frames of another run, too\n" in capsys.readouterr().err
     assert run(["frames", str(clip), "-o", str(tmp_path / "x.txt")]) == 2
     assert run(["frames", str(clip), "-o", "/dev/null/x.png"]) == 1
     assert "can't write" in capsys.readouterr().err
