@@ -43,6 +43,7 @@ class Meter:
         self._began = time.monotonic()
         self._stage, self._stage_since = "", (self._began, 0.0, 0.0)
         self._bar: Progress | None = None
+        self.first_failure: Failure | None = None
         if not quiet and console.stderr.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,6 +66,7 @@ class Meter:
         """Take note of one more; None for what is no record."""
         if isinstance(outcome, Failure):
             self.failed += 1
+            self.first_failure = self.first_failure or outcome
         else:
             self.done += 1
             self.cut += outcome is not None and outcome.is_cut
@@ -202,9 +204,12 @@ def carry_out(
             if run.summary.done and not (to_stdout or output.quiet):
                 console.note(f"{run.summary.done} {verb} so far: run the same command to continue")
             raise
+    summary = run.summary
+    if meter.first_failure is not None and summary.done == summary.done_before == 0 and not to_stdout:
+        console.error(meter.first_failure.cause)  # it may be that of all: the model's
     if not output.quiet:
         _sum_up(run, noun, verb, can_resume=not to_stdout)
-    return exit_code(signals, run.summary.failed)
+    return exit_code(signals, summary.failed)
 
 
 def exit_code(signals: Sequence[int], failed: int) -> int:

@@ -310,7 +310,9 @@ def test_frames_that_never_fit_end_the_run(
     assert run([*command, "-n", "20"]) == 1
     assert "too many frames: 20; with this question, 14 frames fit" in capsys.readouterr().err
     assert run([*command, "--fps", "10"]) == 3, "there, each video has a number of its own"
-    assert "0 captioned, 8 failed" in capsys.readouterr().err and out.read_bytes() == b""
+    *_, first, _hint, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("0 captioned, 8 failed") and out.read_bytes() == b""
+    assert first.startswith("error: too many frames: 20"), "one cause is shown where all failed"
 
 
 @pytest.mark.parametrize(("program", "count"), [(LIGHT, 60), pytest.param(PROGRAM, 160, marks=pytest.mark.slow)])
