@@ -6,14 +6,12 @@ A video is a file, or pictures that are its frames: a folder of them, a pattern 
 from __future__ import annotations
 
 import glob
-import mimetypes
 import os
 import re
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,26 +21,21 @@ from ..system.files import fingerprint
 
 JPEG = b"\xff\xd8\xff"  # how such a picture begins
 JPEG_STREAMS = (".mjpeg", ".mjpg")  # pictures one behind the other; a program for pictures reads the first one
-# Endings that the system's table may lack, or give to something else (.ts is a language too).
+# Not those of the system's table: it differs from machine to machine, and calls subtitles (.ass) and playlists sound.
 _VIDEO_ENDINGS = {
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
-    *JPEG_STREAMS,
+    ".264", ".265", ".266", ".3g2", ".3gp", ".3gpp", ".amv", ".apng", ".asf", ".avi", ".avs", ".bik", ".dav", ".dif",
+    ".divx", ".dv", ".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h261", ".h263", ".h264", ".h265", ".h266",
+    ".hevc", ".ismv", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mk3d", ".mkv", ".mod", ".mov", ".mp4",
+    ".mpe", ".mpeg", ".mpg", ".mpg4", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".nuv", ".obu", ".ogm", ".ogv", ".ogx",
+    ".qt", ".rm", ".rmvb", ".roq", ".smk", ".swf", ".tod", ".ts", ".ty", ".vc1", ".vob", ".vvc", ".webm", ".wm",
+    ".wmv", ".wtv", ".y4m", *JPEG_STREAMS,
+}  # fmt: skip
+_SOUND_ENDINGS = {
+    ".3ga", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".awb", ".caf", ".eac3", ".ec3",
+    ".flac", ".isma", ".m2a", ".m4a", ".m4b", ".mka", ".mp2", ".mp3", ".mpa", ".mpga", ".oga", ".ogg", ".opus", ".ra",
+    ".snd", ".spx", ".tta", ".w64", ".wav", ".weba", ".wma", ".wv",
 }  # fmt: skip
 _PICTURE_ENDINGS = {".avif", ".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# Endings that a system's table may call video or sound. They are subtitles, lists of files or links, notes for
-# instruments, and formats that FFmpeg can't read.
-_OTHER_ENDINGS = {
-    ".ass", ".idx", ".lrc", ".sbv", ".smi", ".srt", ".ssa", ".sub", ".sup", ".ttml", ".vtt",
-    ".asx", ".cue", ".lsx", ".m3u", ".m3u8", ".m4u", ".mpcpl", ".mxu", ".pls", ".plj", ".ram", ".smil", ".wax", ".wmx",
-    ".wpl", ".wvx", ".xspf",
-    ".csd", ".dls", ".it", ".kar", ".mid", ".midi", ".multitrack", ".mxmf", ".orc", ".psid", ".rmi", ".s3m", ".sco",
-    ".sf2", ".sid", ".sofa", ".xm", ".xmf",
-    ".726", ".aa3", ".aal", ".acn", ".at3", ".atx", ".bk2", ".dts", ".dtshd", ".dvb", ".ecelp4800", ".ecelp7470",
-    ".ecelp9600", ".enw", ".eol", ".evb", ".evc", ".evw", ".fvt", ".gl", ".koz", ".l16", ".lbc", ".loas", ".lvp",
-    ".mhas", ".mlp", ".mng", ".nim", ".omg", ".qcp", ".rip", ".s11", ".s14", ".s1m", ".s1q", ".sd2", ".smo", ".smov",
-    ".smp", ".smp3", ".smpg", ".smv", ".ssw", ".sswf", ".vbk", ".viv", ".xhe", ".yt",
-}  # fmt: skip
 _LISTED_FOLDERS = 1000  # in search of a video that may have been meant
 _LISTED_NAMES = 1000  # of a folder, in search of a name that the user may have meant
 _SIMILARITY = 0.75  # names of videos share their ending at least
@@ -312,13 +305,9 @@ def status_of(path: str) -> Status:
     return _SequenceStatus(sum(each.st_size for _, each in rows), number)
 
 
-@cache
 def may_be_media(suffix: str) -> bool:
     """Return whether files with that ending, in small letters, are videos, sound or pictures."""
-    if suffix in _OTHER_ENDINGS:
-        return False
-    kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
-    return suffix in _VIDEO_ENDINGS or may_be_picture(suffix) or kind.startswith(("video/", "audio/"))
+    return suffix in _VIDEO_ENDINGS or suffix in _SOUND_ENDINGS or may_be_picture(suffix)
 
 
 def may_be_picture(suffix: str) -> bool:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 import shutil
 from pathlib import Path
-
-import pytest
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.preset import Preset
 from llava_video_cli.runs.caption import Task, plan_folder
 from llava_video_cli.runs.formats import JsonLines, Sidecars
 from llava_video_cli.runs.ledger import Ledger
-from llava_video_cli.video.files import Found, find, may_be_media, natural
+from llava_video_cli.video.files import Found, find, natural
 from llava_video_cli.video.sampling import Sampling
 
 TASK = Task(Preset("test", "", model="demo"))
@@ -60,16 +57,12 @@ def test_a_folder_gives_its_videos_in_order_each_once(tmp_path: Path) -> None:
     assert paths(tmp_path / "notes.txt") == [str(tmp_path / "notes.txt")], "what is named is taken"
 
 
-def test_subtitles_and_lists_beside_a_video_are_no_media(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subtitles_and_lists_beside_a_video_are_no_media(tmp_path: Path) -> None:
     """Python's table calls .ass sound, and a system's calls many more so, or video."""
     others = ("ass", "ssa", "srt", "vtt", "sub", "idx", "lrc", "smi", "m3u", "m3u8", "pls", "mid", "mng", "dts")
-    for each in others:
-        monkeypatch.setitem(mimetypes.types_map, f".{each}", "audio/aac")
-    may_be_media.cache_clear()
     touch(tmp_path, "film.mp4", "sound.opus", "film.ASS", *(f"film.{each}" for each in others))
     assert [Path(path).name for path in paths(tmp_path)] == ["film.mp4", "sound.opus"]
     assert paths(tmp_path / "film.m3u") == [str(tmp_path / "film.m3u")], "what is named is taken"
-    may_be_media.cache_clear()
 
 
 def test_links_and_odd_files(tmp_path: Path) -> None:
