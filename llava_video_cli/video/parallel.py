@@ -38,10 +38,10 @@ _GAIN = 1.25  # times fewer packets: what makes more seeks worth it
 _DECODERS_BYTES = 192 * 2**20  # what decoders may hold together where frames are passed on one at a time
 _DECODER_BYTES_PER_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
 _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain nothing for skipped pictures
-# What decoding takes of a core, roughly, and what it must take for threads and a second opening of the file to be worth
-# their time: of each packet, too, as threads wait for each other in Python.
+# What decoding takes of a core, roughly, and what it must take for threads of the decoder to be worth their time, and
+# for Python's and a second opening of the file: of each packet, too, as threads wait for each other.
 _BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
-_SMALL_SECONDS, _PACKET_SECONDS = 0.01, 40e-6
+_TINY_SECONDS, _SMALL_SECONDS, _PACKET_SECONDS = 0.0025, 0.005, 40e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
 # Only of codecs whose decoders tell of damage: others show what is in the buffer of a picture that was let go.
@@ -107,6 +107,22 @@ def share_cores(ranges: Sequence[PacketRange], cores: int, most: int | None = No
 
     workers = min(range(1, min(cores, len(ranges), most or cores) + 1), key=time)
     return workers, max(1, cores // workers)
+
+
+def divide_work(
+    ranges: Sequence[PacketRange], packet_seconds: float, cores: int, most: int | None = None
+) -> tuple[int, int]:
+    """Return how many threads decode the ranges, at most `most`, and how many threads each decoder has of its own.
+
+    0 means that the caller decodes them: what takes little is not worth a thread of Python. `packet_seconds` is what
+    decoding a packet takes of a core.
+    """
+    packets, gain = sum(each.length for each in ranges), packet_seconds - _PACKET_SECONDS
+    if packets * gain >= _SMALL_SECONDS:
+        workers, threads = share_cores(ranges, cores, most)
+        return 0 if workers == threads == 1 else workers, threads
+    overlapping = packets - len(ranges)  # the first of each range waits for the decoder to be empty
+    return 0, cores if overlapping * gain >= _TINY_SECONDS else 1
 
 
 class Converter:
@@ -183,8 +199,9 @@ def decode_targets(
     for each range waits, and large pictures get fewer decoders. Raises MismatchError where the index turns out wrong.
     """
     ranges = wholes = plan_ranges(index, targets)
-    if hold_all and not _is_small(video, index, ranges) and cores(video.deadline.limits) > 1:
-        ranges = plan_ranges(index, targets, _RANGE_SECONDS / _packet_seconds(video, index))
+    seconds = _packet_seconds(video, index)
+    if hold_all and divide_work(ranges, seconds, cores(video.deadline.limits))[0]:
+        ranges = plan_ranges(index, targets, _RANGE_SECONDS / seconds)
     yield from decode_ranges(video, index, ranges, converter, None if hold_all else 1, wholes)
 
 
@@ -207,12 +224,6 @@ def _packet_seconds(video: OpenVideo, index: PacketIndex) -> float:
     return _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
 
 
-def _is_small(video: OpenVideo, index: PacketIndex, ranges: Sequence[PacketRange]) -> bool:
-    """Return whether one decoder without threads is the fastest."""
-    packets = sum(each.length for each in ranges)
-    return packets * _packet_seconds(video, index) < _SMALL_SECONDS + packets * _PACKET_SECONDS
-
-
 def decode_ranges(
     video: OpenVideo,
     index: PacketIndex,
@@ -228,10 +239,9 @@ def decode_ranges(
     """
     hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
-    small = _is_small(video, index, ranges)
-    workers, threads = (1, 1) if small else share_cores(ranges, cores(video.deadline.limits), most)
-    if workers == 1 and most_waiting != 1:
-        most_waiting = 1 if threads == 1 else _PICTURES_WAITING
+    workers, threads = divide_work(ranges, _packet_seconds(video, index), cores(video.deadline.limits), most)
+    if workers == 1:
+        workers, most_waiting = (0, 1) if most_waiting == 1 else (1, _PICTURES_WAITING)
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
@@ -350,8 +360,8 @@ class _DecoderPool:
         self._threads: list[threading.Thread] = []
 
     def start(self, workers: int, threads: int) -> None:
-        """Begin to decode. A single decoder works in the caller's thread where only one picture may wait."""
-        if workers == self._most_waiting == 1:
+        """Begin to decode. Without workers, one decoder works in the caller's thread."""
+        if not workers:
             ahead = threads if threads == 1 else threads + 1  # they go on while the caller is busy with a picture
             _use_all(self._video, ahead, self._converter.decoder_options)
             return

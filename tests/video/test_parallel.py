@@ -18,6 +18,7 @@ from llava_video_cli.video.parallel import (
     Converter,
     DecodedFrame,
     decoded_ahead,
+    divide_work,
     plan_ranges,
     share_cores,
 )
@@ -81,6 +82,19 @@ def test_work_is_shared_where_that_is_faster() -> None:
     assert share_cores(even, 16, most=3) == (2, 8)
     assert share_cores(even[:1], 8) == (1, 8)
     assert share_cores([PacketRange(0, 251, (0,)), PacketRange(251, 261, (9,))], 2) == (1, 2)
+
+
+def test_what_takes_little_is_decoded_by_the_caller() -> None:
+    one, many = [PacketRange(0, 24, (0, 9))], [PacketRange(k, k + 1, (k,)) for k in range(0, 48, 2)]
+    assert divide_work(one, 50e-6, cores=2) == (0, 1), "threads would wait for each other as long as they decode"
+    assert divide_work(one, 200e-6, cores=2) == (0, 2)
+    assert divide_work(one, 200e-6, cores=1) == (0, 1)
+    assert divide_work(many, 200e-6, cores=2) == (0, 1), "each begins with an empty decoder"
+    assert divide_work(one, 300e-6, cores=2) == (1, 2)
+    assert divide_work(many, 300e-6, cores=2) == (2, 1)
+    assert divide_work(many, 300e-6, cores=2, most=1) == (1, 2)
+    assert divide_work(many, 300e-6, cores=1) == (0, 1)
+    assert divide_work([], 300e-6, cores=2) == (0, 1)
 
 
 def test_close_keyframes_are_read_without_what_lies_between() -> None:
