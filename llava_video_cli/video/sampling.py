@@ -268,13 +268,12 @@ def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] 
     when `fps` asks for too many frames.
     """
     start, end = part_of(timeline, sampling)
-    tick = timeline.time_base
-    constant = is_constant(timeline.stamps)
-    # Matroska rounds to milliseconds: 2 / 30 s lies just before its own frame's stamp, 67, hence half a tick
-    slack = Fraction(1, 2) if constant and not _is_even(timeline.stamps) else Fraction(0)
-    count = sampling.frames
+    tick, stamps = timeline.time_base, timeline.stamps
+    count, slack = sampling.frames, Fraction(0)
     step = (end - start) / count
     if sampling.fps is not None:
+        if is_constant(stamps) and not _is_even(stamps):
+            slack = Fraction(1, 2)  # Matroska rounds to milliseconds: 2 / 30 s is just before its own frame's stamp, 67
         step = 1 / (_exact(sampling.fps) * tick)
         count = max(1, math.ceil((end - start - slack) / step))
         if count > MAX_FRAMES:
@@ -283,21 +282,21 @@ def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] 
                 f" frames, more than {MAX_FRAMES}",
                 hint="use a lower frame rate, or a shorter part",
             )
-    here = range(_on_screen(timeline.stamps, start), max(1, bisect_left(timeline.stamps, end)))
+    here = range(_on_screen(stamps, start), max(1, bisect_left(stamps, end)))
     if sampling.mode == "scenes":
-        return _over_shots(timeline, here, shots, count, constant)
+        return _over_shots(timeline, here, shots, count)
     if sampling.mode == "endpoints":
         chosen = _endpoints(here, count)
     elif len(here) <= count and sampling.mode == "uniform":
         chosen = list(here)
-    elif constant and sampling.fps is None:
+    elif sampling.fps is None and is_constant(stamps):
         chosen = _divide_frames(timeline, start, end, count)
     else:
-        chosen = [_on_screen(timeline.stamps, start + i * step + slack) for i in range(count)]
-    stamps = [int(timeline.stamps[index]) for index in chosen]
+        chosen = [_on_screen(stamps, start + i * step + slack) for i in range(count)]
+    selected = [int(stamps[index]) for index in chosen]
     if sampling.mode == "keyframes":
-        return _at_keyframes(timeline, stamps)
-    return Selection(tuple(stamps), tuple(_notes(sampling, here, chosen, count)))
+        return _at_keyframes(timeline, selected)
+    return Selection(tuple(selected), tuple(_notes(sampling, here, chosen, count)))
 
 
 def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -> list[Sampling]:
@@ -392,9 +391,10 @@ def _position(timeline: Timeline, moment: Fraction) -> Fraction:
     return index + (moment - int(stamps[index])) / (int(after) - int(stamps[index]))
 
 
-def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: int, constant: bool) -> Selection:
+def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: int) -> Selection:
     """Spread frames over the shots, each at the middle of an equal share of its shot."""
     stamps = timeline.stamps
+    constant = is_constant(stamps)
 
     def stamp(index: int) -> int:
         return int(stamps[index]) if index < len(stamps) else timeline.end
