@@ -60,6 +60,10 @@ class MismatchError(Exception):
     """The decoded pictures are not those that the packet index lists: a safer way has to be tried."""
 
 
+class MarkError(MismatchError):
+    """The decoder marks a picture as damaged. With threads, it may return the picture before it does so."""
+
+
 class DamageError(MismatchError):
     """The decoder reports an error although it began at the file's start, so that no reference is lost by a seek."""
 
@@ -114,7 +118,9 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     for frame in _decode_needed(video, index, packet_range, begin):
         video.check_size(frame.width, frame.height)  # the header may say another one
         stamp = frame.pts
-        if (first and not _may_be_first(video, packet_range, frame)) or frame.is_corrupt:
+        if frame.is_corrupt:
+            raise MarkError
+        if first and not _may_be_first(video, packet_range, frame):
             raise MismatchError
         first = False
         if held:
@@ -171,7 +177,9 @@ def decode_range_strictly(
             if frame.pts is not None and frame.pts < begin:
                 has_failed = has_failed or frame.is_corrupt
                 continue
-            if upcoming == len(shown) or frame.pts != shown[upcoming] or frame.is_corrupt:
+            if frame.is_corrupt:
+                raise MarkError
+            if upcoming == len(shown) or frame.pts != shown[upcoming]:
                 raise MismatchError
             if has_failed and frame.pict_type != PictureType.I:
                 raise MismatchError
@@ -394,10 +402,20 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
             if disposable and stamp not in targets and _has_only(packet, disposable):
                 continue  # the decoder would skip it, too, but with a thread, which waits for the one before
             yield from context.decode(packet)
+    if is_h264:
+        context.skip_frame = "NONREF"
+        for _ in range(context.thread_count - 1):  # until no thread is at work, which could yet mark its picture
+            yield from context.decode(_copied(_delimiter(context)))
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
 
 
-def _copied(content: memoryview) -> Packet[Stream]:
+def _delimiter(context: VideoCodecContext) -> bytes:
+    """Return a packet of H.264 without a picture: a unit of one byte behind its length, or a start code of 4 bytes."""
+    header = context.extradata or b""
+    return (1).to_bytes((header[4] & 3) + 1 if len(header) > 4 and header[0] == 1 else 4, "big") + b"\x09"
+
+
+def _copied(content: memoryview | bytes) -> Packet[Stream]:
     """Return a packet with memory of FFmpeg's own.
 
     One that holds Python's needs the interpreter to let it go: a thread of dav1d would wait for that forever while the

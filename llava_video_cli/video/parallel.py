@@ -18,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 from ..errors import MediaError
 from .decode import (
     DamageError,
+    MarkError,
     MismatchError,
     PacketRange,
     decode_range,
@@ -255,10 +256,12 @@ def decode_ranges(
             except (MismatchError, av.error.FFmpegError):
                 # a decoder that begins within damage shows whatever was in its memory
                 start = max(each.start for each in wholes or ranges if each.start <= packet_range.start)
-                yield from _retry(video, index, replace(packet_range, start=start), left, converter)
+                again = replace(packet_range, start=start)
+                is_marked = yield from _retry(video, index, again, left, converter)
                 if left:
                     left += [target for later in ranges[number + 1 :] for target in later.targets]
-                    yield from _from_start(video, index, left, converter)
+                    threads = 1 if is_marked else cores(video.deadline.limits)
+                    yield from _from_start(video, index, left, converter, threads)
                     return
     finally:
         pool.close()
@@ -266,8 +269,10 @@ def decode_ranges(
 
 def _retry(
     video: OpenVideo, index: PacketIndex, packet_range: PacketRange, left: list[int], converter: Converter
-) -> Generator[DecodedFrame, None, None]:
+) -> Generator[DecodedFrame, None, bool]:
     """Yield those of a range's pictures that are left, and remove them from the list.
+
+    Return whether the decoder marked a picture as damaged, so that the range failed.
 
     The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
     decoder may only lack what its first pictures refer to. If there are still errors, the range is damaged: the decoder
@@ -278,6 +283,7 @@ def _retry(
     attempts: list[tuple[int, int | None]] = [(packet_range.start, earlier), (packet_range.start, None)]
     if earlier < packet_range.start:
         attempts.append((earlier, None))
+    is_marked = False
     for start, lead_in in attempts:
         with open_video(video.path, video.deadline) as again, suppress(MismatchError, av.error.FFmpegError):
             use_threads(again.context, 1)
@@ -285,22 +291,27 @@ def _retry(
                 again.context.options |= _STRICT
             hides_errors = lead_in is None and (len(before) > 0 or not lacks_references(again, index))
             attempted = PacketRange(start, packet_range.stop, tuple(left))
-            for target, frame in decode_range_strictly(again, index, attempted, lead_in):
-                left.remove(target)
-                converter.damaged = converter.damaged or hides_errors
-                yield converter.convert(target, target, frame)
-            return
+            try:
+                for target, frame in decode_range_strictly(again, index, attempted, lead_in):
+                    left.remove(target)
+                    converter.damaged = converter.damaged or hides_errors
+                    yield converter.convert(target, target, frame)
+            except MarkError:
+                is_marked = True
+            else:
+                return False
+    return is_marked
 
 
 def _from_start(
-    video: OpenVideo, index: PacketIndex, targets: Sequence[int], converter: Converter
+    video: OpenVideo, index: PacketIndex, targets: Sequence[int], converter: Converter, threads: int
 ) -> Generator[DecodedFrame, None, None]:
     """Yield the pictures by decoding the whole file as one range: decoding can't start at every keyframe.
 
     In streams with intra refresh it can start only at the first one.
     """
     with open_video(video.path, video.deadline) as again:
-        _use_all(again, cores(video.deadline.limits), converter.decoder_options)
+        _use_all(again, threads, converter.decoder_options)
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)

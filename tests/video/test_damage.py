@@ -107,6 +107,22 @@ def test_damage_before_a_part_that_refers_to_it(tmp_path: Path) -> None:
     assert told
 
 
+def test_threads_do_not_hide_a_mark(tmp_path: Path) -> None:
+    """Another thread of the decoder returns the last picture, perhaps before it is decoded and then marked."""
+    x264: dict[str, Any] = {"g": "250", "bf": "2", "coder": "cabac", "x264-params": "scenecut=0:b-adapt=0"}
+    clip = make_clip(tmp_path / "clip.mp4", range(16), size=(320, 192), preset="ultrafast", qp="2", **x264)
+    content, (at, size) = clip.read_bytes(), packets(clip)[10]  # the twelfth picture behind the first
+    moment = Sampling(frames=1, start_seconds=12.1 / 24, end_seconds=12.3 / 24)
+    told = 0
+    for place in range(4000, size, 2000):
+        clip.write_bytes(content)
+        overwrite(clip, at + place, bytes([content[at + place] ^ 0x10]))
+        frames = read_frames(clip, moment, limits=Limits(cores=2))
+        assert frames.notes or are_like(frames, decode_all(clip))
+        told += NOTE in frames.notes
+    assert told
+
+
 def test_fewer_bytes_than_a_picture_needs(tmp_path: Path) -> None:
     """FFmpeg would show what happened to be in memory."""
     clip = make_indexed(tmp_path / "raw.avi", "rawvideo")
