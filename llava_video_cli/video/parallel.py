@@ -6,7 +6,7 @@ import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -235,8 +235,8 @@ def decode_ranges(
 ) -> Generator[DecodedFrame, None, None]:
     """Yield the pictures of ranges, which are in order of time; of each range, `most_waiting` may wait to be fetched.
 
-    If the ranges are parts of `wholes`, one that fails is decoded again from where its whole begins. Raises
-    MismatchError where the index turns out wrong.
+    If the ranges are parts of `wholes`, one that fails is decoded again from where its whole begins; where keyframes
+    may be false, together with the parts behind it. Raises MismatchError where the index turns out wrong.
     """
     hold_all = most_waiting is None
     most = None if hold_all else max(1, _DECODERS_BYTES // (_DECODER_BYTES_PER_PIXEL * max(1, video.pixels)))
@@ -246,8 +246,11 @@ def decode_ranges(
     pool = _DecoderPool(video, index, ranges, converter, most_waiting)
     try:
         pool.start(workers, threads)
+        done = 0
         for number, packet_range in enumerate(ranges):
-            left = list(packet_range.targets)
+            if number < done:
+                continue
+            left, done = list(packet_range.targets), number + 1
             try:
                 for decoded in pool.results(number):
                     left.remove(decoded.target)
@@ -255,11 +258,15 @@ def decode_ranges(
                     del decoded
             except (MismatchError, av.error.FFmpegError):
                 # a decoder that begins within damage shows whatever was in its memory
-                start = max(each.start for each in wholes or ranges if each.start <= packet_range.start)
-                again = replace(packet_range, start=start)
+                whole = [each for each in wholes or ranges if each.start <= packet_range.start][-1]
+                while not video.is_strict and done < len(ranges) and ranges[done].stop <= whole.stop:
+                    left += ranges[done].targets  # its keyframe is likely a false one, too
+                    done += 1
+                pool.leave_out(range(number + 1, done))
+                again = replace(packet_range, start=whole.start, stop=ranges[done - 1].stop)
                 is_marked = yield from _retry(video, index, again, left, converter)
                 if left:
-                    left += [target for later in ranges[number + 1 :] for target in later.targets]
+                    left += [target for later in ranges[done:] for target in later.targets]
                     threads = 1 if is_marked else cores(video.deadline.limits)
                     yield from _from_start(video, index, left, converter, threads)
                     return
@@ -272,9 +279,7 @@ def _retry(
 ) -> Generator[DecodedFrame, None, bool]:
     """Yield those of a range's pictures that are left, and remove them from the list.
 
-    Return whether the decoder marked a picture as damaged, so that the range failed.
-
-    The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
+    Return whether the range failed and the decoder marked a picture as damaged. The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
     decoder may only lack what its first pictures refer to. If there are still errors, the range is damaged: the decoder
     hides them, beginning where the range does, or else at the keyframe before.
     """
@@ -404,6 +409,10 @@ class _DecoderPool:
             self._left.add(number)
             self._begun.release()
 
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Begin none of these ranges: nobody fetches their pictures."""
+        self._left.update(numbers)
+
     def close(self) -> None:
         """Stop the threads and wait for them."""
         self._video.deadline.stopped.set()
@@ -422,6 +431,9 @@ class _DecoderPool:
                     number = self._jobs.popleft()
                 except IndexError:
                     return
+                if number in self._left:
+                    self._begun.release()
+                    continue
                 try:
                     if video is None:
                         mine = self._video  # only the first worker's: a container serves one thread at a time

@@ -114,6 +114,15 @@ def test_false_keyframes_are_no_damage(tmp_path: Path, cores: int) -> None:
     assert frames.notes == ()
 
 
+def test_false_keyframes_are_found_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What decoders share is decoded again in one go, not for each part from the start."""
+    clip = flag_all(make_clip(tmp_path / "clip.mp4", range(60), codec="mpeg4", size=(320, 192), g="20", b="40M"))
+    with caplog.at_level("DEBUG", "llava_video_cli.video.decode"):
+        frames = read_frames(clip, Sampling(frames=60), limits=Limits(cores=2))
+    assert_same(frames, decode_all(clip), list(range(60)))
+    assert caplog.text.count("is decoded again") <= 1
+
+
 @pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "mpeg4"), ("clip.avi", "mpeg4"), ("clip.flv", "flv")])
 def test_keyframes_are_those_that_the_decoder_calls_so(tmp_path: Path, name: str, codec: str) -> None:
     clip = flag_all(make_clip(tmp_path / name, range(48), codec=codec, g="12"))
