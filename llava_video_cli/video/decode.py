@@ -19,6 +19,7 @@ from av.video.frame import PictureType
 from .av1 import SequenceHeader, needed_bytes, sequence_header
 from .demux import (
     REORDERING,
+    UNSTAMPED,
     OpenVideo,
     PacketIndex,
     demux,
@@ -254,8 +255,10 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     if not stamps:
         raise no_picture(video)
     given = [stamp for stamp in stamps if stamp is not None]
+    name, time_base = video.container.format.name, time_base_of(video.stream)
+    average = None if name in UNSTAMPED - {"avi"} else video.stream.average_rate  # always 25 of raw streams
+    rate, packets = average or video.stream.guessed_rate, [] if name == "dirac" else packets  # those count pictures
     columns = [[stamp for stamp in column if stamp is not None] for column in zip(*packets, strict=True)]
-    time_base, rate = time_base_of(video.stream), video.stream.average_rate or video.stream.guessed_rate
     if is_unstamped(video) or len(given) < len(stamps) or given != sorted(set(given)):
         given = []
         for column in columns:
@@ -270,7 +273,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         timeline = make_timeline(given, last_duration, time_base, [given[key] for key in keys], zero)
         return FullDecode(timeline, broken, is_damaged)
     step = 1 / rate if rate else time_base
-    if is_unstamped(video) and len(columns[0]) > 1 and (ticks := int(np.median(np.diff(columns[0])))) > 0:
+    if is_unstamped(video) and columns and len(columns[0]) > 1 and (ticks := int(np.median(np.diff(columns[0])))) > 0:
         step = ticks * time_base
     return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken, is_damaged)
 

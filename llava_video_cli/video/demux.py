@@ -381,8 +381,9 @@ def packet_index(video: OpenVideo) -> PacketIndex | None:
 
 
 def is_unstamped(video: OpenVideo) -> bool:
-    """Return whether a file has only decoding stamps."""
-    return video.container.format.name in UNSTAMPED and video.stream.codec_context.has_b_frames
+    """Return whether a file has only decoding stamps, or the numbers of its pictures in their place (raw Dirac)."""
+    name = video.container.format.name
+    return name == "dirac" or (name in UNSTAMPED and video.stream.codec_context.has_b_frames)
 
 
 def make_timeline(

@@ -149,6 +149,15 @@ def test_true_keyframes_are_still_used(tmp_path: Path) -> None:
         assert_same(read_frames(clip, Sampling(frames=4)), decode_all(clip), evenly(48, 4))
 
 
+@pytest.mark.parametrize(("name", "codec"), [("clip.h264", "libx264"), ("clip.drc", "vc2")])
+def test_raw_streams_have_their_own_rate(tmp_path: Path, name: str, codec: str) -> None:
+    clip = make_clip(tmp_path / name, range(24), codec=codec, b="4M")
+    frames = read_frames(clip, Sampling(frames=4))
+    assert_same(frames, decode_all(clip), evenly(24, 4))
+    assert frames.times_seconds == pytest.approx((0.0, 0.25, 0.5, 0.75))
+    assert frames.info.duration_seconds == probe(clip).duration_seconds == pytest.approx(1.0)
+
+
 def test_side_data_that_pyav_can_t_name(tmp_path: Path) -> None:
     clip = tmp_path / "exif.avi"
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"
