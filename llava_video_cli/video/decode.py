@@ -35,6 +35,7 @@ from .demux import (
     time_base_of,
     up_to,
 )
+from .h264 import delimiter, has_b_slice, has_idr, is_disposable
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
@@ -45,11 +46,6 @@ if TYPE_CHECKING:
 
 _Stamps = tuple[int | None, int | None]  # of a packet: for decoding, for showing
 _log = logging.getLogger(__name__)
-_SLICE, _IDR = 1, 5  # nal_unit_type
-_B = 1  # slice_type
-# First bytes of units that no other picture needs: slices of pictures that none refers to, and delimiters.
-_DISPOSABLE = {"h264": frozenset({0x01, 0x09}), "hevc": frozenset({*range(0x00, 0x20, 4), 0x46})}
-_UNIT_BYTES = 16  # of a unit's beginning, which has its slice's type
 _OFTEN_REORDERED = {"h264", "hevc", "vvc"}  # the others' probes decode no pictures anyway, or nothing is reordered
 _PROBED_PACKETS = 20  # FFmpeg's own probe decodes as many at most
 _MOST_REORDERED = 16  # pictures that H.264 allows
@@ -330,7 +326,7 @@ def _has_b_frames(video: OpenVideo, index: PacketIndex) -> bool:
     if video.codec == "h264":
         first = PacketRange(0, min(len(index.stamps), _PROBED_PACKETS), ())
         with suppress(MismatchError):
-            return any(map(_has_b_slice, _packets(video, index, first)))
+            return any(map(has_b_slice, _packets(video, index, first)))
     with open_video(video.path, video.deadline) as probed:
         return probed.context.has_b_frames
 
@@ -377,8 +373,8 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     The leading pictures of an open GOP are shown before `begin` and lack their references: they are left out too.
     """
     context, targets = video.context, set(packet_range.targets)
-    is_h264, is_av1 = video.codec == "h264", video.codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
-    disposable = _DISPOSABLE.get(video.codec) if context.thread_count > 1 else None
+    codec, has_threads = video.codec, context.thread_count > 1
+    is_h264, is_av1 = codec == "h264", codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
     sequence: SequenceHeader | None = None
     leading = None  # whether leading pictures may still come
     for packet in up_to(_packets(video, index, packet_range), int(index.stamps[packet_range.stop - 1])):
@@ -402,20 +398,14 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
                     if needed:
                         yield from context.decode(_copied(content[:needed]))
                     continue
-            if disposable and stamp not in targets and _has_only(packet, disposable):
+            if has_threads and stamp not in targets and is_disposable(packet, codec):
                 continue  # the decoder would skip it, too, but with a thread, which waits for the one before
             yield from context.decode(packet)
     if is_h264:
         context.skip_frame = "NONREF"
         for _ in range(context.thread_count - 1):  # until no thread is at work, which could yet mark its picture
-            yield from context.decode(_copied(_delimiter(context)))
+            yield from context.decode(_copied(delimiter(context)))
     yield from context.decode(None)  # pictures that wait to be reordered: cheaper than to send further packets
-
-
-def _delimiter(context: VideoCodecContext) -> bytes:
-    """Return a packet of H.264 without a picture: a unit of one byte behind its length, or a start code of 4 bytes."""
-    header = context.extradata or b""
-    return (1).to_bytes((header[4] & 3) + 1 if len(header) > 4 and header[0] == 1 else 4, "big") + b"\x09"
 
 
 def _copied(content: memoryview | bytes) -> Packet[Stream]:
@@ -427,47 +417,6 @@ def _copied(content: memoryview | bytes) -> Packet[Stream]:
     packet = Packet(len(content))
     packet.update(bytes(content))
     return packet
-
-
-def has_idr(packet: Packet[VideoStream]) -> bool:
-    """Return whether an H.264 packet has an IDR slice: no later picture is shown before it (ITU-T H.264, 7.4.1.2.4)."""
-    return any(unit[0] & 0x1F == _IDR for unit in _units(packet))
-
-
-def _has_b_slice(packet: Packet[VideoStream]) -> bool:
-    """Return whether an H.264 packet has a B slice (ITU-T H.264, 7.3.3)."""
-    for unit in _units(packet):
-        if unit[0] & 0x1F in (_SLICE, _IDR):
-            value, left, number = int.from_bytes(unit[1:], "big"), 8 * len(unit) - 8, 0
-            for _ in range(2):  # first_mb_in_slice, slice_type: each has so many bits as zeros before it, and one more
-                left = max(0, 2 * value.bit_length() - left - 1)
-                number, value = (value >> left) - 1, value & ((1 << left) - 1)
-            if number % 5 == _B:
-                return True
-    return False
-
-
-def _has_only(packet: Packet[VideoStream], beginnings: frozenset[int]) -> bool:
-    """Return whether all units of a packet of H.264 or HEVC begin with one of these bytes."""
-    units = _units(packet)
-    return bool(units) and all(unit[0] in beginnings for unit in units)
-
-
-def _units(packet: Packet[VideoStream]) -> list[bytes]:
-    """Return the beginnings of the units of a packet of H.264 or HEVC, but for empty ones; none if they are broken."""
-    content = bytes(packet)
-    if content[:4] == b"\0\0\0\1" or (content[:3] == b"\0\0\1" and not _has_lengths(packet)):
-        return [unit[:_UNIT_BYTES] for unit in content.split(b"\0\0\1")[1:] if unit]
-    units, at = list[bytes](), 0  # mp4 and Matroska: a length of 4 bytes before each unit
-    while at + 5 <= len(content):
-        units.append(content[at + 4 : at + 4 + _UNIT_BYTES])
-        at += 4 + int.from_bytes(content[at : at + 4], "big")
-    return units if at == len(content) else []
-
-
-def _has_lengths(packet: Packet[VideoStream]) -> bool:
-    """Return whether its stream's units begin with lengths: one of 256 to 511 bytes looks like a start code."""
-    return (packet.stream.codec_context.extradata or b"\0\0")[:2] != b"\0\0"
 
 
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:

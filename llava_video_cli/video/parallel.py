@@ -279,7 +279,9 @@ def _retry(
 ) -> Generator[DecodedFrame, None, bool]:
     """Yield those of a range's pictures that are left, and remove them from the list.
 
-    Return whether the range failed and the decoder marked a picture as damaged. The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
+    Return whether the range failed and the decoder marked a picture as damaged.
+
+    The range is decoded without threads, which hide errors in their own way. It begins at the keyframe before, as the
     decoder may only lack what its first pictures refer to. If there are still errors, the range is damaged: the decoder
     hides them, beginning where the range does, or else at the keyframe before.
     """
