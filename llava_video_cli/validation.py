@@ -6,6 +6,7 @@ A shape has the keys that are allowed, and the type of each. Any other key is an
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -160,9 +161,10 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_json(content: bytes | str, encoding: str = "utf-8-sig") -> object:
-    """Return the values of JSON; raises UsageError, also for a key that appears twice, and for NaN."""
+    """Return the values of JSON; raises UsageError, also for a key that appears twice, NaN, and infinity (1e999)."""
     try:
-        return json.loads(_decoded(content, encoding), object_pairs_hook=_each_once, parse_constant=_no_number)
+        text = _decoded(content, encoding)
+        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"not JSON: {error.msg} ({line}column {error.colno})") from None
@@ -368,3 +370,9 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is not allowed")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{brief(text)} is too large")
+    return number

@@ -70,6 +70,7 @@ def test_a_mistyped_key_gets_the_nearest() -> None:
         ('{"a": 1, "a": 2}', "not JSON: the key 'a' appears twice"),
         ('{"a": NaN}', "not JSON: NaN is not allowed"),
         ('{"a": -Infinity}', "not JSON: -Infinity is not allowed"),
+        ('{"a": -1e999}', "not JSON: '-1e999' is too large"),
         ("[" * 100_000, "not JSON: nested too deeply"),
         ('{"a": ', "not JSON: Expecting value (column 7)"),
         ('{"a":\n}', "not JSON: Expecting value (line 2, column 1)"),
