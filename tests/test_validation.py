@@ -128,6 +128,7 @@ def test_an_option_has_the_same_name_everywhere(tmp_path: Path) -> None:
         ({"messages": [USER], "sampling": {"frames": 0}}, "sampling"),
         ({"messages": [USER], "media_io_kwargs": {"video": {"fps": "x"}}}, "media_io_kwargs.video.fps"),
         ({"messages": [USER], "stop": [1]}, "stop"),
+        ({"messages": [USER], "choices": ["\ud800", "b"]}, "choices"),
         ({"messages": []}, "messages"),
         ({"messages": [USER, {"role": "cat", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": [USER]}]}, "messages[0].content[0]"),

@@ -24,6 +24,7 @@ from ..video.files import is_pattern
 from . import console
 from .chat_session import Protocol, TerminalChat
 from .frames import save, sheet_name
+from .settings import check_text
 
 _MOST_NAMES = 1000  # of a folder that completion reads
 _SHEET_COLUMNS = 80  # characters, of a sheet in the terminal
@@ -184,6 +185,7 @@ def _free(stem: str, ours: set[Path]) -> Path:
 
 def _system(chat: TerminalChat, text: str) -> None:
     if text:
+        check_text(text, "the system prompt")
         chat.session = replace(chat.session, system=None if text == "none" else text)
     chat.say(f"system: {chat.session.system or 'none'}")
 

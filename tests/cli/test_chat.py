@@ -69,8 +69,9 @@ def test_a_bad_line_is_told_and_the_next_is_taken(talked: Talked) -> None:
         assert words in err
     code, out, err = talked("/home/me/x.mp4 what?", "red.mp4")
     assert code == 1 and "type // to ask" in err
-    code, out, err = talked("caf\udce9? | What shape is it?", "red.mp4")
-    assert (code, out) == (1, ["It is a circle."]) and "is not UTF-8 text" in err
+    for wrong in ("caf\udce9?", "/system caf\udce9"):
+        code, out, err = talked(f"{wrong} | What shape is it?", "red.mp4")
+        assert (code, out) == (1, ["It is a circle."]) and "is not UTF-8 text" in err
 
 
 def test_a_bad_file_or_model_ends_it(folder: Path, talked: Talked, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,8 @@ WRONG = [
     (["ask", "x.mp4", __file__], "is a file, not a question"),
     (["ask", "x.mp4", "caf\udce9"], "a question is not UTF-8 text"),
     (["ask", "x.mp4", "q", "--system", "caf\udce9"], "the system prompt is not UTF-8 text"),
+    (["ask", "x.mp4", "q", "--prefill", "caf\udce9"], r"prefill must be UTF-8 text, got 'caf\udce9'"),
+    (["ask", "x.mp4", "q", "--choice", "caf\udce9", "--choice", "tea"], r"choices must be UTF-8 text, got 'caf\udce9'"),
     (["ask", "x.mp4", "q", "-p", "lowmemory"], "no preset 'lowmemory'"),
     (["askk"], "askk"),
     (["presets", "demoo"], "no preset"),

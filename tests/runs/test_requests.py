@@ -147,6 +147,7 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"messages": [{"role": "assistant", "content": [{"type": "video", "path": "a"}]}]}, "a part of a message"),
         ({"video": "a", "question": "x", "system": 5}, "'system' must be text"),
         ({"video": "a", "question": "\ud800"}, "half of a character"),
+        ({"video": "a", "question": "x", "choices": ["\ud800", "y"]}, "choices must be UTF-8 text"),
         ({"video": "\ud800", "question": "x"}, "can't be a path"),
     ],
 )
