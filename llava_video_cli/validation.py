@@ -149,7 +149,9 @@ def read_yaml(content: bytes | str) -> object:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{where}not YAML: {getattr(error, 'problem', None) or error}") from None
+        # a character that YAML forbids has a `reason`: the text of that error has two lines
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise InputError(f"{where}not YAML: {problem}") from None
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -87,6 +87,12 @@ def test_a_number_that_python_would_not_show_is_refused() -> None:
         read_yaml(f"a: 1\nb: 0x{'f' * 6000}")
 
 
+def test_a_character_that_yaml_forbids_is_one_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_yaml("about: x\0\n")
+    assert str(caught.value) == "not YAML: special characters are not allowed"
+
+
 def test_a_preset_that_would_grow_to_gigabytes_is_one_line(tmp_path: Path) -> None:
     rows = [f"  - &a{n} [{', '.join([f'*a{n - 1}' if n else 'lol'] * 10)}]" for n in range(12)]
     (tmp_path / "bomb.yaml").write_text("\n".join(["about: x", "prompt:", *rows]))
