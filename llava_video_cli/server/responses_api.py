@@ -17,6 +17,11 @@ from ..validation import InputError, brief, placed, read_fields
 from .responses import RequestError, logprob_values, usage_of
 
 _RENAMED = {"max_output_tokens": "max_tokens"}
+# How errors name the fields of a chat completion, and what those are called here.
+_OWN_NAMES = (
+    (r"^messages\b|(?<=')messages(?=')", "input"), (r"\bresponse_format(\.json_schema)?\b", "text.format"),
+    (r"(?<=')json_schema(?=')", "text.format"), (r"\bmax_tokens\b", "max_output_tokens"),
+)  # fmt: skip
 # Fields with the values that mean "not used": what they ask for else is not there.
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "background": (False,), "truncation": ("disabled",), "prompt": (),
@@ -56,11 +61,13 @@ def chat_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_response(error: RequestError) -> RequestError:
     """Return an error in a field of a chat completion as one in the field that it stands for."""
-    names = {"messages": "input", "response_format": "text.format", **{chat: own for own, chat in _RENAMED.items()}}
-    for chat, own in names.items():
-        if error.param is not None and re.match(rf"{chat}\b", error.param):
-            error.param = own + error.param.removeprefix(chat)
-    return error
+    texts = [str(error), error.hint or "", error.param or ""]
+    for name, own in _OWN_NAMES:
+        texts = [re.sub(name, own, text) for text in texts]
+    message, hint, param = texts
+    return RequestError(
+        error.status, message, hint or None, param=param or None, code=error.code, headers=error.headers
+    )
 
 
 def _messages(given: object) -> list[dict[str, Any]]:

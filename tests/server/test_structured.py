@@ -206,7 +206,9 @@ def test_responses_are_the_answers_of_chat_completions(client: Any, clip: Path) 
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
-        ({"input": "a", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.json_schema.schema"),
+        ({"input": "a", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"input": "a", "text": {"format": {"type": "json_schema", "name": 1, "schema": {}}}}, "text.format.name"),
+        ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format"),
         ({"input": "a", "messages": []}, "input"),
         ({"input": "a", "model": "other"}, "model"),
     ],
@@ -215,7 +217,9 @@ def test_responses_are_the_answers_of_chat_completions(client: Any, clip: Path) 
 def test_an_error_of_a_response_names_its_own_field(served: Served, body: dict[str, Any], param: str) -> None:
     kinds = {"Content-Type": "application/json"}
     status, _, content = served.send("POST", "/v1/responses", json.dumps(body).encode(), kinds)
-    assert 400 <= status < 500 and json.loads(content)["error"]["param"] == param, content
+    error = json.loads(content)["error"]
+    assert 400 <= status < 500 and error["param"] == param, content
+    assert not any(name in error["message"] for name in ("response_format", "json_schema'", "max_tokens"))
 
 
 def test_clients_know_the_model_by_the_names_that_it_is_served_under(served: Served, messages: Any) -> None:
