@@ -102,10 +102,7 @@ class Ledger:
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(self._end)
-            raise LlvidError(
-                f"can't write {self.path}: {error.strerror}",
-                "earlier records are complete; run the same command to continue",
-            ) from None
+            raise self._unwritten(error) from None
         self.replace(record.request_key, record.key)
         self._end, self._tail, self._has_changed = self._end + len(content), b"", True
         if record.request_key:
@@ -120,7 +117,8 @@ class Ledger:
         """Drop the record of a request if its key is another one: its video was replaced since."""
         old, _ = self._requests.pop(request_key, (key, 0))
         if old != key:
-            self.forget({old})
+            self._dropped.add(old)
+            self.done.discard(old)
             self.replaced += 1
 
     def record_of(self, request_key: str) -> Record | None:
@@ -135,6 +133,7 @@ class Ledger:
         """Drop records; they leave the file at the end of the run."""
         self._dropped |= keys
         self.done -= keys
+        self._requests = {request: row for request, row in self._requests.items() if row[0] not in keys}
 
     @property
     def choices(self) -> list[str]:
@@ -149,11 +148,13 @@ class Ledger:
                 yield Record(self.rows.decode(row))
 
     def flush(self) -> None:
-        """Bring what was appended to the disk now."""
+        """Bring what was appended to the disk now. Raises LlvidError if that fails, or has failed before."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
             self._flush()
+        if self._flush_error is not None:
+            raise self._unwritten(self._flush_error)
 
     def settle(self) -> bool:
         """Put the new file in the place of the old one, without dropped records; return whether anything changed."""
@@ -226,6 +227,10 @@ class Ledger:
         self._requests.pop("", None)  # of records of version 0.1
         return end, tail
 
+    def _unwritten(self, error: OSError) -> LlvidError:
+        hint = "earlier records are complete; run the same command to continue"
+        return LlvidError(f"can't write {self.path}: {error.strerror}", hint)
+
     def _flush(self) -> None:
         self._timer = None
         try:
@@ -256,6 +261,7 @@ class Errors:
         self._left = left or (self._old and _failures(self._old)) or {}
         self._overwrite, self._has_changed = overwrite, False
         self._file: BinaryIO | None = None
+        self._end = 0  # of the last whole row
         if self.path.exists():
             self._open()
 
@@ -268,8 +274,14 @@ class Errors:
         """Write a failure; an older one of the same video is forgotten."""
         row = JsonLines().encode(failure.values)
         self._left[_name(failure.names)], self._has_changed = row, True
+        file = self._open()
         try:
-            self._open().write(row)
+            file.truncate(self._end)  # a torn row, which the next run would take for somebody else's
+            file.seek(self._end)
+            left = memoryview(row)
+            while left:
+                left = left[file.write(left) :]
+            self._end += len(row)
         except OSError as error:
             raise LlvidError(f"can't write {self.path}: {error.strerror}") from None
 
@@ -302,7 +314,7 @@ class Errors:
     def _open(self) -> BinaryIO:
         if self._file is None:
             self._file = _open(self.path)
-            self._file.seek(0, os.SEEK_END)
+            self._end = self._file.read().rfind(b"\n") + 1
         return self._file
 
 
@@ -335,7 +347,8 @@ def failure_rows(rows: Iterable[bytes]) -> dict[str, bytes] | None:
     for row in rows:
         try:
             values = JsonLines().decode(row)
-            is_named = isinstance(values.get("video_path", values.get("video")), str)
+            name = values.get("video_path", values.get("video"))
+            is_named = all(isinstance(each, str) for each in (name if isinstance(name, list) else [name]))
             if not is_named or not isinstance(values.get("error"), str) or set(values) - _FAILURE_KEYS:
                 return None
         except ValueError:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import LlvidError, first_line
-from ..system.files import lock
+from ..system.files import flush_folder, lock
 from .formats import JsonLines, write_parquet
 from .ledger import failure_rows
 from .record import Failure, Record
@@ -103,7 +103,10 @@ class PartFiles:
             with self._system.open_output_stream(to) as stream:
                 stream.write(beside.read_bytes())
             if to == hidden:
+                with Path(hidden).open("rb") as file:  # else a power cut may leave it empty
+                    os.fsync(file.fileno())
                 self._system.move(hidden, f"{self._path}/{name}")
+                flush_folder(Path(self._path))
 
     def drop(self, name: str) -> None:
         """Take a file away, if it is there."""

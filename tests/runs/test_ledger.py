@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from records import ALL, record
 
-from llava_video_cli.errors import LlvidError, UsageError
+from llava_video_cli.errors import LlvidError, MediaError, UsageError
 from llava_video_cli.runs.ledger import Errors, Ledger
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.runs.table import open_table
@@ -180,6 +181,26 @@ def test_a_row_is_on_the_disk_within_two_seconds(tmp_path: Path, monkeypatch: py
     assert path.stat().st_size in flushed, "at the end, too"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """Whether the flush fails at the end of the run or before: a run with exit code 0 has its records on the disk."""
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "out.jsonl"
+    written(path, 1)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LlvidError, match=r"can't write .+: Input/output error"), Ledger(path) as ledger:
+        ledger.append(ALL[1])
+        if not late:
+            with pytest.raises(LlvidError):
+                ledger.flush()
+            with pytest.raises(LlvidError, match="Input/output error"):
+                ledger.append(ALL[2])
+            assert ledger.done == {each.key for each in ALL[:2]}
+
+
 def test_output_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     link = tmp_path / "out.jsonl"
@@ -301,6 +322,29 @@ def test_a_file_of_errors_of_somebody_else_is_left_alone(content: bytes, tmp_pat
     with pytest.raises(LlvidError, match="was not written by llvid"):
         Errors(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl.errors.jsonl").read_bytes() == FOREIGN
+
+
+def test_failures_of_a_list_of_pictures_are_ours(tmp_path: Path) -> None:
+    names = {"id": "x", "video": ["1.png", "2.png"], "video_path": ["1.png", "2.png"]}
+    with Errors(tmp_path / "out.jsonl") as errors:
+        errors.append(Failure(names, MediaError("1.png ... 2.png: can't be opened")))
+    with Errors(tmp_path / "out.jsonl") as errors:
+        assert errors.path == tmp_path / "out.errors.jsonl"
+        errors.succeeded(Record({"id": "x", "key": ""}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("torn", [b'{"video_path": "to', OURS.strip()])
+def test_a_failure_is_not_written_behind_a_torn_one(tmp_path: Path, torn: bytes) -> None:
+    """A second run that is killed, too, leaves a file that the third one knows."""
+    path = tmp_path / "out.errors.jsonl"
+    path.write_bytes(OURS + torn)
+    errors = Errors(tmp_path / "out.jsonl")
+    errors.append(failed("a.mp4"))
+    errors.append(failed("c.mp4"))
+    assert errors_of(path) == ["b.mp4", "a.mp4", "c.mp4"]
+    errors.close()
+    assert errors_of(path) == ["b.mp4", "a.mp4", "c.mp4"]
 
 
 def test_each_output_has_a_file_of_errors_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
         assert f"another run is writing {tmp_path}/" in result.stderr
     with PartFiles(str(tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("name", ["parts", "parts.parquet"])
+def test_a_part_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    flushed: list[list[str]] = []
+    folder = tmp_path / name
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(sorted(path.name[:5] for path in folder.iterdir())))
+    with PartFiles(f"{folder}/") as parts:
+        parts.begin()
+        parts.append(record(0))
+    assert flushed == [[".part"], ["part-"]], "the part, then the folder"
 
 
 def test_a_part_is_written_when_it_is_full(tmp_path: Path) -> None:

@@ -82,6 +82,19 @@ def test_the_record_of_a_replaced_video_leaves_the_other_file(tmp_path: Path) ->
     assert numbers(out) == [2, int("f" * 32, 16)] and not rest_path(out).exists()
 
 
+def test_a_record_that_has_moved_goes_when_its_video_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    sort(out, LIKELY, record(1, 0.9), record(2, 0.8))
+    new = Record({**record(1, 0.99).values, "key": "f" * 32})
+    with open_table(out, where=Where("yes", ">", 0.95)) as table:
+        table.begin()
+        moved = table.record_of(f"{10**6 + 2:032x}")
+        assert moved is not None and moved.key == record(2, 0.8).key
+        table.append(new)
+        assert table.replaced == 1 and table.record_of("no such request") is None
+    assert numbers(out) == [int("f" * 32, 16)] and numbers(rest_path(out)) == [2]
+
+
 def test_a_foreign_file_in_its_place_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     rest_path(out).write_text('{"mine": 1}\n')
