@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -201,6 +202,40 @@ def test_what_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: p
             assert ledger.done == {each.key for each in ALL[:2]}
 
 
+def test_the_name_of_a_file_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a new file, and of one that takes the place of another: its content first, then the folder."""
+    path, flushed = tmp_path / "out.jsonl", list[tuple[bool, int]]()
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.read_bytes().count(b"\n")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert written(path, 2) and flushed == [(False, 2), (True, 2)]
+    flushed.clear()
+    with Ledger(path, overwrite=True) as ledger:
+        ledger.append(ALL[2])
+        ledger.complete()
+    assert flushed == [(False, 2), (True, 2), (False, 2), (True, 1)]
+
+
+def test_what_ends_a_run_is_told_also_where_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LlvidError, match="the model is gone"), Ledger(tmp_path / "out.jsonl") as ledger:
+        ledger.append(ALL[0])
+        raise LlvidError("the model is gone")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_torn_row_is_none_of_the_records(tmp_path: Path, form: str) -> None:
+    path = tmp_path / form
+    path.write_bytes(written(path, 3)[:-10])
+    with Ledger(path) as ledger:
+        assert [each.key for each in ledger.records()] == [each.key for each in ALL[:2]]
+
+
 def test_output_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     link = tmp_path / "out.jsonl"
@@ -375,6 +410,16 @@ def test_a_file_of_errors_of_version_0_1_moves_to_its_table(tmp_path: Path) -> N
     with Errors(tmp_path / "x.parquet") as errors:
         errors.append(failed())
     assert errors_of(errors.path) == ["a.mp4"] and old.read_bytes() == OURS, "those of x.jsonl, which has them still"
+
+
+def test_a_file_of_errors_of_version_0_1_stays_beside_a_newer_one(tmp_path: Path) -> None:
+    old = tmp_path / "x.errors.jsonl"
+    for path in (old, tmp_path / "x.csv.errors.jsonl"):
+        path.write_bytes(OURS)
+    (tmp_path / "x.csv").write_text("rows")
+    with Errors(tmp_path / "x.csv") as errors:
+        errors.append(failed())
+    assert errors_of(errors.path) == ["b.mp4", "a.mp4"] and old.read_bytes() == OURS
 
 
 def test_failures_that_are_overwritten_stay_until_the_run_begins(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from waiting_model import USAGE, WaitingModel
 
-from llava_video_cli.conversation import Chunk, Generation, Request, Turn
+from llava_video_cli.conversation import Chunk, Generation, Request, TokenLogprob, Turn
 from llava_video_cli.errors import ContextError, LlvidError, ModelError
+from llava_video_cli.model import Event as ModelEvent
 from llava_video_cli.server.metrics import Metrics
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.server.scheduler import Event, Scheduler, Ticket
@@ -138,3 +139,78 @@ def test_after_close_waiting_requests_get_an_error_and_running_ones_finish(model
         ask(scheduler, "b")
     model.go.set()
     assert first.answer().endswith("wait")
+    with pytest.raises(RequestError) as error, scheduler.admit():
+        pass
+    assert error.value.status == 503
+
+
+class ModelByHand(WaitingModel):
+    """A model whose answers the test delivers; `submitted` is called while a request is given to it."""
+
+    def __init__(self, submitted: Callable[[], object] = bool) -> None:
+        super().__init__()
+        self.deliver: list[Callable[[ModelEvent], None]] = []
+        self._submitted = submitted
+
+    def submit(
+        self, request: Request, deliver: Callable[[ModelEvent], None], in_pieces: bool = True
+    ) -> Callable[[], None]:
+        del request, in_pieces
+        self.deliver.append(deliver)
+        self._submitted()
+        return self._stop
+
+    def _stop(self) -> None:
+        self.stopped += 1
+
+
+def test_a_request_that_is_cancelled_while_the_model_gets_it_is_stopped() -> None:
+    model = ModelByHand(lambda: scheduler.cancel(ticket))
+    scheduler = Scheduler(model, Metrics())
+    ticket = Ticket(Request((Turn("user", "a"),)), lambda _: None)
+    scheduler.submit(ticket)
+    assert model.stopped == 1
+
+
+def test_a_cancelled_request_gets_nothing_more() -> None:
+    model = ModelByHand()
+    scheduler = Scheduler(model, Metrics())
+    client = ask(scheduler, "a")
+    scheduler.cancel(client.ticket)
+    for event in (Chunk("text"), Chunk("", "stop", USAGE), ModelError("late"), ValueError("a bug")):
+        model.deliver[0](event)
+    assert client.events.empty()
+
+
+def test_a_request_that_fails_gives_its_place_to_the_next() -> None:
+    model = ModelByHand()
+    scheduler = Scheduler(model, Metrics(), max_batch=1)
+    first = ask(scheduler, "a")
+    ask(scheduler, "b")
+    model.deliver[0](ModelError("no"))
+    assert isinstance(first.first(), ModelError) and len(model.deliver) == 2
+
+
+def test_an_answer_that_is_not_streamed_has_the_logprobs_of_all_its_pieces() -> None:
+    model, events = ModelByHand(), list[Event]()
+    scheduler = Scheduler(model, Metrics())
+    scheduler.submit(Ticket(Request((Turn("user", "a"),)), events.append, streamed=False))
+    tokens = tuple(TokenLogprob(letter, letter.encode(), -1.0) for letter in "abc")
+    for token in tokens:
+        model.deliver[0](Chunk(token.token, logprobs=(token,)))
+    model.deliver[0](Chunk("", "stop", USAGE))
+    assert events == [Chunk("abc", "stop", USAGE, logprobs=tokens)]
+
+
+def test_a_refused_client_is_told_how_long_the_last_answer_took() -> None:
+    model, metrics = ModelByHand(), Metrics()
+    scheduler = Scheduler(model, metrics, max_requests=1)
+    ticket = Ticket(Request((Turn("user", "a"),)), lambda _: None, arrival_time=time.monotonic() - 30)
+    scheduler.submit(ticket)
+    model.deliver[0](Chunk("", "stop", USAGE))
+    with scheduler.admit():
+        assert b"llvid_requests_inside 1.0\n" in metrics.text()
+        with pytest.raises(RequestError) as error, scheduler.admit():
+            pass
+    assert 30 <= int(error.value.headers["retry-after"]) <= 40
+    assert b"llvid_requests_inside 0.0\n" in metrics.text()
