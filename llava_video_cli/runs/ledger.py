@@ -291,24 +291,26 @@ class Errors:
 
     def close(self) -> None:
         """Write those that are left."""
-        if self._has_changed:
-            if self._left:
-                with whole_file(self.path) as beside:
-                    beside.write_bytes(b"".join(self._left.values()))
-            else:
-                self.path.unlink(missing_ok=True)
-            if self._old is not None and _failures(self._old):
-                self._old.unlink()
-            self._has_changed = False
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            if self._has_changed:
+                self._has_changed = False
+                if self._left:
+                    with whole_file(self.path) as beside:
+                        beside.write_bytes(b"".join(self._left.values()))
+                else:
+                    self.path.unlink(missing_ok=True)
+                if self._old is not None and _failures(self._old):
+                    self._old.unlink()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def __enter__(self) -> Errors:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(LlvidError):  # what went wrong before is what the user should read
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(LlvidError) if kind else nullcontext():  # what went wrong before is what the user should read
             self.close()
 
     def _open(self) -> BinaryIO:

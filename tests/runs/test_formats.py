@@ -11,8 +11,19 @@ from pathlib import Path
 import pytest
 from records import ALL, CAPTIONS, NAMES, record
 
-from llava_video_cli.errors import LlvidError
-from llava_video_cli.runs.formats import Csv, JsonLines, json_line, srt, table_format, txt, vtt
+from llava_video_cli.errors import LlvidError, UsageError
+from llava_video_cli.runs.formats import (
+    Csv,
+    JsonLines,
+    Sidecars,
+    check_output,
+    json_line,
+    srt,
+    table_format,
+    txt,
+    vtt,
+    write_sidecar,
+)
 from llava_video_cli.runs.record import Record, path_to_text, text_to_path
 
 
@@ -138,6 +149,7 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
 
     path = tmp_path / "captions.parquet"
     assert write_parquet(iter(ALL * 300), path) == 300 * len(ALL)
+    assert parquet.ParquetFile(path).num_row_groups == 3, "of 5000 rows each, which lie in memory"
     table = parquet.read_table(path)
     assert table.column_names[:2] == ["file", "caption"]
     assert table["file"].to_pylist() == [each.values["video_path"] for each in ALL] * 300
@@ -157,3 +169,70 @@ def test_other_endings_are_refused() -> None:
 
 def test_json_is_escaped_only_where_it_must_be() -> None:
     assert json_line({"é日🎬": "a\u2028\x85\ud800"}) == '{"é日🎬": "a\\u2028\\u0085\\ud800"}'
+
+
+def test_marks_that_reorder_text_are_escaped_and_what_is_no_json_is_refused() -> None:
+    assert json_line("a\u202e\U000e0001") == '"a\\u202e\\udb40\\udc01"'
+    with pytest.raises(ValueError):
+        json_line(float("nan"))
+
+
+def test_times_of_subtitles_are_rounded_and_not_negative() -> None:
+    segments = [{"start_seconds": -0.5, "end_seconds": 1.9996, "text": "a"}]
+    assert srt(Record({"segments": segments})) == "1\n00:00:00,000 --> 00:00:02,000\na\n\n"
+
+
+def test_a_row_without_a_key_or_with_other_cells_is_none() -> None:
+    key = f"{7:032x}"
+    for rows, row in ((JsonLines(), json_line({"key": key}).encode()), (Csv(), f'"a","{key}"\n'.encode())):
+        assert rows.request_key(row) == ""
+    for read in (Csv().key, Csv().decode):
+        with pytest.raises(ValueError, match="2 cells, not 11"):
+            read(f'"a","{key}"\n'.encode())
+
+
+def test_a_table_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    assert table_format(path).header == Csv().header
+    path.write_bytes(Csv(scored=True).header)
+    assert table_format(path).header == Csv(scored=True).header, "also without choices"
+
+
+def test_quotes_that_never_end_take_no_memory_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("wb") as file:
+        file.write(b'"')
+        for megabytes in (33, 66):
+            file.seek(megabytes * 2**20)
+            file.write(b"\n")
+    with path.open("rb") as file, pytest.raises(LlvidError, match="a row is longer than 67,108,864 bytes"):
+        list(Csv().split(file))
+
+
+def test_a_sidecar_is_put_in_the_place_of_the_old_one(tmp_path: Path) -> None:
+    """It is not written over it: what ends llvid in between leaves the old one."""
+    path, same = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("old")
+    same.hardlink_to(path)
+    write_sidecar("txt", path, record())
+    assert (path.read_text(), same.read_text()) == ("A circle.\n", "old")
+
+
+def test_sidecars_lie_beside_their_video_or_as_it_does_below_its_folder(tmp_path: Path) -> None:
+    assert Sidecars(("txt", "srt")).paths("clips/b/a.mp4", "clips") == {
+        "txt": Path("clips/b/a.txt"), "srt": Path("clips/b/a.srt"),
+    }  # fmt: skip
+    beside = Sidecars(("vtt",), tmp_path)
+    assert beside.paths("clips/b/a.mp4", "clips") == {"vtt": tmp_path / "b" / "a.vtt"}
+    assert beside.paths("clips/b/a.mp4", "") == {"vtt": tmp_path / "a.vtt"}
+
+
+def test_text_and_subtitles_are_for_one_video() -> None:
+    for name in ("a.jsonl", "a.CSV", "a.parquet"):
+        check_output(Path(name), one_video=False)
+    check_output(Path("a.srt"), one_video=True)
+    with pytest.raises(UsageError, match="must end in") as error:
+        check_output(Path("a.srt"), one_video=False)
+    assert error.value.hint == "--sidecar srt writes a .srt file next to each video; -o a.jsonl takes all captions"
+    with pytest.raises(UsageError, match="must end in"):
+        check_output(Path("a.mp4"), one_video=True)
