@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llava_video_cli import MediaError
 from llava_video_cli.errors import LlvidError
+from llava_video_cli.runs import parts as parts_module
 from llava_video_cli.runs.parts import PartErrors, PartFiles, is_folder
 from llava_video_cli.runs.record import Failure, Record
 
@@ -85,6 +87,51 @@ def test_a_part_is_written_when_it_is_full(tmp_path: Path) -> None:
         assert len(part.read_text().splitlines()) == 5000
 
 
+def test_a_part_is_written_every_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(parts_module, "time", SimpleNamespace(monotonic=lambda: now))
+    with PartFiles(str(tmp_path / "parts")) as parts:
+        parts.begin()
+        written = []
+        for number, seconds in enumerate((59, 2, 59, 2)):
+            now += seconds
+            parts.append(record(number))
+            assert record(number).key in parts.done
+            written.append(len(list((tmp_path / "parts").iterdir())))
+    assert written == [0, 1, 1, 2]
+
+
+def written(place: Path, number: int, *, complete: bool, overwrite: bool = False) -> list[str]:
+    """Write a record; return those that stand there then."""
+    with PartFiles(f"{place}/", overwrite=overwrite) as parts:
+        parts.begin()
+        parts.append(record(number))
+        if complete:
+            parts.complete()
+    rows = [line for path in place.iterdir() if path.is_file() for line in path.read_text().splitlines()]
+    return sorted(json.loads(row)["video_path"] for row in rows)
+
+
+def test_parts_go_only_when_a_run_that_overwrites_them_is_complete(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "parts"
+    assert written(place, 0, complete=True) == ["0.mp4"]
+    assert written(place, 1, complete=True) == ["0.mp4", "1.mp4"]
+    assert written(place, 2, complete=False, overwrite=True) == ["0.mp4", "1.mp4", "2.mp4"]
+    (place / "folder.jsonl").mkdir()
+    assert written(place, 3, complete=True, overwrite=True) == ["3.mp4"]
+
+
+def test_a_part_has_the_scores_of_all_its_records(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    with PartFiles(f"{tmp_path}/scored.parquet") as parts:
+        parts.begin()
+        parts.append(record(0))
+        parts.append(Record({**record(1).values, "scores": {"yes": 0.25}}))
+    (part,) = (tmp_path / "scored.parquet").iterdir()
+    assert parquet.read_table(part)["scores"].to_pylist() == [None, {"yes": 0.25}]
+
+
 def test_failures_stand_beside_the_parts_as_long_as_there_are_any(tmp_path: Path) -> None:
     for failures in ([Failure({"video_path": "a.mp4"}, MediaError("cut"))], []):
         with PartFiles(f"{tmp_path}/") as parts:
@@ -109,11 +156,14 @@ def test_a_folder_is_told_from_a_file(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).write_text("no record\n")
     with (
-        pytest.raises(LlvidError, match="can't be used for records"),
+        pytest.raises(LlvidError, match=r"can't be used for records: .+ was not written by llvid"),
         PartFiles(f"{tmp_path}/", overwrite=overwrite) as to,
     ):
         PartErrors(to)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "no record\n"
+    (tmp_path / name).unlink()
+    with PartFiles(f"{tmp_path}/"):
+        pass  # it is not locked any more
 
 
 def test_parts_that_are_none_are_one_line(tmp_path: Path) -> None:
