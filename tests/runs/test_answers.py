@@ -280,3 +280,17 @@ def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
     while ahead.next(0.5) is not None:
         pass
     assert ahead.drained
+
+
+def test_room_that_is_given_back_is_used_again() -> None:
+    jobs = entries(9, side=100)  # 30,000 bytes each
+    ahead = ReadAhead(jobs, lambda image: image, Limits(cores=1), workers=4, most_bytes=100_000)
+    for _ in range(3):
+        held: list[JobRequest] = []
+        while len(held) < 3:
+            event = ahead.next(20)
+            assert event is not None, "there is room for three"
+            held += [event.question] if isinstance(event, RequestRead) else []
+        for question in held:
+            ahead.release(question)
+    until(lambda: ahead.next(0) is None and ahead.drained)
