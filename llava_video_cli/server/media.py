@@ -58,11 +58,15 @@ _MOST_SOUND_SECONDS, _SPEECH_SECONDS = 2 * 3600, 300.0  # of a video; and how lo
 
 @dataclass(frozen=True)
 class MediaContent:
-    """What a URL names: `digest` identifies the content, messages call it `name`, `open` gives the path of a file."""
+    """What a URL names: `digest` identifies the content, messages call it `name`, `open` gives the path of a file.
+
+    `raw` is the content itself, where it came with the request.
+    """
 
     digest: str
     name: str
     open: Callable[[], AbstractContextManager[str]]
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class MediaSources:
 
         Raises `RequestError` for a URL that may not be read, and MediaError for one that can't be read.
         """
-        scheme = url[:6].partition(":")[0].lower()
+        scheme = _scheme_of(url)
         if isinstance(url, PictureList):
             with self._open_list(url.paths, cancelled) as content:
                 yield content
@@ -95,26 +99,30 @@ class MediaSources:
                 yield content
         elif scheme in ("http", "https"):
             with _private_folder() as folder:
-                target = folder / "media"
-                digest = fetch(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
-                name = urlsplit(url).path.rpartition("/")[2] or "the file"
-                yield MediaContent(digest, name, lambda: nullcontext(str(target)))
+                yield self._fetched(url, folder / "media", cancelled)
         else:
             raise RequestError(400, "a URL must begin with data:, file:, http: or https:", code="invalid_url")
 
     @contextmanager
     def _open_list(self, urls: Sequence[str], cancelled: threading.Event) -> Iterator[MediaContent]:
         """Give pictures as one video; the bounds of a download hold for all of them together."""
-        with ExitStack() as opened:
+        with _private_folder() as folder, ExitStack() as opened:
             contents: list[MediaContent] = []
             left, until = self.max_bytes, time.monotonic() + self.fetch_seconds
-            for url in urls:
+            for number, url in enumerate(urls):
                 sources = replace(self, max_bytes=left, fetch_seconds=until - time.monotonic())
-                contents.append(opened.enter_context(sources.open(url, cancelled)))
-                if url[:4].lower() == "http":
-                    with contents[-1].open() as path:
-                        left -= Path(path).stat().st_size
+                if _scheme_of(url) in ("http", "https"):
+                    target = folder / str(number)
+                    contents.append(sources._fetched(url, target, cancelled))  # noqa: SLF001 - its own
+                    left -= target.stat().st_size
+                else:
+                    contents.append(opened.enter_context(sources.open(url, cancelled)))
             yield _as_video(contents, "the list of pictures")
+
+    def _fetched(self, url: str, target: Path, cancelled: threading.Event) -> MediaContent:
+        digest = fetch(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
+        name = urlsplit(url).path.rpartition("/")[2] or "the file"
+        return MediaContent(digest, name, lambda: nullcontext(str(target)))
 
     @contextmanager
     def _open_file(self, url: str) -> Iterator[MediaContent]:
@@ -270,9 +278,13 @@ class MediaCache:
 
         def named(text: str) -> str:
             """Name the files as the client knows them."""
-            for number, picture in enumerate(path.paths if isinstance(path, PictureList) else (), start=1):
+            if not isinstance(path, PictureList):
+                return text.replace(path, name)
+            if len(path.paths) > 1:
+                text = text.replace(path, name)  # which ends in the name of the last picture
+            for number, picture in enumerate(path.paths, start=1):
                 text = text.replace(f"{picture}:", f"picture {number}:")
-            return text.replace(path, name)
+            return text
 
         try:
             job = DecodeJob(path, sampling, self._limits, _MAX_PICTURE_PIXELS)
@@ -301,12 +313,22 @@ class MediaCache:
 
 
 def _as_video(contents: Sequence[MediaContent], name: str) -> MediaContent:
-    """Return pictures as the content of one video."""
+    """Return pictures as the content of one video.
+
+    Those that came with the request lie in one folder: a folder each, which is open while it is locked, would take all
+    files that this process may open.
+    """
 
     @contextmanager
     def open_all() -> Iterator[str]:
-        with ExitStack() as opened:
-            yield PictureList([opened.enter_context(content.open()) for content in contents])
+        with _private_folder() as folder, ExitStack() as opened:
+            paths: list[str] = []
+            for number, content in enumerate(contents):
+                if content.raw is None:
+                    paths.append(opened.enter_context(content.open()))
+                else:
+                    paths.append(_written(folder / str(number), content.raw))
+            yield PictureList(paths)
 
     return MediaContent(fingerprint("".join(content.digest for content in contents).encode()), name, open_all)
 
@@ -368,18 +390,25 @@ def _decoded(content: str) -> MediaContent:
         raw = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(400, f"the data: URL is not base64: {error}", code="invalid_url") from None
-    return MediaContent(fingerprint(raw), "the data: URL", lambda: _temporary_file(raw))
+    return MediaContent(fingerprint(raw), "the data: URL", lambda: _temporary_file(raw), raw)
 
 
 @contextmanager
 def _temporary_file(content: bytes) -> Iterator[str]:
     with _private_folder() as folder:
-        target = folder / "media"
-        try:
-            target.write_bytes(content)
-        except OSError as error:
-            raise MediaError(f"a temporary file can't be written: {error.strerror}") from None
-        yield str(target)
+        yield _written(folder / "media", content)
+
+
+def _written(target: Path, content: bytes) -> str:
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise MediaError(f"a temporary file can't be written: {error.strerror}") from None
+    return str(target)
+
+
+def _scheme_of(url: str) -> str:
+    return url[:6].partition(":")[0].lower()
 
 
 def _path_of(url: str) -> str:

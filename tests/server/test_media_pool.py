@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import json
 import multiprocessing
@@ -34,6 +35,7 @@ from llava_video_cli.server.media_worker import Bounds, DecodeJob
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Resize
+from llava_video_cli.video.files import PictureList
 from llava_video_cli.video.fit import FrameInput, FrameResize
 from llava_video_cli.video.image import Picture, read_image
 from llava_video_cli.video.limits import Limits
@@ -299,4 +301,22 @@ def test_a_folder_in_use_is_locked(tmp_path: Path, clip: Path, monkeypatch: pyte
         os.utime(Path(path).parent, (0, 0))
         remove_leftovers()
         assert Path(path).read_bytes() == clip.read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_one_url", [True, False])
+def test_pictures_that_come_with_a_request_take_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_url: bool
+) -> None:
+    """Else one request could take all that the server may open, also those of its connections."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    coded = [base64.b64encode(f"{number}".encode()).decode() for number in range(200)]
+    listed = PictureList([f"data:image/jpeg;base64,{each}" for each in coded])
+    url = "data:video/jpeg;base64," + ",".join(coded) if is_one_url else listed
+    with MediaSources().open(url, threading.Event()) as content:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with content.open() as path:
+            assert isinstance(path, PictureList)
+            assert [Path(each).read_text() for each in path.paths] == [f"{number}" for number in range(200)]
+            assert len(os.listdir("/proc/self/fd")) < before + 20  # noqa: PTH208
     assert list(tmp_path.iterdir()) == []

@@ -292,5 +292,8 @@ def test_broken_pictures_of_a_video_are_refused(model: Model, pictures: list[Pat
             got, answer = served.post({"messages": [{"role": "user", "content": content}]})
             assert got == status and words in answer["error"]["message"], answer
             assert "llvid-serve" not in answer["error"]["message"]
+        late = {"type": "video", "video": [f"data:image/jpeg;base64,{picture}"] * 2, "video_start": 99}
+        _, answer = served.post({"messages": [{"role": "user", "content": [late]}]})
+        assert answer["error"]["message"].startswith("messages[0].content[0]: the list of pictures: "), answer
         for part in ({"type": "input_video"}, {"type": "input_video", "input_video": {}}, {"type": "video"}):
             assert served.post({"messages": [{"role": "user", "content": [part]}]})[0] == 400
