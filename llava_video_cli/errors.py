@@ -38,7 +38,9 @@ class UsageError(LlvidError):
 
 
 class MediaError(LlvidError):
-    """A video or picture can't be read."""
+    """A video or picture can't be read; `path` names it, where that is known."""
+
+    path = ""
 
 
 class MissingExtraError(LlvidError):

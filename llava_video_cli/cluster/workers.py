@@ -63,7 +63,7 @@ def _videos(part: Part, context: StageContext) -> Iterator[InputVideo]:
             if isinstance(found, Found):
                 yield InputVideo(found.path, context.task.key(_path_from_output(found.path, context), found.status))
             else:
-                yield InputVideo(str(found).split(": ", 1)[0], "", found)
+                yield InputVideo(found.path or str(found).split(": ", 1)[0], "", found)
     except LlvidError as error:
         yield InputVideo(str(error).split(": ", 1)[0], "", error)
 

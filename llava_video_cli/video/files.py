@@ -136,7 +136,8 @@ def find(
     In a folder, files count as videos and pictures by their ending. Sound files are included, as they often are videos;
     hidden files are not. A file that is named itself is always included. With `as_video`, the pictures of a folder or a
     pattern are one video, whose path is that of the folder, or the pattern. What can't be opened is yielded as an
-    error, and so is a folder without media, with `report_empty`. Without `pictures`, those in folders are left out.
+    error with its `path`, and so is a folder without media, with `report_empty`. Without `pictures`, those in folders
+    are left out.
     """
     seen: set[str] = set()
     for path in paths:
@@ -155,7 +156,7 @@ def find(
             below = None if recursive else first_below(path, pictures=pictures)
             hint = f"--recursive takes those in its subfolders, such as {below}" if below else None
             kinds = "videos or pictures" if pictures else "videos or sound files"
-            yield MediaError(f"{path}: no {kinds} in it", hint)
+            yield _failed(path, f"no {kinds} in it", hint)
 
 
 def first_below(folder: str, *, pictures: bool = True) -> str | None:
@@ -175,7 +176,7 @@ def _ending(name: str) -> str:
 
 def _named(path: str, recursive: bool, as_video: bool) -> Iterator[Found | MediaError]:
     if as_video and may_be_picture(_ending(path)) and not is_sequence(path):
-        yield MediaError(f"{path}: one picture", "--as-video takes a folder, or a pattern in quotes: 'frame_*.jpg'")
+        yield _failed(path, "one picture", "--as-video takes a folder, or a pattern in quotes: 'frame_*.jpg'")
         return
     if as_video and is_sequence(path) and not (recursive and os.path.isdir(path)):  # noqa: PTH112
         yield _sequence(path, "")
@@ -184,9 +185,9 @@ def _named(path: str, recursive: bool, as_video: bool) -> Iterator[Found | Media
         status = os.stat(file_of(path))  # noqa: PTH116 - a Path would cost more than the call, 100,000 times
     except FileNotFoundError:
         hint = "`llvid caption --as-video` takes the pictures of a pattern as one video" if is_pattern(path) else None
-        yield MediaError(f"{path}: no such file or folder", hint)
+        yield _failed(path, "no such file or folder", hint)
     except (OSError, ValueError) as error:
-        yield MediaError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}")
+        yield _failed(path, f"can't be opened: {getattr(error, 'strerror', None) or error}")
     else:
         if os.path.isdir(path):  # noqa: PTH112
             yield from _inside(path, path, recursive, as_video)
@@ -198,9 +199,10 @@ def _sequence(path: str, root: str) -> Found | MediaError:
     try:
         return Found(path.rstrip(os.sep) or path, root, status_of(path))
     except MediaError as error:
+        error.path = path
         return error
     except OSError as error:
-        return MediaError(f"{path}: can't be opened: {error.strerror}")
+        return _failed(path, f"can't be opened: {error.strerror}")
 
 
 def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator[Found | MediaError]:
@@ -208,7 +210,7 @@ def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        yield MediaError(f"{folder}: can't be listed: {error.strerror}")
+        yield _failed(folder, f"can't be listed: {error.strerror}")
         return
     has_sequence = False
     for entry in ordered:
@@ -228,7 +230,13 @@ def _inside(folder: str, root: str, recursive: bool, as_video: bool) -> Iterator
                 if entry.is_file():
                     yield Found(entry.path, root, status)
         except OSError as error:
-            yield MediaError(f"{entry.path}: can't be opened: {error.strerror}")
+            yield _failed(entry.path, f"can't be opened: {error.strerror}")
+
+
+def _failed(path: str, words: str, hint: str | None = None) -> MediaError:
+    error = MediaError(f"{path}: {words}", hint)
+    error.path = path
+    return error
 
 
 def is_sequence(path: str) -> bool:

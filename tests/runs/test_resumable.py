@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -207,3 +208,15 @@ def test_an_empty_answer_is_a_failure_unless_it_is_allowed(clips: Path, tmp_path
     allowed = list(caption_folder(clips, output, model=Silent(), allow_empty=True))
     assert len(allowed) == 3 and all(isinstance(each, Record) for each in allowed), "the failures are tried again"
     assert not list(caption_folder(clips, output, model=Silent())), "what is done stays done"
+
+
+def test_a_file_that_is_not_there_fails_under_its_whole_name(clips: Path, tmp_path: Path) -> None:
+    names = [clips / "circle.mp4", clips / "Film: One.mp4", clips / "Film: Two: End.mp4"]
+    out = tmp_path / "out.jsonl"
+    failed = [outcome for outcome in caption_folder(names, out, model=Echo()) if isinstance(outcome, Failure)]
+    assert [failure.values["video_path"] for failure in failed] == list(map(str, names[1:]))
+    errors = tmp_path / "out.errors.jsonl"
+    assert len(errors.read_text().splitlines()) == 2
+    for name in names[1:]:
+        shutil.copy(names[0], name)
+    assert len(list(caption_folder(names, out, model=Echo()))) == 2 and not errors.exists()
