@@ -158,6 +158,39 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_what_a_key_names(tmp_path: Path) -> None:
+    """All that decides on the answer; the request's own key, all but the state of the video."""
+    video = tmp_path / "a.mp4"
+    video.write_text("a")
+    line = {"id": 1, "video": "a.mp4", "question": "Why?", "temperature": 0.5, "seed": 7}
+
+    def keys(model: str = "demo", drawn_seed: int | None = None, **changes: Any) -> tuple[str, str]:
+        (request,) = read_requests(write(tmp_path / "r.jsonl", {**line, **changes}), PRESET)
+        return request.keys(model, drawn_seed)
+
+    first, lasting = keys()
+    others = [
+        keys("other"), keys(id=2), keys(question="How?"), keys(timestamps=True), keys(frames=3),
+        keys(system="Be brief."), keys(seed=8),
+    ]  # fmt: skip
+    assert len({first, *(key for key, _ in others)}) == len({lasting, *(key for _, key in others)}) == 8
+    assert keys(drawn_seed=7) == keys(drawn_seed=8, seed=8) != keys(), "a drawn seed is no part of it"
+    os.utime(video, ns=(1, 1))
+    changed, same = keys()
+    assert changed != first and same == lasting
+
+
+def test_media_go_to_the_first_question_and_a_system_text_stands_once(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "Why?"}]
+    line = {"video": "a.mp4", "messages": talk}
+    plain = {"video": "a.mp4", "question": "Why?", "system": "Theirs."}
+    path = write(tmp_path / "r.jsonl", line, {**line, "system": "Theirs."}, plain)
+    asked = list(read_requests(path, PRESET))
+    told = [[(draft.role, draft.text, len(draft.paths)) for draft in request.drafts] for request in asked]
+    mine = [("system", "Mine.", 0), ("user", "Why?", 1)]
+    assert told == [mine, mine, [("system", "Theirs.", 0), ("user", "Why?", 1)]]
+
+
 def test_an_id_stands_once(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", *[{"id": "a", "video": "a", "question": "x"}] * 2)
     with pytest.raises(UsageError, match="line 2: the id 'a' appears twice"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -93,6 +94,77 @@ def test_a_record_that_has_moved_goes_when_its_video_is_replaced(tmp_path: Path)
         table.append(new)
         assert table.replaced == 1 and table.record_of("no such request") is None
     assert numbers(out) == [int("f" * 32, 16)] and numbers(rest_path(out)) == [2]
+
+
+def test_both_files_are_overwritten_together_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    sort(out, LIKELY, record(1, 0.9), record(2, 0.1))
+    for new, is_complete in (((), True), ((), False), ((record(3, 0.1),), False)):
+        with open_table(out, overwrite=True, where=LIKELY) as table:
+            table.begin({record(3, 0.1).key})
+            for each in new:
+                table.append(each)
+            if is_complete:
+                table.complete()
+        assert numbers(out) == [1] and numbers(rest_path(out)) == [2], "there is nothing new, or the run was stopped"
+    with open_table(out, overwrite=True, where=LIKELY) as table:
+        table.begin({record(3, 0.1).key})
+        table.complete()
+    assert numbers(out) == [] and numbers(rest_path(out)) == [3]
+
+
+def test_a_record_whose_video_can_not_be_read_any_more_goes_from_either_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    sort(out, LIKELY, record(1, 0.9), record(2, 0.1), record(3, 0.1))
+    with open_table(out, where=LIKELY) as table:
+        table.begin()
+        for number in (1, 2):
+            table.replace(f"{number + 10**6:032x}")
+        assert table.replaced == 2
+    assert numbers(out) == [] and numbers(rest_path(out)) == [3]
+
+
+def test_what_moves_is_on_the_disk_before_it_leaves_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, events = tmp_path / "out.jsonl", list[object]()
+    sort(out, LIKELY, record(1, 0.9), record(2, 0.1))
+    rest = rest_path(out).stat().st_ino
+    replace = Path.replace
+
+    def replaced(path: Path, target: Path) -> Path:
+        events.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    sort(out, Where("yes", ">", 0.95))
+    assert rest in events[: events.index("out.jsonl")]
+
+
+def test_a_parquet_table_has_the_others_in_a_table_beside_it(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    def rows(path: Path) -> list[str]:
+        return sorted(parquet.read_table(path)["file"].to_pylist())
+
+    more: dict[str, Any] = {
+        "segments": [],
+        "prompt": "?",
+        "model": "demo",
+        "finish_reason": "stop",
+        "frames": None,
+        "notes": [],
+    }
+    records = [Record({**more, "usage": {}, **record(n, n / 10).values}) for n in (1, 9)]
+    out = tmp_path / "out.parquet"
+    sort(out, LIKELY, *records)
+    assert rows(out) == ["9.mp4"] and rows(rest_path(out)) == ["1.mp4"]
+    sort(out, None)
+    assert rows(out) == ["1.mp4", "9.mp4"] and not rest_path(out).exists()
+    rest_path(out).write_text("mine")
+    with pytest.raises(LlvidError, match=r"rest\.parquet is not a table of llvid"):
+        sort(out, LIKELY)
+    sort(out, None, Record({**records[0].values, "key": "f" * 32}))
+    assert rest_path(out).read_text() == "mine" and len(rows(out)) == 2
 
 
 def test_a_foreign_file_in_its_place_is_left_alone(tmp_path: Path) -> None:

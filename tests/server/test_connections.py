@@ -205,7 +205,6 @@ def test_nothing_is_left_of_connections_that_are_gone() -> None:
             for peer in both:
                 connections.remove(peer)
                 connections.set_idle(peer, is_idle=True)  # its last answer ends late
-                connections.remove(peer)
     assert [len(each) for each in vars(connections).values() if isinstance(each, Sized)] == [0, 0, 0]
 
 
