@@ -102,7 +102,10 @@ def path_of(video: str) -> str:
 def shown_name(video: str) -> str:
     r"""Return a line's `video_path` as readable text: bytes that are not UTF-8 become `\xe9`."""
     path = str(path_of(video))
-    return path if path == video else os.fsencode(path).decode("utf-8", "backslashreplace")
+    if path != video:
+        with suppress(UnicodeEncodeError):  # of half a character, which no path has
+            return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return video
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ def test_stdout_has_the_path_and_stderr_the_notes(
     }
 
 
+def test_a_list_with_half_a_character_is_one_video_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "out.jsonl", line(["\ud800.png", "b.png"], "A caption."))  # type: ignore[arg-type]
+    assert run(["report", str(tmp_path / "out.jsonl"), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().err == "1 video can't be read any more\n"
+    assert "A caption." in (tmp_path / "page.html").read_text()
+
+
 def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     endless = tmp_path / "long.jsonl"

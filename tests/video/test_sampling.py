@@ -195,6 +195,8 @@ def test_is_constant(stamps: list[int], answer: bool) -> None:
         ({"fps": 0}, "above 0, got 0"),
         ({"fps": float("inf")}, "above 0"),
         ({"fps": "2"}, "above 0, got '2'"),
+        ({"fps": 10**400}, "above 0, got 1000"),
+        ({"end_seconds": 10**400}, "the end must be"),
         ({"start_seconds": -1}, "0 seconds or later"),
         ({"start_seconds": float("nan")}, "0 seconds or later"),
         ({"end_seconds": float("nan")}, "the end must be"),
