@@ -188,7 +188,7 @@ class ResponseForm:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.generated_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
             "total_tokens": usage.prompt_tokens + usage.generated_tokens,
         }
         return {**values, "usage": counts, "llvid": {"finish_reason": last.finish_reason, **extra}}

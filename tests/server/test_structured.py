@@ -13,7 +13,10 @@ from schemas import fault
 from serving import QUESTION, Served, data_url, message, serving
 
 from llava_video_cli import Generation, Model, Request, Turn, join, open_model, open_remote
+from llava_video_cli.conversation import Chunk, Usage
 from llava_video_cli.errors import extra_hint
+from llava_video_cli.server.responses import ChatForm
+from llava_video_cli.server.responses_api import ResponseForm
 
 pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
@@ -195,6 +198,18 @@ def test_responses_are_the_answers_of_chat_completions(client: Any, clip: Path) 
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     again = [*items, *whole.model_dump()["output"], {"role": "user", "content": QUESTION}]
     assert client.responses.create(model="demo", input=again).status == "completed"
+
+
+def test_both_forms_count_the_tokens_of_thinking() -> None:
+    usage = Usage(50, 20, 9, 0.1, 0.2, 0, thinking_tokens=7)
+    extra = {"generation": {"max_new_tokens": 40, "temperature": 0, "top_p": 1}}
+    last = [Chunk("It moves.", "stop", usage)]
+    completion = ChatForm("chatcmpl-1", 0, "demo").whole(last, extra)["usage"]
+    response = ResponseForm("resp_1", 0, "demo", {}).whole(last, extra)["usage"]
+    assert completion["completion_tokens_details"] == response["output_tokens_details"] == {"reasoning_tokens": 7}
+    assert completion["prompt_tokens_details"] == response["input_tokens_details"] == {"cached_tokens": 20}
+    for names, counts in ((("prompt", "completion"), completion), (("input", "output"), response)):
+        assert [counts[f"{name}_tokens"] for name in (*names, "total")] == [50, 9, 59]
 
 
 @pytest.mark.parametrize(
