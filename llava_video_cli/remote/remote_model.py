@@ -188,12 +188,13 @@ class RemoteModel:
         whole: list[str] = []
         is_exact = request.generation.regex is not None  # white space at its ends counts
         with self._least_busy_server() as server:
-            if generation.prefill.strip() and server.served.engine != "llvid":  # others send what follows
-                yield Chunk(generation.prefill.strip())
-                has_text = True
+            begun = "" if server.served.engine == "llvid" else generation.prefill.strip()  # others send what follows
             body = self._writer.body(request, server.served, is_local=server.endpoint.is_local)
             with body as values:
                 for event in server.endpoint.events(values, patient=len(self._servers) == 1):
+                    if begun and not has_text:  # not before the server answers: another one may have to
+                        yield Chunk(begun)
+                        has_text = True
                     end |= {key: event[key] for key in ("usage", "llvid") if isinstance(event.get(key), dict)}
                     choice = _first(event.get("choices"))
                     end |= {"finish_reason": choice["finish_reason"]} if choice.get("finish_reason") else {}

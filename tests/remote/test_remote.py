@@ -340,8 +340,8 @@ def test_a_dead_servers_work_goes_to_the_others_and_all_dead_is_one_error() -> N
     with living.running():
         with dying.running():
             model = opened(living, dying)
-        requests = [request(f"{number}?") for number in range(6)]
-        assert [answer.text for answer in model.answer_all(requests)] == ["yes"] * 6
+        requests = [request(f"{number}?", prefill="So:") for number in range(6)]  # which comes before what is sent
+        assert [answer.text for answer in model.answer_all(requests)] == ["So:yes"] * 6
         assert len(living.asked) == 6 and model.at_a_time == 16
         # one that is down from the start is a note
         later = opened(living, dying)
