@@ -93,15 +93,16 @@ def announced(model: str) -> str | None:
         import fcntl
 
         for path in runtime_folder().glob("*.server"):
-            if path.lstat().st_mode == S_IFREG | 0o600:  # not a link or a pipe, and not readable by others
-                with path.open() as file:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                        path.unlink()  # the lock is free: its server has ended
-                    except BlockingIOError:
-                        url, _, name = file.read().partition("\n")
-                        if name == model and url.startswith("http://"):
-                            return url
+            with suppress(OSError, ValueError):  # one that can't be read, or is gone, hides no other
+                if path.lstat().st_mode == S_IFREG | 0o600:  # not a link or a pipe, and not readable by others
+                    with path.open() as file:
+                        try:
+                            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                            path.unlink()  # the lock is free: its server has ended
+                        except BlockingIOError:
+                            url, _, name = file.read().partition("\n")
+                            if name == model and url.startswith("http://"):
+                                return url
     return None
 
 

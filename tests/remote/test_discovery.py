@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_file_that_says_something_else_is_not_believed(folder: Path, content: 
         (file,) = folder.iterdir()
         file.write_bytes(content)
         assert announced("demo") is None
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(folder: Path) -> None:
+    with ExitStack() as announcements:
+        for number in range(9):
+            announcements.enter_context(announce(URL, "demo"))
+            (file,) = folder.glob(f"{os.getpid()}.server")
+            if number < 8:  # the order in a folder is the system's
+                file.write_bytes(b"\xff")
+                file.rename(folder / f"{number}.server")
+        assert announced("demo") == URL
 
 
 def test_a_file_or_folder_open_to_others_is_not_believed(folder: Path) -> None:
