@@ -106,6 +106,8 @@ def eval(
             )
     if to is not None and to.suffix.lower() != ".json":
         raise UsageError(f"{to} must end in .json")
+    if page is not None:
+        _check_page(page, overwrite=run.overwrite)
     settings = settle(preset, model, frames, text)
     check_scene_flags(frames, settings.preset)
     where = executor(cluster, settings, output)
@@ -114,6 +116,7 @@ def eval(
     evaluation = Evaluation(questions, settings.undrawn_preset, ways(by, not no_controls))
     target = to or Path(f"{questions.name}-{_slug(settings.model)}.json")
     answers = target.with_suffix(".answers.jsonl")
+    _check_result(target, overwrite=run.overwrite)
     if run.overwrite:
         confirm_overwrite(answers, output)
     output.note(*questions.notes)
@@ -130,7 +133,7 @@ def eval(
     document = result(evaluation, answers, asking.keys)
     write_document(document, target)
     if page is not None:
-        _write_page(document, answers, asking.keys, page)
+        _write_page(document, answers, asking.keys, page, output)
     if output.json:
         console.write_json(document)
     else:
@@ -204,17 +207,37 @@ def _compare(first: Path, second: Path, output: OutputFlags) -> None:
     )
 
 
-def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page: Path) -> None:
+def _check_result(target: Path, *, overwrite: bool) -> None:
+    """Raise UsageError for a file in the result's place that may not be replaced."""
+    if not target.exists() or (target.is_file() and (overwrite or not target.stat().st_size)):
+        return
+    try:
+        read_document(target)
+    except UsageError as error:
+        error.hint = "choose another file with -o" + (", or replace it with --overwrite" if target.is_file() else "")
+        raise
+
+
+def _check_page(page: Path, *, overwrite: bool) -> None:
+    """Raise UsageError for a page that can't be written, or whose place has a file that may not be replaced."""
+    from ..report.page import is_report
+
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{page} must end in .html")
+    if page.exists() and not (page.is_file() and (overwrite or not page.stat().st_size or is_report(page))):
+        hint = "choose another file with --report" + (", or replace it with --overwrite" if page.is_file() else "")
+        raise UsageError(f"{page} is not a page of `llvid report`", hint)
+
+
+def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page: Path, output: OutputFlags) -> None:
     """Write the records of the wrong answers beside the page, and the page."""
     from ..report.page import write_report
     from ..report.results import open_results
 
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{page} must end in .html")
     wrong = page.with_suffix(".wrong.jsonl")
     records = list(wrong_records(document, answers, keys))
     if not records:
-        console.note("no answer is wrong, so there is no page")
+        output.note("no answer is wrong, so there is no page")
         return
     with whole_file(wrong) as temporary:
         temporary.write_text("".join(f"{json_line(values)}\n" for values in records), encoding="utf-8")

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _TEMPLATE = ("report.html", "report.css", "rows.js", "search.js", "page.js")  # the scripts as one, in this order
+_TITLE = b"<title>llvid report</title>"
+_HEAD_BYTES = 2048  # that the title is in
 _CLOSING = "</script>\n"
 _SHOWN_FRAMES = 8
 _SHEET_PIXELS, _CELL_PIXELS = 640, 320  # width of a sheet and of a cell, at most
@@ -98,6 +100,12 @@ def write_report(
                 progress(done)
     file.write(after)
     return unreadable
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `write_report` wrote."""
+    with path.open("rb") as file:
+        return _TITLE in file.read(_HEAD_BYTES)
 
 
 def _template() -> list[str]:

@@ -155,6 +155,28 @@ def test_only_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "not a regular file" in capsys.readouterr().err
 
 
+def test_files_of_somebody_else_are_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("package.json", "index.html"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "folder.html").mkdir()
+    command = ["eval", "demo", "-m", "demo", "--limit", "1", "--by", "choices", "--no-controls"]
+    for more, words in (
+        (("-o", "package.json"), "package.json is not a result of `llvid eval`"),
+        (("-o", "r.json", "--report", "index.html"), "index.html is not a page of `llvid report`"),
+        (("-o", "r.json", "--report", "folder.html"), "folder.html is not a page of `llvid report`"),
+        (("-o", "r.json", "--report", "page.txt"), "page.txt must end in .html"),
+    ):
+        paths = [str(tmp_path / each) if "." in each else each for each in more]
+        assert run([*command, *paths]) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "package.json").read_text() == (tmp_path / "index.html").read_text() == "{}"
+    assert {path.name for path in tmp_path.iterdir()} == {"package.json", "index.html", "folder.html"}
+    assert run([*command, "-q", "-o", str(tmp_path / "package.json"), "--overwrite"]) == 0
+    assert json.loads((tmp_path / "package.json").read_text())["set"] == "demo"
+
+
 def test_the_wrong_answers_have_a_page(
     questions: QuestionSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,3 +191,6 @@ def test_the_wrong_answers_have_a_page(
     (wrong,) = (tmp_path / "wrong.wrong.jsonl").read_text().splitlines()
     assert json.loads(wrong)["notes"][0] == "wrong: yes; right: no" and "wrong: yes; right: no" in page.read_text()
     capsys.readouterr()
+    assert run(command) == 0, "its own page is replaced"
+    assert run([*command[:4], "-o", str(to), "--report", str(page), "--limit", "1", "--by", "choices", "-q"]) == 0
+    assert capsys.readouterr().err == "", "no answer is wrong"
