@@ -220,3 +220,26 @@ def test_a_file_that_is_not_there_fails_under_its_whole_name(clips: Path, tmp_pa
     for name in names[1:]:
         shutil.copy(names[0], name)
     assert len(list(caption_folder(names, out, model=Echo()))) == 2 and not errors.exists()
+
+
+def test_a_run_that_is_stopped_leaves_what_it_was_to_overwrite(clips: Path, tmp_path: Path) -> None:
+    out, once = tmp_path / "out.jsonl", RunOptions(batch_size=1)
+    list(caption_folder(clips, out, model=Echo(), preset="default"))
+    before = out.read_bytes()
+    run = caption_folder(clips, out, model=Echo(), preset="default", overwrite=True, options=once)
+    for outcome in run:
+        if isinstance(outcome, Record):
+            run.stop.set()
+    assert run.summary.left and run.is_pending and out.read_bytes() == before
+    assert len(before.splitlines()) == 3
+
+
+def test_a_record_goes_when_the_file_in_its_videos_place_fails(clips: Path, tmp_path: Path) -> None:
+    out, video = tmp_path / "out.jsonl", tmp_path / "a.mp4"
+    video.write_bytes((clips / "circle.mp4").read_bytes())
+    list(caption_folder(video, out, model=Echo(), preset="default"))
+    assert len(out.read_bytes().splitlines()) == 1
+    video.write_text("no video")
+    run = caption_folder(video, out, model=Echo(), preset="default")
+    assert [type(outcome) for outcome in run] == [Failure] and run.summary == Summary(failed=1, replaced=1)
+    assert out.read_bytes() == b""

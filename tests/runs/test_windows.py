@@ -28,12 +28,14 @@ from llava_video_cli import (
     Request,
     Sampling,
     Segment,
+    Usage,
     UsageError,
 )
 from llava_video_cli.demo.world import write_clip as write_scene
 from llava_video_cli.demo.world import write_picture
 from llava_video_cli.preset import Preset
 from llava_video_cli.prompt.subtitles import Subtitles
+from llava_video_cli.runs.record import CutNote, join_frames, total_usage
 from llava_video_cli.runs.windows import WindowAnswers, answer_windows, conclude, relevant, windows_note, windows_values
 from llava_video_cli.video import inspect, read_frames
 
@@ -193,6 +195,29 @@ def test_the_real_path(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["frames"]["count"] == 24 and row["frames"]["times_seconds"] == sorted(row["frames"]["times_seconds"])
     assert row["settings"]["windows_seconds"] == 2 and row["settings"]["timestamps"] is True
     assert row["usage"]["prompt_tokens"] > 6 * 36 and row["usage"]["first_token_seconds"] > 0
+
+
+def test_the_cost_of_windows_is_added_up_but_for_the_first_token_and_the_peak() -> None:
+    first = Usage(10, 4, 3, 0.5, 1.0, 70, media_tokens=(8, 2), thinking_tokens=1)
+    second = Usage(20, 8, 5, 9.0, 2.0, 90, media_tokens=(6, 1), thinking_tokens=2)
+    assert total_usage([first, second]) == Usage(30, 12, 8, 0.5, 3.0, 90, media_tokens=(14, 3), thinking_tokens=3)
+    assert total_usage([second, first]).peak_memory_bytes == 90
+
+
+def test_frames_of_windows_are_joined_in_order() -> None:
+    parts = [{"count": 2, "times_seconds": [0.0, 1.0], "shots": [[0, 1]]}, None, {"count": 1, "times_seconds": [2.0]}]
+    joined = {"count": 3, "times_seconds": [0.0, 1.0, 2.0], "shots": [[0, 1]]}
+    assert join_frames(parts) == joined and join_frames(parts, 100) == {**joined, "tokens_each": 33.33}
+    assert join_frames([None, None]) is None
+
+
+def test_a_cut_is_told_once_and_with_the_least_share() -> None:
+    note = CutNote()
+    assert note.lines(None, {"visible_share": 0.9}, {"visible_share": None}, {}) == []
+    assert note.lines({"visible_share": 0.749}, {"visible_share": 0.556}, None) == [
+        "the model sees the middle 56 % of each frame; --fit pad shows it all"
+    ]
+    assert note.lines({"visible_share": 0.1}) == []
 
 
 def test_what_makes_no_sense(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
