@@ -11,11 +11,22 @@ import pytest
 from serving import message
 from starlette.requests import ClientDisconnect
 
-from llava_video_cli.errors import UsageError
+from llava_video_cli.errors import (
+    ContextError,
+    LlvidError,
+    MediaError,
+    MissingExtraError,
+    ModelError,
+    OutOfMemoryError,
+    UsageError,
+)
 from llava_video_cli.preset import load_preset
+from llava_video_cli.prompt.budget import AS_ONE_VIDEO
 from llava_video_cli.server.requests import BodyReader, CompletionRequest, read_completion
-from llava_video_cli.server.responses import RequestError
+from llava_video_cli.server.responses import RequestError, hint_for_clients
+from llava_video_cli.server.responses_api import chat_values
 from llava_video_cli.validation import MOST_BYTES
+from llava_video_cli.video.limits import RAISE_HINT
 from llava_video_cli.video.sampling import MAX_FRAMES
 
 JSON = {"content-type": "application/json; charset=utf-8"}
@@ -147,3 +158,82 @@ def test_an_empty_system_text_is_none() -> None:
 def test_an_input_video_is_base64_or_a_url(data: Any, url: str) -> None:
     part = {"type": "input_video", "input_video": data}
     assert asked({"messages": [{"role": "user", "content": [part]}]}).urls == (url,)
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        (None, None),
+        ("use a smaller one", "use a smaller one"),
+        (f"cut it; {RAISE_HINT}", "cut it"),
+        (RAISE_HINT, "send a smaller one"),
+        (
+            "it does not fit: use fewer --frames, a smaller --max-new-tokens or --quantize 4",
+            "it does not fit: use fewer num_frames or a smaller max_tokens",
+        ),
+        ("use --quantize 4", "send fewer media, or a shorter text"),
+        (AS_ONE_VIDEO, 'send the pictures as one video: {"type": "video", "video": [URL, ...]}'),
+    ],
+)
+def test_clients_get_the_hints_that_they_can_follow(hint: str | None, told: str | None) -> None:
+    assert hint_for_clients(hint) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (UsageError("x"), 400, "invalid_request_error", None),
+        (MissingExtraError("x"), 400, "invalid_request_error", "missing_extra"),
+        (MediaError("x"), 400, "invalid_request_error", "invalid_media"),
+        (ContextError("x"), 400, "invalid_request_error", "context_length_exceeded"),
+        (OutOfMemoryError("x"), 503, "server_error", "out_of_memory"),
+        (ModelError("x"), 500, "server_error", None),
+        (RequestError(429, "x"), 429, "rate_limit_error", None),
+        (RequestError(401, "x"), 401, "authentication_error", None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_has_its_status_kind_and_code(error: LlvidError, status: int, kind: str, code: str | None) -> None:
+    of = RequestError.of(error)
+    assert of.status == of.response().status_code == status
+    values = of.values["error"]
+    assert (values["type"], values["param"], values["code"]) == (kind, None, code)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"previous_response_id": "a"},
+        {"background": True},
+        {"truncation": "auto"},
+        {"n": 2},
+        {"tools": [{}]},
+        {"tool_choice": "required"},
+        {"max_tool_calls": 1},
+        {"conversation": "c"},
+        {"prompt": {"id": "p"}},
+    ],
+    ids=str,
+)
+def test_what_a_response_cannot_have_is_refused_and_what_asks_for_nothing_is_not(more: dict[str, Any]) -> None:
+    unused = {
+        "background": False,
+        "truncation": "disabled",
+        "n": 1,
+        "tools": [],
+        "tool_choice": "auto",
+        "reasoning": {},
+    }
+    messages = [{"role": "user", "content": "?"}]
+    assert chat_values({"input": "?", **unused, "max_output_tokens": 5}) == {"max_tokens": 5, "messages": messages}
+    with pytest.raises(RequestError) as caught:
+        chat_values({"input": "?", **more})
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, *more, "unsupported_parameter")
+
+
+def test_logprobs_of_a_response_are_asked_for_in_two_ways() -> None:
+    for more in ({"include": ["message.output_text.logprobs"]}, {"top_logprobs": 2}):
+        assert chat_values({"input": "?", **more})["logprobs"] is True
+    assert "logprobs" not in chat_values({"input": "?", "include": []})
+    with pytest.raises(UsageError, match="'include' can only be"):
+        chat_values({"input": "?", "include": ["file_search_call.results"]})
