@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from results import HOSTILE, line, reported, write
+from results import HOSTILE, Page, line, reported, write
 from terminal import scene
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo.world import write_clip, write_picture
+from llava_video_cli.report.page import write_report
+from llava_video_cli.report.results import open_results
 
 
 def test_stdout_has_the_path_and_stderr_the_notes(
@@ -52,6 +54,39 @@ def test_a_list_with_half_a_character_is_one_video_that_cannot_be_read(
     assert run(["report", str(tmp_path / "out.jsonl"), "-o", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().err == "1 video can't be read any more\n"
     assert "A caption." in (tmp_path / "page.html").read_text()
+
+
+def test_what_a_line_says_wrongly_is_left_out_and_a_line_added_later_is_no_result(tmp_path: Path) -> None:
+    ends = (0.0, None, 5.0)
+    parts = [{"start_seconds": 1.0, "end_seconds": end, "text": "a"} for end in ends]
+    scores = {"a": 1.5, "b": -0.5, "c": True, "d": "1", "e": 0, "f": 1}
+    results = open_results(write(tmp_path / "out.jsonl", line(scores=scores, segments=[*parts, "a", {"text": 1}])))
+    with (tmp_path / "out.jsonl").open("a") as file:
+        file.write("{}\n")
+    (result,) = results
+    assert result.scores == {"e": 0.0, "f": 1.0}
+    assert [each.end_seconds for each in result.segments] == [1.0, 2.0, 5.0]
+
+
+def test_a_link_is_a_quoted_path_of_a_file_that_a_browser_does_not_run(tmp_path: Path) -> None:
+    names = ('a b#1?%"<.mp4', "page.html", "picture.svg", "gone.mp4", "javascript:alert(1)", "HTTPS://a/b")
+    for name in names[:3]:
+        (tmp_path / name).touch()
+    results = write(tmp_path / "out.jsonl", *map(line, names))
+    with (tmp_path / "page").open("w+") as file:
+        write_report(file, open_results(results), tmp_path / "below", sheets=False)
+        file.seek(0)
+        rows = Page(file.read()).rows
+    links = {row["name"]: row["link"] for row in rows if "link" in row}
+    assert links == {names[0]: "../a%20b%231%3F%25%22%3C.mp4", names[5]: names[5]}
+
+
+def test_times_of_more_frames_than_a_line_can_show_are_left_out(tmp_path: Path) -> None:
+    lines = [line(frames={"count": count, "times_seconds": [0.0] * count}) for count in (256, 257)]
+    with (tmp_path / "page").open("w+") as file:
+        write_report(file, open_results(write(tmp_path / "out.jsonl", *lines)), tmp_path, sheets=False)
+        file.seek(0)
+        assert [len(row.get("times", ())) for row in Page(file.read()).rows] == [256, 0]
 
 
 def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
