@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from terminal import Typed
 
 from llava_video_cli.cli.app import run
 from llava_video_cli.cli.ask import is_new
-from llava_video_cli.cli.console import Prose, columns, stdout_is_terminal
+from llava_video_cli.cli.console import Prose, columns, confirmed, error, shown, stdout_is_terminal
 from llava_video_cli.preset import preset_files
 
 
@@ -134,6 +135,24 @@ def test_a_server_is_told_of_once_a_day(tmp_path: Path, monkeypatch: pytest.Monk
     assert is_new("http://127.0.0.1:9000") and not is_new("http://127.0.0.1:9000")
     monkeypatch.setenv("XDG_STATE_HOME", "/proc")
     assert is_new("http://127.0.0.1:9000")  # nothing can be remembered there
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_yes"),
+    [("y\n", True), (" YES \n", True), ("\n", False), ("", False), ("n\n", False), ("yet\n", False)],
+)
+def test_only_a_yes_is_a_yes_and_a_question_is_one_safe_line(
+    typed: str, is_yes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert confirmed("replace a\x1b[2J\nb?") is is_yes
+    assert capsys.readouterr() == ("", "replace a\u241b[2J\u240ab? [y/N] ")
+
+
+def test_an_error_and_its_hint_are_one_safe_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    error("a\x1b]0;t\x07\tb\nc", "\x9b2J\u2029\u202e[bold]")
+    assert capsys.readouterr() == ("", "error: a\u241b]0;t\u2407\u2409b\u240ac\nhint: \\u009b2J\\u2029\\u202e[bold]\n")
+    assert shown("a\tb\nc\u200dd\x7f") == "a\tb\nc\u200dd\u2421"
 
 
 def test_a_few_files_of_a_folder(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
