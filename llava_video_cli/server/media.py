@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import os
+import re
 import shutil
 import sys
 import threading
@@ -45,6 +46,7 @@ from .responses import RequestError, hint_for_clients
 
 _PREFIX = "llvid-serve-"
 _FRAMES_TYPE = "data:video/jpeg;"  # of a data: URL with the pictures of a video, each in base64, with commas between
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
 _UNLOCKED_SECONDS = 1.0  # more than it takes to lock a new folder
 _SLOW_SLOTS = 4  # besides one for each core, so that a few slow media don't keep the others waiting
 _MAX_LIVE_BYTES = 4 * 2**30  # of the media of all active requests, and those in the cache
@@ -389,7 +391,10 @@ def _decoded(content: str) -> MediaContent:
     try:
         raw = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(400, f"the data: URL is not base64: {error}", code="invalid_url") from None
+        other = _NOT_BASE64.search(content)
+        problem = f"character {other.start() + 1} of the content is {other[0]!a}" if other else str(error)
+        hint = "send it whole and without line breaks, as `base64 -w0 FILE` prints it; on a Mac, `base64 -i FILE`"
+        raise RequestError(400, f"the data: URL is not base64: {problem}", hint, code="invalid_url") from None
     return MediaContent(fingerprint(raw), "the data: URL", lambda: _temporary_file(raw), raw)
 
 

@@ -141,3 +141,20 @@ def test_the_pictures_of_a_list_have_the_bounds_of_one_download_together(monkeyp
         assert [Path(picture).read_bytes() for picture in pictures.paths] == [b"picture"] * 3
     assert [most for most, _ in asked] == [20, 13, 6]
     assert asked[0][1] > asked[1][1] > asked[2][1] and asked[0][1] <= 60
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("AAAA\nAAAA", r"character 5 of the content is '\n'"),
+        ("AA-_", "character 3 of the content is '-'"),
+        ("AAA\xfc", r"character 4 of the content is '\xfc'"),
+        ("AAA", "Incorrect padding"),
+    ],
+)
+def test_an_error_of_base64_shows_the_character_and_how_to_make_it(content: str, problem: str) -> None:
+    url = f"data:image/png;base64,{content}"
+    with pytest.raises(RequestError) as raised, MediaSources().open(url, threading.Event()):
+        pass
+    assert str(raised.value) == f"the data: URL is not base64: {problem}"
+    assert raised.value.status == 400 and "without line breaks, as `base64 -w0 FILE`" in (raised.value.hint or "")
