@@ -216,3 +216,18 @@ def test_a_regex_that_gets_too_complex_in_mid_answer_is_not_kept() -> None:
     allowed(constraint, 448)
     assert constraint.failure is not None
     assert not made._kept  # noqa: SLF001 - it holds 150 MB
+
+
+@pytest.mark.parametrize("regex", ["(a{500}){500}", "(a{300}){300}"])
+def test_a_regex_for_which_all_other_answers_would_wait_is_too_complex(regex: str) -> None:
+    constraint = grammars().constraint(Generation(regex=regex))
+    assert constraint is not None
+    constraint.take(allowed(constraint, 448)[0])
+    assert constraint.failure is not None and "too complex" in str(constraint.failure)
+
+
+def test_thousands_of_values_are_not_too_complex() -> None:
+    constraint = grammars().constraint(asked(schema={"enum": [f"value {number}" for number in range(5000)]}).generation)
+    assert constraint is not None
+    constraint.take(allowed(constraint, 448)[0])
+    assert allowed(constraint, 448) and constraint.failure is None
