@@ -65,6 +65,7 @@ class Ledger:
                 dict[str, tuple[str, int]](),
             )  # their keys, and where their rows begin
             self._end, self._tail = self._read()
+            self._status = os.fstat(self._file.fileno())
             self._opened = opened.pop_all()
 
     @property
@@ -91,6 +92,7 @@ class Ledger:
         """Write a record. Raises LlvidError when it can't be written; what was there before stays as it was."""
         row = self.rows.encode(record.values)
         content = self._tail + row if self._end else self.rows.header + row
+        self._check_place()
         try:
             if self._flush_error is not None:
                 raise self._flush_error
@@ -159,6 +161,8 @@ class Ledger:
     def settle(self) -> bool:
         """Put the new file in the place of the old one, without dropped records; return whether anything changed."""
         self.flush()
+        if self.done or self._dropped:  # else it may have been removed because it is empty
+            self._check_place()
         is_whole = self.is_complete and (self.done or self._may_be_empty)
         if is_whole if self.is_pending else self._dropped:
             with whole_file(self._target) as beside, beside.open("wb") as file:
@@ -170,7 +174,7 @@ class Ledger:
             if self.is_pending:
                 self._place.unlink()
             self._place, self._end, self._has_changed = self._target, self._target.stat().st_size, True
-            self._dropped = set()
+            self._dropped, self._status = set(), self._target.stat()
             flush_folder(self._target.parent)
         return self._has_changed
 
@@ -226,6 +230,16 @@ class Ledger:
                 tail = b"\n" if torn else b""
         self._requests.pop("", None)  # of records of version 0.1
         return end, tail
+
+    def _check_place(self) -> None:
+        """Raise LlvidError if the file was removed or replaced since it was opened: what is written there is lost."""
+        try:
+            is_there = os.path.samestat(self._status, self._place.stat())
+        except OSError:
+            is_there = False
+        if not is_there:
+            problem = "was removed or replaced during the run, so the records of this run are lost"
+            raise LlvidError(f"{self._place if self.is_pending else self.path} {problem}", "run the same command again")
 
     def _unwritten(self, error: OSError) -> LlvidError:
         hint = "earlier records are complete; run the same command to continue"

@@ -357,3 +357,29 @@ def test_a_parquet_file_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> Non
     (tmp_path / "mine.parquet.jsonl").unlink()
     with pytest.raises(LlvidError, match="has lost its records"), open_table(path):
         pass
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".csv"])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_is_removed_or_replaced_during_the_run_is_an_error(
+    tmp_path: Path, form: str, *, is_replaced: bool
+) -> None:
+    path, other = tmp_path / f"out{form}", tmp_path / "other"
+
+    def lose() -> None:
+        path.unlink()
+        if is_replaced:
+            other.write_bytes(b"theirs")
+            other.replace(path)
+
+    with pytest.raises(LlvidError, match=r"out\S+ was removed or replaced"), Ledger(path) as output:
+        output.append(record("a.mp4"))
+        lose()
+        with pytest.raises(LlvidError, match="was removed or replaced"):
+            output.append(record("b.mp4"))
+    assert path.exists() == is_replaced, "at the end of the run too"
+    path.unlink(missing_ok=True)
+    with pytest.raises(LlvidError, match="was removed or replaced"), Ledger(path) as output:
+        output.append(record("a.mp4"))
+        output.forget(output.done)
+        lose()
