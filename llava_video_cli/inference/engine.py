@@ -152,6 +152,8 @@ class Engine:
             if failure is not None:  # outside the handler: the error holds the frames, and so the tensors
                 self._recover(failure)
                 failure = None  # its traceback holds this frame
+        for row in (*self._waiting, *self._running):
+            row.has_left.set()  # somebody may yet let go of its stream
         self._written.put(None)
 
     def _take_new(self) -> bool:

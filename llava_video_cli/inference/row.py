@@ -88,10 +88,10 @@ class Row:
         """End it without a further word; in any thread."""
         self.is_cancelled = True
 
-    def leave(self) -> None:
+    def leave(self, seconds: float = _LEAVE_SECONDS) -> None:  # a default, as names of modules are gone at the end
         """End it as a reader that leaves does: the device should be free then."""
         self.cancel()
-        self.has_left.wait(_LEAVE_SECONDS)
+        self.has_left.wait(seconds)
 
     def put_back(self) -> None:
         """Let it begin once more, behind the tokens that were read."""

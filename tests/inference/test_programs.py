@@ -34,6 +34,19 @@ def test_one_may_end_while_a_model_answers(programs: Forks, layouts: dict[str, P
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_one_may_end_with_a_stream_that_it_has_not_read_to_its_end(programs: Forks, layouts: dict[str, Path]) -> None:
+    program = (
+        "import sys\n"
+        "from llava_video_cli import Loading, Request, Turn, open_model\n"
+        "model = open_model(sys.argv[1], Loading(device='cpu'))\n"
+        "import __main__  # what it holds is let go of when most modules have lost their names\n"
+        "__main__.stream = model.stream(Request((Turn('user', 'Why?'),)))\n"
+        "next(__main__.stream)\n"
+    )
+    ended = programs.run(program, layouts["vicuna"])
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_one_ends_when_the_weights_of_a_model_that_is_gone_are_free(programs: Forks, layouts: dict[str, Path]) -> None:
     program = (
         "import gc, os, sys, time\n"
