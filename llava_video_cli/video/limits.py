@@ -13,7 +13,7 @@ from functools import cache
 from ..errors import MediaError, UsageError
 from ..system.machine import usable_cores
 
-RAISE_HINT = "for a file that you trust, LLVID_LIMITS=10 makes the limits 10 times as high"
+RAISE_HINT = "for a file that you trust, LLVID_LIMITS=10 makes the limits 10 times as high (1000 at most)"
 STILL_PIXELS = 2**27  # with 16 bytes a pixel, which some decoders take, 2 GiB
 _MAX_FACTOR = 1000
 _usable_cores = cache(usable_cores)  # to read the quotas takes longer than to open a small file
