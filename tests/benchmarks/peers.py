@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -48,6 +49,54 @@ def snippet(path: str, count: int) -> Pixels:
             if i >= indices[0] and i in indices:
                 frames.append(frame)
         return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+@cache
+def _plan(path: str, count: int) -> tuple[tuple[int, ...], frozenset[int]]:
+    """The stamps of the frames to take, and of all keyframes."""
+    from llava_video_cli import Sampling
+    from llava_video_cli.video import inspect
+    from llava_video_cli.video.sampling import select_stamps
+
+    timeline = inspect(path).timeline
+    stamps = dict.fromkeys(select_stamps(timeline, Sampling(frames=count)).stamps)
+    return tuple(stamps), frozenset(map(int, timeline.keyframes))
+
+
+def pyav_alone(threads: int) -> Reader:
+    """The least that PyAV needs: which frames to take, and where keyframes are, is known; nothing is checked."""
+
+    def read(path: str, count: int) -> Pixels:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        stamps, keys = _plan(path, count)
+        reformatter, images, at = VideoReformatter(), None, 0
+        with av.open(path, options={"skip_frame": "all"}) as container:
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            context.skip_frame = "DEFAULT"
+            context.thread_type, context.thread_count = "FRAME" if threads > 1 else "NONE", threads
+            while at < len(stamps):
+                if at and any(stamps[at - 1] < key <= stamps[at] for key in keys):
+                    container.seek(stamps[at], stream=stream)
+                for frame in container.decode(stream):
+                    if frame.pts != stamps[at]:
+                        continue
+                    rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+                    plane = rgb.planes[0]
+                    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
+                    pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+                    if images is None:
+                        images = np.empty((len(stamps), *pixels.shape), np.uint8)
+                    images[at] = pixels
+                    at += 1
+                    if at == len(stamps) or any(stamps[at - 1] < key <= stamps[at] for key in keys):
+                        break
+        assert images is not None
+        return images
+
+    return read
 
 
 def torchcodec(mode: str, threads: int) -> Reader:
@@ -121,5 +170,7 @@ _ALL: dict[str, tuple[str, Reader]] = {
     "transformers opencv": ("cv2", transformers("opencv")),
     "transformers torchcodec": ("torchcodec", transformers("torchcodec")),
     "snippet": ("av", snippet),
+    "PyAV alone": ("av", pyav_alone(1)),
+    "PyAV alone, threads": ("av", pyav_alone(CORES)),
 }
 READERS = {name: reader for name, (package, reader) in _ALL.items() if find_spec(package)}
