@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from .errors import UsageError
+from .validation import is_unicode
 from .video import Frames
 from .video.image import Picture
 
@@ -18,15 +19,6 @@ FinishReason = Literal["stop", "length", "repetition"]
 ANY_OBJECT = '{"type": "object"}'  # the schema of any JSON object
 _MOST_CHOICES, _MOST_CHARACTERS = 100, 20_000  # of all choices together
 _FIRST_FIELDS = 5  # of `Generation`, which are in each record's key
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a text has no half of a character, which bytes that are not UTF-8 become: tokenizers refuse it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -83,8 +75,8 @@ class Generation:
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p),
             (-100 <= self.presence_penalty <= 100, "presence_penalty", "from -100 to 100", self.presence_penalty),
             (-100 <= self.frequency_penalty <= 100, "frequency_penalty", "from -100 to 100", self.frequency_penalty),
-            *((_is_unicode(choice), "choices", "UTF-8 text", repr(choice)) for choice in self.choices),
-            (_is_unicode(self.prefill), "prefill", "UTF-8 text", repr(self.prefill)),
+            *((is_unicode(choice), "choices", "UTF-8 text", repr(choice)) for choice in self.choices),
+            (is_unicode(self.prefill), "prefill", "UTF-8 text", repr(self.prefill)),
         )
         for holds, name, allowed, got in checks:
             if not holds:

@@ -67,6 +67,15 @@ def placed(place: str = "", field: str = "") -> Iterator[None]:
         raise InputError(message, error.hint, field + getattr(error, "field", "")) from None
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no half of a character, which bytes that are not UTF-8 become: tokenizers refuse it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def brief(value: object) -> str:
     """Return a value as an error shows it: shortened if it is long."""
     text = repr(value)

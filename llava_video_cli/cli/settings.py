@@ -21,7 +21,7 @@ from ..runs.conversation_file import Conversation
 from ..runs.media import check_media
 from ..runs.preflight import ModelSource
 from ..speech.transcripts import check_speech
-from ..validation import shape_of
+from ..validation import is_unicode, shape_of
 from ..video import check_scenes
 from ..video.sampling import Every, Sampling, parse_every, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
@@ -268,8 +268,6 @@ def _without_none(**values: Any) -> dict[str, Any]:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise `UsageError` for text that was not UTF-8 on the command line or in stdin: tokenizers refuse it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} is not UTF-8 text") from None
+    """Raise `UsageError` for text that was not UTF-8 on the command line or in stdin."""
+    if not is_unicode(text):
+        raise UsageError(f"{what} is not UTF-8 text")

@@ -298,7 +298,7 @@ def plan_folder(
     # of a video and a picture that want the same sidecar, the video gets it
     for each in sorted(found, key=_is_named_picture) if sidecars.kinds else found:
         if isinstance(each, MediaError):
-            plan.fail(each.path or str(each).split(": ", 1)[0], each, task)
+            plan.fail(each.path, each, task)
             continue
         folder, name = os.path.split(each.path)
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
