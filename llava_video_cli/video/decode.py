@@ -17,25 +17,17 @@ from av.packet import Packet
 from av.video.frame import PictureType
 
 from .av1 import SequenceHeader, needed_bytes, sequence_header
-from .demux import (
+from .demux import OpenVideo, demux, demux_all, held_packets, no_picture, open_video, reason, time_base_of, up_to
+from .packet_index import (
     REORDERING,
     UNSTAMPED,
-    OpenVideo,
     PacketIndex,
-    demux,
-    demux_all,
-    held_packets,
     is_unstamped,
     make_timeline,
-    no_picture,
-    open_video,
     packet_index,
-    reason,
     sound_start,
-    time_base_of,
-    up_to,
 )
-from .h264 import delimiter, has_b_slice, has_idr, is_disposable
+from .packets import delimiter, has_b_slice, has_idr, is_disposable
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:

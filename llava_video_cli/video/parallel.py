@@ -26,9 +26,10 @@ from .decode import (
     lacks_references,
     use_threads,
 )
-from .demux import OpenVideo, PacketIndex, open_video
+from .demux import OpenVideo, open_video
 from .limits import cores
 from .orientation import Geometry, replace_matrix
+from .packet_index import PacketIndex
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

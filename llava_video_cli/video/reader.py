@@ -1,7 +1,6 @@
 """Read one video: its packet index, the frames that a sampling selects, and the safe way where the index is wrong.
 
-`Reader` has what does not depend on where the pictures are: in a container (`VideoReader`), or in files of their own
-(`sequence`).
+`Reader` has what does not depend on where the pictures are: in a container (`VideoReader`) or in files (`sequence`).
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ from .decode import (
     first_picture,
     use_stamps,
 )
-from .demux import OpenVideo, PacketIndex, media_errors, no_picture, open_video
+from .demux import OpenVideo, media_errors, no_picture, open_video
 from .files import is_sequence
 from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
+from .packet_index import PacketIndex
 from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets, has_false_keyframe
 from .sampling import Sampling, Selection, Shot, Timeline, part_of, select_stamps
 

@@ -14,7 +14,7 @@ from av.video.reformatter import Interpolation
 
 from ..errors import LlvidError, MissingExtraError, first_line
 from .decode import PacketRange
-from .demux import PacketIndex
+from .packet_index import PacketIndex
 from .parallel import Converter, DecodedFrame
 from .sampling import Sampling, Shot, Timeline
 

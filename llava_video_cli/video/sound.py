@@ -20,16 +20,15 @@ from .decode import first_picture, use_threads
 from .demux import (
     OpenStream,
     demux_all,
-    is_unstamped,
     media_errors,
     open_container,
     open_video,
     reason,
-    sound_start,
     time_base_of,
 )
 from .files import is_sequence
 from .limits import RAISE_HINT, Deadline, Limits
+from .packet_index import is_unstamped, sound_start
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

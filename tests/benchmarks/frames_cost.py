@@ -37,8 +37,9 @@ from mutate import peak_memory
 
 from llava_video_cli.video import inspect, iter_frames, read_frames
 from llava_video_cli.video.decode import decode_range, use_threads
-from llava_video_cli.video.demux import open_video, packet_index
+from llava_video_cli.video.demux import open_video
 from llava_video_cli.video.limits import Deadline, Limits
+from llava_video_cli.video.packet_index import packet_index
 from llava_video_cli.video.parallel import Converter, plan_ranges
 from llava_video_cli.video.sampling import Sampling, select_stamps
 

@@ -13,7 +13,7 @@ from av import VideoFrame
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.video.decode import MismatchError, PacketRange
-from llava_video_cli.video.demux import PacketIndex
+from llava_video_cli.video.packet_index import PacketIndex
 from llava_video_cli.video.parallel import (
     Converter,
     DecodedFrame,

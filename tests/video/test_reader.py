@@ -27,7 +27,7 @@ from clips import break_packets, copy_packets, digest, make_clip, sample
 
 from llava_video_cli.errors import MediaError
 from llava_video_cli.system.machine import usable_cores
-from llava_video_cli.video import Frames, decode, demux, iter_frames, parallel, probe, read_frames
+from llava_video_cli.video import Frames, decode, demux, iter_frames, packet_index, parallel, probe, read_frames
 from llava_video_cli.video.decode import checked_index, use_stamps
 from llava_video_cli.video.demux import OpenVideo, held_packets, media_errors, open_video
 from llava_video_cli.video.limits import Clock, Deadline, Limits
@@ -114,14 +114,14 @@ def test_packets_that_were_kept_give_what_a_seek_gives(
     assert len({*kept[-1]}) == 48
     with open_video(str(clip), Deadline(str(clip), Limits())) as video:
         assert checked_index(video) is not None and video.held
-    monkeypatch.setattr(demux, "_HELD_BYTES", 0)
+    monkeypatch.setattr(packet_index, "_HELD_BYTES", 0)
     assert frames() == kept
 
 
 def test_packets_are_kept_of_small_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make_clip(tmp_path / "film.mkv", range(48))
     for most, kept in ((2**23, 49), (10_000, 0)):
-        monkeypatch.setattr(demux, "_HELD_BYTES", most)
+        monkeypatch.setattr(packet_index, "_HELD_BYTES", most)
         with open_video(str(clip), Deadline(str(clip), Limits())) as video:
             assert checked_index(video) is not None
             assert len(video.held) == kept, "with the empty one at the end"

@@ -18,8 +18,8 @@ from clips import Pixels, break_packets, sample
 
 from llava_video_cli.errors import LlvidError, MediaError
 from llava_video_cli.video import inspect, iter_frames, read_frames
-from llava_video_cli.video.demux import PacketIndex
 from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.packet_index import PacketIndex
 from llava_video_cli.video.parallel import DecodedFrame
 from llava_video_cli.video.sampling import Sampling, Shot, Timeline, parse_every, select_stamps
 from llava_video_cli.video.scenes import SmallConverter, find_shots, plan_all, reduced

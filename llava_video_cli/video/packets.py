@@ -1,4 +1,4 @@
-"""What packets of H.264 and HEVC say without being decoded: the units that they consist of.
+"""What packets say without being decoded: the units of H.264 and HEVC, and flags of VP8.
 
 ITU-T H.264 and H.265, 7.3.1 (units); ISO/IEC 14496-15 (lengths in the place of start codes).
 """
@@ -65,3 +65,8 @@ def delimiter(context: VideoCodecContext) -> bytes:
     """Return a packet of H.264 without a picture: a unit of one byte behind its length, or a start code of 4 bytes."""
     header = context.extradata or b""
     return (1).to_bytes((header[4] & 3) + 1 if len(header) > 4 and header[0] == 1 else 4, "big") + b"\x09"
+
+
+def is_alternate_reference(packet: Packet[VideoStream]) -> bool:
+    """Return whether a VP8 packet has a picture that is not shown, but which others need."""
+    return not memoryview(packet)[0] & 0x10  # show_frame, RFC 6386 section 9.1
