@@ -54,6 +54,7 @@ PARENTS = {b"moov": 8, b"trak": 8, b"edts": 8, b"mdia": 8, b"minf": 8, b"dinf": 
 def seeds(folder: Path) -> list[Path]:
     """One small file of each kind."""
     x264: dict[str, Any] = {"bf": "2", "g": "8", "preset": "ultrafast"}
+    x265: dict[str, Any] = {"codec": "libx265", "x265-params": "keyint=8:log-level=0"}
     return [
         make_clip(folder / "plain.mp4", **x264),
         make_clip(folder / "late.mkv", [k + 50 for k in range(24)], **x264),
@@ -65,6 +66,7 @@ def seeds(folder: Path) -> list[Path]:
         make_clip(folder / "flash.flv", **x264),
         copy_packets(make_clip(folder / "film.ts", **x264), folder / "film.avi"),
         make_clip(folder / "broadcast.ts", codec="mpeg2video", bf="2", g="8"),
+        make_clip(folder / "hevc.ts", **x265),
         make_clip(folder / "part2.mp4", codec="mpeg4", g="8"),
         make_clip(folder / "phone.3gp", codec="h263", size=(176, 144), g="8"),
         make_clip(folder / "microsoft.avi", codec="msmpeg4", g="8"),
@@ -95,6 +97,7 @@ def large(folder: Path) -> list[Path]:
         make_clip(folder / "hevc.mp4", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0:open-gop=0"}),
         make_clip(folder / "hevc_open.mkv", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0"}),
         make_clip(folder / "hevc_slices.mp4", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0:slices=3"}),
+        make_clip(folder / "hevc_hash.mp4", **x265 | {"x265-params": "qp=4:keyint=12:log-level=0:hash=1"}),
         make_clip(folder / "vp9.webm", codec="libvpx-vp9", deadline="realtime", crf="0", b="9M", g="12", **size),
         make_clip(folder / "vp8.webm", codec="libvpx", deadline="realtime", qmin="0", qmax="2", b="9M", g="12", **size),
         make_clip(folder / "av1.mp4", codec="libsvtav1", preset="12", crf="2", g="12", **size),
@@ -138,7 +141,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             draw.choice((_flag_keys, _double_box, _double_box, _make_thin, _recolour))(damaged, draw)
         return bytes(damaged)
     for _ in range(draw.choice((1, 1, 2, 4))):
-        draw.choice((_flip, _cut, _move, _swap_boxes, _make_absurd, _make_absurd))(damaged, draw)
+        draw.choice((_flip, _cut, _lose, _move, _swap_boxes, _make_absurd, _make_absurd))(damaged, draw)
     return bytes(damaged)
 
 
@@ -226,6 +229,12 @@ def _flip(damaged: bytearray, draw: random.Random) -> None:
 def _cut(damaged: bytearray, draw: random.Random) -> None:
     at = draw.randrange(len(damaged) + 1)
     del damaged[at : at + draw.choice((1, 100, len(damaged)))]
+
+
+def _lose(damaged: bytearray, draw: random.Random) -> None:
+    """Leave out pieces of 188 bytes, as a bad reception of a transport stream does."""
+    at = 188 * draw.randrange(len(damaged) // 188 + 1)
+    del damaged[at : at + 188 * draw.choice((1, 1, 2, 5))]
 
 
 def _move(damaged: bytearray, draw: random.Random) -> None:

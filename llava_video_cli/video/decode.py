@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import av.error
 import numpy as np
@@ -22,12 +22,13 @@ from .packet_index import (
     REORDERING,
     UNSTAMPED,
     PacketIndex,
+    damaged_packets,
     is_unstamped,
     make_timeline,
     packet_index,
     sound_start,
 )
-from .packets import delimiter, has_b_slice, has_idr, is_disposable
+from .packets import delimiter, has_b_slice, has_idr, has_wrong_checksum, is_disposable
 from .sampling import Stamps, Timeline, is_constant
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_Stamps = tuple[int | None, int | None]  # of a packet: for decoding, for showing
 _log = logging.getLogger(__name__)
 _OFTEN_REORDERED = {"h264", "hevc", "vvc"}  # the others' probes decode no pictures anyway, or nothing is reordered
 _PROBED_PACKETS = 20  # FFmpeg's own probe decodes as many at most
@@ -45,12 +45,19 @@ _ALL_FLAGGED = {"apng"}  # FFmpeg's decoder calls every picture a keyframe
 _CHECKED_PICTURES = 250  # at most: up to the first B-frames, where a container may hold decoding stamps only
 
 
+class _ReadPacket(NamedTuple):
+    decoding: int | None
+    shown: int | None
+    is_keyframe: bool
+    is_marked: bool
+
+
 class MismatchError(Exception):
     """The decoded pictures are not those that the packet index lists: a safer way has to be tried."""
 
 
 class MarkError(MismatchError):
-    """The decoder marks a picture as damaged. With threads, it may return the picture before it does so."""
+    """A picture or its packet is marked as damaged. With threads, the decoder may return it before it does so."""
 
 
 class DamageError(MismatchError):
@@ -97,6 +104,8 @@ def decode_range(video: OpenVideo, index: PacketIndex, packet_range: PacketRange
     Raises MismatchError or an FFmpegError at the first picture that the index does not list. The decoder should be
     opened with `err_detect=explode`, which turns its warnings into errors (of references lost by a seek, for example).
     """
+    if index.is_damaged(packet_range.start, packet_range.stop):
+        raise MarkError
     due = list(packet_range.targets)
     stamps = index.stamps[packet_range.start : packet_range.stop]
     window, latest = set(stamps.tolist()), int(stamps.max())
@@ -145,12 +154,15 @@ def decode_range_strictly(
     upcoming = bisect_left(shown, int(index.stamps[packet_range.start]))
     if upcoming == len(shown):
         raise MismatchError
+    if lead_in is not None and index.is_damaged(start, packet_range.stop):
+        raise MarkError
     begin = int(shown[upcoming])
     latest = begin if lead_in is None else int(index.stamps[packet_range.start : packet_range.stop].max())
     held: list[tuple[int, VideoFrame]] = []
     to_end = PacketRange(start, len(index.stamps), packet_range.targets)
     first, may_fail, has_failed = True, lead_in is not None and not video.context.codec.intra_only, False
-    for packet in _packets(video, index, to_end):
+    packets = _packets if lead_in is None else _whole_packets
+    for packet in packets(video, index, to_end):
         may_fail = may_fail and packet.pts != index.stamps[packet_range.start]
         try:
             frames = packet.decode()
@@ -231,7 +243,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     last_duration = delay = 0
     is_damaged = False
     use_threads(video.context, 1)
-    packets: list[_Stamps] = []
+    packets: list[_ReadPacket] = []
     for frame in _good_frames(video, broken, progress, packets):
         if not stamps:
             delay = max(0, len(packets) - 1)
@@ -242,11 +254,12 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         last_duration = frame.duration or 0
     if not stamps:
         raise no_picture(video)
+    is_damaged = is_damaged or _lacks_content(video, packets)
     given = [stamp for stamp in stamps if stamp is not None]
     name, time_base = video.container.format.name, time_base_of(video.stream)
     average = None if name in UNSTAMPED - {"avi"} else video.stream.average_rate  # always 25 of raw streams
     rate, packets = average or video.stream.guessed_rate, [] if name == "dirac" else packets  # those count pictures
-    columns = [[stamp for stamp in column if stamp is not None] for column in zip(*packets, strict=True)]
+    columns = [[stamp for stamp in column if stamp is not None] for column in list(zip(*packets, strict=True))[:2]]
     if is_unstamped(video) or len(given) < len(stamps) or given != sorted(set(given)):
         given = []
         for column in columns:
@@ -264,6 +277,15 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
     if is_unstamped(video) and columns and len(columns[0]) > 1 and (ticks := int(np.median(np.diff(columns[0])))) > 0:
         step = ticks * time_base
     return FullDecode(Timeline(range(len(stamps)), len(stamps), step, keys), broken, is_damaged)
+
+
+def _lacks_content(video: OpenVideo, packets: Sequence[_ReadPacket]) -> bool:
+    """Return whether FFmpeg misses something of a packet, but for the last one before a keyframe.
+
+    Those are marked in whole files, too, where pieces of streams were put together.
+    """
+    damaged = damaged_packets(video, [packet.is_marked for packet in packets]).tolist()
+    return any(number + 1 >= len(packets) or not packets[number + 1].is_keyframe for number in damaged)
 
 
 def decode_through(
@@ -343,12 +365,12 @@ def first_picture(video: OpenVideo, broken: list[str], *, rewind: bool = False) 
 
 
 def _good_frames(
-    video: OpenVideo, broken: list[str], progress: Callable[[float], None], read: list[_Stamps] | None = None
+    video: OpenVideo, broken: list[str], progress: Callable[[float], None], read: list[_ReadPacket] | None = None
 ) -> Iterator[VideoFrame]:
-    """Yield the pictures that can be decoded; append the stamps of each packet to `read`."""
+    """Yield the pictures that can be decoded; append each packet to `read`."""
     for packet in demux_all(video, broken):
         if read is not None and packet.size:
-            read.append((packet.dts, packet.pts))
+            read.append(_ReadPacket(packet.dts, packet.pts, packet.is_keyframe, packet.is_corrupt))
         try:
             for frame in packet.decode():
                 video.check_size(frame.width, frame.height)
@@ -369,7 +391,7 @@ def _decode_needed(video: OpenVideo, index: PacketIndex, packet_range: PacketRan
     is_h264, is_av1 = codec == "h264", codec == "av1"  # dav1d reads `skip_frame` only once, when it opens
     sequence: SequenceHeader | None = None
     leading = None  # whether leading pictures may still come
-    for packet in up_to(_packets(video, index, packet_range), int(index.stamps[packet_range.stop - 1])):
+    for packet in up_to(_whole_packets(video, index, packet_range), int(index.stamps[packet_range.stop - 1])):
         stamp = packet.pts
         if packet.size and stamp is not None:
             if leading is None:
@@ -409,6 +431,15 @@ def _copied(content: memoryview | bytes) -> Packet[Stream]:
     packet = Packet(len(content))
     packet.update(bytes(content))
     return packet
+
+
+def _whole_packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets of the range. Raises MarkError at one that is damaged by its own checksum."""
+    has_checksums = video.codec == "ffv1"
+    for packet in _packets(video, index, packet_range):
+        if has_checksums and has_wrong_checksum(packet):
+            raise MarkError
+        yield packet
 
 
 def _packets(video: OpenVideo, index: PacketIndex, packet_range: PacketRange) -> Iterator[Packet[VideoStream]]:

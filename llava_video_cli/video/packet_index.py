@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -41,7 +42,8 @@ class PacketIndex:
     are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
     number. `timeline` has the pictures that are shown, without those that an edit list hides. `is_whole` says that the
     container's header was read, and names no fault of the file. `sizes`, int64 (packets,), are the packets' bytes; None
-    if a seek finds each packet as it is listed.
+    if a seek finds each packet as it is listed. `damaged`, int64 (damaged packets,), are the numbers of those of which
+    FFmpeg misses something.
     """
 
     stamps: NDArray[np.int64]
@@ -51,6 +53,7 @@ class PacketIndex:
     palettes: dict[int, PacketSideData] = field(default_factory=dict)
     is_whole: bool = False
     sizes: NDArray[np.int64] | None = None
+    damaged: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def palette(self, position: int) -> PacketSideData | None:
         """Return the palette that counts at a packet; None if the container has none."""
@@ -64,6 +67,10 @@ class PacketIndex:
         keyframes = np.asarray(old.keyframes, np.int64)
         shown, keys = stamps[stamps >= stamp], keyframes[keyframes >= stamp]
         return replace(self, timeline=replace(old, stamps=shown, keyframes=keys)) if len(shown) else self
+
+    def is_damaged(self, start: int, stop: int) -> bool:
+        """Return whether one of the packets `[start, stop)` is damaged."""
+        return len(self.damaged) > 0 and bool(((self.damaged >= start) & (self.damaged < stop)).any())
 
     def has_stray_packet(self) -> bool:
         """Return whether a packet is stamped before its keyframe, although later ones stand between: a wrong stamp."""
@@ -120,6 +127,14 @@ def packet_index(video: OpenVideo) -> PacketIndex | None:
     if is_unstamped(video):
         return None
     return _from_header(video.path, video.container, video.stream) or _from_packets(video)
+
+
+def damaged_packets(video: OpenVideo, marked: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the numbers of the packets of which something is missing; `marked` says which ones FFmpeg marks.
+
+    In transport streams, whose pieces are numbered, it marks the packet before.
+    """
+    return np.flatnonzero(marked) + int(video.container.format.name == "mpegts")
 
 
 def is_unstamped(video: OpenVideo) -> bool:
@@ -191,7 +206,7 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:
     hidden_vp8 = video.codec == "vp8"
-    rows: list[tuple[int | None, int | None, int, int, bool, bool]] = []
+    rows: list[tuple[int | None, int | None, int, int, bool, bool, bool]] = []
     palettes: dict[int, PacketSideData] = {}
     held: list[Packet[VideoStream]] = []
     places, broken = list[int](), list[str]()
@@ -207,12 +222,11 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
             if packet.has_sidedata("palette"):
                 palettes[len(rows)] = packet.get_sidedata("palette")
             places.append(len(held) - 1)
-            rows.append(
-                (packet.pts, packet.dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard)
-            )
+            marks = packet.is_keyframe, packet.is_discard, packet.is_corrupt
+            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.size, *marks))
     if not rows or any(stamp is None for stamp, *_ in rows):
         return None
-    stamps, dts, durations, sizes, keyframe, hidden = (np.array(column) for column in zip(*rows, strict=True))
+    stamps, dts, durations, sizes, keyframe, hidden, marked = (np.array(column) for column in zip(*rows, strict=True))
     stamps = stamps.astype(np.int64)
     decoding = np.array([s if d is None else d for s, d in zip(stamps.tolist(), dts.tolist(), strict=True)], np.int64)
     shown = stamps[~hidden]
@@ -230,4 +244,5 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     )
     if not broken:
         video.held[:], video.places[:] = held, places
-    return PacketIndex(stamps, decoding, keys, timeline, palettes, sizes=sizes)
+    damaged = damaged_packets(video, marked)
+    return PacketIndex(stamps, decoding, keys, timeline, palettes, sizes=sizes, damaged=damaged)

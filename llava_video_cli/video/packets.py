@@ -1,10 +1,11 @@
-"""What packets say without being decoded: the units of H.264 and HEVC, and flags of VP8.
+"""What packets say without being decoded: the units of H.264 and HEVC, a flag of VP8, the checksums of FFV1.
 
-ITU-T H.264 and H.265, 7.3.1 (units); ISO/IEC 14496-15 (lengths in the place of start codes).
+ITU-T H.264 and H.265, 7.3.1 (units); ISO/IEC 14496-15 (lengths in the place of start codes); RFC 9043, 4.9 (slices).
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ _B = 1  # slice_type
 # First bytes of units that no other picture needs: slices of pictures that none refers to, and delimiters.
 _DISPOSABLE = {"h264": frozenset({0x01, 0x09}), "hevc": frozenset({*range(0x00, 0x20, 4), 0x46})}
 _UNIT_BYTES = 16  # of a unit's beginning, which has its slice's type
+# Behind each slice of FFV1 that has a checksum: its size (3 bytes), an error flag, the checksum (4 bytes).
+_SLICE_SIZE_BYTES, _FOOTER_BYTES = 3, 8
+_CRC_STARTS = (0, 0x5E31029E)  # of versions 3 and 4; what a slice and its checksum give again
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of each byte
 
 
 def has_idr(packet: Packet[VideoStream]) -> bool:
@@ -70,3 +75,23 @@ def delimiter(context: VideoCodecContext) -> bytes:
 def is_alternate_reference(packet: Packet[VideoStream]) -> bool:
     """Return whether a VP8 packet has a picture that is not shown, but which others need."""
     return not memoryview(packet)[0] & 0x10  # show_frame, RFC 6386 section 9.1
+
+
+def has_wrong_checksum(packet: Packet[VideoStream]) -> bool:
+    """Return whether a slice of an FFV1 packet is damaged: FFmpeg's decoder hides that. False without checksums.
+
+    The sizes of the slices, read from the last one on, add up to the packet only if there are checksums.
+    """
+    content = bytes(packet)
+    slices, end = list[bytes](), len(content)
+    while end >= _FOOTER_BYTES:
+        footer = end - _FOOTER_BYTES
+        start = footer - int.from_bytes(content[footer : footer + _SLICE_SIZE_BYTES], "big")
+        slices.append(content[max(0, start) : end])
+        end = start
+    return end == 0 and any(all(_crc(each, start) != start for start in _CRC_STARTS) for each in slices)
+
+
+def _crc(content: bytes, start: int) -> int:
+    """Return the CRC-32 of bytes whose highest bit comes first, as zlib's, whose bits are in the other order."""
+    return zlib.crc32(content.translate(_REVERSED), start ^ 0xFFFFFFFF) ^ 0xFFFFFFFF

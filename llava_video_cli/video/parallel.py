@@ -50,7 +50,8 @@ _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for
 _MOST_AHEAD, _PIXELS_AHEAD = 16, 2**22
 _REPORT_DAMAGE = {"h264"}
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
-_STRICT = {"err_detect": "explode"}  # each warning of the decoder becomes an error
+# Each warning of the decoder becomes an error, as do pictures of HEVC that differ from the MD5 that is sent with them.
+_STRICT = {"err_detect": "crccheck+explode"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +298,7 @@ def _retry(
             use_threads(again.context, 1)
             if lead_in is not None:
                 again.context.options |= _STRICT
-            hides_errors = lead_in is None and (len(before) > 0 or not lacks_references(again, index))
+            hides_errors = lead_in is None and (is_marked or len(before) > 0 or not lacks_references(again, index))
             attempted = PacketRange(start, packet_range.stop, tuple(left))
             try:
                 for target, frame in decode_range_strictly(again, index, attempted, lead_in):
@@ -323,7 +324,7 @@ def _from_start(
         try:
             for target, frame in decode_range(again, index, PacketRange(0, len(index.stamps), tuple(targets))):
                 yield converter.convert(target, target, frame)
-        except av.error.InvalidDataError as error:
+        except (av.error.InvalidDataError, MarkError) as error:
             raise DamageError from error
         except av.error.FFmpegError as error:
             raise MismatchError from error

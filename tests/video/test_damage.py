@@ -43,6 +43,10 @@ def readings(clip: Path, samplings: Sequence[Sampling]) -> list[Frames]:
     return [read_frames(clip, each, limits=Limits(cores=cores)) for each in samplings for cores in (1, 2)]
 
 
+def is_told(frames: Frames) -> bool:
+    return any("damage" in note or "broken" in note for note in frames.notes)
+
+
 @pytest.mark.parametrize("codec", ["mjpeg", "mpeg4", "mpeg2video"])
 def test_what_a_decoder_hides_is_told(tmp_path: Path, codec: str) -> None:
     """Where decoding begins at another picture than a full decode, it hides errors with other pictures."""
@@ -55,6 +59,77 @@ def test_what_a_decoder_hides_is_told(tmp_path: Path, codec: str) -> None:
         assert frames.notes or are_like(frames, full)
         notes |= {*frames.notes}
     assert NOTE in notes
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("ffv1", {"level": "3"}),
+        ("ffv1", {"level": "4", "strict": "experimental"}),
+        ("libx265", {"x265-params": "hash=1:keyint=8:log-level=error"}),
+    ],
+)
+def test_checksums_of_pictures_tell_their_damage(tmp_path: Path, codec: str, options: dict[str, Any]) -> None:
+    """FFmpeg's decoder of FFV1 tells nobody, and that of HEVC only if it is asked to."""
+    clip = make_clip(tmp_path / "clip.mkv", range(24), codec=codec, g="8", **options)
+    whole = decode_all(clip)
+    assert not any(map(is_told, readings(clip, SAMPLINGS)))
+    at, size = packets(clip)[13]
+    overwrite(clip, at + size // 2, bytes([clip.read_bytes()[at + size // 2] ^ 0x10]))
+    assert decode_all(clip) != whole
+    for frames in readings(clip, SAMPLINGS):
+        assert is_told(frames) or are_like(frames, whole)
+    assert is_told(frames)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_lost_pieces_of_a_transport_stream_are_told(tmp_path: Path, codec: str) -> None:
+    """Decoders may notice nothing; the pieces are numbered, and FFmpeg marks the packet before the one that lacks one.
+
+    An edge of a packet may be nothing but stuffing, so that nothing is lost.
+    """
+    quiet: dict[str, Any] = {"x265-params": "log-level=error"}
+    clip = make_clip(tmp_path / "clip.ts", range(48), codec=codec, g="12", **quiet)
+    content, whole = clip.read_bytes(), decode_all(clip)
+    pieces = [content[at : at + 188] for at in range(0, len(content), 188)]
+    told = 0
+    for lost in range(len(pieces) // 3, len(pieces), len(pieces) // 7):
+        clip.write_bytes(b"".join(pieces[:lost] + pieces[lost + 1 :]))
+        for frames in readings(clip, SAMPLINGS[2:5]):
+            assert is_told(frames) or are_like(frames, whole)
+            told += is_told(frames)
+    assert told
+
+
+def test_lost_pieces_behind_a_cut(tmp_path: Path) -> None:
+    """The first pictures refer to others that were cut off, which is no damage."""
+    x264: dict[str, Any] = {"g": "12", "bf": "2", "preset": "ultrafast", "x264-params": "open-gop=1"}
+    clip = make_clip(tmp_path / "clip.ts", range(48), **x264)
+    content, begin = clip.read_bytes(), packets(clip)[12][0]
+    clip.write_bytes(content[: 188 * 3] + content[begin:])
+    whole = decode_all(clip)
+    assert not any(map(is_told, readings(clip, SAMPLINGS)))
+    for lost in range(40, 54):
+        clip.write_bytes(content[: 188 * 3] + content[begin : begin + 188 * lost] + content[begin + 188 * (lost + 1) :])
+        assert all(is_told(frames) or are_like(frames, whole) for frames in readings(clip, SAMPLINGS[2:4]))
+
+
+def test_pieces_of_streams_put_together_are_no_damage(tmp_path: Path) -> None:
+    """The numbers of their pieces, and their times, begin again."""
+    clip = make_clip(tmp_path / "clip.ts", range(48), g="12")
+    clip.write_bytes(3 * clip.read_bytes())
+    marked = [packet.is_corrupt for packet in av.open(str(clip)).demux(video=0)]
+    assert any(marked)
+    assert not any(map(is_told, readings(clip, SAMPLINGS)))
+    content = clip.read_bytes()
+    clip.write_bytes(content[: 188 * 20] + content[188 * 21 :])
+    assert all(map(is_told, readings(clip, SAMPLINGS)))
+
+
+def test_slices_without_a_checksum_are_not_checked(tmp_path: Path) -> None:
+    for level in ("1", "3"):
+        clip = make_clip(tmp_path / "clip.mkv", range(24), codec="ffv1", g="8", level=level, slicecrc="0")
+        assert not any(map(is_told, readings(clip, SAMPLINGS)))
 
 
 def test_pictures_that_the_decoder_marks_as_damaged_are_told(tmp_path: Path) -> None:
@@ -146,15 +221,15 @@ def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str) -> No
     clip = make_clip(tmp_path / name, range(72), **options[name])
     full = decode_all(clip)
     for frames in readings(clip, SAMPLINGS):
-        assert not any("damage" in note or "broken" in note for note in frames.notes), frames.notes
+        assert not is_told(frames), frames.notes
         assert are_like(frames, full)
     for frames in readings(copy_packets(clip, tmp_path / f"cut_{name}", skip=5), SAMPLINGS):
-        assert not any("damage" in note or "broken" in note for note in frames.notes), frames.notes
+        assert not is_told(frames), frames.notes
 
 
 def test_an_input_that_begins_at_a_picture_with_lost_references() -> None:
     for frames in readings(faulty("open_gop_h264_cut.ts"), SAMPLINGS):
-        assert not any("damage" in note or "broken" in note for note in frames.notes)
+        assert not is_told(frames)
 
 
 def test_a_damaged_av1_file_does_not_wait_forever(tmp_path: Path) -> None:
