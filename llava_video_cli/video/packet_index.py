@@ -42,8 +42,8 @@ class PacketIndex:
     are the numbers of the keyframes. `palettes` are those that packets have beside their content, by the packet's
     number. `timeline` has the pictures that are shown, without those that an edit list hides. `is_whole` says that the
     container's header was read, and names no fault of the file. `sizes`, int64 (packets,), are the packets' bytes; None
-    if a seek finds each packet as it is listed. `damaged`, int64 (damaged packets,), are the numbers of those of which
-    FFmpeg misses something.
+    if a seek finds each packet as it is listed. `starts`, int64 (packets,), are the bytes of the file where packets of
+    AVI begin. `damaged`, int64 (damaged packets,), are the numbers of those of which FFmpeg misses something.
     """
 
     stamps: NDArray[np.int64]
@@ -53,6 +53,7 @@ class PacketIndex:
     palettes: dict[int, PacketSideData] = field(default_factory=dict)
     is_whole: bool = False
     sizes: NDArray[np.int64] | None = None
+    starts: NDArray[np.int64] | None = None
     damaged: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def palette(self, position: int) -> PacketSideData | None:
@@ -102,9 +103,11 @@ class PacketIndex:
     def lists(self, packet: Packet[VideoStream], position: int) -> bool:
         """Return whether a packet with the stamp of `position` is that one.
 
-        A seek in an MPEG program stream lands within a picture, and the first packets get the stamps of later ones.
+        A seek in an MPEG program stream lands within a picture, and the first packets get the stamps of later ones. In
+        AVI, a seek finds a packet by the index that is passed over in reading, as its header is broken.
         """
-        return self.sizes is None or packet.size == self.sizes[position]
+        is_in_place = self.starts is None or packet.pos == self.starts[position]
+        return is_in_place and (self.sizes is None or packet.size == self.sizes[position])
 
     def entry(self, target: int, position: int) -> int:
         """Return the packet where decoding has to start for the picture `target`, which is packet `position`.
@@ -206,7 +209,7 @@ def _from_header(path: str, container: InputContainer, stream: VideoStream) -> P
 
 def _from_packets(video: OpenVideo) -> PacketIndex | None:
     hidden_vp8 = video.codec == "vp8"
-    rows: list[tuple[int | None, int | None, int, int, bool, bool, bool]] = []
+    rows: list[tuple[int | None, int | None, int, int, int, bool, bool, bool]] = []
     palettes: dict[int, PacketSideData] = {}
     held: list[Packet[VideoStream]] = []
     places, broken = list[int](), list[str]()
@@ -223,10 +226,11 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
                 palettes[len(rows)] = packet.get_sidedata("palette")
             places.append(len(held) - 1)
             marks = packet.is_keyframe, packet.is_discard, packet.is_corrupt
-            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.size, *marks))
+            rows.append((packet.pts, packet.dts, packet.duration or 0, packet.size, packet.pos or 0, *marks))
     if not rows or any(stamp is None for stamp, *_ in rows):
         return None
-    stamps, dts, durations, sizes, keyframe, hidden, marked = (np.array(column) for column in zip(*rows, strict=True))
+    columns = (np.array(column) for column in zip(*rows, strict=True))
+    stamps, dts, durations, sizes, starts, keyframe, hidden, marked = columns
     stamps = stamps.astype(np.int64)
     decoding = np.array([s if d is None else d for s, d in zip(stamps.tolist(), dts.tolist(), strict=True)], np.int64)
     shown = stamps[~hidden]
@@ -244,5 +248,13 @@ def _from_packets(video: OpenVideo) -> PacketIndex | None:
     )
     if not broken:
         video.held[:], video.places[:] = held, places
-    damaged = damaged_packets(video, marked)
-    return PacketIndex(stamps, decoding, keys, timeline, palettes, sizes=sizes, damaged=damaged)
+    return PacketIndex(
+        stamps,
+        decoding,
+        keys,
+        timeline,
+        palettes,
+        sizes=sizes,
+        starts=starts if video.container.format.name == "avi" else None,
+        damaged=damaged_packets(video, marked),
+    )

@@ -198,6 +198,18 @@ def test_threads_do_not_hide_a_mark(tmp_path: Path) -> None:
     assert told
 
 
+def test_a_packet_of_avi_that_only_a_seek_finds(tmp_path: Path) -> None:
+    """The packet before it lacks some bytes, so that reading takes its beginning for theirs, and passes over it."""
+    clip = make_clip(tmp_path / "clip.avi", codec="rawvideo")
+    content, places = clip.read_bytes(), packets(clip)
+    before, at = places[4][0] - 8, places[6][0] - 8
+    clip.write_bytes(content[:before] + bytes(64) + content[before : at - 64] + content[at:])
+    full = decode_all(clip)
+    assert len(full) < 24
+    moments = [Sampling(frames=1, start_seconds=number / 24) for number in range(4, 8)]
+    assert all(are_like(frames, full) for frames in readings(clip, moments))
+
+
 def test_fewer_bytes_than_a_picture_needs(tmp_path: Path) -> None:
     """FFmpeg would show what happened to be in memory."""
     clip = make_indexed(tmp_path / "raw.avi", "rawvideo")
