@@ -19,7 +19,8 @@ def write_cuts(path: Path, records: Sequence[Record]) -> None:
     """Write the moments of records, each video's in order of time, whole or not at all; see `check_cuts`."""
     write = check_cuts(path)
     with whole_file(path) as beside:
-        beside.write_text(write(records, path), encoding="utf-8", newline="")
+        text = write(records, path)  # a file's name may have bytes that are not UTF-8
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def check_cuts(path: Path) -> Callable[[Sequence[Record], Path], str]:

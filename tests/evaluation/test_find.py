@@ -288,6 +288,14 @@ def test_what_cuts_the_moments_out(films: Path, tmp_path: Path) -> None:
         write_cuts(tmp_path / "cuts.txt", records)
 
 
+def test_a_name_that_is_not_utf_8_is_cut_out_too(tmp_path: Path) -> None:
+    moment = {"query": "a", "start_seconds": 0.0, "end_seconds": 1.0, "probability": 0.9}
+    record = Record({"video_path": "file:caf%E9.mp4", "moments": [moment]})
+    for name in ("cuts.sh", "cuts.edl", "cuts.srt"):
+        write_cuts(tmp_path / name, [record])
+    assert (tmp_path / "cuts.sh").read_bytes().endswith(b" -i 'caf\xe9.mp4' 'caf\xe9-1.mp4'\n")
+
+
 def test_sheets_of_names_as_long_as_file_systems_allow(films: Path, tmp_path: Path) -> None:
     film = next(films.glob("*0.mp4"))
     longest = film.rename(tmp_path / f"{'ü' * 125}b.mp4")
