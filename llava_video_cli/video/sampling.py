@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -145,16 +146,17 @@ def parse_time(text: str) -> float:
     Raises UsageError for anything else, minutes (below an hour part) or seconds above 59 of a clock included.
     """
     text = text.strip()
-    if _SECONDS.fullmatch(text):
-        seconds = float(text)
-        if math.isfinite(seconds):
-            return seconds
-    elif clock := _CLOCK.fullmatch(text):
-        hours, minutes, rest = clock[1], int(clock[2]), Fraction(clock[3].rstrip("."))
-        if rest < 60 and (hours is None or minutes < 60):
-            return float((int(hours or 0) * 60 + minutes) * 60 + rest)
-    elif text and (units := _UNITS.fullmatch(text)):
-        return float((int(units[1] or 0) * 60 + int(units[2] or 0)) * 60 + Fraction((units[3] or "0").rstrip(".")))
+    with suppress(OverflowError, ValueError):  # of more digits than a number may have
+        if _SECONDS.fullmatch(text):
+            seconds = float(text)
+            if math.isfinite(seconds):
+                return seconds
+        elif clock := _CLOCK.fullmatch(text):
+            hours, minutes, rest = clock[1], int(clock[2]), Fraction(clock[3].rstrip("."))
+            if rest < 60 and (hours is None or minutes < 60):
+                return float((int(hours or 0) * 60 + minutes) * 60 + rest)
+        elif text and (units := _UNITS.fullmatch(text)):
+            return float((int(units[1] or 0) * 60 + int(units[2] or 0)) * 60 + Fraction((units[3] or "0").rstrip(".")))
     raise UsageError(
         f"not a time: {text!r}", hint="write seconds (90 or 90.5), 1m30s, or [HH:]MM:SS (1:30, 00:01:30.5)"
     )
