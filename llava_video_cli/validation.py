@@ -38,7 +38,7 @@ _MOST_SHOWN = 100  # characters of a value in an error
 _MOST_NESTED = 32
 _MOST_DIGITS = 1000  # of a YAML number: Python shows none of more than 4,300
 _MOST_LISTED = 20  # keys in a hint
-_YAML_INT = "tag:yaml.org,2002:int"
+_YAML_INT, _YAML_FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 Text = NewType("Text", str)  # not empty
 Shape: TypeAlias = Mapping[str, Any]  # the type of each key, or the shape below it
@@ -123,7 +123,7 @@ def read_file(path: Path, kind: str) -> bytes:
 
 
 def read_yaml(content: bytes | str) -> object:
-    """Return plain data; raises UsageError with the line of an error, such as a key that appears twice.
+    """Return plain data; raises UsageError with the line of an error, such as a key that appears twice, NaN, infinity.
 
     Aliases are not allowed: with them, a text of a few lines can grow to gigabytes.
     """
@@ -141,6 +141,12 @@ def read_yaml(content: bytes | str) -> object:
             node = super().compose_node(parent, index)
             if isinstance(node, yaml.ScalarNode) and node.tag == _YAML_INT and len(node.value) > _MOST_DIGITS:
                 raise yaml.MarkedYAMLError(problem="the number has too many digits", problem_mark=node.start_mark)
+            if (
+                isinstance(node, yaml.ScalarNode)
+                and node.tag == _YAML_FLOAT
+                and not math.isfinite(self.construct_yaml_float(node))
+            ):
+                raise yaml.MarkedYAMLError(problem=f"{node.value} is not allowed", problem_mark=node.start_mark)
             self.nested -= 1
             return node
 

@@ -87,6 +87,13 @@ def test_a_number_that_python_would_not_show_is_refused() -> None:
         read_yaml(f"a: 1\nb: 0x{'f' * 6000}")
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.Inf", "1.0e+999"])
+def test_yaml_has_no_number_that_json_has_not(number: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_yaml(f"a: 1.5\nb: [{number}]")
+    assert str(caught.value) == f"line 2: not YAML: {number} is not allowed"
+
+
 def test_a_character_that_yaml_forbids_is_one_line() -> None:
     with pytest.raises(UsageError) as caught:
         read_yaml("about: x\0\n")
