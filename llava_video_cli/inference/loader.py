@@ -97,7 +97,8 @@ def memory_left(model: str, loading: Loading, revision: str | None = None) -> tu
 
     Raises what `open_model` raises before it loads anything.
     """
-    config, checkpoint = _config(locate_config(model, revision), loading)
+    folder = locate_config(model, revision)
+    config, checkpoint = read_facts(model, folder, replace(loading, adapter=None))  # `_placed` counts the adapter
     device = (placement := _placed(model, config, checkpoint, loading)).device
     return device.kind, sum(device.free_bytes) - placement.need.total_bytes
 

@@ -20,6 +20,8 @@ from llava_video_cli.checkpoint.families import FAMILIES
 from llava_video_cli.cli.app import run
 from llava_video_cli.errors import ModelError
 from llava_video_cli.inference.families.facts import load_processor
+from llava_video_cli.inference.loader import memory_left
+from llava_video_cli.model import Loading
 
 TOKENS = ("--max-new-tokens", "6")
 
@@ -42,6 +44,12 @@ def asked(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
     assert run(["ask", *map(str, words), "--json", "-q", *TOKENS]) == 0
     row: dict[str, Any] = json.loads(capsys.readouterr().out)
     return row
+
+
+def test_the_memory_that_another_family_leaves_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "internvl", "internvl")  # whose sizes of pictures are pairs
+    kind, left_bytes = memory_left(str(folder), Loading(device="cpu"))
+    assert kind == "cpu" and left_bytes > 0
 
 
 @pytest.mark.parametrize(
