@@ -168,7 +168,7 @@ def right_letter(answer: str | int, options: Sequence[str]) -> str:
         if answer in options:
             return letters[list(options).index(answer)]
         bare = answer.strip().strip("().")
-        if bare.isdigit():
+        if bare in map(str, range(len(options))):
             answer = int(bare)
         elif len(bare) == 1 and bare.upper() in letters:
             return bare.upper()

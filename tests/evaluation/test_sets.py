@@ -167,6 +167,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         {"video": "a.mp4", "question": "Who?", "choices": ["A man", "A cat"], "answer": "A cat", "group": "who"},
         {"video": "a.mp4", "question": "Who?", "choices": ["A man", "A cat"], "answer": "a", "start": 1},
         {"video": "a.mp4", "question": "Who?", "choices": ["A man", "A cat"], "answer": 1},
+        {"video": "a.mp4", "question": "Who?", "choices": ["10 men", "20"], "answer": "20."},
         {"video": "b.mp4", "question": "Is it?", "answer": "No"},
         {"video": "b.mp4", "question": "Is it?", "choices": ["No", "Yes"], "answer": "yes"},
         {"id": "last", "video": "b.mp4", "question": "What color?", "answer": "red"},
@@ -174,14 +175,16 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     write(path, rows)
     questions = read_questions(path).questions
     assert questions[0].prompt == f"Who?\nA. A man\nB. A cat\n{DIRECTLY}"
-    assert [question.answer for question in questions] == ["B", "A", "B", "no", "Yes", "red"]
-    assert [question.choices for question in questions[3:]] == [("yes", "no"), ("No", "Yes"), ()]
+    assert [question.answer for question in questions] == ["B", "A", "B", "B", "no", "Yes", "red"]
+    assert [question.choices for question in questions[4:]] == [("yes", "no"), ("No", "Yes"), ()]
     assert questions[0].video == str(tmp_path / "a.mp4") and questions[1].start_seconds == 1
-    assert [question.id for question in questions] == ["1", "2", "3", "4", "5", "last"]
+    assert [question.id for question in questions] == ["1", "2", "3", "4", "5", "6", "last"]
     for row, words in (
         ({"video": "a.mp4", "question": "?"}, "line 1: the key 'answer' is missing"),
         ({"video": "a.mp4", "question": "?", "anser": "x"}, "line 1: .*anser"),
         ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "z"}, "none of the 2 choices"),
+        ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "²"}, "none of the 2 choices"),
+        ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "9" * 5000}, "none of the 2 choices"),
         ({"video": "a.mp4", "question": "?", "choices": ["x"], "answer": "x"}, "from 2 to 26 choices, got 1"),
     ):
         write(path, [row])
