@@ -54,6 +54,10 @@ A line of my.jsonl, whose paths are relative to its folder:
 
     {{"video": "a.mp4", "question": "Who is in it?", "choices": ["A man", "A cat"], "answer": "A cat", "group": "who"}}
 """
+_REFUSED = (
+    *("choices", "choice", "length_normalized", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 _WORDS = {"choices": "by probabilities", "text": "by written answers"}
 
 
@@ -99,7 +103,7 @@ def eval(
         raise UsageError(
             "give a question set", f"the sets are {', '.join((*SETS, 'demo'))}; a file of your own ends in .jsonl"
         )
-    for flag in ("choices", "choice", "length_normalized", "temperature", "top_p", "repetition_penalty", "seed"):
+    for flag in _REFUSED:
         if getattr(text, flag) is not None:
             raise UsageError(
                 f"--{flag.replace('_', '-')} can't be used with a question set: its questions are answered greedily"

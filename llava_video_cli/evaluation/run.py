@@ -54,7 +54,7 @@ class Evaluation:
     def _request(self, question: Question, way: Way) -> BatchRequest:
         generation = replace(
             self.preset.generation,
-            temperature=0.0, top_p=1.0, repetition_penalty=1.0, seed=None,
+            temperature=0.0, top_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, seed=None,
             choices=() if way == "text" else question.choices,
         )  # fmt: skip
         sampling = self.preset.sampling

@@ -14,7 +14,7 @@ import pytest
 from test_scores import by_numpy
 from waiting_model import USAGE, WaitingModel
 
-from llava_video_cli import Preset, Request, RunOptions, Sampling, Scores
+from llava_video_cli import Generation, Preset, Request, RunOptions, Sampling, Scores
 from llava_video_cli.cli.app import run
 from llava_video_cli.conversation import Chunk
 from llava_video_cli.demo.world import write_clip
@@ -86,6 +86,13 @@ def test_a_known_model_has_its_score(questions: QuestionSet, tmp_path: Path) -> 
     assert document["protocol"]["prompt_sha256"] == questions.prompt_hash
 
 
+def test_what_a_preset_says_of_sampling_does_not_count(questions: QuestionSet, tmp_path: Path) -> None:
+    few = replace(questions, questions=questions.questions[:3])
+    sampled = Generation(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1, presence_penalty=1.5)
+    document = answered(Evaluation(few, replace(PRESET, generation=sampled)), tmp_path / "a.jsonl")
+    assert document["scores"] == answered(Evaluation(few, PRESET), tmp_path / "b.jsonl")["scores"]
+
+
 def test_ended_five_times_it_is_the_same_file(questions: QuestionSet, tmp_path: Path) -> None:
     evaluation = Evaluation(questions, PRESET)
     whole = answered(evaluation, tmp_path / "whole.jsonl")
@@ -142,6 +149,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (("--compare", "x.json", "x.answers.jsonl"), 2, "not a result of `llvid eval`"),
         (("demo", "-m", "demo", "-o", "x.txt"), 2, "must end in .json"), (("mvbench",), 2, "needs --data"),
         (("demo", "--temperature", "1"), 2, "--temperature can't be used with a question set"),
+        (("demo", "--presence-penalty", "1"), 2, "--presence-penalty can't be used with a question set"),
+        (("demo", "--top-k", "1"), 2, "--top-k can't be used with a question set"),
     ):  # fmt: skip
         assert run(["eval", *arguments]) == code
         out, err = capsys.readouterr()
