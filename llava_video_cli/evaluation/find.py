@@ -352,7 +352,7 @@ class FindRun(AnsweredRun):
             "model": self._settings["model"],
             "frames": join_frames([part["frames"] for part in parts]),
             "notes": list(dict.fromkeys(line for part in parts for line in part["notes"])),
-            "usage": asdict(total_usage([result.usage for _, result in seen.results])),
+            "usage": total_usage([result.usage for _, result in seen.results]).values(),
             "settings": {**self._settings, "request_key": task.request_key(job.name)},
             "key": job.key,
         }

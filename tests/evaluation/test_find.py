@@ -181,6 +181,7 @@ def test_windows_are_read_once_for_all_queries_and_a_part_can_be_searched(tmp_pa
     assert [window["start_seconds"] for window in record.values["windows"]] == [2.0, 6.0]
     assert record.values["windows"][-1]["end_seconds"] == 10.0
     assert len(model.asked) == 4 and len(set(map(id, model.seen))) == 2
+    assert record.values["usage"].keys() == USAGE.values().keys() and record.values["usage"]["prompt_tokens"] == 4
 
 
 @pytest.fixture
