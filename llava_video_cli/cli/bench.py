@@ -50,7 +50,7 @@ def bench(
         str | None,
         option("The size of a model with random weights: 1B, 7B, 7B-32K or 34B; as -m random:SIZE.", metavar="SIZE"),
     ] = None,
-    runs: Annotated[int, option("Runs of each measurement [default: 3].", min=1, metavar="N")] = 3,
+    runs: Annotated[int | None, option("Runs of each measurement [default: 3].", min=1, metavar="N")] = None,
     seconds: Annotated[
         float | None,
         option(
@@ -71,9 +71,9 @@ def bench(
         model = replace(model, model=f"random:{random_weights}")
     from ..diagnostics.bench import Bench, BenchPlan, machine_info
 
-    plan = BenchPlan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else BenchPlan(runs=runs)
+    plan = BenchPlan(frames=(8,), batches=(1, 8), runs=1, seconds=20.0) if quick else BenchPlan()
     settings = settle(preset, model, FrameFlags(frames=max(plan.frames)), TextFlags())
-    plan = replace(plan, prompt=settings.preset.prompt, seconds=seconds or plan.seconds)
+    plan = replace(plan, prompt=settings.preset.prompt, runs=runs or plan.runs, seconds=seconds or plan.seconds)
     if video is not None and check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
     presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None

@@ -173,7 +173,7 @@ def test_the_first_run_counts_where_the_time_is_up() -> None:
 
 
 def test_the_last_line_of_stdout_is_one_document(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(["bench", str(clip), "--random-weights", "tiny", "--quick", "--quantize", "4bit"])
+    code = run(["bench", str(clip), "--random-weights", "tiny", "--quick", "--runs", "2", "--quantize", "4bit"])
     out, err = capsys.readouterr()
     assert code == 0, err
     (line,) = out.splitlines()
@@ -181,7 +181,7 @@ def test_the_last_line_of_stdout_is_one_document(clip: Path, capsys: pytest.Capt
     cells = {(cell["what"], cell["frames"], cell["batch"]): cell for cell in document["cells"]}
     assert document["is_whole"] and document["model"] == "random:tiny" and document["video"]["name"] == str(clip)
     assert document["machine"]["cores"] >= 1 and document["machine"]["cpu"] and document["machine"]["versions"]["torch"]
-    assert document["settings"][0]["quantize"] == "4bit"
+    assert document["settings"][0]["quantize"] == "4bit" and document["plan"]["runs"] == 2
     for key in [
         ("read", 8, None), ("make weights", None, None), ("copy", None, None), ("first token", 8, None),
         ("first token, from file", 8, None), ("tokens", 8, None), ("of the bandwidth limit", 8, None),
