@@ -61,11 +61,9 @@ def input_of(values: Mapping[str, Any], side: int, name: str) -> FrameInput:
         size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
         resizes, crops = values.get("do_resize", True), values.get("do_center_crop", True)
         edge = size.get("shortest_edge") if resizes else None
-        means = values.get("image_mean") or [mean / 255 for mean in CLIP_MEAN]
-        red, green, blue = (round(255 * mean) for mean in ([means] * 3 if isinstance(means, float) else means))
-        resample = int(values.get("resample") or PUBLISHED_INPUT.resample)
         is_cut = bool(crops and (edge or not resizes))
-        return FrameInput(side, side, "crop" if is_cut else "stretch", edge, (red, green, blue), resample)
+        mean, resample = _mean(values, [level / 255 for level in CLIP_MEAN]), _resample(values)
+        return FrameInput(side, side, "crop" if is_cut else "stretch", edge, mean, resample)
 
 
 @contextmanager
@@ -94,17 +92,26 @@ def _shape_of_frames(values: Mapping[str, Any], family: Family) -> FrameInput:
     side = crop or size
     if not (side.get("height") and side.get("width")) or not values.get("do_resize", True):
         return FrameInput(0, 0, "whole", time_marks=family.time_marks)
-    means = values.get("image_mean") or [0.5] * 3
-    red, green, blue = (round(255 * mean) for mean in ([means] * 3 if isinstance(means, float) else means))
-    edge, resample = (
-        size.get("shortest_edge") if crop else None,
-        int(values.get("resample") or PUBLISHED_INPUT.resample),
-    )
+    edge = size.get("shortest_edge") if crop else None
     width, height = int(side["width"]), int(side["height"])
     if not (1 <= width <= MOST_EDGE and 1 <= height <= MOST_EDGE):
         raise ValueError(f"it makes frames of {width} x {height} pixels")
     way: Way = "crop" if crop else "stretch"
-    return FrameInput(width, height, way, edge, (red, green, blue), resample, time_marks=family.time_marks)
+    mean, resample = _mean(values, [0.5] * 3), _resample(values)
+    return FrameInput(width, height, way, edge, mean, resample, time_marks=family.time_marks)
+
+
+def _mean(values: Mapping[str, Any], default: list[float]) -> tuple[int, int, int]:
+    """Return the mean colour of a processor's values, 0 to 255."""
+    means = values.get("image_mean") or default
+    red, green, blue = (round(255 * mean) for mean in ([means] * 3 if isinstance(means, float) else means))
+    return red, green, blue
+
+
+def _resample(values: Mapping[str, Any]) -> int:
+    """Return the filter of a processor's values; 0 is the nearest pixel."""
+    resample = values.get("resample")
+    return PUBLISHED_INPUT.resample if resample is None else int(resample)
 
 
 def _video_values(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 from transformers import LlavaNextVideoConfig
 
 from llava_video_cli import ModelError
-from llava_video_cli.checkpoint.frame_input import frame_input, input_of
+from llava_video_cli.checkpoint.families import Family
+from llava_video_cli.checkpoint.frame_input import frame_input, input_of, shape_of_frames
 from llava_video_cli.inference.processor import load_processor
 from llava_video_cli.inference.vision import frame_resize
 from llava_video_cli.video.fit import FrameInput
@@ -57,6 +58,11 @@ def test_the_files_say_what_the_processor_has(folder: Path, values: dict[str, An
     found = frame_input(str(folder))
     assert found == loaded(folder)
     assert found is not None and (found.width, found.height) == (SIDE, SIDE)
+
+
+def test_the_nearest_pixel_is_a_filter_too() -> None:
+    other = shape_of_frames({"resample": 0, "size": {"height": SIDE, "width": SIDE}}, Family("other"), "")
+    assert input_of({"resample": 0}, SIDE, "").resample == other.resample == 0
 
 
 @pytest.mark.parametrize(
