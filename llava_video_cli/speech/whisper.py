@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,8 +66,7 @@ def check_options(options: SpeechOptions) -> None:
         raise UsageError(f"there is no language {language!r}", nearest(language, LANGUAGES) or "use a code such as de")
     check_name(options.model)
     if options.model not in MODELS and not looks_like_folder(options.model) and options.model.count("/") != 1:
-        close = difflib.get_close_matches(options.model, MODELS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(MODELS)}"
+        hint = nearest(options.model, MODELS, least=0.5) or f"the names are {', '.join(MODELS)}"
         raise UsageError(f"there is no speech model {options.model!r}", hint)
     if options.model.endswith(".en") and (options.translate or options.language not in (None, "en")):
         raise UsageError(f"{options.model} knows English only", f"use {options.model.removesuffix('.en')}")
