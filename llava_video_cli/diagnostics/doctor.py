@@ -14,7 +14,7 @@ from platform import platform, python_version
 from typing import TypeVar
 
 from ..checkpoint import local_folder, locate
-from ..checkpoint.config import Checkpoint
+from ..checkpoint.config import PUBLISHED, Checkpoint
 from ..checkpoint.families import family_of, untried
 from ..checkpoint.hub import ROOM_HINT, CachedCheckpoint, cache_folder, cached, cached_checkpoints, explained, resolve
 from ..checkpoint.random_weights import random_folder
@@ -34,14 +34,8 @@ Result = TypeVar("Result")
 # The codecs of most videos. PyAV's own wheels decode all of them.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "prores", "mjpeg")
 _IMPORTED = ("torch", "torchvision", "transformers", "bitsandbytes", "av")
-# The published checkpoints and their sizes, which give the memory that they need before anything is downloaded.
-_PUBLISHED = {
-    "llava-hf/LLaVA-NeXT-Video-7B-hf": "7B",
-    "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf": "7B",
-    "llava-hf/LLaVA-NeXT-Video-7B-32K-hf": "7B-32K",
-    "llava-hf/LLaVA-NeXT-Video-34B-hf": "34B",
-    "llava-hf/LLaVA-NeXT-Video-34B-DPO-hf": "34B",
-}
+# The sizes of the published checkpoints, which give the memory that they need before anything is downloaded.
+_SIZES = {name: size.removesuffix("-dpo") for size, name in PUBLISHED.items()}
 # Presets of models that have the better score on Video-MME the later they stand.
 _GOOD = ("small", "laptop", "best-8gb", "best-24gb")
 # Those whose answers a CPU gives in minutes, not in hours.
@@ -281,7 +275,7 @@ def _folders(workload: Workload) -> tuple[Path | None, Path | None]:
             folder = resolve(workload.model, workload.revision, offline=True)
             return folder, cached(workload.model, folder.name)
     except ModelError:
-        size = _PUBLISHED.get(workload.model)
+        size = _SIZES.get(workload.model)
         return (random_folder(f"random:{size}") if size else None), None
 
 
