@@ -127,9 +127,7 @@ def fetch_files(
 ) -> Fetched:
     """Download the files of a hub id that match the patterns, as `fetch` does; the `needed` have to be there.
 
-    Without a revision, they are those of `main`.
-
-    Raises `ModelError`.
+    Without a revision, they are those of `main`. Raises `ModelError`.
     """
     with explained(model, revision, f"run the command again with access to the hub, or `hf download {model}`"):
         folder = resolve(model, revision, file=needed[0])

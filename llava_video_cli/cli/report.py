@@ -22,8 +22,6 @@ Examples:
 
     llvid report captions.jsonl -o report.html --overwrite
 """
-
-
 _TO_HELP = "File for the page, which must end in .html [default: OUT-report.html in the current folder]."
 
 

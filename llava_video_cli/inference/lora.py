@@ -102,10 +102,8 @@ def _replace(modules: _Modules, name: str, tensor: torch.Tensor, adapter: Adapte
         )
     if old.shape != tensor.shape:
         _refuse(adapter, name, tensor.shape, old.shape)
-    new = torch.nn.Parameter(
-        tensor.to(old.device, old.dtype), requires_grad=False
-    )  # one that is shared stays elsewhere
-    setattr(module, leaf, new)
+    # one that is shared stays elsewhere
+    setattr(module, leaf, torch.nn.Parameter(tensor.to(old.device, old.dtype), requires_grad=False))
 
 
 def _untie(model: Any, targets: Mapping[str, Any]) -> None:

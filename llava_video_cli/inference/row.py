@@ -31,9 +31,8 @@ class Row:
     """A request on its way: it waits, is prefilled, runs in a slot, and has ended. With `choices`, it ends there.
 
     `prepare` sets its prompt and sampler; it may raise what the sender is to be told. `describe` names a token, and
-    gives its bytes.
-    `deliver` is called in another thread: with pieces of the text and a last chunk, or, without `in_pieces`, with that
-    alone; or with an error. It has to return at once. `is_cancelled` may be set in any thread.
+    gives its bytes. `deliver` is called in another thread: with pieces of the text and a last chunk, or, without
+    `in_pieces`, with that alone; or with an error. It has to return at once. `is_cancelled` may be set in any thread.
     """
 
     request: Request

@@ -27,8 +27,6 @@ from .loader import Loaded
 from .prefix_cache import Prompt
 
 _MAX_ASPECT = 8  # thinner images are cropped before they are resized
-
-
 _MOST_SENT_BYTES = 2**28  # of pixels that lie on a GPU before they are encoded
 
 

@@ -36,8 +36,6 @@ _SLACK_TOKENS = 16
 # frame still has 9 tokens.
 _MOST_FACTOR, _MOST_STRIDE = 4.0, 8
 _FEWEST_ANSWER_TOKENS = 64  # a hint proposes no shorter answer
-
-
 # In a hint where several pictures don't fit: the frames of a video take fewer tokens.
 AS_ONE_VIDEO = "ask about the pictures as one video (their folder, or a pattern in quotes: '*.jpg')"
 
@@ -117,9 +115,8 @@ def too_long(
 ) -> ContextError:
     """Return the error of a request that doesn't fit; `budget` is what it takes.
 
-    `counts` are the frames of each of its media, in their order, 0 for a picture.
-
-    `each` is how many frames of each video would fit, where the budget doesn't tell exactly.
+    `counts` are the frames of each of its media, in their order, 0 for a picture. `each` is how many frames of each
+    video would fit, where the budget doesn't tell exactly.
 
     The hint names each setting that alone would make it fit: fewer frames, another pooling or RoPE scaling, a shorter
     answer; and that pictures can be a video, whose frames take fewer tokens.

@@ -60,10 +60,8 @@ class Ledger:
                 self._place = self._target.with_name(name)
                 self._file = opened.enter_context(_open(self._place))
                 opened.callback(_remove_empty, self._place)
-            self.done, self._requests = (
-                set[str](),
-                dict[str, tuple[str, int]](),
-            )  # their keys, and where their rows begin
+            self.done = set[str]()
+            self._requests = dict[str, tuple[str, int]]()  # of each, the record's key, and where its row begins
             self._end, self._tail = self._read()
             self._status = os.fstat(self._file.fileno())
             self._opened = opened.pop_all()

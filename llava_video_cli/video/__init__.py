@@ -68,12 +68,12 @@ class Frames:
     """Frames of one video, in order of time. Compared by identity.
 
     `images` is uint8 (frames, height, width, 3), RGB, upright; an alpha channel is dropped. It must not be changed once
-    a model was asked about it: what was computed of it is remembered. `times_seconds` are
-    those of a player's clock, so that neither a late start nor an edit list shifts them. `notes` are
-    lines for the user: fewer frames than asked for, broken packets, ... `shots` are the times `[start, end)` of the
-    shots that they are spread over, empty if the sampling does not look for scenes. `input` is what the model gets of
-    each, None where no model is known. `speech` are the lines that are said in the part, with the times `[start, end)`
-    of each; None if the sound was not transcribed.
+    a model was asked about it: what was computed of it is remembered. `times_seconds` are those of a player's clock, so
+    that neither a late start nor an edit list shifts them. `notes` are lines for the user: fewer frames than asked for,
+    broken packets, ... `shots` are the times `[start, end)` of the shots that they are spread over, empty if the
+    sampling does not look for scenes. `input` is what the model gets of each, None where no model is known. `speech`
+    are the lines that are said in the part, with the times `[start, end)` of each; None if the sound was not
+    transcribed.
     """
 
     images: NDArray[np.uint8]

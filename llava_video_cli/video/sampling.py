@@ -446,9 +446,8 @@ def _shares(count: int, lengths: Sequence[int], most: Sequence[int]) -> list[int
 
 
 def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Selection:
-    keys = sorted(
-        {int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)}
-    )  # the first's own keyframe may be hidden
+    # the first picture's own keyframe may be hidden
+    keys = sorted({int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)})
     snapped = dict.fromkeys(keys[_on_screen(keys, stamp)] for stamp in stamps)
     notes = ["the frames are keyframes, which may be earlier than the requested times"]
     if len(snapped) < len(stamps):

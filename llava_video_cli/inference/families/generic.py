@@ -42,9 +42,7 @@ from ..tokenizer import Tokenizer
 from ..vision import SentPixels
 
 _KEPT = 2  # lists of media whose pixels are remembered
-_MOST_WAITING_BYTES = (
-    2**30
-)  # of pixels for prompts that wait; those of further ones are made again when it is their turn
+_MOST_WAITING_BYTES = 2**30  # of pixels for prompts that wait; for further ones, they are made again
 # uint8 (frames, height, width, 3), their times, and the length of the whole video in seconds
 Video: TypeAlias = "tuple[NDArray[np.uint8], Sequence[float], float]"
 
