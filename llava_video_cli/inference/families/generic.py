@@ -298,7 +298,8 @@ class ProcessorPrompts:
     def _video(self, frames: Frames) -> Video:
         images, times = frames.images, list(frames.times_seconds)
         if frames.sampling.fit != "auto":
-            images = np.stack([self.shrink(image, frames.sampling.fit) for image in images])
+            shrink = self.shrink
+            images = np.stack([shrink(image, frames.sampling.fit) for image in images])
         repeats = -(-self._least_frames // len(images))
         if repeats > 1:
             images, times = np.repeat(images, repeats, axis=0), [time for time in times for _ in range(repeats)]
