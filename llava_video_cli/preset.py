@@ -89,7 +89,7 @@ def preset_files() -> dict[str, Path]:
 
 
 def load_preset(name: str) -> Preset:
-    """Return the preset of a name, or of a path (with a slash, or an ending in .yaml or .yml).
+    """Return the preset of a name, or of a path, which has a slash.
 
     A name never means a file in the current folder: that is `./name.yaml`. Raises `UsageError` for a preset that
     does not exist, or has a key or a value that is not understood.

@@ -46,7 +46,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame of a video: `image` uint8 (height, width, 3), RGB, upright, and its time since the first picture."""
+    """One frame of a video: `image` uint8 (height, width, 3), RGB, upright, and its time on a player's clock."""
 
     image: NDArray[np.uint8]
     time_seconds: float

@@ -134,7 +134,7 @@ def _shown(pixels: NDArray[np.uint8], frames: Frames, size: tuple[int, int]) -> 
 
 
 def time_labels(times_seconds: tuple[float, ...]) -> list[str]:
-    """Return `M:SS.ss` (`H:MM:SS.ss` from an hour on) for each time, with enough digits to tell them apart."""
+    """Return `M:SS.s` (`H:MM:SS.s` from an hour on) for each time, with up to three digits if two look the same."""
     for digits in (1, 2, 3):
         labels = [_clock(seconds, digits, long=max(times_seconds) >= 3600) for seconds in times_seconds]
         if len(set(labels)) == len(set(times_seconds)):
