@@ -16,7 +16,7 @@ from ..conversation import Media, Request, Segment, Turn
 from ..errors import MediaError
 from ..system.files import fingerprint
 from ..video import Frames
-from ..video.files import check_file
+from ..video.files import check_file, is_sequence, named_path
 from .budget import Budget
 
 _SUFFIXES = (".srt", ".vtt", ".ass")
@@ -178,7 +178,7 @@ def find_subtitles(video: str) -> Subtitles:
 
     Raises MediaError if there are none.
     """
-    files = [Path(video).with_suffix(suffix) for suffix in _SUFFIXES]
+    files = [named_path(video).with_suffix(suffix) for suffix in _SUFFIXES]
     for file in files:
         if file.is_file():
             return read_subtitles(str(file))
@@ -191,9 +191,11 @@ def find_subtitles(video: str) -> Subtitles:
 def read_track(video: str, language: str | None = None) -> Subtitles | None:
     """Return the lines of a subtitle track in a video, on the clock of its frames; None if it has no tracks.
 
-    That is the default one of the language, as the file writes it (`eng`), or else the first. Raises MediaError if
-    there is none in the language, or if its lines are pictures.
+    That is the default one of the language, as the file writes it (`eng`), or else the first. Pictures that are a video
+    have none. Raises MediaError if there is none in the language, or if its lines are pictures.
     """
+    if is_sequence(video):
+        return None
     from av.stream import Disposition
 
     from ..video.demux import media_errors, open_container

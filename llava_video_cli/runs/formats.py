@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from ..errors import LlvidError, MissingExtraError, UsageError
 from ..system.files import whole_file
 from ..validation import MOST_LINE_BYTES, bounded_lines, is_special, parse_json
+from ..video.files import named_path
 from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -284,9 +285,10 @@ class Sidecars:
 
     def paths(self, video: str, root: str) -> dict[Sidecar, Path]:
         """Return the files of a video, which was found below `root` ("" if it was named itself)."""
-        place = Path(video)
+        place = named_path(video)
         if self.folder is not None:
-            place = self.folder / (os.path.relpath(video, root) if root else place.name)
+            inside = os.path.relpath(video, root) if root else os.curdir
+            place = self.folder / (place.name if inside == os.curdir else inside)  # a folder's pictures may be a video
         return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
 
     def write(self, record: Record, video: str, root: str, keep: Container[Path] = ()) -> None:

@@ -102,6 +102,11 @@ def file_of(path: str) -> str:
     return path.file if isinstance(path, Spooled) else path
 
 
+def named_path(path: str) -> Path:
+    """Return a path with a name, which files beside it take: `.` and `..` have none, but the folders they mean do."""
+    return Path(os.path.abspath(path)) if Path(path).name in ("", os.pardir) else Path(path)  # noqa: PTH100
+
+
 class Status(Protocol):
     """What shows whether a file has changed; `os.stat_result` has it."""
 

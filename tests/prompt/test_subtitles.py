@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from terminal import QUESTION, asked
 from transformers import AutoTokenizer
 
@@ -273,6 +274,21 @@ def test_ask_takes_the_file_beside_the_video(clip: Path, tmp_path: Path, capsys:
     assert code == 0 and "subtitle lines fit the context; they are spread evenly" in err
     row = json.loads(out)
     assert row["notes"] == [err.strip()] and row["usage"]["prompt_tokens"] <= 4096 - 48
+
+
+def test_the_pictures_of_a_folder_have_the_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.new("RGB", (48, 48)).save(folder / "1.png")
+    monkeypatch.chdir(folder)
+    code, _, err = asked(capsys, ".", QUESTION, "--subtitles", "auto")
+    assert code == 1 and "no subtitles in it or next to it\nhint: there is no frames.srt, frames.vtt" in err
+    code, _, err = asked(capsys, ".", QUESTION, "--subtitles", "track")
+    assert code == 1 and "no subtitle track in it" in err
+    write(tmp_path / "frames.srt", SRT)
+    assert find_subtitles(".").path == str(tmp_path / "frames.srt")
 
 
 def test_captions_with_subtitles(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

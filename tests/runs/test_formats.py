@@ -227,6 +227,17 @@ def test_sidecars_lie_beside_their_video_or_as_it_does_below_its_folder(tmp_path
     assert beside.paths("clips/b/a.mp4", "") == {"vtt": tmp_path / "a.vtt"}
 
 
+def test_sidecars_of_a_folder_of_pictures_take_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for kinds, name in ((Sidecars(("txt",)), folder), (Sidecars(("txt",), Path("texts")), Path("texts") / "frames")):
+        for path, root in ((".", ""), (".", "."), ("../frames", "../frames")):
+            (sidecar,) = kinds.paths(path, root).values()
+            assert sidecar.resolve() == Path(f"{name}.txt").resolve(), (path, root)
+    assert Sidecars(("txt",)).paths("..", "") == {"txt": Path(f"{tmp_path}.txt")}
+
+
 def test_text_and_subtitles_are_for_one_video() -> None:
     for name in ("a.jsonl", "a.CSV", "a.parquet"):
         check_output(Path(name), one_video=False)
