@@ -88,7 +88,7 @@ def find(
     window = settle_every(every, "--every", settings.preset)
     assert window is not None, "it has a default"
     if cuts is not None:
-        check_cuts(Path(cuts))
+        check_cuts(Path(cuts), overwrite=run.overwrite)
     if to is not None and run.overwrite:
         confirm_overwrite(Path(to), output)
     spinner = console.Progress(output.quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +14,39 @@ from ..runs.record import Record
 from ..system.files import whole_file
 
 _FPS = 25.0  # of an edit list where no rate is known
+# How a list begins; the first subtitle ends with a probability.
+_BEGINNINGS = {
+    ".sh": rb"#!/bin/sh\n(ffmpeg -nostdin -n -ss |\Z)",
+    ".edl": rb"TITLE: .*\nFCM: NON-DROP FRAME\n",
+    ".srt": rb"1\n.* --> .*\n.* \([01]\.[0-9]{2}\)\n",
+}
+_HEAD_BYTES = 2**16
 
 
 def write_cuts(path: Path, records: Sequence[Record]) -> None:
     """Write the moments of records, each video's in order of time, whole or not at all; see `check_cuts`."""
-    write = check_cuts(path)
+    write = _writer(path)
     with whole_file(path) as beside:
         text = write(records, path)  # a file's name may have bytes that are not UTF-8
         beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def check_cuts(path: Path) -> Callable[[Sequence[Record], Path], str]:
+def check_cuts(path: Path, *, overwrite: bool = False) -> None:
+    """Raise `UsageError` for a file of another ending, and for one that is there and no list, unless `overwrite`."""
+    _writer(path)
+    if not path.exists() or (path.is_file() and (overwrite or _is_ours(path))):
+        return
+    hint = "choose another file with --cuts" + (", or replace it with --overwrite" if path.is_file() else "")
+    raise UsageError(f"{path} was not written by `llvid find`", hint)
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return not head or re.match(_BEGINNINGS[path.suffix.lower()], head) is not None
+
+
+def _writer(path: Path) -> Callable[[Sequence[Record], Path], str]:
     """Return what writes a file of that ending; raises `UsageError` for another one."""
     formats = {".sh": _ffmpeg, ".edl": _edl, ".srt": _subtitles}
     if path.suffix.lower() not in formats:

@@ -39,7 +39,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.conversation import Chunk
 from llava_video_cli.demo.questions import CLAIMS, holds
 from llava_video_cli.demo.world import Scene, frames, random_scene
-from llava_video_cli.evaluation.cut_list import write_cuts
+from llava_video_cli.evaluation.cut_list import check_cuts, write_cuts
 from llava_video_cli.evaluation.find import is_clause, query_of
 from llava_video_cli.report.results import open_results
 
@@ -295,6 +295,22 @@ def test_a_name_that_is_not_utf_8_is_cut_out_too(tmp_path: Path) -> None:
     for name in ("cuts.sh", "cuts.edl", "cuts.srt"):
         write_cuts(tmp_path / name, [record])
     assert (tmp_path / "cuts.sh").read_bytes().endswith(b" -i 'caf\xe9.mp4' 'caf\xe9-1.mp4'\n")
+
+
+def test_a_file_of_somebody_else_is_not_replaced_by_a_cut_list(tmp_path: Path) -> None:
+    moment = {"query": "a", "start_seconds": 0.0, "end_seconds": 1.0, "probability": 0.9}
+    for name, theirs in (("a.sh", "#!/bin/sh\nrm -r old\n"), ("a.edl", "TITLE: x\n"), ("a.srt", "1\n--> \nHello.\n")):
+        path = tmp_path / name
+        path.write_text(theirs)
+        with pytest.raises(UsageError, match="was not written by `llvid find`"):
+            check_cuts(path)
+        check_cuts(path, overwrite=True)
+        for moments in ([], [moment]):
+            write_cuts(path, [Record({"video_path": "film.mp4", "moments": moments})])
+            check_cuts(path)
+    (tmp_path / "folder.sh").mkdir()
+    with pytest.raises(UsageError, match="was not written by"):
+        check_cuts(tmp_path / "folder.sh", overwrite=True)
 
 
 def test_sheets_of_names_as_long_as_file_systems_allow(films: Path, tmp_path: Path) -> None:
