@@ -122,7 +122,8 @@ class MediaSources:
             yield _as_video(contents, "the list of pictures")
 
     def _fetched(self, url: str, target: Path, cancelled: threading.Event) -> MediaContent:
-        digest = fetch(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
+        with _disk_errors():
+            digest = fetch(url, target, self.hosts, self.max_bytes, self.fetch_seconds, cancelled)
         name = urlsplit(url).path.rpartition("/")[2] or "the file"
         return MediaContent(digest, name, lambda: nullcontext(str(target)))
 
@@ -405,11 +406,18 @@ def _temporary_file(content: bytes) -> Iterator[str]:
 
 
 def _written(target: Path, content: bytes) -> str:
-    try:
+    with _disk_errors():
         target.write_bytes(content)
-    except OSError as error:
-        raise MediaError(f"a temporary file can't be written: {error.strerror}") from None
     return str(target)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turn what the system says of a temporary file into `RequestError`: where the disk is full, a later try may do."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(503, f"a temporary file can't be written: {error.strerror}") from None
 
 
 def _scheme_of(url: str) -> str:

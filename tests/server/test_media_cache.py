@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import gc
 import io
 import os
@@ -141,6 +142,17 @@ def test_the_pictures_of_a_list_have_the_bounds_of_one_download_together(monkeyp
         assert [Path(picture).read_bytes() for picture in pictures.paths] == [b"picture"] * 3
     assert [most for most, _ in asked] == [20, 13, 6]
     assert asked[0][1] > asked[1][1] > asked[2][1] and asked[0][1] <= 60
+
+
+def test_a_full_disk_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(media, "fetch", fetch)
+    opened = MediaSources(hosts=["host"]).open("https://host/1", threading.Event())
+    with pytest.raises(RequestError, match="No space left") as caught, opened:
+        pass
+    assert caught.value.status == 503
 
 
 @pytest.mark.parametrize(
