@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,13 +26,17 @@ _HINT = "choose another folder with --to"
 def check_store(folder: Path, to: Path, quantize: Literal["8bit", "4bit"]) -> None:
     """Check before weights are read that a checkpoint can be stored.
 
-    Raises `UsageError` for a target that is not empty and for a checkpoint that is quantized already, `ModelError` for
-    a disk that is too full.
+    Raises `UsageError` for a target that is not empty, or that a new folder can't take the place of, and for a
+    checkpoint that is quantized already, `ModelError` for a disk that is too full.
     """
     if to.exists() and not to.is_dir():
         raise UsageError(f"{to} is a file", _HINT)
     if to.is_dir() and any(to.iterdir()):
         raise UsageError(f"{to} is not empty", _HINT)
+    is_here, is_mount = to.is_dir() and to.samefile(Path.cwd()), os.path.ismount(to)
+    if is_here or is_mount:
+        kind = "the current folder" if is_here else "a mount point"
+        raise UsageError(f"{to} is {kind}, which the new folder can't replace", "choose a folder in it with --to")
     config, checkpoint = read_facts(str(folder), folder, Loading())
     if (quantization := stored_quantization(config)) is not None:
         raise UsageError(f"{folder} is already stored in {quantization}", "use the checkpoint that it was made from")

@@ -54,8 +54,10 @@ def test_a_stored_checkpoint_answers_as_one_quantized_while_loading(
 
 
 def test_a_checkpoint_that_can_not_be_stored_is_refused_before_anything_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     stored = tmp_path / "stored"
@@ -69,6 +71,7 @@ def test_a_checkpoint_that_can_not_be_stored_is_refused_before_anything_is_read(
         (("demo", "--to", "x"), "use --quantize and --to together"),
         (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full")), "is not empty"),
         (("demo", "--quantize", "4bit", "--to", str(tmp_path / "full" / "file")), "is a file"),
+        (("demo", "--quantize", "4bit", "--to", "."), ". is the current folder, which the new folder can't replace"),
         ((str(stored), "--quantize", "8bit", "--to", str(tmp_path / "x")), "is already stored in 4bit"),
     ):
         assert run(["pull", "-q", *arguments]) == 2
