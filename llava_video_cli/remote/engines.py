@@ -154,10 +154,11 @@ class RequestWriter:
         if folder is not None and isinstance(medium, Frames):
             if self._send == "file":
                 return [_part("video", _with_sound(medium))]
-            file = Path(tempfile.mkstemp(suffix=".mp4", dir=folder)[1])
             rate = clip_rate(medium.times_seconds, math.inf)  # it is told how many frames to take
-            file.write_bytes(make_clip(self._images(medium), rate=rate, with_sound=True, most_bytes=most_bytes))
-            return [_part("video", str(file))]
+            clip = make_clip(self._images(medium), rate=rate, with_sound=True, most_bytes=most_bytes)
+            with tempfile.NamedTemporaryFile(suffix=".mp4", dir=folder, delete=False) as file:
+                file.write(clip)
+            return [_part("video", file.name)]
         # SGLang's processor for LLaVA takes the frames of a video as pictures, and no clips.
         is_split = isinstance(medium, Frames) and served.engine == "SGLang" and self._send == "frames"
         if medium not in self._encoded:
