@@ -106,7 +106,7 @@ class RequestWriter:
 
     def __init__(self, send: Send, frame_input: FrameInput) -> None:
         self._send, self._input = send, frame_input
-        self._encoded: WeakKeyDictionary[Media, list[str]] = WeakKeyDictionary()
+        self._encoded: WeakKeyDictionary[Media, dict[bool, list[str]]] = WeakKeyDictionary()  # by whether it is split
 
     @contextmanager
     def body(
@@ -161,11 +161,12 @@ class RequestWriter:
             return [_part("video", file.name)]
         # SGLang's processor for LLaVA takes the frames of a video as pictures, and no clips.
         is_split = isinstance(medium, Frames) and served.engine == "SGLang" and self._send == "frames"
-        if medium not in self._encoded:
+        kept = self._encoded.setdefault(medium, {})
+        if is_split not in kept:
             if isinstance(medium, Picture):
-                self._encoded[medium] = [_png(medium.pixels)]
+                kept[is_split] = [_png(medium.pixels)]
             elif is_split:
-                self._encoded[medium] = [_png(image) for image in self._images(medium)]
+                kept[is_split] = [_png(image) for image in self._images(medium)]
             else:
                 rate = clip_rate(medium.times_seconds)
                 data = (
@@ -173,10 +174,10 @@ class RequestWriter:
                     if self._send == "file"
                     else make_clip(self._images(medium), rate=rate, most_bytes=most_bytes)
                 )
-                self._encoded[medium] = [_data_url("video/mp4", data)]  # readers find the real type from the content
+                kept[is_split] = [_data_url("video/mp4", data)]  # readers find the real type from the content
         more = {"modalities": "video"} if is_split else {}
         kind = "image" if is_split or isinstance(medium, Picture) else "video"
-        return [_part(kind, url) | more for url in self._encoded[medium]]
+        return [_part(kind, url) | more for url in kept[is_split]]
 
     def _images(self, frames: Frames) -> NDArray[np.uint8]:
         """Return the frames as they are sent: what --fit does is done before."""

@@ -146,7 +146,7 @@ class RemoteModel:
         for server in self._servers:
             check_generation(generation, server.served)
 
-    def _scored(self, request: Request) -> Chunk:
+    def _scored(self, request: Request, server: _ServerState) -> Chunk:
         """Return the likeliest choice by how likely the prompt with each one is, in vLLM's way.
 
         Raises `ModelError` where one choice begins another: only the end of an answer would tell the two apart, and
@@ -154,13 +154,12 @@ class RemoteModel:
         """
         began = time.perf_counter()
         generation, prompts, prompt_tokens = request.generation, [], 0
-        with self._least_busy_server() as server:
-            for choice in ("", *generation.choices):
-                body = self._writer.body(request, server.served, is_local=server.endpoint.is_local, choice=choice)
-                with body as values:
-                    answer = server.endpoint.answer(values, patient=len(self._servers) == 1)
-                prompts.append(read_prompt_logprobs(answer))
-                prompt_tokens = prompt_tokens or _number(answer.get("usage"), "prompt_tokens")
+        for choice in ("", *generation.choices):
+            body = self._writer.body(request, server.served, is_local=server.endpoint.is_local, choice=choice)
+            with body as values:
+                answer = server.endpoint.answer(values, patient=len(self._servers) == 1)
+            prompts.append(read_prompt_logprobs(answer))
+            prompt_tokens = prompt_tokens or _number(answer.get("usage"), "prompt_tokens")
         (base, _), *wholes = prompts
         stays, choices = read_choices(base, [ids for ids, _ in wholes], generation.choices)
         if any(choices.has_end):
@@ -179,15 +178,15 @@ class RemoteModel:
     def _stream(self, request: Request) -> Iterator[Chunk]:
         began = time.perf_counter()
         generation = request.generation
-        if generation.choices and self._servers[0].served.engine != "llvid":
-            yield self._scored(request)
-            return
         spaces, first_at, chunks, has_text = "", 0.0, 0, False  # white space is yielded only when more text follows
         thoughts = Thoughts(are_shown=generation.show_thinking)
         end: dict[str, Any] = {}
         whole: list[str] = []
         is_exact = request.generation.regex is not None  # white space at its ends counts
         with self._least_busy_server() as server:
+            if generation.choices and server.served.engine != "llvid":
+                yield self._scored(request, server)
+                return
             begun = "" if server.served.engine == "llvid" else generation.prefill.strip()  # others send what follows
             body = self._writer.body(request, server.served, is_local=server.endpoint.is_local)
             with body as values:
