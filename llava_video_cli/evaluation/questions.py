@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..system.files import cache_folder, whole_file
 from ..validation import Shape, Text, brief, read_fields, read_lines
 from ..video.files import may_be_media
+from ..video.sampling import Sampling
 from .extraction import Extraction, ranked_letter, same_text, yes_or_no
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -47,6 +48,13 @@ class Question:
     def __post_init__(self) -> None:
         if self.choices and self.answer not in self.choices:
             raise UsageError(f"the answer {self.answer!r} is none of {', '.join(self.choices)}")
+        self.part_of(Sampling())
+
+    def part_of(self, sampling: Sampling) -> Sampling:
+        """Return a sampling of the part that is looked at. Raises `UsageError` for times that no part has."""
+        if self.start_seconds is None and self.end_seconds is None:
+            return sampling
+        return replace(sampling, start_seconds=self.start_seconds or 0.0, end_seconds=self.end_seconds)
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,7 @@ class Evaluation:
             temperature=0.0, top_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, seed=None,
             choices=() if way == "text" else question.choices,
         )  # fmt: skip
-        sampling = self.preset.sampling
-        if question.start_seconds is not None or question.end_seconds is not None:
-            sampling = replace(sampling, start_seconds=question.start_seconds or 0.0, end_seconds=question.end_seconds)
+        sampling = question.part_of(self.preset.sampling)
         system = [Draft("system", self.preset.system)] if self.preset.system else []
         paths = () if way == "blind" else (question.video,)
         drafts = (*system, Draft("user", question.prompt, paths))

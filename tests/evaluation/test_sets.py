@@ -183,6 +183,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"video": "a.mp4", "question": "?"}, "line 1: the key 'answer' is missing"),
         ({"video": "a.mp4", "question": "?", "anser": "x"}, "line 1: .*anser"),
         ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "z"}, "none of the 2 choices"),
+        ({"video": "a.mp4", "question": "?", "answer": "x", "start": -1}, "line 1: the start must be a time of 0"),
         ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "²"}, "none of the 2 choices"),
         ({"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "9" * 5000}, "none of the 2 choices"),
         ({"video": "a.mp4", "question": "?", "choices": ["x"], "answer": "x"}, "from 2 to 26 choices, got 1"),
