@@ -34,6 +34,10 @@ _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215: each network puts its own addresses into it
 
 
+class OutOfBoundsError(MediaError):
+    """A download is larger, or takes longer, than its bounds allow."""
+
+
 @dataclass(frozen=True)
 class Host:
     """A host of a URL; its name is looked up when it is first needed, and once."""
@@ -92,9 +96,9 @@ class _Watch:
         return self._deadline - time.monotonic()
 
     def check(self, host: Host) -> None:
-        """Raise MediaError if the time is over."""
+        """Raise OutOfBoundsError if the time is over."""
         if self.left_seconds <= 0:
-            raise MediaError(f"{host.name} sends too slowly: not all came within {self._seconds:g} seconds")
+            raise OutOfBoundsError(f"{host.name} sends too slowly: not all came within {self._seconds:g} seconds")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -143,7 +147,7 @@ def download(
     `allow` is called with the URL and with each one that it redirects to; it returns the host, or raises what it likes.
     `accept` gets the content's media type before the content, `progress` the bytes that have come and those that the
     server announces; what they raise ends the download. The user's name and password of `credentials` are sent to the
-    first host alone. Raises MediaError.
+    first host alone. Raises MediaError, OutOfBoundsError where the bounds end it.
     """
     watch = _Watch(bounds.seconds)
     for _ in range(_MAX_REDIRECTS + 1):
@@ -219,7 +223,7 @@ def _write(
     digest, size = hashlib.blake2b(digest_size=16), 0
     length = response.headers.get("content-length", "")
     announced = int(length) if length.isascii() and length.isdigit() else None
-    too_large = MediaError(f"the file from {host.name} is larger than {bounds.bytes:,} bytes")
+    too_large = OutOfBoundsError(f"the file from {host.name} is larger than {bounds.bytes:,} bytes")
     if announced is not None and announced > bounds.bytes:
         raise too_large
     with target.open("wb") as file:

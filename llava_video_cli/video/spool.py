@@ -195,7 +195,7 @@ def redirect_rule(url: str) -> Callable[[str], Host]:
 
 
 def _fetch(url: str, file: Path, limits: Limits, progress: Progress) -> None:
-    from ..system.download import DownloadBounds, download
+    from ..system.download import DownloadBounds, OutOfBoundsError, download
 
     def accept(kind: str) -> None:
         if kind in _PAGE_TYPES:
@@ -211,10 +211,8 @@ def _fetch(url: str, file: Path, limits: Limits, progress: Progress) -> None:
             url, file, bounds, redirect_rule(url), accept=accept, credentials=user,
             progress=lambda size, whole: progress(_name(url), size, whole),
         )  # fmt: skip
-    except MediaError as error:
-        too_much = "larger than" in str(error) or "too slowly" in str(error)
-        hint = f"if the stream does not end: {_cut(url)}; {RAISE_HINT}" if too_much else error.hint
-        raise MediaError(str(error), hint) from None
+    except OutOfBoundsError as error:
+        raise MediaError(str(error), f"if the stream does not end: {_cut(url)}; {RAISE_HINT}") from None
 
 
 def _check_url(typed: str) -> SplitResult | None:
