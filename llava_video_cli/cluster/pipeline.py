@@ -398,5 +398,5 @@ def _check_can_retry(error: Exception, outcomes: int) -> None:
 
 
 def _questions_per_call(sampling: Sampling) -> int:
-    frames = sampling.frames or 32
-    return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (frames * _FRAME_BYTES)))
+    """Return how many questions an actor gets at a time; how many frames `fps` makes of a video isn't known here."""
+    return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (sampling.frames * _FRAME_BYTES)))
