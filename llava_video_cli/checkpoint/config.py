@@ -18,6 +18,9 @@ from .tokens import AnyResRates
 
 PromptFormat = Literal["vicuna", "mistral", "chatml", "own"]
 
+_PUBLISHED_SIZES = ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO")
+# Hub ids, by their short names.
+PUBLISHED = {size.lower(): f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in _PUBLISHED_SIZES}
 INDEX = "model.safetensors.index.json"  # of weights in more than one file
 ADAPTER = "adapter_config.json"  # of peft
 _PART = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
@@ -148,11 +151,6 @@ def _numbers_of_layers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 @lru_cache(maxsize=8)
 def _read_adapted(folder: Path, status: tuple[int, ...], *changes: Any) -> tuple[dict[str, Any], Checkpoint]:
     return adapted(_read(folder, status), *changes)
-
-
-_PUBLISHED_SIZES = ("7B", "7B-DPO", "7B-32K", "34B", "34B-DPO")
-# Hub ids, by their short names.
-PUBLISHED = {size.lower(): f"llava-hf/LLaVA-NeXT-Video-{size}-hf" for size in _PUBLISHED_SIZES}
 
 
 def weight_names(folder: Path) -> list[str]:
