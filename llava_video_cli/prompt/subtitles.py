@@ -276,7 +276,8 @@ def _line(packet: Any, zero_seconds: float = 0.0) -> Segment | None:
         return None
     text = shortened(" ".join(filter(None, map(_plain, packet.decode()))))
     start = float(packet.pts * packet.time_base) - zero_seconds
-    return Segment(start, start + float((packet.duration or 0) * packet.time_base), text) if text else None
+    seconds = float(max(0, packet.duration or 0) * packet.time_base)  # the end that a file has may be before its start
+    return Segment(start, start + seconds, text) if text else None
 
 
 def _plain(event: object) -> str:

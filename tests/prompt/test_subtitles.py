@@ -188,6 +188,12 @@ def test_a_line_without_end_costs_no_time(tmp_path: Path) -> None:
     assert all(len(line.text) <= 500 for line in read_subtitles(write(tmp_path / "a.srt", text)).lines)
 
 
+def test_a_line_that_ends_before_it_starts_is_one_of_its_moment(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_text("1\n00:00:05,000 --> 00:00:02,000\nHello\n")
+    read = read_subtitles(str(tmp_path / "a.srt"))
+    assert read.between(3, 8) == read.lines and read.lines[0].end_seconds == 5
+
+
 def test_the_lines_of_a_part() -> None:
     lines = (Segment(0, 50, "long"), Segment(1, 2, "a"), Segment(3, 3, "b"), Segment(9, 11, "c"))
     between = Subtitles("s.srt", lines).between
