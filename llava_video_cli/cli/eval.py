@@ -118,12 +118,17 @@ def eval(
     questions = load_set(name, data, limit)
     settings = where.settled(_with_protocol(settings, questions, frames, text))
     evaluation = Evaluation(questions, settings.undrawn_preset, ways(by, not no_controls))
+    open_questions = sum(not evaluation.ways_of(question) for question in questions.questions)
+    if open_questions == len(questions.questions):
+        raise UsageError("no question has choices", "--by text asks for written answers")
     target = to or Path(f"{questions.name}-{_slug(settings.model)}.json")
     answers = target.with_suffix(".answers.jsonl")
     _check_result(target, overwrite=run.overwrite)
     if run.overwrite:
         confirm_overwrite(answers, output)
     output.note(*questions.notes)
+    if open_questions:
+        output.note(f"{_counted(open_questions, 'question')} without choices left out: --by text or both asks them")
     spinner = console.Progress(output.quiet)
     asking = evaluate(
         evaluation, answers, model=settings.source_of(model), overwrite=run.overwrite,

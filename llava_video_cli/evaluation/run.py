@@ -76,10 +76,12 @@ def evaluate(
     """Return the run that asks all questions; iterate over it, then call `result`.
 
     The answers stand in `answers` (.jsonl): the same call goes on where an earlier one ended. `make_run` and
-    what is raised are as of `answer_file`.
+    what is raised are as of `answer_file`. Raises `UsageError` as well if there is no way to ask any question.
     """
     preset, source, drawn_seed = settle_run(evaluation.preset, model)
     options, batch = options or RunOptions(), list(evaluation.requests())
+    if not batch:
+        raise UsageError("no question has choices", "ask for written answers")
     with ExitStack() as opened:
         ledger = opened.enter_context(Ledger(answers, overwrite=overwrite))
         errors = opened.enter_context(Errors(answers, overwrite=overwrite))
@@ -98,6 +100,8 @@ def result(evaluation: Evaluation, answers: Path, keys: Set[str]) -> dict[str, A
     rows, failed = [], 0
     for question in evaluation.questions.questions:
         wanted = {way: records.get(_id(question, way)) for way in evaluation.ways_of(question)}
+        if not wanted:  # it was not asked
+            continue
         if None in wanted.values():
             failed += 1
             continue

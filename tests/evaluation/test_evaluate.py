@@ -14,12 +14,12 @@ import pytest
 from test_scores import by_numpy
 from waiting_model import USAGE, WaitingModel
 
-from llava_video_cli import Generation, Preset, Request, RunOptions, Sampling, Scores
+from llava_video_cli import Generation, Preset, Request, RunOptions, Sampling, Scores, UsageError
 from llava_video_cli.cli.app import run
 from llava_video_cli.conversation import Chunk
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.evaluation.questions import QuestionSet, read_questions
-from llava_video_cli.evaluation.run import Evaluation, evaluate, result, write_document
+from llava_video_cli.evaluation.run import Evaluation, evaluate, result, rights_of, write_document
 
 PRESET = Preset("test", "", "waiting", sampling=Sampling(frames=2))
 
@@ -155,6 +155,29 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert run(["eval", *arguments]) == code
         out, err = capsys.readouterr()
         assert out == "" and words in err.splitlines()[0], err
+
+
+def test_questions_without_choices_need_written_answers(
+    questions: QuestionSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_ones = tuple(replace(each, choices=(), options=(), answer="red") for each in questions.questions[:2])
+    mixed = replace(questions, questions=(*open_ones, questions.questions[2]))
+    document = answered(Evaluation(mixed, PRESET, ("choices", "blind")), tmp_path / "a.jsonl")
+    assert (document["questions"], document["failed"], len(document["answers"])) == (1, 0, 1)
+    assert rights_of(document) == {"3": (True, document["answers"][0]["video"])}
+    with pytest.raises(UsageError, match="no question has choices"):
+        evaluate(Evaluation(replace(questions, questions=open_ones), PRESET, ("choices",)), tmp_path / "b.jsonl")
+    assert not (tmp_path / "b.jsonl").exists()
+    path, clip = tmp_path / "my.jsonl", questions.questions[0].video
+    rows = [{"video": clip, "question": "What?", "answer": "red"}, {"video": clip, "question": "Is it?", "answer": "no"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", str(path), "-m", "demo", "--by", "choices", "--no-controls", "-o", str(tmp_path / "r.json")]
+    assert run([*command, "--limit", "1"]) == 2
+    assert capsys.readouterr().err == "error: no question has choices\nhint: --by text asks for written answers\n"
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("my: 1 question about 1 video\n")
+    assert "1 question without choices left out: --by text or both asks them\n" in err
 
 
 def test_only_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
