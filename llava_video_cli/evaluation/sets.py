@@ -7,6 +7,7 @@ LLaVA-NeXT-Video (8), or the set's own.
 from __future__ import annotations
 
 import ast
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -299,19 +300,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if suffix == ".parquet":
             yield from _parquet_rows(path)
         elif suffix == ".csv":
-            import csv
-
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file)
         else:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             found = (
-                [json.loads(line) for line in text.splitlines() if line.strip()]
+                [json.loads(line) for line in text.split("\n") if line.strip()]  # a text may have other line ends
                 if suffix == ".jsonl"
                 else json.loads(text)
             )
             yield from (row for row in found if isinstance(row, dict)) if isinstance(found, list) else ()
-    except (ValueError, RecursionError, OSError):
+    except (ValueError, RecursionError, OSError, csv.Error):
         return
 
 

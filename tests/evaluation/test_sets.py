@@ -143,6 +143,18 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert len(load_set("videomme", tmp_path).questions) == 1
 
 
+def test_what_other_tables_hold_does_no_harm_and_a_text_may_have_line_ends_of_its_own(tmp_path: Path) -> None:
+    _, row, video, *_ = CASES["activitynetqa"]
+    empty(tmp_path / video)
+    (tmp_path / "other.csv").write_text(f"a,b\n{'x' * 200_000},1\n")  # longer than Python's csv reads
+    text = "is it\u2028red\x85 or not"
+    rows = [row | {"question": text, "question_id": number} for number in (1, 2)]
+    lines = "".join(json.dumps(each, ensure_ascii=False) + "\r\n" for each in rows)
+    (tmp_path / "q.jsonl").write_text(lines, encoding="utf-8-sig", newline="")
+    questions = load_set("activitynetqa", tmp_path).questions
+    assert [question.id for question in questions] == ["1", "2"] and text.capitalize() in questions[0].prompt
+
+
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as told:
         load_set("videome", tmp_path)
