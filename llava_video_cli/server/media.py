@@ -190,9 +190,11 @@ class MediaCache:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the clients
         self._pool = MediaPool(max_idle=slots)
         self._active = set[threading.Event]()
+        self._closed = False
 
     def close(self) -> None:
         """Stop reading, and end the processes."""
+        self._closed = True
         for cancelled in self._active:
             cancelled.set()
         self._threads.shutdown(wait=False)
@@ -215,6 +217,8 @@ class MediaCache:
         """
         if not urls:
             return []
+        if self._closed:
+            raise _stopping()
         cancelled = threading.Event()
 
         def work() -> list[Media]:
@@ -442,18 +446,17 @@ def _open_below(root: Path, relative: Path, name: str) -> int:
     """Open a file folder by folder, following no link, so that nobody can put a link there after the check."""
     if sys.platform == "win32":
         return os.open(root / relative, os.O_RDONLY)
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = None
     try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         parts = relative.parts or (".",)
         for number, part in enumerate(parts):
             kind = os.O_DIRECTORY if number < len(parts) - 1 else os.O_NONBLOCK  # a pipe would wait for a writer
-            try:
-                inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=descriptor)
-            except OSError as error:
-                raise MediaError(f"{name}: {os.strerror(error.errno or 0)}") from None
+            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = inner
         return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise MediaError(f"{name}: {os.strerror(error.errno or 0)}") from None

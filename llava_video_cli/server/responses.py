@@ -221,10 +221,13 @@ class ResponseSender:
         return name + b"data: " + _json(values) + b"\n\n"
 
     async def _send_head(self, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": self.status, "headers": headers})
+        # a client that has not read its last answer can keep a head waiting
+        await self._send_in_time({"type": "http.response.start", "status": self.status, "headers": headers})
 
     async def _send_body(self, content: bytes, more: bool) -> None:
-        message = {"type": "http.response.body", "body": content, "more_body": more}
+        await self._send_in_time({"type": "http.response.body", "body": content, "more_body": more})
+
+    async def _send_in_time(self, message: dict[str, Any]) -> None:
         # not wait_for: before Python 3.12 it loses a cancellation that arrives when the sending ends
         sending = asyncio.ensure_future(self._send(message))
         try:

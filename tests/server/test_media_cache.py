@@ -123,6 +123,25 @@ def test_a_file_is_closed_whatever_comes_of_it_and_a_changed_one_is_another(tmp_
     assert len(digests) == 2 and len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_an_allowed_folder_that_is_gone_is_no_bug(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with (
+        pytest.raises(MediaError, match=r"a\.mp4: No such file"),
+        MediaSources([gone]).open((gone / "a.mp4").as_uri(), threading.Event()),
+    ):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_request_whose_body_arrives_after_the_cache_is_closed_is_refused() -> None:
+    with reading() as read:
+        pass
+    with pytest.raises(RequestError, match="shutting down") as error:
+        asyncio.run(read(1))
+    assert error.value.status == 503
+
+
 def test_the_pictures_of_a_list_have_the_bounds_of_one_download_together(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, float]] = []
 

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pytest
 from serving import QUESTION, Served, data_url, message, serving
+from starlette.requests import ClientDisconnect
 from terminal import asked, failed
 from waiting_model import WaitingModel
 
@@ -27,6 +28,7 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.errors import ContextError
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote import announced
+from llava_video_cli.server import responses
 from llava_video_cli.server.auth import Auth
 from llava_video_cli.server.responses import RequestError, ResponseSender
 
@@ -300,6 +302,22 @@ def test_wrong_options_are_reported_before_the_model_is_loaded(
         taken.listen()
         port = str(taken.getsockname()[1])
         assert f"port {port}: Address already in use" in failed(serve(*nowhere, "--port", port), 1)
+
+
+def test_a_client_that_takes_no_data_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head waits, too, for a client that has not read its last answer."""
+    monkeypatch.setattr(responses, "_SEND_SECONDS", 0.01)
+
+    async def refused(kind: str) -> None:
+        async def send(message: Mapping[str, Any]) -> None:
+            if message["type"] == kind:
+                await asyncio.sleep(60)
+
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(ResponseSender(send).send_json({}), 20)
+
+    for kind in ("http.response.start", "http.response.body"):
+        asyncio.run(refused(kind))
 
 
 def test_a_cancellation_while_an_event_is_sent_is_not_lost() -> None:
