@@ -125,7 +125,9 @@ def _shown(pixels: NDArray[np.uint8], frames: Frames, size: tuple[int, int]) -> 
     picture = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
     if seen != "crop" or frames.visible is None or min(frames.visible) == 1:
         return picture
-    left, top = (round(side * (1 - share) / 2) for side, share in zip(size, frames.visible, strict=True))
+    left, top = (  # at least a pixel is left of each side
+        min(round(side * (1 - share) / 2), (side - 1) // 2) for side, share in zip(size, frames.visible, strict=True)
+    )
     right, bottom = size[0] - left, size[1] - top
     shaded = Image.blend(picture, Image.new("RGB", size, _BACKGROUND), _SHADED)
     shaded.paste(picture.crop((left, top, right, bottom)), (left, top))

@@ -235,6 +235,12 @@ def test_a_sheet_shades_what_the_model_did_not_get(tmp_path: Path) -> None:
     assert seen == [(None, None), ("crop", 0.562), ("pad", 1), ("server", None), ("stretch", 1)]
 
 
+@pytest.mark.parametrize(("share", "size"), [(1e-300, [30, 30]), (1e-5, [16, 4096])])
+def test_a_share_that_no_model_sees_does_no_harm(share: float, size: list[int], clip: Path, tmp_path: Path) -> None:
+    frames = line()["frames"] | {"fit": "crop", "visible_share": share, "input_size": size}
+    assert reported(write(tmp_path / "c.jsonl", line(str(clip), frames=frames))).sheet(0)
+
+
 def test_a_sheet_tells_the_size_that_the_model_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_clip(Path("wide.mp4"), scene(width=320, height=180))
