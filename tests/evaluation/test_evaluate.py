@@ -169,7 +169,10 @@ def test_questions_without_choices_need_written_answers(
         evaluate(Evaluation(replace(questions, questions=open_ones), PRESET, ("choices",)), tmp_path / "b.jsonl")
     assert not (tmp_path / "b.jsonl").exists()
     path, clip = tmp_path / "my.jsonl", questions.questions[0].video
-    rows = [{"video": clip, "question": "What?", "answer": "red"}, {"video": clip, "question": "Is it?", "answer": "no"}]
+    rows = [
+        {"video": clip, "question": "What?", "answer": "red"},
+        {"video": clip, "question": "Is it?", "answer": "no"},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["eval", str(path), "-m", "demo", "--by", "choices", "--no-controls", "-o", str(tmp_path / "r.json")]
     assert run([*command, "--limit", "1"]) == 2
