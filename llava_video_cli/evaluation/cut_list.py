@@ -69,10 +69,14 @@ def _ffmpeg(records: Sequence[Record], _: Path) -> str:
             while (name := f"{source.stem}-{number}.mp4") in taken:
                 number += 1
             taken.add(name)
-            paths = [path if not path.startswith("-") else f"./{path}" for path in (record.path, name)]
-            given, cut = map(shlex.quote, paths)
+            given, cut = (shlex.quote(_as_file(each)) for each in (record.path, name))
             lines.append(f"ffmpeg -nostdin -n -ss {start:.6f} -t {end - start:.6f} -i {given} {cut}")
     return "\n".join(lines) + "\n"
+
+
+def _as_file(path: str) -> str:
+    """Return a path that ffmpeg takes for no option, and what is before a colon for no protocol."""
+    return f"./{path}" if path.startswith("-") or ":" in path.partition("/")[0] else path
 
 
 def _edl(records: Sequence[Record], path: Path) -> str:
