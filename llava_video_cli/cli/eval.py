@@ -25,7 +25,7 @@ from ..evaluation.run import (
 from ..evaluation.scores import compare
 from ..evaluation.sets import SETS, load_set
 from ..runs.formats import json_line
-from ..system.files import whole_file
+from ..system.files import check_place, whole_file
 from . import console
 from .options import AnyModelFlags, ClusterFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, executor, run_options
@@ -233,6 +233,8 @@ def _check_page(page: Path, *, overwrite: bool) -> None:
 
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{page} must end in .html")
+    if not page.is_dir():
+        check_place(page)
     if page.exists() and not (page.is_file() and (overwrite or not page.stat().st_size or is_report(page))):
         hint = "choose another file with --report" + (", or replace it with --overwrite" if page.is_file() else "")
         raise UsageError(f"{page} is not a page of `llvid report`", hint)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..runs.record import Failure, Record
 from . import console
 from .options import AnyModelFlags, FrameFlags, HearingFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
@@ -97,6 +98,12 @@ def find(
         model=settings.source_of(model), every_seconds=window, threshold=threshold, template=template, sheets=sheets,
         recursive=recursive, overwrite=run.overwrite, options=run_options(settings, output, run, spinner),
     )  # fmt: skip
+    if cuts is not None:
+        try:
+            check_cuts(Path(cuts), found.summary.left + found.summary.done_before, overwrite=run.overwrite)
+        except UsageError:
+            found.close()
+            raise
     output.note(*(f"asking: {query.question}" for query in found.task.queries))
     code = carry_out(found, settings.notes, output, spinner, verb="searched", to_stdout=to is None, show=_show_failure)
     for moment in found.ranked():

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..runs.formats import printable, srt
 from ..runs.record import Record
-from ..system.files import whole_file
+from ..system.files import check_place, whole_file
 
 _FPS = 25.0  # of an edit list where no rate is known
 # How a list begins; the first subtitle ends with a probability.
@@ -25,15 +25,19 @@ _HEAD_BYTES = 2**16
 
 def write_cuts(path: Path, records: Sequence[Record]) -> None:
     """Write the moments of records, each video's in order of time, whole or not at all; see `check_cuts`."""
-    write = _writer(path)
+    write = _writer(path, len(records))
     with whole_file(path) as beside:
         text = write(records, path)  # a file's name may have bytes that are not UTF-8
         beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def check_cuts(path: Path, *, overwrite: bool = False) -> None:
-    """Raise `UsageError` for a file of another ending, and for one that is there and no list, unless `overwrite`."""
-    _writer(path)
+def check_cuts(path: Path, videos: int = 1, *, overwrite: bool = False) -> None:
+    """Raise `LlvidError` for a file that can't be written, or not for so many videos.
+
+    That is one of another ending, in a folder that is not there, or one that is there and no list, unless `overwrite`.
+    """
+    _writer(path, videos)
+    check_place(path)
     if not path.exists() or (path.is_file() and (overwrite or _is_ours(path))):
         return
     hint = "choose another file with --cuts" + (", or replace it with --overwrite" if path.is_file() else "")
@@ -46,11 +50,13 @@ def _is_ours(path: Path) -> bool:
     return not head or re.match(_BEGINNINGS[path.suffix.lower()], head) is not None
 
 
-def _writer(path: Path) -> Callable[[Sequence[Record], Path], str]:
-    """Return what writes a file of that ending; raises `UsageError` for another one."""
+def _writer(path: Path, videos: int) -> Callable[[Sequence[Record], Path], str]:
+    """Return what writes a file of that ending; raises `UsageError` for another one, or for too many videos."""
     formats = {".sh": _ffmpeg, ".edl": _edl, ".srt": _subtitles}
     if path.suffix.lower() not in formats:
         raise UsageError(f"{path} must end in .sh (ffmpeg lines), .edl or .srt")
+    if videos > 1 and path.suffix.lower() == ".srt":
+        raise UsageError(f"{path}: subtitles are of one video, and there are {videos}", "use .sh or .edl")
     return formats[path.suffix.lower()]
 
 
@@ -102,10 +108,8 @@ def _time_code(seconds: float, fps: float) -> str:
     return f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}:{frame:02d}"
 
 
-def _subtitles(records: Sequence[Record], path: Path) -> str:
+def _subtitles(records: Sequence[Record], _: Path) -> str:
     """Return subtitles, for a single video: a cue for each moment."""
-    if len(records) > 1:
-        raise UsageError(f"{path}: subtitles are of one video, and there are {len(records)}", "use .sh or .edl")
     segments = [
         {
             "start_seconds": moment["start_seconds"],

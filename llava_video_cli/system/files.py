@@ -106,6 +106,15 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_place(path: Path) -> None:
+    """Raise `LlvidError` for a path at which `whole_file` can't write: a folder, or one whose folder is not there."""
+    if path.is_dir():
+        raise LlvidError(f"{path} is a folder", "name a file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise LlvidError(f"can't write {path}: there is no folder {folder}")
+
+
 def short_stem(path: str) -> str:
     """Return a file's name without its ending, cut so that some can be added: file systems take 255 bytes of a name."""
     return os.fsencode(Path(path).stem)[:_STEM_BYTES].decode(errors="ignore")

@@ -202,9 +202,10 @@ def test_files_of_somebody_else_are_refused_before_anything_is_asked(
         (("-o", "r.json", "--report", "index.html"), "index.html is not a page of `llvid report`"),
         (("-o", "r.json", "--report", "folder.html"), "folder.html is not a page of `llvid report`"),
         (("-o", "r.json", "--report", "page.txt"), "page.txt must end in .html"),
+        (("-o", "r.json", "--report", "gone/page.html"), "there is no folder"),
     ):
         paths = [str(tmp_path / each) if "." in each else each for each in more]
-        assert run([*command, *paths]) == 2
+        assert run([*command, *paths]) == (1 if "gone" in more[-1] else 2)
         assert words in capsys.readouterr().err
     assert (tmp_path / "package.json").read_text() == (tmp_path / "index.html").read_text() == "{}"
     assert {path.name for path in tmp_path.iterdir()} == {"package.json", "index.html", "folder.html"}

@@ -400,6 +400,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):  # fmt: skip
         assert run(["find", "a circle", str(film), "-m", "demo", *wrong]) == 2
         assert message in capsys.readouterr().err
+    (tmp_path / "a.sh").mkdir()
+    for wrong, code, message in (  # told before anything is read
+        ([str(film), "--cuts", str(tmp_path / "a.srt")], 2, "subtitles are of one video, and there are 2"),
+        (["--cuts", str(tmp_path / "gone" / "a.sh")], 1, "there is no folder"),
+        (["--cuts", str(tmp_path / "a.sh")], 1, "a.sh is a folder"),
+    ):
+        (tmp_path / "broken.mp4").touch()
+        assert run(["find", "a circle", str(tmp_path / "broken.mp4"), "-m", "demo", *wrong]) == code
+        (error, *_) = capsys.readouterr().err.splitlines()
+        assert message in error
 
 
 def test_a_picture_has_no_moments(tmp_path: Path) -> None:
