@@ -16,9 +16,9 @@ from waiting_model import USAGE, WaitingModel
 
 from llava_video_cli import Generation, Preset, Request, RunOptions, Sampling, Scores, UsageError
 from llava_video_cli.cli.app import run
-from llava_video_cli.conversation import Chunk
+from llava_video_cli.conversation import Chunk, Generation
 from llava_video_cli.demo.world import write_clip
-from llava_video_cli.evaluation.questions import QuestionSet, read_questions
+from llava_video_cli.evaluation.questions import Question, QuestionSet, any_choice, read_questions
 from llava_video_cli.evaluation.run import Evaluation, evaluate, result, rights_of, write_document
 
 PRESET = Preset("test", "", "waiting", sampling=Sampling(frames=2))
@@ -118,8 +118,27 @@ def test_another_run_in_the_same_file_does_not_count(questions: QuestionSet, tmp
     evaluation, other = Evaluation(few, PRESET, ("choices",)), replace(PRESET, system="Be brief.")
     before = answered(evaluation, tmp_path / "a.jsonl")
     answered(Evaluation(few, other, ("choices",)), tmp_path / "a.jsonl")
-    assert len((tmp_path / "a.jsonl").read_bytes().splitlines()) == 12
+    lines = (tmp_path / "a.jsonl").read_bytes().splitlines()
+    assert len(lines) == 12
+    with (tmp_path / "a.jsonl").open("a") as file:
+        for line in lines:
+            file.write(json.dumps(json.loads(line) | {"answer": "Z", "key": "0" * 32}) + "\n")
     assert answered(evaluation, tmp_path / "a.jsonl") == before
+
+
+def test_a_question_is_asked_greedily_about_its_part_with_the_preset_s_words() -> None:
+    asked = Question("7", "v.mp4", "Who?", "A", ("A", "B"), ("x", "y"), start_seconds=1.5, end_seconds=4.0)
+    generation = Generation(temperature=0.7, top_p=0.5, repetition_penalty=1.2, seed=3, max_new_tokens=9)
+    preset = replace(PRESET, system="Be brief.", timestamps=True, generation=generation)
+    evaluation = Evaluation(QuestionSet("s", (asked, replace(asked, choices=(), options=())), any_choice), preset)
+    requests = list(evaluation.requests())
+    assert [each.id for each in requests] == ["7/choices", "7/text", "7/blind", "7/text"]
+    for each, choices, paths in zip(requests, (2, 0, 2, 0), (1, 1, 0, 1), strict=True):
+        assert each.generation == Generation(max_new_tokens=9, choices=asked.choices if choices else ())
+        system, user = each.drafts
+        assert (system.role, system.text, user.text) == ("system", "Be brief.", "Who?")
+        assert user.paths == ("v.mp4",) * paths and each.timestamps
+        assert (each.sampling.start_seconds, each.sampling.end_seconds) == (1.5, 4.0)
 
 
 def test_a_missing_video_is_counted(questions: QuestionSet, tmp_path: Path) -> None:
