@@ -304,6 +304,21 @@ def test_wrong_options_are_reported_before_the_model_is_loaded(
         assert f"port {port}: Address already in use" in failed(serve(*nowhere, "--port", port), 1)
 
 
+def test_a_client_that_leaves_is_logged_as_such() -> None:
+    model, lines = WaitingModel(), list[str]()
+    with serving(model, log=lines.append) as served:
+        body = b'{"messages": [{"role": "user", "content": "wait"}]}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            until = time.monotonic() + 20
+            while not model.asked and time.monotonic() < until:
+                time.sleep(0.01)
+        while not lines and time.monotonic() < until:
+            time.sleep(0.01)
+    assert re.fullmatch(r"127\.0\.0\.1 POST /v1/chat/completions 499 \d+\.\d\ds", "".join(lines))
+
+
 def test_a_client_that_takes_no_data_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head waits, too, for a client that has not read its last answer."""
     monkeypatch.setattr(responses, "_SEND_SECONDS", 0.01)
