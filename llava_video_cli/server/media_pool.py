@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SLOW_SECONDS, _SLOW_NICE = 1.0, 10  # from then on, a process gets little of the time that others want
+_SLOW_SECONDS, _SLOWER_NICE = 1.0, 5  # from then on, a process gets little of the time that others want
+_MOST_NICE = 19
 _CHECK_SECONDS = 0.1  # how often a thread that waits for a process checks whether somebody wants the result
 
 
@@ -135,6 +136,8 @@ class _MediaProcess:
                 raise MediaError(f"{path}: not read within {self._clock_seconds:g} seconds")
             if now > slow_from and not self._is_slow and hasattr(os, "setpriority"):
                 self._is_slow = True
-                os.setpriority(os.PRIO_PROCESS, self._process.pid or 0, _SLOW_NICE)
+                pid = self._process.pid or 0
+                nice = os.getpriority(os.PRIO_PROCESS, pid) + _SLOWER_NICE  # a smaller number is for root only
+                os.setpriority(os.PRIO_PROCESS, pid, min(nice, _MOST_NICE))
             if self._connection.poll(_CHECK_SECONDS):
                 return self._connection.recv()

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -29,9 +29,10 @@ from waiting_model import WaitingModel
 from llava_video_cli import Frames, Sampling, read_frames
 from llava_video_cli.conversation import Media
 from llava_video_cli.errors import MediaError
+from llava_video_cli.server import media_pool
 from llava_video_cli.server.media import MediaCache, MediaContent, MediaSources, remove_leftovers
 from llava_video_cli.server.media_pool import MediaPool
-from llava_video_cli.server.media_worker import Bounds, DecodeJob
+from llava_video_cli.server.media_worker import PIECE_BYTES, Bounds, DecodeJob
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.system.machine import usable_cores
 from llava_video_cli.video import Resize
@@ -131,7 +132,70 @@ def test_a_picture_that_takes_too_long_is_ended(slow: Path, bounds: Bounds, mess
         (pid,) = children()
         with pytest.raises(MediaError, match=message):
             decode(pool, slow)
-        assert pid not in children()
+        (other,) = children()
+        assert other != pid, "which waits for the next job"
+
+
+def test_a_picture_larger_than_a_piece_is_whole_and_not_resized(pool: MediaPool, tmp_path: Path) -> None:
+    path = tmp_path / "large.bmp"
+    pixels = np.arange(3 * 1300 * 1700, dtype=np.uint32).reshape(1300, 1700, 3) % 251
+    assert pixels.size > PIECE_BYTES
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    got = decode(pool, path, resize=lambda image: image[:1])
+    assert isinstance(got, Picture) and np.array_equal(got.pixels, pixels)
+
+
+def test_as_many_processes_as_may_wait_are_kept_and_none_after_the_end(clip: Path) -> None:
+    pool, both = MediaPool(1), threading.Barrier(2)
+
+    def meet(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0 if both.broken else 20)
+            both.abort()  # once is enough
+        return image
+
+    threads = [threading.Thread(target=decode, args=(pool, clip, None, meet)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(children()) == 1
+
+    def close(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        pool.close()
+        return image
+
+    decode(pool, clip, resize=close)
+    assert children() == []
+
+
+def test_a_slow_process_gets_less_of_the_processor_and_no_other_job(
+    pool: MediaPool, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(pool, clip)
+    (pid,) = children()
+    usual, own, during = os.getpriority(os.PRIO_PROCESS, pid), os.getpriority(os.PRIO_PROCESS, 0), list[int]()
+
+    def look(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        during.append(os.getpriority(os.PRIO_PROCESS, pid))
+        return image
+
+    monkeypatch.setattr(media_pool, "_SLOW_SECONDS", 0.0)
+    decode(pool, clip, resize=look)
+    assert usual == min(19, own + 5) and during[-1] == min(19, usual + 5)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own and pid not in children()
+
+
+def test_a_slow_process_of_a_server_that_is_nice_itself_gets_no_higher_priority(
+    pool: MediaPool, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only root may do that: for others, it took the decoder for crashed, and waited for its end for ever."""
+    asked = list[int]()
+    monkeypatch.setattr(media_pool, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    monkeypatch.setattr(os, "setpriority", lambda _, __, nice: asked.append(nice))
+    decode(pool, clip)
+    assert asked == [19]
 
 
 def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
