@@ -19,7 +19,15 @@ from llava_video_cli.cli.app import run
 from llava_video_cli.conversation import Chunk, Generation
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.evaluation.questions import Question, QuestionSet, any_choice, read_questions
-from llava_video_cli.evaluation.run import Evaluation, evaluate, result, rights_of, write_document
+from llava_video_cli.evaluation.run import (
+    Evaluation,
+    evaluate,
+    read_document,
+    result,
+    rights_of,
+    write_document,
+    wrong_records,
+)
 
 PRESET = Preset("test", "", "waiting", sampling=Sampling(frames=2))
 
@@ -124,6 +132,50 @@ def test_another_run_in_the_same_file_does_not_count(questions: QuestionSet, tmp
         for line in lines:
             file.write(json.dumps(json.loads(line) | {"answer": "Z", "key": "0" * 32}) + "\n")
     assert answered(evaluation, tmp_path / "a.jsonl") == before
+
+
+def test_a_result_is_made_of_the_records_alone(tmp_path: Path) -> None:
+    answers, records = tmp_path / "a.jsonl", list[dict[str, Any]]()
+    lengths = {"1": 119.9, "2": 120.0, "3": 899.9, "4": 900.0, "5": 10.0}
+    for number, seconds in lengths.items():
+        common = {
+            "key": "k", "frames": {"duration_seconds": seconds}, "settings": {"model": "m", "sampling": {}},
+            "usage": {"total_seconds": 1.5, "prompt_tokens": 10, "peak_memory_bytes": int(number)}, "notes": ["n"],
+        }  # fmt: skip
+        choices = {
+            "answer": "A",
+            "scores": {"A": 0.75, "B": 0.25},
+            "frames": None if number == "1" else common["frames"],
+        }
+        records.append(common | {"id": f"{number}/choices"} | choices)
+        if number != "5":
+            records.append(common | {"id": f"{number}/text", "answer": "(B)" if number != "4" else "well"})
+    answers.write_text("".join(json.dumps(each) + "\n" for each in records))
+    asked = (Question(number, "v.mp4", "?", "A" if number < "3" else "B", ("A", "B")) for number in lengths)
+    evaluation = Evaluation(QuestionSet("s", tuple(asked), any_choice), PRESET, ("choices", "text"))
+    document = result(evaluation, answers, {"k"})
+    assert (document["questions"], document["failed"], document["videos"]) == (4, 1, 1)
+    assert [row["duration"] for row in document["answers"]] == ["short", "medium", "medium", "long"]
+    rights = [document["scores"][way]["right"] for way in ("choices", "text")]
+    assert rights == [2, 1] and document["scores"]["text"]["unreadable"] == 1
+    assert [row["answers"]["choices"]["probability_of_right"] for row in document["answers"]] == [0.75] * 2 + [0.25] * 2
+    assert document["cost"] == {"answer_seconds": 13.5, "prompt_tokens": 90, "peak_memory_bytes": 5}
+    assert document["model"] == {"model": "m"} and document["controls"] == {"without_video": None, "random": 0.5}
+    wrong = list(wrong_records(document, answers, {"k"}))
+    assert [each["id"] for each in wrong] == ["1", "2", "3", "4"]
+    assert [each["notes"] for each in wrong[1:3]] == [["wrong: B; right: A", "n"], ["wrong: A; right: B", "n"]]
+
+
+def test_a_result_is_written_whole_or_not_at_all_and_one_of_another_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_document({"llvid_eval": 1, "set": "old"}, path)
+    with pytest.raises(UnicodeEncodeError):
+        write_document({"llvid_eval": 1, "set": "\ud800"}, path)
+    assert read_document(path)["set"] == "old" and [each.name for each in tmp_path.iterdir()] == ["r.json"]
+    for other in ({"llvid_eval": 2}, {}, []):
+        path.write_text(json.dumps(other))
+        with pytest.raises(UsageError, match="not a result"):
+            read_document(path)
 
 
 def test_a_question_is_asked_greedily_about_its_part_with_the_preset_s_words() -> None:

@@ -41,7 +41,9 @@ YES = Question("1", "v.mp4", "?", "yes", ("yes", "no"))
         (last_choice, LETTERS, {
             "B": "B", "(C) or (A)": "A", "D. nobody": "D", "well, there are two cats and a dog here": "B",
         }),
-        (any_letter, LETTERS, {"The best answer is C": "C", "B. A dog": "B", "The answer: D": "D", "none": None}),
+        (any_letter, LETTERS, {
+            "The best answer is C": "C", "B. A dog": "B", "The answer: D": "D", "none": None, "E": None,
+        }),
         (exact_choice, LETTERS, {
             "B": "B", "B. a dog": "B", "B) something": "B", "a dog": "B", "It is B": None, "C.": "C",
         }),
@@ -49,7 +51,7 @@ YES = Question("1", "v.mp4", "?", "yes", ("yes", "no"))
             "Option 2": "Option 2", "2": "Option 2", "a man sits": "Option 1", "Option 1: a man sits": "Option 1",
             "(1) a man stands": "Option 2", "neither": None,
         }),
-        (yes_or_no, YES, {"Yes, it does.": "yes", "no": "no", "Maybe": None}),
+        (yes_or_no, YES, {"Yes, it does.": "yes", "no": "no", "Maybe": None, "I say no": None}),
     ],
 )  # fmt: skip
 def test_choices_are_read(extract: Extraction, question: Question, rows: dict[str, str | None]) -> None:

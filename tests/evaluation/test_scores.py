@@ -55,5 +55,8 @@ def test_two_results_are_compared_by_pairs() -> None:
     assert found.questions == 200 and 0 < found.p < 0.05
     same = compare(first, first)
     assert (same.difference, same.p) == (0, 1)
+    right, wrong = (dict.fromkeys("ab", (is_right, "v")) for is_right in (True, False))
+    always = compare(wrong, right)
+    assert (always.difference, always.low, always.p) == (1, 1, 0), "nothing varies"
     with pytest.raises(UsageError, match="no question in common"):
         compare(first, {"y": (True, "v")})

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from llava_video_cli import LlvidError, UsageError
-from llava_video_cli.evaluation.questions import demo_questions, read_questions
+from llava_video_cli.demo import world
+from llava_video_cli.evaluation import sets
+from llava_video_cli.evaluation.questions import demo_questions, read_questions, right_letter
 from llava_video_cli.evaluation.sets import SETS, load_set
 
 FOUR = ["A. Red.", "B. Blue.", "C. Green.", "D. None."]
@@ -143,6 +145,50 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert len(load_set("videomme", tmp_path).questions) == 1
 
 
+def test_only_the_files_of_a_part_belong_to_its_set(tmp_path: Path) -> None:
+    for name in ("tempcompass", "tempcompass-yes-no", "tempcompass-matching"):
+        where, row, video, *_ = CASES[name]
+        write(tmp_path / where, [row])
+        empty(tmp_path / video)
+    for name in ("tempcompass", "tempcompass-yes-no", "tempcompass-matching"):
+        (question,) = load_set(name, tmp_path).questions
+        assert question.answer == CASES[name][5]
+
+
+def test_each_question_has_an_id_of_its_own_and_a_limit_takes_the_first(tmp_path: Path) -> None:
+    _, row, video, *_ = CASES["videomme"]
+    write(tmp_path / "q.json", [row | {"question": f"{number}?"} for number in range(3)])
+    empty(tmp_path / video)
+    questions = load_set("videomme", tmp_path).questions
+    assert len({question.id for question in questions}) == 3
+    assert load_set("videomme", tmp_path, 2).questions == questions[:2]
+    path = tmp_path / "my.jsonl"
+    write(path, [{"video": "a.mp4", "question": f"{number}?", "answer": "no"} for number in range(3)])
+    assert [each.prompt for each in load_set(str(path), None, 2).questions] == ["0?", "1?"]
+
+
+def test_a_table_that_would_fill_the_memory_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "q.json", [CASES["videomme"][1]])
+    empty(tmp_path / CASES["videomme"][2])
+    assert load_set("videomme", tmp_path).questions
+    monkeypatch.setattr(sets, "_MOST_BYTES", 100)
+    with pytest.raises(LlvidError, match="no file below"):
+        load_set("videomme", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("(b).", "B"), (" c ", "C"), ("2", "C"), (0, "A"), ("the CAT", "B"), (-1, None), (3, None), ("a dog", None)],
+)
+def test_the_ways_to_write_the_right_answer(answer: str | int, letter: str | None) -> None:
+    options = ["A dog", "cat", "Dog."]
+    if letter is not None:
+        assert right_letter(answer, options) == letter
+        return
+    with pytest.raises(UsageError, match="none of the 3 choices"):
+        right_letter(answer, options)
+
+
 def test_what_other_tables_hold_does_no_harm_and_a_text_may_have_line_ends_of_its_own(tmp_path: Path) -> None:
     _, row, video, *_ = CASES["activitynetqa"]
     empty(tmp_path / video)
@@ -210,4 +256,23 @@ def test_the_demo_set_is_the_same_each_time(tmp_path: Path) -> None:
     made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert demo_questions(2, folder=tmp_path) == first and len(made) == 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made, "made once"
+    (other,) = demo_questions(1, seed=1, folder=tmp_path).questions
+    assert Path(other.video).read_bytes() != Path(first.questions[0].video).read_bytes()
     assert {question.answer for question in demo_questions(4, folder=tmp_path).questions} == {"Yes", "No"}
+
+
+def test_the_demo_set_has_so_many_and_no_clip_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sets, "_DEMO_QUESTIONS", 1)
+
+    def interrupted(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(world, "write_clip", interrupted)
+        load_set("demo", None)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(load_set("demo", None, 3).questions) == 1
