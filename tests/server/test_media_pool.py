@@ -8,13 +8,15 @@ import fcntl
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -39,10 +41,11 @@ from llava_video_cli.video import Resize
 from llava_video_cli.video.files import PictureList
 from llava_video_cli.video.fit import FrameInput, FrameResize
 from llava_video_cli.video.image import Picture, read_image
-from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.limits import RAISE_HINT, Limits
 
 LIMITS = Limits(seconds=60.0, bytes=2 * 2**30, cores=1)
 PIXELS = 10**7
+JOB = (Sampling(2), LIMITS, PIXELS)
 
 
 @pytest.fixture
@@ -196,6 +199,38 @@ def test_a_slow_process_of_a_server_that_is_nice_itself_gets_no_higher_priority(
     monkeypatch.setattr(os, "setpriority", lambda _, __, nice: asked.append(nice))
     decode(pool, clip)
     assert asked == [19]
+
+
+def test_each_job_has_its_own_seconds_and_the_process_neither_writes_nor_ends_by_ctrl_c(
+    pool: MediaPool, clip: Path, tmp_path: Path
+) -> None:
+    picture, animation = tmp_path / "a.png", tmp_path / "a.gif"
+    images = [Image.new("RGB", (30, 50), (number, 0, 0)) for number in range(2)]
+    images[0].save(picture)
+    images[0].save(animation, save_all=True, append_images=images[1:])
+    pictures, bounds = PictureList([str(picture)] * 2), Bounds()
+    (pid,) = children()
+    for path, seconds in (
+        (picture, bounds.picture_seconds), (clip, bounds.video_seconds), (animation, bounds.picture_seconds),
+        (pictures, bounds.video_seconds),
+    ):  # fmt: skip
+        pool.decode(DecodeJob(str(path) if isinstance(path, Path) else path, *JOB), unchanged, threading.Event())
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_CPU)
+        assert seconds < soft <= seconds + 15, "besides what the process has taken"
+    assert [os.readlink(f"/proc/{pid}/fd/{number}") for number in (1, 2)] == [os.devnull] * 2  # noqa: PTH115
+    os.kill(pid, signal.SIGINT)
+    assert isinstance(decode(pool, clip), Frames) and children() == [pid]
+
+
+def test_pictures_have_fewer_pixels_alone_and_as_a_video_and_hints_arrive(pool: MediaPool, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 50)).save(path)
+    for typed in (str(path), PictureList([str(path)] * 2)):
+        job = DecodeJob(typed, Sampling(2), LIMITS, 30 * 50)
+        pool.decode(job, unchanged, threading.Event())
+        with pytest.raises(MediaError, match="30x50 are too large: at most 1,499 pixels") as error:
+            pool.decode(replace(job, max_pixels=30 * 50 - 1), unchanged, threading.Event())
+        assert RAISE_HINT in (error.value.hint or "")
 
 
 def test_the_memory_of_a_process_is_bounded(tmp_path: Path, clip: Path) -> None:
