@@ -172,7 +172,7 @@ def test_a_result_is_written_whole_or_not_at_all_and_one_of_another_form_is_refu
     with pytest.raises(UnicodeEncodeError):
         write_document({"llvid_eval": 1, "set": "\ud800"}, path)
     assert read_document(path)["set"] == "old" and [each.name for each in tmp_path.iterdir()] == ["r.json"]
-    for other in ({"llvid_eval": 2}, {}, []):
+    for other in ({"llvid_eval": 2}, {"set": "x"}, None):
         path.write_text(json.dumps(other))
         with pytest.raises(UsageError, match="not a result"):
             read_document(path)
