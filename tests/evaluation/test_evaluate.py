@@ -150,7 +150,7 @@ def test_a_result_is_made_of_the_records_alone(tmp_path: Path) -> None:
         records.append(common | {"id": f"{number}/choices"} | choices)
         if number != "5":
             records.append(common | {"id": f"{number}/text", "answer": "(B)" if number != "4" else "well"})
-    answers.write_text("".join(json.dumps(each) + "\n" for each in records))
+    answers.write_text("".join(json.dumps(each) + "\n" for each in records) + '{"id": "torn')
     asked = (Question(number, "v.mp4", "?", "A" if number < "3" else "B", ("A", "B")) for number in lengths)
     evaluation = Evaluation(QuestionSet("s", tuple(asked), any_choice), PRESET, ("choices", "text"))
     document = result(evaluation, answers, {"k"})
