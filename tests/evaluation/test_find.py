@@ -219,6 +219,42 @@ def test_a_run_that_is_ended_goes_on_and_asks_nothing_twice(films: Path, tmp_pat
     other = find_moments(queries, films, ended, preset=PRESET, model=Seeing(), threshold=0.6)
     list(other)
     assert other.summary.done == 4, "another threshold is another search"
+    again = find_moments(queries, films, ended, preset=PRESET, model=Seeing())
+    list(again)
+    assert again.ranked() == last.ranked(), "of the same file, without those of the other search"
+
+
+class Shy(Seeing):
+    """Is sure of a film only if its ground is bright; fails when it is asked a second time."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__()
+        self._fails = fails
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        if self._fails and self.asked:
+            raise ModelError("it is gone")
+        (chunk,) = super().stream(request)
+        (medium,) = request.media
+        assert isinstance(medium, Frames) and chunk.scores is not None
+        most = float(medium.images[0, 0, 0, 0]) / 255
+        yes = min(most, chunk.scores["Yes"])
+        logprobs = {"Yes": float(np.log(yes)), "No": float(np.log(1 - yes))}
+        yield replace(chunk, scores=Scores(logprobs, dict.fromkeys(logprobs, 1)))
+
+
+def test_the_most_probable_moment_comes_first(tmp_path: Path) -> None:
+    for name, ground in (("a", 150), ("b", 230), ("c", 180)):
+        lamp(tmp_path / f"{name}.mp4", [5 <= number < 15 for number in range(20)], [ground] * 20)
+    run = find_moments("Is it lit?", tmp_path, preset=PRESET, model=Shy(), every_seconds=2.0)
+    list(run)
+    assert [Path(moment["video_path"]).stem for moment in run.ranked()] == ["b", "c", "a"]
+
+
+def test_a_model_that_fails_while_a_window_is_looked_into_is_the_reason(tmp_path: Path) -> None:
+    film = lamp(tmp_path / "lamp.mp4", [5 <= number < 15 for number in range(20)], [230] * 20)
+    (failure,) = find_moments("Is it lit?", film, preset=PRESET, model=Shy(fails=True), every_seconds=2.0)
+    assert isinstance(failure, Failure) and str(failure.cause) == "it is gone"
 
 
 class Killing(Seeing):

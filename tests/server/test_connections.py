@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,6 +112,16 @@ def test_a_connection_is_closed_when_no_head_comes_but_not_during_an_answer(mode
         while answered.recv(65536):
             pass
         assert is_closed(silent)
+
+
+def test_a_head_that_comes_byte_by_byte_has_no_more_time(model: WaitingModel) -> None:
+    with serving(model, head_seconds=0.1) as served, ExitStack() as stack:
+        slow, start = idle(served.port, stack), time.monotonic()
+        with suppress(ConnectionError):
+            for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 200:
+                slow.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - start < 5
 
 
 def asking(model: WaitingModel, served: Served, stack: ExitStack, number: int, more: str = "") -> socket.socket:

@@ -123,6 +123,17 @@ def test_a_file_is_closed_whatever_comes_of_it_and_a_changed_one_is_another(tmp_
     assert len(digests) == 2 and len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_files_of_one_size_and_time_are_two(tmp_path: Path) -> None:
+    digests = set[str]()
+    for name in "ab":
+        path = tmp_path / f"{name}.mp4"
+        path.write_text(name)
+        os.utime(path, ns=(1, 1))
+        with MediaSources([tmp_path]).open(path.as_uri(), threading.Event()) as content:
+            digests.add(content.digest)
+    assert len(digests) == 2
+
+
 def test_an_allowed_folder_that_is_gone_is_no_bug(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208

@@ -83,6 +83,14 @@ def test_the_pictures_are_those_of_the_reader(pool: MediaPool, tmp_path: Path) -
     assert isinstance(got, Picture) and np.array_equal(got.pixels, read_image(path).pixels)
 
 
+def test_each_of_many_frames_has_its_own_image(pool: MediaPool, tmp_path: Path) -> None:
+    path, count = tmp_path / "many.gif", 300
+    images = [Image.new("RGB", (4, 4), (number % 256, number // 256, 0)) for number in range(count)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=40)
+    got, expected = decode(pool, path, Sampling(count)), read_frames(path, Sampling(count))
+    assert isinstance(got, Frames) and len(got.images) > 256 and np.array_equal(got.images, expected.images)
+
+
 def test_an_error_is_that_of_the_reader(pool: MediaPool, tmp_path: Path, clip: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:300])
