@@ -16,7 +16,7 @@ from rich.console import Console
 from llava_video_cli import LlvidError, MediaError, load_preset
 from llava_video_cli.cli import console
 from llava_video_cli.cli.options import OutputFlags, RunFlags
-from llava_video_cli.cli.run import carry_out, confirm_overwrite, exit_code, run_options, show_outcome
+from llava_video_cli.cli.run import Meter, carry_out, confirm_overwrite, exit_code, run_options, show_outcome
 from llava_video_cli.cli.settings import Settings
 from llava_video_cli.model import Loading
 from llava_video_cli.runs.record import Failure, Record
@@ -154,6 +154,34 @@ def test_a_signal_lets_what_runs_finish_and_the_handlers_come_back(
     first, last = capsys.readouterr().err.splitlines()
     assert first == "finishing what is running; press Ctrl-C again to stop at once"
     assert last == "0 captioned, 2 left: run the same command to continue"
+
+
+def test_a_second_signal_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        """In place of the program's end."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="143"):
+        carried(Made(twice))
+
+
+def test_the_meter_counts_what_is_left() -> None:
+    totals: list[int] = []
+
+    class Counted(Meter):
+        def __init__(self, total: int, *more: Any, **options: Any) -> None:
+            totals.append(total)
+            super().__init__(total, *more, **options)
+
+    carried(Made(record(), failure(), done_before=5), QUIET, meter_of=Counted)
+    assert totals == [2]
 
 
 def test_the_flags_of_a_run_are_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
