@@ -117,6 +117,6 @@ def test_the_first_request_is_of_the_first_video_that_can_be_read(clip: Path, tm
     broken.write_bytes(b"cut")
     (request,) = first_request([str(broken), str(tmp_path / "gone.mp4"), str(clip)], task(Sampling(3)))
     (medium,) = request.media
-    assert medium.path == str(clip) and len(medium.images) == 3  # type: ignore[attr-defined]
+    assert isinstance(medium, Frames) and medium.path == str(clip) and len(medium.images) == 3
     assert list(first_request([str(broken)] * 20 + [str(clip)], task(Sampling(3)))) == [], "not all of a folder"
     assert list(first_request([str(clip)], task(Sampling(fps=1.0)))) == []
