@@ -18,6 +18,7 @@ HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     "<!--<script>",
+    "<!-- <script </script x",
     "__proto__",
     "constructor",
     "\u202egpj.mp4",

@@ -1,55 +1,61 @@
-"""What a request for one engine leaves behind, and a run that has servers of two."""
+"""How a request is written for an engine, without a server."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from openai_server import OpenAIServer, Reply, listed, said
+import pytest
 
-from llava_video_cli import Frames, Generation, Request, Sampling, Turn, VideoInfo, join
-from llava_video_cli.remote import open_remote
-from llava_video_cli.remote.engines import Engine, RequestWriter, ServedModel
+from llava_video_cli import Frames, Generation, MediaError, Request, Sampling, Turn, VideoInfo
+from llava_video_cli.remote import engines
+from llava_video_cli.remote.engines import RequestWriter, ServedModel
+from llava_video_cli.video.encode import MOST_BYTES
 from llava_video_cli.video.fit import FrameInput
 
-
-def open_files() -> list[str]:
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
-
-
-def request(**generation: Any) -> Request:
-    video = Frames(
-        np.zeros((2, 24, 32, 3), np.uint8), (0.0, 1.0), VideoInfo("v.mp4", 2, 32, 24, 1.0, "h264", 0), Sampling()
-    )
-    return Request((Turn("user", "What happens?", (video,)),), Generation(**generation))
+VIDEO = Frames(
+    np.zeros((2, 24, 32, 3), np.uint8), (0.0, 1.0), VideoInfo("v.mp4", 2.0, 32, 24, 1.0, "h264", 0), Sampling(2)
+)
 
 
-def test_a_clip_for_transformers_serve_leaves_no_file_and_no_descriptor() -> None:
-    writer, served = RequestWriter("frames", FrameInput(336, 336, "server")), ServedModel("transformers", "demo")
-    before = open_files()
-    with writer.body(request(), served, is_local=True) as body:
-        clip = Path(body["messages"][0]["content"][0]["video_url"]["url"])
-        assert clip.stat().st_size
-    assert not clip.exists() and open_files() == before
+def test_the_file_for_transformers_is_closed_and_removed() -> None:
+    """Else a long run would have no file left to open."""
+    writer = RequestWriter("frames", FrameInput(336, 336, "server"))
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with writer.body(Request((Turn("user", "?", (VIDEO,)),)), ServedModel("transformers", "m"), is_local=True) as body:
+        path = Path(body["messages"][0]["content"][0]["video_url"]["url"])
+        assert path.stat().st_size > 0 and set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert not path.exists()
 
 
-def test_each_engine_gets_a_video_in_its_own_form() -> None:
-    asked, writer = request(), RequestWriter("frames", FrameInput(336, 336, "server"))
-    engines: tuple[Engine, ...] = ("vLLM", "SGLang", "vLLM")
-    kinds = []
-    for engine in engines:
-        with writer.body(asked, ServedModel(engine, "demo"), is_local=True) as body:
-            kinds.append([part["type"] for part in body["messages"][0]["content"][:-1]])
-    assert kinds == [["video_url"], ["image_url"] * 2, ["video_url"]]
+def test_a_request_and_a_file_have_at_most_so_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def make_clip(*_: object, most_bytes: int, **__: object) -> bytes:
+        sizes.append(most_bytes)
+        return b"clip"
+
+    monkeypatch.setattr(engines, "make_clip", make_clip)
+    writer, other = RequestWriter("frames", FrameInput(336, 336, "server")), replace(VIDEO)
+    with writer.body(Request((Turn("user", "?", (VIDEO, other)),)), ServedModel("vLLM", "m"), is_local=True):
+        assert sizes == [MOST_BYTES // 2] * 2
+    path = tmp_path / "large.mp4"
+    path.write_bytes(b"12345")
+    monkeypatch.setattr(engines, "_MOST_FILE_BYTES", 4)
+    large = replace(VIDEO, info=replace(VIDEO.info, path=str(path)))
+    files = RequestWriter("file", FrameInput(336, 336, "server"))
+    with (
+        pytest.raises(MediaError, match="too large to send"),
+        files.body(Request((Turn("user", "?", (large,)),)), ServedModel("vLLM", "m"), is_local=True),
+    ):
+        pass
 
 
-def test_choices_are_scored_in_the_way_of_the_server_that_is_asked() -> None:
-    own = {"logprobs": {"Yes": -0.5, "No": -1.0}, "choice_tokens": {"Yes": 1, "No": 1}}
-    with OpenAIServer(listed(), []).running() as vllm:
-        with OpenAIServer(listed(owner="llvid"), [said("Yes", llvid=own)]).running() as llvid:
-            model = open_remote([vllm.url, llvid.url])
-            vllm.replies = [Reply(status=0)]  # it is gone
-            answer = join(model.stream(request(choices=("Yes", "No"))))
-        (asked,) = llvid.asked
-    assert answer.text == "Yes" and asked["choices"] == ["Yes", "No"] and asked["stream"]
+def test_transformers_samples_only_where_it_is_told_to() -> None:
+    writer = RequestWriter("frames", FrameInput(336, 336, "server"))
+    for temperature, told in ((0.0, None), (0.7, '{"do_sample": true, "top_k": 0}')):
+        request = Request((Turn("user", "?"),), Generation(temperature=temperature))
+        with writer.body(request, ServedModel("transformers", "m"), is_local=True) as body:
+            assert body.get("generation_config") == told and body["temperature"] == temperature
