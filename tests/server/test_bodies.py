@@ -22,7 +22,7 @@ from llava_video_cli.errors import (
 )
 from llava_video_cli.preset import load_preset
 from llava_video_cli.prompt.budget import AS_ONE_VIDEO
-from llava_video_cli.server.requests import BodyReader, CompletionRequest, read_completion
+from llava_video_cli.server.requests import BodyReader, CompletionRequest, parse_body, read_completion
 from llava_video_cli.server.responses import RequestError, hint_for_clients
 from llava_video_cli.server.responses_api import chat_values
 from llava_video_cli.validation import MOST_BYTES
@@ -62,6 +62,29 @@ def test_a_length_that_is_none_or_too_large_is_refused_before_the_body_is_read(l
     with pytest.raises(RequestError, match="larger than 10 bytes") as error:
         read(BodyReader(10), content_length=length)
     assert error.value.status == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"content_type": "text/plain"}, {"content_type": ""}, {"content_type": "application/json2"},
+     {"content_type": "multipart/form-data; a=application/json"}, {"content_encoding": "gzip"}],
+)  # fmt: skip
+def test_what_a_page_could_send_without_asking_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(RequestError) as error:
+        read(BodyReader(), b"{}", **headers)
+    assert error.value.status == 415 and error.value.headers["connection"] == "close"
+    assert (
+        read(BodyReader(), b"{}", content_type="Application/JSON ; charset=utf-8", content_encoding="Identity") == b"{}"
+    )
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"1,", b"{},"])
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(piece: bytes) -> None:
+    many = b'{"a": [' + piece * 200_000
+    with pytest.raises(RequestError, match="more than 200,000 values") as error:
+        parse_body(many)
+    assert error.value.status == 413
+    assert parse_body(b'{"a": [' + b"1," * 199_000 + b"1]}")
 
 
 def test_bodies_have_a_bound_one_by_one_and_together() -> None:
