@@ -63,3 +63,14 @@ def test_no_more_is_read_than_is_kept() -> None:
                 yield b"abc"
 
     assert _read_at_most(cast("Any", Endless()), 10) == b"abcabcabca" and len(read) == 4
+
+
+def test_a_server_whose_answer_has_ended_is_free_again() -> None:
+    with (
+        OpenAIServer(listed(), [said("yes")]).running() as first,
+        OpenAIServer(listed(), [said("yes")]).running() as second,
+    ):
+        model = open_remote([first.url, second.url])
+        for _ in range(3):
+            join(model.stream(ASKED))
+        assert (len(first.asked), len(second.asked)) == (3, 0)

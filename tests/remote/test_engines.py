@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_video_cli import Frames, Generation, MediaError, Request, Sampling, Turn, VideoInfo
+from llava_video_cli import (
+    Frames,
+    Generation,
+    MediaError,
+    ModelError,
+    Request,
+    Sampling,
+    Turn,
+    UsageError,
+    VideoInfo,
+)
 from llava_video_cli.remote import engines
 from llava_video_cli.remote.engines import RequestWriter, ServedModel
 from llava_video_cli.video.encode import MOST_BYTES
@@ -59,3 +69,25 @@ def test_transformers_samples_only_where_it_is_told_to() -> None:
         request = Request((Turn("user", "?"),), Generation(temperature=temperature))
         with writer.body(request, ServedModel("transformers", "m"), is_local=True) as body:
             assert body.get("generation_config") == told and body["temperature"] == temperature
+
+
+def test_what_an_engine_can_not_do_is_refused_and_what_ours_can_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RequestWriter("frames", FrameInput(336, 336, "server"))
+    request = Request((Turn("user", "?", (VIDEO,)),), Generation(show_thinking=True))
+    with (
+        pytest.raises(ModelError, match="only from its own disk"),
+        writer.body(request, ServedModel("transformers", "m"), is_local=False),
+    ):
+        pass
+    for engine, shown in (("llvid", True), ("vLLM", None)):
+        with writer.body(request, ServedModel(engine, "m"), is_local=False) as body:  # type: ignore[arg-type]
+            assert body.get("show_thinking") == shown
+    other = replace(VIDEO, sampling=Sampling(4))
+    monkeypatch.setattr(engines, "_file", lambda _: b"file")
+    files = RequestWriter("file", FrameInput(336, 336, "server"))
+    both = Request((Turn("user", "?", (VIDEO, other)),))
+    with (
+        pytest.raises(UsageError, match="the same frames for each video"),
+        files.body(both, ServedModel("llvid", "m"), is_local=True),
+    ):
+        pass

@@ -69,7 +69,7 @@ def test_a_length_that_is_none_or_too_large_is_refused_before_the_body_is_read(l
     [{"content_type": "text/plain"}, {"content_type": ""}, {"content_type": "application/json2"},
      {"content_type": "multipart/form-data; a=application/json"}, {"content_encoding": "gzip"}],
 )  # fmt: skip
-def test_what_a_page_could_send_without_asking_is_refused(headers: dict[str, str]) -> None:
+def test_what_a_page_could_send_without_asking_is_refused(headers: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as error:
         read(BodyReader(), b"{}", **headers)
     assert error.value.status == 415 and error.value.headers["connection"] == "close"

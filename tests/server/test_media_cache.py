@@ -22,7 +22,7 @@ from PIL import Image
 from llava_video_cli import MediaError, Sampling
 from llava_video_cli.conversation import Media
 from llava_video_cli.server import media
-from llava_video_cli.server.media import MediaCache, MediaSources
+from llava_video_cli.server.media import MediaCache, MediaSources, _open_below
 from llava_video_cli.server.responses import RequestError
 from llava_video_cli.video.files import PictureList
 from llava_video_cli.video.fit import FrameInput, FrameResize
@@ -121,6 +121,37 @@ def test_a_file_is_closed_whatever_comes_of_it_and_a_changed_one_is_another(tmp_
         with pytest.raises(MediaError), sources.open((tmp_path / wrong).as_uri(), never):
             pass
     assert len(digests) == 2 and len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_no_link_and_no_path_leads_out_of_the_allowed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret.mp4"
+    (allowed / "sub").mkdir(parents=True)
+    secret.write_text("secret")
+    (allowed / "in.mp4").write_text("in")
+    (allowed / "link.mp4").symlink_to(secret)
+    (allowed / "out").symlink_to(tmp_path)
+    (allowed / "near.mp4").symlink_to("in.mp4")
+    looked_at = list[str]()
+    resolve = Path.resolve
+
+    def noted(path: Path, strict: bool = False) -> Path:
+        looked_at.append(str(path))
+        return resolve(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", noted)
+    sources, never = MediaSources([allowed]), threading.Event()
+    for inside in ("near.mp4", "sub/../in.mp4"):
+        with sources.open(f"file://{allowed}/{inside}", never) as content, content.open() as path:
+            assert Path(path).read_text() == "in"
+    for outside in ("link.mp4", "out/secret.mp4", "../secret.mp4", "sub/../../secret.mp4"):
+        with pytest.raises(RequestError) as error, sources.open(f"file://{allowed}/{outside}", never):
+            pass
+        assert error.value.status == 403
+    with pytest.raises(RequestError), sources.open(secret.as_uri(), never):
+        pass
+    assert str(secret) not in looked_at, "nothing tells whether it exists"
+    with pytest.raises(MediaError):  # a link that is put there after the check
+        _open_below(allowed, Path("link.mp4"), "link.mp4")
 
 
 def test_files_of_one_size_and_time_are_two(tmp_path: Path) -> None:
