@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from openai_server import OpenAIServer, Reply, error, listed, said
 
-from llava_video_cli import Request, Turn, join
+from llava_video_cli import Chunk, Request, Turn, join
 from llava_video_cli.errors import ServerError
 from llava_video_cli.remote import client, open_remote
 from llava_video_cli.remote.client import _read_at_most
@@ -74,3 +76,20 @@ def test_a_server_whose_answer_has_ended_is_free_again() -> None:
         for _ in range(3):
             join(model.stream(ASKED))
         assert (len(first.asked), len(second.asked)) == (3, 0)
+
+
+def test_a_request_that_is_cancelled_closes_its_connection() -> None:
+    slow = Reply(events=said("on " * 1000).events, pause_seconds=0.01)
+    with OpenAIServer(listed(), [slow]).running() as server:
+        events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        cancel = open_remote([server.url]).submit(ASKED, events.put)
+        assert events.get(timeout=20) == Chunk("on")
+        cancel()
+        assert server.gone.wait(20)
+
+
+def test_what_only_begins_like_a_mark_of_thinking_is_a_part_of_the_answer() -> None:
+    whole = said("a")
+    first = whole.events[0].replace(b'"a "', b'"a<thi"')
+    with OpenAIServer(listed(), [replace(whole, events=(first, *whole.events[1:]))]).running() as server:
+        assert join(open_remote([server.url]).stream(ASKED)).text == "a<thi"

@@ -166,6 +166,8 @@ def test_untrusted_text_never_becomes_markup(text: str, tmp_path: Path) -> None:
 
     plain = reported(write(tmp_path / "plain.jsonl", line("clips/a.mp4")), "--no-sheets")
     assert tags(page.text) == [*tags(plain.text), "script"], "the sheet's block is all that is added"
+    blocks = re.findall('<script type="application/json"[^>]*>(.*?)</script>\n', page.text, re.DOTALL)
+    assert len(blocks) >= 2 and not any("<" in block for block in blocks), "browsers know end tags without an end"
 
 
 def tags(text: str) -> list[str]:
