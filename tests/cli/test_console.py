@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import typer
 from rich.console import Console
 
-from llava_video_cli import LlvidError
+from llava_video_cli import LlvidError, load_preset
 from llava_video_cli.checkpoint import hub
 from llava_video_cli.cli import console
 from llava_video_cli.cli.answer import note_unfinished, show_answer
 from llava_video_cli.cli.app import failing_as, run
-from llava_video_cli.cli.download import download
+from llava_video_cli.cli.download import download, prefetch
+from llava_video_cli.cli.settings import Settings
 from llava_video_cli.conversation import Answer, Chunk, Usage
+from llava_video_cli.model import Loading
 
 EVIL = "\x1b]0;evil\x07\u202e"
 USAGE = Usage(1, 0, 1, 0.0, 0.0, 0)
@@ -134,6 +137,14 @@ def test_a_download_that_is_interrupted_exits_as_such_and_takes_its_bar_away(
     assert leaving.value.exit_code == 130 and "run the same command to resume the download" in text
     assert "\x1b]" not in text and 0 <= text.rfind("\x1b[?25l") < text.rfind("\x1b[?25h")
     assert asked == [f"a/b{EVIL}", "main", True]
+
+
+def test_a_run_downloads_the_revision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(hub, "fetch", lambda *given, **_: asked.extend(given))
+    preset = replace(load_preset("demo"), model="nobody/nothing")
+    prefetch(Settings(preset, Loading(), "v1"), console.Progress(quiet=True), quiet=True)
+    assert asked == ["nobody/nothing", "v1"]
 
 
 @pytest.mark.parametrize("error", [LlvidError("no"), typer.Exit(0), OSError(28, "No space left"), ValueError("a bug")])
