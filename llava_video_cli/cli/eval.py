@@ -233,8 +233,7 @@ def _check_page(page: Path, *, overwrite: bool) -> None:
 
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{page} must end in .html")
-    if not page.is_dir():
-        check_place(page)
+    check_place(page)
     if page.exists() and not (page.is_file() and (overwrite or not page.stat().st_size or is_report(page))):
         hint = "choose another file with --report" + (", or replace it with --overwrite" if page.is_file() else "")
         raise UsageError(f"{page} is not a page of `llvid report`", hint)

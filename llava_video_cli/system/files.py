@@ -107,9 +107,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_place(path: Path) -> None:
-    """Raise `LlvidError` for a path at which `whole_file` can't write: a folder, or one whose folder is not there."""
-    if path.is_dir():
-        raise LlvidError(f"{path} is a folder", "name a file")
+    """Raise `LlvidError` for a path at which `whole_file` can't write, as its folder is not there."""
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise LlvidError(f"can't write {path}: there is no folder {folder}")

@@ -16,7 +16,7 @@ from waiting_model import USAGE, WaitingModel
 
 from llava_video_cli import Generation, Preset, Request, RunOptions, Sampling, Scores, UsageError
 from llava_video_cli.cli.app import run
-from llava_video_cli.conversation import Chunk, Generation
+from llava_video_cli.conversation import Chunk
 from llava_video_cli.demo.world import write_clip
 from llava_video_cli.evaluation.questions import Question, QuestionSet, any_choice, read_questions
 from llava_video_cli.evaluation.run import (

@@ -440,7 +440,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for wrong, code, message in (  # told before anything is read
         ([str(film), "--cuts", str(tmp_path / "a.srt")], 2, "subtitles are of one video, and there are 2"),
         (["--cuts", str(tmp_path / "gone" / "a.sh")], 1, "there is no folder"),
-        (["--cuts", str(tmp_path / "a.sh")], 1, "a.sh is a folder"),
+        (["--cuts", str(tmp_path / "a.sh")], 2, "a.sh was not written by"),
     ):
         (tmp_path / "broken.mp4").touch()
         assert run(["find", "a circle", str(tmp_path / "broken.mp4"), "-m", "demo", *wrong]) == code
