@@ -45,6 +45,12 @@ def llvid(
     )
 
 
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process; return what `llvid` returns of a process."""
+    capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, run([*arguments]), *capsys.readouterr())
+
+
 class Typed:
     """The program on a terminal of its own, with somebody who types; everything it shows is in `shown`."""
 

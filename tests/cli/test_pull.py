@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hub import COMMIT, Faults, Hub, running_hub
-from terminal import Typed, failed, llvid
+from hub import COMMIT, Faults, Hub, running_hub, use_hub
+from terminal import Typed, failed, llvid, ran
 
 SMALL = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json", "Font.ttf", "README.md")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -63,15 +62,27 @@ def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"} | more
 
 
-def pull(hub: Hub, home: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return llvid("pull", *arguments, env=environment(hub, home), **options)
+Pull = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def pull(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
+    """`llvid pull` in this process: one of its own takes half a second."""
+
+    def pulled(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        use_hub(monkeypatch, hub.address, home / "hub")
+        return ran(capsys, "pull", *arguments)
+
+    return pulled
 
 
 def blobs(home: Path, ending: str = "") -> list[Path]:
     return sorted(path for path in home.glob(f"hub/models--*/blobs/*{ending}"))
 
 
-def test_a_checkpoint_comes_whole_of_one_commit_and_nothing_else(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_comes_whole_of_one_commit_and_nothing_else(
+    pull: Pull, hub: Hub, folder: Path, tmp_path: Path
+) -> None:
     done = pull(hub, tmp_path, "org/small")
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.removesuffix("\n"))
@@ -96,7 +107,7 @@ def test_a_checkpoint_comes_whole_of_one_commit_and_nothing_else(hub: Hub, folde
     assert "isn't in the local cache" in failed(pull(hub, tmp_path, "org/small", "--offline"), 1)
 
 
-def test_a_file_of_the_wrong_size_in_the_cache_is_mended(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_wrong_size_in_the_cache_is_mended(pull: Pull, hub: Hub, folder: Path, tmp_path: Path) -> None:
     path = Path(pull(hub, tmp_path, "org/small").stdout.strip())
     for name in (SHARDS[1], "config.json"):
         (path / name).resolve().write_bytes(b"cut")
@@ -108,7 +119,7 @@ def test_a_file_of_the_wrong_size_in_the_cache_is_mended(hub: Hub, folder: Path,
 
 
 def test_a_connection_that_is_cut_goes_on_and_so_does_the_next_run(
-    hub: Hub, large_folder: Path, tmp_path: Path
+    pull: Pull, hub: Hub, large_folder: Path, tmp_path: Path
 ) -> None:
     hub.faults = Faults(cut_after=11 * 2**20, cuts=1)
     done = pull(hub, tmp_path / "once", "org/large")
@@ -147,20 +158,22 @@ def _size(path: Path) -> int:
         return 0
 
 
-def test_a_hub_without_ranges_sends_the_file_again(hub: Hub, large_folder: Path, tmp_path: Path) -> None:
+def test_a_hub_without_ranges_sends_the_file_again(pull: Pull, hub: Hub, large_folder: Path, tmp_path: Path) -> None:
     hub.faults = Faults(cut_after=11 * 2**20, cuts=1, ranges=False)
     done = pull(hub, tmp_path, "org/large")
     path = Path(done.stdout.strip()) / SHARDS[0]
     assert done.returncode == 0 and path.read_bytes() == (large_folder / SHARDS[0]).read_bytes()
 
 
-def test_a_hub_that_fails_is_told(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_fails_is_told(pull: Pull, hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(listing_status=500)
     assert "the hub failed: status 500" in failed(pull(hub, tmp_path, "org/small"), 1)
 
 
 @pytest.mark.parametrize("name", [SHARDS[1], "tokenizer.json"])  # of the large storage, and not
-def test_a_wrong_checksum_is_told_and_the_bytes_go(name: str, hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_told_and_the_bytes_go(
+    name: str, pull: Pull, hub: Hub, folder: Path, tmp_path: Path
+) -> None:
     hub.faults = Faults(wrong={name})
     assert f"{name} was damaged on the way" in failed(pull(hub, tmp_path, "org/small"), 1)
     hub.faults = Faults()
@@ -168,7 +181,7 @@ def test_a_wrong_checksum_is_told_and_the_bytes_go(name: str, hub: Hub, folder: 
     assert (Path(done.stdout.strip()) / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_partial_file_that_is_damaged_is_no_trap(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_partial_file_that_is_damaged_is_no_trap(pull: Pull, hub: Hub, folder: Path, tmp_path: Path) -> None:
     path = Path(pull(hub, tmp_path, "org/small").stdout.strip()) / SHARDS[0]
     blob = path.resolve()
     blob.with_name(f"{blob.name}.incomplete").write_bytes(b"damaged")
@@ -187,14 +200,14 @@ def test_a_partial_file_that_is_damaged_is_no_trap(hub: Hub, folder: Path, tmp_p
         (404, "the hub has no model org/small"),
     ],
 )
-def test_what_the_hub_refuses(status: int, words: str, hub: Hub, tmp_path: Path) -> None:
+def test_what_the_hub_refuses(status: int, words: str, pull: Pull, hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(status=status)
     result = pull(hub, tmp_path, "org/small")
     assert words in failed(result, 1)
     assert ("hf auth login" in result.stderr) == (status in (401, 403, 404))
 
 
-def test_room_is_looked_at_before_and_a_full_disk_keeps_what_came(hub: Hub, tmp_path: Path) -> None:
+def test_room_is_looked_at_before_and_a_full_disk_keeps_what_came(pull: Pull, hub: Hub, tmp_path: Path) -> None:
     hub.faults = Faults(claims={SHARDS[0]: 10**18})
     assert "GB is free" in failed(pull(hub, tmp_path, "org/small"), 1) and not hub.sent[3:]
     hub.faults = Faults()
@@ -202,20 +215,20 @@ def test_room_is_looked_at_before_and_a_full_disk_keeps_what_came(hub: Hub, tmp_
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE_BYTES // 2, LARGE_BYTES // 2))
 
-    result = pull(hub, tmp_path, "org/large", preexec_fn=little_room)
+    result = llvid("pull", "org/large", env=environment(hub, tmp_path), preexec_fn=little_room)
     assert "not enough disk space for org/large" in failed(result, 1) and "HF_HOME" in result.stderr
     assert max(path.stat().st_size for path in blobs(tmp_path, ".incomplete")) > 10 * 2**20
     done = pull(hub, tmp_path, "org/large", "--json")
     assert json.loads(done.stdout)["downloaded_bytes"] < LARGE_BYTES
 
 
-def test_what_needs_no_download_is_said() -> None:
-    done = llvid("pull", "demo", "--json")
+def test_what_needs_no_download_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    done = ran(capsys, "pull", "demo", "--json")
     values = json.loads(done.stdout)
     assert values["revision"] is None and values["downloaded_bytes"] == 0 and "demo needs no download" in done.stderr
-    assert llvid("pull", values["folder"]).stdout == f"{values['folder']}\n"
-    assert "doesn't exist" in failed(llvid("pull", "./nothing"), 1)
-    assert "there is no model" in failed(llvid("pull", ""), 2)
+    assert ran(capsys, "pull", values["folder"]).stdout == f"{values['folder']}\n"
+    assert "doesn't exist" in failed(ran(capsys, "pull", "./nothing"), 1)
+    assert "there is no model" in failed(ran(capsys, "pull", ""), 2)
 
 
 def test_a_terminal_shows_bytes_rate_and_time_left(hub: Hub, tmp_path: Path) -> None:
