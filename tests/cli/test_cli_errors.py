@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from clips import SAMPLES
-from hub import running_hub
+from hub import running_hub, use_hub
 from light_program import LIGHT
-from terminal import QUESTION, asked, failed, llvid, scene
+from terminal import QUESTION, asked, failed, ran, scene
 
 from llava_video_cli.cli import app
 from llava_video_cli.cli.app import ABOUT, run
@@ -101,7 +101,7 @@ assert not {{'torch', 'transformers', 'torchvision'}} & set(sys.modules), 'a mod
 
 
 def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
-    layouts: dict[str, Path], tmp_path: Path
+    layouts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its header is right, so that only decoding shows what is wrong: before a download, or while a model loads."""
     hollow = tmp_path / "hollow.mp4"
@@ -110,10 +110,10 @@ def test_a_video_without_pictures_is_reported_and_nothing_is_downloaded(
     begin = content.index(b"mdat") + 4
     end = content.index(b"moov") - 4
     hollow.write_bytes(content[:begin] + bytes(end - begin) + content[end:])
-    assert "no frame can be decoded" in failed(llvid("ask", str(hollow), QUESTION, "-m", "demo"), 1)
+    assert "no frame can be decoded" in failed(ran(capsys, "ask", str(hollow), QUESTION, "-m", "demo"), 1)
     with running_hub({"org/7B": layouts["vicuna"]}) as hub:
-        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        done = llvid("ask", str(hollow), QUESTION, "-m", "org/7B", env=env)
+        use_hub(monkeypatch, hub.address, tmp_path / "hub")
+        done = ran(capsys, "ask", str(hollow), QUESTION, "-m", "org/7B")
     assert "no frame can be decoded" in failed(done, 1) and not hub.sent
 
 
@@ -277,8 +277,11 @@ print(json.dumps([results, sorted(set({HEAVY!r}) & set(sys.modules))]))
     assert results[-1][0] == 2 and "ask" in results[-1][2]
 
 
-def test_a_model_that_is_not_there(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = failed(llvid("ask", str(clip), "q", "-q", "-m", "nobody/nothing"), 1)
+def test_a_model_that_is_not_there(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "hub", offline=True)
+    line = failed(ran(capsys, "ask", str(clip), "q", "-q", "-m", "nobody/nothing"), 1)
     assert "isn't in the local cache and the hub isn't used in offline mode" in line
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     for model, words in (
@@ -302,7 +305,7 @@ def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest
     ):
         code, _, err = asked(capsys, media, QUESTION)
         assert code == 1 and hint in err.splitlines()[1]
-    result = llvid("ask", str(clip), QUESTION, "-q", "-m", "dmeo")
+    result = ran(capsys, "ask", str(clip), QUESTION, "-q", "-m", "dmeo")
     assert "did you mean 'demo'?" in result.stderr and failed(result, 1)
     code, out, err = asked(capsys, str(clip), QUESTION, "-q", "--attention", "flash_attention_2")
     assert (code, out) == (1, "") and "flash_attention_2 can't be used" in err

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from terminal import Typed, llvid
+from terminal import Typed
 
 from llava_video_cli.checkpoint.cache import cached_names, licence_of
 from llava_video_cli.cli.app import run
@@ -117,11 +117,13 @@ def test_the_licence_is_that_of_the_card(card: str, licence: str | None, tmp_pat
     assert licence_of(tmp_path) == licence
 
 
+@pytest.mark.usefixtures("cache")
 def test_the_shell_completes_presets_models_and_folders(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "demos[1]" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("_LLVID_COMPLETE", "complete_bash")
     for words, wanted in (
         ("llvid ask x.mp4 -p cap", {"caption-detailed", "caption-short"}),
         ("llvid ask x.mp4 -m org/h", {"org/half"}),
@@ -134,8 +136,8 @@ def test_the_shell_completes_presets_models_and_folders(
         ("llvid presets lo", {"long", "low-memory"}),
         ("llvid mod", {"models"}),
     ):
-        env = {
-            "_LLVID_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
-            "HF_HUB_CACHE": str(cache),
-        }  # fmt: skip
-        assert set(llvid(env=env).stdout.split()) == wanted, words
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        with pytest.raises(SystemExit):
+            run([])
+        assert set(capsys.readouterr().out.split()) == wanted, words

@@ -13,7 +13,7 @@ from clips import sample
 from openai_server import OpenAIServer, error, exchange, listed, said
 from PIL import Image
 from serving import QUESTION, Served, serving
-from terminal import failed, llvid, scene
+from terminal import failed, llvid, ran, scene
 
 from llava_video_cli import Model, Sampling, open_model, read_frames
 from llava_video_cli.cli.app import run
@@ -174,11 +174,11 @@ def test_flags_that_make_no_sense_with_a_server(
     assert out == "" and words in err and "secret" not in err
 
 
-def test_a_server_that_is_not_there_is_one_line(clip: Path) -> None:
-    result = llvid("ask", str(clip), "Why?", "--server", "http://127.0.0.1:9")
+def test_a_server_that_is_not_there_is_one_line(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = ran(capsys, "ask", str(clip), "Why?", "--server", "http://127.0.0.1:9")
     assert failed(result, 1) == "error: http://127.0.0.1:9 can't be reached: Connection refused"
     assert "llvid serve" in result.stderr
-    assert "--send needs --server" in failed(llvid("ask", str(clip), "Why?", "--send", "file"), 2)
+    assert "--send needs --server" in failed(ran(capsys, "ask", str(clip), "Why?", "--send", "file"), 2)
 
 
 def test_what_a_server_says_is_shown_not_obeyed(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,12 +112,16 @@ def test_a_tree_of_frames_is_resumed_and_a_changed_picture_makes_its_video_anew(
     assert "1 captioned, 1 done before" in err and "replaced: 1" in err
 
 
-def test_frames_shows_pictures_and_stdin(folder: Path, clip: Path, tmp_path: Path) -> None:
-    result = llvid("frames", f"{folder}/frame_*.png", "-p", "demo", cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout == "frame_-frames.png\n"
-    with clip.open("rb") as stdin:
-        result = llvid("frames", "-", "-p", "demo", "--json", cwd=tmp_path, stdin=stdin)
-    assert json.loads(result.stdout)["video"] == "-" and (tmp_path / "video-frames.png").is_file()
+def test_frames_shows_pictures_and_stdin(
+    folder: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = ran(capsys, "frames", f"{folder}/frame_*.png", "-p", "demo")
+    assert code == 0 and out == "frame_-frames.png\n"
+    with clip.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        _, out, _ = ran(capsys, "frames", "-", "-p", "demo", "--json")
+    assert json.loads(out)["video"] == "-" and (tmp_path / "video-frames.png").is_file()
 
 
 def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
@@ -133,12 +137,13 @@ def test_a_video_comes_from_a_pipe(clip: Path, tmp_path: Path) -> None:
         assert str(tmp_path) not in result.stderr and not list(tmp_path.glob("llvid-*"))
 
 
-def test_stdin_has_one_use(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdin_has_one_use(clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "a chat reads its questions from stdin" in ran(capsys, "chat", "-", "-m", "demo")[2]
     assert "standard input can be read only once" in ran(capsys, "ask", "-", "q", "--with", "-", "-m", "demo")[2]
-    with clip.open("rb") as stdin:
-        result = llvid("caption", "-", "-m", "demo", stdin=stdin)
-    assert result.returncode == 2 and "stdin has a video" in result.stderr and "llvid ask -" in result.stderr
+    with clip.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, _, err = ran(capsys, "caption", "-", "-m", "demo")
+    assert code == 2 and "stdin has a video" in err and "llvid ask -" in err
 
 
 def test_urls_count_only_where_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
