@@ -14,14 +14,20 @@ from typing import Any
 
 from answering import Answering
 
-from llava_video_cli import Chunk, Request, Usage
+from llava_video_cli import Chunk, Picture, Request, Usage
 from llava_video_cli.checkpoint.frame_input import frame_input
 from llava_video_cli.prompt.budget import Budget
 from llava_video_cli.runs import preflight
 from llava_video_cli.video.fit import FrameResize
 
 LIGHT = (sys.executable, str(Path(__file__)))
-QUESTIONS = {"What shape is it?": "It is a circle.", "What?": "w0 " * 100}  # a long answer, which takes a second
+QUESTIONS = {
+    "What shape is it?": "It is a circle.",
+    "What color is it at the start?": "It starts red.",
+    "Which way does it move?": "It moves right.",
+    "What?": "w0 " * 100,  # a long answer, which takes a second
+}
+COUNT = "How many videos and pictures are there?"  # answered by what it got
 CAPTION = "A red circle moves right."
 
 
@@ -35,6 +41,9 @@ class Light(Answering):
     def stream(self, request: Request) -> Iterator[Chunk]:
         text = request.turns[-1].text
         words = next((answer for question, answer in QUESTIONS.items() if question in text), CAPTION).split()
+        if COUNT in text:
+            pictures = sum(isinstance(medium, Picture) for medium in request.media)
+            words = [f"{len(request.media) - pictures} of the one,", f"{pictures} of the other."]
         for word in words[:-1]:
             time.sleep(0.01)
             yield Chunk(f"{word} ")
