@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pysubs2
@@ -115,7 +116,7 @@ def test_the_whole_way(film: Path, whisper: Path, capsys: pytest.CaptureFixture[
 
 
 def test_stdin_is_a_video_or_a_list_and_urls_are_fetched(
-    film: Path, whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    film: Path, whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--speech-model", str(whisper), "--no-vad")
     lines = transcribed(capsys, film, *options)[1]
@@ -123,14 +124,16 @@ def test_stdin_is_a_video_or_a_list_and_urls_are_fetched(
     with film.open("rb") as stdin:
         assert llvid("transcribe", "-", *options, stdin=stdin).stdout == lines
     target = tmp_path / "a.json"
-    with film.open("rb") as stdin:
-        assert llvid("transcribe", "-", *options, "-o", str(target), stdin=stdin).returncode == 0
+    with film.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert transcribed(capsys, "-", *options, "-o", target)[0] == 0
     assert json.loads(target.read_text())["video_path"] == "-"
     (tmp_path / "list").write_text(f"{film}\n{tmp_path}/no.mp4\n")
-    with (tmp_path / "list").open("rb") as stdin:
-        result = llvid("transcribe", "-", *options, stdin=stdin)
-    assert result.returncode == 3 and json.loads(result.stdout)["video_path"] == str(film)
-    assert f"{tmp_path}/no.mp4: no such file" in result.stderr
+    with (tmp_path / "list").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, out, err = transcribed(capsys, "-", *options)
+    assert code == 3 and json.loads(out)["video_path"] == str(film)
+    assert f"{tmp_path}/no.mp4: no such file" in err
     assert "a web page" in transcribed(capsys, "https://youtu.be/x", *options)[2]
     assert "--sidecar needs files" in transcribed(capsys, film.as_uri(), *options, "--sidecar", "srt")[2]
 
