@@ -166,7 +166,7 @@ def _processors(
     """Return transformers' processors, in the order in which `generate` has them, and what counts tokens."""
     processors: list[Any] = []
     if generation.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty=generation.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty=float(generation.repetition_penalty)))
     if config.no_repeat_ngram_size:
         processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
     if config.bad_words_ids:

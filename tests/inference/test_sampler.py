@@ -48,6 +48,14 @@ def test_sampled_tokens_are_those_that_transformers_keeps(options: dict[str, Any
     assert [int(sample(LOGITS.expand(3, -1), [row, *others])[0][0]) for _ in range(200)] == alone[:200]
 
 
+def test_whole_numbers_are_as_good_as_others() -> None:
+    """Lines of `llvid batch` and callers from Python have them: transformers refuses a penalty of 2."""
+    whole, others = {"temperature": 1, "top_p": 1, "min_p": 0, "repetition_penalty": 2}, {"repetition_penalty": 2.0}
+    rows = [sampler(seed=3, **whole), sampler(seed=3, temperature=1.0, **others)]
+    first, second = sample(LOGITS.expand(2, -1), rows)[0]
+    assert int(first) == int(second)
+
+
 @pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 0.75), (-0.5, 0.25)])
 def test_penalties_count_the_tokens_of_the_answer(presence: float, frequency: float) -> None:
     row, counts = sampler(presence_penalty=presence, frequency_penalty=frequency), torch.zeros(40)
