@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from .errors import UsageError
-from .validation import is_unicode
+from .validation import brief, is_unicode
 from .video import Frames
 from .video.image import Picture
 
@@ -65,7 +65,7 @@ class Generation:
         object.__setattr__(self, "choices", tuple(parts))
         is_greedy = self.temperature == 0  # logits divided by a temperature near 0 would be infinite
         checks = (
-            (self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens),
+            (0 < self.max_new_tokens < 2**63, "max_new_tokens", f"from 1 to {2**63 - 1}", self.max_new_tokens),
             (0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature),
             (is_greedy or self.temperature >= 1e-6, "temperature", "0, or 0.000001 or more", self.temperature),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
@@ -75,12 +75,12 @@ class Generation:
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p),
             (-100 <= self.presence_penalty <= 100, "presence_penalty", "from -100 to 100", self.presence_penalty),
             (-100 <= self.frequency_penalty <= 100, "frequency_penalty", "from -100 to 100", self.frequency_penalty),
-            *((is_unicode(choice), "choices", "UTF-8 text", repr(choice)) for choice in self.choices),
-            (is_unicode(self.prefill), "prefill", "UTF-8 text", repr(self.prefill)),
+            *((is_unicode(choice), "choices", "UTF-8 text", choice) for choice in self.choices),
+            (is_unicode(self.prefill), "prefill", "UTF-8 text", self.prefill),
         )
         for holds, name, allowed, got in checks:
             if not holds:
-                raise UsageError(f"{name} must be {allowed}, got {got}")
+                raise UsageError(f"{name} must be {allowed}, got {brief(got)}")
         if self.choices:
             self._check_choices()
         elif self.length_normalized:
@@ -97,7 +97,7 @@ class Generation:
         if not all(choice.strip() for choice in self.choices):
             raise UsageError("a choice is empty")
         if twice := [choice for choice in self.choices if self.choices.count(choice) > 1]:
-            raise UsageError(f"the choice {twice[0]!r} appears twice")
+            raise UsageError(f"the choice {brief(twice[0])} appears twice")
         penalties = (("repetition_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0))
         for name, unused in (("temperature", 0), *penalties):
             if (got := getattr(self, name)) != unused:

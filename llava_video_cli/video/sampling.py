@@ -14,6 +14,7 @@ from heapq import heapify, heapreplace
 from typing import Any, Literal, Protocol, get_args
 
 from ..errors import MediaError, UsageError
+from ..validation import brief
 from .fit import Fit
 
 Mode = Literal["uniform", "endpoints", "keyframes", "scenes"]
@@ -78,17 +79,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int):
-            raise UsageError(f"the number of frames must be a whole number, got {self.frames!r}")
+            raise UsageError(f"the number of frames must be a whole number, got {brief(self.frames)}")
         if not 1 <= self.frames <= MAX_FRAMES:
-            raise UsageError(f"the number of frames must be from 1 to {MAX_FRAMES}, got {self.frames}")
+            raise UsageError(f"the number of frames must be from 1 to {MAX_FRAMES}, got {brief(self.frames)}")
         for name, rate in (("frames per second", self.fps), ("source_fps", self.source_fps)):
             if rate is not None and (not _is_number(rate) or rate <= 0):
-                raise UsageError(f"{name} must be a number above 0, got {rate!r}")
+                raise UsageError(f"{name} must be a number above 0, got {brief(rate)}")
         if not _is_number(self.start_seconds) or self.start_seconds < 0:
-            raise UsageError(f"the start must be a time of 0 seconds or later, got {self.start_seconds!r}")
+            raise UsageError(f"the start must be a time of 0 seconds or later, got {brief(self.start_seconds)}")
         if self.end_seconds is not None:
             if not _is_number(self.end_seconds):
-                raise UsageError(f"the end must be a time in seconds, got {self.end_seconds!r}")
+                raise UsageError(f"the end must be a time in seconds, got {brief(self.end_seconds)}")
             if self.end_seconds <= self.start_seconds:
                 raise UsageError(
                     f"the end ({self.end_seconds:g} s) must come after the start ({self.start_seconds:g} s)"
@@ -96,18 +97,18 @@ class Sampling:
         choices = ("sampling", self.mode, Mode), ("the detector", self.scene_detector, Detector), ("fit", self.fit, Fit)
         for name, value, kind in choices:
             if value not in get_args(kind):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+                raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {brief(value)}")
         for name, threshold in (("threshold", self.scene_threshold), ("least content", self.scene_min_content)):
             if threshold is not None and (not _is_number(threshold) or threshold < 0):
-                raise UsageError(f"the {name} of a cut must be a number of 0 or more, got {threshold!r}")
+                raise UsageError(f"the {name} of a cut must be a number of 0 or more, got {brief(threshold)}")
         if not isinstance(self.speech, bool):
-            raise UsageError(f"speech must be true or false, got {self.speech!r}")
+            raise UsageError(f"speech must be true or false, got {brief(self.speech)}")
         if not isinstance(self.speech_model, str) or not self.speech_model:
-            raise UsageError(f"the speech model must be a name, got {self.speech_model!r}")
+            raise UsageError(f"the speech model must be a name, got {brief(self.speech_model)}")
         if isinstance(self.scene_min_frames, bool) or not isinstance(self.scene_min_frames, int):
-            raise UsageError(f"the shortest shot must be a whole number of frames, got {self.scene_min_frames!r}")
+            raise UsageError(f"the shortest shot must be a whole number of frames, got {brief(self.scene_min_frames)}")
         if self.scene_min_frames < 0:
-            raise UsageError(f"the shortest shot must be 0 frames or more, got {self.scene_min_frames}")
+            raise UsageError(f"the shortest shot must be 0 frames or more, got {brief(self.scene_min_frames)}")
 
     @property
     def scene_options(self) -> tuple[Any, ...]:
@@ -158,7 +159,7 @@ def parse_time(text: str) -> float:
         elif text and (units := _UNITS.fullmatch(text)):
             return float((int(units[1] or 0) * 60 + int(units[2] or 0)) * 60 + Fraction((units[3] or "0").rstrip(".")))
     raise UsageError(
-        f"not a time: {text!r}", hint="write seconds (90 or 90.5), 1m30s, or [HH:]MM:SS (1:30, 00:01:30.5)"
+        f"not a time: {brief(text)}", hint="write seconds (90 or 90.5), 1m30s, or [HH:]MM:SS (1:30, 00:01:30.5)"
     )
 
 
@@ -171,7 +172,7 @@ def parse_every(text: str, name: str) -> Every:
     except UsageError:
         seconds = 0.0
     if seconds < _SHORTEST_WINDOW:
-        raise UsageError(f"{name} must be scene, or {_SHORTEST_WINDOW:g} seconds or more, got {text!r}")
+        raise UsageError(f"{name} must be scene, or {_SHORTEST_WINDOW:g} seconds or more, got {brief(text)}")
     return seconds
 
 
@@ -283,7 +284,7 @@ def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] 
         count = max(1, math.ceil((end - start - slack) / step))
         if count > MAX_FRAMES:
             raise MediaError(
-                f"{sampling.fps:g} frames per second of {float((end - start) * tick):.1f} seconds are {count}"
+                f"{sampling.fps:g} frames per second of {float((end - start) * tick):.1f} seconds are {brief(count)}"
                 f" frames, more than {MAX_FRAMES}",
                 hint="use a lower frame rate, or a shorter part",
             )
@@ -310,7 +311,7 @@ def windows(duration_seconds: float, every_seconds: float, sampling: Sampling) -
     A rest shorter than a tenth of a window belongs to the last one. Raises UsageError for an impossible number or size.
     """
     if not _is_number(every_seconds) or every_seconds <= 0:
-        raise UsageError(f"a window must be a number of seconds above 0, got {every_seconds!r}")
+        raise UsageError(f"a window must be a number of seconds above 0, got {brief(every_seconds)}")
     start = sampling.start_seconds
     end = duration_seconds if sampling.end_seconds is None else min(duration_seconds, sampling.end_seconds)
     count = max(1, math.ceil((end - start) / every_seconds - _REST))

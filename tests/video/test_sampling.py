@@ -156,6 +156,8 @@ def test_fps_has_a_bound() -> None:
         MediaError, match=f"2 frames per second of 3600.0 seconds are 7200 frames, more than {MAX_FRAMES}"
     ):
         select_stamps(hour, Sampling(fps=2))
+    with pytest.raises(MediaError, match=r"of 3600.0 seconds are 36\d{98}\.\.\. frames"):
+        select_stamps(hour, Sampling(fps=1e300))
 
 
 def test_keyframes_are_the_ones_at_or_before() -> None:
@@ -195,7 +197,8 @@ def test_is_constant(stamps: list[int], answer: bool) -> None:
         ({"fps": 0}, "above 0, got 0"),
         ({"fps": float("inf")}, "above 0"),
         ({"fps": "2"}, "above 0, got '2'"),
-        ({"fps": 10**400}, "above 0, got 1000"),
+        ({"fps": 10**400}, r"above 0, got 10{99}\.\.\.$"),
+        ({"frames": 10**400}, r"from 1 to 4096, got 10{99}\.\.\.$"),
         ({"end_seconds": 10**400}, "the end must be"),
         ({"start_seconds": -1}, "0 seconds or later"),
         ({"start_seconds": float("nan")}, "0 seconds or later"),
@@ -224,12 +227,13 @@ def test_parse_time(text: str, seconds: float) -> None:
     "text",
     [
         "", "abc", "-5", "1:60", "1:75:00", "1:2:3:4", "1e3", "nan", "inf", "1:", ":30", "1,5", "٣",
-        *(f"{'9' * 400}{unit}" for unit in ("", "s", "h", ":00:00")), f"{'9' * 5000}m",
+        *(f"{'9' * 400}{unit}" for unit in ("", "s", "h", ":00:00")), f"{'9' * 5000}m", "1:30." + "1" * 5000,
     ],
 )  # fmt: skip
 def test_parse_time_refuses(text: str) -> None:
-    with pytest.raises(UsageError, match="not a time"):
+    with pytest.raises(UsageError, match="not a time") as caught:
         parse_time(text)
+    assert len(str(caught.value)) < 150
 
 
 def test_media_modules_import_nothing_heavy() -> None:
