@@ -32,7 +32,7 @@ _WHOLE_BYTES = 64 * 2**20  # a larger file is known by its size and blocks of it
 _BLOCKS, _BLOCK_BYTES = 64, 256 * 2**10
 _RECENT = 16  # transcripts in memory, of 0.1 MB an hour
 _LIFE_SECONDS = 1.0
-_VERSION = 1  # of the cached files; a change of what transcripts hold raises it
+_VERSION = 2  # of the cached files; a change of what transcripts hold raises it
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,12 @@ class Transcripts:
                             segments.append(segment)
                             yield segment
                     lost = (f"damaged packets of sound: {len(broken)}",) if broken else ()
-                    notes += lost
+                    notes += [*lost, *_unheard(segments, part)]
                     self._write(content, part, Transcript(tuple(segments), lost))
                     self._remember(Transcript(tuple(segments), tuple(notes)), name, *part)
                     return
-        notes += kept.notes
+        known = [*kept.notes, *_unheard(kept.segments, part)]
+        notes += [line for line in known if line not in notes]
         yield from kept.segments
 
     def fits_beside(self, device: str, free_bytes: float) -> bool:
@@ -256,7 +257,7 @@ def hear(video: Medium, part: Sampling | None = None, *, limits: Limits | None =
     transcript = transcribe(video.path, part or video.sampling, limits)
     lines = transcript.lines(video.path).between(*video.part_seconds)
     notes = [*video.notes, *transcript.notes]
-    if not lines and NO_SOUND not in notes:
+    if not lines and transcript.segments:  # else it has a note already
         notes.append("nothing is said in this part")
     speech = tuple((line.start_seconds, line.end_seconds, line.text) for line in lines)
     return replace(video, speech=speech, notes=tuple(notes))
@@ -277,6 +278,11 @@ def listen(path: str, part: Sampling, *, limits: Limits | None = None) -> Iterat
         making = Background("llvid-speech", transcribe, path, part, limits)
         while not making.check(_LIFE_SECONDS):
             yield
+
+
+def _unheard(segments: Sequence[SpokenSegment], part: tuple[float | None, float | None]) -> list[str]:
+    """Return the note of a file or a part in which nothing is said: no output at all would say nothing of it."""
+    return [] if segments else ["nothing is said in it" if part == (None, None) else "nothing is said in this part"]
 
 
 def _state(path: str | os.PathLike[str], *part: float | None) -> tuple[object, ...]:

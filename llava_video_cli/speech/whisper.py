@@ -50,6 +50,7 @@ _WORKING_BYTES = 2**30  # beside the weights
 _GPU_BATCH = 8  # stretches of up to 30 seconds at a time: faster-whisper's default
 _SILENT = 1e-4  # of full scale: no microphone is as quiet
 _CUT_WINDOW_SECONDS = 0.1
+_SHORTEST_SECONDS = 0.02  # of what has a word: Whisper's step of time, without one of which faster-whisper fails
 
 
 def check_installed() -> None:
@@ -163,14 +164,19 @@ class WhisperTranscriber:
 
     def transcribe(self, sound: Iterable[SoundChunk], options: SpeechOptions) -> Iterator[SpokenSegment]:
         """Yield what is said; a piece of up to an hour is held in memory and counts as one file."""
+        from ..video.sound import RATE
+
         for start_seconds, samples in pieces(sound):
-            if options.vad and not (abs(samples) > _SILENT).any():
+            length_seconds = len(samples) / RATE
+            if length_seconds < _SHORTEST_SECONDS or (options.vad and not (abs(samples) > _SILENT).any()):
                 continue
             with _errors(self.name):
                 for segment, language in self._segments(samples, options):
+                    if segment.start >= length_seconds:  # Whisper always hears 30 seconds, filled up with silence
+                        continue
                     if options.language is None:  # the first piece in which something is said decides for all
                         options = replace(options, language=language)
-                    yield _spoken(segment, start_seconds, language)
+                    yield _spoken(segment, start_seconds, length_seconds, language)
 
     def _segments(self, samples: NDArray[np.float32], options: SpeechOptions) -> Iterator[tuple[Any, str]]:
         """Yield faster-whisper's segments of a piece, each with its language."""
@@ -200,9 +206,9 @@ class WhisperTranscriber:
             yield segment, info.language
 
 
-def _spoken(segment: Any, start_seconds: float, language: str) -> SpokenSegment:
+def _spoken(segment: Any, start_seconds: float, length_seconds: float, language: str) -> SpokenSegment:
     def time(seconds: float) -> float:
-        return round(float(start_seconds + seconds), 3)
+        return round(float(start_seconds + min(seconds, length_seconds)), 3)
 
     words = tuple(Word(time(word.start), time(word.end), word.word) for word in segment.words or ())
     return SpokenSegment(time(segment.start), time(segment.end), segment.text.strip(), language, words)

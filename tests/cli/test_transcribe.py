@@ -107,12 +107,22 @@ def test_the_whole_way(film: Path, whisper: Path, capsys: pytest.CaptureFixture[
     """With Whisper: lines are streamed; JSON has words; the second time nothing is computed."""
     options = ("--speech-model", whisper, "--no-vad", "--language", "de")
     code, out, err = transcribed(capsys, film, *options)
-    assert code == 0 and err == "" and out.startswith("0:0") and out.count("\n") > 1
+    assert code == 0 and err == "" and out.startswith("0:0") and out.count("\n") >= 1
     code, out, err = transcribed(capsys, film, *options, "--json", "-q")
     values = json.loads(out)
     assert code == 0 and values["words"] and values["language"] == "de" and values["model"] == str(whisper)
     assert {"start_seconds", "end_seconds", "text"} == set(values["words"][0])
     assert transcribed(capsys, film, *options, "--json", "-q")[1] == out
+
+
+def test_where_nothing_is_said_a_note_says_so(film: Path, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the second time, when the transcript comes from the cache."""
+    for _ in range(2):
+        command = (film, "--speech-model", whisper, "--no-vad", "--start", "9:00")
+        assert transcribed(capsys, *command) == (0, "", f"{film}: nothing is said in this part\n")
+        assert transcribed(capsys, film, "--speech-model", whisper)[::2] == (0, f"{film}: nothing is said in it\n")
+    values = json.loads(transcribed(capsys, film, "--speech-model", whisper, "--json", "-q")[1])
+    assert values["segments"] == [] and values["notes"] == ["nothing is said in it"]
 
 
 def test_stdin_is_a_video_or_a_list_and_urls_are_fetched(
