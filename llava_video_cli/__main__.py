@@ -71,11 +71,13 @@ def _interrupt(kind: int, _: object) -> None:
 
 
 def _leave(kind: int, *_: object) -> NoReturn:
+    line = b"interrupted\n" if kind == signal.SIGINT else b""
     with suppress(OSError):  # nobody reads it
         if os.isatty(2):
-            os.write(2, b"\r\x1b[K\x1b[?25h")  # the spinner's line, and the cursor that it hid
-        if kind == signal.SIGINT:
-            os.write(2, b"interrupted\n")
+            line = b"\r\x1b[K\x1b[?25h" + line  # the spinner's line, and the cursor that it hid
+        stderr = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the spinner's thread, which draws until the end
+        os.write(stderr, line)
     remove_temporary()
     os._exit(128 + kind)
 

@@ -115,6 +115,28 @@ def test_ctrl_c_while_loading_shows_the_cursor_again(clip: Path, tmp_path: Path)
     assert "\x1b[?25h" in typed.shown and typed.shown.rstrip().endswith("interrupted")
 
 
+def test_nothing_is_drawn_behind_interrupted(tmp_path: Path) -> None:
+    """The thread of the spinner goes on while the program ends; what it wrote stood beside the word."""
+    draw = """
+import os, signal, threading, time
+from llava_video_cli.__main__ import _leave
+write = os.write
+def draw():
+    while True:
+        time.sleep(0.005), write(2, b"drawn ")
+def slow_write(*arguments):
+    write(*arguments), time.sleep(0.05)
+threading.Thread(target=draw, daemon=True).start()
+time.sleep(0.05)
+os.write = slow_write
+_leave(signal.SIGINT)
+"""
+    typed = Typed(cwd=tmp_path, program=(sys.executable, "-c", draw))
+    assert typed.end() == 130
+    typed.close()
+    assert typed.shown.endswith("drawn \r\x1b[K\x1b[?25hinterrupted\r\n")
+
+
 def test_rows_keep_to_their_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     text = "the 7B in 4 bits, with 8 frames, for an 8 GB card"
