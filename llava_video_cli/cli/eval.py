@@ -249,9 +249,9 @@ def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page
     if not records:
         output.note("no answer is wrong, so there is no page")
         return
-    with whole_file(wrong) as temporary:
+    with whole_file(wrong, "--report") as temporary:
         temporary.write_text("".join(f"{json_line(values)}\n" for values in records), encoding="utf-8")
-    with whole_file(page) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with whole_file(page, "--report") as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         write_report(file, open_results(wrong), page.parent)
 
 

@@ -146,7 +146,7 @@ def _write_files(read: Frames, folder: Path, overwrite: bool) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LlvidError(f"can't create the folder {folder}: {error.strerror}") from None
+        raise LlvidError(f"can't create the folder {folder}: {error.strerror}", "choose another path with -o") from None
     fit = read.sampling.fit
     for path, image in zip(paths, read.images, strict=True):
         save(Pillow.fromarray(image if read.input is None else read.input.fitted(image, fit)), path)

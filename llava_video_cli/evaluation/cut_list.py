@@ -26,7 +26,7 @@ _HEAD_BYTES = 2**16
 def write_cuts(path: Path, records: Sequence[Record]) -> None:
     """Write the moments of records, each video's in order of time, whole or not at all; see `check_cuts`."""
     write = _writer(path, len(records))
-    with whole_file(path) as beside:
+    with whole_file(path, "--cuts") as beside:
         text = write(records, path)  # a file's name may have bytes that are not UTF-8
         beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 

@@ -368,7 +368,7 @@ class FindRun(AnsweredRun):
         frames = read_frames(job.name, part, limits=self._options.limits, resize=thumbnail)
         name = f"{short_stem(job.name)}-{self.task.request_key(job.name)[:8]}-{number}.png"
         path = self.task.sheets / name
-        with whole_file(path) as beside:
+        with whole_file(path, "--sheets") as beside:
             sheet_of(frames, width_pixels=_SHEET_PIXELS).save(beside, format="png")
         return path_to_text(os.fspath(path))
 
@@ -421,7 +421,8 @@ def find_moments(
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LlvidError(f"can't create the folder {folder}: {error.strerror}") from None
+            message = f"can't create the folder {folder}: {error.strerror}"
+            raise LlvidError(message, "choose another path with --sheets") from None
     with ExitStack() as opened:
         files = open_files(
             names, to, task, Sidecars(), opened, recursive=recursive, overwrite=overwrite, notify=options.notify,

@@ -492,7 +492,8 @@ def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _REC
         try:
             sidecars.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LlvidError(f"can't create the folder {sidecars.folder}: {error.strerror}") from None
+            message = f"can't create the folder {sidecars.folder}: {error.strerror}"
+            raise LlvidError(message, "choose another path with --output-dir") from None
         return sidecars.folder / records
     first = Path(paths[0] if paths else "")
     return (first if first.is_dir() else first.parent) / records

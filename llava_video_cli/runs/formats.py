@@ -228,9 +228,9 @@ SIDECARS: dict[Sidecar, Callable[[Record], str]] = {
 }
 
 
-def write_sidecar(kind: Sidecar, path: Path, record: Record) -> None:
+def write_sidecar(kind: Sidecar, path: Path, record: Record, option: str = "-o") -> None:
     """Write a record as text or subtitles, whole or not at all. Raises LlvidError."""
-    with whole_file(path) as beside:
+    with whole_file(path, option) as beside:
         beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 
 
@@ -299,8 +299,9 @@ class Sidecars:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise LlvidError(f"can't create the folder {path.parent}: {error.strerror}") from None
-            write_sidecar(kind, path, record)
+                message = f"can't create the folder {path.parent}: {error.strerror}"
+                raise LlvidError(message, "choose another path with --output-dir") from None
+            write_sidecar(kind, path, record, "--output-dir")
 
 
 def check_parquet() -> None:

@@ -87,11 +87,11 @@ def remove_temporary() -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, option: str = "-o") -> Iterator[Path]:
     """Give a temporary path in the same folder, with the same suffix; it is renamed at the end, or removed on failure.
 
     A full disk or Ctrl-C therefore leaves no partial file. A symbolic link stays: the file that it points to is
-    replaced. Raises `LlvidError` if the file can't be written.
+    replaced. Raises `LlvidError` if the file can't be written; `option` takes another path.
     """
     shown, path = path, Path(os.path.realpath(path))
     # A short name, because the final one may be as long as the file system allows.
@@ -100,7 +100,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise LlvidError(f"can't write {shown}: {error.strerror or error}", "choose another path with -o") from None
+        raise LlvidError(
+            f"can't write {shown}: {error.strerror or error}", f"choose another path with {option}"
+        ) from None
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -238,6 +238,16 @@ def test_sidecars_of_a_folder_of_pictures_take_its_name(tmp_path: Path, monkeypa
     assert Sidecars(("txt",)).paths("..", "") == {"txt": Path(f"{tmp_path}.txt")}
 
 
+def test_a_sidecar_that_cannot_be_written_names_its_own_option(tmp_path: Path) -> None:
+    """`-o` is where the records go: another one would change nothing."""
+    (tmp_path / "film.txt").mkdir()
+    (tmp_path / "file").write_text("")
+    for video, folder in ((tmp_path / "film.mp4", None), (Path("film.mp4"), tmp_path / "file")):
+        with pytest.raises(LlvidError, match="can't") as caught:
+            Sidecars(("txt",), folder).write(record(), str(video), "")
+        assert caught.value.hint == "choose another path with --output-dir"
+
+
 def test_text_and_subtitles_are_for_one_video() -> None:
     for name in ("a.jsonl", "a.CSV", "a.parquet"):
         check_output(Path(name), one_video=False)
