@@ -52,6 +52,7 @@ _REPORT_DAMAGE = {"h264"}
 _RANGE_SECONDS = 0.003  # of decoding: what makes another range worth its seek
 # Each warning of the decoder becomes an error, as do pictures of HEVC that differ from the MD5 that is sent with them.
 _STRICT = {"err_detect": "crccheck+explode"}
+_STRICT_OF_TAGS = {"tiff"}  # with that, these refuse whole files, of FFmpeg's own encoder too
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +298,7 @@ def _retry(
         with open_video(video.path, video.deadline) as again, suppress(MismatchError, av.error.FFmpegError):
             use_threads(again.context, 1)
             if lead_in is not None:
-                again.context.options |= _STRICT
+                again.context.options |= _strict(again)
             hides_errors = lead_in is None and (is_marked or len(before) > 0 or not lacks_references(again, index))
             attempted = PacketRange(start, packet_range.stop, tuple(left))
             try:
@@ -333,7 +334,11 @@ def _from_start(
 def _use_all(video: OpenVideo, threads: int, options: Mapping[str, str]) -> None:
     """Decode with threads, and turn each warning of the decoder into an error: threads would hide it."""
     use_threads(video.context, threads)
-    video.context.options |= {**_STRICT, **options}
+    video.context.options |= {**_strict(video), **options}
+
+
+def _strict(video: OpenVideo) -> Mapping[str, str]:
+    return {} if video.codec in _STRICT_OF_TAGS else _STRICT
 
 
 def decoded_ahead(decoded: Iterator[tuple[int, VideoFrame]]) -> Generator[tuple[int, VideoFrame], None, None]:

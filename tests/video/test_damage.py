@@ -219,7 +219,9 @@ def test_fewer_bytes_than_a_picture_needs(tmp_path: Path) -> None:
         read_frames(clip)
 
 
-@pytest.mark.parametrize("name", ["refresh.mkv", "h264.ts", "mpeg2.ts", "hevc.mkv", "h263.avi", "part2.mp4"])
+@pytest.mark.parametrize(
+    "name", ["refresh.mkv", "h264.ts", "mpeg2.ts", "hevc.mkv", "h263.avi", "part2.mp4", "tiff.mov"]
+)
 def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str) -> None:
     """Decoders report errors, too, where a seek or a cut has lost what a picture refers to."""
     options: dict[str, dict[str, Any]] = {
@@ -229,6 +231,7 @@ def test_whole_files_and_recordings_get_no_note(tmp_path: Path, name: str) -> No
         "hevc.mkv": {"codec": "libx265", "preset": "ultrafast", "x265-params": "keyint=12:open-gop=1:log-level=0"},
         "h263.avi": {"codec": "h263p", "g": "12"},
         "part2.mp4": {"codec": "mpeg4", "bf": "2", "g": "12"},
+        "tiff.mov": {"codec": "tiff"},
     }
     clip = make_clip(tmp_path / name, range(72), **options[name])
     full = decode_all(clip)
