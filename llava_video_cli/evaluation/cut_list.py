@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..runs.formats import printable, srt
 from ..runs.record import Record
-from ..system.files import check_place, whole_file
+from ..system.files import check_place, short_stem, whole_file
 
 _FPS = 25.0  # of an edit list where no rate is known
 # How a list begins; the first subtitle ends with a probability.
@@ -70,9 +70,8 @@ def _ffmpeg(records: Sequence[Record], _: Path) -> str:
     for record in records:
         for moment in _moments(record):
             start, end = moment["start_seconds"], moment["end_seconds"]
-            source = Path(record.path)
-            number = 1
-            while (name := f"{source.stem}-{number}.mp4") in taken:
+            number, stem = 1, short_stem(record.path)
+            while (name := f"{stem}-{number}.mp4") in taken:
                 number += 1
             taken.add(name)
             given, cut = (shlex.quote(_as_file(each)) for each in (record.path, name))
