@@ -105,12 +105,19 @@ def failing_as(exit_code: int) -> Iterator[None]:
         error.exit_code = exit_code
         raise error from None
     except Exception as failure:  # noqa: BLE001 - a bug: Python would exit with 1, the second choice
+        if isinstance(failure, ImportError) and (broken := _of_the_system(failure)) is not None:
+            broken.exit_code = exit_code
+            raise broken from None
         traceback.print_exception(failure)
         raise typer.Exit(exit_code) from None
 
 
-def _of_the_system(failure: OSError) -> LlvidError | None:
+def _of_the_system(failure: OSError | ImportError) -> LlvidError | None:
     """Return what to say of a failure that is the system's, or None for a bug."""
+    if isinstance(failure, ImportError):
+        is_library = (failure.path or "").endswith((".so", ".dylib", ".pyd"))
+        hint = "memory is short, or the package that it belongs to has to be installed again"
+        return LlvidError(f"{failure.path} can't be loaded: {failure}", hint) if is_library else None
     if failure.filename is None and failure.errno is not None:
         return LlvidError(f"can't write the answer: {failure.strerror}")
     if failure.errno in _OF_PATHS:
@@ -184,7 +191,7 @@ def run(arguments: list[str]) -> int:
         return failure.exit_code
     except BrokenPipeError:
         return EXIT_PIPE
-    except OSError as failure:
+    except (OSError, ImportError) as failure:
         if (error := _of_the_system(failure)) is None:
             raise
         console.error(error)

@@ -332,3 +332,14 @@ def test_what_only_looks_like_a_file_is_a_question(
     for question in ("Caption", "这个视频里发生了什么事情" * 12 + "。a", "x" * 1000):
         code, out, err = asked(capsys, str(clip), question, "--max-new-tokens", "2", "-q")
         assert (code, err) == (0, "") and out
+
+
+def test_a_library_that_cannot_be_loaded_is_one_line(clip: Path, tmp_path: Path) -> None:
+    """As torch's with little memory, or without a library of CUDA; it was a traceback."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("from . import _C")
+    (tmp_path / "torch" / "_C.so").write_text("not a library")
+    env = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    line = failed(llvid("ask", str(clip), QUESTION, "-m", "demo", env=env), 1)
+    assert line.startswith(f"error: {tmp_path}/torch/_C.so can't be loaded: ")
+    failed(llvid("ask", str(clip), QUESTION, "-m", "demo", "--choices", "yes,no", "--exit-code", env=env), 2)
