@@ -12,7 +12,7 @@ import pytest
 from clips import SAMPLES
 from hub import running_hub, use_hub
 from light_program import LIGHT
-from terminal import QUESTION, asked, failed, ran, scene
+from terminal import QUESTION, asked, failed, llvid, ran, scene
 
 from llava_video_cli.cli import app
 from llava_video_cli.cli.app import ABOUT, run

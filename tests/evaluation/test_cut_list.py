@@ -36,7 +36,7 @@ def commands(path: Path) -> list[list[str]]:
         ("-x.mp4", "./-x.mp4", "./-x-1.mp4"),
         ("Film: One.mp4", "./Film: One.mp4", "./Film: One-1.mp4"),
         ("/a/Film: One.mp4", "/a/Film: One.mp4", "./Film: One-1.mp4"),
-        ("caf\udce9.mp4", "caf\udce9.mp4", "caf\udce9-1.mp4"),
+        ("caf\udce9.mp4", "caf\udce9.mp4", "caf-1.mp4"),
         ("a\nb.mp4", "a\nb.mp4", "a\nb-1.mp4"),
     ],
 )
