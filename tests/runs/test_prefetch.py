@@ -101,7 +101,7 @@ def test_nothing_more_is_taken_from_who_was_given_up(clock: SimpleNamespace) -> 
     ahead.release(read.question)
     job.go.release()
     assert job.has_ended.wait(PATIENCE_SECONDS) and job.lives == 1
-    assert ahead.next(0) is None and ahead.drained
+    assert ahead.next(PATIENCE_SECONDS) is None and ahead.drained
 
 
 def test_without_a_limit_nobody_is_given_up(clock: SimpleNamespace) -> None:
