@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
 from .prompt.timestamps import request_of
 from .system.files import config_folder
-from .validation import placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
+from .validation import InputError, placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
 from .video import Frames
 from .video.sampling import Sampling, parse_time
 
@@ -24,9 +24,10 @@ _SAMPLING, _GENERATION = Sampling(), Generation()
 # Options of sampling whose names differ from those of their fields.
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
+SCENE_OPTIONS = ("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames")
 SAMPLING_OPTIONS = (
     *("frames", "fps", *_OPTIONS, "skip_static", "fit", "source_fps", "speech", "speech_model"),
-    *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
+    *SCENE_OPTIONS,
 )
 
 
@@ -213,3 +214,14 @@ def with_sampling(base: Sampling, given: Mapping[str, Any]) -> Sampling:
             raise UsageError(f"{key!r} and {field!r} are the same setting: use only one of them")
         values[field] = parse_time(value) if field in _TIMES and isinstance(value, str) else value
     return replace(base, **values)
+
+
+def check_used(given: Mapping[str, Any], samplings: Iterable[Sampling]) -> None:
+    """Raise UsageError for an option of the cuts, or of speech, that none of the samplings uses."""
+    used = list(samplings)
+    for name, value in given.items():
+        if name in SCENE_OPTIONS and value is not None and all(each.mode != "scenes" for each in used):
+            hint = 'add "sampling": "scenes"'
+            raise InputError(f"{name} means nothing where no cuts are looked for", hint, f".{name}")
+        if name == "speech_model" and not any(each.speech for each in used):
+            raise InputError("speech_model means nothing without speech", 'add "speech": true', ".speech_model")

@@ -14,7 +14,7 @@ from ..conversation import ANY_OBJECT, Generation
 from ..errors import MediaError, UsageError
 from ..inference import constraints
 from ..model import Loading, Model, Quantize
-from ..preset import Preset, load_preset, model_of, read_schema
+from ..preset import SCENE_OPTIONS, Preset, load_preset, model_of, read_schema
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles, read_track
 from ..runs.conversation_file import Conversation
@@ -110,10 +110,7 @@ def settle_sampling(preset: Preset, flags: FrameFlags) -> Sampling:
         )
     times = {"start_seconds": flags.start, "end_seconds": flags.end}
     changes: dict[str, Any] = {name: parse_time(text) for name, text in times.items() if text is not None}
-    names = (
-        *("fit", "skip_static", "source_fps"),
-        *("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"),
-    )
+    names = ("fit", "skip_static", "source_fps", *SCENE_OPTIONS)
     changes |= _without_none(
         frames=flags.frames, fps=flags.fps, mode=flags.sampling, **{name: getattr(flags, name) for name in names}
     )
@@ -137,7 +134,7 @@ def check_scene_flags(flags: FrameFlags, preset: Preset, every: str | None = Non
     """Raise `UsageError` for options of the cuts where none are looked for, which nothing later can change."""
     if preset.sampling.mode == "scenes" or every == "scene":
         return
-    for name in ("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames"):
+    for name in SCENE_OPTIONS:
         if getattr(flags, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} means nothing where no cuts are looked for", "add --sampling scenes")

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from ..conversation import ANY_OBJECT, Generation, Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
+from ..preset import SCENE_OPTIONS
 from ..validation import read_fields, shape_of
 from ..video import Frames
 from ..video.encode import MOST_BYTES, clip_rate, make_clip
@@ -209,8 +210,10 @@ class RequestWriter:
                     f"{engine} chooses the frames of a file itself, from the whole file",
                     "use --send frames, which sends the frames that llvid chooses",
                 )
-            sampling = {name: value for name, value in asdict(taken).items() if value != getattr(_WHOLE, name)}
-            sampling.pop("frames", None)
+            unused = {"frames", *(() if taken.mode == "scenes" else SCENE_OPTIONS)}
+            unused |= set() if taken.speech else {"speech_model"}
+            values = asdict(taken).items()
+            sampling = {name: v for name, v in values if v != getattr(_WHOLE, name) and name not in unused}
             if taken.fps is None:
                 sampling["frames"] = taken.frames
         renamed = {"num_frames" if name == "frames" else name: value for name, value in sampling.items()}

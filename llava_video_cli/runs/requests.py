@@ -16,6 +16,7 @@ from ..model import Model
 from ..preset import (
     SAMPLING_OPTIONS,
     Preset,
+    check_used,
     generation_shape,
     generation_values,
     sampling_shape,
@@ -112,6 +113,7 @@ def read_requests(path: Path, preset: Preset) -> Iterator[BatchRequest]:
             replace(preset.generation, **generation_values(given, path.parent)),
             values.get("timestamps", preset.timestamps),
         )
+        check_used(values, [request.sampling])
         check_scenes(request.sampling)
         check_speech(request.sampling)
         return request

@@ -20,7 +20,7 @@ from starlette.types import Receive
 
 from ..conversation import Generation, Role, first_out_of_order
 from ..errors import UsageError
-from ..preset import Preset, generation_shape, sampling_shape, with_sampling
+from ..preset import Preset, check_used, generation_shape, sampling_shape, with_sampling
 from ..runs.conversation_file import Draft
 from ..validation import (
     MOST_BYTES,
@@ -216,6 +216,8 @@ def read_completion(values: Mapping[str, Any], models: Sequence[str], preset: Pr
     with placed(field="messages"):
         messages = fitting(given.get("messages"), list, "'messages'")
         drafts, params, samplings = _messages(messages, preset.system, sampling)
+    with placed(field="sampling"):
+        check_used(given.get("sampling", {}), (sampling, *samplings))
     generation, stop = _generation(given, preset.generation), _stops(given.get("stop", []))
     is_continued = drafts[-1].role == "assistant"
     if is_continued:
@@ -275,7 +277,9 @@ def _sampling_of(part: Mapping[str, Any], base: Sampling) -> Sampling:
     given = {k: v for place in places for k, v in place.items() if k not in skipped and v is not None}
     shape = {**sampling_shape(), **_VIDEO_SHAPE} if kind == "video_url" else {}
     given = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in given.items()}
-    return _with_frames(base, read_fields(given, shape, kind))
+    sampling = _with_frames(base, read_fields(given, shape, kind))
+    check_used(given, [sampling])
+    return sampling
 
 
 def _messages(

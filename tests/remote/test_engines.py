@@ -85,6 +85,9 @@ def test_what_an_engine_can_not_do_is_refused_and_what_ours_can_is_sent(monkeypa
     other = replace(VIDEO, sampling=Sampling(4))
     monkeypatch.setattr(engines, "_file", lambda _: b"file")
     files = RequestWriter("file", FrameInput(336, 336, "server"))
+    unused = replace(VIDEO, sampling=Sampling(4, scene_threshold=3.0, speech_model="tiny"))
+    with files.body(Request((Turn("user", "?", (unused,)),)), ServedModel("llvid", "m"), is_local=True) as body:
+        assert body["sampling"] == {"frames": 4}  # a server refuses options that mean nothing
     both = Request((Turn("user", "?", (VIDEO, other)),))
     with (
         pytest.raises(UsageError, match="the same frames for each video"),

@@ -151,6 +151,8 @@ def test_requests_on_the_same_frames_read_and_encode_them_once(folder: Path) -> 
         ({"video": "\ud800", "question": "x"}, "can't be a path"),
         ({"video": "a", "question": "x", "max_new_tokens": 10**400}, "max_new_tokens must be from 1 to 9223372036854"),
         ({"video": "a", "question": "x", "start": "9" * 400 + "h"}, "not a time: '999"),
+        ({"video": "a", "question": "x", "scene_threshold": 3}, "scene_threshold means nothing where no cuts are"),
+        ({"video": "a", "question": "x", "speech_model": "tiny"}, "speech_model means nothing without speech"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:

@@ -139,6 +139,8 @@ def video(**more: Any) -> dict[str, Any]:
         ({"top_logprobs": 1}, "needs logprobs: true"), ({"choices": ["a", "b"], "stop": "c"}, "can't be used with"),
         ({"choices": ["a", "b"], "logprobs": True}, "logprobs are not given with choices"),
         ({**video(), "sampling": {"speech": True}}, "does not transcribe speech"), (video(num_frames=-1), "frames"),
+        (video(scene_threshold=3), "scene_threshold means nothing where no cuts are looked for"),
+        ({**video(), "sampling": {"speech_model": "tiny"}}, "speech_model means nothing without speech"),
         (video(fps=1, num_frames=4), "fps and a number of frames"), (video(fps=1, max_frames=4), "max_frames is not"),
         (video(video_url={"url": [f"file:///{n}.png" for n in range(MAX_FRAMES + 1)]}), f"at most {MAX_FRAMES}"),
     ],
@@ -164,6 +166,8 @@ def test_frames_are_at_most_those_of_the_server_where_a_bound_is_given() -> None
     frames = PRESET.sampling.frames
     for bound, wanted in ((2, 2), (frames + 1, frames)):
         assert [each.frames for each in asked(video(max_frames=bound)).samplings] == [wanted]
+    (scenes,) = asked({**video(sampling="scenes"), "sampling": {"scene_threshold": 3.0}}).samplings
+    assert scenes.scene_threshold == 3, "the part of a video uses what is set for all"
     (sampling,) = asked(video(fps=2, num_frames=-1)).samplings
     assert sampling.fps == 2
 
