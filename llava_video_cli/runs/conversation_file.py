@@ -17,6 +17,7 @@ from ..system.files import whole_file
 from ..validation import MessageForm, Text, placed, read_fields, read_file, read_json, read_message, read_yaml
 from ..video.files import PictureList, Spooled
 from ..video.image import is_picture
+from ..video.spool import is_url
 from .record import path_to_text, text_to_path
 
 _FORM = MessageForm({role: role for role in get_args(Role)}, ("video", "image"), "path")
@@ -136,12 +137,12 @@ def _path_of(written: str | list[str], locate: Callable[[str], str]) -> str:
 
 
 def below(folder: Path, path: str) -> str:
-    """Return a path that is relative to a folder as it is reached from here."""
+    """Return a path that is relative to a folder as it is reached from here; a URL stays as it is."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
         raise UsageError(f"{path!r} can't be a path") from None
-    return path if folder == Path() else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
+    return path if folder == Path() or is_url(path) else os.path.join(folder, path)  # noqa: PTH118 - a path stays as it was written
 
 
 def write_yaml(value: object) -> str:

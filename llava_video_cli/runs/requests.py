@@ -32,6 +32,7 @@ from ..video.files import PictureList, status_of
 from ..video.image import is_picture, read_image
 from ..video.limits import Limits
 from ..video.sampling import Sampling
+from ..video.spool import is_url
 from .conversation_file import Draft, below, read_drafts, turns_of
 from .ledger import Errors, Ledger
 from .media import read_medium
@@ -71,6 +72,9 @@ class BatchRequest:
             try:
                 status = status_of(path)
             except (OSError, ValueError) as error:
+                if is_url(path):
+                    hint = "download it and write its path here, or ask about it with `llvid ask`, which takes a URL"
+                    raise MediaError(f"{path}: a file of requests takes files, not URLs", hint) from None
                 words = getattr(error, "strerror", None) or error
                 raise MediaError(f"{path}: can't be opened: {words}") from None
             stats.append((status.st_size, status.st_mtime_ns))

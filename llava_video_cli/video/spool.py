@@ -52,7 +52,12 @@ Progress = Callable[[str, int, "int | None"], None]
 
 def is_spooled(typed: str) -> bool:
     """Return whether what was typed for a medium is stdin or a URL."""
-    return typed == "-" or _SCHEME.match(typed) is not None
+    return typed == "-" or is_url(typed)
+
+
+def is_url(typed: str) -> bool:
+    """Return whether what was typed for a medium is a URL."""
+    return _SCHEME.match(typed) is not None
 
 
 def begins_as_medium(content: bytes) -> bool:

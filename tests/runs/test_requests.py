@@ -12,7 +12,7 @@ from fakes import wrapped
 from PIL import Image
 from terminal import scene
 
-from llava_video_cli import Limits, Loading, UsageError, load_preset
+from llava_video_cli import Limits, Loading, MediaError, UsageError, load_preset
 from llava_video_cli.cli.app import run
 from llava_video_cli.demo import CHECKPOINT
 from llava_video_cli.demo.world import frames as world_frames
@@ -199,6 +199,14 @@ def test_an_id_stands_once(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", *[{"id": "a", "video": "a", "question": "x"}] * 2)
     with pytest.raises(UsageError, match="line 2: the id 'a' appears twice"):
         list(read_requests(path, PRESET))
+
+
+def test_a_url_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    line = {"video": "https://example.com/a.mp4", "question": "Why?"}
+    (request,) = read_requests(write(tmp_path / "r.jsonl", line), PRESET)
+    with pytest.raises(MediaError, match="^https://example.com/a.mp4: a file of requests takes files") as caught:
+        request.keys("demo", None)
+    assert str(caught.value.hint).startswith("download it")
 
 
 def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
