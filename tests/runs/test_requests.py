@@ -204,7 +204,7 @@ def test_an_id_stands_once(tmp_path: Path) -> None:
 def test_a_url_is_refused_with_what_to_do(tmp_path: Path) -> None:
     line = {"video": "https://example.com/a.mp4", "question": "Why?"}
     (request,) = read_requests(write(tmp_path / "r.jsonl", line), PRESET)
-    with pytest.raises(MediaError, match="^https://example.com/a.mp4: a file of requests takes files") as caught:
+    with pytest.raises(MediaError, match=r"^https://example\.com/a\.mp4: a file of requests takes files") as caught:
         request.keys("demo", None)
     assert str(caught.value.hint).startswith("download it")
 
