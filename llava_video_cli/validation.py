@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from types import NoneType
@@ -77,9 +78,22 @@ def is_unicode(text: str) -> bool:
 
 
 def brief(value: object) -> str:
-    """Return a value as an error shows it: shortened if it is long."""
-    text = repr(value)
+    """Return a value as an error shows it: in JSON's words, and shortened if it is long."""
+    text = _shown(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _shown(value: object, nested: int = 0) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if not isinstance(value, list | dict):
+        return repr(value)
+    if nested > _MOST_NESTED:
+        return "..."
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(each, nested + 1) for each in value[:_MOST_SHOWN])}]"
+    pairs = islice(value.items(), _MOST_SHOWN)
+    return f"{{{', '.join(f'{key!r}: {_shown(each, nested + 1)}' for key, each in pairs)}}}"
 
 
 def encodable(text: str) -> str:
@@ -195,7 +209,7 @@ def read_object(content: bytes, encoding: str = "utf-8-sig") -> dict[str, Any]:
     """Return the values of a JSON object; raises UsageError."""
     values = read_json(content, encoding)
     if not isinstance(values, dict):
-        raise InputError(f"must be a JSON object, got {type(values).__name__}")
+        raise InputError(f"must be a JSON object, got {brief(values)}")
     return values
 
 
@@ -263,7 +277,7 @@ def read_fields(values: object, shape: Shape, where: str = "", *, null_is_missin
     `where` is the name of the mapping in errors. Raises UsageError for an unknown key or a wrong value.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} must be a mapping of keys to values, got {type(values).__name__}")
+        raise InputError(f"{where} must be a mapping of keys to values, got {brief(values)}")
     for key in values:
         if key not in shape:
             message = f"unknown key {brief(key)}" + (f" in {where}" if where else "")

@@ -24,7 +24,8 @@ USER = {"role": "user", "content": "x"}
 @pytest.mark.parametrize(
     ("value", "wanted", "words"),
     [
-        (True, int, "'x' must be a whole number, got True"),
+        (True, int, "'x' must be a whole number, got true"),
+        ([None, {"a": [True]}], str, "'x' must be text, got [null, {'a': [true]}]"),
         (2.0, int, "'x' must be a whole number, got 2.0"),
         ("3", float | None, "'x' must be a number or null, got '3'"),
         (10**400, float, "'x' must be a number, got 1000"),

@@ -88,7 +88,7 @@ def test_a_conversation_is_read_with_its_settings(tmp_path: Path, monkeypatch: p
             "line 3: not YAML: the key 'role' appears twice",
         ),
         ("- {role: user, content: 3}", "message 1: 'content' must be a non-empty list"),
-        ("- {role: user, content: yes}", "got True"),
+        ("- {role: user, content: yes}", "got true"),
         ("- {role: user, content: x}\n- {role: cat, content: x}", "message 2: the role must be"),
         ("- {role: [user], content: x}", "the role must be"),
         ("- {role: user, content: [{type: [video], path: a}]}", "a part of a message"),
