@@ -234,6 +234,9 @@ def write_sidecar(kind: Sidecar, path: Path, record: Record, option: str = "-o")
         beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 
 
+_STDOUTS = (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/fd/1"))
+
+
 def check_output(path: Path, *, one_video: bool) -> None:
     """Raise `UsageError` for a file that captions can't be written to, by its ending."""
     suffix = path.suffix.lower()
@@ -242,6 +245,8 @@ def check_output(path: Path, *, one_video: bool) -> None:
         hint = f"-o {shlex.quote(str(path.with_suffix('.jsonl')))}" if path.name else None
         if kind:
             hint = f"--sidecar {kind} writes a .{kind} file next to each video; {hint} takes all captions"
+        if path in _STDOUTS:
+            hint = "leave out -o: captions then go to stdout, with --json as JSON lines"
         raise UsageError(
             f"{path} must end in {', '.join(TABLES)}, or, for a single video, in .txt, .srt, .vtt or .json", hint
         )

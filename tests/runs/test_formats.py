@@ -257,3 +257,6 @@ def test_text_and_subtitles_are_for_one_video() -> None:
     assert error.value.hint == "--sidecar srt writes a .srt file next to each video; -o a.jsonl takes all captions"
     with pytest.raises(UsageError, match="must end in"):
         check_output(Path("a.mp4"), one_video=True)
+    with pytest.raises(UsageError, match="must end in") as error:
+        check_output(Path("/dev/stdout"), one_video=False)
+    assert str(error.value.hint).startswith("leave out -o")
