@@ -43,8 +43,11 @@ def models(
     if action == "rm":
         if not names:
             raise UsageError("`llvid models rm` needs a NAME", "`llvid models` lists them")
-        for name in names:
-            _remove(model_of(name), output, yes=yes)
+        from ..checkpoint.cache import find
+
+        sizes = {name: console.size(find(name).size_on_disk) for name in map(model_of, names)}
+        for name, size in sizes.items():  # all are there: a typing error removes nothing
+            _remove(name, size, output, yes=yes)
     elif action in ("list", "ls") and not names:
         _list(output)
     else:
@@ -78,10 +81,9 @@ def _list(output: OutputFlags) -> None:
     output.note(f"{len(found)} model{'' if len(found) == 1 else 's'}, {console.size(total)}, in {cache_folder()}{rest}")
 
 
-def _remove(name: str, output: OutputFlags, *, yes: bool) -> None:
-    from ..checkpoint.cache import find, remove
+def _remove(name: str, size: str, output: OutputFlags, *, yes: bool) -> None:
+    from ..checkpoint.cache import remove
 
-    size = console.size(find(name).size_on_disk)
     if not yes:
         if not (sys.stdin is not None and sys.stdin.isatty() and console.stderr.is_terminal):
             raise UsageError(f"{name} is not removed without asking", "add --yes to remove it without a question")

@@ -76,6 +76,7 @@ def test_without_models_the_list_says_how_to_get_one(
 
 def test_a_model_is_removed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "rm", "org/whole"]) == 2 and "add --yes" in capsys.readouterr().err
+    assert run(["models", "rm", "org/whole", "org/hafl", "--yes"]) == 1 and (cache / "models--org--whole").exists()
     assert run(["models", "rm", "org/whole", "--yes"]) == 0
     assert "removed org/whole: 5.1 kB are free again" in capsys.readouterr().err
     assert not (cache / "models--org--whole").exists() and (cache / "models--org--half").exists()
