@@ -15,6 +15,7 @@ from ..evaluation.questions import QuestionSet
 from ..evaluation.run import (
     Evaluation,
     evaluate,
+    has_wrong_records,
     read_document,
     result,
     rights_of,
@@ -58,6 +59,7 @@ _REFUSED = (
     *("choices", "choice", "length_normalized", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
+_WRONG = ".wrong.jsonl"  # the ending of the records that a page shows
 _WORDS = {"choices": "by probabilities", "text": "by written answers"}
 
 
@@ -237,6 +239,10 @@ def _check_page(page: Path, *, overwrite: bool) -> None:
     if page.exists() and not (page.is_file() and (overwrite or not page.stat().st_size or is_report(page))):
         hint = "choose another file with --report" + (", or replace it with --overwrite" if page.is_file() else "")
         raise UsageError(f"{page} is not a page of `llvid report`", hint)
+    wrong = page.with_suffix(_WRONG)
+    if wrong.exists() and not (wrong.is_file() and (overwrite or not wrong.stat().st_size or has_wrong_records(wrong))):
+        hint = "choose another file with --report" + (", or replace it with --overwrite" if wrong.is_file() else "")
+        raise UsageError(f"{wrong}, which --report writes too, is not a file of `llvid eval`", hint)
 
 
 def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page: Path, output: OutputFlags) -> None:
@@ -244,7 +250,7 @@ def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page
     from ..report.page import write_report
     from ..report.results import open_results
 
-    wrong = page.with_suffix(".wrong.jsonl")
+    wrong = page.with_suffix(_WRONG)
     records = list(wrong_records(document, answers, keys))
     if not records:
         output.note("no answer is wrong, so there is no page")

@@ -19,7 +19,7 @@ from ..runs.record import path_to_text
 from ..runs.requests import BatchRequest, plan_requests
 from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, settle_run
 from ..system.files import whole_file
-from ..validation import is_special
+from ..validation import bounded_lines, is_special, parse_json
 from .questions import Question, QuestionSet
 from .scores import accuracy, by_group
 
@@ -27,6 +27,7 @@ Way = Literal["choices", "text", "blind"]
 WAYS: tuple[Way, ...] = get_args(Way)
 _SHORT_SECONDS, _LONG_SECONDS = 120.0, 900.0  # as Video-MME: short videos are under 2 minutes, medium ones under 15
 _FORM = 1  # of the document
+_WRONG = "wrong: "  # the beginning of a note
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,18 @@ def wrong_records(document: Mapping[str, Any], answers: Path, keys: Set[str]) ->
         ways = [way for way in ("choices", "text") if way in row["answers"] and not row["answers"][way]["is_right"]]
         if ways:
             values = records[f"{row['id']}/{ways[0]}"]
-            note = f"wrong: {row['answers'][ways[0]]['choice']}; right: {row['right']}"
+            note = f"{_WRONG}{row['answers'][ways[0]]['choice']}; right: {row['right']}"
             yield {**values, "id": row["id"], "notes": [note, *values["notes"]]}
+
+
+def has_wrong_records(path: Path) -> bool:
+    """Return whether a file begins with a record of `wrong_records`."""
+    try:
+        with path.open("rb") as file:
+            values = parse_json(next(bounded_lines(file)))
+        return str(values["notes"][0]).startswith(_WRONG)
+    except (ValueError, LookupError, TypeError, LlvidError):
+        return False
 
 
 def write_document(document: Mapping[str, Any], path: Path) -> None:

@@ -264,7 +264,8 @@ def test_only_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_files_of_somebody_else_are_refused_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("package.json", "index.html"):
+    others = ("package.json", "index.html", "page.wrong.jsonl")
+    for name in others:
         (tmp_path / name).write_text("{}")
     (tmp_path / "folder.html").mkdir()
     command = ["eval", "demo", "-m", "demo", "--limit", "1", "--by", "choices", "--no-controls"]
@@ -272,14 +273,15 @@ def test_files_of_somebody_else_are_refused_before_anything_is_asked(
         (("-o", "package.json"), "package.json is not a result of `llvid eval`"),
         (("-o", "r.json", "--report", "index.html"), "index.html is not a page of `llvid report`"),
         (("-o", "r.json", "--report", "folder.html"), "folder.html is not a page of `llvid report`"),
+        (("-o", "r.json", "--report", "page.html"), "page.wrong.jsonl, which --report writes too, is not a file of"),
         (("-o", "r.json", "--report", "page.txt"), "page.txt must end in .html"),
         (("-o", "r.json", "--report", "gone/page.html"), "there is no folder"),
     ):
         paths = [str(tmp_path / each) if "." in each else each for each in more]
         assert run([*command, *paths]) == (1 if "gone" in more[-1] else 2)
         assert words in capsys.readouterr().err
-    assert (tmp_path / "package.json").read_text() == (tmp_path / "index.html").read_text() == "{}"
-    assert {path.name for path in tmp_path.iterdir()} == {"package.json", "index.html", "folder.html"}
+    assert [(tmp_path / name).read_text() for name in others] == ["{}"] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "folder.html"}
     assert run([*command, "-q", "-o", str(tmp_path / "package.json"), "--overwrite"]) == 0
     assert json.loads((tmp_path / "package.json").read_text())["set"] == "demo"
 
