@@ -16,6 +16,7 @@ from string import ascii_uppercase
 from typing import Any, TypeAlias
 
 from ..errors import LlvidError, UsageError, nearest
+from ..validation import parse_json
 from .extraction import (
     Extraction,
     any_letter,
@@ -254,7 +255,7 @@ def _published(name: str, published: PublishedSet, data: Path) -> QuestionSet:
         for path in sorted(data.rglob("*"))
         # opening a pipe would wait for ever
         if path.suffix.lower() in _TABLES and published.part in path.as_posix() and path.is_file()
-        for row in _rows(path)
+        for row in _rows(path, published.columns)
         if published.columns <= row.keys()
     ]
     if not rows:
@@ -291,8 +292,11 @@ def _published(name: str, published: PublishedSet, data: Path) -> QuestionSet:
     )
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table; a file that holds something else has none."""
+def _rows(path: Path, columns: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table; a file that holds something else has none.
+
+    Raises UsageError for a broken line among others that have the columns.
+    """
     if path.stat().st_size > _MOST_BYTES:
         return
     suffix = path.suffix.lower()
@@ -302,16 +306,27 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         elif suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file)
+        elif suffix == ".jsonl":
+            yield from _json_rows(path, columns)
         else:
-            text = path.read_text(encoding="utf-8-sig")
-            found = (
-                [json.loads(line) for line in text.split("\n") if line.strip()]  # a text may have other line ends
-                if suffix == ".jsonl"
-                else json.loads(text)
-            )
+            found = json.loads(path.read_text(encoding="utf-8-sig"))
             yield from (row for row in found if isinstance(row, dict)) if isinstance(found, list) else ()
     except (ValueError, RecursionError, OSError, csv.Error):
         return
+
+
+def _json_rows(path: Path, columns: frozenset[str]) -> list[dict[str, Any]]:
+    rows, broken = list[dict[str, Any]](), ""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # a text may have other line ends
+        try:
+            row = parse_json(line.decode("utf-8-sig")) if line.strip() else None
+        except ValueError as error:
+            broken = broken or f"{path}, line {number}: not JSON: {error}"
+        else:
+            rows += [row] if isinstance(row, dict) else []
+    if broken and any(columns <= row.keys() for row in rows):
+        raise UsageError(broken)
+    return [] if broken else rows
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

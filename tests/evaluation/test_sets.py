@@ -201,6 +201,18 @@ def test_what_other_tables_hold_does_no_harm_and_a_text_may_have_line_ends_of_it
     assert [question.id for question in questions] == ["1", "2"] and text.capitalize() in questions[0].prompt
 
 
+def test_a_broken_line_of_a_set_is_named(tmp_path: Path) -> None:
+    row = json.dumps(CASES["videomme"][1])
+    empty(tmp_path / CASES["videomme"][2])
+    (tmp_path / "other.jsonl").write_text("{}\n{\n")
+    for broken in (b"{", b"\xff", b"[" * 10**5):
+        (tmp_path / "q.jsonl").write_bytes(f"{row}\n\n".encode() + broken + b"\n")
+        with pytest.raises(UsageError, match=r"q\.jsonl, line 3: not JSON: "):
+            load_set("videomme", tmp_path)
+    (tmp_path / "q.jsonl").write_text(row)
+    assert len(load_set("videomme", tmp_path).questions) == 1, "what is broken in other files does no harm"
+
+
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as told:
         load_set("videome", tmp_path)
