@@ -39,9 +39,12 @@ def read_medium(path: str, sampling: Sampling, *, limits: Limits | None = None, 
 
 def noted(picture: Picture, sampling: Sampling) -> Picture:
     """Return a picture with what a user should know of it: what the sampling has for others."""
-    if sampling.source_fps is None:
-        return picture
-    return replace(picture, notes=("the rate of pictures (source_fps) is not used: this is one picture",))
+    notes = []
+    if sampling.source_fps is not None:
+        notes.append("the rate of pictures (source_fps) is not used: this is one picture")
+    if sampling.start_seconds or sampling.end_seconds is not None:
+        notes.append("the part (start, end) is not used: this is one picture")
+    return replace(picture, notes=tuple(notes)) if notes else picture
 
 
 def read_media(

@@ -64,7 +64,10 @@ def test_a_picture_that_is_named_as_a_video_is_a_picture(tmp_path: Path) -> None
     events = Events()
     path = str(tmp_path / "red.mp4")
     (picture,) = read_media([path], Sampling(), opened=events.opened, progress=events.progress)
-    assert isinstance(picture, Picture) and events == ["opened picture"]
+    assert isinstance(picture, Picture) and events == ["opened picture"] and not picture.notes
+    for part in (Sampling(start_seconds=1.0), Sampling(end_seconds=2.0)):
+        (picture,) = read_media([path], part, opened=events.opened, progress=events.progress)
+        assert picture.notes == ("the part (start, end) is not used: this is one picture",)
 
 
 def test_several_media_are_all_opened_before_any_is_read(clip: Path, tmp_path: Path) -> None:
