@@ -24,6 +24,7 @@ from ..video.files import named_path
 from .record import Record, path_to_text, text_to_path
 
 TABLES = (".jsonl", ".csv", ".parquet")
+_STDOUTS = (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/fd/1"))
 Sidecar = Literal["txt", "srt", "vtt", "json"]
 _BEGINNINGS = (b'{"video_path": ', b'{"id": ')
 _PARQUET_NAMES = [
@@ -232,9 +233,6 @@ def write_sidecar(kind: Sidecar, path: Path, record: Record, option: str = "-o")
     """Write a record as text or subtitles, whole or not at all. Raises LlvidError."""
     with whole_file(path, option) as beside:
         beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
-
-
-_STDOUTS = (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/fd/1"))
 
 
 def check_output(path: Path, *, one_video: bool) -> None:
