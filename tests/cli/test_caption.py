@@ -268,6 +268,7 @@ def test_odd_names_round_trip(
         assert "circle" in (clips / f"{name[:-4]}.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_sample_videos_are_captioned_or_have_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample("README.md")
     out = tmp_path / "out.jsonl"

@@ -190,10 +190,8 @@ def test_what_is_said_goes_into_prompts(session: ClusterSession, tmp_path: Path)
     assert values["notes"] == ["only 1 of 2 subtitle lines fit the context; they are spread evenly"]
 
 
-@pytest.mark.parametrize(
-    ("workers", "widths"),
-    [(1, [ANSWERS_NO_WIDER]), pytest.param(2, [ANSWERS_NO_WIDER, READS_NO_WIDER], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "widths"), [(1, [ANSWERS_NO_WIDER]), (2, [ANSWERS_NO_WIDER, READS_NO_WIDER])])
 def test_a_video_that_kills_workers_becomes_a_failure_and_the_others_go_on(
     workers: int, widths: list[int], session: ClusterSession, folder: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +225,7 @@ def test_a_stop_only_finishes_what_is_running(session: ClusterSession, folder: P
     assert 1 <= count < 75
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_ends_the_run(one: ClusterSession, folder: Path) -> None:
     broken = partial(open_model, str(folder / "none"))
     with pytest.raises(LlvidError, match=r"the model folder .* doesn't exist"):

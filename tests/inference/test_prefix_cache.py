@@ -50,8 +50,7 @@ def ask(model: Model, text: str, *media: Frames | Picture, system: str | None = 
 @pytest.mark.parametrize(
     ("name", "edits"),
     [
-        ("demo", 30),
-        ("vicuna", 12),
+        *((name, 12) for name in ("demo", "vicuna")),
         *(pytest.param(name, 30, marks=pytest.mark.slow) for name in ("vicuna", "mistral", "yi")),
     ],
 )

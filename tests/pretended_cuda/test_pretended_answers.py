@@ -84,6 +84,7 @@ def test_answers_are_those_of_the_cpu(name: str) -> None:
         assert name == "demo" or cuda.replays > 10 * cuda.captures > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda")
 def test_requests_of_many_threads_come_and_go(vicuna: str) -> None:
     """Each thread asks one after the other; every third reader leaves after a piece."""
@@ -163,6 +164,7 @@ def test_an_answer_goes_on_where_its_step_can_not_be_captured(cuda: PretendedCud
     assert cuda.captures == 0 < 1000 - cuda.captures_to_fail < 5, "it is not tried for each answer"
 
 
+@pytest.mark.slow
 def test_one_failed_capture_does_not_turn_captures_off(cuda: PretendedCuda, vicuna: str) -> None:
     wanted = alone(opened(vicuna, "cpu"), [MIXED[1]])
     cuda.captures_to_fail = 1
@@ -201,6 +203,7 @@ def test_two_cards_share_a_model(two_cards: PretendedCuda, deep: str) -> None:
     assert peak > sum(card.allocated_bytes for card in two_cards.cards) > 1.5 * two_cards.cards[0].allocated_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cards")
 def test_two_cards_share_a_batch(deep: str) -> None:
     """Answers of several lengths, about two clips: rows leave, and what they begin with is shared."""

@@ -348,6 +348,7 @@ def test_a_file_without_results_gives_one_clear_error(
     assert not list(tmp_path.glob(".*")) and (tmp_path / "there.html").read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")
 def test_memory_does_not_grow_with_the_results(tmp_path: Path) -> None:
     program = (  # ru_maxrss would begin with what this process takes

@@ -67,7 +67,7 @@ def test_a_last_message_from_the_assistant_is_continued(served: Served, clip: Pa
     ("more", "words"),
     [
         ({"choices": ["yes"]}, "from 2 to 100"),
-        ({"choices": [True, False]}, "'choices' must be text or a list of texts, got [True, False]"),
+        ({"choices": [True, False]}, "'choices' must be text or a list of texts, got [true, false]"),
         ({"choices": ["a", "b"], "temperature": 0.5}, "temperature must be 0 with choices"),
         ({"choices": ["a", "b"], "stop": ["x"]}, "'stop' can't be used with 'choices'"),
     ],
