@@ -50,7 +50,8 @@ def ask(model: Model, text: str, *media: Frames | Picture, system: str | None = 
 @pytest.mark.parametrize(
     ("name", "edits"),
     [
-        *((name, 12) for name in ("demo", "vicuna")),
+        ("demo", 30),
+        ("vicuna", 12),
         *(pytest.param(name, 30, marks=pytest.mark.slow) for name in ("vicuna", "mistral", "yi")),
     ],
 )
