@@ -17,14 +17,13 @@ from .prompt.timestamps import request_of
 from .system.files import config_folder
 from .validation import InputError, placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
 from .video import Frames
-from .video.sampling import Sampling, parse_time
+from .video.sampling import SCENE_OPTIONS, Sampling, parse_time
 
 _SUFFIX = ".yaml"
 _SAMPLING, _GENERATION = Sampling(), Generation()
 # Options of sampling whose names differ from those of their fields.
 _OPTIONS = {"start": "start_seconds", "end": "end_seconds", "sampling": "mode"}
 _TIMES = ("start_seconds", "end_seconds")
-SCENE_OPTIONS = ("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames")
 SAMPLING_OPTIONS = (
     *("frames", "fps", *_OPTIONS, "skip_static", "fit", "source_fps", "speech", "speech_model"),
     *SCENE_OPTIONS,

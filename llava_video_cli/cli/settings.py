@@ -14,7 +14,7 @@ from ..conversation import ANY_OBJECT, Generation
 from ..errors import MediaError, UsageError
 from ..inference import constraints
 from ..model import Loading, Model, Quantize
-from ..preset import SCENE_OPTIONS, Preset, load_preset, model_of, read_schema
+from ..preset import Preset, load_preset, model_of, read_schema
 from ..prompt.budget import Budget
 from ..prompt.subtitles import Subtitles, find_subtitles, read_subtitles, read_track
 from ..runs.conversation_file import Conversation
@@ -23,7 +23,7 @@ from ..runs.preflight import ModelSource
 from ..speech.transcripts import check_speech
 from ..validation import is_unicode, shape_of
 from ..video import check_scenes
-from ..video.sampling import Every, Sampling, parse_every, parse_time
+from ..video.sampling import SCENE_OPTIONS, Every, Sampling, parse_every, parse_time
 from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
 
 if TYPE_CHECKING:

@@ -18,14 +18,13 @@ from weakref import WeakKeyDictionary
 from ..conversation import ANY_OBJECT, Generation, Media, Request
 from ..errors import MediaError, ModelError, UsageError
 from ..model import Send
-from ..preset import SCENE_OPTIONS
 from ..validation import read_fields, shape_of
 from ..video import Frames
 from ..video.encode import MOST_BYTES, clip_rate, make_clip
 from ..video.files import file_of, is_sequence
 from ..video.fit import FrameInput
 from ..video.image import Picture
-from ..video.sampling import Sampling
+from ..video.sampling import SCENE_OPTIONS, Sampling
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,6 +29,8 @@ _SHORTEST_WINDOW = 0.01  # seconds
 _FIRST_FIELDS = 5  # of a sampling: what was added since is no part of a record's key where it has its default
 SOURCE_FPS = 1.0  # of pictures that are taken as a video, where nobody says how fast they were taken
 _ROUNDING = Fraction(1, 100)  # of a tick: a float of seconds that was made of ticks is nearer to them
+# What decides where the cuts are.
+SCENE_OPTIONS = ("scene_detector", "scene_threshold", "scene_min_content", "scene_min_frames")
 _REST = 0.1  # of a window: a shorter rest at the end of a video belongs to the window before it
 
 
@@ -113,7 +115,7 @@ class Sampling:
     @property
     def scene_options(self) -> tuple[Any, ...]:
         """What decides where the cuts are."""
-        return self.scene_detector, self.scene_threshold, self.scene_min_content, self.scene_min_frames
+        return tuple(getattr(self, name) for name in SCENE_OPTIONS)
 
     def values(self) -> dict[str, Any]:
         """Return the fields as JSON values, those that were added later only where they differ from their defaults.
