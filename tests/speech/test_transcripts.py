@@ -49,11 +49,12 @@ def test_text_and_times_are_those_of_faster_whisper(whisper: Path, film: Path, w
     ours = list(WhisperTranscriber(weights, "cpu").transcribe(iter_sound(film), options))
     model = WhisperModel(str(whisper), device="cpu", compute_type="int8")
     segments, info = model.transcribe(str(film), word_timestamps=words)
-    theirs = list(segments)
+    theirs = [each for each in segments if each.start < info.duration]  # it hears lines behind the end, too
     assert [each.text for each in ours] == [each.text.strip() for each in theirs] and len(ours) > 1
     assert {each.language for each in ours} == {info.language}
     assert [each.start_seconds for each in ours] == pytest.approx([each.start for each in theirs], abs=2e-3)
-    assert [each.end_seconds for each in ours] == pytest.approx([each.end for each in theirs], abs=2e-3)
+    ends = [min(each.end, info.duration) for each in theirs]
+    assert [each.end_seconds for each in ours] == pytest.approx(ends, abs=2e-3)
     told = [(word.start_seconds, word.text) for each in ours for word in each.words]
     wanted = [(word.start, word.word) for each in theirs for word in each.words or ()]
     assert [text for _, text in told] == [text for _, text in wanted] and bool(wanted) == words
