@@ -26,7 +26,7 @@ from ..evaluation.run import (
 from ..evaluation.scores import compare
 from ..evaluation.sets import SETS, load_set
 from ..runs.formats import json_line
-from ..system.files import check_place, whole_file
+from ..system.files import check_place, check_replaceable, whole_file
 from . import console
 from .options import AnyModelFlags, ClusterFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, executor, run_options
@@ -236,13 +236,9 @@ def _check_page(page: Path, *, overwrite: bool) -> None:
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{page} must end in .html")
     check_place(page)
-    if page.exists() and not (page.is_file() and (overwrite or not page.stat().st_size or is_report(page))):
-        hint = "choose another file with --report" + (", or replace it with --overwrite" if page.is_file() else "")
-        raise UsageError(f"{page} is not a page of `llvid report`", hint)
-    wrong = page.with_suffix(_WRONG)
-    if wrong.exists() and not (wrong.is_file() and (overwrite or not wrong.stat().st_size or has_wrong_records(wrong))):
-        hint = "choose another file with --report" + (", or replace it with --overwrite" if wrong.is_file() else "")
-        raise UsageError(f"{wrong}, which --report writes too, is not a file of `llvid eval`", hint)
+    check_replaceable(page, is_report, " is not a page of `llvid report`", "--report", overwrite=overwrite)
+    words = ", which --report writes too, is not a file of `llvid eval`"
+    check_replaceable(page.with_suffix(_WRONG), has_wrong_records, words, "--report", overwrite=overwrite)
 
 
 def _write_page(document: Mapping[str, Any], answers: Path, keys: Set[str], page: Path, output: OutputFlags) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..runs.formats import printable, srt
 from ..runs.record import Record
-from ..system.files import check_place, short_stem, whole_file
+from ..system.files import check_place, check_replaceable, short_stem, whole_file
 
 _FPS = 25.0  # of an edit list where no rate is known
 # How a list begins; the first subtitle ends with a probability.
@@ -38,16 +38,13 @@ def check_cuts(path: Path, videos: int = 1, *, overwrite: bool = False) -> None:
     """
     _writer(path, videos)
     check_place(path)
-    if not path.exists() or (path.is_file() and (overwrite or _is_ours(path))):
-        return
-    hint = "choose another file with --cuts" + (", or replace it with --overwrite" if path.is_file() else "")
-    raise UsageError(f"{path} was not written by `llvid find`", hint)
+    check_replaceable(path, _is_ours, " was not written by `llvid find`", "--cuts", overwrite=overwrite)
 
 
 def _is_ours(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    return not head or re.match(_BEGINNINGS[path.suffix.lower()], head) is not None
+    return re.match(_BEGINNINGS[path.suffix.lower()], head) is not None
 
 
 def _writer(path: Path, videos: int) -> Callable[[Sequence[Record], Path], str]:

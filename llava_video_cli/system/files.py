@@ -6,12 +6,12 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IFDIR
 
-from ..errors import LlvidError
+from ..errors import LlvidError, UsageError
 
 _STEM_BYTES = 200
 TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
@@ -113,6 +113,18 @@ def check_place(path: Path) -> None:
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise LlvidError(f"can't write {path}: there is no folder {folder}")
+
+
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool], words: str, option: str, *, overwrite: bool) -> None:
+    """Raise `UsageError` with these words for what is in a path's place, but for an empty file, and for one of ours.
+
+    With `overwrite`, any file may be replaced, but no folder.
+    """
+    is_file = path.is_file()
+    if not path.exists() or (is_file and (overwrite or not path.stat().st_size or is_ours(path))):
+        return
+    hint = f"choose another file with {option}" + (", or replace it with --overwrite" if is_file else "")
+    raise UsageError(f"{path}{words}", hint)
 
 
 def short_stem(path: str) -> str:
