@@ -20,6 +20,7 @@ _DISPOSABLE = {"h264": frozenset({0x01, 0x09}), "hevc": frozenset({*range(0x00, 
 _UNIT_BYTES = 16  # of a unit's beginning, which has its slice's type
 # Behind each slice of FFV1 that has a checksum: its size (3 bytes), an error flag, the checksum (4 bytes).
 _SLICE_SIZE_BYTES, _FOOTER_BYTES = 3, 8
+_MOST_SLICES = 1024  # FFmpeg's own bound; a packet of zeros would have one every 8 bytes
 _CRC_STARTS = (0, 0x5E31029E)  # of versions 3 and 4; what a slice and its checksum give again
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of each byte
 
@@ -84,7 +85,7 @@ def has_wrong_checksum(packet: Packet[VideoStream]) -> bool:
     """
     content = bytes(packet)
     slices, end = list[bytes](), len(content)
-    while end >= _FOOTER_BYTES:
+    while end >= _FOOTER_BYTES and len(slices) < _MOST_SLICES:
         footer = end - _FOOTER_BYTES
         start = footer - int.from_bytes(content[footer : footer + _SLICE_SIZE_BYTES], "big")
         slices.append(content[max(0, start) : end])

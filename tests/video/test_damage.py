@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from clips import copy_packets, decode_all, digest, faulty, make_clip, make_inde
 from llava_video_cli.errors import MediaError
 from llava_video_cli.video import Frames, read_frames
 from llava_video_cli.video.limits import Limits
+from llava_video_cli.video.packets import has_wrong_checksum
 from llava_video_cli.video.sampling import Sampling
 
 NOTE = "the decoder reports damage: parts of some frames may be wrong"
@@ -130,6 +132,15 @@ def test_slices_without_a_checksum_are_not_checked(tmp_path: Path) -> None:
     for level in ("1", "3"):
         clip = make_clip(tmp_path / "clip.mkv", range(24), codec="ffv1", g="8", level=level, slicecrc="0")
         assert not any(map(is_told, readings(clip, SAMPLINGS)))
+
+
+def test_slices_are_not_looked_for_without_end() -> None:
+    """A packet of zeros says that each has no bytes."""
+    packet: Any = av.Packet(bytes(2**24))
+    tracemalloc.start()
+    assert not has_wrong_checksum(packet)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
 
 
 def test_pictures_that_the_decoder_marks_as_damaged_are_told(tmp_path: Path) -> None:
