@@ -42,7 +42,7 @@ _DECODER_BYTES_PER_PIXEL = 16  # some ten pictures of 1.5 bytes a pixel
 _THREAD_GAIN = 0.5  # of a core: frame threads wait for each other, and gain nothing for skipped pictures
 # What decoding takes of a core, roughly, and what it must take for threads of the decoder to be worth their time, and
 # for Python's and a second opening of the file: of each packet, too, as threads wait for each other.
-_BYTE_SECONDS, _PIXEL_SECONDS = 1e-7, 2.5e-10
+_BYTE_SECONDS, _PIXEL_SECONDS, _AV1_PIXEL_SECONDS = 1e-7, 2.5e-10, 5e-10
 _TINY_SECONDS, _SMALL_SECONDS, _PACKET_SECONDS = 0.0025, 0.005, 40e-6
 _PICTURES_WAITING = 4  # to be converted: with more, FFmpeg takes new memory for each
 # Pictures that are decoded before the first of them is converted: each after the other is in the processor's caches.
@@ -225,7 +225,8 @@ def has_false_keyframe(video: OpenVideo, index: PacketIndex, targets: Sequence[i
 
 def _packet_seconds(video: OpenVideo, index: PacketIndex) -> float:
     """Return what decoding a packet takes of a core, roughly."""
-    return _PIXEL_SECONDS * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
+    pixel_seconds = _AV1_PIXEL_SECONDS if video.codec == "av1" else _PIXEL_SECONDS
+    return pixel_seconds * video.pixels + _BYTE_SECONDS * video.size_bytes / len(index.stamps)
 
 
 def decode_ranges(
