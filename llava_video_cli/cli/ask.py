@@ -30,7 +30,7 @@ from .answer import answer_all, ask_windows, note_unfinished
 from .app import EXIT_NO_ANSWER, failing_as
 from .download import typed_media
 from .options import AnswerFlags, AnyModelFlags, FrameFlags, OutputFlags, PresetFlag, SpeechFlag, TextFlags, flag
-from .settings import Settings, check_scene_flags, check_text, settle, settle_every, settle_subtitles
+from .settings import Settings, check_text, check_used_flags, settle, settle_every, settle_subtitles
 
 _FEWEST_WORDS = 3  # that are taken for one question without quotes
 _SEPARATE = re.compile(r"\s|[?？。؟]")  # in a question of its own
@@ -121,7 +121,7 @@ def ask(
         _check_typed(media, questions or (), own)
         written = None if own.messages is None else read_conversation(own.messages)
         settings = settle(preset, model, frames, text, written)
-        check_scene_flags(frames, settings.preset, own.windows)
+        check_used_flags(frames, settings.preset, own.windows, text)
         output.detail(*decisions.chosen(settings, preset, model))
         texts = [] if written is not None else _questions(questions or [settings.preset.prompt], output)
         _check_exit_code(own, settings, len(texts) or 1)

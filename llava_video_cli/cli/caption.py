@@ -40,7 +40,7 @@ from .options import (
     flag,
 )
 from .run import carry_out, confirm_overwrite, load, run_options
-from .settings import Settings, check_scene_flags, check_text, settle, settle_every, settle_subtitles
+from .settings import Settings, check_text, check_used_flags, settle, settle_every, settle_subtitles
 
 HELP = """Caption videos: one, or a folder of thousands.
 
@@ -173,7 +173,7 @@ def caption(
 ) -> None:  # fmt: skip
     """Caption what is to be captioned, and say what came of it."""
     settings = settle(preset, model, frames, text)
-    check_scene_flags(frames, settings.preset, every)
+    check_used_flags(frames, settings.preset, every, text)
     output.detail(*decisions.chosen(settings, preset, model))
     if prompt is not None:
         check_text(prompt, "the prompt")

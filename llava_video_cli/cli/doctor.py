@@ -16,7 +16,7 @@ from ..preset import load_preset
 from . import console
 from .console import size
 from .options import FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, option
-from .settings import check_scene_flags, settle
+from .settings import check_used_flags, settle
 
 _LABEL = 12  # characters, of the first column
 HELP = """Show what this machine has, what a model needs, and what to do about each problem. No weights are read and
@@ -40,7 +40,7 @@ def doctor(
 ) -> int:
     """Examine this machine, and print the diagnosis."""
     settings = settle(preset, model, frames, TextFlags())
-    check_scene_flags(frames, settings.preset)
+    check_used_flags(frames, settings.preset)
     sampling, generation = settings.preset.sampling, settings.preset.generation
     count, new_tokens = None if sampling.fps is not None else sampling.frames, generation.max_new_tokens
     workload = Workload(settings.model, settings.revision, settings.loading, count, new_tokens, settings.rope_auto)

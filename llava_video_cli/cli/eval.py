@@ -30,7 +30,7 @@ from ..system.files import check_place, check_replaceable, whole_file
 from . import console
 from .options import AnyModelFlags, ClusterFlags, FrameFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, executor, run_options
-from .settings import Settings, check_scene_flags, settle
+from .settings import Settings, check_used_flags, settle
 
 HELP = f"""Score a model on a question set: a published one, whose files and videos are in --data FOLDER; a file of your
 own; or `demo`, 200 questions about clips of the demo checkpoint's world.
@@ -115,7 +115,7 @@ def eval(
     if page is not None:
         _check_page(page, overwrite=run.overwrite)
     settings = settle(preset, model, frames, text)
-    check_scene_flags(frames, settings.preset)
+    check_used_flags(frames, settings.preset, hearing=text)
     where = executor(cluster, settings, output)
     questions = load_set(name, data, limit)
     settings = where.settled(_with_protocol(settings, questions, frames, text))

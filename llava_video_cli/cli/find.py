@@ -13,7 +13,7 @@ from ..runs.record import Failure, Record
 from . import console
 from .options import AnyModelFlags, FrameFlags, HearingFlags, OutputFlags, PresetFlag, RunFlags, TextFlags, option
 from .run import carry_out, confirm_overwrite, run_options
-from .settings import check_scene_flags, check_text, settle, settle_every
+from .settings import check_text, check_used_flags, settle, settle_every
 
 _FRAMES = 8  # of a window, where nobody says how many
 
@@ -83,7 +83,7 @@ def find(
     if frames.frames is None and frames.fps is None and preset.preset is None:
         frames = replace(frames, frames=_FRAMES)
     settings = settle(preset, model, frames, TextFlags(**asdict(hearing)))
-    check_scene_flags(frames, settings.preset, every)
+    check_used_flags(frames, settings.preset, every, hearing)
     for text in (what, *(also or ()), template or ""):
         check_text(text, "what is to be found")
     window = settle_every(every, "--every", settings.preset)

@@ -19,7 +19,7 @@ from ..video.files import typed_name
 from . import console
 from .download import typed_media
 from .options import CheckpointFlags, FrameFlags, ModelFlags, OutputFlags, PresetFlag, TextFlags, flag
-from .settings import Settings, check_scene_flags, settle
+from .settings import Settings, check_used_flags, settle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +72,7 @@ def frames(
 ) -> None:
     """Read the frames, write them, and print where they are."""
     settings = settle(preset, ModelFlags(model.model, model.revision), flags, TextFlags())
-    check_scene_flags(flags, settings.preset)
+    check_used_flags(flags, settings.preset)
     with typed_media([video], output, "frames -") as paths:
         _save_frames(paths[0], own, settings, output)
 

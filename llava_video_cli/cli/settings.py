@@ -24,7 +24,7 @@ from ..speech.transcripts import check_speech
 from ..validation import is_unicode, shape_of
 from ..video import check_scenes
 from ..video.sampling import SCENE_OPTIONS, Every, Sampling, parse_every, parse_time
-from .options import AnyModelFlags, FrameFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
+from .options import AnyModelFlags, FrameFlags, HearingFlags, ModelFlags, PresetFlag, SpeechFlag, TextFlags
 
 if TYPE_CHECKING:
     from ..remote.remote_model import RemoteModel
@@ -130,12 +130,16 @@ def settle_speech(sampling: Sampling, flags: TextFlags) -> Sampling:
     return sampling
 
 
-def check_scene_flags(flags: FrameFlags, preset: Preset, every: str | None = None) -> None:
-    """Raise `UsageError` for options of the cuts where none are looked for, which nothing later can change."""
+def check_used_flags(
+    frames: FrameFlags, preset: Preset, every: str | None = None, hearing: HearingFlags | None = None
+) -> None:
+    """Raise `UsageError` for options of cuts or of speech where there are none, which nothing later can change."""
+    if hearing and hearing.speech_model is not None and not preset.sampling.speech:
+        raise UsageError("--speech-model means nothing without speech", "add --speech")
     if preset.sampling.mode == "scenes" or every == "scene":
         return
     for name in SCENE_OPTIONS:
-        if getattr(flags, name) is not None:
+        if getattr(frames, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} means nothing where no cuts are looked for", "add --sampling scenes")
 

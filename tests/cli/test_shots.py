@@ -105,6 +105,13 @@ def test_options_of_cuts_that_nobody_looks_for_are_refused(clip: Path, capsys: p
         assert "means nothing" not in capsys.readouterr().err
 
 
+def test_a_speech_model_without_speech_is_refused(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ["-m", "demo", "--speech-model", "tiny"]
+    for command in (["ask", str(clip), "q"], ["caption", str(clip)], ["find", "q", str(clip)]):
+        assert run([*command, *about]) == 2
+        assert "--speech-model means nothing without speech\nhint: add --speech\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
