@@ -398,5 +398,7 @@ def _check_can_retry(error: Exception, outcomes: int) -> None:
 
 
 def _questions_per_call(sampling: Sampling) -> int:
-    """Return how many questions an actor gets at a time; how many frames `fps` makes of a video isn't known here."""
+    """Return how many questions an actor gets at a time: the fewest where `fps` may make any number of frames."""
+    if sampling.fps is not None:
+        return _MIN_QUESTIONS
     return max(_MIN_QUESTIONS, min(_MAX_QUESTIONS, _QUESTIONS_BYTES // (sampling.frames * _FRAME_BYTES)))
