@@ -39,7 +39,7 @@ def read_answer_format(response_format: object, structured_outputs: object) -> d
 
 def _of_format(value: object) -> dict[str, str | None]:
     values = value if isinstance(value, Mapping) else {}
-    kind = values.get("type")
+    kind = str(values.get("type"))
     if kind not in _FORMATS:
         raise InputError(f"'response_format' must have a type of {', '.join(_FORMATS)}, got {brief(value)}")
     read_fields(values, {"type": str, **({"json_schema": Any} if kind == "json_schema" else {})}, "response_format")

@@ -307,7 +307,7 @@ def _messages(
     if wrong := first_out_of_order([draft.role for draft in drafts]):
         rule = "after at most one system message, user and assistant must alternate"
         raise UsageError(f"{rule}: got one from the {drafts[wrong[0]].role}")
-    if drafts[0].role == "system" and not drafts[0].text.strip():
+    if len(drafts) > 1 and drafts[0].role == "system" and not drafts[0].text.strip():
         del drafts[0]  # an empty one means: no system text
     return tuple(drafts), tuple(params), tuple(samplings)
 

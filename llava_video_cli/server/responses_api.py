@@ -91,7 +91,7 @@ def _message(item: object) -> dict[str, Any]:
 def _part(part: object) -> object:
     if not isinstance(part, dict):
         return part
-    kind = part.get("type")
+    kind = str(part.get("type"))
     if kind in _PARTS:
         return {"type": _PARTS[kind], "text": part.get("text")}
     if kind == "input_image":

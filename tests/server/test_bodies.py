@@ -141,6 +141,7 @@ def video(**more: Any) -> dict[str, Any]:
         ({**video(), "sampling": {"speech": True}}, "does not transcribe speech"), (video(num_frames=-1), "frames"),
         (video(scene_threshold=3), "scene_threshold means nothing where no cuts are looked for"),
         ({**video(), "sampling": {"speech_model": "tiny"}}, "speech_model means nothing without speech"),
+        ({"messages": [{"role": "system", "content": ""}]}, "from the user, got a message from the system"),
         (video(fps=1, num_frames=4), "fps and a number of frames"), (video(fps=1, max_frames=4), "max_frames is not"),
         (video(video_url={"url": [f"file:///{n}.png" for n in range(MAX_FRAMES + 1)]}), f"at most {MAX_FRAMES}"),
     ],
@@ -256,6 +257,14 @@ def test_what_a_response_cannot_have_is_refused_and_what_asks_for_nothing_is_not
     with pytest.raises(RequestError) as caught:
         chat_values({"input": "?", **more})
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, *more, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("kind", [[], {}])
+def test_a_type_that_is_no_text_is_refused_as_any_other(kind: Any) -> None:
+    with pytest.raises(UsageError, match="must have a type of text, json_object, json_schema"):
+        asked({"response_format": {"type": kind}})
+    with pytest.raises(UsageError, match="a part of a message must be"):
+        asked(chat_values({"input": [{"role": "user", "content": [{"type": kind}]}]}))
 
 
 def test_logprobs_of_a_response_are_asked_for_in_two_ways() -> None:
