@@ -111,18 +111,18 @@ def fitting(
 
 def with_speech(turns: Sequence[Turn], number: int) -> tuple[Turn, ...]:
     """Return turns with `number` of the lines that are said in their videos before their texts, spread evenly."""
-    videos = [medium for turn in turns for medium in turn.media if isinstance(medium, Frames)]
-    spoken = [(video, Segment(*line)) for video in videos for line in video.speech or ()]
+    owned = [(at, medium) for at, turn in enumerate(turns) for medium in turn.media if isinstance(medium, Frames)]
+    spoken = [(place, Segment(*line)) for place, (_, video) in enumerate(owned) for line in video.speech or ()]
     chosen: dict[int, list[Segment]] = {}
-    for video, line in thinned(spoken, number):
-        chosen.setdefault(id(video), []).append(line)
+    for place, line in thinned(spoken, number):
+        chosen.setdefault(place, []).append(line)
     texts = []
-    for turn in turns:
+    for at, turn in enumerate(turns):
         text = turn.text
-        for place, video in reversed([*enumerate(videos, start=1)]):
-            if any(medium is video for medium in turn.media):
-                lines = chosen.get(id(video), ())
-                text = with_lines(text, lines, "Its" if len(videos) == 1 else f"Video {place}'s")
+        for place, (owner, _) in reversed([*enumerate(owned)]):
+            if owner == at:
+                whose = "Its" if len(owned) == 1 else f"Video {place + 1}'s"
+                text = with_lines(text, chosen.get(place, ()), whose)
         texts.append(replace(turn, text=text))
     return tuple(texts)
 

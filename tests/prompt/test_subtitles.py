@@ -24,6 +24,7 @@ from llava_video_cli import (
     Request,
     Sampling,
     Segment,
+    Turn,
     VideoInfo,
     load_preset,
     open_model,
@@ -40,6 +41,7 @@ from llava_video_cli.prompt.subtitles import (
     read_subtitles,
     read_track,
     thinned,
+    with_speech,
 )
 from llava_video_cli.runs.caption import Task
 from llava_video_cli.speech import SpokenSegment
@@ -142,6 +144,13 @@ def test_a_line_that_is_cut_is_told(tmp_path: Path) -> None:
     heard = Transcript((SpokenSegment(0.0, 9.0, "word " * 101, "en"),)).lines("a.mp4").lines
     spoken_of = replace(video(), speech=tuple((each.start_seconds, each.end_seconds, each.text) for each in heard))
     assert noted(spoken_of, None) == one
+
+
+def test_a_video_that_is_sent_twice_has_its_lines_once_in_each_place() -> None:
+    said = replace(video(), speech=((0.0, 1.0, "one"), (1.0, 2.0, "two")))
+    asked = with_speech((Turn("user", "What?", (said,)), Turn("assistant", "A."), Turn("user", "Why?", (said,))), 4)
+    lines = "subtitles, each line at the time when it is spoken:\n0.0s: one\n1.0s: two\n"
+    assert [turn.text for turn in asked] == [f"Video 1's {lines}What?", "A.", f"Video 2's {lines}Why?"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
