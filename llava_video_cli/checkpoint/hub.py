@@ -160,10 +160,10 @@ def resolve(model: str, revision: str | None, *, offline: bool = False, file: st
     """Return the cache's folder of the commit that a revision stands for now, with the config (or `file`) in it.
 
     If the hub can't be reached, it is the commit of the last time that it could. Raises what huggingface_hub raises,
-    and ConnectionError for a hub that can't be reached.
+    ConnectionError for a hub that can't be reached, and `ModelError` if the commit has no such file.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     is_away = not (offline or _is_reachable())
     try:
@@ -172,6 +172,9 @@ def resolve(model: str, revision: str | None, *, offline: bool = False, file: st
         if is_away:
             raise ConnectionError from None
         raise
+    except EntryNotFoundError as error:
+        what = "is not a checkpoint: it has no" if file == "config.json" else "on the hub lacks"
+        raise ModelError(f"{model} {what} {file}", f"https://huggingface.co/{model} shows what it has") from error
 
 
 def _is_reachable() -> bool:
@@ -460,11 +463,12 @@ def _explanation(model: str, revision: str | None, error: Exception, pull: str |
     """Return why a hub id could not be fetched, and what to do."""
     from huggingface_hub import errors
 
-    pull = pull or f"run `llvid pull {model}` with access to the hub; {DEMO_HINT}"
+    demo = "" if pull else f"; {DEMO_HINT}"  # not for an adapter or a speech model
+    pull = pull or f"run `llvid pull {model}` with access to the hub{demo}"
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, errors.HFValidationError):
-        return f"{model!r} is neither a folder nor a hub id: {first_line(error)}", DEMO_HINT
+        return f"{model!r} is neither a folder nor a hub id: {first_line(error)}", f"write OWNER/NAME{demo}"
     if "/" not in model:
         hint = nearest(model, ["demo"]) or "a model of the hub is OWNER/NAME, such as llava-hf/LLaVA-NeXT-Video-7B-hf"
         return f"there is no model {model!r}", hint
@@ -475,13 +479,11 @@ def _explanation(model: str, revision: str | None, error: Exception, pull: str |
         hint = "use a branch, a tag or a full commit hash; `main` is the newest"
         return f"{model} on the hub has no revision {revision!r}", hint
     if isinstance(error, errors.RepositoryNotFoundError):
-        hint = f"check the name, or run `hf auth login`; {DEMO_HINT}"
+        hint = f"check the name, or run `hf auth login`{demo}"
         return f"the hub has no model {model} (or it is private)", hint
     if status in (401, 403):
         hint = "run `hf auth login`, then try again"
         return f"the hub gives {model} only to users who are logged in (status {status})", hint
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{model} is not a checkpoint: it has no config.json", DEMO_HINT
     if status is not None:
         return f"the hub failed: status {status} for {model}", "try again later"
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)):

@@ -136,8 +136,19 @@ def test_an_adapter_is_fetched_without_pickles_and_named_by_its_commit(
         assert find(address, "adapter", name)[0].split("\n")[0] == name
         assert not any("safetensors" in path for path in asked)
         assert "has no revision 'v9'" in find(address, "adapter", "her/lora@v9")[0]
+        missing = find(address, "adapter", "her/none")[0]
+        assert missing.splitlines() == [
+            "ModelError: the hub has no model her/none (or it is private)",
+            "check the name, or run `hf auth login`",
+        ]
         (source / "adapter_model.safetensors").unlink()
         lacking = find(address, "adapter", "her/lora", cache="other")[0]
         assert "her/lora on the hub lacks adapter_model.safetensors" in lacking
+        (source / "adapter_config.json").unlink()
+        lacking = find(address, "adapter", "her/lora", cache="third")[0]
+        assert lacking.splitlines() == [
+            "ModelError: her/lora on the hub lacks adapter_config.json",
+            "https://huggingface.co/her/lora shows what it has",
+        ]
     offline = find("http://127.0.0.1:9", "adapter", "her/lora", offline=True)
     assert offline[0].split("\n")[:2] == [name, folder]
