@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -115,8 +114,6 @@ class Diagnosis:
             return probe()
         except LlvidError as error:
             self.problems.append(Problem(str(error), error.hint, stops))
-        except subprocess.TimeoutExpired as error:
-            self.problems.append(Problem(f"{what} took more than {error.timeout:g} seconds", hint, stops))
         except Exception as error:  # noqa: BLE001 - one broken part must not hide the rest of the diagnosis
             self.problems.append(Problem(f"{what} failed: {first_line(error)}", hint, stops))
         return None

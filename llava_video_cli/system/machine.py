@@ -126,18 +126,21 @@ def check_import(module: str) -> None:
 
 
 def ask_python(program: str) -> dict[str, Any]:
-    """Run a program whose last line is JSON; raises OSError with its last line of stderr if it fails."""
+    """Run a program whose last line is JSON; raises OSError with its last line of stderr if it fails, or takes long."""
     # Not in the current folder: `python -c` would import a torch.py from it.
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=sys.prefix,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_ASK_SECONDS,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=sys.prefix,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ASK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"it took more than {error.timeout:g} seconds") from error
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"the process ended with exit code {result.returncode}"]
         raise OSError(lines[-1])
@@ -148,6 +151,6 @@ def ask_python(program: str) -> dict[str, Any]:
 def _sysctl(name: str) -> str | None:
     try:
         result = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
+    except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""The memory and the cores that control groups leave to this process."""
+"""The memory and the cores that control groups leave to this process; programs that another process runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_video_cli.system.machine import memory, usable_cores
+from llava_video_cli.system import machine
+from llava_video_cli.system.machine import ask_python, memory, usable_cores
 
 GB = 2**30
 MEMINFO = f"MemTotal: {64 * GB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {32 * GB // 1024} kB\n"
@@ -64,3 +65,19 @@ def test_version_1(root: Path, inside: str) -> None:
     else:
         assert (memory(root).total_bytes, memory(root).free_bytes) == (4 * GB, 7 * GB // 2)
         assert usable_cores(root) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import time\ntime.sleep(60)", "it took more than 0.2 seconds"),
+        ("raise ValueError('no driver')", "ValueError: no driver"),
+    ],
+)
+def test_a_program_that_hangs_or_fails_is_an_os_error(
+    program: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in program:
+        monkeypatch.setattr(machine, "_ASK_SECONDS", 0.2)
+    with pytest.raises(OSError, match=reason):
+        ask_python(program)
