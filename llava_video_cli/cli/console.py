@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from shutil import get_terminal_size
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -72,16 +72,31 @@ class Prose:
     """
 
     def __init__(self, column: int = 0) -> None:
-        self._wraps = stdout_is_terminal()
-        self._column, self._space, self._word = column, "", ""
+        self._wraps, self._lines = stdout_is_terminal(), _Lines(column)
 
     def write(self, text: str) -> None:
         """Write a piece."""
         if not self._wraps:
             write(text)
-            return
+        elif placed := self._lines.placed(shown(text)):
+            _put(placed)
+
+    def end(self) -> None:
+        """Write the last word, and a line end."""
+        _put(self._lines.placed("\n"))
+
+
+class _Lines:
+    """Puts line ends between the words of a text that comes in pieces; `width` is the terminal's, unless given."""
+
+    def __init__(self, column: int = 0, width: int | None = None) -> None:
+        self._column, self._width = column, width
+        self._space = self._word = ""
+
+    def placed(self, text: str) -> str:
+        """Return the words that end in a piece, each with what is before it: spaces, or a line end."""
         lines = []
-        for character in shown(text):
+        for character in text:
             if character.isspace():
                 lines.append(self._placed())
                 self._space += character
@@ -93,19 +108,12 @@ class Prose:
                 if unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character)[0] != "P":
                     lines.append(self._placed())
                 self._word += character
-        if placed := "".join(lines):
-            _put(placed)
-
-    def end(self) -> None:
-        """Write the last word, and a line end."""
-        _put(self._placed() + "\n")
-        self._column = 0
+        return "".join(lines)
 
     def _placed(self) -> str:
-        """Return the word with what is before it: spaces, or a line end."""
         if not self._word:
             return ""
-        word, between, width = self._word, self._space, get_terminal_size().columns
+        word, between, width = self._word, self._space, self._width or _terminal_columns()
         cells = cell_len(word)
         if self._column and self._column + cell_len(between) + cells > width:
             between, self._column = "\n", 0
@@ -116,6 +124,10 @@ class Prose:
         return between + word
 
 
+def _terminal_columns() -> int:
+    return get_terminal_size((stderr.width, 0)).columns  # stdout's; if that is no terminal, stderr's
+
+
 def note(text: str) -> None:
     """Write a line to stderr; on a terminal, it ends between words."""
     lines = columns("", shown(text, one_line=True), 0, wraps=stderr.is_terminal)
@@ -123,21 +135,16 @@ def note(text: str) -> None:
 
 
 def columns(first: str, text: str, width: int, *, wraps: bool) -> list[str]:
-    """Return the lines of a row: a first column of `width` characters, and a text that is shown safely.
+    """Return the lines of a row: a first column of `width`, in which wide letters count twice, and a text shown safely.
 
     If it `wraps`, the text keeps to its column, and its lines end between words.
     """
+    first = set_cell_size(first, width)
     if not wraps:
-        return [f"{first:<{width}}{text}"]
-    room = max(get_terminal_size().columns, 2 * width)
-    return textwrap.wrap(
-        text,
-        room,
-        initial_indent=f"{first:<{width}}",
-        subsequent_indent=" " * width,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [first]
+        return [first + text]
+    words = re.sub(r"\s", " ", text) + "\n"
+    lines = _Lines(width=max(_terminal_columns() - width, width, 1)).placed(words).splitlines()
+    return [(" " * width if number else first) + line for number, line in enumerate(lines)]
 
 
 def confirmed(question: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 
 from ..errors import UsageError
 from ..preset import Preset, load_preset, preset_files, preset_folders, read_preset
@@ -53,7 +54,7 @@ def presets(
         for preset in all_presets:
             console.write_json(_record(preset))
         return
-    width = max(len(preset.name) for preset in all_presets)
+    width = max(cell_len(preset.name) for preset in all_presets)
     wraps = console.stdout_is_terminal()
     for preset in all_presets:
         for line in console.columns(preset.name, console.shown(preset.about), width + 2, wraps=wraps):

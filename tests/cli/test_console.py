@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from llava_video_cli import LlvidError, load_preset
 from llava_video_cli.checkpoint import hub
@@ -34,6 +35,20 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         Console(file=written, force_terminal=True, markup=False, highlight=False, soft_wrap=True, width=200),
     )
     return written
+
+
+def test_a_note_keeps_to_the_width_of_stderr_also_where_stdout_is_a_file(
+    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.__stdout__", io.StringIO())
+    console.stderr.width = 30
+    console.note("用 clip.mp4 再试一次因为模型不能看见所有帧 and a-very-long/path/of/a/clip.mp4")
+    assert [Text.from_ansi(line).plain for line in screen.getvalue().splitlines()] == [
+        "用 clip.mp4 再试一次因为模型不",
+        "能看见所有帧 and",
+        "a-very-long/path/of/a/clip.mp4",
+    ]
 
 
 def spin(show: Callable[[console.Progress], object]) -> None:

@@ -144,6 +144,13 @@ def test_rows_keep_to_their_columns(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert lines[0].startswith("low-memory  the 7B") and all(line.startswith(" " * 12) for line in lines[1:])
     assert len(lines) > 1 and max(map(len, lines)) <= 40 and " ".join(line[12:] for line in lines) == text
     assert columns("low-memory", text, 12, wraps=False) == [f"low-memory  {text}"]
+    assert (
+        columns("黄色", "三角形，向右移动。" * 2, 30, wraps=True)[0]
+        == "黄色" + " " * 26 + "三角形，向右移动。三角形，向右"
+    )
+    monkeypatch.setenv("COLUMNS", "22")
+    assert columns("黄色", "三角形，向右移动。", 6, wraps=True) == ["黄色  三角形，向右移", "      动。"]
+    assert columns("a", "", 3, wraps=True) == ["a  "]
     assert run(["presets"]) == 0  # into a pipe: a line each
     assert len(capsys.readouterr().out.splitlines()) == len(preset_files())
 
