@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..errors import ModelError, UsageError, extra_hint
@@ -98,7 +99,7 @@ def check_adapter(name: str | None, folder: Path) -> None:
             raise ModelError(f"{folder} has an adapter of its own beside its weights", f"move {ADAPTER} away")
         raise ModelError(
             f"{folder} has whole weights and an adapter for {adapter_base(folder)}: which weights do you want?",
-            f"`--adapter {folder}` applies it; if it is merged already, move {ADAPTER} away",
+            f"`--adapter {quote(str(folder))}` applies it; if it is merged already, move {ADAPTER} away",
         )
     if name is None:
         return

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from ..errors import ModelError, UsageError
@@ -206,7 +207,7 @@ def _check_adapter(folder: Path) -> None:
     if (base := adapter_base(folder)) is not None:
         raise ModelError(
             f"{folder} is an adapter for {base}, not a whole checkpoint",
-            f"`-m {base} --adapter {folder}` loads both",
+            f"`-m {quote(base)} --adapter {quote(str(folder))}` loads both",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,7 +69,8 @@ def demo(
     settings = settle(PresetFlag("demo"), ModelFlags(), FrameFlags(), TextFlags())
     answer_all([str(clip)], _QUESTIONS, settings, output, show_questions=True)
     if not output.quiet:
-        console.stderr.print(_NEXT.format(clip=clip, model=Preset.model).rstrip("\n"))
+        lines = _NEXT.format(clip=shlex.quote(str(clip)), model=Preset.model)
+        console.stderr.print(console.shown(lines.rstrip("\n")))
 
 
 def _are_alike(clip: Path, other: Path) -> bool:

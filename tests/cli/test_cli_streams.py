@@ -143,6 +143,10 @@ def test_the_demo_answers_rightly_and_overwrites_nothing(
         for word in ("yellow", "triangle", "right", "blue", "Yes"):
             assert word in out
         assert "wrote llvid-demo.mp4" in err and "llvid ask llvid-demo.mp4" in err
+    assert run(["demo", "-o", "my clip\x1b[2J.mp4"]) == 0
+    out, err = capsys.readouterr()
+    assert "llvid frames 'my clip\u241b[2J.mp4' -p demo" in err and "\x1b" not in err
+    (tmp_path / "my clip\x1b[2J.mp4").unlink()
     mine = tmp_path / "llvid-demo.mp4"
     mine.write_bytes(b"something of mine")
     assert run(["demo"]) == 1

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -197,11 +198,11 @@ def test_one_beside_whole_weights_is_used_when_asked_for_and_else_refused(
     vicuna: tuple[Path, Path, Path], adapter: Path, tmp_path: Path
 ) -> None:
     base, _, merged = vicuna
-    folder = Path(shutil.copytree(base, tmp_path / "both"))
+    folder = Path(shutil.copytree(base, tmp_path / "both here"))
     shutil.copytree(adapter, folder, dirs_exist_ok=True)
     with pytest.raises(ModelError, match="has whole weights and an adapter for somebody/vicuna") as error:
         open_model(str(folder))
-    assert error.value.hint is not None and f"--adapter {folder}" in error.value.hint
+    assert error.value.hint is not None and f"--adapter '{folder}'" in error.value.hint
     with pytest.raises(ModelError, match="has an adapter of its own"):
         open_model(str(folder), Loading(adapter=str(adapter)))
     assert answers(folder, folder) == answers(merged)
@@ -211,11 +212,11 @@ def test_an_adapter_as_the_model_is_told_how_to_be_used(
     adapter: Path, vicuna: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     """Alone, and with a config and a tokenizer beside it, as trainers write it."""
-    folder = Path(shutil.copytree(vicuna[0], tmp_path / "trained"))
+    folder = Path(shutil.copytree(vicuna[0], tmp_path / "trained one"))
     (folder / "model.safetensors").unlink()
     shutil.copytree(adapter, folder, dirs_exist_ok=True)
     for each in (adapter, folder):
         for check in (lambda folder: open_model(str(folder)), lambda folder: foresee("its name", folder, Loading())):
             with pytest.raises(ModelError, match="is an adapter for somebody/vicuna, not a whole checkpoint") as error:
                 check(each)
-            assert error.value.hint == f"`-m somebody/vicuna --adapter {each}` loads both"
+            assert error.value.hint == f"`-m somebody/vicuna --adapter {quote(str(each))}` loads both"
