@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ..errors import LlvidError, MediaError
+from ..errors import LlvidError, MediaError, UsageError
 from ..preset import Preset
 from ..system.files import whole_file
 from . import console
@@ -58,7 +58,7 @@ def demo(
 
     clip = Path(to or "llvid-demo.mp4")
     if clip.suffix not in CODECS:
-        raise LlvidError(f"{clip} must end in {', '.join(CODECS)}")
+        raise UsageError(f"{clip} must end in {', '.join(CODECS)}")
     with console.progress(output.quiet) as progress:
         progress.say("generating a clip")
         with whole_file(clip) as temporary:

@@ -147,6 +147,8 @@ def test_the_demo_answers_rightly_and_overwrites_nothing(
     out, err = capsys.readouterr()
     assert "llvid frames 'my clip\u241b[2J.mp4' -p demo" in err and "\x1b" not in err
     (tmp_path / "my clip\x1b[2J.mp4").unlink()
+    assert run(["demo", "-o", "clip.txt"]) == 2
+    assert capsys.readouterr().err == "error: clip.txt must end in .mp4, .mkv, .webm, .avi, .mov\n"
     mine = tmp_path / "llvid-demo.mp4"
     mine.write_bytes(b"something of mine")
     assert run(["demo"]) == 1
