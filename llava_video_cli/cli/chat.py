@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -161,7 +162,8 @@ class ChatInput:
         """Return the next line, None at the end; raises `KeyboardInterrupt` if Ctrl-C is typed."""
         if not self.interactive:
             return sys.stdin.readline() or None
-        with _interruptible():
+        # Ctrl-C discards a line, even while a model loads: this thread imports nothing that it could interrupt.
+        with _handled(signal.SIGINT, signal.default_int_handler):
             line = self._typed()
         if line is not None and line.strip() and self._history is not None:
             with suppress(OSError), _private(self._history) as file:
@@ -171,7 +173,7 @@ class ChatInput:
     def _typed(self) -> str | None:
         if self._editor is not None:
             try:
-                return input(_PROMPT)
+                return _edited(self._editor)
             except EOFError:
                 return None
         console.stderr.file.write(_PROMPT)
@@ -179,14 +181,36 @@ class ChatInput:
         return sys.stdin.readline() or None
 
 
+class _StoppedError(Exception):
+    """Ctrl-Z was typed, and the program goes on; the argument is what was typed of the line."""
+
+
+def _edited(editor: ModuleType) -> str:
+    """Return a line. After Ctrl-Z it begins again with what was typed: the shell changed the mode of the terminal."""
+
+    def stop(*_: object) -> None:
+        with _handled(signal.SIGTSTP, signal.SIG_DFL):
+            signal.raise_signal(signal.SIGTSTP)  # returns when the program goes on
+        raise _StoppedError(editor.get_line_buffer())
+
+    typed = ""
+    while True:
+        editor.set_startup_hook(partial(editor.insert_text, typed))
+        try:
+            with _handled(signal.SIGTSTP, stop):
+                return input(_PROMPT)
+        except _StoppedError as stopped:
+            typed = str(stopped)
+            sys.stdout.write("\r")
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C discard a line, even while a model loads: this thread imports nothing that it could interrupt."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _handled(number: int, handler: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _editor(complete: Callable[[str], list[str]]) -> ModuleType | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,22 @@ def test_ctrl_c_gives_up_a_line_and_stops_an_answer(start: Start) -> None:
     assert chat.process.poll() is None
     chat.type("\x04")
     assert chat.end() == 0 and chat.echoes()
+
+
+def test_after_ctrl_z_the_line_is_shown_and_edited_again(tmp_path: Path) -> None:
+    own = {"HISTFILE": os.devnull, "XDG_STATE_HOME": str(tmp_path)}
+    with closing(Typed("--norc", "--noprofile", "-i", cwd=tmp_path, env=own, program=("bash",))) as shell:
+        shell.type(f"{shlex.join(LIGHT)} chat -m demo\r")
+        shell.until("\n> ")
+        shell.type("/hel")
+        shell.until("/hel")
+        time.sleep(0.3)  # readline looks for a signal only while it waits for a key
+        shell.type("\x1a")
+        shell.until("Stopped")
+        shell.type("fg\r")
+        shell.until("> /hel", seconds=10)
+        shell.type("\t\r")  # completed by readline, which needs the terminal in its mode
+        assert "add a video" in shell.until("Anything else is a question")
 
 
 def test_ctrl_c_while_the_model_loads_leaves_the_terminal_in_order(start: Start) -> None:
