@@ -68,11 +68,11 @@ def find(name: str) -> CachedRepoInfo:
     return repos[name]
 
 
-def cached_names(prefix: str = "") -> list[str]:
+def cached_names() -> list[str]:
     """Return the names of all models in the cache, for completion: nothing in it is read."""
     with suppress(OSError):
-        names = (path.name.removeprefix("models--").replace("--", "/") for path in cache_folder().glob("models--*"))
-        return sorted(name for name in names if name.startswith(prefix))
+        folders = cache_folder().glob("models--*")
+        return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
     return []
 
 

@@ -76,8 +76,8 @@ def bench(
     plan = replace(plan, prompt=settings.preset.prompt, runs=runs or plan.runs, seconds=seconds or plan.seconds)
     if video is not None and check_media([video]) != [None]:
         raise MediaError(f"{video} is a picture, not a video")
-    presets = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
-    subjects = _subjects(settings, model.quantize or presets)
+    precision = settings.preset.quantize if preset.preset and settings.preset.quantize != "auto" else None
+    subjects = _subjects(settings, model.quantize or precision)
     with console.progress(output.quiet) as progress, _clip(video, progress) as path:
         progress.say("examining this machine")
         machine = machine_info()

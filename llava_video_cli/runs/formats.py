@@ -329,8 +329,8 @@ def parquet_rows(path: Path) -> int | None:
     return metadata.num_rows if names == _PARQUET_NAMES else None
 
 
-def write_parquet(records: Iterable[Record], path: Path, choices: Sequence[str] = ()) -> int:
-    """Write the records, whole or not at all; return how many. Their scores have `choices`. Raises LlvidError."""
+def write_parquet(records: Iterable[Record], path: Path, choices: Sequence[str] = ()) -> None:
+    """Write the records, whole or not at all. Their scores have `choices`. Raises LlvidError."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -345,13 +345,10 @@ def write_parquet(records: Iterable[Record], path: Path, choices: Sequence[str] 
     if is_metadata(path):
         names.insert(0, "file_name")
     schema = arrow.schema([(name, types.get(name, text)) for name in names])
-    count = 0
     with whole_file(path) as beside, parquet.ParquetWriter(beside, schema) as writer:
         rows_left = map(_row, records)
         while rows := list(islice(rows_left, _ROW_GROUP)):
             writer.write_table(arrow.Table.from_pylist(rows, schema))
-            count += len(rows)
-    return count
 
 
 def _row(record: Record) -> dict[str, Any]:

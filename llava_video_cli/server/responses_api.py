@@ -108,7 +108,6 @@ class ResponseForm:
     created: int
     model: str
     asked: Mapping[str, Any]
-    has_logprobs: bool = False
     done_mark: ClassVar[bool] = False
     names_events: ClassVar[bool] = True
     _text: str = field(default="", init=False)

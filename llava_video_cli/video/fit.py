@@ -69,7 +69,7 @@ class FrameInput:
         return padded
 
     def came_to(self, fit: Fit) -> str:
-        """Return what is done with a frame: `crop`, `pad`, `stretch`, or `server`, which decides by itself."""
+        """Return what is done with a frame: `crop`, `pad`, `stretch`, `whole`, or `server`, which decides by itself."""
         return self.way if fit == "auto" or self.way == "whole" else fit
 
     def visible(self, width: int, height: int, fit: Fit) -> tuple[float, float] | None:

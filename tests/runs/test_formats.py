@@ -148,7 +148,7 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     from llava_video_cli.runs.formats import write_parquet
 
     path = tmp_path / "captions.parquet"
-    assert write_parquet(iter(ALL * 300), path) == 300 * len(ALL)
+    write_parquet(iter(ALL * 300), path)
     assert parquet.ParquetFile(path).num_row_groups == 3, "of 5000 rows each, which lie in memory"
     table = parquet.read_table(path)
     assert table.column_names[:2] == ["file", "caption"]
@@ -157,9 +157,10 @@ def test_parquet_is_what_pyarrow_reads(tmp_path: Path) -> None:
     assert table["segments"].to_pylist()[3] == ALL[3].values["segments"]
     assert json.loads(table["settings"].to_pylist()[0]) == {"system": None}
     old = Record({**ALL[0].values, "notes": "of version 0.1"})
-    assert write_parquet(iter([*ALL[:2], old]), path) == 3
+    write_parquet(iter([*ALL[:2], old]), path)
     assert parquet.read_table(path)["notes"].to_pylist() == [[], [], ["of version 0.1"]]
-    assert write_parquet(iter(()), path) == 0 and parquet.read_table(path).num_rows == 0
+    write_parquet(iter(()), path)
+    assert parquet.read_table(path).num_rows == 0
 
 
 def test_other_endings_are_refused() -> None:
