@@ -224,6 +224,9 @@ def caption(
                 if getattr(training, field.name) != field.default:
                     option = f"--{field.name.removeprefix('written_').replace('_', '-')}"
                     raise UsageError(f"{option} needs -o, --sidecar or --json: a streamed caption can't be changed")
+            if run.timeout != RunFlags.timeout:
+                hint = "LLVID_LIMITS=4 allows an hour for reading a video"
+                raise UsageError("--timeout needs -o, --sidecar or --json", hint)
             _stream(paths[0], window, settings, output, subtitles)
             return
         if to is not None:

@@ -287,6 +287,7 @@ def test_the_sample_videos_are_captioned_or_have_a_reason(tmp_path: Path, capsys
         (["x.mp4", "--output-dir", "d"], "--output-dir needs --sidecar"), (["-", "-"], "stdin can be read only once"),
         (["x.mp4", "--every", "-1", "-o", "o.jsonl"], "--every"), (["x.mp4", "--batch-size", "0"], "batch-size"),
         (["x.mp4", "--timeout", "0"], "timeout"), ([], "PATH"),
+        (["x.mp4", "--timeout", "5"], "--timeout needs -o, --sidecar or --json"),
     ],
 )  # fmt: skip
 def test_usage_errors(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
