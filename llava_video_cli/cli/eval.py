@@ -98,8 +98,10 @@ def eval(
 ) -> None:  # fmt: skip
     """Ask what is not answered yet, score it, and show the result."""
     if pair is not None:
-        if name is not None:
-            raise UsageError("--compare takes two results, and no question set")
+        own = name, data, to, by, no_controls, limit, page
+        flags = run, replace(model, model=None, server=None), frames, text, cluster  # those two may be variables
+        if (*own, *flags) != (*(None, None, None, "both", False, None, None), *(type(each)() for each in flags)):
+            raise UsageError("--compare takes two results, and nothing else but --json and --quiet")
         return _compare(*pair, output)
     if name is None:
         raise UsageError(

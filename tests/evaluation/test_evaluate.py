@@ -217,6 +217,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "difference: +0.0 points (+0.0 to +0.0), p = 1, 3 questions" in capsys.readouterr().out
     for arguments, code, words in (
         ((), 2, "give a question set"), (("demo", "--compare", "a.json", "b.json"), 2, "takes two results"),
+        (("--compare", "a.json", "b.json", "-o", "c.json"), 2, "nothing else but --json"),
+        (("--compare", "a.json", "b.json", "--by", "text"), 2, "nothing else but --json"),
+        (("--compare", "a.json", "b.json", "--frames", "3"), 2, "nothing else but --json"),
         (("--compare", "x.json", "x.answers.jsonl"), 2, "not a result of `llvid eval`"),
         (("demo", "-m", "demo", "-o", "x.txt"), 2, "must end in .json"), (("mvbench",), 2, "needs --data"),
         (("demo", "--temperature", "1"), 2, "--temperature can't be used with a question set"),
