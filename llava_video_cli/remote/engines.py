@@ -40,6 +40,7 @@ _CONTINUING: tuple[Engine, ...] = ("llvid", "vLLM", "SGLang")
 _SCORING: tuple[Engine, ...] = ("llvid", "vLLM")
 _MOST_FRAME_PIXELS, _LAST_RESAMPLE = 4096, 5  # of what a server may list
 _ADDED = ("top_k", "min_p", "presence_penalty", "frequency_penalty")  # that transformers serve lacks
+_MOST_NUMBER = 1e9
 _FRAME_INPUT = FrameInput(336, 336, "server")  # as large as that of the published checkpoints
 
 
@@ -75,7 +76,7 @@ def served_models(entries: Sequence[Mapping[str, Any]], headers: Mapping[str, st
         own = entry.get("llvid")
         own = own if engine == "llvid" and isinstance(own, dict) else {}
         settings = own.get("settings")
-        settings = settings if isinstance(settings, dict) else {}
+        settings = {k: v for k, v in settings.items() if _is_plain(v)} if isinstance(settings, dict) else {}
         counts = _count(entry.get("max_model_len")), _count(own.get("frame_tokens"))
         version, seen = str(own.get("version", "")), _frame_input(own.get("frame_input"))
         models.append(ServedModel(engine, entry["id"], *counts, version, settings, seen))
@@ -92,6 +93,11 @@ def _frame_input(listed: object) -> FrameInput:
         if all(1 <= side <= _MOST_FRAME_PIXELS for side in sides) and all(0 <= level < 256 for level in found.mean):
             return replace(found, resample=min(max(0, found.resample), _LAST_RESAMPLE))
     return _FRAME_INPUT
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a record can hold a listed setting: ours are plain values, and JSON has no NaN or infinity."""
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _count(value: object) -> int:
@@ -292,9 +298,16 @@ def read_prompt_logprobs(values: Mapping[str, Any]) -> tuple[list[int], list[flo
     """
     try:
         tokens = [next(iter(each.items())) for each in values["prompt_logprobs"] if each]
-        return [int(token) for token, _ in tokens], [float(about["logprob"]) for _, about in tokens]
+        return [int(token) for token, _ in tokens], [read_number(about["logprob"]) for _, about in tokens]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ModelError("the server does not tell how likely a prompt is, which choices need") from None
+
+
+def read_number(value: object) -> float:
+    """Return a number that a server sent. Raises ValueError for any other value, and for NaN and what is too large."""
+    if isinstance(value, int | float) and abs(value) <= _MOST_NUMBER:
+        return float(value)
+    raise ValueError("not a number, or one without bounds")
 
 
 def _part(kind: str, url: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..prompt.continuation import read_choices
 from ..prompt.thinking import Thoughts
 from ..video.fit import FrameResize
 from .client import DisconnectedError, Endpoint, UnreachableError
-from .engines import RequestWriter, ServedModel, check_generation, read_prompt_logprobs
+from .engines import RequestWriter, ServedModel, check_generation, read_number, read_prompt_logprobs
 
 _REQUESTS_PER_SERVER = 16  # at a time
 _MOST_AT_A_TIME = 256
@@ -263,8 +263,8 @@ def _scores(end: dict[str, Any], generation: Generation) -> Scores | None:
     logprobs, counts = own.get("logprobs"), own.get("choice_tokens")
     try:
         return Scores(
-            {choice: float(logprobs[choice]) for choice in generation.choices},
-            {choice: max(1, int(counts[choice])) for choice in generation.choices},
+            {choice: read_number(logprobs[choice]) for choice in generation.choices},
+            {choice: max(1, int(read_number(counts[choice]))) for choice in generation.choices},
             generation.length_normalized,
         )
     except (KeyError, TypeError, ValueError):

@@ -1,15 +1,18 @@
-"""A run that has servers of two engines."""
+"""A run that has servers of two engines, and servers whose numbers are none."""
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import numpy as np
+import pytest
 from openai_server import OpenAIServer, Reply, listed, said
 
-from llava_video_cli import Frames, Generation, Request, Sampling, Turn, VideoInfo, join
+from llava_video_cli import Frames, Generation, ModelError, Request, Sampling, Turn, VideoInfo, join
 from llava_video_cli.remote import open_remote
-from llava_video_cli.remote.engines import Engine, RequestWriter, ServedModel
+from llava_video_cli.remote.engines import Engine, RequestWriter, ServedModel, served_models
 from llava_video_cli.video.fit import FrameInput
 
 
@@ -39,3 +42,23 @@ def test_choices_are_scored_in_the_way_of_the_server_that_is_asked() -> None:
             answer = join(model.stream(request(choices=("Yes", "No"))))
         (asked,) = llvid.asked
     assert answer.text == "Yes" and asked["choices"] == ["Yes", "No"] and asked["stream"]
+
+
+@pytest.mark.parametrize("number", [math.nan, -math.inf, 1e308, 10**400, "1", None], ids=lambda value: str(value)[:9])
+def test_scores_of_a_server_that_are_no_numbers_are_an_error(number: Any) -> None:
+    own = {"logprobs": {"Yes": number, "No": -1.0}, "choice_tokens": {"Yes": 1, "No": 1}}
+    counted = {"logprobs": {"Yes": -0.5, "No": -1.0}, "choice_tokens": {"Yes": number, "No": 1}}
+    prompt = Reply(body=json.dumps({"prompt_logprobs": [None, {"7": {"logprob": number}}]}).encode())
+    for owner, reply, words in (
+        ("llvid", said("Yes", llvid=own), "did not score the choices"),
+        ("llvid", said("Yes", llvid=counted), "did not score the choices"),
+        ("vllm", prompt, "does not tell how likely a prompt is"),
+    ):
+        with OpenAIServer(listed(owner=owner), [reply]).running() as server, pytest.raises(ModelError, match=words):
+            join(open_remote([server.url]).stream(request(choices=("Yes", "No"))))
+
+
+def test_settings_of_a_server_are_those_that_a_record_can_hold() -> None:
+    settings = {"dtype": "float16", "rope_factor": 2.0, "revision": None, "a": math.nan, "b": [[]], "c": {}, "d": 1e999}
+    (served,) = served_models([{"id": "m", "owned_by": "llvid", "llvid": {"settings": settings}}], {})
+    assert served.settings == {"dtype": "float16", "rope_factor": 2.0, "revision": None}
