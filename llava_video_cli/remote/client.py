@@ -88,6 +88,7 @@ class Endpoint:
         request = self._client.build_request("POST", f"{self.url}/chat/completions", content=content, headers=headers)
         with closing(self._send(request, patient=patient)) as response:
             seen = 0
+            response.encoding = "utf-8"  # as all event streams are; httpx2 would believe any other that is named
             try:
                 for event in httpx2.EventSource(response, _MOST_EVENT_BYTES):
                     if event.data.strip() == "[DONE]":
@@ -96,7 +97,7 @@ class Endpoint:
                     if seen > _MOST_ANSWER_BYTES:
                         raise ModelError(f"the answer of {self.name} is too long")
                     yield self._event(event.data)
-            except httpx2.SSEError as error:
+            except (httpx2.SSEError, httpx2.DecodingError) as error:  # a body that is not compressed as its head says
                 raise ModelError(f"{self.name} did not send an event stream: {_reason(str(error))}") from None
             except httpx2.TimeoutException:
                 raise ModelError(f"{self.name} stopped sending in the middle of an answer") from None

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from openai_server import OpenAIServer, Reply, error, listed, said
 
-from llava_video_cli import Chunk, Request, Turn, join
+from llava_video_cli import Chunk, ModelError, Request, Turn, join
 from llava_video_cli.errors import ServerError
 from llava_video_cli.remote import client, open_remote
 from llava_video_cli.remote.client import _read_at_most
@@ -86,6 +86,19 @@ def test_a_request_that_is_cancelled_closes_its_connection() -> None:
         assert events.get(timeout=20) == Chunk("on")
         cancel()
         assert server.gone.wait(20)
+
+
+@pytest.mark.parametrize("charset", ["hex", "rot13", "utf-16", "idna"])
+def test_an_event_stream_is_utf_8_whatever_its_head_says(charset: str) -> None:
+    reply = replace(said("größer"), headers={"Content-Type": f"text/event-stream; charset={charset}"})
+    with OpenAIServer(listed(), [reply]).running() as server:
+        assert join(open_remote([server.url]).stream(ASKED)).text == "größer"
+
+
+def test_an_answer_that_is_not_compressed_as_its_head_says_is_an_error() -> None:
+    reply = replace(said("yes"), headers={"Content-Encoding": "gzip"})
+    with OpenAIServer(listed(), [reply]).running() as server, pytest.raises(ModelError, match="not send an event str"):
+        join(open_remote([server.url]).stream(ASKED))
 
 
 def test_what_only_begins_like_a_mark_of_thinking_is_a_part_of_the_answer() -> None:
