@@ -307,7 +307,7 @@ def fitting(value: object, allowed: Any, name: str) -> Any:
 
         try:
             fit = msgspec.convert(value, allowed, strict=True)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the second for half of a character in a list
             hint = nearest(str(value), get_args(allowed)) if get_origin(allowed) is Literal else None
             raise InputError(f"{name} must be {_words(allowed)}, got {brief(value)}", hint) from None
     is_blank = Text in (allowed, *get_args(allowed)) and isinstance(fit, str) and not fit.strip()

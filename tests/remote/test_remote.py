@@ -210,7 +210,7 @@ def test_frames_are_fitted_before_they_are_sent(engine: str, own: int, stand_in:
     "listed_input",
     [None, [], {"width": 48}, {"width": 48, "height": 48, "way": "x"}, {"width": 10**6, "height": 48},
      {"width": 48, "height": 48, "mean": [1, 2, 300]}, {"width": 48, "height": 0},
-     {"width": 48, "height": 48, "edge": -1}],
+     {"width": 48, "height": 48, "edge": -1}, {"width": 48, "height": 48, "mean": [1, 2, "\ud800"]}],
 )  # fmt: skip
 def test_what_a_server_lists_is_checked(listed_input: Any, stand_in: Any) -> None:
     server = stand_in(OpenAIServer(listed("m", "llvid", llvid={"frame_input": listed_input}), [said("yes")]))
