@@ -209,9 +209,17 @@ def _weights_header(path: Path) -> dict[str, Any]:
         header = file.read(length) if length <= min(status.st_size, _MOST_HEADER_BYTES) else b""
     try:
         tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
-        wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        wanted = 8 + length + max(map(_end, tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         raise ModelError(f"{path} is not a safetensors file, or is cut short", _AGAIN) from None
     if status.st_size < wanted:
         raise ModelError(f"{path} is cut short: {status.st_size:,} of {wanted:,} bytes", _AGAIN)
     return tensors
+
+
+def _end(tensor: Any) -> int:
+    """Return where a tensor of a header ends. Raises what `_weights_header` expects where its numbers are none."""
+    end, shape = tensor["data_offsets"][1], tensor["shape"]
+    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 2**63 for each in (end, *shape)):
+        raise ValueError
+    return int(end)

@@ -96,6 +96,12 @@ def resized(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def header(**tensor: Any) -> Change:
+    """Weights whose header says other things of its one tensor."""
+    content = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} | tensor}).encode()
+    return lambda f: (f / "model.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(4))
+
+
 CROP = {"crop_size": {"height": 336, "width": 336}}
 INDEX = "model.safetensors.index.json"
 BEFORE_LOADING: dict[str, tuple[Change, str]] = {
@@ -104,6 +110,9 @@ BEFORE_LOADING: dict[str, tuple[Change, str]] = {
     "pointer config": (lambda f: (f / "config.json").write_bytes(POINTER), r"config.json is Git LFS's pointer"),
     "half": (lambda f: os.truncate(f / "model.safetensors", 900_000), r"cut short: 900,000 of [\d,]+ bytes"),
     "a few bytes": (lambda f: os.truncate(f / "model.safetensors", 9), r"not a safetensors file, or is cut short"),
+    "no shape": (header(shape=None), r"not a safetensors file"),
+    "a text as shape": (header(shape=["a"]), r"not a safetensors file"),
+    "no whole number": (header(data_offsets=[0, 1e400]), r"not a safetensors file"),
     "one shard": (lambda f: shards(f, 1), r"lacks 1 of 2 weight files, such as model-00002"),
     "adapter": (without_weights, r"is an adapter for llava-hf/base, not a whole checkpoint"),
     "no tokenizer": (without_tokenizer, r"has no tokenizer: none of tokenizer.json"),
