@@ -126,6 +126,7 @@ def examine(workload: Workload, *, imports: bool = False) -> Diagnosis:
     diagnosis.llvid = diagnosis.attempt("reading llvid's version", lambda: version(packages.OURS))
     diagnosis.packages = diagnosis.attempt("reading the packages' versions", packages.versions) or {}
     diagnosis.problems += diagnosis.attempt("reading the packages' requirements", packages.problems) or ()
+    diagnosis.attempt("looking for docstrings", machine.check_docstrings, stops=True)
     for module in _IMPORTED if imports else ():
         probe = partial(machine.check_import, module)
         diagnosis.attempt(f"importing {module}", probe, stops=True, hint=_reinstall(module))

@@ -23,7 +23,7 @@ from ..errors import LlvidError, ModelError, UsageError, described, first_line, 
 from ..model import Loading
 from ..prompt.budget import TokenCounter
 from ..system.background import Background
-from ..system.machine import may_have_accelerator
+from ..system.machine import check_docstrings, may_have_accelerator
 from .constraints import Vocabulary
 from .placement import (
     TRAINED_FRAMES,
@@ -60,6 +60,7 @@ class Loaded:
 
 def foresee(name: str, folder: Path, loading: Loading) -> None:
     """Raise what `load` would raise before it reads weights, as far as that can be told without torch."""
+    check_docstrings()
     config = read_config(folder)
     check_adapter(loading.adapter, folder)
     if is_generic(config):
@@ -110,6 +111,7 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
 
     Raises `UsageError` for what can't be done, `ModelError` for weights that can't be loaded or don't fit the memory.
     """
+    check_docstrings()
     import torch
 
     from ..system.machine import usable_cores

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ModelError
+
 _ROOT = Path("/")
 _ASK_SECONDS = 60.0
 # Instructions for bfloat16 products, as the kernel names them on x86 and ARM.
@@ -118,6 +120,12 @@ def has_nvidia() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
+
+
+def check_docstrings() -> None:
+    """Raise `ModelError` if Python leaves docstrings out: transformers reads its own, and fails without them."""
+    if sys.flags.optimize > 1:
+        raise ModelError("no model can be loaded where Python leaves docstrings out", "PYTHONOPTIMIZE must be 0 or 1")
 
 
 def check_import(module: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from clips import SAMPLES
 from hub import running_hub, use_hub
 from light_program import LIGHT
-from terminal import QUESTION, asked, failed, llvid, ran, scene
+from terminal import PROGRAM, QUESTION, asked, failed, llvid, ran, scene
 
 from llava_video_cli.cli import app
 from llava_video_cli.cli.app import ABOUT, run
@@ -343,3 +343,10 @@ def test_a_library_that_cannot_be_loaded_is_one_line(clip: Path, tmp_path: Path)
     line = failed(llvid("ask", str(clip), QUESTION, "-m", "demo", env=env), 1)
     assert line.startswith(f"error: {tmp_path}/torch/_C.so can't be loaded: ")
     failed(llvid("ask", str(clip), QUESTION, "-m", "demo", "--choices", "yes,no", "--exit-code", env=env), 2)
+
+
+def test_python_without_docstrings_is_one_line(clip: Path) -> None:
+    command = [sys.executable, "-OO", *PROGRAM[1:], "ask", str(clip), "What?", "-m", "demo"]  # as PYTHONOPTIMIZE=2
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: no model can be loaded where Python leaves docstrings out\nhint: PYTHONOPT")
