@@ -277,10 +277,15 @@ class Errors:
         if self.path.exists():
             self._open()
 
-    def begin(self) -> None:
-        """Forget what is to be overwritten; until then a run that fails early leaves it as it was."""
+    def begin(self, done: Iterable[Record] = ()) -> None:
+        """Forget what is to be overwritten; until then a run that fails early leaves it as it was.
+
+        Forget what is `done`, too: a run that was killed leaves the failures of what it has made since.
+        """
         if self._overwrite and self._left:
             self._left, self._has_changed = {}, True
+        for record in done if self._left else ():
+            self.succeeded(record)
 
     def append(self, failure: Failure) -> None:
         """Write a failure; an older one of the same video is forgotten."""

@@ -190,8 +190,9 @@ class ResumableRun:
         if self._plan.total:
             self._load()
         if self._output is not None and not self.stop.is_set():
-            self._output[0].begin(self._plan.keys)
-            self._output[1].begin()
+            table, errors = self._output
+            table.begin(self._plan.keys)
+            errors.begin(record for record in table.records() if record.key in self._plan.keys)
 
     def close(self) -> None:
         """Stop the readers and release the output."""

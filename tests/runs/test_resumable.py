@@ -222,6 +222,20 @@ def test_a_file_that_is_not_there_fails_under_its_whole_name(clips: Path, tmp_pa
     assert len(list(caption_folder(names, out, model=Echo()))) == 2 and not errors.exists()
 
 
+def test_a_killed_run_leaves_no_failures_of_what_it_made(clips: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
+    (clips / "later.mp4").write_text("no video")
+    assert len(list(caption_folder(clips, out, model=Echo()))) == 5
+    before = errors.read_bytes()
+    (clips / "later.mp4").write_bytes((clips / "circle.mp4").read_bytes())
+    list(caption_folder(clips, out, model=Echo()))
+    errors.write_bytes(before)  # SIGKILL came before the end of the run
+    list(caption_folder(clips, out, model=Echo(), preset="default", limit=1))  # of other records, nothing is known
+    assert len(errors.read_bytes().splitlines()) == 2
+    list(caption_folder(clips, out, model=Echo()))
+    assert [Path(json.loads(row)["video_path"]).name for row in errors.read_bytes().splitlines()] == ["words.mp4"]
+
+
 def test_a_run_that_is_stopped_leaves_what_it_was_to_overwrite(clips: Path, tmp_path: Path) -> None:
     out, once = tmp_path / "out.jsonl", RunOptions(batch_size=1)
     list(caption_folder(clips, out, model=Echo(), preset="default"))
