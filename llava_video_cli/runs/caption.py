@@ -24,7 +24,7 @@ from ..video.files import Found, Status, find, first_below, may_be_picture, stat
 from ..video.image import is_picture
 from ..video.limits import Limits
 from ..video.sampling import Every
-from .formats import SIDECARS, TABLES, Sidecar, Sidecars, check_output, write_sidecar
+from .formats import SIDECARS, TABLES, Sidecar, Sidecars, check_output, unwritable, write_sidecar
 from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
@@ -304,8 +304,8 @@ def plan_folder(
         key = task.key(os.path.join(place(folder), name), each.status)  # noqa: PTH118 - what was listed, as it was
         plan.keys.add(key)
         paths = sidecars.paths(each.path, each.root)
-        if (rival := _rival(each, paths, owners)) is not None:
-            plan.fail(each.path, rival, task)
+        if (error := unwritable(each.path, paths.values(), owners)) is not None:
+            plan.fail(each.path, error, task)
         elif key in done:
             plan.done += 1
             if not all(path.exists() for path in paths.values()):
@@ -331,15 +331,6 @@ def _is_foreign(path: Path, kind: Sidecar, old: Record | None) -> bool:
         return path.exists() and (old is None or path.read_bytes() != SIDECARS[kind](old).encode())
     except OSError:
         return True
-
-
-def _rival(found: Found, paths: dict[Sidecar, Path], owners: dict[Path, str]) -> LlvidError | None:
-    """Return the error of a video whose sidecars another one has, as a.mp4 and a.mkv would."""
-    for path in paths.values():
-        other = owners.setdefault(path, found.path)
-        if other != found.path:
-            return LlvidError(f"{found.path}: {path} is already the sidecar of {other}", "rename one of the two")
-    return None
 
 
 def caption_folder(

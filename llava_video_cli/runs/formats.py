@@ -307,6 +307,21 @@ class Sidecars:
             write_sidecar(kind, path, record, "--output-dir")
 
 
+def unwritable(video: str, sidecars: Iterable[Path], owners: dict[Path, str]) -> LlvidError | None:
+    """Return why a video can't have these sidecars, if so; `owners` are the videos of others, and gets this one.
+
+    Another one may have them already, as of a.mp4 and a.mkv, or their ending makes a name too long.
+    """
+    for path in sidecars:
+        if (other := owners.setdefault(path, video)) != video:
+            return LlvidError(f"{video}: {path} is already the sidecar of {other}", "rename one of the two")
+        try:
+            path.exists()
+        except OSError as error:
+            return LlvidError(f"{video}: its sidecar {path.name} can't be written: {error.strerror}")
+    return None
+
+
 def check_parquet() -> None:
     """Raise MissingExtraError if the package for it is not there."""
     try:

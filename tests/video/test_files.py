@@ -132,6 +132,15 @@ def test_sidecars_decide_too(tmp_path: Path) -> None:
     assert sorted_out(tmp_path, done, text) == [["b.mkv"], 1, 1, ["c.txt"], 0]
 
 
+def test_a_sidecar_whose_name_is_too_long_is_a_failure(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", f"{'x' * 251}.mp4")
+    assert sorted_out(tmp_path, set(), Sidecars(("txt",))) == [["a.mp4", f"{'x' * 251}.mp4"], 0, 0, [], 0]
+    text = Sidecars(("txt", "json"))
+    todo = plan_folder(find([str(tmp_path)]), TASK, set(), text, tmp_path, overwrite=False)
+    assert "json can't be written: File name too long" in str(todo.failures[0].cause)
+    assert sorted_out(tmp_path, todo.keys, text) == [[], 1, 1, [], 1], "also of one that has a record"
+
+
 def test_a_hundred_thousand_finished_entries(tmp_path: Path) -> None:
     """A tenth of them here, so that a slow machine stays quick: the benchmark has all."""
     for number in range(10_000):
