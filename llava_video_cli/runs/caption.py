@@ -24,7 +24,7 @@ from ..video.files import Found, Status, find, first_below, may_be_picture, stat
 from ..video.image import is_picture
 from ..video.limits import Limits
 from ..video.sampling import Every
-from .formats import SIDECARS, TABLES, Sidecar, Sidecars, check_output, unwritable, write_sidecar
+from .formats import SIDECARS, TABLES, Sidecar, Sidecars, check_output, is_sidecar, unwritable, write_sidecar
 from .ledger import Errors
 from .media import check_media, read_medium
 from .prefetch import JobRequest, Result, first_error
@@ -235,7 +235,7 @@ class FolderPlan:
 
     `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
     that has no others to be written is one of the `skipped`. `lost` are the keys of records whose sidecars are missing,
-    with the video.
+    with the video. `stale` are sidecars of a video that was replaced since, by its `request_key`.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
@@ -245,6 +245,12 @@ class FolderPlan:
     skipped: int = 0
     lost: dict[str, Found] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
+    stale: dict[str, list[Path]] = field(default_factory=dict)
+
+    def drop_stale(self, request_key: str) -> None:
+        """Remove the stale sidecars of a video: its old record goes now, and nothing else tells whose they are."""
+        for path in self.stale.pop(request_key, ()):
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
 
     def fail(self, path: str, error: LlvidError, task: RunTask, request_key: str = "") -> None:
         """Take note of a video that can't be captioned."""
@@ -267,7 +273,7 @@ class FolderPlan:
             return (CaptionJob(found.path, key, task, settings, count) for found, key in self.videos)
 
         return RunPlan(
-            jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written,
+            jobs, len(self.videos), self.done + self.skipped, self.failures, task.is_fatal, written, self.drop_stale,
             largest=lambda: largest_requests(task, rope_auto=rope_auto),
             first=lambda: first_request((found.path for found, _ in self.videos), task),
             keys=self.keys, said=[(found.path, sampling) for found, _ in self.videos] if sampling.speech else (),
@@ -311,8 +317,12 @@ def plan_folder(
             if not all(path.exists() for path in paths.values()):
                 plan.lost[key] = each
         else:
-            old = record_of(task.request_key(each.path)) if paths and record_of is not None else None
-            kept = [path for kind, path in paths.items() if not overwrite and _is_foreign(path, kind, old)]
+            request_key = task.request_key(each.path) if paths else ""
+            old = record_of(request_key) if paths and record_of is not None else None
+            there = {kind: path for kind, path in paths.items() if path.exists()}
+            ours = [path for kind, path in there.items() if old is not None and is_sidecar(kind, path, old)]
+            kept = [path for path in there.values() if not overwrite and path not in ours]
+            plan.stale |= {request_key: ours} if ours else {}
             plan.kept += kept
             if kept and len(kept) == len(paths):
                 plan.skipped += 1
@@ -323,14 +333,6 @@ def plan_folder(
 
 def _is_named_picture(found: Found | MediaError) -> bool:
     return isinstance(found, Found) and may_be_picture(os.path.splitext(found.path)[1].lower())  # noqa: PTH122
-
-
-def _is_foreign(path: Path, kind: Sidecar, old: Record | None) -> bool:
-    """Whether a sidecar is there that was not made of that record, or was changed since."""
-    try:
-        return path.exists() and (old is None or path.read_bytes() != SIDECARS[kind](old).encode())
-    except OSError:
-        return True
 
 
 def caption_folder(

@@ -235,6 +235,14 @@ def write_sidecar(kind: Sidecar, path: Path, record: Record, option: str = "-o")
         beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 
 
+def is_sidecar(kind: Sidecar, path: Path, record: Record) -> bool:
+    """Whether a file is what `write_sidecar` writes of a record; one that can't be read is not."""
+    try:
+        return path.read_bytes() == SIDECARS[kind](record).encode()
+    except OSError:
+        return False
+
+
 def check_output(path: Path, *, one_video: bool) -> None:
     """Raise `UsageError` for a file that captions can't be written to, by its ending."""
     suffix = path.suffix.lower()

@@ -58,10 +58,11 @@ class RunPlan:
 
     `jobs` makes `total` jobs of the records' settings, which are complete once the model is loaded, and of
     `Model.budget`. `failures` are known before anything is read. An error that is `is_fatal` ends the run. `written`
-    is called with each record once it is in its file. `largest` are requests that take at least as much of the context
-    as any job, `first` one that ends the run if it doesn't fit: either may have none. `keys` are those of all records
-    that the run makes or has made. `said` are the files whose speech goes into prompts, each with the sampling of its
-    part: `Model.budget` is then called for every job, so that nothing is read before the model is there.
+    is called with each record once it is in its file, `replacing` with each `request_key` before the older record goes.
+    `largest` are requests that take at least as much of the context as any job, `first` one that ends the run if it
+    doesn't fit: either may have none. `keys` are those of all records that the run makes or has made. `said` are the
+    files whose speech goes into prompts, each with the sampling of its part: `Model.budget` is then called for every
+    job, so that nothing is read before the model is there.
     """
 
     jobs: Callable[[Mapping[str, Any], Count], Iterable[Job]]
@@ -70,6 +71,7 @@ class RunPlan:
     failures: Sequence[Failure] = ()
     is_fatal: Callable[[LlvidError], bool] = lambda _: False
     written: Callable[[Record], object] = lambda _: None
+    replacing: Callable[[str], object] = lambda _: None
     largest: Callable[[], Iterable[Request]] = tuple
     first: Callable[[], Iterable[Request]] = tuple
     keys: Set[str] = frozenset()
@@ -204,6 +206,7 @@ class ResumableRun:
             for outcome in chain(self._plan.failures, self._outcomes()):
                 if isinstance(outcome, Record):
                     if self._output is not None:
+                        self._plan.replacing(outcome.request_key)
                         self._output[0].append(outcome)
                         self._output[1].succeeded(outcome)
                     self._plan.written(outcome)
@@ -215,6 +218,7 @@ class ResumableRun:
                     if self._plan.is_fatal(outcome.cause):
                         raise outcome.cause
                     if self._output is not None:
+                        self._plan.replacing(outcome.request_key)
                         self._output[0].replace(outcome.request_key)
                         self._output[1].append(outcome)
                     self._failed += 1

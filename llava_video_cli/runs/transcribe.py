@@ -83,7 +83,7 @@ class TranscriptRun(ResumableRun):
         folder_plan = files.plan
         plan = RunPlan(
             lambda *_: (), len(folder_plan.videos), folder_plan.done + folder_plan.skipped, folder_plan.failures,
-            (lambda _: files.is_single), files.write, keys=folder_plan.keys,
+            (lambda _: files.is_single), files.write, folder_plan.drop_stale, keys=folder_plan.keys,
         )  # fmt: skip
         super().__init__(plan, files.output, options=options, opened=opened)
         self._videos, self._task, self._transcripts = folder_plan.videos, task, transcripts

@@ -257,3 +257,20 @@ def test_a_record_goes_when_the_file_in_its_videos_place_fails(clips: Path, tmp_
     run = caption_folder(video, out, model=Echo(), preset="default")
     assert [type(outcome) for outcome in run] == [Failure] and run.summary == Summary(failed=1, replaced=1)
     assert out.read_bytes() == b""
+
+
+def test_a_sidecar_goes_with_the_record_that_it_was_made_of(clips: Path, tmp_path: Path) -> None:
+    films, text = tmp_path / "films", Sidecars(("txt", "srt"))
+    films.mkdir()
+    video, said = films / "a.mp4", films / "a.txt"
+    video.write_bytes((clips / "circle.mp4").read_bytes())
+    list(caption_folder(films, model=Echo(), preset="default", sidecars=text))
+    before = said.read_text()
+    (films / "a.srt").write_text("somebody's")
+    video.write_text("no video")  # as one that is still being copied
+    list(caption_folder(films, model=Echo(), preset="default", sidecars=text))
+    assert not said.exists() and (films / "a.srt").read_text() == "somebody's"
+    video.write_bytes((clips / "square.mp4").read_bytes())
+    run = caption_folder(films, model=Echo(), preset="default", sidecars=text)
+    assert [type(outcome) for outcome in run] == [Record] and said.read_text() == before
+    assert (films / "a.srt").read_text() == "somebody's"
