@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from .config import (
     check_name,
     check_weights,
@@ -30,13 +30,13 @@ def locate(model: str, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint; one of the hub is downloaded if the cache lacks it.
 
     The folder of `random:SIZE` has a config and no weights: they are made while loading. Of the hub, only the config is
-    downloaded before the architecture is checked. Raises `UsageError` for text that can't be a name, `ModelError` for a
+    downloaded before the architecture is checked. Raises `UsageError` as `local_folder`, `ModelError` for a
     checkpoint that isn't there, can't be downloaded, or that llvid can't run.
     """
-    check_name(model)
+    local = local_folder(model, revision)
     if (random := random_folder(model)) is not None:
         return random
-    folder = local_folder(model) or _from_hub(model, revision)
+    folder = local or _from_hub(model, revision)
     read_config(folder)
     check_weights(folder)
     check_files(folder, weight_names(folder))
@@ -57,7 +57,7 @@ def check_bytes(folder: Path, parameters: int) -> None:
 
 def locate_config(model: str, revision: str | None) -> Path:
     """Return the folder that holds a model's config; from the hub, only the config is downloaded."""
-    if (folder := local_folder(model)) is not None:
+    if (folder := local_folder(model, revision)) is not None:
         return folder
     from huggingface_hub import try_to_load_from_cache
 
@@ -66,11 +66,19 @@ def locate_config(model: str, revision: str | None) -> Path:
         return Path(path).parent if isinstance(path, str) else resolve(model, revision)
 
 
-def local_folder(model: str) -> Path | None:
+def local_folder(model: str, revision: str | None = None) -> Path | None:
     """Return the folder of a checkpoint that needs no download, or None for a hub id.
 
-    Raises `UsageError` for text that can't be a name, `ModelError` for a folder that isn't there.
+    Raises `UsageError` for text that can't be a name, and for a revision of what isn't on the hub; `ModelError` for a
+    folder that isn't there.
     """
+    folder = _local_folder(model)
+    if folder is not None and revision is not None:
+        raise UsageError(f"{model} isn't on the hub: it has no revision {revision!r}", "leave out the revision")
+    return folder
+
+
+def _local_folder(model: str) -> Path | None:
     check_name(model)
     if model == NAME:
         return CHECKPOINT

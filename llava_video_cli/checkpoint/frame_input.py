@@ -30,7 +30,7 @@ def frame_input(model: str, revision: str | None = None) -> FrameInput | None:
 
     Raises `UsageError` or `ModelError` for a folder that is no checkpoint.
     """
-    folder = local_folder(model)
+    folder = local_folder(model, revision)
     if folder is None and model in PUBLISHED.values():
         return PUBLISHED_INPUT
     if folder is None:

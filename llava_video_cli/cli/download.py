@@ -101,7 +101,7 @@ def is_missing(settings: Settings) -> bool:
     """Whether the checkpoint has to be downloaded first. The hub isn't asked."""
     from ..checkpoint import cached_folder, local_folder
 
-    if settings.remote is not None or local_folder(settings.model) is not None:
+    if settings.remote is not None or local_folder(settings.model, settings.revision) is not None:
         return False
     return cached_folder(settings.model, settings.revision) is None
 

@@ -63,7 +63,7 @@ def pull(
 
 
 def _local_copy(model: str, revision: str | None, output: OutputFlags, *, offline: bool) -> Fetched:
-    if local_folder(model) is not None:
+    if local_folder(model, revision) is not None:
         folder = locate(model)
         output.note(f"{model} needs no download")
         return Fetched(folder, None, folder_bytes(folder))

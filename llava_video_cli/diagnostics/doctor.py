@@ -265,7 +265,7 @@ def _suits(name: str, kind: str, room_bytes: float) -> bool:
 
 def _folders(workload: Workload) -> tuple[Path | None, Path | None]:
     """Return the folder with a model's config, and the folder with the whole model; None where there is none."""
-    if local_folder(workload.model) is not None:
+    if local_folder(workload.model, workload.revision) is not None:
         folder = locate(workload.model)
         return folder, folder
     try:

@@ -297,6 +297,32 @@ def test_a_model_that_is_not_there(
         assert "demo" in err or "LLaVA-NeXT-Video" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", "CLIP", "What?"),
+        ("caption", "CLIP", "-o", "out.jsonl"),
+        ("find", "a circle", "CLIP"),
+        ("frames", "CLIP", "-o", "sheet.png"),
+        ("pull", "demo"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(
+    arguments: tuple[str, ...],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = () if arguments[0] == "pull" else ("-m", "demo")
+    words = [str(clip) if each == "CLIP" else each for each in arguments]
+    result = ran(capsys, *words, *model, "--revision", "v2", "-q")
+    assert failed(result, 2) == "error: demo isn't on the hub: it has no revision 'v2'"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_slip_in_a_name_gets_a_hint(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for media, hint in (
         (str(clip.with_name("crcle.mp4")), "did you mean 'circle.mp4'?"),
