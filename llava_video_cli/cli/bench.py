@@ -93,7 +93,7 @@ def bench(
             is_whole = True
         except KeyboardInterrupt:
             progress.stop()
-            console.note("interrupted: these are the results so far")
+            output.note("interrupted: these are the results so far")
             raise
         finally:
             progress.stop()

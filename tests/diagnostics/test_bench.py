@@ -222,3 +222,15 @@ def test_after_ctrl_c_the_results_so_far_are_written(clip: Path) -> None:
     assert "interrupted: these are the results so far" in bench.shown and "Traceback" not in bench.shown
     document = json.loads(bench.shown[bench.shown.index("{") : bench.shown.rindex("}") + 1])
     assert not document["is_whole"] and all(cell["what"] == "read" and cell["runs"] for cell in document["cells"])
+
+
+def test_ctrl_c_with_quiet_has_no_note(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llava_video_cli.diagnostics.bench.Bench.reading", interrupted)
+    assert run(["bench", str(clip), "-m", "demo", "-q"]) == 130
+    out, err = capsys.readouterr()
+    assert not json.loads(out)["is_whole"] and err == "interrupted\n"
