@@ -165,17 +165,20 @@ def _write_tables(results: Bench, machine: MachineInfo, model: str) -> None:
     console.note(f"{machine.cpu}, {machine.cores} cores, {memory}{', '.join(gpus)}; {model}")
     cells = results.cells
     labels = list(dict.fromkeys(cell.precision for cell in cells))
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("", "frames", "batch", *(label or "machine" for label in labels)):
-        table.add_column(
-            Text(console.shown(name, one_line=True)), justify="left" if not name else "right", no_wrap=not name
-        )
+    lines = [["", "frames", "batch", *(label or "machine" for label in labels)]]
     rows: dict[tuple[object, ...], dict[str | None, Measurement]] = {}
     for cell in cells:
         rows.setdefault((cell.what, cell.unit, cell.frames, cell.batch), {})[cell.precision] = cell
     for (what, unit, frames, batch), row in rows.items():
-        texts = [Text(console.shown(_shown(row[label]), one_line=True)) if label in row else "" for label in labels]
-        table.add_row(f"{what}, {unit}" if unit else f"{what}", str(frames or ""), str(batch or ""), *texts)
+        texts = [_shown(row[label]) if label in row else "" for label in labels]
+        lines.append([f"{what}, {unit}" if unit else f"{what}", str(frames or ""), str(batch or ""), *texts])
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for column in zip(*lines, strict=True):
+        words = (len(word) for text in column for word in text.split())
+        longest = max(words, default=0)  # Rich would cut it where the terminal is narrow
+        table.add_column(justify="right" if column[0] else "left", min_width=longest)
+    for number, line in enumerate(lines):
+        table.add_row(*(Text(console.shown(text, one_line=True)) for text in line), style="" if number else "dim")
     console.stderr.print(table)
     for note in dict.fromkeys(cell.note for cell in cells if cell.runs and cell.note):
         console.note(f"* {note}")

@@ -172,7 +172,10 @@ def test_the_first_run_counts_where_the_time_is_up() -> None:
     )
 
 
-def test_the_last_line_of_stdout_is_one_document(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_of_stdout_is_one_document(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
     code = run(["bench", str(clip), "--random-weights", "tiny", "--quick", "--runs", "2", "--quantize", "4bit"])
     out, err = capsys.readouterr()
     assert code == 0, err
@@ -189,6 +192,7 @@ def test_the_last_line_of_stdout_is_one_document(clip: Path, capsys: pytest.Capt
     ]:  # fmt: skip
         assert cells[key]["median"] > 0, key
     assert "videos/s" in err and "4bit" in err and document["machine"]["cpu"] in err
+    assert "\u2026" not in err and all(f" {cell['median']:.3g}" in err for cell in cells.values() if cell["unit"])
 
 
 @pytest.mark.parametrize(
