@@ -15,6 +15,7 @@ from light_program import LIGHT
 from terminal import PROGRAM, QUESTION, llvid
 
 from llava_video_cli.cli.app import run
+from llava_video_cli.preset import preset_files
 
 
 @pytest.mark.slow
@@ -89,7 +90,8 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     out, err = capsys.readouterr()
     assert "quantize: 4bit" in out and err.strip().endswith("low-memory.yaml")
     assert run(["presets", "--json"]) == 0
-    assert all(json.loads(line)["about"] for line in capsys.readouterr().out.splitlines())
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {each["name"] for each in records} == set(preset_files()) and all(each["about"] for each in records)
 
 
 def test_a_broken_preset_hides_no_other(
