@@ -42,7 +42,7 @@ def presets(
             console.write_json(_record(preset))
         else:
             output.note(str(preset.path))
-            console.write(preset.path.read_text(encoding="utf-8").rstrip("\n") + "\n")
+            console.write(preset.path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n")
         return
     all_presets = []
     for path in preset_files().values():

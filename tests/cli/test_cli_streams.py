@@ -82,13 +82,16 @@ def test_ctrl_c_ends_at_once_with_130(clip: Path, layouts: dict[str, Path], afte
     assert time.monotonic() - started < 30
 
 
-def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_are_listed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["presets"]) == 0
     out, err = capsys.readouterr()
     assert {line.split()[0] for line in out.splitlines()} >= {"default", "low-memory", "demo"} and "presets" in err
     assert run(["presets", "low-memory"]) == 0
     out, err = capsys.readouterr()
     assert "quantize: 4bit" in out and err.strip().endswith("low-memory.yaml")
+    (tmp_path / "mark.yaml").write_text("\ufeffabout: mine\n", encoding="utf-8")
+    assert run(["presets", str(tmp_path / "mark.yaml")]) == 0
+    assert capsys.readouterr().out == "about: mine\n"
     assert run(["presets", "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {each["name"] for each in records} == set(preset_files()) and all(each["about"] for each in records)
