@@ -80,6 +80,8 @@ def find(
     from ..evaluation.find import find_moments
     from .caption import listed_paths
 
+    if frames.source_fps is not None:
+        raise UsageError("--source-fps is for pictures, and `llvid find` searches videos only")
     if frames.frames is None and frames.fps is None and preset.preset is None:
         frames = replace(frames, frames=_FRAMES)
     settings = settle(preset, model, frames, TextFlags(**asdict(hearing)))

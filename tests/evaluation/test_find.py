@@ -443,7 +443,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert moment["query"] == "a triangle turns blue" and "1 done before" in err
     for wrong, message in (
         (["--threshold", "2"], "between 0 and 1"), (["--cuts", "x.txt"], ".sh"), (["-o", "x.csv"], ".jsonl"),
-        (["--template", "Is it there?"], "{what}"),
+        (["--template", "Is it there?"], "{what}"), (["--source-fps", "2"], "--source-fps is for pictures"),
     ):  # fmt: skip
         assert run(["find", "a circle", str(film), "-m", "demo", *wrong]) == 2
         assert message in capsys.readouterr().err
