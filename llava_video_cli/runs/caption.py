@@ -234,8 +234,8 @@ class FolderPlan:
     """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
 
     `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
-    that has no others to be written is one of the `skipped`. `lost` are the keys of records whose sidecars are missing,
-    with the video. `stale` are sidecars of a video that was replaced since, by its `request_key`.
+    that has no others to be written is one of the `skipped`. `made` are the keys of records that have sidecars, with
+    the video. `stale` are sidecars of a video that was replaced since, by its `request_key`.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
@@ -243,7 +243,7 @@ class FolderPlan:
     done: int = 0
     kept: list[Path] = field(default_factory=list)
     skipped: int = 0
-    lost: dict[str, Found] = field(default_factory=dict)
+    made: dict[str, Found] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     stale: dict[str, list[Path]] = field(default_factory=dict)
 
@@ -314,8 +314,8 @@ def plan_folder(
             plan.fail(each.path, error, task)
         elif key in done:
             plan.done += 1
-            if not all(path.exists() for path in paths.values()):
-                plan.lost[key] = each
+            if paths:
+                plan.made[key] = each
         else:
             request_key = task.request_key(each.path) if paths else ""
             old = record_of(request_key) if paths and record_of is not None else None
@@ -462,19 +462,22 @@ def open_files(
     for name in () if recursive else filter(os.path.isdir, names):
         if (below := first_below(name, pictures=pictures)) is not None:
             notify(f"{name}: files in its subfolders are left out, such as {below}; --recursive takes them")
-    for record in ledger.records() if plan.lost else ():
-        if record.key in plan.lost:
-            each = plan.lost[record.key]
-            there = [path for path in sidecars.paths(each.path, each.root).values() if path.exists()]
-            sidecars.write(record, each.path, each.root, there)
+    for record in ledger.records() if plan.made else ():
+        if (each := plan.made.get(record.key)) is not None:
+            paths = sidecars.paths(each.path, each.root)
+            # the size is enough for a note: to read 100,000 files takes minutes
+            made = [path for kind, path in paths.items() if is_sidecar(kind, path, record, by_size=not overwrite)]
+            kept = [path for path in paths.values() if not overwrite and path not in made and path.exists()]
+            sidecars.write(record, each.path, each.root, (*made, *kept))
+            plan.kept += kept
     plan.check_few(task, check)
     if plan.kept:
         notify(
             f"existing files that this run did not write are kept: {len(plan.kept)}, such as {plan.kept[0]} "
             "(use --overwrite to replace them)"
         )
-    places, kept = {key: (each.path, each.root) for each, key in plan.videos}, set(plan.kept)
-    return RunFiles(plan, output, lambda record: sidecars.write(record, *places[record.key], kept))
+    places, stay = {key: (each.path, each.root) for each, key in plan.videos}, set(plan.kept)
+    return RunFiles(plan, output, lambda record: sidecars.write(record, *places[record.key], stay))
 
 
 def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _RECORDS) -> Path | None:

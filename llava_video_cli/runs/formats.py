@@ -196,6 +196,8 @@ def _json_safe(character: str) -> str:
 
 def printable(text: str) -> str:
     """Return text without control characters, line breaks and tabs aside."""
+    if text.isprintable():
+        return text
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
 
 
@@ -235,10 +237,11 @@ def write_sidecar(kind: Sidecar, path: Path, record: Record, option: str = "-o")
         beside.write_text(SIDECARS[kind](record), encoding="utf-8", newline="")
 
 
-def is_sidecar(kind: Sidecar, path: Path, record: Record) -> bool:
-    """Whether a file is what `write_sidecar` writes of a record; one that can't be read is not."""
+def is_sidecar(kind: Sidecar, path: Path, record: Record, *, by_size: bool = False) -> bool:
+    """Whether a file is what `write_sidecar` writes of a record, or has its size; one that can't be read is not."""
+    content = SIDECARS[kind](record).encode()
     try:
-        return path.read_bytes() == SIDECARS[kind](record).encode()
+        return path.stat().st_size == len(content) if by_size else path.read_bytes() == content
     except OSError:
         return False
 

@@ -170,7 +170,8 @@ def test_sidecars(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert is_true("green_circle.mp4", (clips / "green_circle.txt").read_text()), "made anew from its record"
     assert (clips / "sub" / "blue_square.vtt").exists()
     assert (clips / "red_circle.txt").read_text() == "written by hand" and (clips / "red_circle.srt").exists()
-    assert "0 captioned, 9 done before" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "0 captioned, 9 done before" in err and "are kept: 1, such as" in err, "the note comes again"
     assert caption(clips, "-r", "--sidecar", "txt", "--output-dir", tmp_path / "tree", "-q") == 0
     assert sorted(path.name for path in (tmp_path / "tree").rglob("*.txt")) == sorted(
         path.with_suffix(".txt").name for path in clips.rglob("*.mp4")
