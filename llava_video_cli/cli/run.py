@@ -19,6 +19,7 @@ from ..model import Model
 from ..runs.answers import RunPace
 from ..runs.record import Failure, Record
 from ..runs.resumable import AnsweredRun, MakeRun, ResumableRun, RunOptions, Summary
+from ..system.files import remove_temporary
 from ..video.limits import Limits
 from ..video.sampling import clock
 from . import console, decisions
@@ -291,6 +292,7 @@ def one_more_chance(stop: Event, output: OutputFlags) -> Iterator[Sequence[int]]
         if stop.is_set():
             if os.isatty(2):
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # the bar's line, and the cursor that it hid
+            remove_temporary()
             os._exit(128 + kind)
         stop.set()
         if not output.quiet:

@@ -80,7 +80,7 @@ def temporary_file() -> Iterator[Path]:
 
 
 def remove_temporary() -> None:
-    """Remove the files of `temporary_file` now: the program ends, and nothing else does it."""
+    """Remove the files of `temporary_file` and `whole_file` now: the program ends, and nothing else does it."""
     for path in tuple(_TEMPORARY):
         with suppress(OSError):
             path.unlink()
@@ -96,6 +96,7 @@ def whole_file(path: Path, option: str = "-o") -> Iterator[Path]:
     shown, path = path, Path(os.path.realpath(path))
     # A short name, because the final one may be as long as the file system allows.
     temporary = path.with_name(f".llvid-{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix[:16]}")
+    _TEMPORARY.add(temporary)
     try:
         yield temporary
         temporary.replace(path)
@@ -106,6 +107,7 @@ def whole_file(path: Path, option: str = "-o") -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+        _TEMPORARY.discard(temporary)
 
 
 def check_place(path: Path) -> None:

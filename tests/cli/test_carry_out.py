@@ -21,6 +21,7 @@ from llava_video_cli.cli.settings import Settings
 from llava_video_cli.model import Loading
 from llava_video_cli.runs.record import Failure, Record
 from llava_video_cli.runs.resumable import ResumableRun, RunOptions, RunPlan
+from llava_video_cli.system.files import whole_file
 
 OUTPUT, QUIET = OutputFlags(), OutputFlags(quiet=True)
 
@@ -156,20 +157,26 @@ def test_a_signal_lets_what_runs_finish_and_the_handlers_come_back(
     assert last == "0 captioned, 2 left: run the same command to continue"
 
 
-def test_a_second_signal_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[str] = []
+
     class Ended(BaseException):
         """In place of the program's end."""
 
     def end(code: int) -> None:
+        left.extend(path.name for path in tmp_path.iterdir())
         raise Ended(code)
 
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        with whole_file(tmp_path / "sheet.png") as beside:
+            beside.write_text("half of")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(Ended, match="143"):
         carried(Made(twice))
+    assert not left, "no half file stays under another name"
 
 
 def test_the_meter_counts_what_is_left() -> None:
