@@ -227,9 +227,12 @@ class FindRun(AnsweredRun):
 
         self.task = task
         self._records: list[Mapping[str, Any]] = []
+        self._found_before: list[tuple[str, int, dict[str, Any]]] = []  # moments that are to have a sheet
         for record in files.output[0].records() if files.output else ():
-            if record.key in folder_plan.keys:
+            if (found := folder_plan.made.get(record.key)) is not None:
                 self._take(record)
+                moments = enumerate(record.values["moments"], start=1) if task.sheets else ()
+                self._found_before += ((found.path, number, moment) for number, moment in moments)
         plan = RunPlan(
             jobs, len(folder_plan.videos), folder_plan.done, folder_plan.failures, asked.is_fatal, self._take,
             largest=lambda: largest_requests(asked, rope_auto=source.rope_auto),
@@ -261,6 +264,17 @@ class FindRun(AnsweredRun):
 
     def _outcomes(self) -> Iterator[Record | Failure]:
         """Look into what the windows of one video show, while those of others are read and asked about."""
+        for name, number, moment in self._found_before:
+            if self.stop.is_set():
+                return
+            path = self._sheet_path(name, number)
+            if not path.exists():
+                try:
+                    self._sheet(name, number, moment["start_seconds"], moment["end_seconds"])
+                except MediaError as error:
+                    self._options.notify(f"no sheet: {error}")
+                    continue
+            moment["sheet"] = path_to_text(os.fspath(path))
         if self._ahead is None or self._model is None:
             return
         waiting: deque[_SearchedVideo] = deque()
@@ -307,7 +321,10 @@ class FindRun(AnsweredRun):
                 found.setdefault(query, []).extend(future.result())
             moments = [(query, moment) for query, each in found.items() for moment in joined(each)]
             moments.sort(key=lambda pair: -pair[1].probability)
-            sheets = [self._sheet(seen.job, number, moment) for number, (_, moment) in enumerate(moments, start=1)]
+            sheets = [
+                self._sheet(seen.job.name, number, moment.start_seconds, moment.end_seconds)
+                for number, (_, moment) in enumerate(moments, start=1)
+            ]
         except (MediaError, ModelError) as error:
             return seen.job.failure(error)
         except LlvidError:
@@ -357,20 +374,23 @@ class FindRun(AnsweredRun):
             "key": job.key,
         }
 
-    def _sheet(self, job: FindJob, number: int, moment: Moment) -> str | None:
+    def _sheet(self, name: str, number: int, start_seconds: float, end_seconds: float) -> str | None:
         """Write the contact sheet of a moment, whole or not at all; return its path, or None without a folder."""
         if self.task.sheets is None:
             return None
         part = replace(
-            self.task.preset.sampling, start_seconds=moment.start_seconds, end_seconds=moment.end_seconds,
+            self.task.preset.sampling, start_seconds=start_seconds, end_seconds=end_seconds,
             frames=_SHEET_FRAMES, fps=None, mode="uniform",
         )  # fmt: skip
-        frames = read_frames(job.name, part, limits=self._options.limits, resize=thumbnail)
-        name = f"{short_stem(job.name)}-{self.task.request_key(job.name)[:8]}-{number}.png"
-        path = self.task.sheets / name
+        frames = read_frames(name, part, limits=self._options.limits, resize=thumbnail)
+        path = self._sheet_path(name, number)
         with whole_file(path, "--sheets") as beside:
             sheet_of(frames, width_pixels=_SHEET_PIXELS).save(beside, format="png")
         return path_to_text(os.fspath(path))
+
+    def _sheet_path(self, name: str, number: int) -> Path:
+        folder = self.task.sheets or Path()
+        return folder / f"{short_stem(name)}-{self.task.request_key(name)[:8]}-{number}.png"
 
 
 def find_moments(

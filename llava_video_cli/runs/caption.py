@@ -234,8 +234,8 @@ class FolderPlan:
     """The files of a run: `videos` to caption, with the keys of their records; `failures`; and how many are `done`.
 
     `keys` are those of all records, also of what is done. `kept` are sidecars that no run wrote: they stay, and a video
-    that has no others to be written is one of the `skipped`. `made` are the keys of records that have sidecars, with
-    the video. `stale` are sidecars of a video that was replaced since, by its `request_key`.
+    that has no others to be written is one of the `skipped`. `made` are the keys of the records that are there, with
+    their videos. `stale` are sidecars of a video that was replaced since, by its `request_key`.
     """
 
     videos: list[tuple[Found, str]] = field(default_factory=list)
@@ -314,8 +314,7 @@ def plan_folder(
             plan.fail(each.path, error, task)
         elif key in done:
             plan.done += 1
-            if paths:
-                plan.made[key] = each
+            plan.made[key] = each
         else:
             request_key = task.request_key(each.path) if paths else ""
             old = record_of(request_key) if paths and record_of is not None else None
@@ -462,7 +461,7 @@ def open_files(
     for name in () if recursive else filter(os.path.isdir, names):
         if (below := first_below(name, pictures=pictures)) is not None:
             notify(f"{name}: files in its subfolders are left out, such as {below}; --recursive takes them")
-    for record in ledger.records() if plan.made else ():
+    for record in ledger.records() if sidecars.kinds and plan.made else ():
         if (each := plan.made.get(record.key)) is not None:
             paths = sidecars.paths(each.path, each.root)
             # the size is enough for a note: to read 100,000 files takes minutes

@@ -360,6 +360,17 @@ def test_cuts_of_names_that_are_not_text(films: Path, tmp_path: Path) -> None:
     assert cut == {b"-1.mp4", b"concat:x-1.mp4", b"-y-1.mp4", b"x" * 200 + b"-1.mp4"}
 
 
+def test_sheets_that_are_asked_for_later_are_made_of_the_records(films: Path, tmp_path: Path) -> None:
+    once, later, sheets = tmp_path / "once", tmp_path / "moments.jsonl", tmp_path / "sheets"
+    list(find_moments("Is it lit?", films, tmp_path / "once.jsonl", preset=PRESET, model=Seeing(), sheets=once))
+    assert list(find_moments("Is it lit?", films, later, preset=PRESET, model=Seeing()))
+    run = find_moments("Is it lit?", films, later, preset=PRESET, model=Seeing(), sheets=sheets)
+    assert not any(isinstance(outcome, Record) for outcome in run), "nothing is searched again"
+    wanted = {sheet.name: sheet.read_bytes() for sheet in once.iterdir()}
+    assert wanted and {sheet.name: sheet.read_bytes() for sheet in sheets.iterdir()} == wanted
+    assert {Path(moment["sheet"]) for moment in run.ranked()} == set(sheets.iterdir())
+
+
 def test_sheets_of_names_as_long_as_file_systems_allow(films: Path, tmp_path: Path) -> None:
     film = next(films.glob("*0.mp4"))
     longest = film.rename(tmp_path / f"{'ü' * 125}b.mp4")
