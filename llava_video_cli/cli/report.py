@@ -36,7 +36,7 @@ def report(
     output: OutputFlags,
 ) -> None:
     """Check every line, write the page, and print its path."""
-    from ..report.page import write_report
+    from ..report.page import first_not_found, write_report
     from ..report.results import open_results
 
     # Not a hidden file for ".jsonl", and in the current folder.
@@ -62,6 +62,11 @@ def report(
     output.note(*source.notes)
     if unreadable:
         output.note(f"{unreadable} video{'' if unreadable == 1 else 's'} can't be read any more")
+        if (path := first_not_found(source)) is not None:
+            output.note(
+                f"{path} is relative to the folder that the run was started in: make the page there "
+                "(`llvid caption --paths absolute` writes whole paths)"
+            )
     if output.json:
         counts = {"results": source.count, "failures": len(source.failures), "unreadable": unreadable}
         console.write_json({"report": str(target), **counts, "bytes": target.stat().st_size, "notes": source.notes})

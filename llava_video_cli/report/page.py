@@ -102,6 +102,18 @@ def write_report(
     return unreadable
 
 
+def first_not_found(results: Results) -> str | None:
+    """Return the first relative path that leads to nothing from the current folder, nor from that of the results."""
+    for result in results:
+        path = path_of(result.video)
+        with suppress(OSError, ValueError):  # a name that can't be a file's
+            if not (isinstance(path, PictureList) or Path(path).is_absolute() or _URL.fullmatch(path)) and not (
+                Path(_located(path, results.path.parent)).exists()
+            ):
+                return path
+    return None
+
+
 def is_report(path: Path) -> bool:
     """Whether a file is a page that `write_report` wrote."""
     with path.open("rb") as file:

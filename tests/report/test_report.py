@@ -33,7 +33,9 @@ def test_stdout_has_the_path_and_stderr_the_notes(
     write(tmp_path / "run" / "captions.jsonl", line(str(clip)), line("gone.mp4"))
     assert run(["report", "run/captions.jsonl"]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == ("captions-report.html\n", "1 video can't be read any more\n")
+    unreadable, hint = err.splitlines()
+    assert (out, unreadable) == ("captions-report.html\n", "1 video can't be read any more")
+    assert hint.startswith("gone.mp4 is relative to the folder that the run was started in") and "--paths" in hint
     assert {path.name for path in tmp_path.iterdir()} == {"run", "captions-report.html"}
     assert run(["report", "run/captions.jsonl", "--json", "-q", "--overwrite", "-o", "page.html"]) == 0
     out, err = capsys.readouterr()
@@ -45,6 +47,15 @@ def test_stdout_has_the_path_and_stderr_the_notes(
         "bytes": (tmp_path / "page.html").stat().st_size,
         "notes": [],
     }
+
+
+def test_a_video_that_is_gone_from_where_it_was_is_no_matter_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.mp4").write_text("no video")
+    write(tmp_path / "out.jsonl", line("broken.mp4"), line(str(tmp_path / "gone.mp4")), line("https://a.b/c.mp4"))
+    assert run(["report", str(tmp_path / "out.jsonl"), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().err == "3 videos can't be read any more\n"
 
 
 def test_a_list_with_half_a_character_is_one_video_that_cannot_be_read(
