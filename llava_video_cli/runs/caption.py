@@ -476,7 +476,12 @@ def open_files(
             "(use --overwrite to replace them)"
         )
     places, stay = {key: (each.path, each.root) for each, key in plan.videos}, set(plan.kept)
-    return RunFiles(plan, output, lambda record: sidecars.write(record, *places[record.key], stay))
+
+    def write(record: Record) -> None:
+        for path in sidecars.write(record, *places[record.key], stay, spare=not overwrite):
+            notify(f"{path} is kept: somebody wrote it during the run")
+
+    return RunFiles(plan, output, write)
 
 
 def default_output(paths: Sequence[str], sidecars: Sidecars, records: str = _RECORDS) -> Path | None:

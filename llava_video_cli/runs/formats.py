@@ -305,10 +305,19 @@ class Sidecars:
             place = self.folder / (place.name if inside == os.curdir else inside)  # a folder's pictures may be a video
         return {kind: place.with_name(f"{place.stem}.{kind}") for kind in self.kinds}
 
-    def write(self, record: Record, video: str, root: str, keep: Container[Path] = ()) -> None:
-        """Write the files of a video's record but those to keep, each whole or not at all. Raises LlvidError."""
+    def write(
+        self, record: Record, video: str, root: str, keep: Container[Path] = (), *, spare: bool = False
+    ) -> list[Path]:
+        """Write the files of a video's record but those to keep, each whole or not at all. Raises LlvidError.
+
+        With `spare`, files that are there stay, and are returned.
+        """
+        spared = []
         for kind, path in self.paths(video, root).items():
             if path in keep:
+                continue
+            if spare and path.exists():
+                spared.append(path)
                 continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -316,6 +325,7 @@ class Sidecars:
                 message = f"can't create the folder {path.parent}: {error.strerror}"
                 raise LlvidError(message, "choose another path with --output-dir") from None
             write_sidecar(kind, path, record, "--output-dir")
+        return spared
 
 
 def unwritable(video: str, sidecars: Iterable[Path], owners: dict[Path, str]) -> LlvidError | None:

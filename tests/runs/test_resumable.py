@@ -274,3 +274,21 @@ def test_a_sidecar_goes_with_the_record_that_it_was_made_of(clips: Path, tmp_pat
     run = caption_folder(films, model=Echo(), preset="default", sidecars=text)
     assert [type(outcome) for outcome in run] == [Record] and said.read_text() == before
     assert (films / "a.srt").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_somebody_writes_during_a_run_in_place_of_a_sidecar_is_kept(clips: Path, overwrite: bool) -> None:
+    def write(_: str) -> None:
+        if not (clips / "circle.txt").exists():
+            (clips / "circle.txt").write_text("by hand")
+
+    notes: list[str] = []
+    list(
+        caption_folder(
+            clips, model=Echo(write), preset="default", sidecars=Sidecars(("txt", "srt")), overwrite=overwrite,
+            options=RunOptions(batch_size=1, notify=notes.append),
+        )
+    )  # fmt: skip
+    assert (clips / "circle.srt").exists() and (clips / "square.txt").exists()
+    is_kept = any("circle.txt is kept: somebody wrote it" in note for note in notes)
+    assert ((clips / "circle.txt").read_text() == "by hand") is is_kept is not overwrite
