@@ -18,6 +18,7 @@ from ..errors import LlvidError, MediaError
 from .faults import EBML, file_fault
 from .files import JPEG, check_file, file_of
 from .limits import Deadline
+from .sampling import Timeline, is_constant
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -91,11 +92,11 @@ class OpenVideo(OpenStream["VideoStream"]):
         """Whether the decoder returns no picture that lacks others which it needs."""
         return self.codec in _STRICT_DECODERS or self.context.codec.intra_only
 
-    @property
-    def fault(self) -> str | None:
-        """Why pictures may be missing, by the file's own words; None if it says nothing."""
+    def fault(self, timeline: Timeline | None = None) -> str | None:
+        """Return why pictures may be missing, by the file's own words; None if it says nothing. See `file_fault`."""
         encrypted = "enc_key_id" in self.stream.metadata  # Matroska
-        return "the video is encrypted" if encrypted else file_fault(file_of(self.path))
+        has_gaps = timeline is None or not is_constant(timeline.stamps)
+        return "the video is encrypted" if encrypted else file_fault(file_of(self.path), has_gaps=has_gaps)
 
     @property
     def pixels(self) -> int:
@@ -244,7 +245,7 @@ def up_to(packets: Iterator[Packet[VideoStream]], stamp: int) -> Iterator[Packet
 
 def no_picture(video: OpenVideo) -> MediaError:
     """Return the error for a video without a picture that can be decoded."""
-    fault = video.fault
+    fault = video.fault()
     return MediaError(f"{video.path}: no frame can be decoded" + (f": {fault}" if fault else ""))
 
 

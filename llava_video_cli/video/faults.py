@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
+from .chains import WALKS, is_broken
 from .files import JPEG
 from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, top_boxes, track_fault
 
-_CUT = "the file is cut short"
+_CUT, _BROKEN = "the file is cut short", "the file is damaged or cut short"
+_SMALL_BYTES = 2**26  # they are searched in some 0.1 seconds
 EBML = b"\x1aE\xdf\xa3"
 _JPEG_END = b"\xff\xd9"
 _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
@@ -18,18 +20,22 @@ _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
 
-def file_fault(path: str) -> str | None:
-    """Return what is wrong with a file by its container's own words; None if it says nothing."""
+def file_fault(path: str, *, has_gaps: bool = True) -> str | None:
+    """Return what is wrong with a file by its container's own words; None if it says nothing.
+
+    A large file is not searched for damage where the times of its pictures have no gaps; in AVI they only count them.
+    """
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a Path costs more
             end = file.seek(0, 2)
             file.seek(0)
             start, kind = file.read(4), file.read(4)
             file.seek(4)
-            if start == EBML:
-                return _CUT if _segment_end(file) > end else None
-            if start == _RIFF:
-                return _CUT if _riff_end(file, end) > end else None
+            if (start == EBML and _segment_end(file) > end) or (start == _RIFF and _riff_end(file, end) > end):
+                return _CUT
+            if start in WALKS:
+                is_searched = has_gaps or start == _RIFF or end <= _SMALL_BYTES
+                return _BROKEN if is_searched and is_broken(file, start, end) else None
             if start == _GIF:
                 file.seek(max(0, end - _GIF_PADDING_BYTES))
                 return None if file.read().rstrip(b"\0\r\n").endswith(_GIF_END) else _CUT

@@ -476,7 +476,7 @@ class VideoReader(Reader):
         damaged = self._damaged or self._converter.damaged or (self._decoded and self._decoded.is_damaged)
         if damaged and not (self._decoded and self._decoded.broken):
             notes.append("the decoder reports damage: parts of some frames may be wrong")
-        if not (self._packets and self._packets.is_whole) and (fault := self._video.fault):
+        if not (self._packets and self._packets.is_whole) and (fault := self._video.fault(self.timeline)):
             notes.append(fault)
         if self._converter.matrix is not None:
             notes.append(f"colour matrix {self._converter.matrix} is not supported; the usual one is used instead")

@@ -124,7 +124,7 @@ def test_an_animation_has_the_limits_of_a_picture(tmp_path: Path) -> None:
 def test_matroska_tells_that_a_video_is_encrypted(tmp_path: Path) -> None:
     path = make_film(tmp_path / "a.mkv", (), 0.5)
     with open_video(str(path), deadline(path)) as video:
-        assert video.fault is None
+        assert video.fault() is None
     with av.open(str(path)) as reading, av.open(str(tmp_path / "b.mkv"), "w") as writing:
         copied = writing.add_stream_from_template(reading.streams.video[0])
         copied.metadata["enc_key_id"] = "a key"  # as FFmpeg calls what is in ContentEncKeyID
@@ -135,7 +135,7 @@ def test_matroska_tells_that_a_video_is_encrypted(tmp_path: Path) -> None:
     encrypted = tmp_path / "b.mkv"
     encrypted.write_bytes(encrypted.read_bytes().replace(b"ENC_KEY_ID", b"enc_key_id"))
     with open_video(str(encrypted), deadline(encrypted)) as video:
-        assert video.fault == "the video is encrypted"
+        assert video.fault() == "the video is encrypted"
 
 
 class Broken:

@@ -216,7 +216,8 @@ def test_an_error_names_the_file_once(tmp_path: Path) -> None:
         break_packets(clip, range(24))
     late, slow = Sampling(start_seconds=5), Limits(seconds=1e-9)
     whole = [make_clip(tmp_path / name, codec="mpeg4", bf="2", g="8") for name in ("whole.avi", "whole.mp4")]
-    cases = [(clip, Sampling(), Limits(), "no frame can be decoded") for clip in clips]
+    cases = [(clip, Sampling(), Limits(), "no frame can be decoded") for clip in clips[:2]]
+    cases += [(clips[2], Sampling(), Limits(), "no frame can be decoded: the file is damaged or cut short")]
     cases += [(clip, late, Limits(), "the start (5 s) is past the end of the video (1.000 s)") for clip in whole]
     cases += [(clip, Sampling(), slow, "not read within 1e-09 seconds") for clip in whole]
     for clip, sampling, limits, words in cases:

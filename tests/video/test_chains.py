@@ -1,0 +1,131 @@
+"""Damage to a container, of which FFmpeg tells nothing but to its log, and whole files that look like it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import av
+import pytest
+from clips import copy_packets, make_clip
+
+from llava_video_cli.video import read_frames
+from llava_video_cli.video.faults import file_fault
+from llava_video_cli.video.sampling import Sampling
+
+DAMAGED = "the file is damaged or cut short"
+# The codec, and how many bytes before the place of a packet its header begins.
+KINDS = {
+    "film.mkv": ("mpeg4", 3), "film.webm": ("libvpx", 3), "film.ogg": ("libvpx", 0), "film.flv": ("flv", 0),
+    "film.avi": ("mpeg4", 8), "film.wmv": ("wmv2", 0),
+}  # fmt: skip
+
+
+def make(path: Path) -> Path:
+    clip = make_clip(path.with_name(f"made.{path.suffix}"), range(48), codec=KINDS[path.name][0], g="8", b="2M")
+    return copy_packets(clip, path)  # with the codec's data in the header
+
+
+def notes(path: Path) -> tuple[str, ...]:
+    return read_frames(path, Sampling(frames=4)).notes
+
+
+def places(path: Path) -> list[int]:
+    with av.open(str(path)) as container:
+        return [packet.pos for packet in container.demux(video=0) if packet.size and packet.pos is not None]
+
+
+def without_sizes(content: bytes) -> bytes:
+    """A copy that leaves the size of Matroska's segment and clusters open, as live streams do."""
+    for name in (b"\x18S\x80g", b"\x1fC\xb6u"):
+        first, *others = content.split(name)
+        sizes = [9 - each[0].bit_length() for each in others]
+        unknown = [((2 << 7 * size) - 1).to_bytes(size, "big") for size in sizes]
+        content = name.join([first, *(u + each[len(u) :] for u, each in zip(unknown, others, strict=True))])
+    return content
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_lost_packets_are_told(tmp_path: Path, name: str) -> None:
+    clip = make(tmp_path / name)
+    assert notes(clip) == ()
+    content = bytearray(clip.read_bytes())
+    place = places(clip)[20] - KINDS[name][1]
+    content[place : place + 6] = bytes(6)
+    clip.write_bytes(content)
+    assert len(places(clip)) < 48
+    assert notes(clip) == (DAMAGED,)
+
+
+@pytest.mark.parametrize("name", ["film.webm", "film.ogg", "film.flv", "film.wmv"])
+def test_files_that_end_early_are_told(tmp_path: Path, name: str) -> None:
+    clip = make(tmp_path / name)
+    clip.write_bytes(without_sizes(clip.read_bytes())[: places(clip)[30] + 40])
+    assert file_fault(str(clip)) == DAMAGED
+
+
+def test_a_block_of_no_track_is_told(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.mkv")
+    content = bytearray(clip.read_bytes())
+    place = places(clip)[20]
+    assert content[place] == 0x81, "the first track"
+    content[place] = 0x85
+    clip.write_bytes(content)
+    assert len(places(clip)) < 48
+    assert notes(clip) == (DAMAGED,)
+
+
+def test_a_missing_page_is_told(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.ogg")
+    pages = clip.read_bytes().split(b"OggS")
+    assert len(pages) > 8
+    clip.write_bytes(b"OggS".join([*pages[:4], *pages[5:]]))
+    assert notes(clip) == (DAMAGED,)
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "film.ogg"])
+def test_joined_files_are_whole(tmp_path: Path, name: str) -> None:
+    clip = make(tmp_path / name)
+    clip.write_bytes(2 * clip.read_bytes())
+    assert file_fault(str(clip)) is None
+
+
+def test_a_stream_of_unknown_sizes_with_padding_is_whole(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.webm")
+    content = without_sizes(clip.read_bytes())
+    at = content.index(b"\x1fC\xb6u")
+    clip.write_bytes(content[:at] + b"\xec\x84abcd" + content[at:])
+    assert notes(clip) == ()
+
+
+def test_the_recording_of_a_broadcast_is_whole(tmp_path: Path) -> None:
+    """Behind the headers, it begins with a later page."""
+    clip = make(tmp_path / "film.ogg")
+    pages = clip.read_bytes().split(b"OggS")
+    clip.write_bytes(b"OggS".join([*pages[:3], *pages[4:]]))
+    assert file_fault(str(clip)) is None
+
+
+def test_an_index_that_fits_no_chunk_is_not_believed(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.avi")
+    content = bytearray(clip.read_bytes())
+    at = content.rindex(b"idx1") + 8
+    while content[at : at + 4] == b"00dc":
+        content[at + 8 : at + 12] = struct.pack("<I", 7)
+        at += 16
+    clip.write_bytes(content)
+    assert file_fault(str(clip)) is None
+
+
+def test_a_large_file_is_searched_where_pictures_may_be_missing(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.flv")
+    content = bytearray(clip.read_bytes())
+    content[places(clip)[20]] = 0
+    with clip.open("wb") as file:
+        file.write(content)
+        for _ in range(5):  # data of 2 ** 24 bytes, without a disk's blocks
+            file.write(b"\x12\xff\xff\xff")
+            file.seek(7 + 0xFFFFFF, 1)
+            file.write(struct.pack(">I", 11 + 0xFFFFFF))
+    assert file_fault(str(clip), has_gaps=True) == DAMAGED
+    assert file_fault(str(clip), has_gaps=False) is None
