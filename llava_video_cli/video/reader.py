@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from .limits import Clock, Deadline, Limits
 from .orientation import Geometry
 from .packet_index import PacketIndex
 from .parallel import Converter, DecodedFrame, decode_ranges, decode_targets, has_false_keyframe
-from .sampling import Sampling, Selection, Shot, Timeline, part_of, select_stamps
+from .sampling import Sampling, Selection, Shot, Timeline, on_screen, part_of, select_stamps
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -211,9 +212,8 @@ class Reader(ABC):
         with self._named_errors():
             start, end = part_of(timeline, sampling)
         stamps = timeline.stamps
-        stop = bisect_left(stamps, end)
-        first = stamps[max(0, bisect_right(stamps, start) - 1)]
-        return int(first), int(stamps[stop]) if stop < len(stamps) else timeline.end
+        first, stop = on_screen(stamps, start), bisect_left(stamps, math.ceil(end))
+        return int(stamps[first]), int(stamps[stop]) if stop < len(stamps) else timeline.end
 
     def _stamps(self, sampling: Sampling) -> tuple[list[int], int]:
         """Return the stamps of all pictures of the sampling's part, and the stamp of its end."""

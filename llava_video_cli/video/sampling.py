@@ -290,7 +290,7 @@ def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] 
                 f" frames, more than {MAX_FRAMES}",
                 hint="use a lower frame rate, or a shorter part",
             )
-    here = range(_on_screen(stamps, start), max(1, bisect_left(stamps, end)))
+    here = range(on_screen(stamps, start), max(1, bisect_left(stamps, math.ceil(end))))
     if sampling.mode == "scenes":
         return _over_shots(timeline, here, shots, count)
     if sampling.mode == "endpoints":
@@ -300,7 +300,7 @@ def select_stamps(timeline: Timeline, sampling: Sampling, shots: Sequence[Shot] 
     elif sampling.fps is None and is_constant(stamps):
         chosen = _divide_frames(timeline, start, end, count)
     else:
-        chosen = [_on_screen(stamps, start + i * step + slack) for i in range(count)]
+        chosen = [on_screen(stamps, start + i * step + slack) for i in range(count)]
     selected = [int(stamps[index]) for index in chosen]
     if sampling.mode == "keyframes":
         return _at_keyframes(timeline, selected)
@@ -375,8 +375,9 @@ def _moment(begin: Fraction, seconds: float, tick: Fraction) -> Fraction:
     return Fraction(nearest) if abs(moment - nearest) < _ROUNDING else moment
 
 
-def _on_screen(stamps: Stamps, moment: Fraction | int) -> int:
-    return max(0, bisect_right(stamps, moment) - 1)
+def on_screen(stamps: Stamps, moment: Fraction | int) -> int:
+    """Return the number of the picture that is on screen at a moment: the first one, where none is yet."""
+    return max(0, bisect_right(stamps, math.floor(moment)) - 1)  # a fraction would be multiplied in 64 bits
 
 
 def _endpoints(here: range, count: int) -> list[int]:
@@ -394,7 +395,7 @@ def _divide_frames(timeline: Timeline, start: Fraction, end: Fraction, count: in
 
 def _position(timeline: Timeline, moment: Fraction) -> Fraction:
     """Return a moment in frames: 2.5 is half-way through the third one's time on screen."""
-    stamps, index = timeline.stamps, _on_screen(timeline.stamps, moment)
+    stamps, index = timeline.stamps, on_screen(timeline.stamps, moment)
     after = stamps[index + 1] if index + 1 < len(stamps) else timeline.end
     return index + (moment - int(stamps[index])) / (int(after) - int(stamps[index]))
 
@@ -423,7 +424,7 @@ def _over_shots(timeline: Timeline, here: range, shots: Sequence[Shot], count: i
         if constant or share == len(part):
             chosen += (part[math.floor(middle * len(part))] for middle in middles)
         else:
-            chosen += (_on_screen(stamps, start + middle * (end - start)) for middle in middles)
+            chosen += (on_screen(stamps, start + middle * (end - start)) for middle in middles)
     notes = [_plural(len(within), "shot")] if len(within) > 1 else []
     if count < len(parts):
         notes.append(f"{_plural(count, 'frame')} for {len(parts)} shots: only the longest have one")
@@ -451,7 +452,7 @@ def _shares(count: int, lengths: Sequence[int], most: Sequence[int]) -> list[int
 def _at_keyframes(timeline: Timeline, stamps: list[int]) -> Selection:
     # the first picture's own keyframe may be hidden
     keys = sorted({int(stamp) for stamp in (timeline.stamps[0], *timeline.keyframes)})
-    snapped = dict.fromkeys(keys[_on_screen(keys, stamp)] for stamp in stamps)
+    snapped = dict.fromkeys(keys[on_screen(keys, stamp)] for stamp in stamps)
     notes = ["the frames are keyframes, which may be earlier than the requested times"]
     if len(snapped) < len(stamps):
         notes.append(f"only {_plural(len(snapped), 'keyframe')} for {len(stamps)} times: each is used once")

@@ -481,3 +481,10 @@ def test_ctrl_c_within_a_lock_stays_ctrl_c() -> None:
             raise KeyboardInterrupt
         finally:
             threading.Lock().release()
+
+
+def test_shots_of_a_part_with_many_digits_on_a_clock_of_hours(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", range(10**11, 10**11 + 2000, 40), Fraction(1, 1000))
+    for start, end in ((1 / 7, 10 / 7), (0.1 + 0.2, 1 / 0.9)):
+        frames = read_frames(clip, Sampling(frames=3, start_seconds=start, end_seconds=end, mode="scenes"))
+        assert all(start - 0.04 < time < end for time in frames.times_seconds)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llava_video_cli.errors import MediaError, UsageError
@@ -243,3 +244,15 @@ def test_media_modules_import_nothing_heavy() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("mode", ["uniform", "endpoints", "scenes"])
+def test_times_with_many_digits_on_a_clock_of_hours(mode: Mode) -> None:
+    """Of a recorded broadcast: a time as a fraction, multiplied by such a stamp, has more than 64 bits."""
+    stamps = [5 * 10**9 + 3600 * i + i % 2 for i in range(1000)]
+    timeline = Timeline(np.array(stamps, np.int64), stamps[-1] + 3600, Fraction(1, 90000))
+    for start, end in ((4 / 3, 31 / 3), (0.7 + 0.7 + 0.7, 37.03703703703704)):
+        sampling = Sampling(frames=4, start_seconds=start, end_seconds=end, mode=mode)
+        assert select_stamps(timeline, sampling) == select_stamps(replace(timeline, stamps=stamps), sampling)
+    sampling = Sampling(fps=1 / 3)
+    assert select_stamps(timeline, sampling) == select_stamps(replace(timeline, stamps=stamps), sampling)
