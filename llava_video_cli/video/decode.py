@@ -264,7 +264,7 @@ def decode_fully(video: OpenVideo, progress: Callable[[float], None]) -> FullDec
         given = []
         for column in columns:
             if len(column) == len(stamps) > 1 and column == sorted(set(column)):
-                last_duration = column[-1] - column[-2]
+                last_duration = int(np.median(np.diff(column[-6:])))  # the last but one may be a still
                 pace = Fraction(column[-1] - column[0], len(column) - 1) if is_constant(column) else last_duration
                 # a packet has the time of the picture that is shown so many places before: decoders wait as long
                 given = [*column[delay:], *(column[-1] + round(pace * (k + 1)) for k in range(delay))]

@@ -325,3 +325,12 @@ def test_nothing_is_written_to_stdout_or_stderr(tmp_path: Path) -> None:
 def test_absurd_amounts_of_frames_are_refused(made: Path) -> None:
     with pytest.raises(MediaError, match="24 frames of 96x64 need"):
         read_frames(made / "plain.mp4", limits=Limits(bytes=100_000))
+
+
+def test_the_last_picture_of_avi_stays_no_longer_than_the_others(tmp_path: Path) -> None:
+    """Its time is not in the file, as B-frames have moved all times on; the picture before it is a still."""
+    stamps = [0, 1, 2, 4, 5, 9, 10, 11, 12, 60, 61]
+    clip = make_clip(tmp_path / "film.avi", stamps, codec="mpeg4", bf="1", g="8")
+    frames = read_frames(clip, Sampling(frames=64))
+    assert [round(24 * time) for time in frames.times_seconds] == stamps
+    assert frames.info.duration_seconds == pytest.approx(62 / 24)
