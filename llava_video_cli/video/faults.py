@@ -70,7 +70,7 @@ def _riff_end(file: BinaryIO, end: int) -> int:
     while at + 8 <= end:
         file.seek(at)
         kind, size = struct.unpack("<4sI", file.read(8))
-        if kind != _RIFF or not size:
+        if kind != _RIFF or size in (0, 0xFFFFFFFF):  # unknown: it was written to a pipe
             break
         at += 8 + size + size % 2
     return at - 1  # the last byte may be padding

@@ -428,6 +428,15 @@ def test_a_cut_is_told_of_other_containers(tmp_path: Path, name: str) -> None:
     assert "the file is cut short" in read_frames(clip, Sampling(frames=4)).notes
 
 
+def test_avi_of_unknown_size_is_whole(tmp_path: Path) -> None:
+    """As FFmpeg writes it to a pipe."""
+    clip = make_clip(tmp_path / "film.avi", codec="mjpeg")
+    content = bytearray(clip.read_bytes())
+    content[4:8] = content[content.index(b"movi") - 4 : content.index(b"movi")] = b"\xff" * 4
+    clip.write_bytes(content)
+    assert read_frames(clip, Sampling(frames=4)).notes == ()
+
+
 def test_a_scrambled_transport_stream_is_told(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clear.ts", range(48))
     content = bytearray(clip.read_bytes())
