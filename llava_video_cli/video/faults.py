@@ -10,7 +10,7 @@ from .files import JPEG
 from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, top_boxes, track_fault
 
 _CUT, _BROKEN = "the file is cut short", "the file is damaged or cut short"
-_SMALL_BYTES = 2**26  # they are searched in some 0.1 seconds
+_SMALL_BYTES = 2**24  # they are searched in at most some 0.04 seconds
 EBML = b"\x1aE\xdf\xa3"
 _JPEG_END = b"\xff\xd9"
 _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
