@@ -118,6 +118,8 @@ def _of_the_system(failure: OSError | ImportError) -> LlvidError | None:
         is_library = (failure.path or "").endswith((".so", ".dylib", ".pyd"))
         hint = "memory is short, or the package that it belongs to has to be installed again"
         return LlvidError(f"{failure.path} can't be loaded: {failure}", hint) if is_library else None
+    if failure.filename is None and failure.errno == errno.ENOENT:  # of `os.getcwd`
+        return LlvidError("the current folder is not there any more", "change to another folder")
     if failure.filename is None and failure.errno is not None:
         return LlvidError(f"can't write the answer: {failure.strerror}")
     if failure.errno in _OF_PATHS:

@@ -131,8 +131,11 @@ def open_container(path: str, deadline: Deadline, *, probe: bool = True) -> Iter
     if kind in _STAMPED and not probe:
         options["skip_frame"] = "all"
     try:
+        name = file_of(path)
+        if not os.path.isabs(name):  # noqa: PTH117 - a Path costs more
+            name = os.path.join(os.getcwd(), name)  # noqa: PTH109, PTH118
         # "file:" so that a name such as "concat:a|b" or "http://..." is a file name and nothing else
-        name = "file:" + os.path.join(os.getcwd(), file_of(path))  # noqa: PTH109, PTH118 - a Path costs more
+        name = f"file:{name}"
         container = av.open(name, format=kind, options=options, metadata_errors="ignore", timeout=deadline.left())
     except av.error.FFmpegError as error:
         deadline.left()  # FFmpeg says "invalid data" where it was stopped while it looked at the file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -376,3 +377,22 @@ def test_python_without_docstrings_is_one_line(clip: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: no model can be loaded where Python leaves docstrings out\nhint: PYTHONOPT")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the current folder can't be removed")
+def test_the_current_folder_may_be_removed(clip: Path, tmp_path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from llava_video_cli import read_frames
+from llava_video_cli.cli.app import run
+os.chdir(sys.argv[2])
+Path(sys.argv[2]).rmdir()
+print(read_frames(sys.argv[1]).images.shape)
+sys.exit(run(["pull", "demo", "--quantize", "4bit", "--to", sys.argv[3], "-q"]))
+"""
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", program, str(clip.absolute()), str(tmp_path / "gone"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1 and result.stdout, "a whole path needs no folder"
+    assert result.stderr.startswith("error: the current folder is not there any more"), result.stderr
