@@ -14,7 +14,7 @@ from .errors import ModelError, UsageError, nearest
 from .model import Quantize
 from .prompt.subtitles import Count, LineCount, Subtitles, fitting, with_lines, with_speech
 from .prompt.timestamps import request_of
-from .system.files import config_folder
+from .system.files import config_folder, expanded
 from .validation import InputError, placed, read_fields, read_file, read_json, read_yaml, schema_text, shape_of
 from .video import Frames
 from .video.sampling import SCENE_OPTIONS, Sampling, parse_time
@@ -96,7 +96,7 @@ def load_preset(name: str) -> Preset:
     """
     is_path = os.sep in name or (os.altsep or os.sep) in name
     if is_path:
-        return read_preset(Path(name).expanduser())
+        return read_preset(expanded(name))
     files = preset_files()
     if name not in files:
         here = (f"./{file}" for file in (name, f"{name}.yaml", f"{name}.yml") if Path(file).is_file())

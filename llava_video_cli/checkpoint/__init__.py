@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..demo import CHECKPOINT, NAME
 from ..errors import ModelError, UsageError
+from ..system.files import expanded
 from .config import (
     check_name,
     check_weights,
@@ -86,7 +87,7 @@ def _local_folder(model: str) -> Path | None:
         return folder
     if not looks_like_folder(model):
         return None
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         if (pasted := re.fullmatch(_ADDRESS, model)) is not None:
             raise ModelError(f"{model} is not the name of a model", f"write {pasted[1]}")

@@ -13,6 +13,7 @@ from shlex import quote
 from typing import Any
 
 from ..errors import ModelError, UsageError, extra_hint
+from ..system.files import expanded
 from .config import ADAPTER, Checkpoint, adapter_base, check_weights, looks_like_folder
 from .files import read_json, read_weights_header, unreadable
 from .hub import explained, fetch_files, resolve
@@ -150,7 +151,7 @@ def _short(model: str) -> str:
 
 def _is_same(name: str, folder: Path) -> bool:
     if looks_like_folder(name):
-        return Path(name).expanduser().resolve() == folder.resolve()
+        return expanded(name).resolve() == folder.resolve()
     stored = folder.parents[1].name if folder.parent.name == "snapshots" else ""
     return stored == f"models--{_parsed(name)[0].replace('/', '--')}"
 
@@ -180,7 +181,7 @@ def _check_name(name: str) -> None:
 def _located(name: str) -> Path:
     _check_name(name)
     if looks_like_folder(name):
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "doesn't exist"
             raise ModelError(f"the adapter {name} {what}", f"an adapter is a folder with {ADAPTER} and {WEIGHTS}")

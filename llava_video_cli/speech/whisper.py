@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.config import check_name, looks_like_folder
 from ..checkpoint.hub import DownloadProgress, cached_files, fetch_files
 from ..errors import LlvidError, MissingExtraError, ModelError, UsageError, described, nearest
-from ..system.files import fingerprint
+from ..system.files import expanded, fingerprint
 from ..system.machine import usable_cores
 from . import SpeechOptions, SpokenSegment, Word
 
@@ -101,7 +101,7 @@ def local_weights(model: str) -> SpeechWeights | None:
     Raises ModelError for a folder that lacks something.
     """
     if model not in MODELS and looks_like_folder(model):
-        folder = Path(model).expanduser()
+        folder = expanded(model)
         if not folder.is_dir():
             raise ModelError(f"the speech model folder {model} doesn't exist", f"the names are {', '.join(MODELS)}")
         if lacking := [name for name in _NEEDED if not (folder / name).is_file()]:

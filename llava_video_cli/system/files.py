@@ -19,17 +19,17 @@ TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
 
 def config_folder() -> Path:
     """Return the folder of the user's presets, by the XDG base directory specification."""
-    return (_base("XDG_CONFIG_HOME") or Path.home() / ".config") / "llvid"
+    return (_base("XDG_CONFIG_HOME") or expanded("~") / ".config") / "llvid"
 
 
 def cache_folder() -> Path:
     """Return the folder of what can be made again."""
-    return (_base("XDG_CACHE_HOME") or Path.home() / ".cache") / "llvid"
+    return (_base("XDG_CACHE_HOME") or expanded("~") / ".cache") / "llvid"
 
 
 def state_folder() -> Path:
     """Return the folder of what llvid remembers between runs."""
-    return (_base("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llvid"
+    return (_base("XDG_STATE_HOME") or expanded("~") / ".local" / "state") / "llvid"
 
 
 def runtime_folder() -> Path:
@@ -44,6 +44,11 @@ def runtime_folder() -> Path:
     if status.st_uid != os.getuid() or status.st_mode & ~0o7700 != S_IFDIR:
         raise PermissionError(f"{folder} is not private to you")
     return folder
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the home of its `~` or `~user`; that of an unknown user is no folder, and no error."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 
 def _base(variable: str) -> Path | None:

@@ -379,6 +379,14 @@ def test_python_without_docstrings_is_one_line(clip: Path) -> None:
     assert result.stderr.startswith("error: no model can be loaded where Python leaves docstrings out\nhint: PYTHONOPT")
 
 
+@pytest.mark.parametrize("arguments", [("-m", "~nobody-here/model"), ("-m", "demo", "-p", "~nobody-here/a.yaml")])
+def test_the_home_of_an_unknown_user_is_not_there(
+    clip: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ask", str(clip), "What?", *arguments]) in (1, 2)
+    assert capsys.readouterr().err.startswith("error: the") and not Path("~nobody-here").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the current folder can't be removed")
 def test_the_current_folder_may_be_removed(clip: Path, tmp_path: Path) -> None:
     program = """
