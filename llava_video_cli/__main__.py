@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .system.background import LOADING
-from .system.files import remove_temporary
+from .system.files import NO_HOME, remove_temporary
 
 
 def main() -> None:
@@ -22,6 +22,8 @@ def main() -> None:
         from pathlib import Path
 
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - huggingface_hub fails over it, too
+        os.environ["HOME"] = NO_HOME
     from .cli import console
     from .cli.app import EXIT_NO_ANSWER, EXIT_PIPE, run
 

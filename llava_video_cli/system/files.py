@@ -14,22 +14,23 @@ from stat import S_IFDIR
 from ..errors import LlvidError, UsageError
 
 _STEM_BYTES = 200
+NO_HOME = "/nonexistent"  # as Debian calls it, of a container's user: nothing is read there, nor kept
 TMPDIR_HINT = "TMPDIR=FOLDER takes another folder for temporary files"
 
 
 def config_folder() -> Path:
     """Return the folder of the user's presets, by the XDG base directory specification."""
-    return (_base("XDG_CONFIG_HOME") or expanded("~") / ".config") / "llvid"
+    return (_base("XDG_CONFIG_HOME") or _home() / ".config") / "llvid"
 
 
 def cache_folder() -> Path:
     """Return the folder of what can be made again."""
-    return (_base("XDG_CACHE_HOME") or expanded("~") / ".cache") / "llvid"
+    return (_base("XDG_CACHE_HOME") or _home() / ".cache") / "llvid"
 
 
 def state_folder() -> Path:
     """Return the folder of what llvid remembers between runs."""
-    return (_base("XDG_STATE_HOME") or expanded("~") / ".local" / "state") / "llvid"
+    return (_base("XDG_STATE_HOME") or _home() / ".local" / "state") / "llvid"
 
 
 def runtime_folder() -> Path:
@@ -49,6 +50,11 @@ def runtime_folder() -> Path:
 def expanded(path: str) -> Path:
     """Return a path with the home of its `~` or `~user`; that of an unknown user is no folder, and no error."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
+
+
+def _home() -> Path:
+    home = expanded("~")
+    return home if home.is_absolute() else Path(NO_HOME)
 
 
 def _base(variable: str) -> Path | None:

@@ -387,6 +387,26 @@ def test_the_home_of_an_unknown_user_is_not_there(
     assert capsys.readouterr().err.startswith("error: the") and not Path("~nobody-here").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no module pwd on Windows")
+def test_a_user_without_a_home_can_run_llvid(tmp_path: Path) -> None:
+    program = """
+import pwd, sys
+def unknown(_): raise KeyError
+pwd.getpwuid = unknown  # as for `docker run --user 12345`
+from llava_video_cli.__main__ import main
+sys.argv = ["llvid", *sys.argv[1:]]
+main()
+"""
+    kept = ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in kept}
+    for command in ("presets", "models"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, command],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0 and "/nonexistent/.c" in result.stderr, result.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the current folder can't be removed")
 def test_the_current_folder_may_be_removed(clip: Path, tmp_path: Path) -> None:
     program = """
