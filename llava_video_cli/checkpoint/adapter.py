@@ -35,6 +35,11 @@ _UNUSED = frozenset({
 })  # fmt: skip
 # Ways to begin the training that change the base's weights too: the adapter fits those weights alone.
 _CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+# What peft matches with each layer's name: names and classes, with a wildcard or two. Others could take hours.
+_NAMES = r"(\\?[\w.|-]|\[[\w-]+\])*"
+_PATTERN = re.compile(rf"\^?{_NAMES}([*+]{_NAMES}){{0,2}}\$?", re.ASCII)
+_MOST_ALPHA = 1e6  # about 100 times what anybody trains with
+_MERGE_HINT = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
 _REVISION = re.compile(r"(?P<name>[^@]+/[^@]+)@(?P<revision>[^@]+)")
 _CACHE_FOLDER = re.compile(r"models--(.+?)--(.+)")
 
@@ -202,8 +207,7 @@ def _checked(config: Mapping[str, Any], path: str) -> dict[str, Any]:
         raise ModelError(f"{path} is of the kind {config['peft_type']!r}: llvid applies LoRA adapters only")
     for name, value in config.items():
         if name not in _UNUSED and name not in _USED and value not in (None, False, [], {}):
-            hint = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
-            raise ModelError(f"{path} sets {name!r}, which llvid can't apply", hint)
+            raise ModelError(f"{path} sets {name!r}, which llvid can't apply", _MERGE_HINT)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
         hint = (
@@ -216,8 +220,24 @@ def _checked(config: Mapping[str, Any], path: str) -> dict[str, Any]:
         is_flag = isinstance(value, bool)
         if not isinstance(value, kinds) or (is_flag and kinds is not bool):
             raise ModelError(f"{path}: {name} can't be {value!r}")
-        if isinstance(value, dict) and not all(type(each) in (int, float) for each in value.values()):
-            raise ModelError(f"{path}: {name} must hold numbers, got {value!r}")
-    if values.get("r", 1) < 1:
-        raise ModelError(f"{path}: r must be 1 or more, got {values['r']}")
+        numbers = list(value.values()) if isinstance(value, dict) else []
+        if not all(type(each) is int or (type(each) is float and name == "alpha_pattern") for each in numbers):
+            kind = "numbers" if name == "alpha_pattern" else "whole numbers"
+            raise ModelError(f"{path}: {name} must hold {kind}, got {value!s:.200}")
+        for pattern in value if isinstance(value, dict) else ():
+            if _PATTERN.fullmatch(pattern) is None or not _is_regex(pattern):
+                raise ModelError(f"{path}: {name} has {pattern[:200]!r}, which llvid can't apply", _MERGE_HINT)
+    if (least := min([values.get("r", 1), *values.get("rank_pattern", {}).values()])) < 1:
+        raise ModelError(f"{path}: a rank must be 1 or more, got {least}")
+    for alpha in (values.get("lora_alpha", 1), *values.get("alpha_pattern", {}).values()):
+        if not abs(alpha) < _MOST_ALPHA:  # nor is NaN
+            raise ModelError(f"{path}: lora_alpha can't be {alpha!s:.200}")
     return values
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True

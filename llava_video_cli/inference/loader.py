@@ -157,7 +157,7 @@ def load(folder: Path, loading: Loading, name: str | None = None, *, to_answer: 
     if adapter is not None:
         from .lora import apply
 
-        with _loading_errors(name, folder, placement):
+        with _loading_errors(name, adapter.folder, placement):
             apply(model, adapter, placement)
     model.eval()
     if to_answer and placement.quantize == "4bit" and placement.device.kind == "cpu":

@@ -20,6 +20,7 @@ _CONTAINERS = ("model", "language_model", "vision_model")
 _PREFIX = "base_model.model."  # of what peft wraps
 _WRAPPERS = re.compile(r"\.(modules_to_save|original_module|base_layer)(\.default)?(?=\.)")
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<rest>\.weight|\.bias)?")
+_RANKED = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 _HINT = "an adapter fits the checkpoint that it was trained on, and copies of it"
 
 
@@ -31,8 +32,14 @@ def apply(model: Any, adapter: Adapter, placement: Placement) -> None:
     """
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
+    from peft.utils.other import get_pattern_key
 
     modules = _Modules(model)
+    values = dict(adapter.values)
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if pattern in values:  # of names that may be old
+            values[pattern] = {modules.current(name): value for name, value in values[pattern].items()}
+    ranks = values.get("rank_pattern", {})
     tensors: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, tensor in load_file(adapter.folder / WEIGHTS).items():
         name = key.removeprefix(_PREFIX)
@@ -40,15 +47,14 @@ def apply(model: Any, adapter: Adapter, placement: Placement) -> None:
             _replace(modules, _WRAPPERS.sub("", name), tensor, adapter)
             continue
         module, part = modules.find(lora["module"].removesuffix(".base_layer"), adapter), lora["part"]
+        rank = ranks.get(get_pattern_key(list(ranks), module), values.get("r", LoraConfig.r))
+        if part in _RANKED and lora["rest"] != ".bias":
+            _check_shape(adapter, name, tensor, rank, modules.named[module], is_second=part.endswith("B"))
         rest = ".weight" if part == "lora_magnitude_vector" else lora["rest"] or ""
         tensors[module][f"{module}.{part}.default{rest}"] = tensor
     if not tensors:
         return
     _untie(model, tensors)
-    values = dict(adapter.values)
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        if pattern in values:  # of names that may be old
-            values[pattern] = {modules.current(name): value for name, value in values[pattern].items()}
     dtype = torch.float32 if placement.quantize == "none" else getattr(torch, placement.dtype)
     config = LoraConfig(target_modules=list(tensors), init_lora_weights=False, **values)
     tuner = LoraModel(model, config, "default")
@@ -114,6 +120,15 @@ def _untie(model: Any, targets: Mapping[str, Any]) -> None:
         outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
 
 
+def _check_shape(adapter: Adapter, name: str, tensor: torch.Tensor, rank: int, layer: Any, *, is_second: bool) -> None:
+    """Refuse a tensor of another rank than the config tells, before peft makes room for that rank."""
+    wanted = [*tensor.shape[:2], 0, 0][:2] + list(tensor.shape[2:])  # the kernel of a convolution
+    wanted[is_second] = rank
+    wanted[not is_second] = getattr(layer, "out_features" if is_second else "in_features", wanted[not is_second])
+    if list(tensor.shape) != wanted:
+        _refuse(adapter, name, tensor.shape, wanted)
+
+
 def _refuse(adapter: Adapter, name: str, got: Any, wanted: Any) -> None:
-    sizes = " x ".join(map(str, got)), " x ".join(map(str, wanted))
+    sizes = " x ".join(map(str, got)) or "a single number", " x ".join(map(str, wanted))
     raise ModelError(f"the adapter in {adapter.folder} doesn't fit: {name} is {sizes[0]}, not {sizes[1]}", _HINT)
