@@ -22,6 +22,7 @@ stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emo
 # C0 controls have pictures (U+2400 and on); the rest are written as escapes.
 _PICTURES = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_MOST_SHOWN = 10_000  # characters of an error: it may have two paths, of 4,096 at most
 _JOINERS = "\u200c\u200d"
 _SLOW_SECONDS, _REFRESH_SECONDS = 0.5, 0.1
 
@@ -156,9 +157,14 @@ def confirmed(question: str) -> bool:
 def error(failure: LlvidError | str, hint: str | None = None) -> None:
     """Write the line of an error, and its hint."""
     hint = failure.hint if isinstance(failure, LlvidError) else hint
-    stderr.print(Text.assemble(("error: ", "bold red"), shown(str(failure), one_line=True)))
+    stderr.print(Text.assemble(("error: ", "bold red"), shown(_cut(str(failure)), one_line=True)))
     if hint:
-        stderr.print(Text.assemble(("hint: ", "bold"), shown(hint, one_line=True)))
+        stderr.print(Text.assemble(("hint: ", "bold"), shown(_cut(hint), one_line=True)))
+
+
+def _cut(text: str) -> str:
+    """Return a message without what is too much of it: a stranger's file may have a value of megabytes."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def size(count: int) -> str:

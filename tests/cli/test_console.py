@@ -72,6 +72,11 @@ def test_what_a_terminal_would_execute_is_shown(show: Callable[[], object], scre
     assert "\x1b]" not in text and "\x07" not in text and "\u202e" not in text
 
 
+def test_an_error_has_a_bound(screen: io.StringIO) -> None:
+    console.error(LlvidError("a" * 10**6, "b" * 10**6))
+    assert (screen.getvalue().count("a"), screen.getvalue().count("b")) == (10_000, 10_000)
+
+
 def test_a_piece_of_an_answer_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="utf-8", write_through=False))
