@@ -181,6 +181,8 @@ def read_yaml(content: bytes | str) -> object:
         # a character that YAML forbids has a `reason`: the text of that error has two lines
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         raise InputError(f"{where}not YAML: {problem}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError):  # what PyYAML makes of `!!bool x`, "\UFFFFFFFF"
+        raise InputError("not YAML: a value is not what its tag says, or has a character that does not exist") from None
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -95,6 +95,13 @@ def test_yaml_has_no_number_that_json_has_not(number: str) -> None:
     assert str(caught.value) == f"line 2: not YAML: {number} is not allowed"
 
 
+@pytest.mark.parametrize("value", ["!!bool x", '!!int ""', '!!float ""', "!!timestamp x", "!!map x", '"\\UFFFFFFFF"'])
+def test_a_value_that_is_not_what_its_tag_says(value: str) -> None:
+    with pytest.raises(UsageError, match="not YAML: ") as caught:
+        read_yaml(f"a: {value}")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_character_that_yaml_forbids_is_one_line() -> None:
     with pytest.raises(UsageError) as caught:
         read_yaml("about: x\0\n")
