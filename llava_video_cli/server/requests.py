@@ -359,15 +359,13 @@ def _generation(given: Mapping[str, Any], base: Generation) -> Generation:
     length = next((name for name in _LENGTHS if name in given), _LENGTHS[0])
     if length in given:
         values["max_new_tokens"] = given[length]
-        if given[length] > _MAX_LENGTH:
-            raise InputError(f"{length} must be at most {_MAX_LENGTH}", field=length)
+        if not 0 < given[length] <= _MAX_LENGTH:
+            raise InputError(f"{length} must be from 1 to {_MAX_LENGTH}, got {given[length]}", field=length)
     try:
         return replace(base, **values)
     except UsageError as error:
-        message = str(error).replace("max_new_tokens", length)
-        field = message.partition(" ")[0]
-        is_field = field == length or field in shape_of(Generation)
-        raise InputError(message, field=field if is_field else "") from None
+        field = str(error).partition(" ")[0]
+        raise InputError(str(error), field=field if field in shape_of(Generation) else "") from None
 
 
 def _logprobs(given: Mapping[str, Any]) -> int | None:
