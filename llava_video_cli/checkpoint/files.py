@@ -126,9 +126,13 @@ def _without_panic_text() -> Iterator[None]:
     What other threads, or a signal's handler, write meanwhile comes afterwards.
     """
     with _STDERR_LOCK:
+        stderr = held = -1
         try:
-            stderr, held = os.dup(2), _scratch_file()
+            stderr = os.dup(2)
+            held = _scratch_file()
         except OSError:  # it is closed, or there is no place for temporary files
+            if stderr >= 0:
+                os.close(stderr)
             yield
             return
         is_panic = False

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scenes import VIDEO
 
 from llava_video_cli import Generation, Loading, ModelError, Request, Turn, join, open_model
-from llava_video_cli.checkpoint import locate
+from llava_video_cli.checkpoint import files, locate
 from llava_video_cli.checkpoint.config import describe, read_config
 from llava_video_cli.checkpoint.files import tokenizer_errors
 from llava_video_cli.prompt.budget import TokenCounter
@@ -343,6 +343,19 @@ def test_tokens_that_a_fine_tune_added_are_shown(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     assert join(open_model(str(folder)).stream(REQUEST)).text.replace(" ", "") == "<t5>" * 4
+
+
+def test_a_call_of_the_tokenizer_leaves_no_file_open_where_none_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files, "_scratch_file", refused)
+    before = os.dup(2)
+    os.close(before)
+    with tokenizer_errors("demo"):
+        after = os.dup(2)
+        os.close(after)
+    assert after == before, "the lowest number that is free"
 
 
 def test_what_is_written_during_a_call_of_the_tokenizer_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
