@@ -268,4 +268,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _content(token: object) -> str:
     """Return a token's text; old files have it in a mapping."""
-    return str(token.get("content") if isinstance(token, dict) else token or "")
+    return str((token.get("content") if isinstance(token, dict) else token) or "")

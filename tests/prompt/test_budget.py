@@ -92,6 +92,19 @@ def test_a_template_that_opens_the_text_itself_opens_it_once(layouts: dict[str, 
     assert budget == token_counter(str(layouts["vicuna"]), Loading()).budget(request)
 
 
+def test_a_token_without_a_text_writes_nothing(layouts: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(layouts["vicuna"], tmp_path / "x"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": {"content": None}}))
+    counted = []
+    for begin in ("{{ bos_token }}", ""):
+        template = begin + "USER: <video>\n{{ messages[0]['content'][1]['text'] }} ASSISTANT:"
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        counter = token_counter(str(folder), Loading())
+        counted.append(counter.budget(Request((Turn("user", "Why?", (VIDEO,)),))).prompt_tokens)
+    assert counted[0] == counted[1]
+
+
 def test_a_template_that_fails_counts_as_the_form_that_takes_its_place(
     layouts: dict[str, Path], tmp_path: Path
 ) -> None:
