@@ -235,7 +235,7 @@ class RemoteModel:
             yield server
         except ServerError as error:
             if len(self._servers) > 1:
-                server.down_until, server.problem = time.monotonic() + _DOWN_SECONDS, error
+                server.problem, server.down_until = error, time.monotonic() + _DOWN_SECONDS  # others read it so
             raise
         finally:
             with self._lock:
