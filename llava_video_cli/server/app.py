@@ -185,6 +185,9 @@ class _PostRoute:
             sender.status = _CLIENT_CLOSED_REQUEST
         except LlvidError as error:
             await sender.send_error(RequestError.of(error), scope, receive)
+        except asyncio.CancelledError:  # uvicorn's, at the end of the grace: the client did not get all of its answer
+            sender.status = 503
+            raise
         except Exception:  # noqa: BLE001 - a bug: the log has its traceback
             await sender.send_error(_internal_error(request), scope, receive)
         finally:

@@ -29,8 +29,10 @@ from llava_video_cli.errors import ContextError
 from llava_video_cli.preset import load_preset
 from llava_video_cli.remote import announced
 from llava_video_cli.server import responses
+from llava_video_cli.server.app import app
 from llava_video_cli.server.auth import Auth
 from llava_video_cli.server.responses import RequestError, ResponseSender
+from llava_video_cli.server.serve import open_service
 
 
 @pytest.fixture
@@ -317,6 +319,34 @@ def test_a_client_that_leaves_is_logged_as_such() -> None:
         while not lines and time.monotonic() < until:
             time.sleep(0.01)
     assert re.fullmatch(r"127\.0\.0\.1 POST /v1/chat/completions 499 \d+\.\d\ds", "".join(lines))
+
+
+def test_an_answer_that_is_cut_when_the_server_stops_is_logged_as_such() -> None:
+    """uvicorn cancels what is not finished at the end of the grace."""
+    model, lines = WaitingModel(), list[str]()
+    service = open_service(model, load_preset("demo"), log=lines.append)
+    body = json.dumps({"messages": [{"role": "user", "content": "wait"}]}).encode()
+    parts = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.sleep(60)
+
+    async def send(_: object) -> None:
+        """Take it."""
+
+    async def cut() -> None:
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+        path = "/v1/chat/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+        answering = asyncio.ensure_future(app(service)(scope | {"client": ("127.0.0.1", 5)}, receive, send))
+        while not model.asked:
+            await asyncio.sleep(0.01)
+        answering.cancel()
+        await asyncio.wait({answering})
+
+    asyncio.run(asyncio.wait_for(cut(), 20))
+    service.media_cache.close()
+    assert re.fullmatch(r"127\.0\.0\.1 POST /v1/chat/completions 503 \d+\.\d\ds", "".join(lines))
 
 
 def test_a_client_that_takes_no_data_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
