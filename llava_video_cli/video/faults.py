@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from functools import lru_cache
 from typing import BinaryIO
 
 from .chains import WALKS, is_broken
@@ -17,6 +19,7 @@ _JPEG_PADDING_BYTES = 2**20  # that may follow the last picture
 _GIF, _GIF_END = b"GIF8", b"\0;"  # the end of the last block, then the trailer (GIF89a, section 27)
 _GIF_PADDING_BYTES = 2**10  # that may follow
 _SEGMENT, _RIFF = b"\x18S\x80g", b"RIFF"
+_MOST_RIFFS = 10_000  # parts of a gigabyte each, in real files
 _TS_BYTES, _TS_READ = 188, 2000  # a transport stream's packet, and how many are read
 
 
@@ -35,7 +38,8 @@ def file_fault(path: str, *, has_gaps: bool = True) -> str | None:
                 return _CUT
             if start in WALKS:
                 is_searched = has_gaps or start == _RIFF or end <= _SMALL_BYTES
-                return _BROKEN if is_searched and is_broken(file, start, end) else None
+                is_damaged = is_searched and _is_damaged(path, start, end, os.fstat(file.fileno()).st_mtime_ns)
+                return _BROKEN if is_damaged else None
             if start == _GIF:
                 file.seek(max(0, end - _GIF_PADDING_BYTES))
                 return None if file.read().rstrip(b"\0\r\n").endswith(_GIF_END) else _CUT
@@ -46,6 +50,12 @@ def file_fault(path: str, *, has_gaps: bool = True) -> str | None:
             return _mp4_fault(file) if kind.isalpha() else None  # every first box of mp4 has such a name
     except BROKEN:
         return None
+
+
+@lru_cache(maxsize=64)  # each window of a video asks again
+def _is_damaged(path: str, start: bytes, end: int, changed_ns: int) -> bool:  # noqa: ARG001 - another time, another file
+    with open(path, "rb") as file:  # noqa: PTH123 - a Path costs more
+        return is_broken(file, start, end)
 
 
 def _segment_end(file: BinaryIO) -> int:
@@ -67,7 +77,9 @@ def _segment_end(file: BinaryIO) -> int:
 def _riff_end(file: BinaryIO, end: int) -> int:
     """Return where the last RIFF chunk of an AVI file ends."""
     at = 0
-    while at + 8 <= end:
+    for _ in range(_MOST_RIFFS):
+        if at + 8 > end:
+            break
         file.seek(at)
         kind, size = struct.unpack("<4sI", file.read(8))
         if kind != _RIFF or size in (0, 0xFFFFFFFF):  # unknown: it was written to a pipe

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import pytest
 from clips import copy_packets, make_clip
 
-from llava_video_cli.video import read_frames
+from llava_video_cli.video import faults, read_frames
 from llava_video_cli.video.faults import file_fault
 from llava_video_cli.video.sampling import Sampling
 
@@ -129,3 +131,26 @@ def test_a_large_file_is_searched_where_pictures_may_be_missing(tmp_path: Path) 
             file.write(struct.pack(">I", 11 + 0xFFFFFF))
     assert file_fault(str(clip), has_gaps=True) == DAMAGED
     assert file_fault(str(clip), has_gaps=False) is None
+
+
+def test_a_file_is_searched_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def is_broken(_file: BinaryIO, _start: bytes, end: int) -> bool:
+        searched.append(end)
+        return False
+
+    monkeypatch.setattr(faults, "is_broken", is_broken)
+    path = make_clip(tmp_path / "clip.mkv")
+    for start in (0.0, 0.5):  # as each window of a video does
+        read_frames(path, Sampling(2, start_seconds=start))
+    assert len(searched) == 1
+    os.utime(path, ns=(1, 1))
+    file_fault(str(path))
+    assert len(searched) == 2
+
+
+def test_the_parts_of_avi_are_counted_up_to_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "parts.avi"
+    path.write_bytes(struct.pack("<4sIH", b"RIFF", 2, 0) * 20_000 + struct.pack("<4sI", b"RIFF", 2**20))
+    assert file_fault(str(path)) != "the file is cut short", "that would have to be read to the end"
