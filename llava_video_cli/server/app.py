@@ -59,9 +59,11 @@ def app(service: Service) -> Starlette:
         Route("/metrics", partial(_get, service, _metrics), methods=["GET"]),
         Route("/health", partial(_get, service, _health, public=True), methods=["GET"]),
     ]
-    return Starlette(
+    made = Starlette(
         routes=routes, middleware=_cors(service), exception_handlers={HTTPException: partial(_http_error, service)}
     )
+    made.router.redirect_slashes = False  # to the host that a request names, before anything is checked or logged
+    return made
 
 
 def _cors(service: Service) -> list[Middleware]:
@@ -136,6 +138,8 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
 def _hint_for_path(path: str) -> str | None:
     if path.rstrip("/").endswith("/completions") and not path.endswith("/chat/completions"):
         return "use /v1/chat/completions"
+    if path.endswith("/"):
+        return "leave out the slash at the end"
     is_known = path in ("/chat/completions", "/responses") or path.startswith("/models")
     return "the base URL of a client must end in /v1" if is_known else None
 
