@@ -247,7 +247,7 @@ class FindRun(AnsweredRun):
         moments = [
             {"video_path": values["video_path"], **moment} for values in self._records for moment in values["moments"]
         ]
-        return sorted(moments, key=lambda each: -each["probability"])
+        return sorted(moments, key=lambda each: (-each["probability"], each["video_path"]))
 
     def records(self) -> list[Record]:
         """Return the records so far, those of earlier runs included."""
