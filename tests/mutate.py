@@ -1,4 +1,4 @@
-"""Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N] [--pictures] [--keep FOLDER]`.
+"""Damaged files through the reader: `python tests/mutate.py [--files 2000] [--seed N] [--pictures | --containers]`.
 
 Bits are flipped, pieces cut out, doubled or swapped, boxes swapped, and numbers in headers made absurd; or the pictures
 stay as they are, and the container says something wrong of them: keyframe flags, second boxes, colours, sizes. Every
@@ -9,6 +9,9 @@ such file is copied to the folder, as `SEED-NUMBER` and the suffix of its kind. 
 With `--pictures`, the containers are whole, and only coded pictures are damaged, of clips so large that decoders share
 the work. Each is read on one core, and twice on two. A picture of the whole clip is right as well: behind damage, a
 full decode may lose more than one that begins at the next keyframe.
+
+With `--containers`, headers before packets are damaged, or stretches overwritten or cut out, in containers of which
+FFmpeg skips damaged places. Frames other than the whole clip's are wrong, unless a note says that something is broken.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -41,6 +44,8 @@ from llava_video_cli.video.sampling import Sampling
 
 LIMITS = Limits(seconds=4.0, pixels=4096 * 2304, bytes=2**28)
 LONG = 60  # pictures of a large clip
+HEADER_BYTES = 8  # that are damaged of what is before a packet: it begins so many bytes before FFmpeg's place
+BEFORE = {".mkv": 3, ".webm": 3, ".avi": 8}
 ABSURD = (0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 HARMLESS = ("used once", "keyframe", "no movement")  # notes on the sampling, not on the file
 WRONG = ("wrong", "frames that differ from run to run")
@@ -130,6 +135,42 @@ def with_damaged_pictures(path: Path, draw: random.Random) -> bytes:
                 damaged[at + draw.randrange(size)] ^= 1 << draw.randrange(8)
         else:
             damaged[start : start + length] = (bytes(length), b"\xff" * length, draw.randbytes(length))[kind - 1]
+    return bytes(damaged)
+
+
+def containers(folder: Path) -> list[Path]:
+    """One file of each container of which FFmpeg skips damaged places."""
+    x264: dict[str, Any] = {"bf": "2", "g": "12", "preset": "ultrafast"}
+    kinds: dict[str, dict[str, Any]] = {
+        "mkv": x264, "flv": x264, "webm": {"codec": "libvpx-vp9", "deadline": "realtime", "g": "12"},
+        "ogg": {"codec": "libvpx", "deadline": "realtime", "g": "12"}, "avi": {"codec": "mpeg4", "g": "12"},
+        "wmv": {"codec": "wmv2", "g": "12"},
+    }  # fmt: skip
+    return [
+        copy_packets(
+            make_clip(folder / f"made.{kind}", range(LONG), size=(320, 192), **options), folder / f"film.{kind}"
+        )
+        for kind, options in kinds.items()
+    ]
+
+
+def with_damaged_container(path: Path, draw: random.Random) -> bytes:
+    """A copy of the file with wrong bytes or bits just before a packet, or a stretch that is overwritten or cut out."""
+    damaged = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size and packet.pos]
+    kind, length = draw.randrange(4), draw.choice((16, 200, 512, 4096))
+    at = draw.randrange(starts[0], len(damaged) - length)
+    headers = [start - BEFORE.get(path.suffix, 0) for start in starts]
+    if kind == 0:
+        for _ in range(draw.choice((1, 1, 2))):
+            damaged[draw.choice(headers) + draw.randrange(HEADER_BYTES)] = draw.randrange(256)
+    elif kind == 1:
+        damaged[draw.choice(headers) + draw.randrange(HEADER_BYTES)] ^= 1 << draw.randrange(8)
+    elif kind == 2:
+        damaged[at : at + length] = draw.choice((bytes(length), draw.randbytes(length)))
+    else:
+        del damaged[at : at + length]
     return bytes(damaged)
 
 
@@ -279,7 +320,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first file: for runs in parts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", action="store_true", help="damage only coded pictures, of large clips")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--pictures", action="store_true", help="damage only coded pictures, of large clips")
+    kinds.add_argument("--containers", action="store_true", help="damage containers, and compare with the whole clip")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to copy the files with wrong frames")
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
@@ -288,8 +331,10 @@ def main() -> None:
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        originals = (large if options.pictures else seeds)(Path(name))
-        damage = with_damaged_pictures if options.pictures else lambda path, draw: mutated(path.read_bytes(), draw)
+        originals = (large if options.pictures else containers if options.containers else seeds)(Path(name))
+        damage: Callable[[Path, random.Random], bytes] = lambda path, draw: mutated(path.read_bytes(), draw)  # noqa: E731
+        if options.pictures or options.containers:
+            damage = with_damaged_pictures if options.pictures else with_damaged_container
         cores = (1, 2, 2) if options.pictures else (None,)
         whole = {path: _pictures(path) if options.pictures else frozenset() for path in originals}
         for number in range(options.first, options.first + options.files):
@@ -298,7 +343,8 @@ def main() -> None:
             original = draw.choice(originals)
             path.write_bytes(damage(original, draw))
             start = time.monotonic()
-            for outcome in (*_read(str(path), draw, cores, whole[original]), _probe(str(path))):
+            read = _like(original, path) if options.containers else _read(str(path), draw, cores, whole[original])
+            for outcome in (*read, _probe(str(path))):
                 outcomes[outcome] += 1
                 if outcome in WRONG:
                     wrong[number] = f"{outcome}: {original.name}"
@@ -339,6 +385,17 @@ def _read(path: str, draw: random.Random, cores: Sequence[int | None], whole: fr
         if not np.array_equal(one.images, other.images):
             told.append(words + (", without a note" if silent else ", with notes"))
     return [*told, *_compare(Path(path), silent, whole)] if silent else told
+
+
+def _like(original: Path, path: Path) -> list[str]:
+    """Compare the frames of a damaged file with those of the whole one."""
+    try:
+        frames = read_frames(path, Sampling(16), limits=LIMITS)
+    except MediaError:
+        return ["refused"]
+    if any(not any(words in note for words in HARMLESS) for note in frames.notes):
+        return ["frames with a note"]
+    return ["frames" if np.array_equal(frames.images, read_frames(original, Sampling(16)).images) else WRONG[0]]
 
 
 def _compare(path: Path, read: list[Frames], whole: frozenset[str]) -> list[str]:
