@@ -235,8 +235,8 @@ def read_completion(values: Mapping[str, Any], models: Sequence[str], preset: Pr
                 400, "this server does not transcribe speech", "start it with --speech", param="sampling"
             )
         if each.speech and each.speech_model != preset.sampling.speech_model:
-            known = preset.sampling.speech_model
-            raise RequestError(400, f"the speech model of this server is {known}")
+            message = f"the speech model of this server is {preset.sampling.speech_model}"
+            raise RequestError(400, message, "leave out speech_model", param="sampling")
     logprobs = _logprobs(given)
     if generation.choices and logprobs is not None:
         raise InputError("logprobs are not given with choices", "ask for one of the two", "logprobs")

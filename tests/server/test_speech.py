@@ -41,6 +41,7 @@ def test_speech_is_for_servers_that_were_started_for_it(tmp_path: Path, clip: Pa
         assert status == 200 and "it has no sound" in silent["llvid"]["notes"]
         status, other = asked(url, speech_model="large-v3")
         assert status == 400 and "the speech model of this server is loudest" in other["error"]["message"]
+        assert (other["error"]["param"], other["error"]["hint"]) == ("sampling", "leave out speech_model")
     with serving(model, demo) as served:
         status, refused = served.post({"messages": [message(QUESTION, url)], "sampling": {"speech": True}})
         assert status == 400 and "does not transcribe speech" in refused["error"]["message"]
