@@ -78,8 +78,9 @@ def _ogg(file: BinaryIO, end: int) -> Iterator[bool]:
         if kind & 2:  # a stream begins
             last.pop(serial, None)
         yield magic == b"OggS" and is_whole and number == last.get(serial, number - 1) + 1
-        if granule:  # behind the headers, a recording of a broadcast begins with a later page
-            last[serial] = number
+        last[serial] = number
+        if not granule:  # behind the headers, a recording of a broadcast begins with a later page
+            del last[serial]
         at += len(page)
 
 

@@ -108,6 +108,20 @@ def test_the_recording_of_a_broadcast_is_whole(tmp_path: Path) -> None:
     assert file_fault(str(clip)) is None
 
 
+def test_a_cover_in_the_headers_is_whole(tmp_path: Path) -> None:
+    """A comment of several pages, of which the last one has the time 0."""
+    clip, target = make(tmp_path / "film.ogg"), tmp_path / "cover.ogg"
+    with av.open(str(clip)) as reading, av.open(str(target), "w") as writing:
+        copied = writing.add_stream_from_template(reading.streams.video[0])
+        copied.metadata["METADATA_BLOCK_PICTURE"] = "A" * 200_000
+        for packet in reading.demux(video=0):
+            if packet.size:
+                packet.stream = copied
+                writing.mux(packet)
+    assert target.stat().st_size > 200_000
+    assert file_fault(str(target)) is None
+
+
 def test_an_index_that_fits_no_chunk_is_not_believed(tmp_path: Path) -> None:
     clip = make(tmp_path / "film.avi")
     content = bytearray(clip.read_bytes())
