@@ -35,9 +35,11 @@ _UNUSED = frozenset({
 })  # fmt: skip
 # Ways to begin the training that change the base's weights too: the adapter fits those weights alone.
 _CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-# What peft matches with each layer's name: names and classes, with a wildcard or two. Others could take hours.
+# What peft matches with each layer's name: names and classes, with a wildcard or two, and two groups such as (q|k).
+# Others could take hours.
 _NAMES = r"(\\?[\w.|-]|\[[\w-]+\])*"
 _PATTERN = re.compile(rf"\^?{_NAMES}([*+]{_NAMES}){{0,2}}\$?", re.ASCII)
+_GROUP = re.compile(r"\((\?:)?(\w|[|-]|\\?\.\w){1,100}\)(?![*+])", re.ASCII)
 _MOST_ALPHA = 1e6  # about 100 times what anybody trains with
 _MERGE_HINT = "merge it with peft: `merge_and_unload()`, then `save_pretrained`"
 _REVISION = re.compile(r"(?P<name>[^@]+/[^@]+)@(?P<revision>[^@]+)")
@@ -225,7 +227,7 @@ def _checked(config: Mapping[str, Any], path: str) -> dict[str, Any]:
             kind = "numbers" if name == "alpha_pattern" else "whole numbers"
             raise ModelError(f"{path}: {name} must hold {kind}, got {value!s:.200}")
         for pattern in value if isinstance(value, dict) else ():
-            if _PATTERN.fullmatch(pattern) is None or not _is_regex(pattern):
+            if _PATTERN.fullmatch(_GROUP.sub("", pattern, count=2)) is None or not _is_regex(pattern):
                 raise ModelError(f"{path}: {name} has {pattern[:200]!r}, which llvid can't apply", _MERGE_HINT)
     if (least := min([values.get("r", 1), *values.get("rank_pattern", {}).values()])) < 1:
         raise ModelError(f"{path}: a rank must be 1 or more, got {least}")

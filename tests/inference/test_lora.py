@@ -58,7 +58,7 @@ def rewritten(folder: Path, config: dict[str, Any], tensors: Callable[[str, torc
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "rank-stabilized": {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+    "rank-stabilized": {"use_rslora": True, "rank_pattern": {r".*\.(k|v)_proj": 2}, "alpha_pattern": {"q_proj": 3}},
     "with a head and a projector of its own": {"modules_to_save": ["lm_head", "multi_modal_projector"]},
     "of magnitudes (DoRA)": {"use_dora": True},
 }  # fmt: skip
