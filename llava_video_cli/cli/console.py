@@ -106,7 +106,7 @@ class _Lines:
                     self._column, self._space = 0, ""
             else:
                 # Chinese and Japanese have no spaces: a line may end before each character, if it is no mark.
-                if unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character)[0] != "P":
+                if unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character)[0] == "L":
                     lines.append(self._placed())
                 self._word += character
         return "".join(lines)

@@ -58,6 +58,11 @@ def test_lines_end_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrapped(monkeypatch, "one two\n\n  three", 7) == ["one two", "", "  three", ""]
     assert wrapped(monkeypatch, "see " + "x" * 25 + " end", 10) == ["see", "x" * 25 + " end", ""]
     assert wrapped(monkeypatch, "黄色三角形，向右移动。", 10) == ["黄色三角", "形，向右移", "动。", ""]
+
+
+def test_a_line_does_not_end_within_an_emoji_of_several_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, thumb = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f44d\U0001f3fd"
+    assert wrapped(monkeypatch, f"a {family} {thumb}", 3) == ["a", family, thumb, ""]
     assert wrapped(monkeypatch, "a\x1b[2J b", 80) == ["a␛[2J b", ""]
 
 
