@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import LlvidError, nearest
+from ..system.files import TMPDIR_HINT
 from . import console
 
 EXIT_PIPE = 141  # what the shell reports for a program that SIGPIPE ended, as `llvid ask ... | head -c 5` does
@@ -118,8 +119,10 @@ def _of_the_system(failure: OSError | ImportError) -> LlvidError | None:
         is_library = (failure.path or "").endswith((".so", ".dylib", ".pyd"))
         hint = "memory is short, or the package that it belongs to has to be installed again"
         return LlvidError(f"{failure.path} can't be loaded: {failure}", hint) if is_library else None
-    if failure.filename is None and failure.errno == errno.ENOENT:  # of `os.getcwd`
+    if (failure.filename, failure.strerror) == (None, os.strerror(errno.ENOENT)):  # of `os.getcwd`
         return LlvidError("the current folder is not there any more", "change to another folder")
+    if failure.filename is None and failure.errno == errno.ENOENT:  # of `tempfile`, also where torch is imported
+        return LlvidError(f"can't make a temporary file: {failure.strerror}", TMPDIR_HINT)
     if failure.filename is None and failure.errno is not None:
         return LlvidError(f"can't write the answer: {failure.strerror}")
     if failure.errno in _OF_PATHS:

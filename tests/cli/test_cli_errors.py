@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -424,3 +425,14 @@ sys.exit(run(["pull", "demo", "--quantize", "4bit", "--to", sys.argv[3], "-q"]))
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1 and result.stdout, "a whole path needs no folder"
     assert result.stderr.startswith("error: the current folder is not there any more"), result.stderr
+
+
+def test_a_machine_without_a_folder_for_temporary_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    assert run(["bench", "-m", "demo"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: can't make a temporary file: No usable temporary directory found in ['/nonexistent']"
+    assert hint.startswith("hint: TMPDIR=FOLDER")
