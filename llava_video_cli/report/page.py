@@ -103,15 +103,17 @@ def write_report(
 
 
 def first_not_found(results: Results) -> str | None:
-    """Return the first relative path that leads to nothing from the current folder, nor from that of the results."""
+    """Return the first relative path, if none leads to a file from the current folder, nor from that of the results."""
+    first = None
     for result in results:
         path = path_of(result.video)
         with suppress(OSError, ValueError):  # a name that can't be a file's
-            if not (isinstance(path, PictureList) or Path(path).is_absolute() or _URL.fullmatch(path)) and not (
-                Path(_located(path, results.path.parent)).exists()
-            ):
-                return path
-    return None
+            if isinstance(path, PictureList) or Path(path).is_absolute() or _URL.fullmatch(path):
+                continue
+            if Path(_located(path, results.path.parent)).exists():
+                return None
+            first = first or path
+    return first
 
 
 def is_report(path: Path) -> bool:

@@ -25,6 +25,16 @@ from llava_video_cli.report.page import write_report
 from llava_video_cli.report.results import open_results
 
 
+def test_a_video_that_was_deleted_is_not_said_to_be_in_another_folder(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.mp4").write_bytes(clip.read_bytes())
+    write(tmp_path / "captions.jsonl", line("gone.mp4"), line("here.mp4"))
+    assert run(["report", "captions.jsonl"]) == 0
+    assert capsys.readouterr().err == "1 video can't be read any more\n"
+
+
 def test_stdout_has_the_path_and_stderr_the_notes(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
