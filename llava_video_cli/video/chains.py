@@ -94,7 +94,7 @@ def _flv(file: BinaryIO, end: int) -> Iterator[bool]:
         if at - 4 == end:
             return
         (last,) = struct.unpack(">I", _read(file, at - 4, 4))
-        yield kind & 31 in (8, 9, 18) and last in (size + 11, size + 10, size or -1, total)  # FFmpeg takes these
+        yield kind & 31 in (8, 9, 15, 18) and last in (size + 11, size + 10, size or -1, total)  # FFmpeg takes these
 
 
 def _avi(file: BinaryIO, end: int) -> Iterator[bool]:

@@ -100,6 +100,14 @@ def test_a_stream_of_unknown_sizes_with_padding_is_whole(tmp_path: Path) -> None
     assert notes(clip) == ()
 
 
+def test_flv_may_have_data_that_ffmpeg_skips(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.flv")
+    content = clip.read_bytes()
+    place = places(clip)[20]
+    clip.write_bytes(content[:place] + struct.pack(">BxxB7x4xI", 15, 4, 15) + content[place:])  # AMF3, of Flash 9
+    assert notes(clip) == ()
+
+
 def test_the_recording_of_a_broadcast_is_whole(tmp_path: Path) -> None:
     """Behind the headers, it begins with a later page."""
     clip = make(tmp_path / "film.ogg")
