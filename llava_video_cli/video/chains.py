@@ -51,6 +51,7 @@ def _matroska(file: BinaryIO, end: int) -> Iterator[bool]:
         size = int.from_bytes(head[name_bytes:head_bytes], "big") & unknown
         at += head_bytes
         length = end - at if size == unknown else size
+        is_early = name == _CLUSTER and stop != end  # blocks of the one before are missing
         if name == _TRACKS:
             content = _read(file, at, min(size, _HEADER_BYTES))
             numbers = ((match.end(), match[1][0] - 0x80) for match in _TRACK_NUMBER.finditer(content))
@@ -61,8 +62,9 @@ def _matroska(file: BinaryIO, end: int) -> Iterator[bool]:
             stop = at + length
         is_stray = name in _BLOCKS and head[head_bytes] & 0x80 and head[head_bytes] & 0x7F not in tracks
         at += 0 if name in _HOLDERS else length
-        yield name in _ELEMENTS and not is_stray and at <= stop
+        yield name in _ELEMENTS and not is_stray and not is_early and at <= stop
         stop = end if at == stop else stop
+    yield stop == end
 
 
 def _ogg(file: BinaryIO, end: int) -> Iterator[bool]:

@@ -66,6 +66,18 @@ def test_files_that_end_early_are_told(tmp_path: Path, name: str) -> None:
     assert file_fault(str(clip)) == DAMAGED
 
 
+def test_a_block_that_is_gone_as_a_whole_is_told(tmp_path: Path) -> None:
+    clip = make(tmp_path / "film.mkv")
+    content, (first, second) = clip.read_bytes(), [place - 3 for place in places(clip)[-3:-1]]
+    start, end = content.rindex(b"\x1fC\xb6u"), content.rindex(b"\x1cS\xbbk")
+    size = content.index(b"\x18S\x80g") + 4
+    head = content[:size] + b"\x01" + bytes([255]) * 7 + content[size + 8 : start]  # as written to a pipe
+    cluster, damaged = content[start:end], content[start:first] + content[second:end]
+    for clusters, fault in ((cluster + cluster, None), (damaged, DAMAGED), (damaged + cluster, DAMAGED)):
+        clip.write_bytes(head + clusters)
+        assert file_fault(str(clip)) == fault
+
+
 def test_a_block_of_no_track_is_told(tmp_path: Path) -> None:
     clip = make(tmp_path / "film.mkv")
     content = bytearray(clip.read_bytes())
