@@ -13,6 +13,7 @@ from .mp4_index import BROKEN
 
 # So many take at most 3 seconds; what follows is taken for whole.
 _MOST_PIECES, _MOST_BYTES, _HEADER_BYTES = 2**20, 2**29, 2**24
+_MOST_PACKET_BYTES = 2**20  # of ASF, which are read whole; FFmpeg writes 3,200, others up to 64,000
 # Matroska (RFC 9559): the elements that hold others, then the parts of a segment, of a cluster and of a block group.
 _SEGMENT, _CLUSTER, _GROUP, _TRACKS = 0x18538067, 0x1F43B675, 0xA0, 0x1654AE6B
 _HOLDERS, _BLOCKS = (_SEGMENT, _CLUSTER, _GROUP), (0xA3, 0xA1)
@@ -101,18 +102,27 @@ def _flv(file: BinaryIO, end: int) -> Iterator[bool]:
 
 def _avi(file: BinaryIO, end: int) -> Iterator[bool]:
     """Compare the index of the first part, if it has one, with the chunks, unless it is wrong for most of them."""
-    at, movie, entries = 12, 0, list[tuple[int, bytes]]()
-    while at + 12 <= end and not entries:
+    at, movie, table = 12, 0, b""
+
+    def entries() -> Iterator[tuple[int, bytes]]:
+        for name, start, size in struct.iter_unpack("<4s4xII", table):
+            if name[2:] in _AVI and size:
+                yield start, struct.pack("<4sI", name, size)
+
+    while at + 12 <= end and not table:
         kind, size, inner = struct.unpack("<4sI4s", _read(file, at, 12))
         if kind == b"idx1":
-            table = struct.iter_unpack("<4s4xII", _read(file, at + 8, min(size // 16, _MOST_PIECES) * 16))
-            entries = [(at, struct.pack("<4sI", name, size)) for name, at, size in table if name[2:] in _AVI and size]
+            table = _read(file, at + 8, min(size // 16, _MOST_PIECES) * 16)
         movie = at + 8 if inner == b"movi" else movie
         at += 8 + size + size % 2
         yield True
-    counted_from = max((0, movie), key=lambda base: sum(_read(file, base + at, 8) == head for at, head in entries[:9]))
-    right = [_read(file, counted_from + at, 8) == head for at, head in entries]
-    yield all(right) or 2 * sum(right) < len(right)
+    begun = list(islice(entries(), 9))
+    counted_from = max((0, movie), key=lambda base: sum(_read(file, base + start, 8) == head for start, head in begun))
+    count = right = 0
+    for start, head in entries():
+        count += 1
+        right += _read(file, counted_from + start, 8) == head
+    yield right == count or 2 * right < count
 
 
 def _asf(file: BinaryIO, end: int) -> Iterator[bool]:
@@ -120,6 +130,8 @@ def _asf(file: BinaryIO, end: int) -> Iterator[bool]:
     (start,) = struct.unpack("<16xQ", _read(file, 0, 24))
     header = _read(file, 0, min(start, _HEADER_BYTES))
     (packet_bytes,) = struct.unpack_from("<I", header, header.index(_ASF_PROPERTIES) + 92)
+    if packet_bytes > _MOST_PACKET_BYTES:
+        raise ValueError(f"packets of {packet_bytes} bytes")
     (data_bytes,) = struct.unpack("<16xQ", _read(file, start, 24))
     parts = dict[int, tuple[int, int, int]]()  # of each stream's last object: its number, how much was read, its size
     for at in range(start + 50, start + data_bytes if data_bytes else end, packet_bytes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import av
 import pytest
 from clips import copy_packets, make_clip
 
-from llava_video_cli.video import faults, read_frames
+from llava_video_cli.video import chains, faults, read_frames
 from llava_video_cli.video.faults import file_fault
 from llava_video_cli.video.sampling import Sampling
 
@@ -188,3 +189,21 @@ def test_the_parts_of_avi_are_counted_up_to_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "parts.avi"
     path.write_bytes(struct.pack("<4sIH", b"RIFF", 2, 0) * 20_000 + struct.pack("<4sI", b"RIFF", 2**20))
     assert file_fault(str(path)) != "the file is cut short", "that would have to be read to the end"
+
+
+class Noting(io.BytesIO):
+    """Notes how much of it was asked for at a time."""
+
+    most = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.most = max(self.most, size or 0)
+        return super().read(size)
+
+
+def test_a_packet_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+    content = bytearray(make(tmp_path / "film.wmv").read_bytes())
+    place = content.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 92
+    content[place : place + 8] = struct.pack("<II", 2**29, 2**29)
+    file = Noting(content)
+    assert chains.is_broken(file, bytes(content[:4]), len(content)) and file.most < 2**20
