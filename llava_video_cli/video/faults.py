@@ -1,4 +1,4 @@
-"""What a file itself says about why pictures are missing: it is cut short, encrypted, or they are in another file."""
+"""What a file itself says about why pictures are missing: it is damaged, cut short, encrypted, or only names them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from functools import lru_cache
 from typing import BinaryIO
 
-from .chains import WALKS, is_broken
+from .container_check import CHECKS, is_broken
 from .files import JPEG
 from .mp4_index import BROKEN, ENCRYPTED, CutBoxError, boxes_of, movie_boxes, top_boxes, track_fault
 
@@ -36,7 +36,7 @@ def file_fault(path: str, *, has_gaps: bool = True) -> str | None:
             file.seek(4)
             if (start == EBML and _segment_end(file) > end) or (start == _RIFF and _riff_end(file, end) > end):
                 return _CUT
-            if start in WALKS:
+            if start in CHECKS:
                 is_searched = has_gaps or start == _RIFF or end <= _SMALL_BYTES
                 is_damaged = is_searched and _is_damaged(path, start, end, os.fstat(file.fileno()).st_mtime_ns)
                 return _BROKEN if is_damaged else None

@@ -12,7 +12,7 @@ import av
 import pytest
 from clips import copy_packets, make_clip
 
-from llava_video_cli.video import chains, faults, read_frames
+from llava_video_cli.video import container_check, faults, read_frames
 from llava_video_cli.video.faults import file_fault
 from llava_video_cli.video.sampling import Sampling
 
@@ -206,4 +206,4 @@ def test_a_packet_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     place = content.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 92
     content[place : place + 8] = struct.pack("<II", 2**29, 2**29)
     file = Noting(content)
-    assert chains.is_broken(file, bytes(content[:4]), len(content)) and file.most < 2**20
+    assert container_check.is_broken(file, bytes(content[:4]), len(content)) and file.most < 2**20

@@ -28,9 +28,9 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def is_broken(file: BinaryIO, start: bytes, end: int) -> bool:
-    """Return whether a file of `end` bytes that begins with `start`, one of `WALKS`, is damaged or cut short."""
+    """Return whether a file of `end` bytes that begins with `start`, one of `CHECKS`, is damaged or cut short."""
     try:
-        return not all(islice(WALKS[start](file, end), _MOST_PIECES))
+        return not all(islice(CHECKS[start](file, end), _MOST_PIECES))
     except BROKEN:
         return True
 
@@ -170,4 +170,4 @@ def _payloads(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
             yield stream, object_number, offset, part_bytes, size
 
 
-WALKS = {b"\x1aE\xdf\xa3": _matroska, b"OggS": _ogg, b"FLV\1": _flv, b"RIFF": _avi, b"0&\xb2u": _asf}
+CHECKS = {b"\x1aE\xdf\xa3": _matroska, b"OggS": _ogg, b"FLV\1": _flv, b"RIFF": _avi, b"0&\xb2u": _asf}
